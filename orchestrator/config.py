@@ -1,0 +1,159 @@
+"""Every knob of a sweep, with its default and the reason for it; named alike in sweep.toml and on the command line."""
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from orchestrator.errors import UsageError
+
+MAX_KEEP_ALIVE: Final = 48 * 3600
+MARGIN: Final = 300.0
+
+
+class Knobs(BaseModel):
+    """A frozen table of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Timeouts(Knobs):
+    """Seconds that each stage may take; a stage that takes longer is ended, for real."""
+
+    #: The endpoint answers a request for a run at once; two minutes cover its bad days.
+    start: PositiveFloat = 120
+    #: Cloud devboxes with large images take minutes.
+    boot: PositiveFloat = 900
+    #: Installing an agent over a slow network.
+    prepare: PositiveFloat = 900
+    #: None: the scenario's own limit, or an hour where it has none.
+    solve: PositiveFloat | None = None
+    #: Bringing files home never holds up a score for long.
+    gather: PositiveFloat = 300
+    #: None: the scenario's own limit, or half an hour where it has none.
+    score: PositiveFloat | None = None
+    #: A devbox that does not go away goes away by its keep-alive.
+    release: PositiveFloat = 120
+
+    def solve_for(self, scenario: float | None) -> float:
+        """The agent's time: what the user says, else what the scenario says, else an hour."""
+        return self.solve or scenario or 3600.0
+
+    def score_for(self, scenario: float | None) -> float:
+        """The scorers' time: what the user says, else what the scenario says, else half an hour."""
+        return self.score or scenario or 1800.0
+
+    def keep_alive(self, *, agent: float | None, scorer: float | None) -> int:
+        """How long a devbox must live: every stage that needs it, one agent's time of waiting for a turn, a margin.
+
+        Raises UsageError above the 48 hours that an endpoint grants.
+        """
+        solve, score = self.solve_for(agent), self.score_for(scorer)
+        needed = self.boot + self.prepare + 2 * solve + self.gather + score + MARGIN
+        if needed > MAX_KEEP_ALIVE:
+            raise UsageError(
+                f"The timeouts add up to {needed / 3600:.1f} h for one devbox; an endpoint grants 48 h. "
+                "Lower --timeout-solve or --timeout-score."
+            )
+        return int(needed)
+
+
+class ArmConfig(Knobs):
+    """An agent with its model and settings."""
+
+    #: A name, a path to a .toml, `command:SHELL COMMAND`, `module:Class` or `file.py:Class`.
+    agent: str
+    #: How results call this arm; made from agent and model if not given.
+    name: str = ""
+    model: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class SweepConfig(Knobs):
+    """What one sweep does."""
+
+    benchmark: str
+    arms: tuple[ArmConfig, ...]
+    #: Results of one trial differ by luck; one is enough to look, more are needed to compare.
+    trials: PositiveInt = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: PositiveInt | None = None
+    #: Devboxes in flight: agents mostly wait for their model, so several per core keep a small machine busy.
+    devboxes: PositiveInt = 8
+    #: Agents solving at once; None: as many as devboxes.
+    agents: PositiveInt | None = None
+    #: HTTP requests a second; None: 20 for an endpoint elsewhere, unlimited on loopback.
+    rate: PositiveFloat | None = None
+    #: How often a trial is tried before it is given up, when it is the world that fails.
+    attempts: PositiveInt = 3
+    #: How often a run is scored before its scorers are called broken.
+    scorings: PositiveInt = 3
+    #: Partial work can pass, so an agent that crashed or ran out of time is scored all the same.
+    on_agent_failure: Literal["score", "fail"] = "score"
+    timeouts: Timeouts = Timeouts()
+    endpoint: str | None = None
+    #: `local` boxes are isolated; `none` is for machines that permit no sandboxes, and for nothing else.
+    isolation: Literal["local", "none"] = "local"
+    #: The interpreter that runs Python agents; None: the active virtual environment's, else ours.
+    python: Path | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _arms_are_there_and_differ(self) -> Self:
+        if not self.arms:
+            raise ValueError("no agent: name one with --agent, for example --agent oracle")
+        names = [arm.name for arm in self.arms]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"two arms are called {', '.join(doubles)}: give each a name of its own")
+        return self
+
+
+def arm_name(agent: str, model: str | None) -> str:
+    """What an arm is called when nobody says: the agent, shortened where it is a command or a path, and its model."""
+    reference, _, symbol = agent.partition(":")
+    base = "command" if reference == "command" else symbol or Path(reference).stem
+    return f"{base}+{model}" if model else base
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The settings in a sweep.toml. Raises UsageError naming file and place."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}.") from None
+
+
+def resolve(data: Mapping[str, Any], *, source: str = "the command line") -> SweepConfig:
+    """Settings as a config. Raises UsageError naming every wrong key, what it may be called, and what was expected."""
+    try:
+        return SweepConfig.model_validate(_with_arm_names(data))
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(problem, source) for problem in error.errors())) from None
+
+
+def _with_arm_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    arms = data.get("arms", ())
+    if not isinstance(arms, list | tuple):
+        return dict(data)
+    named = [
+        {"name": arm_name(str(arm.get("agent", "")), arm.get("model"))} | dict(arm) if isinstance(arm, Mapping) else arm
+        for arm in arms
+    ]
+    return dict(data) | {"arms": named}
+
+
+def _explain(problem: Any, source: str) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [*SweepConfig.model_fields, *Timeouts.model_fields, *ArmConfig.model_fields]
+        near = get_close_matches(str(problem["loc"][-1]), known, 1)
+        return f"{source}: unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {place}: {message}" if place else f"{source}: {message}"

@@ -1,0 +1,225 @@
+"""The only meaning of a journal: what its events add up to.
+
+Progress, report, resume and tests read the same fold, so they cannot disagree; a crash is only "stop reading here".
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import InternalError
+from orchestrator.events import (
+    AttemptEnded,
+    BenchmarkRunEnded,
+    BenchmarkRunIntended,
+    BenchmarkRunStarted,
+    Event,
+    ExecutionStarted,
+    RunStarted,
+    StageEntered,
+    StageFinished,
+    SweepEnded,
+    SweepOpened,
+    TrialFinished,
+    TrialReopened,
+)
+from orchestrator.model import Outcome, TrialKey
+from orchestrator.stages import Stage, move
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The newest attempt of a trial, while it is not released."""
+
+    number: int
+    stage: Stage | None = None
+    #: Wall-clock seconds since 1970 at which its stage began.
+    since: float = 0.0
+    run: str | None = None
+    devbox: str | None = None
+    execution: str | None = None
+    is_scored: bool = False
+
+
+@dataclass(slots=True)
+class Trial:
+    """What is known of one trial that has begun."""
+
+    outcome: Outcome | None = None
+    score: float | None = None
+    flags: tuple[str, ...] = ()
+    #: How many attempts began, and how many of them count against the limit.
+    attempts: int = 0
+    counted: int = 0
+    #: The number of the last attempt that ended without a score.
+    last_ended: int = 0
+    #: The attempt under way; None between attempts and after the release.
+    attempt: Attempt | None = None
+    #: `{attempt, failure}` of each attempt that ended without a score; dropped when the trial is finished.
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    #: The class of the failure that the trial ended with.
+    failure: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class BenchmarkRunState:
+    """The benchmark run of one arm and trial number. `run` is None while it is only intended."""
+
+    round: int = 1
+    run: str | None = None
+    is_ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A failure, for the list of the latest ones."""
+
+    trial: TrialKey
+    error: str
+    message: str
+    is_final: bool
+
+
+class Ledger:
+    """The state of a sweep after the events applied so far."""
+
+    LATEST = 5
+
+    def __init__(self) -> None:
+        self.trials: dict[TrialKey, Trial] = {}
+        self.benchmark_runs: dict[tuple[str, int], BenchmarkRunState] = {}
+        #: The finished trials, in the order they finished.
+        self.finished: list[TrialKey] = []
+        self.opened = 0
+        self.ended: str | None = None
+        self.stages: Counter[Stage] = Counter()
+        self.outcomes: Counter[Outcome] = Counter()
+        self.latest_failures: list[Notice] = []
+
+    def apply(self, event: Event) -> None:
+        """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
+        match event:
+            case StageEntered():
+                self._enter(event)
+            case RunStarted():
+                attempt = self._attempt(event.trial, event.attempt)
+                attempt.run, attempt.devbox = event.run, event.devbox
+            case ExecutionStarted():
+                self._attempt(event.trial, event.attempt).execution = event.execution
+            case StageFinished():
+                self._finish_stage(event)
+            case AttemptEnded():
+                self._end_attempt(event)
+            case TrialFinished():
+                self._finish(event)
+            case TrialReopened():
+                self._reopen(TrialKey.parse(event.trial))
+            case BenchmarkRunIntended():
+                self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round)
+            case BenchmarkRunStarted():
+                self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
+            case BenchmarkRunEnded():
+                self.benchmark_runs[event.arm, event.number].is_ended = True
+            case SweepOpened():
+                self.opened += 1
+                self.ended = None
+            case SweepEnded():
+                self.ended = event.reason
+            case _:
+                pass
+
+    def is_finished(self, key: TrialKey) -> bool:
+        trial = self.trials.get(key)
+        return trial is not None and trial.outcome is not None
+
+    def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
+        """Attempts whose release is not known to have happened."""
+        return [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
+
+    def _attempt(self, trial: str, number: int) -> Attempt:
+        attempt = self.trials.get(TrialKey.parse(trial), _NO_TRIAL).attempt
+        if attempt is None or attempt.number != number:
+            raise InternalError(f"The journal speaks of attempt {number} of {trial}, which is not under way.")
+        return attempt
+
+    def _enter(self, event: StageEntered) -> None:
+        key, stage = TrialKey.parse(event.trial), Stage(event.stage)
+        trial = self.trials.get(key)
+        if trial is None or trial.attempt is None or trial.attempt.number != event.attempt:
+            move(None, stage)
+            trial = self.trials.setdefault(key, Trial())
+            self._leave_stage(trial)
+            trial.attempts += 1
+            trial.attempt = Attempt(number=event.attempt)
+        else:
+            move(trial.attempt.stage, stage)
+            self._leave_stage(trial)
+        attempt = trial.attempt
+        attempt.stage, attempt.since = stage, event.at
+        self.stages[stage] += 1
+
+    def _leave_stage(self, trial: Trial) -> None:
+        if trial.attempt is not None and trial.attempt.stage is not None:
+            self.stages[trial.attempt.stage] -= 1
+
+    def _finish_stage(self, event: StageFinished) -> None:
+        attempt = self._attempt(event.trial, event.attempt)
+        if event.stage == Stage.SCORE:
+            attempt.is_scored = True
+        if event.stage == Stage.RELEASE:
+            trial = self.trials[TrialKey.parse(event.trial)]
+            self._leave_stage(trial)
+            trial.attempt = None
+
+    def _end_attempt(self, event: AttemptEnded) -> None:
+        self._attempt(event.trial, event.attempt)
+        key = TrialKey.parse(event.trial)
+        trial = self.trials[key]
+        trial.counted += event.counted
+        trial.last_ended = event.attempt
+        trial.failures.append({"attempt": event.attempt, "failure": dict(event.failure)})
+        if event.counted:
+            self._notice(key, event.failure, is_final=False)
+
+    def _finish(self, event: TrialFinished) -> None:
+        key = TrialKey.parse(event.trial)
+        trial = self.trials.setdefault(key, Trial())
+        if trial.outcome is not None:
+            raise InternalError(f"The journal finishes trial {event.trial} twice.")
+        result = event.result
+        trial.outcome, trial.score = Outcome(result["outcome"]), result.get("score")
+        trial.flags = tuple(result.get("flags", ()))
+        trial.seconds = sum(stage["seconds"] for stage in result.get("stages", {}).values())
+        trial.failures = []
+        self.outcomes[trial.outcome] += 1
+        self.finished.append(key)
+        failure = result.get("failure")
+        if failure:
+            trial.failure = failure["class"]
+            self._notice(key, failure, is_final=True)
+
+    def _reopen(self, key: TrialKey) -> None:
+        trial = self.trials[key]
+        if trial.outcome is None:
+            raise InternalError(f"The journal reopens trial {key}, which is not finished.")
+        self.outcomes[trial.outcome] -= 1
+        self.finished.remove(key)
+        self._leave_stage(trial)
+        self.trials[key] = Trial(attempts=trial.attempts)
+
+    def _notice(self, key: TrialKey, failure: Mapping[str, Any], *, is_final: bool) -> None:
+        notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
+        self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
+
+
+_NO_TRIAL = Trial()
+
+
+def fold(events: Iterable[Event]) -> Ledger:
+    """The state of the sweep whose journal has these events."""
+    ledger = Ledger()
+    for event in events:
+        ledger.apply(event)
+    return ledger

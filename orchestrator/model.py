@@ -1,0 +1,154 @@
+"""The records everybody speaks of. Frozen: a change is a new value. Durations are seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from re import sub
+from typing import Any, Self
+
+DEVBOX_BOOTING = frozenset({"queued", "scheduled", "provisioning", "initializing", "resuming"})
+DEVBOX_DEAD = frozenset({"failure", "shutdown"})
+RUN_ALIVE = frozenset({"running", "scoring", "scored"})
+RUN_RESULT = frozenset({"scored", "completed"})
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    SCORED = "scored"
+    """Its scorers gave a score."""
+    FAILED = "failed"
+    """It was given up; the failure says whose fault it was. Not a score of 0."""
+    SKIPPED = "skipped"
+    """It was not attempted, on purpose."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TrialKey:
+    """Which trial: the unit that ends with exactly one result. Numbers start at 1."""
+
+    scenario: str
+    arm: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.scenario}/{self.arm}/{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        scenario, rest = text.split("/", 1)
+        arm, number = rest.rsplit("/", 1)
+        return cls(scenario, arm, int(number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioSummary:
+    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown."""
+
+    id: str
+    name: str
+    digest: str = ""
+    agent_timeout: float | None = None
+    scorer_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A scenario with the texts an agent is given."""
+
+    id: str
+    name: str
+    prompt: str
+    reference_output: str | None = None
+    working_directory: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """A benchmark on the endpoint."""
+
+    id: str
+    name: str
+    scenario_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerResult:
+    """What one scoring function said; `state` is complete or error."""
+
+    name: str
+    score: float
+    state: str
+    output: str = ""
+
+    @property
+    def is_faulty(self) -> bool:
+        return self.state == "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioRun:
+    """One run of a scenario on the endpoint. `score` and `scorers` are None and empty until it is scored."""
+
+    id: str
+    scenario_id: str
+    devbox_id: str
+    state: str
+    score: float | None = None
+    scorers: tuple[ScorerResult, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkRun:
+    """One run of a benchmark on the endpoint."""
+
+    id: str
+    benchmark_id: str
+    state: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devbox:
+    """A devbox; `failure` says in words why it is not running, `home` is its user's folder as commands in it see it."""
+
+    id: str
+    status: str
+    failure: str = ""
+    home: str = "/home/user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A command in a devbox."""
+
+    id: str
+    devbox_id: str
+    is_completed: bool
+    exit_status: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt ended without a score: the error's class, its words, and the stage it happened in."""
+
+    error: str
+    message: str
+    stage: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"class": self.error, "message": self.message, "stage": self.stage}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(error=data["class"], message=data["message"], stage=data["stage"])
+
+
+def path_part(name: str) -> str:
+    """A name as one part of a path: readable, safe on every file system, and different for different names."""
+    slug = sub(r"[^a-zA-Z0-9._-]+", "-", name).strip("-.")[:60] or "x"
+    return f"{slug}-{sha256(name.encode()).hexdigest()[:8]}"

@@ -1,0 +1,69 @@
+"""Which trials a sweep has, and in which order. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from orchestrator.errors import UsageError
+from orchestrator.ledger import Ledger
+from orchestrator.model import ScenarioSummary, TrialKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep's trials: every scenario, with every arm, as often as asked."""
+
+    benchmark: str
+    scenarios: tuple[ScenarioSummary, ...]
+    arms: tuple[str, ...]
+    trials: int
+
+    def __len__(self) -> int:
+        return len(self.scenarios) * len(self.arms) * self.trials
+
+    def __iter__(self) -> Iterator[TrialKey]:
+        """Every trial, scenarios as listed; arms side by side, so that an early look compares like with like."""
+        for number in range(1, self.trials + 1):
+            for scenario in self.scenarios:
+                for arm in self.arms:
+                    yield TrialKey(scenario.id, arm, number)
+
+    def __contains__(self, key: TrialKey) -> bool:
+        return key.arm in self.arms and key.number <= self.trials and key.scenario in self.scenario_ids
+
+    @cached_property
+    def scenario_ids(self) -> frozenset[str]:
+        return frozenset(scenario.id for scenario in self.scenarios)
+
+    def pending(self, ledger: Ledger) -> Iterator[TrialKey]:
+        """The trials without an outcome, found one at a time."""
+        return (key for key in self if not ledger.is_finished(key))
+
+
+def select(
+    scenarios: Sequence[ScenarioSummary], *, include: Sequence[str], exclude: Sequence[str], limit: int | None
+) -> tuple[ScenarioSummary, ...]:
+    """The scenarios whose name or id matches an include glob and no exclude glob, the first `limit` of them.
+
+    Raises UsageError when a glob or the selection as a whole matches nothing.
+    """
+    for glob in include:
+        if not any(_matches(scenario, glob) for scenario in scenarios):
+            near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
+            hint = f" Did you mean {', '.join(near)}?" if near else " `sweep benchmarks show` lists them."
+            raise UsageError(f"No scenario matches {glob!r}.{hint}")
+    chosen = tuple(
+        scenario
+        for scenario in scenarios
+        if (not include or any(_matches(scenario, glob) for glob in include))
+        and not any(_matches(scenario, glob) for glob in exclude)
+    )
+    if not chosen:
+        raise UsageError("No scenario is left to run: the benchmark is empty, or --exclude takes all of it.")
+    return chosen[:limit]
+
+
+def _matches(scenario: ScenarioSummary, glob: str) -> bool:
+    return fnmatchcase(scenario.name, glob) or fnmatchcase(scenario.id, glob)
