@@ -1,0 +1,162 @@
+"""Which folder a sweep lives in, and its manifest: what the sweep is, so that another process can go on with it.
+
+Two results compare only if benchmark, scenario contents, agents, models and scoring are the same: going on with a
+sweep that differs in one of them is refused, naming it. How fast and how much is run may differ from day to day.
+"""
+
+import platform
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import randbits
+from subprocess import DEVNULL, CalledProcessError, check_output
+from typing import Any, Final
+
+import orjson
+
+from orchestrator import __version__
+from orchestrator.config import SweepConfig
+from orchestrator.engine.work import Arm
+from orchestrator.errors import SweepError, UsageError
+from orchestrator.journal import MANIFEST, RESULTS, read_manifest, write_atomically
+from orchestrator.plan import Plan
+
+SCHEMA: Final = 1
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """A sweep's folder: its id, and whether it was there before."""
+
+    path: Path
+    sweep: str
+    is_resumed: bool
+
+
+def choose_folder(
+    runs: Path, config: SweepConfig, plan: Plan, arms: Mapping[str, Arm], *, endpoint: str | None
+) -> RunFolder:
+    """The named folder, else the newest unfinished sweep of the same kind, else a new one; its manifest is written.
+
+    Raises UsageError for a bad name, or for a folder whose sweep is of another kind.
+    """
+    identity = _identity(config, plan, arms)
+    if config.name is None:
+        path = next(_unfinished(runs, identity), None) or _new_path(runs, plan)
+    elif _NAME.fullmatch(config.name):
+        path = runs / config.name
+    else:
+        raise UsageError(f"--name {config.name!r}: use letters, digits, dots, dashes, underscores and plus signs.")
+    is_resumed = (path / MANIFEST).exists()
+    if is_resumed:
+        manifest = read_manifest(path)
+        _check_same(path, manifest, identity, plan)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        manifest = _manifest(path, identity, endpoint)
+    manifest |= {
+        "trials": len(plan),
+        "config": config.model_dump(mode="json"),
+        "scenarios": manifest.get("scenarios", {})
+        | {scenario.id: {"name": scenario.name, "digest": scenario.digest} for scenario in plan.scenarios},
+    }
+    write_atomically(path / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return RunFolder(path=path, sweep=manifest["sweep"], is_resumed=is_resumed)
+
+
+def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """What must be the same for results to belong together."""
+    return {
+        "benchmark": plan.benchmark,
+        "on_agent_failure": config.on_agent_failure,
+        "arms": {
+            name: {
+                "agent": arm.config.agent,
+                "digest": arm.agent.digest,
+                "model": arm.config.model,
+                "settings": arm.config.settings,
+            }
+            for name, arm in arms.items()
+        },
+    }
+
+
+def _manifest(path: Path, identity: Mapping[str, Any], endpoint: str | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "sweep": str(_uuid7()),
+        "name": path.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "endpoint": endpoint or "embedded",
+        "identity": identity,
+    }
+
+
+def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], plan: Plan) -> None:
+    """Raises UsageError naming every way in which the sweep in the folder is of another kind."""
+    differing = list(_differences(manifest.get("identity", {}), identity))
+    known = manifest.get("scenarios", {})
+    changed = [s.name for s in plan.scenarios if s.id in known and known[s.id]["digest"] != s.digest]
+    if changed:
+        differing.append(f"the content of {', '.join(changed[:5])}" + (" and others" if len(changed) > 5 else ""))
+    if differing:
+        raise UsageError(
+            f"{path} has results of another kind: {', '.join(differing)} changed since. "
+            "Give another --name to start a sweep of its own."
+        )
+
+
+def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif old != new:
+        yield at
+
+
+def _unfinished(runs: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Folders of unfinished sweeps of this kind, newest first."""
+    folders = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
+    for folder in sorted(folders, key=lambda path: (path / MANIFEST).stat().st_mtime, reverse=True):
+        try:
+            manifest = read_manifest(folder)
+        except SweepError:
+            continue
+        if manifest.get("identity") == identity and _count_lines(folder / RESULTS) < manifest.get("trials", 0):
+            yield folder
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _new_path(runs: Path, plan: Plan) -> Path:
+    """`<benchmark>-<arm>-<date>-<time>`, with a number behind it where that is taken."""
+    arm = plan.arms[0] if len(plan.arms) == 1 else f"{len(plan.arms)}-arms"
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.benchmark}-{arm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
+    return next(runs / name for name in names if not (runs / name).exists())
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder we were started in, if it is one of git's."""
+    try:
+        return check_output(["git", "rev-parse", "HEAD"], stderr=DEVNULL, text=True, timeout=5).strip()
+    except (OSError, CalledProcessError, TimeoutError):
+        return None
+
+
+def _uuid7() -> uuid.UUID:
+    """A UUID whose order is that of time (RFC 9562, section 5.7)."""
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=value)
