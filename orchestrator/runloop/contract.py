@@ -1,0 +1,83 @@
+"""What the engine needs of an endpoint, in our words and records.
+
+Every method raises the `WorldError`s of `errors.py` and nothing else. Short calls are tried again by the gateway while
+the caller's deadline allows; a wait has no deadline of its own. A `key` makes a call safe to repeat: the endpoint has
+its effect once.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol
+
+from orchestrator.model import Benchmark, BenchmarkRun, Devbox, Execution, Scenario, ScenarioRun, ScenarioSummary
+
+
+class Endpoint(Protocol):
+    """A Runloop-compatible service."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def benchmarks(self) -> list[Benchmark]:
+        """Every benchmark there is for us, ours and public ones."""
+
+    async def summaries(self, benchmark: Benchmark) -> list[ScenarioSummary]:
+        """The benchmark's scenarios, in its order."""
+
+    async def scenario(self, scenario_id: str) -> Scenario: ...
+
+    async def start_benchmark_run(
+        self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
+    ) -> BenchmarkRun: ...
+
+    async def benchmark_run(self, run_id: str) -> BenchmarkRun: ...
+
+    async def complete_benchmark_run(self, run_id: str) -> None: ...
+
+    async def start_run(
+        self,
+        scenario_id: str,
+        *,
+        benchmark_run_id: str | None,
+        name: str,
+        metadata: Mapping[str, str],
+        keep_alive: int,
+        key: str,
+    ) -> ScenarioRun: ...
+
+    async def run(self, run_id: str) -> ScenarioRun: ...
+
+    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+        """Start the scoring; it goes on after the answer."""
+
+    async def wait_scored(self, run_id: str) -> ScenarioRun:
+        """Wait while the run is being scored; returns it in whatever state follows."""
+
+    async def complete(self, run_id: str) -> None:
+        """End a scored run; its devbox goes away. Raises nothing if it is over already."""
+
+    async def cancel(self, run_id: str) -> None:
+        """Give a run up; its devbox goes away. Raises nothing if it is over already."""
+
+    async def wait_running(self, devbox_id: str) -> Devbox:
+        """Wait until the devbox runs. Raises DevboxFailed when it never will."""
+
+    async def devbox(self, devbox_id: str) -> Devbox: ...
+
+    async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
+        """Start a shell command; returns at once."""
+
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+        """Wait until a command has ended. Raises DevboxLost when its devbox is gone."""
+
+    def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
+        """What a command prints, from byte `offset` on: pieces of text, each with the offset behind it."""
+
+    async def kill(self, devbox_id: str, execution_id: str) -> None: ...
+
+    async def read_file(self, devbox_id: str, path: str) -> bytes:
+        """The content of a file. Raises Missing or Conflicted if it cannot be read."""
+
+    async def write_file(self, devbox_id: str, path: str, data: bytes) -> None: ...
+
+    async def devbox_log(self, devbox_id: str) -> str:
+        """The devbox's own log, as text."""
