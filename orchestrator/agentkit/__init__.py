@@ -1,0 +1,1 @@
+"""What an agent is, and how a name on the command line becomes one."""
