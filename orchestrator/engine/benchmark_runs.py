@@ -1,0 +1,60 @@
+"""The benchmark run that each arm and trial number has on the endpoint: started by the first trial that needs it,
+completed when nothing of it will be attempted any more.
+"""
+
+import anyio
+
+from orchestrator.engine.sink import Sink
+from orchestrator.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
+from orchestrator.ledger import Ledger
+from orchestrator.runloop.contract import Endpoint
+
+
+class BenchmarkRuns:
+    """Ask `of(arm, number)` for the id of a run that is `running` on the endpoint."""
+
+    def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Endpoint, sink: Sink, ledger: Ledger) -> None:
+        self._sweep = sweep
+        self._benchmark_id = benchmark_id
+        self._endpoint = endpoint
+        self._sink = sink
+        self._ledger = ledger
+        self._lock = anyio.Lock()
+        #: Runs that this process has seen running.
+        self._alive: dict[tuple[str, int], str] = {}
+
+    async def of(self, arm: str, number: int) -> str:
+        """The running benchmark run of an arm and number; another is started when an earlier one is over."""
+        async with self._lock:
+            if (arm, number) not in self._alive:
+                self._alive[arm, number] = await self._find(arm, number) or await self._start(arm, number)
+            return self._alive[arm, number]
+
+    async def complete_all(self) -> None:
+        """Nothing will be attempted any more: complete what is not known to have ended."""
+        for (arm, number), state in list(self._ledger.benchmark_runs.items()):
+            if state.run is not None and not state.is_ended:
+                await self._endpoint.complete_benchmark_run(state.run)
+                await self._sink.append(BenchmarkRunEnded(arm=arm, number=number, run=state.run))
+
+    async def _find(self, arm: str, number: int) -> str | None:
+        """The run that the journal knows, if it is still running."""
+        known = self._ledger.benchmark_runs.get((arm, number))
+        if known is None or known.run is None or known.is_ended:
+            return None
+        run = await self._endpoint.benchmark_run(known.run)
+        return run.id if run.state == "running" else None
+
+    async def _start(self, arm: str, number: int) -> str:
+        known = self._ledger.benchmark_runs.get((arm, number))
+        is_owed = known is not None and known.run is None
+        number_of_run = known.round + (not is_owed) if known else 1
+        await self._sink.append(BenchmarkRunIntended(arm=arm, number=number, round=number_of_run))
+        run = await self._endpoint.start_benchmark_run(
+            self._benchmark_id,
+            name=f"{self._sweep}/{arm}/{number}",
+            metadata={"sweep": self._sweep, "arm": arm, "number": str(number)},
+            key=f"{self._sweep} {arm} {number} run {number_of_run}",
+        )
+        await self._sink.append(BenchmarkRunStarted(arm=arm, number=number, run=run.id, round=number_of_run))
+        return run.id

@@ -1,0 +1,56 @@
+"""What may run at once. The devbox limit gives way when the endpoint pushes back, and creeps back when it is calm."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+
+#: Seconds without being throttled before the devbox limit grows by one.
+CALM: Final = 30.0
+
+
+class Limits:
+    """`devboxes` in flight and `agents` solving, at most."""
+
+    def __init__(self, *, devboxes: int, agents: int | None) -> None:
+        self._most = devboxes
+        self._devboxes = anyio.CapacityLimiter(devboxes)
+        self._agents = anyio.CapacityLimiter(agents or devboxes)
+        self._changed_at = float("-inf")
+
+    @property
+    def devboxes(self) -> int:
+        """How many devboxes may be in flight now."""
+        return int(self._devboxes.total_tokens)
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.devboxes < self._most
+
+    @asynccontextmanager
+    async def devbox(self) -> AsyncIterator[None]:
+        """Hold a place for a devbox."""
+        self._creep_back()
+        async with self._devboxes:
+            yield
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[float]:
+        """Hold a place for an agent; gives the seconds waited for it."""
+        asked_at = anyio.current_time()
+        async with self._agents:
+            yield anyio.current_time() - asked_at
+
+    def push_back(self) -> None:
+        """The endpoint asks for less: halve the devboxes, at most once in a calm time."""
+        now = anyio.current_time()
+        if now - self._changed_at >= CALM or not self.is_reduced:
+            self._devboxes.total_tokens = max(1, self.devboxes // 2)
+            self._changed_at = now
+
+    def _creep_back(self) -> None:
+        now = anyio.current_time()
+        if self.is_reduced and now - self._changed_at >= CALM:
+            self._devboxes.total_tokens = self.devboxes + 1
+            self._changed_at = now

@@ -1,0 +1,49 @@
+"""The line of results.jsonl: everything about a finished trial, readable without any other file."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from orchestrator.engine.work import Context, Work
+from orchestrator.model import Failure, Outcome
+
+SCHEMA: Final = 1
+
+
+def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
+    """Compose the line.
+
+    `score` is null unless the outcome is `scored`; `stages` has seconds at work and seconds waiting for a turn, of the
+    last attempt; `attempts` has every attempt that ended without a score, with its failure; `files` are relative to the
+    run folder; `ids` are the endpoint's.
+    """
+    trial = ctx.ledger.trials.get(work.key)
+    failures = trial.failures if trial else []
+    run = work.run
+    return {
+        "schema": SCHEMA,
+        "sweep": ctx.sweep,
+        "benchmark": ctx.benchmark,
+        "scenario": work.key.scenario,
+        "scenario_name": work.summary.name,
+        "arm": work.key.arm,
+        "agent": work.arm.config.agent,
+        "model": work.arm.config.model,
+        "trial": work.key.number,
+        "outcome": outcome,
+        "score": run.score if run and outcome is Outcome.SCORED else None,
+        "scorers": [
+            {"name": scorer.name, "score": scorer.score, "state": scorer.state}
+            for scorer in (run.scorers if run else ())
+        ],
+        "flags": list(work.flags),
+        "failure": failure.as_dict() if failure else None,
+        "attempts": failures if failure else [*failures, {"attempt": work.number, "failure": None}],
+        "stages": work.stages,
+        "usage": dict(work.result.usage) if work.result else {},
+        "ids": {
+            "benchmark_run": work.benchmark_run,
+            "scenario_run": run.id if run else None,
+            "devbox": run.devbox_id if run else None,
+        },
+        "files": work.files,
+    }

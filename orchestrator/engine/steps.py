@@ -1,0 +1,175 @@
+"""One function per stage: does its work on the endpoint, fills in the papers, returns facts worth a journal line.
+
+Each runs inside its stage's deadline and raises the errors of `errors.py`; none journals intents, retries or releases.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from orchestrator.agentkit.contract import Result, Task
+from orchestrator.engine.work import Context, Work, given
+from orchestrator.engine.workspace import DevboxWorkspace
+from orchestrator.errors import (
+    AgentCrashed,
+    AgentTimedOut,
+    DevboxLost,
+    RunLost,
+    ScoringFault,
+    WorldError,
+)
+from orchestrator.events import ExecutionStarted, RunStarted
+from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, ScenarioRun
+from orchestrator.stages import Stage
+
+Facts = Mapping[str, Any]
+Step = Callable[[Context, Work], Awaitable[Facts]]
+
+
+async def start(ctx: Context, work: Work) -> Facts:
+    """Ask for the scenario run; its id and its devbox's are durable before anything is done with them."""
+    work.scenario = await ctx.endpoint.scenario(work.key.scenario)
+    if ctx.benchmark_runs is not None:
+        work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
+    work.run = await ctx.endpoint.start_run(
+        work.key.scenario,
+        benchmark_run_id=work.benchmark_run,
+        name=f"{work.arm.name}/{work.key.number}/{work.number}",
+        metadata=work.metadata,
+        keep_alive=ctx.config.timeouts.keep_alive(agent=work.summary.agent_timeout, scorer=work.summary.scorer_timeout),
+        key=work.idempotency_key("start"),
+    )
+    await ctx.sink.append(
+        RunStarted(trial=str(work.key), attempt=work.number, run=work.run.id, devbox=work.run.devbox_id)
+    )
+    return {}
+
+
+async def boot(ctx: Context, work: Work) -> Facts:
+    """Wait until the devbox runs."""
+    run: ScenarioRun = given(work.run, "the run")
+    devbox = await ctx.endpoint.wait_running(run.devbox_id)
+
+    async def announce(execution: str) -> None:
+        await ctx.sink.append(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
+
+    log = work.folder / "agent.log"
+    log.touch()
+    work.list_file("agent_log", log)
+    work.workspace = DevboxWorkspace(
+        ctx.endpoint,
+        devbox,
+        working_directory=given(work.scenario, "the scenario").working_directory or devbox.home,
+        key=work.idempotency_key,
+        announce=announce,
+        log=log,
+    )
+    return {}
+
+
+async def prepare(ctx: Context, work: Work) -> Facts:
+    """Install the agent."""
+    del ctx
+    await work.arm.agent.prepare(given(work.workspace, "the workspace"))
+    return {}
+
+
+async def solve(ctx: Context, work: Work) -> Facts:
+    """Let the agent work. How it ended is a fact; whether that is a failure is the user's choice."""
+    try:
+        work.result = await work.arm.agent.solve(_task(ctx, work), given(work.workspace, "the workspace"), _log(work))
+    except AgentTimedOut as error:
+        work.result = Result(exit_status=None, message=str(error))
+    _judge_agent(ctx, work, work.result)
+    return {"exit_status": work.result.exit_status, "usage": dict(work.result.usage), "flags": list(work.flags)}
+
+
+async def gather(ctx: Context, work: Work) -> Facts:
+    """Bring home what scoring would mix with hidden tests."""
+    run: ScenarioRun = given(work.run, "the run")
+    work.keep("devbox_log", "devbox.log", (await ctx.endpoint.devbox_log(run.devbox_id)).encode())
+    return {}
+
+
+async def score(ctx: Context, work: Work) -> Facts:
+    """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
+    run: ScenarioRun = given(work.run, "the run")
+    work.scorings += 1
+    await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}"))
+    work.run = scored = await ctx.endpoint.wait_scored(run.id)
+    for scorer in scored.scorers:
+        work.keep(f"scorer_{scorer.name}", f"scorers/{scorer.name}.log", scorer.output.encode())
+    faulty = [scorer for scorer in scored.scorers if scorer.is_faulty]
+    if faulty:
+        words = "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
+        raise ScoringFault(f"scoring failed: {words}")
+    if scored.state not in RUN_RESULT or scored.score is None:
+        await _explain_lost(ctx, scored)
+    return {"score": scored.score}
+
+
+async def release(ctx: Context, work: Work) -> Facts:
+    """Complete a scored run, cancel any other; the devbox goes with it."""
+    if work.run is not None:
+        scored = work.run.state in RUN_RESULT
+        await (ctx.endpoint.complete if scored else ctx.endpoint.cancel)(work.run.id)
+    return {}
+
+
+STEPS: Final[Mapping[Stage, Step]] = {
+    Stage.START: start,
+    Stage.BOOT: boot,
+    Stage.PREPARE: prepare,
+    Stage.SOLVE: solve,
+    Stage.GATHER: gather,
+    Stage.SCORE: score,
+    Stage.RELEASE: release,
+}
+
+
+def _task(ctx: Context, work: Work) -> Task:
+    scenario, run = given(work.scenario, "the scenario"), given(work.run, "the run")
+    agent = work.arm.agent
+    return Task(
+        scenario_id=scenario.id,
+        scenario_name=scenario.name,
+        prompt=scenario.prompt,
+        time_limit=ctx.config.timeouts.solve_for(work.summary.agent_timeout),
+        folder=work.folder,
+        devbox_id=run.devbox_id,
+        endpoint=ctx.endpoint.url,
+        model=work.arm.config.model,
+        settings=work.arm.config.settings,
+        reference_output=scenario.reference_output if agent.needs_reference else None,
+    )
+
+
+def _log(work: Work) -> Callable[[bytes], None]:
+    def write(data: bytes) -> None:
+        with (work.folder / "agent.log").open("ab") as log:
+            log.write(data)
+
+    return write
+
+
+def _judge_agent(ctx: Context, work: Work, result: Result) -> None:
+    """Flag an agent that timed out or crashed; raise where the user wants that to be a failure."""
+    if result.exit_status == 0:
+        return
+    work.flags.append("agent_timed_out" if result.is_timed_out else "agent_crashed")
+    if ctx.config.on_agent_failure == "score":
+        return
+    if result.is_timed_out:
+        raise AgentTimedOut(result.message or "the agent used up its time")
+    raise AgentCrashed(result.message or f"the agent ended with exit status {result.exit_status}")
+
+
+async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
+    """Raise the error that says why a run has no result."""
+    devbox = await ctx.endpoint.devbox(run.devbox_id)
+    if devbox.status in DEVBOX_DEAD:
+        raise DevboxLost(f"devbox {devbox.id} was gone before the score: {devbox.failure or devbox.status}")
+    if run.state in {"canceled", "timeout"}:
+        raise RunLost(f"run {run.id} was ended by somebody else: {run.state}")
+    if run.state == "failed":
+        raise ScoringFault(f"run {run.id} failed without a scorer's word")
+    raise WorldError(f"run {run.id} has no score and is {run.state}")

@@ -1,0 +1,52 @@
+"""Takes trials until there are none; one attempt's failure never ends it."""
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from orchestrator.engine.lifecycle import attempt
+from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.shutdown import Stopping
+from orchestrator.engine.work import Context
+from orchestrator.errors import InternalError, SweepError
+from orchestrator.model import TrialKey
+
+
+async def serve(
+    ctx: Context, scheduler: Scheduler, queue: MemoryObjectReceiveStream[TrialKey], stopping: Stopping
+) -> None:
+    """Serve the queue to its end. A fault that concerns every trial stops the sweep."""
+    async with queue:
+        async for key in queue:
+            try:
+                await _serve_one(ctx, scheduler, key, stopping)
+            except SweepError as error:
+                stopping.fail(error)
+            except Exception as error:  # noqa: BLE001 - a mistake of ours must stop the sweep, whatever it is
+                structlog.get_logger().exception("worker.broken", trial=str(key))
+                stopping.fail(InternalError(f"{type(error).__name__}: {error} (in trial {key}; see sweep.log)"))
+
+
+async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping: Stopping) -> None:
+    async with ctx.limits.devbox():
+        if stopping.is_draining:
+            return
+        with structlog.contextvars.bound_contextvars(trial=str(key)):
+            decision = await attempt(ctx, key)
+    if decision is None:
+        scheduler.finished()
+        return
+    if decision.is_push_back:
+        ctx.limits.push_back()
+    scheduler.retry(key, decision.delay)
+
+
+async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> None:
+    """Run every trial that the scheduler has, with as many workers as devboxes may be in flight."""
+    send, receive = anyio.create_memory_object_stream[TrialKey](0)
+    async with anyio.create_task_group() as tasks:
+        stopping.bind(tasks.cancel_scope)
+        for _ in range(ctx.config.devboxes):
+            tasks.start_soon(serve, ctx, scheduler, receive.clone(), stopping)
+        receive.close()
+        await scheduler.feed(send)

@@ -1,0 +1,290 @@
+"""What tests of the engine need, for us and for whoever extends it: a clock that jumps, an endpoint in memory, a sink.
+
+The endpoint keeps real run states, so that an illegal call fails as it would on a service; how long things take and
+what goes wrong is a script. With the virtual clock an hour of it takes milliseconds. Code with threads or processes
+needs the real clock: this one does not wait for them.
+"""
+
+import asyncio
+import selectors
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+import anyio
+
+from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, WorldError
+from orchestrator.events import Event
+from orchestrator.ledger import Ledger
+from orchestrator.model import (
+    Benchmark,
+    BenchmarkRun,
+    Devbox,
+    Execution,
+    Scenario,
+    ScenarioRun,
+    ScenarioSummary,
+    ScorerResult,
+)
+
+T = TypeVar("T")
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    """Never waits: moves the clock to where the loop wanted to wait for.
+
+    Each poll creeps by a microsecond, because a clock that stands still livelocks with code that waits for it to move.
+    """
+
+    CREEP: Final = 1e-6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("every task waits for something that will never happen")
+            self.now += max(0.0, timeout)
+        self.now += self.CREEP
+        return ready
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """An event loop in which waiting takes no time. Starts at 0."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on a virtual clock. Raises RuntimeError when it would wait for ever."""
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(main())
+
+
+class MemorySink:
+    """A journal without a disk: events are in the ledger at once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.events: list[Event] = []
+
+    async def append(self, *batch: Event) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.append_nowait(*batch)
+
+    def append_nowait(self, *batch: Event) -> None:
+        for event in batch:
+            self.events.append(event)
+            self.ledger.apply(event)
+
+
+@dataclass(slots=True, kw_only=True)
+class Script:
+    """How an endpoint behaves. Times are seconds; `faults` are raised by the named call, one a call, in order."""
+
+    boot: float = 10.0
+    solve: float = 60.0
+    scoring: float = 5.0
+    score: float = 1.0
+    exit_status: int = 0
+    output: str = "done\n"
+    faults: dict[str, list[WorldError]] = field(default_factory=dict)
+    #: How many scorings end with a scorer in error before one does not.
+    broken_scorings: int = 0
+    #: Devboxes that never boot, and devboxes that die while the agent works: so many of the first.
+    failing_boots: int = 0
+    dying_devboxes: int = 0
+
+
+class MemoryEndpoint:
+    """Implements `runloop.contract.Endpoint` in memory."""
+
+    url = "memory:"
+
+    def __init__(self, scenarios: Sequence[ScenarioSummary], script: Script | None = None) -> None:
+        self.script = script or Script()
+        self.summaries_ = list(scenarios)
+        self.runs: dict[str, ScenarioRun] = {}
+        self.benchmark_runs: dict[str, BenchmarkRun] = {}
+        self.devboxes: dict[str, Devbox] = {}
+        self.executions: dict[str, str] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.calls: Counter[str] = Counter()
+        self.most_alive = 0
+        self._answers: dict[str, Any] = {}
+
+    @property
+    def alive(self) -> int:
+        """Devboxes that are not gone."""
+        return sum(devbox.status in {"provisioning", "running"} for devbox in self.devboxes.values())
+
+    async def benchmarks(self) -> list[Benchmark]:
+        return [Benchmark(id="bmd_1", name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
+
+    async def summaries(self, benchmark: Benchmark) -> list[ScenarioSummary]:
+        del benchmark
+        return self.summaries_
+
+    async def scenario(self, scenario_id: str) -> Scenario:
+        await self._call("scenario")
+        return Scenario(id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", reference_output="true")
+
+    async def start_benchmark_run(
+        self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
+    ) -> BenchmarkRun:
+        del metadata
+        await self._call("start_benchmark_run")
+        run = BenchmarkRun(
+            id=f"bmr_{len(self.benchmark_runs) + 1}", benchmark_id=benchmark_id, state="running", name=name
+        )
+        run = self._answers.setdefault(key, run)
+        return self.benchmark_runs.setdefault(run.id, run)
+
+    async def benchmark_run(self, run_id: str) -> BenchmarkRun:
+        await self._call("benchmark_run")
+        return self.benchmark_runs[run_id]
+
+    async def complete_benchmark_run(self, run_id: str) -> None:
+        await self._call("complete_benchmark_run")
+        self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="completed")
+
+    async def start_run(
+        self,
+        scenario_id: str,
+        *,
+        benchmark_run_id: str | None,
+        name: str,
+        metadata: Mapping[str, str],
+        keep_alive: int,
+        key: str,
+    ) -> ScenarioRun:
+        del benchmark_run_id, name, keep_alive
+        await self._call("start_run")
+        if key in self._answers:
+            return self.runs[self._answers[key]]
+        number = len(self.runs) + 1
+        self.devboxes[f"dbx_{number}"] = Devbox(id=f"dbx_{number}", status="provisioning")
+        run = ScenarioRun(
+            id=f"scr_{number}", scenario_id=scenario_id, devbox_id=f"dbx_{number}", state="running", metadata=metadata
+        )
+        self._answers[key] = run.id
+        self.runs[run.id] = run
+        self.most_alive = max(self.most_alive, self.alive)
+        return run
+
+    async def run(self, run_id: str) -> ScenarioRun:
+        await self._call("run")
+        return self.runs[run_id]
+
+    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+        del key
+        await self._call("score")
+        run = self.runs[run_id]
+        if run.state not in {"running", "failed"} or self.devboxes[run.devbox_id].status != "running":
+            raise Conflicted(f"run {run_id} is {run.state}: it cannot be scored")
+        self.runs[run_id] = replace(run, state="scoring")
+        return self.runs[run_id]
+
+    async def wait_scored(self, run_id: str) -> ScenarioRun:
+        await anyio.sleep(self.script.scoring)
+        is_broken = self.script.broken_scorings > 0
+        self.script.broken_scorings -= is_broken
+        scorer = ScorerResult(
+            name="tests", score=0.0 if is_broken else self.script.score, state="error" if is_broken else "complete"
+        )
+        state = "failed" if is_broken else "scored"
+        self.runs[run_id] = replace(self.runs[run_id], state=state, score=scorer.score, scorers=(scorer,))
+        return self.runs[run_id]
+
+    async def complete(self, run_id: str) -> None:
+        await self._call("complete")
+        self._end(run_id, "completed")
+
+    async def cancel(self, run_id: str) -> None:
+        await self._call("cancel")
+        self._end(run_id, "canceled")
+
+    async def wait_running(self, devbox_id: str) -> Devbox:
+        await self._call("wait_running")
+        await anyio.sleep(self.script.boot)
+        if self.script.failing_boots > 0:
+            self.script.failing_boots -= 1
+            self._set(devbox_id, "failure")
+            raise DevboxFailed(f"devbox {devbox_id} never ran")
+        self._set(devbox_id, "running")
+        return self.devboxes[devbox_id]
+
+    async def devbox(self, devbox_id: str) -> Devbox:
+        await self._call("devbox")
+        return self.devboxes[devbox_id]
+
+    async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
+        await self._call("execute")
+        self._check(devbox_id)
+        identity = self._answers.setdefault(key, f"exec_{len(self.executions) + 1}")
+        self.executions.setdefault(identity, command)
+        return Execution(id=identity, devbox_id=devbox_id, is_completed=False)
+
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+        await self._call("wait_completed")
+        if self.script.dying_devboxes > 0:
+            self.script.dying_devboxes -= 1
+            await anyio.sleep(self.script.solve / 2)
+            self._set(devbox_id, "failure")
+        else:
+            await anyio.sleep(self.script.solve)
+        self._check(devbox_id)
+        return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=self.script.exit_status)
+
+    async def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
+        del devbox_id, execution_id
+        yield self.script.output[offset:], len(self.script.output)
+
+    async def kill(self, devbox_id: str, execution_id: str) -> None:
+        del devbox_id, execution_id
+        await self._call("kill")
+
+    async def read_file(self, devbox_id: str, path: str) -> bytes:
+        await self._call("read_file")
+        self._check(devbox_id)
+        try:
+            return self.files[devbox_id, path]
+        except KeyError:
+            raise Missing(f"{path}: no such file in {devbox_id}") from None
+
+    async def write_file(self, devbox_id: str, path: str, data: bytes) -> None:
+        await self._call("write_file")
+        self._check(devbox_id)
+        self.files[devbox_id, path] = data
+
+    async def devbox_log(self, devbox_id: str) -> str:
+        await self._call("devbox_log")
+        return f"log of {devbox_id}\n"
+
+    async def _call(self, name: str) -> None:
+        self.calls[name] += 1
+        await anyio.sleep(0.01)
+        faults = self.script.faults.get(name)
+        if faults:
+            raise faults.pop(0)
+
+    def _check(self, devbox_id: str) -> None:
+        if self.devboxes[devbox_id].status != "running":
+            raise DevboxLost(f"devbox {devbox_id} is {self.devboxes[devbox_id].status}")
+
+    def _set(self, devbox_id: str, status: str) -> None:
+        self.devboxes[devbox_id] = replace(self.devboxes[devbox_id], status=status)
+
+    def _end(self, run_id: str, state: str) -> None:
+        run = self.runs[run_id]
+        self.runs[run_id] = replace(run, state=state)
+        self._set(run.devbox_id, "shutdown")

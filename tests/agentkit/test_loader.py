@@ -1,0 +1,257 @@
+"""What may stand after `--agent`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator
+from orchestrator.agentkit.command import CommandAgent
+from orchestrator.agentkit.contract import Agent
+from orchestrator.agentkit.loader import available, builtin_folder, check, load
+from orchestrator.agentkit.python import PythonAgent, find_interpreter
+from orchestrator.errors import UsageError
+
+pytestmark = pytest.mark.anyio
+
+AGENT = "class MyAgent:\n    def __init__(self, prompt): ...\n    def run(self): ...\n"
+
+
+def load_agent(
+    reference: str,
+    *,
+    search: tuple[Path, ...] = (),
+    settings: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    python: Path | None = None,
+) -> Agent:
+    environ = os.environ if environ is None else environ
+    return load(reference, python=python, search=search, settings=settings or {}, environ=environ)
+
+
+def refusal(reference: str, **rest: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_agent(reference, **rest)
+    return caught.value.message
+
+
+def define(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.toml"
+    file.write_text(text)
+    return file
+
+
+def test_built_in_agents_have_names() -> None:
+    oracle, nop = load_agent("oracle"), load_agent("nop")
+    assert (oracle.name, oracle.where, oracle.needs_reference) == ("oracle", "devbox", True)
+    assert (nop.name, nop.where, nop.needs_reference) == ("nop", "devbox", False)
+
+
+def test_every_built_in_agent_can_be_read() -> None:
+    listed = {name: (description, file) for name, description, file in available(())}
+    assert {"oracle", "nop", "command"} <= set(listed)
+    for description, file in listed.values():
+        assert file.parent == builtin_folder()
+        assert description
+        assert not description.startswith("cannot be used")
+
+
+def test_an_agent_of_the_user_wins_over_ours_of_the_same_name(tmp_path: Path) -> None:
+    define(tmp_path / "agents", "nop", 'run = "echo mine"')
+    agent = load_agent("nop", search=(tmp_path / "agents",))
+    assert isinstance(agent, CommandAgent)
+    assert agent.definition.run == "echo mine"
+    assert agent.digest != load_agent("nop").digest
+
+
+def test_a_broken_file_of_the_user_is_listed_as_broken_and_stops_nobody_else(tmp_path: Path) -> None:
+    file = define(tmp_path / "agents", "mine", 'rum = "x"')
+    search = (tmp_path / "agents",)
+    assert load_agent("oracle", search=search).name == "oracle"
+    [(description, path)] = [(entry[1], entry[2]) for entry in available(search) if entry[0] == "mine"]
+    assert path == file
+    assert "did you mean run?" in description
+    assert "did you mean run?" in refusal("mine", search=search)
+
+
+def test_an_agent_can_be_given_by_path(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "echo mine"')
+    assert load_agent(str(file)).name == "mine"
+    assert "cannot be read" in refusal(str(tmp_path / "gone.toml"))
+
+
+def test_a_command_is_what_stands_after_the_colon_to_the_letter() -> None:
+    agent = load_agent("command:echo 'a:b' | tee $HOME/c")
+    assert isinstance(agent, CommandAgent)
+    assert agent.definition.run == "echo 'a:b' | tee $HOME/c"
+    assert agent.name == "command:echo 'a:b' | tee $HOME/c"
+
+
+@pytest.mark.parametrize("reference", ["command", "command:", "command: "])
+def test_a_command_without_a_command_shows_how(reference: str) -> None:
+    assert "--agent 'command:SHELL COMMAND'" in refusal(reference)
+
+
+def test_an_unknown_agent_is_answered_with_near_names_all_names_and_all_forms() -> None:
+    message = refusal("orakle")
+    assert "there is no such agent; did you mean oracle?" in message
+    assert "by name there are: command, nop, oracle" in message
+    assert "./file.py:CLASS" in message
+
+
+@pytest.mark.parametrize("reference", ["", ":", "oracle:", "my-module:Agent", "file.py:not valid", "../oracle", "a b"])
+def test_what_is_no_reference_at_all_is_unknown_too(reference: str) -> None:
+    assert "there is no such agent" in refusal(reference)
+
+
+def test_all_missing_variables_are_named_before_anything_is_spent(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A_KEY", "B_KEY", "C"]\nsecret = ["A_KEY"]')
+    message = refusal(str(file), environ={"C": "1", "B_KEY": ""})
+    assert message == "agent mine needs A_KEY and B_KEY in the environment: export A_KEY=… and try again"
+
+
+def test_secrets_are_kept_apart_from_the_rest_of_the_environment_and_out_of_sight(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A"]\noptional = ["B", "D"]\nsecret = ["B", "C"]')
+    agent = load_agent(str(file), environ={"A": "plain", "B": "hidden-b", "C": "hidden-c", "E": "other"})
+    assert isinstance(agent, CommandAgent)
+    assert agent.secrets == {"B": "hidden-b", "C": "hidden-c"}
+    assert agent.environment == {"A": "plain"}
+    assert "hidden" not in repr(agent)
+
+
+def test_settings_for_an_agent_that_takes_none_are_refused() -> None:
+    assert "nop takes no settings (depth)" in refusal("nop", settings={"depth": 3})
+
+
+async def test_a_class_of_a_file_is_an_agent(tmp_path: Path) -> None:
+    (tmp_path / "file.py").write_text(AGENT)
+    agent = load_agent(f"{tmp_path}/file.py:MyAgent", settings={"depth": 3})
+    assert isinstance(agent, PythonAgent)
+    assert (agent.where, agent.needs_reference, agent.settings) == ("host", False, {"depth": 3})
+    await check(agent)
+
+
+async def test_a_class_of_a_module_is_an_agent(tmp_path: Path) -> None:
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "module.py").write_text(AGENT)
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    agent = load_agent("some_package.module:MyAgent", environ=environ)
+    await check(agent)
+    (package / "module.py").write_text(AGENT + "# changed\n")
+    assert load_agent("some_package.module:MyAgent", environ=environ).digest != agent.digest
+
+
+async def test_agents_that_need_no_check_pass_it() -> None:
+    await check(load_agent("nop"))
+
+
+def test_a_file_that_is_not_there_is_named_with_the_one_that_is(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert f"did you mean {tmp_path}/agent.py?" in refusal(f"{tmp_path}/agnet.py:MyAgent")
+
+
+def test_a_file_without_a_class_is_told_how_to_name_one() -> None:
+    assert "--agent ./file.py:CLASS" in refusal("./file.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "entry", "says"),
+    [
+        (AGENT, "MyAgnet", "has no 'MyAgnet'; did you mean MyAgent?"),
+        ("class A:\n    def __init__(self, prompt): ...\n", "A", "none of run, solve, __call__"),
+        ("def f(prompt, temperature): ...\n", "f", "f asks for temperature; what it can ask for by name is prompt,"),
+        ("class A:\n    def __init__(self, p, /): ...\n    run = None\n", "A", "A asks for p;"),
+        ("A = 3\n", "A", "neither a class nor a function"),
+        ("import json\nraise ValueError('no key')\n", "A", "ValueError: no key"),
+        ("def f(:\n", "f", "SyntaxError"),
+        ("import os\nos._exit(0)\n", "A", "ended before"),
+        ("import missing_dependency\n", "A", "No module named 'missing_dependency'"),
+    ],
+)
+async def test_code_that_is_no_agent_is_refused_by_check(tmp_path: Path, code: str, entry: str, says: str) -> None:
+    (tmp_path / "file.py").write_text(code)
+    with pytest.raises(UsageError) as caught:
+        await check(load_agent(f"{tmp_path}/file.py:{entry}"))
+    assert says in caught.value.message
+
+
+async def test_a_module_that_is_not_there_is_named_with_the_interpreter_that_looked() -> None:
+    with pytest.raises(UsageError, match="there is no module 'no_such_package' for"):
+        await check(load_agent("no_such_package.module:Agent"))
+
+
+def test_the_interpreter_is_the_one_given_else_the_active_environments_else_ours(tmp_path: Path) -> None:
+    binary = tmp_path / "bin" / "python"
+    binary.parent.mkdir()
+    binary.symlink_to(sys.executable)
+    assert find_interpreter(binary, {}) == binary
+    assert find_interpreter(Path("python"), {"PATH": str(binary.parent)}) == binary
+    assert find_interpreter(None, {"VIRTUAL_ENV": str(tmp_path)}) == binary
+    assert find_interpreter(None, {"VIRTUAL_ENV": str(tmp_path / "gone")}) == Path(sys.executable)
+    assert find_interpreter(None, {}) == Path(sys.executable)
+
+
+def test_an_interpreter_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file.py").write_text(AGENT)
+    assert "there is no such program" in refusal(f"{tmp_path}/file.py:MyAgent", python=tmp_path / "python")
+
+
+async def test_a_program_that_is_no_python_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file.py").write_text(AGENT)
+    (tmp_path / "python").write_text("#!/bin/sh\necho this is no python\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(UsageError, match="this is no python"):
+        await check(load_agent(f"{tmp_path}/file.py:MyAgent", python=tmp_path / "python"))
+    (tmp_path / "python").write_bytes(b"\0\0\0\0")
+    with pytest.raises(UsageError, match="cannot be started"):
+        await check(load_agent(f"{tmp_path}/file.py:MyAgent", python=tmp_path / "python"))
+
+
+def test_nothing_of_ours_is_importable_as_agents() -> None:
+    """Loading every built-in agent leaves `sys.path` alone and imports no package named `agents`."""
+    code = (
+        "import sys; before = list(sys.path)\n"
+        "from orchestrator.agentkit.loader import available, load\n"
+        "for name, _, _ in available(()):\n"
+        "    load('command:true' if name == 'command' else name, python=None, search=(), settings={}, environ={})\n"
+        "assert sys.path == before and 'agents' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(orchestrator.__file__).parent)
+
+
+def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> None:
+    """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
+    package = tmp_path / "orchestrator"
+    shutil.copytree(Path(orchestrator.__file__).parent / "agentkit", package / "agentkit")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(Path(orchestrator.__file__).with_name(name), package / name)
+    shutil.copytree(builtin_folder(), package / "agents")
+    code = "from orchestrator.agentkit.loader import available; print(*(file for _, _, file in available(())))"
+    listed = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert f"{package}/agents/oracle.toml" in listed.stdout.split()
+
+
+async def test_a_package_named_agents_is_the_users_own(tmp_path: Path) -> None:
+    """`import agents` in an agent finds the installed package, though a folder of agent files lies beside it."""
+    installed = tmp_path / "installed" / "agents"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("Runner = 42\n")
+    define(tmp_path / "agents", "mine", 'run = "x"')
+    (tmp_path / "file.py").write_text("from agents import Runner\nassert Runner == 42\n" + AGENT)
+    environ = {**os.environ, "PYTHONPATH": str(installed.parent)}
+    await check(load_agent(f"{tmp_path}/file.py:MyAgent", environ=environ))

@@ -1,0 +1,581 @@
+"""Python agents in their worker processes: shapes, workspace, and every way to die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from orchestrator.agentkit import worker
+from orchestrator.agentkit.contract import Result
+from orchestrator.agentkit.loader import load
+from orchestrator.agentkit.process import run_worker
+from orchestrator.agentkit.python import PythonAgent
+from orchestrator.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.agentkit.contract import Task
+    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+
+pytestmark = pytest.mark.anyio
+
+
+class Bench:
+    """Runs agents from source text, and keeps what they print."""
+
+    def __init__(self, folder: Path, workspace: LocalWorkspace, make_task: MakeTask) -> None:
+        self.folder = folder
+        self.workspace = workspace
+        self.make_task = make_task
+        self.log = bytearray()
+
+    def load(self, code: str, entry: str = "MyAgent", **rest: Any) -> PythonAgent:
+        (self.folder / "my_agent.py").write_text(textwrap.dedent(code))
+        environ: Mapping[str, str] = rest.pop("environ", os.environ)
+        python = rest.pop("python", Path(sys.executable))
+        settings: Mapping[str, object] = rest.pop("settings", {})
+        reference = f"{self.folder}/my_agent.py:{entry}"
+        agent = load(reference, python=python, search=(), settings=settings, environ=environ)
+        assert isinstance(agent, PythonAgent)
+        return agent
+
+    async def run(self, code: str, entry: str = "MyAgent", *, task: Task | None = None, **rest: Any) -> Result:
+        return await self.load(code, entry, **rest).solve(task or self.make_task(), self.workspace, self.log.extend)
+
+    @property
+    def printed(self) -> str:
+        return self.log.decode()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask) -> Bench:
+    return Bench(tmp_path, workspace, make_task)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+async def test_the_documented_shape_works_as_it_stands(bench: Bench) -> None:
+    code = """
+        class MyAgent:
+            def __init__(self, prompt):
+                self.prompt = prompt
+            def run(self):
+                print("asked to", self.prompt)
+    """
+    assert await bench.run(code) == Result(exit_status=0)
+    assert bench.printed == "asked to Mend it.\n"
+
+
+@pytest.mark.parametrize("has", ["run solve __call__", "solve __call__", "__call__"])
+async def test_the_entry_point_is_run_else_solve_else_call(bench: Bench, has: str) -> None:
+    methods = "".join(f"\n    def {name}(self): print('{name}')" for name in has.split()[::-1])
+    await bench.run(f"class MyAgent:\n    def __init__(self, prompt): pass{methods}")
+    assert bench.printed == has.split(maxsplit=1)[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def MyAgent(prompt): print(prompt)",
+        "async def MyAgent(prompt): print(prompt)",
+        "def MyAgent(**rest): print(rest['prompt'])",
+        "import functools\ndef f(a, prompt): print(prompt)\nMyAgent = functools.partial(f, 1)",
+        "class A:\n    def run(self, prompt): print(prompt)\nMyAgent = A()",
+        "class MyAgent:\n    def run(self, prompt): print(prompt)",
+        "class MyAgent:\n    def __init__(self, **rest): print(rest['prompt'])\n    def run(self): pass",
+        "import dataclasses as d\n@d.dataclass\nclass MyAgent:\n  prompt: str\n  def run(self): print(self.prompt)",
+        "class MyAgent:\n  def __init__(self, prompt): self.p = prompt\n  async def __call__(self): print(self.p)",
+        "class A:\n  class B:\n    def __init__(self, prompt): print(prompt)\n    def run(self): 0\nMyAgent = A.B",
+    ],
+)
+async def test_other_shapes_work_too(bench: Bench, code: str) -> None:
+    agent = bench.load(code)
+    await agent.check()
+    assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
+    assert bench.printed == "Mend it.\n"
+
+
+async def test_a_nested_class_is_named_with_a_dot(bench: Bench) -> None:
+    await bench.run("class Outer:\n    class Inner:\n        def run(self): print('inner')", "Outer.Inner")
+    assert bench.printed == "inner\n"
+
+
+async def test_an_asynchronous_agent_is_built_inside_its_event_loop(bench: Bench) -> None:
+    code = """
+        import asyncio
+        class MyAgent:
+            def __init__(self, prompt):
+                self.loop = asyncio.get_running_loop()
+            async def run(self):
+                assert self.loop is asyncio.get_running_loop()
+    """
+    assert (await bench.run(code)).exit_status == 0
+
+
+async def test_an_agent_gets_what_it_asks_for_by_name(bench: Bench) -> None:
+    code = """
+        class MyAgent:
+            def __init__(self, prompt, *, model, settings, scenario):
+                print(prompt, model, settings, scenario, scenario.id)
+            def run(self, log, devbox_id, workspace):
+                log("in", devbox_id, workspace.working_directory)
+    """
+    task = bench.make_task(model="gpt-x", settings={"depth": 4})
+    await bench.run(code, task=task, settings={"depth": 3, "width": 1})
+    assert bench.printed.splitlines() == [
+        "Mend it. gpt-x {'depth': 4, 'width': 1} csv-quoted-newlines scn_1",
+        f"in {task.devbox_id} {bench.workspace.working_directory}",
+    ]
+
+
+async def test_what_there_is_no_value_for_leaves_a_default_alone(bench: Bench) -> None:
+    await bench.run("def MyAgent(prompt, model='mine', settings={'a': 1}, other=2): print(model, settings, other)")
+    assert bench.printed == "mine {'a': 1} 2\n"
+
+
+async def test_the_environment_is_the_users_with_the_endpoint_and_the_devbox(bench: Bench) -> None:
+    code = """
+        import os
+        def MyAgent(prompt):
+            names = "MINE RUNLOOP_BASE_URL RUNLOOP_API_KEY SWEEP_DEVBOX_ID SWEEP_SCENARIO SWEEP_MODEL".split()
+            print(*(os.environ.get(name) for name in names), sep="\\n")
+    """
+    task = bench.make_task(model="gpt-x")
+    await bench.run(code, task=task, environ={"MINE": "1", "PATH": os.environ["PATH"]})
+    assert bench.printed.splitlines() == [
+        "1",
+        "http://127.0.0.1:9",
+        "None",
+        task.devbox_id,
+        "csv-quoted-newlines",
+        "gpt-x",
+    ]
+
+
+async def test_a_key_of_the_user_reaches_the_agent_and_is_known_as_a_secret(bench: Bench) -> None:
+    code = "import os\ndef MyAgent(prompt): print(os.environ['RUNLOOP_API_KEY'])"
+    agent = bench.load(code, environ={"RUNLOOP_API_KEY": "ak_1"})
+    await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
+    assert bench.printed == "ak_1\n"
+    assert agent.secrets == {"RUNLOOP_API_KEY": "ak_1"}
+    assert "ak_1" not in repr(agent)
+
+
+async def test_a_file_sees_its_neighbours_and_nothing_of_ours(bench: Bench) -> None:
+    """As a script would: its own folder comes first on the path, and the folder of the worker is not on it."""
+    (bench.folder / "helper.py").write_text("NAME = 'neighbour'")
+    code = """
+        import importlib.util, sys
+        import helper
+        def MyAgent(prompt):
+            ours = [name for name in ("command", "definition", "loader", "contract") if importlib.util.find_spec(name)]
+            print(helper.NAME, sys.path[0], __name__.startswith("_"), sys.argv, ours, sys.stdin.read() == "")
+    """
+    await bench.run(code)
+    folder = bench.folder
+    assert bench.printed == f"neighbour {folder} True ['{folder}/my_agent.py'] [] True\n"
+
+
+async def test_usage_is_what_the_agent_returns_as_usage(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt):
+            return {"answer": object(), "usage": {"input_tokens": 3, "cost_usd": 0.25, "turns": float("nan"),
+                                                  "output_tokens": "many", "cached_tokens": True, "else": 1}}
+    """
+    result = await bench.run(code)
+    assert result == Result(exit_status=0, usage={"input_tokens": 3, "cost_usd": 0.25})
+
+
+@pytest.mark.parametrize("value", ["'done'", "object()", "{}", "{'usage': 3}", "[1]"])
+async def test_any_other_return_value_is_the_agents_own_affair(bench: Bench, value: str) -> None:
+    assert await bench.run(f"def MyAgent(prompt): return {value}") == Result(exit_status=0)
+
+
+async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench, eventually: Eventually) -> None:
+    code = """
+        import subprocess, sys
+        def MyAgent(prompt, workspace):
+            print("from print")
+            sys.stderr.write("from stderr\\n")
+            subprocess.run(["echo", "from a child"])
+            while workspace.exec("test -e go").exit_status: pass
+    """
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.run, code)
+        await eventually(lambda: bench.printed == "from print\nfrom stderr\nfrom a child\n")
+        (bench.workspace.root / "go").touch()
+
+
+async def test_the_workspace_runs_reads_and_writes(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            workspace.write("new/folder/a.txt", "é")
+            workspace.write("new/b.bin", bytes(range(256)))
+            assert workspace.read("new/b.bin") == bytes(range(256))
+            r = workspace.exec('cat a.txt; echo "$X" >&2; exit 5', cwd="new/folder", environment={"X": "it's"})
+            print(r.exit_status, r.stdout, r.stderr, sep="|")
+            print(workspace.exec("sleep 60", timeout=0.2).exit_status)
+    """
+    await bench.run(code)
+    assert bench.printed == "5|é|it's\n\nNone\n"
+
+
+async def test_the_workspace_works_from_asynchronous_code_with_many_calls_at_once(bench: Bench) -> None:
+    code = """
+        import asyncio
+        async def MyAgent(prompt, workspace):
+            async def one(n):
+                await workspace.awrite(f"f{n}", str(n))
+                result = await workspace.aexec(f"cat f{n}")
+                assert await workspace.aread(f"f{n}") == result.stdout.encode() == str(n).encode()
+            await asyncio.gather(*(one(n) for n in range(20)))
+            try:
+                await asyncio.wait_for(workspace.aexec("sleep 60"), 0.2)
+            except asyncio.TimeoutError:
+                print("given up;", (await workspace.aexec("echo still here")).stdout)
+    """
+    assert (await bench.run(code)).exit_status == 0
+    assert bench.printed == "given up; still here\n\n"
+
+
+async def test_the_workspace_works_from_threads(bench: Bench) -> None:
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        def MyAgent(prompt, workspace):
+            with ThreadPoolExecutor(8) as pool:
+                got = list(pool.map(lambda n: workspace.exec(f"echo {n}").stdout, range(16)))
+            assert got == [f"{n}\\n" for n in range(16)], got
+    """
+    assert (await bench.run(code)).exit_status == 0
+
+
+async def test_large_files_pass_whole(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            data = bytes(range(256)) * (20 << 12)
+            workspace.write("large", data)
+            assert workspace.read("large") == data
+    """
+    assert (await bench.run(code)).exit_status == 0
+    assert (bench.workspace.root / "large").stat().st_size == 20 << 20
+
+
+async def test_a_missing_file_is_the_error_python_has_for_it(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            try:
+                workspace.read("gone")
+            except FileNotFoundError as error:
+                print("gone" in str(error))
+    """
+    await bench.run(code)
+    assert bench.printed == "True\n"
+
+
+async def test_what_the_devbox_refuses_is_an_error_in_the_agent(bench: Bench) -> None:
+    bench.workspace.fault = Refused("no such folder as /proc/x")
+    result = await bench.run("def MyAgent(prompt, workspace): workspace.write('/proc/x', 'data')")
+    assert result.exit_status == 1
+    assert result.message.endswith("WorkspaceError: no such folder as /proc/x")
+
+
+@pytest.mark.parametrize("fault", [DevboxLost("it died"), Unauthorized("bad key"), AssertionError("ours")])
+async def test_what_the_world_or_we_did_wrong_is_not_the_agents_fault(bench: Bench, fault: Exception) -> None:
+    """It ends the agent and is raised as it is, even if the agent would have caught it."""
+    bench.workspace.fault = fault
+    code = """
+        import time
+        def MyAgent(prompt, workspace):
+            try:
+                workspace.exec("true")
+            except Exception:
+                pass
+            time.sleep(600)
+    """
+    with pytest.raises(type(fault), match=str(fault)):
+        await bench.run(code)
+
+
+async def test_a_log_that_cannot_be_written_stops_the_attempt(bench: Bench) -> None:
+    def full(chunk: bytes) -> None:
+        raise JournalError("no space left")
+
+    agent = bench.load("import time\ndef MyAgent(prompt):\n    print('x')\n    time.sleep(600)")
+    with pytest.raises(JournalError, match="no space left"):
+        await agent.solve(bench.make_task(), bench.workspace, full)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        ("raise ValueError('no idea')", 1, "ValueError: no idea"),
+        ("import os; print('so long'); os._exit(9)", 9, "so long"),
+        ("import os; os._exit(0)", 1, "ended before the agent had returned"),
+        ("import sys; sys.exit(4)", 4, ""),
+        ("import sys; sys.exit()", 0, ""),
+        ("import sys; sys.exit('why')", 1, "why"),
+        ("raise KeyboardInterrupt", 1, "KeyboardInterrupt"),
+        ("import ctypes; ctypes.string_at(0)", 128 + signal.SIGSEGV, "Segmentation fault"),
+        ("import os; os.kill(os.getpid(), 9)", 128 + signal.SIGKILL, ""),
+        ("import os; os.kill(os.getppid(), 9); import time; time.sleep(600)", 128 + signal.SIGKILL, ""),
+    ],
+)
+async def test_every_way_to_die_is_a_result(bench: Bench, code: str, status: int, message: str) -> None:
+    result = await bench.run(f"def MyAgent(prompt):\n    {code}")
+    assert result.exit_status == status
+    assert message in result.message
+
+
+async def test_a_traceback_shows_the_agents_frames_only(bench: Bench) -> None:
+    result = await bench.run("def MyAgent(prompt):\n    helper()\ndef helper():\n    raise ValueError('no')")
+    assert result.message == bench.printed.rstrip()
+    assert "worker.py" not in bench.printed
+    assert bench.printed.count('my_agent.py", line') == 2
+
+
+async def test_a_class_that_is_gone_by_the_time_it_is_run_is_a_result(bench: Bench) -> None:
+    result = await bench.run("other = 1")
+    assert result.exit_status == 1
+    assert "has no 'MyAgent'" in result.message
+
+
+async def test_an_agent_that_nobody_checked_fails_in_prepare(bench: Bench) -> None:
+    with pytest.raises(AgentSetupFailed, match="did you mean MyAgent"):
+        await bench.load("class MyAgent:\n    def run(self): pass", "MyAgnet").prepare(bench.workspace)
+
+
+async def test_an_agent_is_loaded_for_checking_once(bench: Bench) -> None:
+    agent = bench.load("open(__file__ + '.loads', 'a').write('x')\ndef MyAgent(prompt): pass")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(agent.prepare, bench.workspace)
+    assert (bench.folder / "my_agent.py.loads").read_text() == "x"
+
+
+FAMILY = """
+    import os, subprocess, sys, time
+    def MyAgent(prompt, workspace):
+        script = "import os, time; os.setsid(); os.fork(); os.fork();"
+        script += "open(PIDS, 'a').write(f'{os.getpid()}\\\\n'); time.sleep(600)"
+        path = os.path.join(workspace.working_directory, "pids")
+        for _ in range(2):
+            subprocess.Popen([sys.executable, "-c", script.replace("PIDS", repr(path))])
+        open(path, "a").write(f"{os.getpid()}\\n{os.getppid()}\\n")
+        while workspace.exec("wc -l < pids").stdout.strip() != "10": pass
+        workspace.write("ready", "")
+        END
+"""
+
+
+def family(workspace: LocalWorkspace) -> list[int]:
+    return [int(pid) for pid in (workspace.root / "pids").read_text().split()]
+
+
+async def test_a_timeout_ends_daemons_and_all(bench: Bench, eventually: Eventually) -> None:
+    async with anyio.create_task_group() as tasks:
+        agent = bench.load(FAMILY.replace("END", "time.sleep(600)"))
+        results: list[Result] = []
+
+        async def solve() -> None:
+            task = bench.make_task(time_limit=5)
+            results.append(await agent.solve(task, bench.workspace, bench.log.extend))
+
+        tasks.start_soon(solve)
+        await eventually((bench.workspace.root / "ready").exists)
+        assert all(is_alive(pid) for pid in family(bench.workspace))
+    assert results[0].is_timed_out
+    assert len(family(bench.workspace)) == 10
+    assert not any(is_alive(pid) for pid in family(bench.workspace))
+
+
+async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
+    result = await bench.run(FAMILY.replace("END", "return {'usage': {'turns': 1}}"))
+    assert result == Result(exit_status=0, usage={"turns": 1})
+    assert not any(is_alive(pid) for pid in family(bench.workspace))
+
+
+async def test_the_agent_dies_with_us_on_sigkill(bench: Bench, eventually: Eventually) -> None:
+    """A sweep that is killed with SIGKILL leaves nothing of an agent, daemons included."""
+    bench.load(FAMILY.replace("END", "time.sleep(600)"))
+    driver = bench.folder / "driver.py"
+    driver.write_text(textwrap.dedent(DRIVER))
+    arguments = [str(Path(__file__).with_name("conftest.py")), str(bench.folder), str(bench.workspace.root)]
+    async with await anyio.open_process([sys.executable, str(driver), *arguments], stdout=None, stderr=None) as process:
+        try:
+            await eventually((bench.workspace.root / "ready").exists)
+            alive = family(bench.workspace)
+            assert all(is_alive(pid) for pid in alive)
+        finally:
+            process.kill()
+    await eventually(lambda: not any(is_alive(pid) for pid in alive))
+
+
+DRIVER = """
+    import importlib.util, os, sys
+    from pathlib import Path
+    import anyio
+    from orchestrator.agentkit.contract import Task
+    from orchestrator.agentkit.loader import load
+
+    conftest, folder, root = sys.argv[1:]
+    spec = importlib.util.spec_from_file_location("local", conftest)
+    local = importlib.util.module_from_spec(spec)
+    sys.modules["local"] = local
+    spec.loader.exec_module(local)
+
+    async def main():
+        agent = load(f"{folder}/my_agent.py:MyAgent", python=None, search=(), settings={}, environ=os.environ)
+        task = Task(scenario_id="s", scenario_name="s", prompt="", time_limit=600, folder=Path(folder), devbox_id="d",
+                    endpoint="")
+        await agent.solve(task, local.LocalWorkspace(root=Path(root)), lambda chunk: None)
+
+    anyio.run(main)
+"""
+
+
+async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> None:
+    agent = bench.load(
+        "import threading, time\ndef MyAgent(prompt):\n    threading.Thread(target=time.sleep, args=(600,)).start()"
+    )
+    with anyio.fail_after(20):
+        ended = await run_worker(
+            agent.python,
+            (agent._job(bench.make_task(), bench.workspace), b""),
+            environment=os.environ,
+            answer=unanswered,
+            log=bench.log.extend,
+            time_limit=600,
+            linger=0.2,
+        )
+    assert ended.exit_status == 0
+    assert "had not ended 0.2 seconds after the agent" in bench.printed
+
+
+async def unanswered(header: Mapping[str, Any], body: bytes) -> tuple[Mapping[str, Any], bytes]:
+    raise AssertionError("nothing was asked")
+
+
+async def test_garbage_on_the_socket_is_the_agents_failure(bench: Bench) -> None:
+    code = """
+        import os, stat, time
+        def MyAgent(prompt):
+            for fd in range(3, 50):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                        os.write(fd, b"\\xff" * 100)
+                except OSError:
+                    pass
+            time.sleep(600)
+    """
+    result = await bench.run(code)
+    assert result.exit_status == 1
+    assert "is not a frame" in result.message
+
+
+@pytest.mark.parametrize("sent", ["[1]", '{"op": "result", "status": []}', "[" * 100_000, "{"])
+async def test_a_frame_of_the_wrong_shape_is_the_agents_failure(bench: Bench, sent: str) -> None:
+    code = """
+        import struct, time
+        def MyAgent(prompt, workspace):
+            data = SENT
+            workspace._channel._socket.sendall(struct.pack("!II", len(data), 0) + data)
+            time.sleep(600)
+    """
+    result = await bench.run(code.replace("SENT", repr(sent.encode())))
+    assert result.exit_status == 1
+    assert "is not a frame" in result.message
+
+
+@pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.02, 0.04, 0.06, 0.1])
+async def test_an_attempt_cancelled_while_it_starts_leaves_nothing(bench: Bench, delay: float) -> None:
+    descriptors = open_descriptors()
+    with anyio.move_on_after(delay):
+        await bench.run("import time\ndef MyAgent(prompt): time.sleep(600)")
+    assert open_descriptors() <= descriptors
+    assert living_children() == []
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def living_children() -> list[str]:
+    """Children of ours, zombies included."""
+    return " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children")).split()
+
+
+async def test_a_request_of_the_wrong_shape_is_answered_with_an_error(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            for header in ({"op": "fly"}, {}, {"op": "exec"}, {"op": "exec", "command": "x", "timeout": "y"},
+                           {"op": "exec", "command": "x", "timeout": float("nan"), "environment": {}, "cwd": None}):
+                try:
+                    workspace._ask(header).result()
+                except ValueError as error:
+                    print(error)
+    """
+    assert (await bench.run(code)).exit_status == 0
+    assert bench.printed.count("not a request to a workspace") == 5
+
+
+async def test_a_forked_process_is_told_that_the_workspace_is_not_its(bench: Bench) -> None:
+    code = """
+        import os
+        def MyAgent(prompt, workspace):
+            workspace.exec("true")
+            if os.fork() == 0:
+                try:
+                    workspace.exec("true")
+                except RuntimeError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            os.wait()
+    """
+    assert (await bench.run(code)).exit_status == 0
+    assert "not in one forked from it" in bench.printed
+
+
+async def test_the_worker_can_be_imported_without_effects() -> None:
+    assert callable(worker.main)
+
+
+def other_interpreters() -> list[str]:
+    names = (f"python3.{minor}" for minor in range(8, 15) if minor != sys.version_info.minor)
+    return [name for name in names if is_python(name)]
+
+
+def is_python(name: str) -> bool:
+    try:
+        return subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+async def test_other_pythons_of_this_machine_run_agents_too(bench: Bench) -> None:
+    """The user's interpreter need not be ours: anything from 3.8 on."""
+    found = other_interpreters()
+    if not found:
+        pytest.skip("no other Python on PATH")
+    for name in found:
+        where = await anyio.run_process([name, "-c", "import sys; print(sys.executable)"])
+        code = (
+            "import sys\ndef MyAgent(prompt, workspace): print(sys.version_info[1], workspace.exec('echo hi').stdout)"
+        )
+        result = await bench.run(code, python=Path(where.stdout.decode().strip()))
+        assert result.exit_status == 0, (name, result.message)
+        assert bench.printed.endswith(f"{name.partition('.')[2]} hi\n\n")

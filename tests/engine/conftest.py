@@ -1,0 +1,103 @@
+"""A sweep in memory, on a virtual clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.agentkit import loader
+from orchestrator.config import resolve
+from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.limits import Limits
+from orchestrator.engine.resume import settle
+from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.shutdown import Stopping
+from orchestrator.engine.work import Arm, Context
+from orchestrator.engine.worker import run_all
+from orchestrator.ledger import Ledger
+from orchestrator.model import ScenarioSummary
+from orchestrator.plan import Plan
+from orchestrator.testing import MemoryEndpoint, MemorySink, Script, run_virtually
+
+
+@dataclass
+class Sweep:
+    """One sweep, its parts in reach; `run()` runs it to its end or stop and may be called again to resume it."""
+
+    ctx: Context
+    plan: Plan
+    endpoint: MemoryEndpoint
+    sink: MemorySink
+    stopping: Stopping
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.sink.ledger
+
+    def events(self, kind: str) -> list[Any]:
+        return [event for event in self.sink.events if event.kind == kind]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [dict(event.result) for event in self.events("trial.finished")]
+
+    async def conduct(self) -> None:
+        await settle(self.ctx)
+        await run_all(self.ctx, Scheduler(self.plan.pending(self.ledger), self.stopping), self.stopping)
+
+    def run(self) -> "Sweep":
+        run_virtually(self.conduct)
+        return self
+
+
+MakeSweep = Callable[..., Sweep]
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> MakeSweep:
+    return partial(_make, tmp_path)
+
+
+def _make(
+    folder: Path,
+    *,
+    scenarios: int = 3,
+    agent: str = "command:work",
+    script: Script | None = None,
+    endpoint: MemoryEndpoint | None = None,
+    ledger: Ledger | None = None,
+    agent_timeout: float | None = None,
+    **settings: Any,
+) -> Sweep:
+    summaries = tuple(
+        ScenarioSummary(id=f"scn_{n}", name=f"scenario-{n}", agent_timeout=agent_timeout) for n in range(scenarios)
+    )
+    config = resolve({"benchmark": "memory", "arms": [{"agent": agent}]} | settings)
+    endpoint = endpoint or MemoryEndpoint(summaries, script)
+    ledger = ledger or Ledger()
+    sink = MemorySink(ledger)
+    arms = {
+        arm.name: Arm(
+            config=arm, agent=loader.load(arm.agent, python=None, search=(), settings=arm.settings, environ={})
+        )
+        for arm in config.arms
+    }
+    ctx = Context(
+        sweep="0190",
+        benchmark="memory",
+        config=config,
+        endpoint=endpoint,
+        sink=sink,
+        ledger=ledger,
+        limits=Limits(devboxes=config.devboxes, agents=config.agents),
+        folder=folder,
+        arms=arms,
+        scenarios={summary.id: summary for summary in summaries},
+        benchmark_runs=BenchmarkRuns(sweep="0190", benchmark_id="bmd_1", endpoint=endpoint, sink=sink, ledger=ledger),
+        dice=lambda: 0.5,
+    )
+    plan = Plan(benchmark="memory", scenarios=summaries, arms=tuple(arms), trials=config.trials)
+    return Sweep(ctx=ctx, plan=plan, endpoint=endpoint, sink=sink, stopping=Stopping())
