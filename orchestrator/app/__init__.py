@@ -1,0 +1,1 @@
+"""The composition root: opens, wires, runs, closes. The only place that knows everybody."""

@@ -1,0 +1,99 @@
+"""Whether a benchmark is sound: its definitions hold, its reference solutions score 1.0, doing nothing scores less."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+from rich.console import Console
+
+from orchestrator.app import places, sweeps
+from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
+from orchestrator.config import resolve
+from orchestrator.errors import UsageError
+from orchestrator.journal import RESULTS
+from orchestrator.service.catalog import problems
+from orchestrator.service.problems import Problem
+
+#: Bytes below which two equal files say nothing.
+TELLING: Final = 40
+
+
+async def check(benchmark: str, *, isolation: str, is_static: bool) -> int:
+    """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
+    out = Console(highlight=False, soft_wrap=True)
+    folder = _folder(benchmark)
+    found = await anyio.to_thread.run_sync(lambda: [*problems(folder), *_leaks(folder)])
+    for problem in found:
+        out.print(f"{problem.severity}: {problem}", markup=False)
+    has_errors = any(problem.severity == "error" for problem in found)
+    if not is_static and not has_errors:
+        complaints = await _prove(folder, isolation)
+        for complaint in complaints:
+            out.print(f"error: {complaint}", markup=False)
+        has_errors = bool(complaints)
+    out.print(f"{folder.name}: {'not sound' if has_errors else 'sound'}", markup=False)
+    return EXIT_FAILED if has_errors else EXIT_OK
+
+
+def _folder(benchmark: str) -> Path:
+    for folder in (Path(benchmark).expanduser(), places.BUNDLED / benchmark):
+        if folder.is_dir():
+            return folder.resolve()
+    bundled = sorted(folder.name for folder in places.BUNDLED.iterdir() if folder.is_dir())
+    near = get_close_matches(benchmark, bundled, 1)
+    raise UsageError(
+        f"{benchmark}: there is no such folder, and no bundled benchmark of that name; "
+        + (f"did you mean {near[0]}?" if near else f"bundled: {', '.join(bundled)}.")
+    )
+
+
+async def _prove(folder: Path, isolation: str) -> list[str]:
+    """Run the reference solution and the empty one; returns what is not as it must be."""
+    with tempfile.TemporaryDirectory(prefix="sweep-check-") as runs:
+        arms = [{"agent": "oracle"}, {"agent": "nop"}]
+        config = resolve(
+            {"benchmark": str(folder), "arms": arms, "isolation": isolation, "name": "check", "attempts": 1}
+        )
+        await sweeps.run(config, runs=Path(runs), style="plain")
+        lines = (Path(runs) / "check" / RESULTS).read_bytes().splitlines()
+    return [complaint for line in lines for complaint in _judge(orjson.loads(line))]
+
+
+def _judge(result: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with one trial of `oracle` or `nop`."""
+    name, arm, score = result["scenario_name"], result["arm"], result["score"]
+    if result["outcome"] != "scored":
+        yield f"{name}: {arm} got no score: {result['failure']['message']}"
+    elif arm == "oracle" and score != 1.0:
+        yield f"{name}: the reference solution scores {score:g}, not 1.0"
+    elif arm == "nop" and score >= 1.0:
+        yield f"{name}: doing nothing scores {score:g}: the scorers do not tell a solution from none"
+
+
+def _leaks(folder: Path) -> Iterator[Problem]:
+    """Files of tests or solutions that the agent would find in its environment."""
+    for hidden in sorted(folder.glob("**/task.toml")):
+        scenario = hidden.parent
+        seen = {_content(path): path for path in _files(scenario / "environment")}
+        for path in (*_files(scenario / "tests"), *_files(scenario / "solution")):
+            if _content(path) in seen:
+                what = seen[_content(path)].relative_to(scenario)
+                yield Problem(
+                    "error",
+                    str(path.relative_to(folder)),
+                    "",
+                    f"the agent finds this file in its environment, as {what}",
+                )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size >= TELLING]
+
+
+def _content(path: Path) -> bytes:
+    return sha256(path.read_bytes()).digest()

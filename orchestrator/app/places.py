@@ -1,0 +1,111 @@
+"""Where benchmarks are: an endpoint elsewhere, or the embedded service over folders of this machine."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+
+from orchestrator.embedded import Service
+from orchestrator.errors import Unauthorized, UsageError, WorldError
+from orchestrator.model import Benchmark
+from orchestrator.runloop.gateway import Gateway
+from orchestrator.service.catalog import benchmark_folders, surroundings
+
+BUNDLED: Final = Path(str(files("orchestrator"))) / "benchmarks"
+#: Seconds that an endpoint may take to answer the first questions.
+GREETING: Final = 30.0
+DEFAULT_RATE: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where benchmarks are looked for: folders for the embedded service, or an endpoint elsewhere."""
+
+    endpoint: str | None
+    folders: tuple[Path, ...]
+    isolation: str
+    runs: Path
+
+
+def where(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path) -> tuple[Where, str]:
+    """Where to look for a benchmark, and its name there. A path is served by the embedded service."""
+    endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
+    path = Path(benchmark)
+    is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
+    if not is_path:
+        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs), benchmark
+    if endpoint:
+        raise UsageError(f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint to have it served.")
+    folder = path.expanduser().resolve()
+    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs), _name_of(folder)
+
+
+def _name_of(folder: Path) -> str:
+    """What the benchmark in a folder is called. Raises UsageError if there is none in it, or several."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder.")
+    found = benchmark_folders(folder)
+    if len(found) == 1:
+        return surroundings(found[0])[0].name
+    if found:
+        raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")
+    raise UsageError(f"{folder} holds no scenario: a scenario is a folder with a task.toml. `sweep check` says more.")
+
+
+@asynccontextmanager
+async def open_endpoint(place: Where, *, rate: float | None = None) -> AsyncIterator[Gateway]:
+    """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing."""
+    async with AsyncExitStack() as stack:
+        if place.endpoint is None:
+            service = await stack.enter_async_context(
+                Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation)
+            )
+            url, token = service.url, service.token
+        else:
+            url, token = place.endpoint, os.environ.get("RUNLOOP_API_KEY", "")
+            if not token:
+                raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
+            rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
+        yield await stack.enter_async_context(Gateway.open(url, token, rate=rate))
+
+
+async def list_benchmarks(endpoint: Gateway) -> list[Benchmark]:
+    """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes."""
+    try:
+        with anyio.fail_after(GREETING):
+            return await endpoint.benchmarks()
+    except Unauthorized as error:
+        raise UsageError(f"{endpoint.url} refuses the key in RUNLOOP_API_KEY: {error}") from None
+    except TimeoutError:
+        raise UsageError(f"{endpoint.url} did not answer for {GREETING:g} s. Is the address right?") from None
+    except WorldError as error:
+        raise UsageError(
+            f"{endpoint.url} does not serve benchmarks: {error}. Runloop's hosted benchmark API was retired; "
+            "leave out --endpoint to run on the embedded service, or name one that serves them (sweep serve)."
+        ) from None
+
+
+async def find_benchmark(endpoint: Gateway, name: str) -> Benchmark:
+    """The benchmark with this name or id. Raises UsageError suggesting near names."""
+    known = await list_benchmarks(endpoint)
+    found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"Several benchmarks are called {name!r}; give an id: {', '.join(b.id for b in found)}.")
+    names = sorted(benchmark.name for benchmark in known)
+    near = get_close_matches(name, names, 3)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names) or 'none'}."
+    raise UsageError(f"There is no benchmark {name!r}. {hint} `sweep benchmarks list` shows them all.")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")

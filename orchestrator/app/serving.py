@@ -1,0 +1,44 @@
+"""The benchmark service in the foreground."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskStatus
+
+from orchestrator import logs
+from orchestrator.app.places import BUNDLED
+from orchestrator.errors import UsageError
+from orchestrator.service.address import Address
+from orchestrator.service.server import Isolation, serve
+
+
+async def run(
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    state: Path,
+    benchmarks: Sequence[Path],
+    isolation: str,
+    linger: float | None,
+    is_quiet: bool,
+) -> None:
+    """Serve until a signal, or until nobody asks any more. Raises UsageError."""
+    logs.to_stream(level=30 if is_quiet else 20)
+    for folder in benchmarks:
+        if not folder.is_dir():
+            raise UsageError(f"--benchmarks {folder}: there is no such folder.")
+    isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
+    if isolation not in isolations:
+        raise UsageError(f"--isolation {isolation!r}: write local or none.")
+    async with anyio.create_task_group() as tasks:
+
+        async def listen(*, task_status: TaskStatus[Address]) -> None:
+            folders = list(dict.fromkeys((BUNDLED, *(folder.resolve() for folder in benchmarks))))
+            chosen = isolations[isolation]
+            await serve(host, port, token, state, folders, chosen, linger, task_status=task_status)
+
+        address: Address = await tasks.start(listen)
+        if not is_quiet:
+            print(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}", flush=True)  # noqa: T201

@@ -1,0 +1,101 @@
+"""One scenario by itself, told step by step: the documented single-run flow."""
+
+import random
+import time
+from difflib import get_close_matches
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import events
+from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
+from orchestrator.app.places import find_benchmark, open_endpoint, where
+from orchestrator.app.sweeps import load_arms
+from orchestrator.config import SweepConfig
+from orchestrator.engine.lifecycle import attempt
+from orchestrator.engine.limits import Limits
+from orchestrator.engine.work import Context, attempt_folder
+from orchestrator.errors import UsageError
+from orchestrator.events import Event
+from orchestrator.ledger import Ledger
+from orchestrator.model import Outcome, ScenarioSummary, TrialKey
+from orchestrator.view.report import duration, number
+
+
+class Teller:
+    """A sink that applies each event to the ledger and tells it."""
+
+    def __init__(self, ledger: Ledger, out: Console) -> None:
+        self._ledger = ledger
+        self._out = out
+
+    async def append(self, *batch: Event) -> None:
+        self.append_nowait(*batch)
+
+    def append_nowait(self, *batch: Event) -> None:
+        for event in batch:
+            self._ledger.apply(event)
+            words = _tell(event)
+            if words:
+                self._out.print(words, markup=False)
+
+
+async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
+    """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
+    arms = await load_arms(config.arms, config.python)
+    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    out, ledger = Console(highlight=False, soft_wrap=True), Ledger()
+    async with open_endpoint(place, rate=config.rate) as endpoint:
+        benchmark = await find_benchmark(endpoint, name)
+        summary = _choose(scenario, await endpoint.summaries(benchmark))
+        folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        key = TrialKey(summary.id, config.arms[0].name, 1)
+        ctx = Context(
+            sweep=folder.name,
+            benchmark=benchmark.name,
+            config=config,
+            endpoint=endpoint,
+            sink=Teller(ledger, out),
+            ledger=ledger,
+            limits=Limits(devboxes=1, agents=1),
+            folder=folder,
+            arms=arms,
+            scenarios={summary.id: summary},
+            benchmark_runs=None,
+            dice=random.random,
+        )
+        await attempt(ctx, key)
+    log = attempt_folder(folder, key, summary.name, 1) / "agent.log"
+    if log.exists():
+        out.print(log.read_text(errors="replace").rstrip(), markup=False)
+    out.print(f"Files: {log.parent}", markup=False)
+    return EXIT_OK if ledger.trials[key].outcome is Outcome.SCORED else EXIT_FAILED
+
+
+def _choose(wanted: str, summaries: list[ScenarioSummary]) -> ScenarioSummary:
+    for summary in summaries:
+        if wanted in {summary.id, summary.name}:
+            return summary
+    near = get_close_matches(wanted, [summary.name for summary in summaries], 3)
+    hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show BENCHMARK` lists them."
+    raise UsageError(f"There is no scenario {wanted!r}. {hint}")
+
+
+def _tell(event: Event) -> str:
+    match event:
+        case events.StageEntered():
+            return f"{event.stage} …"
+        case events.RunStarted():
+            return f"  scenario run {event.run}, devbox {event.devbox}"
+        case events.ExecutionStarted():
+            return f"  the agent works in the devbox, execution {event.execution}"
+        case events.StageFinished():
+            facts = "".join(f", {name} {value}" for name, value in event.facts.items() if value not in ({}, [], None))
+            return f"  {event.stage} done in {duration(event.seconds)}{facts}"
+        case events.AttemptEnded():
+            return f"  {event.failure['class']}: {event.failure['message']}"
+        case events.TrialFinished():
+            scorers = "".join(f"\n  {each['name']} {number(each['score'])}" for each in event.result["scorers"])
+            return f"{event.result['outcome']}, score {number(event.result['score'])}{scorers}"
+        case _:
+            return ""

@@ -1,0 +1,155 @@
+"""A sweep from its configuration to its exit code: opens, wires, runs, closes."""
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from orchestrator import __version__, logs
+from orchestrator.agentkit import loader
+from orchestrator.app.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from orchestrator.app.places import find_benchmark, open_endpoint, where
+from orchestrator.config import ArmConfig, SweepConfig
+from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.limits import Limits
+from orchestrator.engine.resume import settle
+from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.shutdown import Stopping, obey_signals
+from orchestrator.engine.work import Arm, Context
+from orchestrator.engine.worker import run_all
+from orchestrator.events import SCHEMA, SweepEnded, SweepOpened
+from orchestrator.folder import RunFolder, choose_folder
+from orchestrator.journal import Journal
+from orchestrator.ledger import Ledger
+from orchestrator.model import Benchmark, Outcome
+from orchestrator.plan import Plan, select
+from orchestrator.runloop.gateway import Gateway
+from orchestrator.view.progress import Progress, Style
+
+#: Agents of the user's own win over ours.
+SEARCH: Final = (Path("agents"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the picture shows of the engine."""
+
+    stopping: Stopping
+    limits: Limits
+
+    @property
+    def is_draining(self) -> bool:
+        return self.stopping.is_draining
+
+    @property
+    def devboxes(self) -> int:
+        return self.limits.devboxes
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.limits.is_reduced
+
+
+async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mapping[str, Arm]:
+    """The agents of all arms, found and checked before anything is spent. Raises UsageError."""
+    arms = {}
+    for config in configs:
+        agent = loader.load(config.agent, python=python, search=SEARCH, settings=config.settings, environ=os.environ)
+        await loader.check(agent)
+        arms[config.name] = Arm(config=config, agent=agent)
+    return arms
+
+
+async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
+    """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent."""
+    arms = await load_arms(config.arms, config.python)
+    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    stopping = Stopping()
+    async with open_endpoint(place, rate=config.rate) as endpoint:
+        benchmark = await find_benchmark(endpoint, name)
+        scenarios = select(
+            await endpoint.summaries(benchmark), include=config.include, exclude=config.exclude, limit=config.limit
+        )
+        plan = Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
+        for scenario in scenarios:
+            config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
+        folder = choose_folder(runs, config, plan, arms, endpoint=place.endpoint)
+        ledger = Ledger()
+        async with Journal.open(folder.path, ledger.apply) as journal:
+            logs.to_file(folder.path / "sweep.log")
+            ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger)
+            progress = Progress(
+                ledger=ledger,
+                plan=plan,
+                state=State(stopping=stopping, limits=ctx.limits),
+                folder=folder.path,
+                style=style,
+                is_resumed=folder.is_resumed,
+            )
+            try:
+                await _conduct(ctx, plan, stopping, progress)
+            finally:
+                for arm in arms.values():
+                    with anyio.move_on_after(5, shield=True):
+                        await arm.agent.aclose()
+            if stopping.fault is not None:
+                raise stopping.fault
+    return _exit_code(plan, ledger, stopping)
+
+
+def _context(
+    config: SweepConfig,
+    folder: RunFolder,
+    plan: Plan,
+    benchmark: Benchmark,
+    arms: Mapping[str, Arm],
+    endpoint: Gateway,
+    journal: Journal,
+    ledger: Ledger,
+) -> Context:
+    benchmark_runs = BenchmarkRuns(
+        sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=journal, ledger=ledger
+    )
+    return Context(
+        sweep=folder.sweep,
+        benchmark=benchmark.name,
+        config=config,
+        endpoint=endpoint,
+        sink=journal,
+        ledger=ledger,
+        limits=Limits(devboxes=config.devboxes, agents=config.agents),
+        folder=folder.path,
+        arms=arms,
+        scenarios={scenario.id: scenario for scenario in plan.scenarios},
+        benchmark_runs=benchmark_runs,
+        dice=random.random,
+    )
+
+
+async def _conduct(ctx: Context, plan: Plan, stopping: Stopping, progress: Progress) -> None:
+    """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
+    await ctx.sink.append(SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid()))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(obey_signals, stopping, progress.say)
+        tasks.start_soon(progress.show)
+        try:
+            await settle(ctx)
+            await run_all(ctx, Scheduler(plan.pending(ctx.ledger), stopping), stopping)
+            is_finished = next(plan.pending(ctx.ledger), None) is None
+            if is_finished and ctx.benchmark_runs is not None:
+                await ctx.benchmark_runs.complete_all()
+            await ctx.sink.append(SweepEnded(reason="finished" if is_finished else "stopped"))
+        finally:
+            tasks.cancel_scope.cancel()
+    progress.finish()
+
+
+def _exit_code(plan: Plan, ledger: Ledger, stopping: Stopping) -> int:
+    outcomes = [ledger.trials[key].outcome for key in plan if ledger.is_finished(key)]
+    if len(outcomes) < len(plan):
+        return EXIT_INTERRUPTED if stopping.is_draining else EXIT_FAILED
+    return EXIT_OK if all(outcome is Outcome.SCORED for outcome in outcomes) else EXIT_FAILED

@@ -1,0 +1,55 @@
+"""The `sweep` command: words in, exit codes out. One file per command group; decisions are made elsewhere."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.cli import benchmarks, check, run, scenario, serve
+
+app = typer.Typer(
+    name="sweep",
+    help="Run coding agents over whole benchmarks, overnight: every scenario scored, once, by morning.",
+    epilog="Exit codes: 0 every trial has a score, 1 some failed or the sweep stopped, 2 misuse, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+)
+app.command("run")(run.run)
+app.command("check")(check.check)
+app.command("serve")(serve.serve)
+app.add_typer(benchmarks.app, name="benchmarks")
+app.add_typer(scenario.app, name="scenario")
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
+    if wanted:
+        typer.echo(f"sweep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    del version
+
+
+def main() -> None:
+    """Run the command line; a failure of ours is one line on standard error and an exit code."""
+    from orchestrator.app.exits import EXIT_INTERRUPTED, exit_code_of
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
+        code, message = exit_code_of(error)
+        sys.stderr.write(f"sweep: {message}\n")
+        sys.exit(code)

@@ -1,0 +1,23 @@
+"""`sweep check`: is a benchmark sound?"""
+
+from typing import Annotated
+
+import anyio
+import typer
+
+from orchestrator.cli.options import IsolationOption
+
+
+def check(
+    benchmark: Annotated[str, typer.Argument(help="A bundled benchmark's name, a benchmark folder, or a scenario's.")],
+    *,
+    static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
+    isolation: IsolationOption = "local",
+) -> None:
+    """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
+
+    Names file and key of each mistake. Exit code 1 if there is any.
+    """
+    from orchestrator.app.check import check as run_check
+
+    raise typer.Exit(anyio.run(lambda: run_check(benchmark, isolation=isolation, is_static=static)))

@@ -1,0 +1,207 @@
+"""The live picture: pulled from the ledger a few times a second, never pushed by the engine.
+
+Three styles of one picture: a screen that redraws itself, lines where there is no terminal, JSON lines for programs.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import anyio
+import orjson
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.ledger import Ledger
+from orchestrator.model import Outcome, TrialKey
+from orchestrator.plan import Plan
+from orchestrator.stages import Stage
+from orchestrator.view.report import as_json, as_table, duration, number, summarise
+
+Style = Literal["terminal", "plain", "json"]
+
+REDRAW: Final = 0.2
+#: Seconds between two summaries where lines are all there is.
+SUMMARY_EVERY: Final = 30.0
+
+
+class State(Protocol):
+    """What a picture shows that is not in the ledger."""
+
+    @property
+    def is_draining(self) -> bool: ...
+
+    @property
+    def devboxes(self) -> int:
+        """How many devboxes may be in flight now."""
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the endpoint pushed back."""
+
+
+class Progress:
+    """`show()` runs until it is canceled; `finish()` draws the end."""
+
+    def __init__(
+        self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, style: Style, is_resumed: bool
+    ) -> None:
+        self._ledger = ledger
+        self._plan = plan
+        self._state = state
+        self._folder = folder
+        self._style = style
+        self._out = Console(highlight=False, soft_wrap=style != "terminal", stderr=style == "json")
+        self._began = time.monotonic()
+        self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
+        self._looked = 0
+        self._done: list[TrialKey] = []
+        self._look()
+        self._done_before = self._told = len(self._done)
+        self._notices: list[str] = []
+        self._say_opening(is_resumed)
+
+    def say(self, message: str) -> None:
+        """Tell the person at the screen something now."""
+        if self._style == "terminal":
+            self._notices = [message]
+        else:
+            self._out.print(message, markup=False)
+
+    async def show(self) -> None:
+        """Draw until canceled."""
+        if self._style != "terminal":
+            await self._show_lines()
+            return
+        with Live(console=self._out, auto_refresh=False, transient=True) as live:
+            while True:
+                live.update(self._screen(), refresh=True)
+                await anyio.sleep(REDRAW)
+
+    def finish(self) -> None:
+        """Draw the end: the last lines, the table, where the files are."""
+        for line in self._new_lines():
+            self._line(line)
+        summaries = summarise(self._ledger, self._plan)
+        if self._style == "json":
+            self._emit({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)})
+        else:
+            self._out.print(as_table(summaries, self._folder))
+
+    def _say_opening(self, is_resumed: bool) -> None:  # noqa: FBT001 - a fact, not a switch
+        owed = len(self._plan) - len(self._done)
+        verb = "Resuming" if is_resumed else "Starting"
+        self._out.print(f"{verb} {self._folder.name}: {len(self._plan)} trials, {owed} to do.", markup=False)
+
+    async def _show_lines(self) -> None:
+        due = anyio.current_time() + SUMMARY_EVERY
+        while True:
+            for line in self._new_lines():
+                self._line(line)
+            if self._style == "plain" and anyio.current_time() >= due:
+                self._out.print(self._headline(), markup=False)
+                due += SUMMARY_EVERY
+            await anyio.sleep(REDRAW)
+
+    def _new_lines(self) -> Iterator[TrialKey]:
+        """Trials finished since the last look."""
+        self._look()
+        while self._style != "terminal" and self._told < len(self._done):
+            self._told += 1
+            yield self._done[self._told - 1]
+
+    def _look(self) -> None:
+        """Note the trials of the plan that have finished since the last look."""
+        while self._looked < len(self._ledger.finished):
+            key = self._ledger.finished[self._looked]
+            self._looked += 1
+            if key in self._plan:
+                self._done.append(key)
+
+    def _line(self, key: TrialKey) -> None:
+        trial = self._ledger.trials[key]
+        facts: dict[str, Any] = {
+            "event": "trial",
+            "scenario": key.scenario,
+            "scenario_name": self._name(key),
+            "arm": key.arm,
+            "trial": key.number,
+            "outcome": trial.outcome,
+            "score": trial.score,
+            "flags": trial.flags,
+            "failure": trial.failure,
+            "seconds": round(trial.seconds, 3),
+        }
+        if self._style == "json":
+            self._emit(facts)
+            return
+        ending = number(trial.score) if trial.outcome is Outcome.SCORED else f"{trial.outcome}: {trial.failure}"
+        flags = f" ({', '.join(trial.flags)})" if trial.flags else ""
+        counted = f"[{self._told}/{len(self._plan)}]"
+        self._out.print(f"{counted} {self._label(key)}  {ending}{flags}  {duration(trial.seconds)}", markup=False)
+
+    @staticmethod
+    def _emit(facts: dict[str, Any]) -> None:
+        sys.stdout.write(orjson.dumps(facts).decode() + "\n")
+        sys.stdout.flush()
+
+    def _screen(self) -> RenderableType:
+        self._look()
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=max(1, len(self._plan)), completed=len(self._done), width=40), self._headline())
+        parts: list[RenderableType] = [bar, Text(self._stage_line(), style="dim")]
+        for notice in self._ledger.latest_failures[-3:]:
+            verb = "failed" if notice.is_final else "again"
+            words = " ".join(notice.message.split())
+            parts.append(
+                Text(f"{verb}  {self._label(notice.trial)}  {notice.error}: {words}", style="red", no_wrap=True)
+            )
+        parts += [Text(notice, style="yellow") for notice in self._notices]
+        return Group(*parts)
+
+    def _headline(self) -> str:
+        done, running = len(self._done), self._count_running()
+        scores = [score for score in (self._ledger.trials[key].score for key in self._done) if score is not None]
+        parts = [
+            f"{done}/{len(self._plan)} done",
+            f"{running} running",
+            f"{max(0, len(self._plan) - done - running)} queued",
+            f"mean {number(sum(scores) / len(scores) if scores else None)}",
+        ]
+        failed = self._ledger.outcomes[Outcome.FAILED]
+        if failed:
+            parts.append(f"{failed} failed")
+        return " · ".join(parts)
+
+    def _stage_line(self) -> str:
+        counts = [f"{stage} {self._ledger.stages[stage]}" for stage in Stage if self._ledger.stages[stage]]
+        elapsed = time.monotonic() - self._began
+        fresh = len(self._done) - self._done_before
+        parts = [" ".join(counts) or "waiting", duration(elapsed)]
+        if fresh:
+            left = len(self._plan) - len(self._done)
+            parts += [f"{fresh / elapsed * 60:.1f}/min", f"about {duration(elapsed / fresh * left)} left"]
+        if self._state.is_reduced:
+            parts.append(f"the endpoint pushes back: {self._state.devboxes} devboxes")
+        if self._state.is_draining:
+            parts.append("stopping: waiting for those in flight")
+        return " · ".join(parts)
+
+    def _count_running(self) -> int:
+        return sum(count for stage, count in self._ledger.stages.items() if stage is not Stage.RELEASE)
+
+    def _name(self, key: TrialKey) -> str:
+        return self._names.get(key.scenario, key.scenario)
+
+    def _label(self, key: TrialKey) -> str:
+        parts = [self._name(key)]
+        if len(self._plan.arms) > 1:
+            parts.append(key.arm)
+        if self._plan.trials > 1:
+            parts.append(f"#{key.number}")
+        return " ".join(parts)
