@@ -1,0 +1,302 @@
+"""The service's memory: one SQLite file, one thread that touches it.
+
+Every change is a function of the connection, run on that thread inside a transaction; changes that queue up while one
+is committed share the next commit, each in a savepoint of its own. A change is durable when `write` returns. Things
+are kept as JSON documents, newest first by `seq`, because the wire shows them whole; what lists filter by is indexed.
+
+Why not an ORM or a pool: one writer never sees "database is locked", and the file opens in any SQLite shell.
+"""
+
+import queue
+import sqlite3
+import threading
+import time
+from asyncio import AbstractEventLoop, Future, get_running_loop
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import anyio
+import orjson
+import structlog
+
+from orchestrator.errors import NotFound, Unwritable, UsageError
+
+Document = dict[str, Any]
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+_ANSWERS = (
+    "CREATE TABLE IF NOT EXISTS answers "
+    "(key TEXT PRIMARY KEY, body BLOB NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: documents newest first, whether more follow, how many match in all (None if not asked)."""
+
+    items: list[Document]
+    has_more: bool
+    total_count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A kind of thing. `noun` is for messages; `prefix` opens its ids; `indexed` are the keys that lists filter by."""
+
+    name: str
+    noun: str
+    prefix: str
+    indexed: tuple[str, ...] = ()
+
+    def create(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            f"CREATE TABLE IF NOT EXISTS {self.name} "
+            "(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, doc TEXT NOT NULL)"
+        )
+        for key in self.indexed:
+            db.execute(
+                f"CREATE INDEX IF NOT EXISTS {self.name}_{key} ON {self.name} (json_extract(doc, '$.{key}'), seq)"
+            )
+
+    def insert(self, db: sqlite3.Connection, doc: Document) -> None:
+        db.execute(f"INSERT INTO {self.name} (id, doc) VALUES (?, ?)", (doc["id"], orjson.dumps(doc).decode()))
+
+    def find(self, db: sqlite3.Connection, identity: str) -> Document | None:
+        row = db.execute(f"SELECT doc FROM {self.name} WHERE id = ?", (identity,)).fetchone()
+        return orjson.loads(row[0]) if row else None
+
+    def get(self, db: sqlite3.Connection, identity: str) -> Document:
+        """Return one document. Raises NotFound."""
+        doc = self.find(db, identity)
+        if doc is None:
+            raise NotFound(f"There is no {self.noun} with id {identity!r}.")
+        return doc
+
+    def put(self, db: sqlite3.Connection, doc: Document) -> None:
+        """Replace a document that exists."""
+        db.execute(f"UPDATE {self.name} SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+
+    def select(self, db: sqlite3.Connection, filters: Mapping[str, str | Sequence[str] | None]) -> list[Document]:
+        """All documents that match, oldest first."""
+        where, values = _conditions(filters, "")
+        return [orjson.loads(row[0]) for row in db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq", values)]
+
+    def page(
+        self,
+        db: sqlite3.Connection,
+        filters: Mapping[str, str | Sequence[str] | None],
+        *,
+        limit: int,
+        starting_after: str | None = None,
+        search: str = "",
+        with_total: bool = True,
+    ) -> Page:
+        """Documents that match every filter (a None filter is no filter; a list means any of), newest first.
+
+        `search` matches part of the id or the name. Raises NotFound when `starting_after` names nothing here.
+        """
+        where, values = _conditions(filters, search)
+        total = None
+        if with_total:
+            total = db.execute(f"SELECT count(*) FROM {self.name} {where}", values).fetchone()[0]
+        if starting_after:
+            row = db.execute(f"SELECT seq FROM {self.name} WHERE id = ?", (starting_after,)).fetchone()
+            if row is None:
+                raise NotFound(f"starting_after: there is no {self.noun} with id {starting_after!r}.")
+            where, values = f"{where or 'WHERE 1'} AND seq < ?", [*values, row[0]]
+        rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
+        items = [orjson.loads(row[0]) for row in rows]
+        return Page(items[:limit], len(items) > limit, total)
+
+
+def _conditions(filters: Mapping[str, str | Sequence[str] | None], search: str) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    for key, wanted in filters.items():
+        if wanted is None:
+            continue
+        options = [wanted] if isinstance(wanted, str) else list(wanted)
+        parts.append(f"json_extract(doc, '$.{key}') IN ({', '.join('?' * len(options))})")
+        values += options
+    if search:
+        parts.append("(instr(id, ?) OR instr(lower(coalesce(json_extract(doc, '$.name'), '')), lower(?)))")
+        values += [search, search]
+    return ("WHERE " + " AND ".join(parts)) if parts else "", values
+
+
+BENCHMARKS: Final = Table("benchmarks", "benchmark", "bmd", ("name",))
+SCENARIOS: Final = Table("scenarios", "scenario", "scn", ("name",))
+SCORERS: Final = Table("scorers", "scorer", "scs", ("type",))
+BENCHMARK_RUNS: Final = Table("benchmark_runs", "benchmark run", "bmr", ("benchmark_id", "name", "state"))
+SCENARIO_RUNS: Final = Table(
+    "scenario_runs", "scenario run", "scr", ("benchmark_run_id", "scenario_id", "devbox_id", "state")
+)
+DEVBOXES: Final = Table("devboxes", "devbox", "dbx", ("status",))
+EXECUTIONS: Final = Table("executions", "execution", "exec", ("devbox_id",))
+TABLES: Final = (BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS)
+
+
+def now_ms() -> int:
+    """Wall-clock milliseconds since 1970, as the wire wants them."""
+    return time.time_ns() // 1_000_000
+
+
+def answered(db: sqlite3.Connection, key: str | None) -> Document | None:
+    """What was answered to the request with this idempotency key, if it was asked before."""
+    row = db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone() if key else None
+    return orjson.loads(row[0]) if row else None
+
+
+def remember(db: sqlite3.Connection, key: str | None, body: Document) -> None:
+    """Keep the answer to a keyed request, in the transaction that has its effect."""
+    if key:
+        db.execute("INSERT INTO answers (key, body, created_ms) VALUES (?, ?, ?)", (key, orjson.dumps(body), now_ms()))
+
+
+def once(db: sqlite3.Connection, key: str | None, effect: Callable[[], Document]) -> tuple[Document, bool]:
+    """Have `effect` unless this key had it before: the answer, and whether it is new.
+
+    Transactions run one after the other, so a duplicate that arrives while the first is in flight finds its answer too.
+    """
+    before = answered(db, key)
+    if before is not None:
+        return before, False
+    body = effect()
+    remember(db, key, body)
+    return body, True
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[sqlite3.Connection], Any]
+    loop: AbstractEventLoop
+    done: "Future[Any]"
+
+    def succeed(self, result: Any) -> None:
+        self._settle(self.done.set_result, result)
+
+    def fail(self, error: BaseException) -> None:
+        self._settle(self.done.set_exception, error)
+
+    def _settle(self, settle: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
+            self.loop.call_soon_threadsafe(lambda: None if self.done.done() else settle(value))
+
+
+class Store:
+    """Use `async with Store.open(path) as store`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator["Store"]:
+        """Open or create the file. Raises UsageError if it was written by a newer version."""
+        store = cls(path)
+        store._thread.start()
+        try:
+            await store.write(_create)
+            yield store
+        finally:
+            store._jobs.put(None)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(store._thread.join, 10.0)
+
+    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `change` in a transaction; what it returns is returned once it is durable.
+
+        An exception of `change` undoes it and is raised here. Raises Unwritable when the disk refuses.
+        Cancelling the caller does not undo the change.
+        """
+        loop = get_running_loop()
+        job = _Job(change, loop, loop.create_future())
+        self._jobs.put(job)
+        result: T = await job.done
+        return result
+
+    read = write
+
+    def _serve(self) -> None:
+        db: sqlite3.Connection | None = None
+        while (jobs := self._next_jobs()) is not None:
+            try:
+                db = db or _connect(self._path)
+                settled = _run_batch(db, jobs)
+            except sqlite3.Error as error:
+                structlog.get_logger().warning("store.unwritable", path=str(self._path), error=str(error))
+                for job in jobs:
+                    job.fail(Unwritable(f"The service cannot write its state in {self._path}: {error}"))
+            else:
+                for settle in settled:
+                    settle()
+        if db is not None:
+            db.close()
+
+    def _next_jobs(self) -> list[_Job] | None:
+        """Wait for work and take all there is; None at the end."""
+        jobs: list[_Job] = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return jobs
+        if jobs:
+            self._jobs.put(None)
+        return jobs or None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def _create(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise UsageError(
+            f"The service's state has schema {version}, newer than this version's {SCHEMA_VERSION}: "
+            "install a newer sweep, or name another --state folder."
+        )
+    for table in TABLES:
+        table.create(db)
+    db.execute(_ANSWERS)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _run_batch(db: sqlite3.Connection, jobs: list[_Job]) -> list[Callable[[], None]]:
+    """Run the jobs in one transaction, each in a savepoint; returns how to tell their callers, after the commit."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        settled = [_run_one(db, job) for job in jobs]
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return settled
+
+
+def _run_one(db: sqlite3.Connection, job: _Job) -> Callable[[], None]:
+    db.execute("SAVEPOINT one")
+    try:
+        result = job.work(db)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it belongs to the caller of write
+        db.execute("ROLLBACK TO one")
+        db.execute("RELEASE one")
+        failure = error
+        return lambda: job.fail(failure)
+    db.execute("RELEASE one")
+    return lambda: job.succeed(result)

@@ -1,0 +1,100 @@
+"""How requests become values and values become replies, the same for every route.
+
+Bodies are pydantic models that ignore what they do not know; mistakes are answered 400 with every wrong key named.
+Replies are JSON with the wire's own spelling; keys of a document that open with an underscore are ours and stay here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from orchestrator.errors import BadRequest
+from orchestrator.service.store import Document, Page
+
+MAX_LIMIT = 5000
+DEFAULT_LIMIT = 20
+
+M = TypeVar("M", bound="Body")
+
+
+class Body(BaseModel):
+    """A request body. A field that was not sent is None; `given` tells it from one that was sent as null."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were sent with a value, by name."""
+        return {name: value for name, value in self.model_dump(exclude_unset=True).items() if value is not None}
+
+
+async def parse(request: Request, model: type[M]) -> M:
+    """Read the body as `model`; an empty body is an empty object. Raises BadRequest naming each wrong key."""
+    raw = await request.body()
+    try:
+        data = orjson.loads(raw) if raw.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not JSON: {error}.") from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
+        raise BadRequest(f"The body is not valid: {problems}.") from None
+
+
+def request_key(request: Request) -> str | None:
+    """The idempotency key of this request, tied to its path; None if it carries none."""
+    key = request.headers.get("x-request-id")
+    return f"{request.url.path} {key}" if key else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListQuery:
+    """The query that every list understands."""
+
+    limit: int
+    starting_after: str | None
+    search: str
+    with_total: bool
+
+
+def list_query(request: Request) -> ListQuery:
+    """Raises BadRequest for a limit that is not a whole number from 1 to 5000."""
+    params = request.query_params
+    text = params.get("limit", str(DEFAULT_LIMIT))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
+        raise BadRequest(f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {text!r}.")
+    return ListQuery(
+        limit=int(text),
+        starting_after=params.get("starting_after") or None,
+        search=params.get("search", ""),
+        with_total=params.get("include_total_count", "true") != "false",
+    )
+
+
+def choice(request: Request, name: str) -> Sequence[str] | None:
+    """A filter that may be a comma list; None if it was not given."""
+    values = [part for text in request.query_params.getlist(name) for part in text.split(",") if part]
+    return values or None
+
+
+def view(document: Mapping[str, Any]) -> Document:
+    """A document as the wire shows it."""
+    return {key: value for key, value in document.items() if not key.startswith("_")}
+
+
+def reply(document: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply of one document."""
+    return Response(orjson.dumps(view(document)), status, headers, "application/json")
+
+
+def reply_page(key: str, page: Page, *, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply of one page, its items below `key`."""
+    body: Document = {key: [view(item) for item in page.items], "has_more": page.has_more}
+    if page.total_count is not None:
+        body["total_count"] = page.total_count
+    return Response(orjson.dumps(body), 200, headers, "application/json")
