@@ -1,0 +1,367 @@
+"""Start and end commands inside a devbox, for the service outside it.
+
+Its secret: the one file of ours that runs in a box, by path (`python3 -I -S boxagent.py CONTROL-FD LIMITS`, but under
+another name than python's, for people type `pkill python`), beside programs that may be hostile. So it is small,
+imports nothing that costs time or memory (C modules, not the wrappers above them: 6 ms and 1 MB for every box), and is
+trusted by nobody: the host validates what it says.
+
+The host sends frames, four bytes of length and then fields joined by NUL, the first byte of a `spawn` carrying the
+command's pipes: `spawn ID CWD ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`. The answers are lines: `ready`, and
+`exit ID STATUS`. Output never passes through here: the command holds the host's own pipe.
+
+Each command runs under a helper, a fork of this process that adopts orphans (PR_SET_CHILD_SUBREAPER): a daemon can
+leave its session and its parents, but not the helper, so that `kill` finds it. When the command has ended by itself the
+helper ends too and what was left behind becomes ours. A process group would not do: one `setsid` leaves it.
+"""
+
+import _signal as signal  # type: ignore[import-not-found]
+import _socket as socket
+import ctypes
+import os
+import resource
+import select
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GRACE = 1.0
+PAUSE = 0.01
+LINUX = sys.platform == "linux"
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGTSTP)
+KILL, INTERRUPT = signal.SIGUSR1, signal.SIGUSR2
+ORDERS = {KILL, INTERRUPT, signal.SIGCHLD}
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(control.fileno(), False)  # noqa: FBT003
+    limit(sys.argv[2])
+    hide()
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    agent = Agent(control)
+    agent.serve()
+    agent.end_all()
+
+
+def limit(text: str) -> None:
+    """Set the limits "NAME=N,…"; inside the box they count this box alone."""
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        number = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(number)[1]
+        ceiling = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+        resource.setrlimit(number, (ceiling, ceiling))
+
+
+def hide() -> None:
+    """Be hard to hit by accident, and closed to the commands: they may neither trace us nor take our socket."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {KILL, INTERRUPT})
+    prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def prctl(option: int, value: int) -> None:
+    if LINUX:
+        LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+class Agent:
+    """Takes the host's orders and tells how commands ended."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.running: dict[int, int] = {}
+
+    def serve(self) -> None:
+        """Serve until the host hangs up, which is also how a service that was killed ends its boxes."""
+        woken, wake = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        poller.register(woken, select.POLLIN)
+        self.tell("ready")
+        while True:
+            for ready, _ in poller.poll():
+                if ready == woken:
+                    os.read(woken, 4096)
+                    self.reap()
+                elif not self.take_order():
+                    return
+
+    def end_all(self) -> None:
+        if LINUX:
+            end_descendants(grace=0)
+        for helper in self.running:
+            os.kill(helper, KILL)
+        while reap_all():
+            time.sleep(PAUSE)
+
+    def tell(self, line: str) -> None:
+        self.control.sendall(line.encode() + b"\n")
+
+    def take_order(self) -> bool:
+        head, fds = self.receive_head()
+        if not head:
+            return False
+        verb, number, *rest = self.receive(int.from_bytes(head, "big")).split(b"\0")
+        if verb == b"spawn":
+            self.spawn(int(number), rest, fds)
+        else:
+            for helper, owner in self.running.items():
+                if owner == int(number):
+                    os.kill(helper, KILL if verb == b"kill" else INTERRUPT)
+        return True
+
+    def receive_head(self) -> tuple[bytes, list[int]]:
+        try:
+            head, extra, _, _ = self.control.recvmsg(4, 256, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        except ConnectionError:
+            return b"", []
+        fds = [fd for _, _, data in extra for fd in memoryview(data).cast("i").tolist()]
+        for fd in fds:
+            os.set_inheritable(fd, False)  # noqa: FBT003
+        return (head + self.receive(4 - len(head)) if head else b""), fds
+
+    def receive(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            part = self.control.recv(size - len(parts))
+            if not part:
+                os._exit(1)
+            parts += part
+        return bytes(parts)
+
+    def spawn(self, number: int, fields: list[bytes], fds: list[int]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        agent = os.getpid()
+        try:
+            helper = os.fork()
+        except OSError as error:
+            complain(fds[-1], f"the devbox cannot start a process: {error.strerror}")
+            self.tell(f"exit {number} 126")
+        else:
+            if helper == 0:
+                self.control.close()
+                supervise(agent, fields, fds)
+            self.running[helper] = number
+        for fd in fds:
+            os.close(fd)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self.running.pop(pid, None)
+            if number is not None:
+                self.tell(f"exit {number} {exit_status(status)}")
+
+
+def supervise(agent: int, fields: list[bytes], fds: list[int]) -> None:
+    """Run one command in a helper of its own, and leave with its status; never returns."""
+    status = 126
+    try:
+        signal.set_wakeup_fd(-1)
+        prctl(PR_SET_PDEATHSIG, KILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        if os.getppid() == agent:
+            volunteer()
+            status = Helper(fields, fds).run()
+    except Exception as error:  # noqa: BLE001 a fork must not come back
+        complain(fds[-1], f"the command's helper failed: {error!r}")
+    finally:
+        os._exit(status)
+
+
+def volunteer() -> None:
+    """Let the kernel take the command, not the agent, when memory runs out."""
+    if LINUX:
+        prctl(PR_SET_DUMPABLE, 1)
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+                file.write("500")
+        except OSError:
+            return
+
+
+class Helper:
+    """Starts one program, waits for its end, and ends its whole tree when told to."""
+
+    def __init__(self, fields: list[bytes], fds: list[int]) -> None:
+        count = int(fields[1])
+        self.folder, self.argv = fields[0], fields[2 : 2 + count]
+        pairs = (field.partition(b"=") for field in fields[2 + count :])
+        self.environment = {name: value for name, _, value in pairs}
+        self.fds = fds
+        self.program = 0
+        self.status: int | None = None
+
+    def run(self) -> int:
+        failure = self.start()
+        for fd in self.fds:
+            os.close(fd)
+        if failure is not None:
+            return failure
+        while self.status is None:
+            order = signal.sigwait(ORDERS)
+            if order == KILL:
+                end_descendants(grace=GRACE, program=self.program, ended=self.note)
+            elif order == INTERRUPT:
+                send(os.killpg, self.program, signal.SIGINT)
+            else:
+                reap_all(self.note)
+        return self.status
+
+    def note(self, pid: int, status: int) -> None:
+        if pid == self.program:
+            self.status = exit_status(status)
+
+    def start(self) -> int | None:
+        """Start the program; a shell's status and words if that fails."""
+        name = os.fsdecode(self.argv[0]) if self.argv else ""
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            return complain(self.fds[-1], f"{os.fsdecode(self.folder)}: {error.strerror}")
+        try:
+            self.program = self.execute(find_program(self.argv[0], self.environment.get(b"PATH", b"")))
+        except FileNotFoundError:
+            complain(self.fds[-1], f"{name}: command not found")
+            return 127
+        except (OSError, ValueError, IndexError) as error:
+            return complain(self.fds[-1], f"{name}: {getattr(error, 'strerror', None) or error}")
+        return None
+
+    def execute(self, path: bytes) -> int:
+        try:
+            return self.spawn(path, self.argv)
+        except OSError as error:
+            if error.errno != 8:  # ENOEXEC: a script without #! is the shell's, as everywhere
+                raise
+            return self.spawn(b"/bin/sh", [b"sh", path, *self.argv[1:]])
+
+    def spawn(self, path: bytes, argv: list[bytes]) -> int:
+        outputs = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self.fds[-2:], start=1)]
+        nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+        source = (os.POSIX_SPAWN_DUP2, self.fds[0], 0) if len(self.fds) == 3 else nothing
+        return os.posix_spawn(
+            path,
+            argv,
+            self.environment,
+            file_actions=[source, *outputs],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(*IGNORED, signal.SIGXFSZ, signal.SIGCHLD),
+        )
+
+
+def find_program(name: bytes, path: bytes) -> bytes:
+    if not name:
+        raise FileNotFoundError
+    if b"/" in name:
+        return name
+    forbidden = None
+    for folder in path.split(b":"):
+        candidate = os.path.join(folder, name)  # noqa: PTH118
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):  # noqa: PTH112
+            return candidate
+        if forbidden is None and os.path.isfile(candidate):  # noqa: PTH113
+            forbidden = candidate
+    if forbidden is None:
+        raise FileNotFoundError
+    return forbidden
+
+
+def complain(stream: int, words: str) -> int:
+    """Say on the command's stderr why it cannot be started."""
+    try:
+        os.write(stream, os.fsencode(words) + b"\n")
+    except OSError:
+        return 126
+    return 126
+
+
+def exit_status(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def ignore(pid: int, status: int) -> None:
+    """An orphan that a command left behind has ended."""
+
+
+def reap_all(ended: "Callable[[int, int], None]" = ignore) -> bool:
+    """Collect what has ended; whether children are left."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if pid == 0:
+            return True
+        ended(pid, status)
+
+
+def end_descendants(grace: float, program: int = 0, ended: "Callable[[int, int], None]" = ignore) -> None:
+    """Ask every descendant to end, and after the grace end it; returns when there is none."""
+    if grace:
+        strike(program, signal.SIGTERM)
+        strike(program, signal.SIGCONT)
+    patience = time.monotonic() + grace
+    while reap_all(ended):
+        if time.monotonic() >= patience:
+            strike(program, signal.SIGKILL)
+        time.sleep(PAUSE)
+
+
+def strike(program: int, number: int) -> None:
+    """Signal every descendant; where there is no /proc, the program's group."""
+    targets = descendants(os.getpid()) if LINUX else []
+    for pid in targets:
+        send(os.kill, pid, number)
+    if not LINUX and program:
+        send(os.killpg, program, number)
+
+
+def send(deliver: "Callable[[int, int], None]", target: int, number: int) -> None:
+    """Deliver a signal to what may have ended meanwhile."""
+    try:
+        deliver(target, number)
+    except OSError:
+        return
+
+
+def descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, ())
+    return found[1:]
+
+
+if __name__ == "__main__":
+    main()

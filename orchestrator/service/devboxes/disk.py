@@ -1,0 +1,95 @@
+"""Ends boxes that take more of the disk than they may.
+
+Its secret: it hardly ever looks. The file system's own count of free bytes, one call a second for all boxes together,
+says how much can have been written at most since the last look; folders are walked only when that could have made some
+box too large, and now and then because others' deletions hide writing. A quota of the file system would be better and
+is rarely there; a sized tmpfs costs memory; a loop device costs a file system each. So a box can be over its limit for
+about a second before it ends.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from orchestrator.service.devboxes.trees import TooDeep, disk_usage
+
+TICK = 1.0
+#: Longest time between two looks, and how much longer than a look itself the pause after it is.
+RELAXED, RATIO = 60.0, 20.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Watched:
+    """One box: its folder, its limit in bytes, and what to do when it is beyond."""
+
+    folder: Path
+    limit: int
+    exceeded: Callable[[str], None]
+    used: int = field(default=0)
+
+
+class DiskWatch:
+    """Watches the boxes' folders below one place; runs only while there are any."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._boxes: dict[Path, Watched] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, box: Watched) -> None:
+        """Watch a box that has used `box.used` bytes so far."""
+        self._boxes[box.folder] = box
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch(), name="devbox-disk")
+
+    async def discard(self, folder: Path) -> None:
+        self._boxes.pop(folder, None)
+        if not self._boxes:
+            await self.close()
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        free, looked, pause = self._free(), anyio.current_time(), 0.0
+        while True:
+            await anyio.sleep(max(TICK, pause))
+            pause = 0.0
+            now = anyio.current_time()
+            written = free - self._free()
+            if written > self._headroom() or now - looked > RELAXED:
+                free = self._free()
+                await self._look()
+                looked = anyio.current_time()
+                pause = (looked - now) * RATIO
+
+    def _free(self) -> int:
+        found = os.statvfs(self._place)
+        return found.f_bavail * found.f_frsize
+
+    def _headroom(self) -> int:
+        return min((box.limit - box.used for box in self._boxes.values()), default=0)
+
+    async def _look(self) -> None:
+        for box in list(self._boxes.values()):
+            try:
+                box.used = await anyio.to_thread.run_sync(disk_usage, box.folder)
+            except TooDeep as error:
+                self._end(box, f"its disk cannot be measured: {error}")
+            else:
+                if box.used > box.limit:
+                    self._end(box, f"out of disk: {box.used} bytes used, {box.limit} allowed")
+
+    def _end(self, box: Watched, why: str) -> None:
+        self._boxes.pop(box.folder, None)
+        structlog.get_logger().warning("devbox.out_of_disk", folder=box.folder.name, why=why)
+        box.exceeded(why)

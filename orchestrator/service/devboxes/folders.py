@@ -1,0 +1,93 @@
+"""One box's place on the host's disk: which folders are its own, how a prepared root gets in and a snapshot out.
+
+Its secret: the layout. `files/` holds the box's own folders as a tree in the form of `BoxSpec.root`, below a folder
+that only the box's user can enter. Blocking; call from a worker thread.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from orchestrator.service.devboxes.contract import HOME, BoxSpec, BoxStartFailed
+from orchestrator.service.devboxes.trees import Copier, remove
+
+OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
+#: The machine's: read-only in every box, so no folder of a prepared root can stand for them.
+SYSTEM = frozenset({"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxFolder:
+    """The folder `base` of one box; `owner` is the host's user that the box runs as, None for our own."""
+
+    base: Path
+    owner: int | None = None
+
+    @property
+    def files(self) -> Path:
+        return self.base / "files"
+
+    def create(self, spec: BoxSpec) -> None:
+        """Make the box's own folders and copy its prepared root in. Raises BoxStartFailed."""
+        refuse_system(spec)
+        try:
+            self.base.mkdir(mode=0o700, parents=True)
+            self.files.mkdir()
+            self.files.chmod(0o755)
+            for path in (*OWN, spec.working_directory):
+                self._make(path)
+            (self.files / "tmp").chmod(0o1777)
+            if spec.root is not None:
+                Copier(owner=self.owner).copy(spec.root, self.files)
+            if self.owner is not None:
+                os.chown(self.base, self.owner, self.owner)
+        except OSError as error:
+            raise BoxStartFailed(f"devbox {spec.id}: its folders could not be made: {error}") from error
+
+    def export(self, target: Path, spec: BoxSpec) -> None:
+        """Copy the box's own folders into the empty folder `target`. Raises OSError."""
+        binds = frozenset(bind.target.strip("/") for bind in spec.binds)
+        Copier(skip=binds).copy(self.files, target)
+
+    def remove(self) -> None:
+        remove(self.base)
+
+    def tops(self) -> list[str]:
+        """What has to appear in the box's root: paths such as "app" and "home/user"."""
+        folders = [place for place in self.files.iterdir() if place.name != "home"]
+        return sorted(str(place.relative_to(self.files)) for place in (*folders, *(self.files / "home").iterdir()))
+
+    def _make(self, path: str) -> None:
+        folder = self.files
+        for part in PurePosixPath(path).parts[1:]:
+            folder /= part
+            if not folder.is_dir():
+                folder.mkdir()
+                folder.chmod(0o755)
+                if self.owner is not None:
+                    os.chown(folder, self.owner, self.owner)
+
+
+def refuse_system(spec: BoxSpec) -> None:
+    """Raises BoxStartFailed for a spec that wants to own what belongs to the machine, naming it."""
+    folders = [spec.working_directory]
+    if spec.root is not None:
+        try:
+            found = sorted(spec.root.iterdir())
+        except OSError as error:
+            raise BoxStartFailed(f"devbox {spec.id}: its prepared root cannot be read: {error}") from error
+        folders += [f"/{entry.name}" for entry in found]
+        odd = [entry.name for entry in found if entry.is_symlink() or not entry.is_dir()]
+        if odd:
+            raise BoxStartFailed(f"devbox {spec.id}: its prepared root may hold folders only, not {', '.join(odd)}")
+    for path in folders:
+        if path == "/":
+            continue
+        parts = PurePosixPath(path).parts
+        if parts[:1] != ("/",) or ".." in parts:
+            raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..'")
+        if parts[1] in SYSTEM:
+            raise BoxStartFailed(
+                f"devbox {spec.id}: {path} belongs to the system, which is read-only in a devbox; "
+                f"use a folder of its own such as {HOME}, /app or /srv"
+            )

@@ -1,0 +1,127 @@
+"""One sandboxed devbox: launched by bubblewrap as a stranger, ended through its process tree's root.
+
+Its secret: process 1 of the sandbox. Killing it is the kernel's business of killing everything in the box, daemons
+included, and it is gone only when all of them are; so it is held by a pidfd from the boot on.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from orchestrator.service.devboxes.agentbox import AgentBox
+from orchestrator.service.devboxes.child import Pidfd
+from orchestrator.service.devboxes.contract import HOME, BoxSpec, Limit
+from orchestrator.service.devboxes.disk import DiskWatch
+from orchestrator.service.devboxes.folders import BoxFolder
+from orchestrator.service.devboxes.limits import box_rlimits
+from orchestrator.service.devboxes.local.commandline import Mount, agent_command, box_arguments
+from orchestrator.service.devboxes.local.machine import Machine, start
+from orchestrator.service.devboxes.local.shared import USER
+
+
+def _in_memory(arguments: Sequence[str]) -> IO[bytes]:
+    """The arguments as a file for bubblewrap: on its command line everybody in the box could read them."""
+    file = os.fdopen(os.memfd_create("devbox-arguments"), "w+b")
+    file.write(b"".join(os.fsencode(word) + b"\0" for word in arguments))
+    file.seek(0)
+    return file
+
+
+class LocalBox(AgentBox):
+    """A box of the `local` provider."""
+
+    def __init__(
+        self, spec: BoxSpec, machine: Machine, user: int | None, watch: DiskWatch, forget: Callable[[], None]
+    ) -> None:
+        super().__init__(spec, BoxFolder(base=machine.state / "boxes" / spec.id, owner=user), watch, forget)
+        self._machine = machine
+        self._user = user
+        self._info = -1
+        self._root: Pidfd | None = None
+        self._admitted: list[Path] = []
+
+    @property
+    def enforced(self) -> frozenset[Limit]:
+        return super().enforced | {Limit.PROCESSES}
+
+    def environment(self) -> dict[str, str]:
+        path = self._machine.interpreter.path
+        return {"PATH": path, "HOME": HOME, "USER": USER, "LOGNAME": USER, "LANG": "C.UTF-8", "TERM": "dumb"}
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.group = self._machine.groups.create(self.id, self.spec.resources)
+
+    async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        self._info = os.memfd_create("devbox-info")
+        return await self._machine.spawner.run(partial(self._launch, control, errors))
+
+    def _launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        names = self._machine.names
+        arguments = box_arguments(
+            network=self.spec.network,
+            shared=names.shared,
+            mounts=self._mounts(),
+            info=self._info,
+        )
+        limits = box_rlimits(self.spec.resources, processes=True)
+        command = agent_command(control, limits)
+        with _in_memory(arguments) as given:
+            words = [names.program, "--args", str(given.fileno()), *command]
+            return start(words, self._user, (control, self._info, given.fileno()), errors)
+
+    def _mounts(self) -> Iterable[Mount]:
+        """The box's own folders, then what lies in or beside them; in the spawner's thread."""
+        names, prefix = self._machine.names, self._machine.interpreter.prefix
+        for own in self.folder.tops():
+            yield Mount(source=f"{names.boxes}/{self.id}/files/{own}", target=f"/{own}", writable=True)
+        if names.prefix is not None:
+            yield Mount(source=names.prefix, target=os.fspath(prefix or ""))
+        for bind in self.spec.binds:
+            source = self._machine.spawner.admit(bind.source)
+            self._admitted.append(bind.source)
+            yield Mount(source=source, target=bind.target)
+
+    def booted(self) -> None:
+        info = json.loads(os.pread(self._info, 4096, 0))
+        self._root = Pidfd(info["child-pid"])
+        self._close_info()
+
+    def strike(self) -> None:
+        if self._root is not None:
+            self._root.kill()
+        elif self._child is not None:
+            self._child.kill()
+
+    def pids(self) -> Iterable[int]:
+        """The program, and all below it: idle ones of ours, until the first command."""
+        found = [] if self._child is None else [self._child.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        return found
+
+    async def everything_gone(self) -> None:
+        if self._root is not None:
+            await self._root.gone.wait()
+        await super().everything_gone()
+
+    async def release(self) -> None:
+        self._close_info()
+        if self._root is not None:
+            self._root.close()
+        await self._machine.spawner.run(self._dismiss)
+        self._machine.users.give_back(self._user)
+
+    def _close_info(self) -> None:
+        if self._info >= 0:
+            os.close(self._info)
+            self._info = -1
+
+    def _dismiss(self) -> None:
+        while self._admitted:
+            self._machine.spawner.dismiss(self._admitted.pop())

@@ -1,0 +1,42 @@
+"""The provider of sandboxed devboxes, and the question whether this machine permits them."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.devboxes.contract import BoxSpec, Capability
+from orchestrator.service.devboxes.keeper import Keeper
+from orchestrator.service.devboxes.local.box import LocalBox
+from orchestrator.service.devboxes.local.machine import Machine
+from orchestrator.service.devboxes.trees import remove
+
+
+class LocalProvider(Keeper[Machine]):
+    """Boxes in bubblewrap sandboxes on this machine; `state` may be a folder that nobody else can enter."""
+
+    name = "local"
+    capabilities = frozenset(Capability)
+
+    async def open_machine(self) -> Machine:
+        """Raises SandboxUnavailable."""
+        return await Machine.prepare(self.state)
+
+    async def close_machine(self, machine: Machine) -> None:
+        await machine.close()
+
+    def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None]) -> LocalBox:
+        return LocalBox(spec, machine, machine.users.lend(), self.watch, forget)
+
+
+async def check_sandbox() -> None:
+    """Try whether this machine permits sandboxes (0.1 s). Raises SandboxUnavailable, saying why and what to do."""
+    place = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp))
+    try:
+        machine = await Machine.prepare(place, furnished=False)
+        await machine.close()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(remove, place)

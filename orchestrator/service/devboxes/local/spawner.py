@@ -1,0 +1,142 @@
+"""The one thread that starts sandboxes, and the private view of the file system it does so from.
+
+Its secret: two facts about Linux threads. A sandbox dies with the *thread* that started it (PR_SET_PDEATHSIG), so that
+thread must live as long as the service, which a pool's worker does not. And a thread may have mounts of its own: as
+root, ours covers /sys with a few bind mounts, so that a sandbox started as a stranger finds the state folder and the
+interpreter without being able to enter root's home above them. Passing open folders (`--bind-fd`) does not help:
+bubblewrap resolves them to paths again. Copying everything to a public place would, and makes it public.
+"""
+
+import asyncio
+import ctypes
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNS = 0x20000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 19, 2
+PLACE = "/sys"
+
+
+@dataclass(slots=True)
+class Entrance:
+    """One bind mount of the private view."""
+
+    path: str
+    uses: int
+
+
+class Gate:
+    """Names under which anybody can reach given files and folders; in the calling thread, and as root, only."""
+
+    def __init__(self) -> None:
+        """Raises OSError when root may not mount here."""
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._entrances: dict[Path, Entrance] = {}
+        self._count = 0
+        self._check(self._libc.unshare(CLONE_NEWNS))
+        self._mount("none", "/", None, MS_REC | MS_SLAVE)
+        self._mount("gate", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=1M")
+
+    def admit(self, source: Path) -> str:
+        """The name of `source` for everybody. Raises OSError."""
+        entrance = self._entrances.get(source)
+        if entrance is None:
+            self._count += 1
+            entrance = self._entrances[source] = Entrance(f"{PLACE}/{self._count}", 0)
+            try:
+                self._open(source, entrance.path)
+            except OSError as error:
+                del self._entrances[source]
+                raise OSError(error.errno, error.strerror, os.fspath(source)) from error
+        entrance.uses += 1
+        return entrance.path
+
+    def dismiss(self, source: Path) -> None:
+        entrance = self._entrances[source]
+        entrance.uses -= 1
+        if entrance.uses == 0:
+            del self._entrances[source]
+            self._check(self._libc.umount2(entrance.path.encode(), MNT_DETACH))
+
+    def _open(self, source: Path, place: str) -> None:
+        if source.is_dir():
+            os.mkdir(place)  # noqa: PTH102
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        self._mount(os.fspath(source), place, None, MS_BIND | MS_REC)
+
+    def _mount(self, source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+        texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+        self._check(self._libc.mount(*texts, ctypes.c_ulong(flags), options.encode()))
+
+    @staticmethod
+    def _check(result: int) -> None:
+        if result != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+class Spawner:
+    """Runs functions one after another in its thread, which lives until `close`."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="devbox-spawner", daemon=True)
+        self._gate: Gate | None = None
+        self._thread.start()
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """The function's result; the caller shields this where the result must not be lost."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            try:
+                result = function()
+            except Exception as error:  # noqa: BLE001 it is raised where it is awaited
+                settle = partial(_fail, done, error)
+            else:
+                settle = partial(_settle, done, result)
+            loop.call_soon_threadsafe(settle)
+
+        self._jobs.put(job)
+        return await done
+
+    def open_gate(self) -> None:
+        """Take the private view. Call by `run`, as root. Raises OSError."""
+        self._gate = Gate()
+
+    def admit(self, source: Path) -> str:
+        """What a sandbox calls the host's `source`. Call by `run`. Raises OSError."""
+        return os.fspath(source) if self._gate is None else self._gate.admit(source)
+
+    def dismiss(self, source: Path) -> None:
+        if self._gate is not None:
+            self._gate.dismiss(source)
+
+    def close(self) -> None:
+        """End the thread; every sandbox that is left dies with it. Blocking."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def _settle(done: "asyncio.Future[T]", result: T) -> None:
+    if not done.cancelled():
+        done.set_result(result)
+
+
+def _fail(done: "asyncio.Future[T]", error: Exception) -> None:
+    if not done.cancelled():
+        done.set_exception(error)

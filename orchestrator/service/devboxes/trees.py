@@ -1,0 +1,227 @@
+"""Copy, measure and remove folders that hostile programs have written in, or still do.
+
+Its secret: every step down is an open of one name, relative to the folder above, that refuses symbolic links; a path is
+never resolved twice. So a box that swaps a folder for a link while we walk shows us at most an error, and never another
+place of the host. shutil.copytree resolves paths at every level; `cp` and `du` count on permissions that a box can take
+away from an ordinary user's service. Blocking; call from a worker thread.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Folders nested deeper than this are refused: each level costs an open file and a stack frame of ours.
+MAX_DEPTH = 400
+#: Set-user-id bits never travel: in a copy they would speak for another user.
+MODE_BITS = 0o1777
+CHUNK = 1 << 20
+FICLONE = 0x40049409
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+class TooDeep(OSError):
+    """The folders nest deeper than MAX_DEPTH."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ELOOP, f"folders nest deeper than {MAX_DEPTH}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copier:
+    """Copies trees: folders, files (holes stay holes) and symbolic links, with modes and times; nothing else.
+
+    The copy belongs to user and group `owner`, None meaning whoever runs this. Paths in `skip` (relative, as
+    "home/user/x") stay out.
+    """
+
+    owner: int | None = None
+    skip: frozenset[str] = frozenset()
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy what is in folder `source` into folder `target`, which exists. Raises OSError."""
+        with _opened(os.open(source, os.O_RDONLY | os.O_DIRECTORY)) as a, _opened(os.open(target, FOLDER)) as b:
+            self._folder(a, b, "", 0)
+
+    def _folder(self, source: int, target: int, path: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise TooDeep
+        for name in _names(source):
+            below = f"{path}/{name}" if path else name
+            if below not in self.skip:
+                try:
+                    self._entry(source, target, name, below, depth)
+                except FileNotFoundError:
+                    continue  # removed while we looked
+
+    def _entry(self, source: int, target: int, name: str, path: str, depth: int) -> None:
+        found = os.lstat(name, dir_fd=source)
+        if stat.S_ISDIR(found.st_mode):
+            _make_folder(target, name)
+            with _entered(name, FOLDER, source) as a, _opened(os.open(name, FOLDER, dir_fd=target)) as b:
+                self._folder(a, b, path, depth + 1)
+                self._dress(b, found)
+        elif stat.S_ISREG(found.st_mode):
+            with _entered(name, FILE, source) as a:
+                if stat.S_ISREG(os.fstat(a).st_mode):
+                    with _opened(os.open(name, NEW, 0o600, dir_fd=target)) as b:
+                        _copy_bytes(a, b)
+                        self._dress(b, found)
+        elif stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            if self.owner is not None:
+                os.chown(name, self.owner, self.owner, dir_fd=target, follow_symlinks=False)
+
+    def _dress(self, fd: int, like: os.stat_result) -> None:
+        if self.owner is not None:
+            os.fchown(fd, self.owner, self.owner)
+        os.fchmod(fd, like.st_mode & MODE_BITS)
+        os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+def disk_usage(root: Path) -> int:
+    """Bytes that `root` takes on the disk. Raises TooDeep; what vanishes meanwhile is not counted."""
+    try:
+        with _opened(os.open(root, FOLDER)) as fd:
+            return _usage(fd, 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _usage(folder: int, depth: int) -> int:
+    if depth > MAX_DEPTH:
+        raise TooDeep
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+                total += found.st_blocks * 512
+                if stat.S_ISDIR(found.st_mode):
+                    with _entered(entry.name, FOLDER, folder) as below:
+                        total += _usage(below, depth + 1)
+            except TooDeep:
+                raise
+            except OSError:
+                continue
+    return total
+
+
+def remove(root: Path) -> None:
+    """Remove the folder `root` with everything in it, however deep it is and whatever its modes. Raises OSError.
+
+    Nothing may write in it any more. Sub-folders are moved up before they are emptied, so that depth costs nothing.
+    """
+    if not root.is_dir():
+        return
+    _unlock(os.fspath(root), None)
+    with _opened(os.open(root, FOLDER)) as top:
+        number = time.time_ns()
+        for name in _names(top):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
+                _unlock(name, top)
+        while names := _names(top):
+            for name in names:
+                number = _dissolve(top, name, number)
+    root.rmdir()
+
+
+def _dissolve(top: int, name: str, number: int) -> int:
+    """Remove one entry of `top`; its sub-folders become open entries of `top`, named by numbers above `number`."""
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
+        os.unlink(name, dir_fd=top)
+        return number
+    with _opened(os.open(name, FOLDER, dir_fd=top)) as folder:
+        for child in _names(folder):
+            mode = os.lstat(child, dir_fd=folder).st_mode
+            if stat.S_ISDIR(mode):
+                number += 1
+                if mode & 0o700 != 0o700:
+                    _unlock(child, folder)
+                os.rename(child, f".removed-{number}", src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                os.unlink(child, dir_fd=folder)
+    os.rmdir(name, dir_fd=top)
+    return number
+
+
+def _unlock(name: str, folder: int | None) -> None:
+    with _opened(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)) as place:
+        Path(f"/proc/self/fd/{place}").chmod(0o700)
+
+
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
+
+
+@contextmanager
+def _opened(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _entered(name: str, flags: int, folder: int | None) -> Iterator[int]:
+    """Open without following; what its owner closed to himself is opened meanwhile, on that very file."""
+    try:
+        fd, mode = os.open(name, flags, dir_fd=folder), None
+    except PermissionError:
+        with _opened(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)) as place:
+            mode = os.fstat(place).st_mode
+            if stat.S_ISLNK(mode):
+                raise
+            Path(f"/proc/self/fd/{place}").chmod(stat.S_IMODE(mode) | (0o700 if stat.S_ISDIR(mode) else 0o400))
+        fd = os.open(name, flags, dir_fd=folder)
+    with _opened(fd):
+        try:
+            yield fd
+        finally:
+            if mode is not None:
+                os.fchmod(fd, stat.S_IMODE(mode))
+
+
+def _make_folder(target: int, name: str) -> None:
+    try:
+        os.mkdir(name, 0o700, dir_fd=target)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=target).st_mode):
+            raise
+
+
+def _copy_bytes(source: int, target: int) -> None:
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError:
+        _copy_data(source, target)
+
+
+def _copy_data(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    start = 0
+    while start < size:
+        try:
+            start = os.lseek(source, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # only a hole is left
+            raise
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        os.lseek(source, start, os.SEEK_SET)
+        os.lseek(target, start, os.SEEK_SET)
+        while start < end:
+            data = os.read(source, min(CHUNK, end - start))
+            if not data:
+                return
+            os.write(target, data)
+            start += len(data)

@@ -1,0 +1,75 @@
+"""When the service is killed with SIGKILL, nothing it started lives on, and the next one cleans up."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from orchestrator.service.devboxes.contract import BoxSpec, Capability
+from orchestrator.service.devboxes.local import LocalProvider
+from orchestrator.service.devboxes.process import ProcessProvider
+
+pytestmark = pytest.mark.anyio
+
+WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
+CountAlive = Callable[[str], list[int]]
+
+SERVICE = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.service.devboxes.contract import BoxSpec, shell
+from orchestrator.service.devboxes.{module} import {provider}
+
+async def main():
+    provider = {provider}(Path(sys.argv[1]))
+    for number in range(3):
+        box = await provider.start(BoxSpec(id=f"victim-{{number}}", environment={{"MARKER": sys.argv[2]}}))
+        process = await box.spawn(shell("for i in 1 2 3; do setsid sleep 1000 & done; echo up; setsid sleep 1000"))
+        await process.stdout.receive()
+    print("up", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", [LocalProvider, ProcessProvider])
+async def test_a_killed_service_leaves_no_process(
+    kind: type[LocalProvider] | type[ProcessProvider],
+    state: Path,
+    marker: str,
+    count_alive: CountAlive,
+    wait_until: WaitUntil,
+) -> None:
+    if Capability.DIES_WITH_SERVICE not in kind.capabilities:
+        pytest.skip(f"{kind.name} does not declare {Capability.DIES_WITH_SERVICE}")
+    service = start_service(kind, state, marker)
+    try:
+        assert service.stdout is not None
+        with anyio.fail_after(20):
+            if await anyio.to_thread.run_sync(service.stdout.readline) != b"up\n":
+                pytest.skip("this machine permits no sandboxes")
+        await wait_until(lambda: len(count_alive(marker)) >= 3 * 4, "commands and daemons run")
+    finally:
+        service.send_signal(signal.SIGKILL)
+        service.communicate()
+    await wait_until(lambda: not count_alive(marker), "nothing is left")
+    await the_next_one_cleans_up(kind(state))
+
+
+def start_service(
+    kind: type[LocalProvider] | type[ProcessProvider], state: Path, marker: str
+) -> subprocess.Popen[bytes]:
+    code = SERVICE.format(module=kind.name, provider=kind.__name__)
+    folder = Path(__file__).parents[2]
+    return subprocess.Popen([sys.executable, "-c", code, state, marker], stdout=subprocess.PIPE, cwd=folder)
+
+
+async def the_next_one_cleans_up(provider: LocalProvider | ProcessProvider) -> None:
+    await provider.start(BoxSpec(id="next"))
+    assert [folder.name for folder in (provider.state / "boxes").iterdir()] == ["next"]
+    await provider.close()
