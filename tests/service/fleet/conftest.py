@@ -1,0 +1,150 @@
+"""The devbox half of the service on a loopback port, and the published client that speaks to it."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
+from runloop_api_client.types import DevboxView
+
+from orchestrator.errors import NotFound, SandboxUnavailable
+from orchestrator.service.api.activity import Activity
+from orchestrator.service.api.app import application
+from orchestrator.service.api.devboxes import routes
+from orchestrator.service.devboxes.contract import Provider
+from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.devboxes.process import ProcessProvider
+from orchestrator.service.executions import Executions
+from orchestrator.service.fleet import Fleet
+from orchestrator.service.store import Store
+
+PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": LocalProvider}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running service, and everything a test may want to hold of it."""
+
+    client: AsyncRunloop
+    fleet: Fleet
+    executions: Executions
+    store: Store
+    activity: Activity
+    ended: list[str]
+
+    async def devbox(self, **asked: Any) -> DevboxView:
+        """A devbox that has become `running`, or has ended."""
+        created = await self.client.devboxes.create(**asked)
+        return await self.reached(created.id, "running", "failure", "shutdown")
+
+    async def reached(self, devbox_id: str, *statuses: str) -> DevboxView:
+        """Wait for one of the statuses."""
+        body = {"statuses": statuses, "timeout_seconds": 30.0}
+        return await self.client.post(f"/v1/devboxes/{devbox_id}/wait_for_status", body=body, cast_to=DevboxView)
+
+
+Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
+Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture(scope="session")
+def refusal() -> str | None:
+    """Why this machine permits no sandboxes."""
+    try:
+        anyio.run(check_sandbox)
+    except SandboxUnavailable as reason:
+        return str(reason)
+    return None
+
+
+@pytest.fixture(params=sorted(PROVIDERS))
+def provider_type(request: pytest.FixtureRequest, refusal: str | None) -> Callable[[Path], Provider]:
+    """Every provider that this machine permits."""
+    if request.param == "local" and refusal:
+        pytest.skip(refusal)
+    return PROVIDERS[request.param]
+
+
+@pytest.fixture
+def serve(provider_type: Callable[[Path], Provider]) -> Serve:
+    """Serve a state folder for as long as the context lasts."""
+
+    @asynccontextmanager
+    async def serve(state: Path) -> AsyncIterator[Served]:
+        provider = provider_type(state / "devboxes")
+        async with Store.open(state / "service.sqlite") as store:
+            fleet = Fleet(store=store, provider=provider, state=state, blueprints=_blueprints)
+            ended: list[str] = []
+            fleet.on_end.append(lambda _db, doc: ended.append(doc["id"]))
+            executions = Executions(store, fleet, state)
+            activity = Activity()
+            app = application(routes=routes(fleet, executions), token="t", activity=activity)
+            try:
+                async with _listening(app) as url, _client(url) as client, fleet:
+                    yield Served(
+                        client=client, fleet=fleet, executions=executions, store=store, activity=activity, ended=ended
+                    )
+            finally:
+                await provider.close()
+
+    return serve
+
+
+@pytest.fixture
+async def served(serve: Serve, tmp_path: Path) -> AsyncIterator[Served]:
+    async with serve(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def until() -> Until:
+    """Wait for a condition that tells nobody when it comes true, for at most 20 s."""
+
+    async def until(condition: Callable[[], object]) -> None:
+        with anyio.fail_after(20):
+            while not condition():  # noqa: ASYNC110 - there is no event to wait for
+                await anyio.sleep(0.01)
+
+    return until
+
+
+async def _blueprints(blueprint_id: str) -> Prepared:
+    if blueprint_id != "bpt_known":
+        raise NotFound(f"There is no blueprint with id {blueprint_id!r}.")
+    return Prepared(working_directory="/app", environment={"FROM": "blueprint"}, setup=("echo set up > marker",))
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _listening(app: Any) -> AsyncIterator[str]:
+    """With the protocol named, so that small replies leave at once: asyncio turns delays off for such sockets only."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+
+
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[AsyncRunloop]:
+    http = DefaultAioHttpClient(limits=httpx.Limits(max_connections=1000))
+    async with AsyncRunloop(bearer_token="t", base_url=url, max_retries=0, http_client=http) as client:
+        yield client
