@@ -1,0 +1,170 @@
+"""What a scenario's `environment/` asks for, read without building anything.
+
+A blueprint's id is a digest of all that decides what a devbox starts from, so an environment built once stays right for
+ever, and two scenarios with the same environment share it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+
+from orchestrator.service.devboxes.contract import Resources
+from orchestrator.service.devboxes.folders import SYSTEM
+from orchestrator.service.dockercopy import Context
+from orchestrator.service.dockerfile import FILE as DOCKERFILE
+from orchestrator.service.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
+from orchestrator.service.dockerlines import Mistake
+from orchestrator.service.folders import Listing, digest
+from orchestrator.service.problems import Problem, Report
+from orchestrator.service.tasktoml import FILE as TASK
+from orchestrator.service.tasktoml import Task
+
+SETUP: Final = "setup.sh"
+MEBI: Final = 1 << 20
+#: Changes when the same environment would be built in another way.
+_VERSION: Final = 1
+_COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+_NEVER_COPIED: Final = frozenset({SETUP, ".dockerignore", *_COMPOSE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What is needed to prepare an environment; `files` are those of `environment/`.
+
+    `refusals` are the reasons, if any, why it cannot be built here; nothing else of it counts then.
+    """
+
+    id: str
+    files: Listing
+    steps: tuple[Step, ...] = ()
+    working_directory: str = WORKING_DIRECTORY
+    environment: Mapping[str, str] = field(default_factory=dict)
+    network: bool = False
+    setup: str | None = None
+    resources: Resources = field(default_factory=Resources)
+    build_timeout: float = 600.0
+    refusals: tuple[Problem, ...] = ()
+
+
+def read_blueprint(task: Task, files: Listing, report: Report, digests: dict[str, str]) -> Blueprint:
+    """Read `environment/`; what forbids building it goes to `report` and into the blueprint.
+
+    `digests` are those of files read already. Raises OSError.
+    """
+    own = Report()
+    for key, why in task.refusals:
+        own.error(TASK, key, why)
+    if task.workdir and task.workdir.split("/")[1] in SYSTEM:
+        own.error(TASK, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
+    recipe = _recipe(task, files, own)
+    setup = _setup(files, recipe, own)
+    report.problems += own.problems
+    working_directory = task.workdir or recipe.working_directory
+    resources = _resources(task)
+    known = [_VERSION, digest(files.nodes, digests), working_directory, {**recipe.environment, **task.variables}]
+    known += [task.network, setup, resources, task.build_timeout]
+    return Blueprint(
+        id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
+        files=files,
+        steps=recipe.steps,
+        working_directory=working_directory,
+        environment={**recipe.environment, **task.variables},
+        network=task.network,
+        setup=setup,
+        resources=resources,
+        build_timeout=task.build_timeout,
+        refusals=tuple(own.errors),
+    )
+
+
+def context(blueprint: Blueprint) -> Context:
+    """The files that the blueprint's steps may copy. Raises Mistake and OSError."""
+    return _context(blueprint.files, has_setup=blueprint.setup is not None)
+
+
+def _context(files: Listing, *, has_setup: bool) -> Context:
+    if files.find("Dockerfile") is None:
+        return Context.of(files, without=_NEVER_COPIED)
+    ignore = files.find(".dockerignore")
+    text = ignore.source.read_bytes().decode(errors="replace") if ignore and ignore.kind == "file" else ""
+    return Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=text)
+
+
+def _recipe(task: Task, files: Listing, report: Report) -> Recipe:
+    for name in _COMPOSE:
+        if files.find(name):
+            report.error(
+                f"environment/{name}", "", "several containers are not supported: describe one in a Dockerfile"
+            )
+    for path, why in files.faults:
+        report.error(f"environment/{path}", "", why)
+    dockerfile = _text(files, "Dockerfile", report)
+    if dockerfile is None:
+        return _plain_recipe(task, report)
+    if task.docker_image:
+        report.note(TASK, "environment.docker_image", "not fetched: the environment is built from the Dockerfile")
+    recipe = read_dockerfile(dockerfile, report)
+    _judge_sources(recipe, files, report)
+    return recipe
+
+
+def _plain_recipe(task: Task, report: Report) -> Recipe:
+    """Without a Dockerfile, the files of `environment/` appear in the working directory."""
+    if task.docker_image:
+        report.error(
+            TASK,
+            "environment.docker_image",
+            f"{task.docker_image} cannot be fetched: put what it holds into environment/, with a Dockerfile if it "
+            "takes more than copying, and leave the key out",
+        )
+    target = task.workdir or WORKING_DIRECTORY
+    copy = Copy(line=0, text="", sources=(".",), target=target, is_folder=True)
+    return Recipe(steps=(copy,), working_directory=target)
+
+
+def _judge_sources(recipe: Recipe, files: Listing, report: Report) -> None:
+    """Sources that mean nothing are known before anything is built."""
+    has_setup = files.find(SETUP) is not None and not recipe.owns_setup
+    try:
+        available = _context(files, has_setup=has_setup)
+    except Mistake as mistake:
+        report.error("environment/.dockerignore", "", str(mistake))
+        return
+    for step in recipe.steps:
+        if isinstance(step, Copy):
+            try:
+                available.select(step)
+            except Mistake as mistake:
+                report.error(DOCKERFILE, f"line {step.line}", f"{step.text}: {mistake}")
+
+
+def _setup(files: Listing, recipe: Recipe, report: Report) -> str | None:
+    if recipe.owns_setup:
+        if files.find(SETUP):
+            report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
+        return None
+    return _text(files, SETUP, report)
+
+
+def _text(files: Listing, name: str, report: Report) -> str | None:
+    node = files.find(name)
+    if node is None:
+        return None
+    try:
+        return node.source.read_bytes().decode()
+    except UnicodeDecodeError:
+        report.error(f"environment/{name}", "", "is not UTF-8 text")
+    return None
+
+
+def _resources(task: Task) -> Resources:
+    """The sizes asked for as they are; the wire's are coarser."""
+    usual = Resources()
+    return Resources(
+        cpus=task.cpus or usual.cpus,
+        memory=int((task.memory_mb or usual.memory / MEBI) * MEBI),
+        disk=int((task.storage_mb or usual.disk / MEBI) * MEBI),
+    )

@@ -1,0 +1,135 @@
+"""Folders as shell scripts: `solution/` and `tests/` travel through a protocol that knows only text.
+
+Each script carries its folder as a base64 tar.gz and needs nothing but bash, coreutils, tar and gzip where it runs. The
+same folder gives the same bytes, so that a scenario read twice compares equal.
+"""
+
+import base64
+import gzip
+import io
+import re
+import shlex
+import tarfile
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Final
+
+from orchestrator.service.folders import Node
+
+MAX_PACKED: Final = 32 << 20
+TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)
+"""A value taken from the surroundings, as Harbor writes it: ${NAME} or ${NAME:-default}."""
+
+_UNPACK: Final = Template("""\
+#!/usr/bin/env bash
+# Unpacks $folder, then $purpose.
+set -euo pipefail
+unset BASH_ENV ENV
+shopt -s dotglob nullglob
+root=$${SWEEP_ROOT:-} # where a devbox without folders of its own at / has them
+if [[ ! -d $$root/home/user ]]; then
+    echo "$folder is needed as a folder of the devbox's own; this is not a devbox" >&2
+    exit 1
+fi
+mkdir -p "$$root$folder"
+rm -rf -- "$$root$folder"/*
+base64 -d <<'END_OF_ARCHIVE' | tar --no-same-owner -xzf - -C "$$root$folder"
+$archive
+END_OF_ARCHIVE
+if [[ -n $$root ]]; then # the paths in scripts follow
+    ours='(^|[^[:alnum:]_.@/-])/(app|logs|solution|tests)(/|[^[:alnum:]_.-]|$$)'
+    escaped=$$(printf %s "$$root" | sed 's/[#&\\]/\\&/g')
+    find "$$root$folder" -type f -exec grep -IlE '/(app|logs|solution|tests)' {} + | while IFS= read -r file; do
+        sed -i -E -e "s#$$ours#\\1@/\\2\\3#g" -e "s#$$ours#\\1@/\\2\\3#g" \\
+            -e "s#@/(app|logs|solution|tests)#$$escaped/\\1#g" "$$file"
+    done
+fi
+$exports
+cd -- "$$root"$working_directory
+""")
+_SOLVE: Final = 'exec bash "$root/solution/solve.sh"\n'
+_TEST: Final = r"""
+logs=$root/logs/verifier
+mkdir -p "$logs"
+rm -rf -- "$logs"/*
+
+# What the tests print goes to standard error: standard output carries the score alone.
+status=0
+bash "$root/tests/test.sh" </dev/null >&2 || status=$?
+
+fail() { echo "$1 (tests/test.sh ended with status $status)" >&2; exit 1; }
+number='[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?'
+if [[ -f "$logs/reward.txt" ]]; then
+    reward=$(head -c 4096 "$logs/reward.txt" | tr -d ' \t\r\n\0')
+    [[ -n $reward ]] || fail "/logs/verifier/reward.txt is empty"
+    [[ $reward =~ ^$number$ ]] || fail "/logs/verifier/reward.txt is not a number: ${reward:0:80}"
+elif [[ -f "$logs/reward.json" ]]; then
+    json=$(head -c 65536 "$logs/reward.json" | tr -d '\0')
+    pair='"([^"\\]*)"[[:space:]]*:[[:space:]]*('$number')[[:space:]]*[,}]'
+    rest=$json count=0 reward=
+    while [[ $rest =~ $pair ]]; do
+        if [[ ${BASH_REMATCH[1]} == reward ]]; then reward=${BASH_REMATCH[2]} count=1; break; fi
+        reward=${BASH_REMATCH[2]} count=$((count + 1))
+        rest=${rest#*"${BASH_REMATCH[0]%[,\}]}"}
+    done
+    [[ $json =~ ^[[:space:]]*\{ && $count == 1 ]] ||
+        fail "/logs/verifier/reward.json needs a number \"reward\", or one number alone: ${json:0:200}"
+else
+    fail "tests/test.sh wrote neither /logs/verifier/reward.txt nor /logs/verifier/reward.json"
+fi
+echo "score=$reward"
+"""
+
+
+def pack(nodes: Sequence[Node]) -> bytes:
+    """A tar.gz of the nodes, the same bytes for the same content. Raises OSError."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for node in nodes:
+            entry = tarfile.TarInfo(node.path)
+            entry.mode = node.mode
+            if node.kind == "folder":
+                entry.type = tarfile.DIRTYPE
+                archive.addfile(entry)
+            elif node.kind == "link":
+                entry.type, entry.linkname = tarfile.SYMTYPE, node.target
+                archive.addfile(entry)
+            else:
+                data = node.source.read_bytes()
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return gzip.compress(raw.getvalue(), 9, mtime=0)
+
+
+def solution_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
+    """A script that unpacks `solution/` to /solution and runs its solve.sh in the working directory."""
+    head = _head(archive, "/solution", "runs solve.sh in the working directory", working_directory, variables)
+    return head + _SOLVE
+
+
+def tests_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
+    """A script that unpacks `tests/` to /tests, runs its test.sh and prints the reward it wrote as `score=x`.
+
+    It ends with a status other than 0, and says why, when there is no reward that can be read.
+    """
+    head = _head(archive, "/tests", "runs test.sh and prints the score", working_directory, variables)
+    return head + _TEST
+
+
+def _head(archive: bytes, folder: str, purpose: str, working_directory: str, variables: Mapping[str, str]) -> str:
+    return _UNPACK.substitute(
+        folder=folder,
+        purpose=purpose,
+        archive=base64.encodebytes(archive).decode().rstrip("\n"),
+        exports="\n".join(_export(name, value) for name, value in variables.items()),
+        working_directory=shlex.quote(working_directory),
+    )
+
+
+def _export(name: str, value: str) -> str:
+    found = TEMPLATE.fullmatch(value)
+    if not found:
+        return f"export {name}={shlex.quote(value)}"
+    if found[2] is None:
+        return f'export {name}="${{{found[1]}:?is needed and was not given}}"'
+    return f"{name}=${{{found[1]}:-{shlex.quote(found[2])}}}; export {name}"

@@ -1,0 +1,218 @@
+"""Benchmarks read from folders, as late and as little as possible.
+
+A folder of ten thousand scenarios must not slow the service's start, so names are all that is listed; a scenario is
+read when somebody asks for it, and read again only if its files changed. Ids derive from names, so they are the same
+wherever and whenever a folder is read. File work runs in worker threads; what they share is behind locks.
+
+Other parts of the program come in by this door: `problems`, `benchmark_folders`, `surroundings` are offered here too.
+"""
+
+import copy
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+import structlog
+from anyio.to_thread import run_sync
+
+from orchestrator.errors import BadRequest, UsageError
+from orchestrator.service.blueprints import Blueprint
+from orchestrator.service.check import problems
+from orchestrator.service.folders import listing
+from orchestrator.service.names import Entry, Index, benchmark_folders, identify, read_index, surroundings
+from orchestrator.service.problems import text
+from orchestrator.service.store import SCORERS, Document
+from orchestrator.service.taskfile import Scenario, Surroundings, read_scenario
+
+__all__ = ["Catalog", "benchmark_folders", "problems", "surroundings"]
+
+MAX_KEPT: Final = 256
+MAX_KEPT_BYTES: Final = 64 << 20
+_LOCKS: Final = 16
+
+
+class Catalog:
+    """Benchmarks in the given folders: each a benchmark, a single scenario, or a folder of benchmarks.
+
+    Raises UsageError when one of them does not exist.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise UsageError(
+                    f"There is no folder {folder}: name a folder of benchmarks, a benchmark or a scenario."
+                )
+        self._folders = tuple(dict.fromkeys(folder.resolve() for folder in folders))
+        self._index: Index | None = None
+        self._index_lock = Lock()
+        self._kept = _Kept()
+        self._locks = tuple(Lock() for _ in range(_LOCKS))
+        self._blueprints: dict[str, str] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    async def benchmarks(self) -> list[Document]:
+        """All benchmarks with the ids of their scenarios."""
+        index = await run_sync(self._indexed)
+        return [{**each.view, "scenarioIds": list(each.view["scenarioIds"])} for each in index.benchmarks]
+
+    async def entries(self) -> list[Entry]:
+        """All scenarios by name, in the order of their benchmarks."""
+        return list((await run_sync(self._indexed)).entries.values())
+
+    async def scenario(self, scenario_id: str) -> Document | None:
+        """One scenario; None if there is none. Raises BadRequest naming file and key of every mistake in it."""
+        scenario = await run_sync(self._find, scenario_id)
+        if scenario is None:
+            return None
+        if scenario.errors:
+            raise BadRequest(f"Scenario {scenario.view['name']} is not usable: {text(scenario.errors)}.")
+        return copy.deepcopy(scenario.view)
+
+    async def scenarios(self, ids: Iterable[str]) -> dict[str, Document]:
+        """Those of the scenarios that are here and usable, by id; the others are left out and logged."""
+        return await run_sync(self._usable, tuple(ids))
+
+    async def folder(self, scenario_id: str) -> Path | None:
+        """Where a scenario is."""
+        entry = (await run_sync(self._indexed)).entries.get(scenario_id)
+        return entry.folder if entry else None
+
+    async def others(self, ids: Iterable[str]) -> list[str]:
+        """Those of the ids that are no scenario here, in their order."""
+        entries = (await run_sync(self._indexed)).entries
+        return [identity for identity in ids if identity not in entries]
+
+    async def custom_scorers(self) -> dict[str, str]:
+        """Bash scripts by the type they are registered for."""
+        return dict((await run_sync(self._indexed)).custom_scorers)
+
+    async def scorers(self) -> list[Document]:
+        """The same as documents."""
+        return [
+            {"id": identify(SCORERS.prefix, kind), "type": kind, "name": kind, "bash_script": script}
+            for kind, script in (await self.custom_scorers()).items()
+        ]
+
+    async def owns(self, identity: str) -> bool:
+        """Whether the id is one of a benchmark, scenario or scorer here."""
+        index = await run_sync(self._indexed)
+        others = {each.view["id"] for each in index.benchmarks} | {
+            identify(SCORERS.prefix, k) for k in index.custom_scorers
+        }
+        return identity in index.entries or identity in others
+
+    async def validation_types(self) -> dict[str, str]:
+        """How each scenario's reference solution is applied, by id: told from whether there is one."""
+
+        def look() -> dict[str, str]:
+            entries = self._indexed().entries
+            return {
+                identity: "FORWARD" if _has_files(entry.folder / "solution") else "UNSPECIFIED"
+                for identity, entry in entries.items()
+            }
+
+        return await run_sync(look)
+
+    async def blueprint(self, blueprint_id: str) -> Blueprint | None:
+        """The environment with this id, None if no scenario has it (any more)."""
+        return await run_sync(self._find_blueprint, blueprint_id)
+
+    def _indexed(self) -> Index:
+        with self._index_lock:
+            if self._index is None or not self._index.is_current:
+                self._index = read_index(self._folders)
+            return self._index
+
+    def _find(self, scenario_id: str) -> Scenario | None:
+        entry = self._indexed().entries.get(scenario_id)
+        return self._read(entry) if entry else None
+
+    def _read(self, entry: Entry) -> Scenario:
+        """Read a scenario unless the copy at hand is still right; the same one never twice at a time."""
+        with self._locks[hash(entry.id) % _LOCKS]:
+            try:
+                files = listing(entry.folder, entry.around.boundary)
+                scenario = self._kept.get(entry, files.stamps)
+                if scenario is None:
+                    scenario = read_scenario(entry.id, entry.folder, entry.around, files)
+                    self._kept.put(entry, scenario)
+            except OSError as error:
+                raise BadRequest(f"Scenario {entry.name} cannot be read: {error}.") from error
+            self._blueprints[scenario.blueprint.id] = entry.id
+            return scenario
+
+    def _usable(self, ids: Sequence[str]) -> dict[str, Document]:
+        entries, usable = self._indexed().entries, {}
+        for identity in ids:
+            entry = entries.get(identity)
+            if entry is None:
+                continue
+            try:
+                scenario = self._read(entry)
+                mistakes = text(scenario.errors)
+            except BadRequest as error:
+                mistakes = error.message
+            if mistakes:
+                self._tell(entry, mistakes)
+            else:
+                usable[identity] = copy.deepcopy(scenario.view)
+        return usable
+
+    def _tell(self, entry: Entry, mistakes: str) -> None:
+        """Log a broken scenario once, not at every list."""
+        if (entry.id, mistakes) not in self._told:
+            self._told.add((entry.id, mistakes))
+            structlog.get_logger().warning("scenario.broken", folder=str(entry.folder), mistakes=mistakes)
+
+    def _find_blueprint(self, blueprint_id: str) -> Blueprint | None:
+        known = self._blueprints.get(blueprint_id)
+        scenario = self._find(known) if known else None
+        if scenario and scenario.blueprint.id == blueprint_id:
+            return scenario.blueprint
+        return next((each for each in self._all_blueprints() if each.id == blueprint_id), None)
+
+    def _all_blueprints(self) -> Iterator[Blueprint]:
+        """Reads one scenario after the other: only for an id that no scenario read so far has."""
+        for entry in self._indexed().entries.values():
+            try:
+                yield self._read(entry).blueprint
+            except BadRequest:
+                continue
+
+
+class _Kept:
+    """Scenarios read lately, the one not asked for longest going first."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._scenarios: OrderedDict[str, tuple[Surroundings, Scenario]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, entry: Entry, stamps: tuple[tuple[str | int, ...], ...]) -> Scenario | None:
+        with self._lock:
+            around, scenario = self._scenarios.get(entry.id, (None, None))
+            if scenario is None or scenario.stamps != stamps or around != entry.around:
+                return None
+            self._scenarios.move_to_end(entry.id)
+            return scenario
+
+    def put(self, entry: Entry, scenario: Scenario) -> None:
+        with self._lock:
+            _, old = self._scenarios.pop(entry.id, (None, None))
+            self._bytes += scenario.size - (old.size if old else 0)
+            self._scenarios[entry.id] = entry.around, scenario
+            while len(self._scenarios) > MAX_KEPT or (self._bytes > MAX_KEPT_BYTES and len(self._scenarios) > 1):
+                _, (_, gone) = self._scenarios.popitem(last=False)
+                self._bytes -= gone.size
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return any(True for _ in found)
+    except OSError:
+        return False

@@ -1,0 +1,178 @@
+"""Names of benchmarks and scenarios below the service's folders; nothing of a scenario is read.
+
+A folder with a `task.toml` is a scenario, one with a `benchmark.toml` or with scenarios in it is a benchmark. Blocking:
+a question to the disk for each sub-folder, some 10 microseconds.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from orchestrator.service.benchmarkfile import FILE as BENCHMARK
+from orchestrator.service.benchmarkfile import BenchmarkFile, read_benchmark
+from orchestrator.service.problems import text
+from orchestrator.service.store import BENCHMARKS, SCENARIOS, Document
+from orchestrator.service.taskfile import Surroundings
+from orchestrator.service.tasktoml import FILE as TASK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A scenario by name; nothing of it was read."""
+
+    id: str
+    name: str
+    benchmark_id: str
+    folder: Path
+    around: Surroundings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """A benchmark folder by name. `bare` are sub-folders that are no scenarios yet."""
+
+    folder: Path
+    file: BenchmarkFile
+    view: Document
+    entries: tuple[Entry, ...]
+    bare: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """All names at one time; `stamps` tell whether it is still that time."""
+
+    benchmarks: tuple[Benchmark, ...] = ()
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    custom_scorers: Mapping[str, str] = field(default_factory=dict)
+    stamps: tuple[tuple[Path, int], ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        bare = (folder for benchmark in self.benchmarks for folder in benchmark.bare)
+        return all(_stamp(path) == stamp for path, stamp in self.stamps) and not any(map(is_scenario, bare))
+
+
+def read_index(folders: Sequence[Path]) -> Index:
+    """List names. A benchmark that cannot be used is left out and logged."""
+    benchmarks: dict[str, Benchmark] = {}
+    stamps: dict[Path, int] = {}
+    found = {given: benchmark_folders(given) for given in folders}
+    for given, inside in found.items():
+        around = [] if given in inside else sub_folders(given)
+        stamps |= {path: _stamp(path) for path in (given, *around)}
+    for folder in dict.fromkeys(each for inside in found.values() for each in inside):
+        benchmark = _read_benchmark(folder)
+        stamps |= {path: _stamp(path) for path in (folder, *benchmark.file.sources)}
+        name = benchmark.file.name
+        if any(problem.severity == "error" for problem in benchmark.file.problems):
+            mistakes = text(benchmark.file.problems)
+            structlog.get_logger().warning("benchmark.broken", folder=str(folder), mistakes=mistakes)
+        elif name in benchmarks:
+            other = str(benchmarks[name].folder)
+            structlog.get_logger().warning("benchmark.name_taken", folder=str(folder), name=name, by=other)
+        else:
+            benchmarks[name] = benchmark
+    scorers: dict[str, str] = {}
+    for benchmark in benchmarks.values():
+        for kind, script in benchmark.file.custom_scorers.items():
+            if scorers.setdefault(kind, script) != script:
+                structlog.get_logger().warning("scorer.type_taken", folder=str(benchmark.folder), type=kind)
+    return Index(
+        benchmarks=tuple(benchmarks.values()),
+        entries={entry.id: entry for benchmark in benchmarks.values() for entry in benchmark.entries},
+        custom_scorers=scorers,
+        stamps=tuple(stamps.items()),
+    )
+
+
+def benchmark_folders(folder: Path) -> list[Path]:
+    """The benchmark folders that a given folder stands for; a scenario's is a benchmark of one."""
+    if _is_benchmark(folder):
+        return [folder]
+    return [each for each in sub_folders(folder) if _is_benchmark(each)]
+
+
+def scenario_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The scenario folders of a benchmark folder, by name, and its folders that are none."""
+    if is_scenario(folder):
+        return [folder], []
+    found: tuple[list[Path], list[Path]] = ([], [])
+    for each in sub_folders(folder):
+        found[not is_scenario(each)].append(each)
+    return found
+
+
+def surroundings(folder: Path) -> tuple[BenchmarkFile, Path]:
+    """What a benchmark folder says of itself, and the folder that links must not leave."""
+    if not is_scenario(folder):
+        return read_benchmark(folder), folder
+    if not (folder.parent / BENCHMARK).is_file():
+        return BenchmarkFile(name=folder.name), folder
+    file = read_benchmark(folder.parent)
+    alone = BenchmarkFile(
+        name=folder.name, custom_scorers=file.custom_scorers, problems=file.problems, sources=file.sources
+    )
+    return alone, folder.parent
+
+
+def _read_benchmark(folder: Path) -> Benchmark:
+    file, boundary = surroundings(folder)
+    identity = identify(BENCHMARKS.prefix, file.name)
+    around = Surroundings(benchmark=file.name, boundary=boundary, custom_scorers=file.custom_scorers)
+    found, bare = scenario_folders(folder)
+    entries = tuple(
+        Entry(
+            id=identify(SCENARIOS.prefix, f"{file.name}/{each.name}"),
+            name=each.name,
+            benchmark_id=identity,
+            folder=each,
+            around=around,
+        )
+        for each in found
+    )
+    view = {
+        "id": identity,
+        "name": file.name,
+        "metadata": {**file.metadata, "source": "folder"},
+        "status": "active",
+        "is_public": True,
+        "attribution": file.attribution,
+        "description": file.description,
+        "scenarioIds": [entry.id for entry in entries],
+        "required_environment_variables": [],
+        "required_secret_names": [],
+    }
+    return Benchmark(folder=folder, file=file, view=view, entries=entries, bare=tuple(bare))
+
+
+def is_scenario(folder: Path) -> bool:
+    return os.path.isfile(f"{folder}/{TASK}")  # noqa: PTH113 - ten thousand times at a start
+
+
+def _is_benchmark(folder: Path) -> bool:
+    return is_scenario(folder) or (folder / BENCHMARK).is_file() or any(map(is_scenario, sub_folders(folder)))
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(each.name for each in found if each.is_dir() and not each.name.startswith("."))
+    except OSError:
+        return []
+    return [folder / name for name in names]
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def identify(prefix: str, name: str) -> str:
+    return f"{prefix}_{hashlib.sha256(name.encode()).hexdigest()[:20]}"

@@ -1,0 +1,106 @@
+"""One list made of two: what was created through the API, newest first, then what the catalog reads from folders.
+
+The cursor is an id of either half, so a client pages across the seam without knowing of it. Of the catalog only names
+are looked at to count and to place the cursor; the documents of the page asked for are all that is read.
+Whether more follows is judged by names too: the last page may turn out empty when all that is left is broken.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from orchestrator.errors import NotFound
+from orchestrator.service.store import Document, Page, Store, Table
+from orchestrator.service.wire import ListQuery
+
+Read = Callable[[Sequence[str]], Awaitable[list[Document]]]
+"""Ids to documents, in that order; those that cannot be read are left out."""
+
+
+class Named(Protocol):
+    """Something of the catalog, as far as a list needs to know it before it is read."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Name:
+    """The plainest of those."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seam(Generic[N]):
+    """The two halves of one list: the store's with `filters`, unless only the catalog's is shown, and the catalog's."""
+
+    store: Store
+    table: Table
+    filters: Mapping[str, str | Sequence[str] | None]
+    is_stored_shown: bool = True
+    named: Sequence[N]
+    is_match: Callable[[N], bool]
+    read: Read
+
+    async def page(self, query: ListQuery) -> Page:
+        """One page. Raises NotFound when the cursor names nothing in either half."""
+        after, ids, place = query.starting_after, list[str](), None
+        for entry in self.named:
+            if self.is_match(entry) and _is_found(entry, query):
+                ids.append(entry.id)
+            if entry.id == after:
+                place = len(ids)
+        if place is not None:
+            stored = await self._stored(replace(query, limit=0, starting_after=None))
+            first: Page = replace(stored, items=[], has_more=False)
+            left = ids[place:]
+        else:
+            first = await self._stored(query)
+            left = ids
+        total = None if first.total_count is None else first.total_count + len(ids)
+        if first.has_more:
+            return replace(first, total_count=total)
+        items, rest = await fill(left, query.limit - len(first.items), self.read)
+        return Page(first.items + items, bool(rest), total)
+
+    async def _stored(self, query: ListQuery) -> Page:
+        if not self.is_stored_shown:
+            if query.starting_after:
+                raise NotFound(f"starting_after: there is no {self.table.noun} with id {query.starting_after!r}.")
+            return Page([], has_more=False, total_count=0 if query.with_total else None)
+        return await self.store.read(
+            lambda db: self.table.page(
+                db,
+                self.filters,
+                limit=query.limit,
+                starting_after=query.starting_after,
+                search=query.search,
+                with_total=query.with_total,
+            )
+        )
+
+
+async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Document], Sequence[str]]:
+    """Read documents in the order of `ids` until there are `count`: them, and the ids that were not looked at."""
+    items: list[Document] = []
+    while ids and len(items) < count:
+        wanted = count - len(items)
+        items += await read(ids[:wanted])
+        ids = ids[wanted:]
+    return items, ids
+
+
+def _is_found(entry: Named, query: ListQuery) -> bool:
+    return not query.search or query.search in entry.id or query.search.lower() in entry.name.lower()
+
+
+def by_id(ids: Sequence[str], documents: Mapping[str, Any]) -> list[Document]:
+    """The documents there are, in the order of the ids."""
+    return [documents[identity] for identity in ids if identity in documents]

@@ -1,0 +1,269 @@
+"""`task.toml`: Harbor's keys and ours, read into one record, every mistake told by its key.
+
+A key we do not know is Harbor's, present or future, and only warned of: a foreign task must stay readable. One that
+nearly is a key we do know is a mistake, because a time limit that silently is not one costs a night.
+Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ours.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from orchestrator.service.bundle import TEMPLATE
+from orchestrator.service.problems import Report, nearest
+
+FILE: Final = "task.toml"
+Table = Mapping[str, Any]
+T = TypeVar("T")
+
+_PHASE: Final = {"timeout_sec", "user", "network_mode", "allowed_hosts"}
+_KNOWN: Final[Mapping[str, Collection[str]]] = {
+    "": {
+        *("version", "schema_version", "source", "task", "metadata", "agent", "verifier", "environment", "solution"),
+        *("scorers", "steps", "multi_step_reward_strategy", "multi_step_reward_mode", "artifacts"),
+    },
+    "agent": _PHASE,
+    "verifier": _PHASE | {"env", "environment_mode", "environment", "collect"},
+    "solution": {"env"},
+    "environment": {
+        *("build_timeout_sec", "docker_image", "os", "workdir", "env", "cpus", "memory_mb", "memory", "storage_mb"),
+        *("storage", "gpus", "gpu_types", "tpu", "allow_internet", "network_mode", "allowed_hosts", "mcp_servers"),
+        *("skills_dir", "healthcheck"),
+    },
+}
+_IGNORED: Final = {
+    "artifacts": "nothing is gathered from the devbox for it",
+    "agent.user": "everything runs as one ordinary user",
+    "agent.network_mode": "the devbox has one network setting, [environment]'s",
+    "agent.allowed_hosts": "the devbox has one network setting, [environment]'s",
+    "verifier.user": "everything runs as one ordinary user",
+    "verifier.network_mode": "the devbox has one network setting, [environment]'s",
+    "verifier.allowed_hosts": "the devbox has one network setting, [environment]'s",
+    "verifier.environment_mode": "scorers run in the agent's devbox, after the agent",
+    "verifier.environment": "scorers run in the agent's devbox, after the agent",
+    "verifier.collect": "scorers run in the agent's devbox and find its files there",
+    "environment.mcp_servers": "no such server is started",
+    "environment.skills_dir": "agents are not told of it",
+    "environment.healthcheck": "the devbox is ready when its setup has ended",
+}
+_SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
+_MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a task.toml says. Times are seconds, sizes mebibytes; None is what it does not say.
+
+    `variables` reach the devbox; `required` must come with the run. `verifier_env` and `solution_env` may hold
+    templates (`${NAME}`), which are filled in where the scripts run. `refusals` are (key, why) of environments that
+    cannot be had here.
+    """
+
+    difficulty: str | None = None
+    category: str | None = None
+    tags: tuple[str, ...] = ()
+    agent_timeout: float | None = None
+    verifier_timeout: float = 600.0
+    build_timeout: float = 600.0
+    cpus: float | None = None
+    memory_mb: float | None = None
+    storage_mb: float | None = None
+    network: bool = False
+    workdir: str | None = None
+    docker_image: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    verifier_env: Mapping[str, str] = field(default_factory=dict)
+    solution_env: Mapping[str, str] = field(default_factory=dict)
+    scorers: tuple[Table, ...] = ()
+    refusals: tuple[tuple[str, str], ...] = ()
+
+
+def read_task(text: str, report: Report) -> Task:
+    """Read the text of a task.toml; mistakes go to `report`, and what they spoil has its default."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        report.error(FILE, "", f"is not TOML: {error}")
+        return Task()
+    return _Reader(document, report).task()
+
+
+class _Reader:
+    """One document and where its mistakes go. Keys are dotted: `environment.cpus`."""
+
+    def __init__(self, document: Table, report: Report) -> None:
+        self._document = document
+        self._report = report
+        self._required: dict[str, None] = {}
+
+    def task(self) -> Task:
+        self._judge_keys()
+        variables = self._variables()
+        return Task(
+            difficulty=self._label("metadata.difficulty"),
+            category=self._label("metadata.category"),
+            tags=self._tags(),
+            agent_timeout=self._number("agent.timeout_sec"),
+            verifier_timeout=self._number("verifier.timeout_sec") or 600.0,
+            build_timeout=self._number("environment.build_timeout_sec") or 600.0,
+            cpus=self._number("environment.cpus"),
+            memory_mb=self._size("environment.memory_mb", "environment.memory"),
+            storage_mb=self._size("environment.storage_mb", "environment.storage"),
+            network=self._network(),
+            workdir=self._workdir(),
+            docker_image=self._value("environment.docker_image", str, "a text"),
+            variables=variables,
+            verifier_env=self._script_env("verifier.env"),
+            solution_env=self._script_env("solution.env"),
+            required=tuple(self._required),
+            scorers=self._scorers(),
+            refusals=self._refusals(),
+        )
+
+    def _get(self, key: str) -> Any:
+        value: Any = self._document
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def _value(self, key: str, kind: type[T], expected: str) -> T | None:
+        value = self._get(key)
+        if value is None or isinstance(value, kind):
+            return value
+        self._report.error(FILE, key, f"expected {expected}, got {value!r}")
+        return None
+
+    def _number(self, key: str) -> float | None:
+        value = self._get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            self._report.error(FILE, key, f"expected a number above 0, got {value!r}")
+            return None
+        return float(value)
+
+    def _size(self, key: str, older: str) -> float | None:
+        """Mebibytes, from a number or from the older spelling `"2G"`."""
+        text = self._get(older)
+        if text is None or self._get(key) is not None:
+            return self._number(key)
+        found = _SIZE.fullmatch(text) if isinstance(text, str) else None
+        if not found or float(found[1]) <= 0:
+            self._report.error(FILE, older, f'expected a size such as "512M" or "2G", got {text!r}')
+            return None
+        return float(found[1]) * _MEGABYTES[found[2].upper()]
+
+    def _label(self, key: str) -> str | None:
+        """Metadata is free in Harbor: what is not a text is shown as one."""
+        value = self._get(key)
+        return None if value is None else str(value)
+
+    def _tags(self) -> tuple[str, ...]:
+        value = self._get("metadata.tags")
+        return tuple(map(str, value)) if isinstance(value, list) else ()
+
+    def _network(self) -> bool:
+        mode = self._value("environment.network_mode", str, "a text")
+        allowed = self._value("environment.allow_internet", bool, "true or false")
+        if mode in {"public", "no-network"}:
+            return mode == "public"
+        if mode is None and allowed is None and not self._get("environment.allowed_hosts"):
+            self._report.warn(FILE, "environment.allow_internet", "is not given: the devbox has no network")
+        elif mode not in {None, "allowlist"}:
+            self._report.error(
+                FILE, "environment.network_mode", f'expected "public", "no-network" or "allowlist", got {mode!r}'
+            )
+        return bool(allowed)
+
+    def _workdir(self) -> str | None:
+        key = "environment.workdir"
+        path = self._value(key, str, "a text")
+        if path is not None and (not path.startswith("/") or ".." in path.split("/") or path.strip("/") == ""):
+            self._report.error(FILE, key, f"expected an absolute path below /, got {path!r}")
+            return None
+        return path
+
+    def _scorers(self) -> tuple[Table, ...]:
+        value = self._get("scorers")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value or not all(isinstance(each, Mapping) for each in value):
+            self._report.error(FILE, "scorers", "expected one or more [[scorers]] tables")
+            return ()
+        return tuple(value)
+
+    def _variables(self) -> dict[str, str]:
+        key, values = "environment.env", {}
+        for name, value in self._env(key).items():
+            found = TEMPLATE.fullmatch(value)
+            if found and found[1] != name:
+                self._report.warn(FILE, f"{key}.{name}", f"taken from the run under its own name, not as {found[1]}")
+            if not found:
+                values[name] = value
+            elif found[2] is not None:
+                values[name] = found[2]
+            else:
+                self._required[name] = None
+        return values
+
+    def _script_env(self, key: str) -> dict[str, str]:
+        values = self._env(key)
+        for name, value in values.items():
+            found = TEMPLATE.fullmatch(value)
+            if found and found[2] is None:
+                self._required[found[1]] = None
+                self._report.warn(
+                    FILE, f"{key}.{name}", f"{found[1]} must come with the run, and the agent sees it too"
+                )
+        return values
+
+    def _env(self, key: str) -> dict[str, str]:
+        values = {}
+        for name, value in (self._value(key, dict, "a table of texts") or {}).items():
+            if not _NAME.fullmatch(name):
+                self._report.error(FILE, f"{key}.{name}", "is not the name of an environment variable")
+            elif not isinstance(value, str):
+                self._report.error(FILE, f"{key}.{name}", f"expected a text, got {value!r}")
+            else:
+                values[name] = value
+        return values
+
+    def _refusals(self) -> tuple[tuple[str, str], ...]:
+        found = []
+        if self._get("environment.gpus") or self._get("environment.tpu"):
+            key = "environment.gpus" if self._get("environment.gpus") else "environment.tpu"
+            found.append((key, "devboxes have none: leave it out, or run the task elsewhere"))
+        if self._get("environment.os") not in {None, "linux"}:
+            found.append(("environment.os", "devboxes run Linux only"))
+        if self._get("environment.network_mode") == "allowlist" or self._get("environment.allowed_hosts"):
+            key = "environment.network_mode" if self._get("environment.network_mode") else "environment.allowed_hosts"
+            found.append((key, 'devboxes cannot limit hosts: choose network_mode = "public" or "no-network"'))
+        return tuple(found)
+
+    def _judge_keys(self) -> None:
+        for section, known in _KNOWN.items():
+            table = self._get(section) if section else self._document
+            if table is None:
+                continue
+            if not isinstance(table, Mapping):
+                self._report.error(FILE, section, f"expected a table, [{section}]")
+                continue
+            for key, value in table.items():
+                self._judge_key(f"{section}.{key}" if section else key, key, value, known)
+        if self._get("steps"):
+            self._report.error(FILE, "steps", "tasks of several steps are not supported: make each a scenario")
+
+    def _judge_key(self, dotted: str, key: str, value: Any, known: Collection[str]) -> None:
+        if key not in known:
+            meant = nearest(key, known)
+            if meant:
+                self._report.error(FILE, dotted, f"unknown key; did you mean {meant}?")
+            else:
+                self._report.warn(FILE, dotted, "unknown key, ignored")
+        elif dotted in _IGNORED and value:
+            self._report.warn(FILE, dotted, f"ignored: {_IGNORED[dotted]}")
