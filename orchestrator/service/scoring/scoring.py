@@ -1,0 +1,120 @@
+"""Scoring as the rest of the service sees it: check a contract, prepare a box for it, score with it."""
+
+import shutil
+import sysconfig
+from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from orchestrator.errors import BadRequest, NotFound
+from orchestrator.service.devboxes.contract import Bind, Box, BoxStartFailed
+from orchestrator.service.scoring.contract import AstGrep, Checks, Function, PythonScript, read_contract
+from orchestrator.service.scoring.pythons import PythonEnvironments
+from orchestrator.service.scoring.scorers import AST_GREP, Bench, FindCustom, Scored
+from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
+from orchestrator.service.store import Document
+
+
+class Scoring:
+    """The scorers of a service; `cache` is the folder for Python environments."""
+
+    def __init__(self, *, cache: Path) -> None:
+        self._pythons = PythonEnvironments(cache)
+
+    def check(self, contract: Any, custom_types: Collection[str]) -> None:
+        """Raises BadRequest naming each wrong key: fields, names, weights, types, Python constraints nobody meets.
+
+        Blocks for some hundred milliseconds the first time that a constraint is not met by the service's own Python:
+        call it in a worker thread.
+        """
+        read_contract(contract, Checks(custom_types=custom_types, python_problem=self._python_problem))
+
+    async def binds(self, contract: Any) -> tuple[Bind, ...]:
+        """What the box must have from its start: Python environments, built here if they are new, and ast-grep.
+
+        Raises BoxStartFailed when an environment cannot be built, with pip's own words.
+        """
+        binds: dict[str, Bind] = {}
+        for function in read_contract(contract):
+            for bind in await self._binds_of(function):
+                binds[bind.target] = bind
+        return tuple(binds.values())
+
+    async def score(
+        self, contract: Any, box: Box, *, working_directory: str, timeout: float, custom: FindCustom
+    ) -> Document:
+        """Run every function of the contract in its order and weigh the scores; `timeout` seconds are for all of them.
+
+        Returns a scoring_contract_result. A scorer at fault is a function in state `error`, never an exception. Raises
+        BoxDied if the devbox ends meanwhile.
+        """
+        functions = read_contract(contract)
+        bench = Bench(
+            box=box,
+            working_directory=working_directory,
+            deadline=anyio.current_time() + timeout,
+            pythons=self._pythons,
+            custom=custom,
+        )
+        results = [await _score(function, bench) for function in functions]
+        return weigh([function.weight for function in functions], results)
+
+    async def _binds_of(self, function: Function) -> tuple[Bind, ...]:
+        match function.scorer:
+            case PythonScript() as scorer:
+                return await self._pythons.binds(scorer)
+            case AstGrep():
+                return (Bind(source=await to_thread.run_sync(_ast_grep), target=AST_GREP),)
+            case _:
+                return ()
+
+    def _python_problem(self, constraint: str) -> str | None:
+        try:
+            found = self._pythons.interpreters.find(constraint)
+        except ValueError as error:
+            return str(error)
+        if found is not None:
+            return None
+        installed = ", ".join(each.version for each in self._pythons.interpreters.installed())
+        return f"no installed Python meets {constraint!r}; installed: {installed}"
+
+
+async def _score(function: Function, bench: Bench) -> Document:
+    started = anyio.current_time()
+    try:
+        scored = await bench.score(function.scorer)
+    except (BadRequest, NotFound, BoxStartFailed) as error:
+        scored = Scored(verdict=Verdict(error=error.message), facts={})
+    seconds = anyio.current_time() - started
+    result = result_of(function.name, scored.verdict, output=scored.output, seconds=seconds, **scored.facts)
+    structlog.get_logger().info(
+        "scorer.ended",
+        devbox=bench.box.id,
+        scorer=function.name,
+        state=result["state"],
+        score=result["score"],
+        seconds=result["seconds"],
+    )
+    return result
+
+
+def _ast_grep() -> Path:
+    """The program of the package `ast-grep-cli`. Raises BoxStartFailed if it is not there."""
+    try:
+        candidates = [
+            Path(str(file.locate())).resolve() for file in files("ast-grep-cli") or () if file.stem == "ast-grep"
+        ]
+    except PackageNotFoundError:
+        candidates = []
+    candidates.append(Path(sysconfig.get_path("scripts")) / "ast-grep")
+    if found := shutil.which("ast-grep"):
+        candidates.append(Path(found))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise BoxStartFailed("The program ast-grep is not installed; install the package ast-grep-cli beside this one.")

@@ -1,0 +1,143 @@
+"""What a scorer's end means: pure functions from exit status and output to a score, or to the reason why there is none.
+
+A score is only what a scorer said and meant. A script that prints `score=1.0` and then exits with a status other than 0
+is in `error`, not at 1.0: the documents ask for a printed score and say nothing of the exit status, and a script that
+broke after a first guess must not count as one that finished. A scorer that ran out of time, was killed, could not be
+executed or printed no number from 0 to 1 is in `error` too, never at a silent 0.
+"""
+
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+from typing import Any, Final
+
+from orchestrator.service.store import Document
+
+COMPLETE: Final = "complete"
+ERROR: Final = "error"
+#: Decimals of a total: far finer than any weight, far coarser than the noise of adding floats.
+DECIMALS: Final = 9
+_NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_SCORE_LINE: Final = re.compile(r"^[ \t]*score=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a scorer's program ended.
+
+    The exit status is None if it was killed for using up its `limit`, in seconds. `stdout` is what it printed, or the
+    end of that if it was long; `output` is both streams for people, cut in the middle if they were long.
+    """
+
+    status: int | None
+    limit: float
+    stdout: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A score from 0 to 1, or why there is none."""
+
+    score: float = 0.0
+    error: str | None = None
+
+
+def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
+    """The score a script printed: its last `score=` line, else a bare number as its last line.
+
+    With `last_line_only`, only the last line counts, in either spelling.
+    """
+    if broken := _broken(ended) or _failed(ended.status):
+        return Verdict(error=broken)
+    lines = [line.strip() for line in ended.stdout.splitlines() if line.strip()]
+    if not lines:
+        return Verdict(error="it printed no score: its standard output is empty")
+    said = _SCORE_LINE.findall(ended.stdout)
+    if last_line_only or not said:
+        return _number(lines[-1].removeprefix("score=").strip(), f"the last line, {_short(lines[-1])}, is no score")
+    return _number(said[-1], f"score={_short(said[-1])} is no score")
+
+
+def judge_status(ended: Ended) -> Verdict:
+    """Exit status 0 passes, another one fails; a command that could not run or was killed did neither."""
+    if broken := _broken(ended):
+        return Verdict(error=broken)
+    return Verdict(score=1.0 if ended.status == 0 else 0.0)
+
+
+def judge_matches(ended: Ended) -> Verdict:
+    """A search passes when it printed a match.
+
+    The program says 1 for no match. It says 0 without printing anything for a pattern that does not parse as a whole.
+    """
+    if broken := _broken(ended):
+        return Verdict(error=broken)
+    if ended.status == 0 and not ended.stdout.strip():
+        return Verdict(error="the pattern is not valid in this language, and nothing matched it")
+    if ended.status not in {0, 1}:
+        return Verdict(error=f"the search failed with exit status {ended.status}: see the pattern and the language")
+    return Verdict(score=1.0 if ended.status == 0 else 0.0)
+
+
+def _broken(ended: Ended) -> str | None:
+    """Why a program that ended so can be judged in no way; None if it ran and ended by itself."""
+    status = ended.status
+    if status is None:
+        return f"it ran out of time after {ended.limit:.4g} s and was killed with all it had started"
+    if status == 126:
+        return "it could not be executed (exit status 126)"
+    if status == 127:
+        return "a program it needs was not found (exit status 127)"
+    if 128 < status < 128 + signal.NSIG:
+        name = next((each.name for each in signal.Signals if each == status - 128), f"signal {status - 128}")
+        return f"it was killed by {name} (exit status {status})"
+    return None
+
+
+def _failed(status: int | None) -> str | None:
+    return f"it ended with exit status {status}; a score counts only with exit status 0" if status else None
+
+
+def _number(text: str, complaint: str) -> Verdict:
+    score = float(text) if _NUMBER.fullmatch(text) else -1.0
+    if 0.0 <= score <= 1.0:
+        return Verdict(score=score + 0.0)  # adding 0 turns -0.0 into 0.0
+    return Verdict(error=f"{complaint}: expected a number from 0.0 to 1.0")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def result_of(name: str, verdict: Verdict, *, output: str, seconds: float, **more: Any) -> Document:
+    """One function's result as the wire shows it; the reason of an error is the last line of its output."""
+    if verdict.error:
+        gap = "" if not output or output.endswith("\n") else "\n"
+        output = f"{output}{gap}scorer {name}: {verdict.error}\n"
+    return {
+        "scoring_function_name": name,
+        "score": verdict.score,
+        "output": output,
+        "state": ERROR if verdict.error else COMPLETE,
+        "seconds": round(seconds, 3),
+        **more,
+    }
+
+
+def weigh(weights: Sequence[float], results: Iterable[Document]) -> Document:
+    """The contract's result: the weighed mean of the scores, a function in error counting 0.
+
+    Weights that sum to 1 within the tolerance count as if they did exactly, so that all passed is 1.0.
+    """
+    results = list(results)
+    shares = [weight * result["score"] for weight, result in zip(weights, results, strict=True)]
+    total = round(fsum(shares) / fsum(weights), DECIMALS)
+    return {"score": min(1.0, max(0.0, total)), "scoring_function_results": results}
+
+
+def is_faulty(result: Mapping[str, Any]) -> bool:
+    """Whether any function of a contract's result could not be scored, whatever the total says."""
+    return any(function["state"] != COMPLETE for function in result["scoring_function_results"])

@@ -1,0 +1,109 @@
+"""Boxes of every provider that this machine permits, and what a scorer may need there."""
+
+import subprocess
+import uuid
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SandboxUnavailable
+from orchestrator.service.devboxes.commands import run
+from orchestrator.service.devboxes.contract import Box, BoxSpec, Command, Provider, shell
+from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.process import ProcessProvider
+from orchestrator.service.scoring import Scoring
+from orchestrator.service.scoring.interpreters import Interpreters
+from orchestrator.service.store import Document
+
+APP = "/app"
+Boot = Callable[..., Awaitable[Box]]
+Score = Callable[..., Awaitable[Document]]
+
+
+@pytest.fixture(params=["local", "process"])
+async def provider(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Provider]:
+    state = tmp_path / "devboxes"
+    state.mkdir()
+    provider: Provider
+    if request.param == "local":
+        try:
+            await check_sandbox()
+        except SandboxUnavailable as error:
+            pytest.skip(str(error))
+        provider = LocalProvider(state)
+    else:
+        provider = ProcessProvider(state)
+    try:
+        yield provider
+    finally:
+        await provider.close()
+
+
+@pytest.fixture(scope="session")
+def scoring(tmp_path_factory: pytest.TempPathFactory) -> Scoring:
+    """One cache of Python environments for all tests."""
+    return Scoring(cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def boot(provider: Provider, scoring: Scoring) -> Boot:
+    """Start a box that has what a contract needs."""
+
+    async def start(contract: Document, **environment: str) -> Box:
+        binds = await scoring.binds(contract)
+        identity = f"dbx_{uuid.uuid4().hex[:12]}"
+        return await provider.start(BoxSpec(id=identity, working_directory=APP, environment=environment, binds=binds))
+
+    return start
+
+
+@pytest.fixture
+def score(boot: Boot, scoring: Scoring) -> Score:
+    """Score one function in a fresh box, after an agent (a shell script) worked in it: the function's result."""
+
+    async def one(scorer: Document, *, agent: str = "true", custom: str | None = None, **environment: str) -> Document:
+        async def find_custom(_: str) -> str | None:
+            return custom
+
+        contract = {"scoring_function_parameters": [{"name": "f", "weight": 1.0, "scorer": scorer}]}
+        box = await boot(contract, **environment)
+        worked = await run(box, shell(agent), timeout=30)
+        assert worked.status == 0, worked.output
+        result = await scoring.score(contract, box, working_directory=APP, timeout=30, custom=find_custom)
+        left = await run(box, Command(argv=("ls", "-A", box.path("/tmp"))), timeout=30)
+        assert b"scorer" not in left.stdout, "the private folder of the script is gone"
+        (only,) = result["scoring_function_results"]
+        assert isinstance(only, dict)
+        assert result["score"] == only["score"]
+        return only
+
+    return one
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel of `tinyscore` 1.0: a module with a `SCORE` of 0.25, and a program that prints it."""
+    folder = tmp_path_factory.mktemp("wheels")
+    info = "tinyscore-1.0.dist-info"
+    files = {
+        "tinyscore.py": "SCORE = 0.25\ndef main():\n    print(SCORE)\nif __name__ == '__main__':\n    main()\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tinyscore\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\ntinyscore = tinyscore:main\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / "tinyscore-1.0-py3-none-any.whl", "w") as archive:
+        for name, contents in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(name, contents)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_python() -> str:
+    """The version of an interpreter that is not the service's own and can make environments; skips if there is none."""
+    for each in Interpreters().installed()[1:]:
+        if subprocess.run([each.program, "-I", "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return each.version
+    pytest.skip("this machine has no second Python")
