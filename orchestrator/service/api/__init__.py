@@ -1,0 +1,1 @@
+"""The wire: routes, bodies and replies of the benchmark service, no behaviour."""

@@ -1,0 +1,106 @@
+"""Routes of files in devboxes. A relative path starts at the home of the devbox's user, as published."""
+
+from typing import Final
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from orchestrator.errors import BadRequest
+from orchestrator.service.boot import in_home
+from orchestrator.service.devboxes.commands import read_file, write_file
+from orchestrator.service.fleet import Fleet
+from orchestrator.service.transfer import Download, upload
+from orchestrator.service.wire import Body, parse, reply
+
+#: Larger files are for download_file, says the published API.
+MAX_TEXT: Final = 100 << 20
+
+
+class _ReadBody(Body):
+    file_path: str
+
+
+class _WriteBody(Body):
+    file_path: str
+    contents: str
+
+
+class _DownloadBody(Body):
+    path: str
+
+
+def file_routes(fleet: Fleet) -> list[Route]:
+    files = _Files(fleet)
+    return [
+        Route("/v1/devboxes/{id}/read_file_contents", files.read, methods=["POST"]),
+        Route("/v1/devboxes/{id}/write_file_contents", files.write, methods=["POST"]),
+        Route("/v1/devboxes/{id}/upload_file", files.upload, methods=["POST"]),
+        Route("/v1/devboxes/{id}/download_file", files.download, methods=["POST"]),
+    ]
+
+
+class _Files:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def read(self, request: Request) -> Response:
+        path = _path((await parse(request, _ReadBody)).file_path, "file_path")
+        with self._fleet.using(request.path_params["id"]) as box:
+            data = await read_file(box, in_home(path), keep=MAX_TEXT + 1)
+        if len(data) > MAX_TEXT:
+            raise BadRequest(f"file_path: {path!r} is larger than {MAX_TEXT} bytes; use download_file.")
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            raise BadRequest(f"file_path: {path!r} is not UTF-8 text; use download_file.") from None
+        return Response(data, media_type="text/plain")
+
+    async def write(self, request: Request) -> Response:
+        body = await parse(request, _WriteBody)
+        with self._fleet.using(request.path_params["id"]) as box:
+            await write_file(box, in_home(_path(body.file_path, "file_path")), body.contents.encode())
+        return reply({"devbox_id": request.path_params["id"], "exit_status": 0, "stdout": "", "stderr": ""})
+
+    async def upload(self, request: Request) -> Response:
+        async with request.form() as form:
+            path, file = form.get("path"), form.get("file")
+            if not isinstance(path, str) or not isinstance(file, UploadFile):
+                raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
+            with self._fleet.using(request.path_params["id"]) as box:
+                await upload(box, in_home(_path(path, "path")), file.read)
+        return reply({})
+
+    async def download(self, request: Request) -> Response:
+        path = in_home(_path((await parse(request, _DownloadBody)).path, "path"))
+        devbox_id = request.path_params["id"]
+        with self._fleet.using(devbox_id) as box:
+            opened = await Download.open(box, path)
+        return _Sent(self._fleet, devbox_id, opened)
+
+
+class _Sent(StreamingResponse):
+    """A file on its way to the client; its reading ends with the response, however that ends."""
+
+    def __init__(self, fleet: Fleet, devbox_id: str, opened: Download) -> None:
+        super().__init__(
+            opened.pieces(), media_type="application/octet-stream", headers={"content-disposition": "attachment"}
+        )
+        self._fleet = fleet
+        self._devbox_id = devbox_id
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self._fleet.using(self._devbox_id):
+                await super().__call__(scope, receive, send)
+        finally:
+            await self._opened.close()
+
+
+def _path(path: str, key: str) -> str:
+    if not path or "\0" in path:
+        raise BadRequest(f"{key}: expected the path of a file, got {path!r}.")
+    return path

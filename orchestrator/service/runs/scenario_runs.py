@@ -1,0 +1,255 @@
+"""Scenario runs: started with their devbox, scored in the background, ended with their devbox.
+
+A run and its devbox change in one transaction, so that neither a crash nor a lost connection leaves a devbox without
+a run, or a living run without a devbox. What follows a commit (booting, scoring, ending the box) is shielded from the
+request that caused it.
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import anyio
+
+from orchestrator.errors import BadRequest
+from orchestrator.service.definitions import Definitions
+from orchestrator.service.devboxes.prepared import Prepare, Prepared
+from orchestrator.service.environments import Environments
+from orchestrator.service.fleet import DevboxRequest, Fleet
+from orchestrator.service.runs import tally
+from orchestrator.service.runs.scorings import Scorings, end_run
+from orchestrator.service.runs.starting import (
+    Profile,
+    StartRequest,
+    check_startable,
+    environment_of,
+    file_mounts,
+    new_id,
+    secret_values,
+)
+from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
+from orchestrator.service.scoring import Scoring
+from orchestrator.service.store import (
+    BENCHMARK_RUNS,
+    DEVBOXES,
+    SCENARIO_RUNS,
+    Document,
+    Page,
+    Store,
+    answered,
+    now_ms,
+    once,
+)
+from orchestrator.service.wire import ListQuery, view
+
+
+class ScenarioRuns:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        definitions: Definitions,
+        fleet: Fleet,
+        environments: Environments,
+        scoring: Scoring,
+        scorings: Scorings,
+        secrets: Mapping[str, str],
+    ) -> None:
+        self._store = store
+        self._definitions = definitions
+        self._fleet = fleet
+        self._environments = environments
+        self._scoring = scoring
+        self._scorings = scorings
+        self._secrets = secrets
+        fleet.on_end.append(_devbox_ended)
+
+    async def recover(self) -> None:
+        """Call once, after the fleet has opened: what an earlier process was scoring is `failed`."""
+        await self._store.write(tally.prepare)
+        await self._store.write(_fail_interrupted)
+
+    async def retrieve(self, run_id: str) -> Document:
+        """Raises NotFound."""
+        return await self._store.read(lambda db: SCENARIO_RUNS.get(db, run_id))
+
+    async def page(self, filters: Mapping[str, Sequence[str] | None], query: ListQuery) -> Page:
+        """Scenario runs, newest first. Raises NotFound for an unknown `starting_after`."""
+        return await self._store.read(
+            lambda db: SCENARIO_RUNS.page(
+                db,
+                filters,
+                limit=query.limit,
+                starting_after=query.starting_after,
+                search=query.search,
+                with_total=query.with_total,
+            )
+        )
+
+    async def start(self, request: StartRequest, key: str | None) -> Document:
+        """Start a run and its devbox, once for each key. Raises NotFound, and BadRequest naming what is wrong."""
+        before, base = await self._store.read(lambda db: (answered(db, key), _base_profile(db, request)))
+        if before is not None:
+            return before
+        profile = request.profile.over(base) if base else request.profile
+        scenario = await self._definitions.scenario(request.definition_id)
+        check_startable("Scenario", scenario, profile)
+        prepare = self._prepare(scenario, secret_values(profile, self._secrets))
+        run = {"id": new_id(SCENARIO_RUNS), "scenario_id": scenario["id"], **request.view(profile)}
+        devbox = _devbox_request(scenario, run, profile)
+
+        def effect(db: sqlite3.Connection) -> tuple[Document, bool]:
+            return once(db, key, lambda: view(self._insert(db, request, run, devbox)))
+
+        with anyio.CancelScope(shield=True):
+            answer, is_new = await self._store.write(effect)
+            if is_new:
+                self._fleet.boot_soon(answer["devbox_id"], prepare)
+        return answer
+
+    def _insert(self, db: sqlite3.Connection, request: StartRequest, run: Document, devbox: DevboxRequest) -> Document:
+        if request.benchmark_run_id:
+            run["benchmark_run_id"] = _check_benchmark_run(db, request.benchmark_run_id, request.definition_id)
+        run["devbox_id"] = self._fleet.insert(db, devbox)["id"]
+        run |= {"state": str(RunState.RUNNING), "start_time_ms": now_ms()}
+        SCENARIO_RUNS.insert(db, run)
+        return run
+
+    def _prepare(self, scenario: Document, secrets: Mapping[str, str]) -> Prepare:
+        async def prepare() -> Prepared:
+            base = await environment_of(scenario, self._environments)
+            binds = await self._scoring.binds(scenario["scoring_contract"])
+            return replace(base, environment={**base.environment, **secrets}, binds=(*base.binds, *binds))
+
+        return prepare
+
+    async def score(self, run_id: str) -> Document:
+        """Start to score a run, unless it is scoring or scored already.
+
+        Raises NotFound, and BadRequest naming the state if the run is over or its devbox is not running.
+        """
+
+        def flip(db: sqlite3.Connection) -> tuple[Document, bool]:
+            run = SCENARIO_RUNS.get(db, run_id)
+            if run["state"] in {RunState.SCORING, RunState.SCORED}:
+                return run, False
+            move_run(run, RunState.SCORING)
+            _check_devbox(db, run)
+            for stale in ("scoring_contract_result", "failure_reason"):
+                run.pop(stale, None)
+            SCENARIO_RUNS.put(db, run)
+            return run, True
+
+        with anyio.CancelScope(shield=True):
+            run, is_new = await self._store.write(flip)
+            if is_new:
+                self._scorings.start_soon(run)
+        return run
+
+    async def complete(self, run_id: str) -> Document:
+        """Complete a scored run, or a running one without a result, and shut its devbox down. Idempotent.
+
+        Raises NotFound, and BadRequest naming the state.
+        """
+
+        def change(db: sqlite3.Connection) -> Document:
+            run = SCENARIO_RUNS.get(db, run_id)
+            self.end_in(db, run, RunState.COMPLETED)
+            tally.settle(db, run.get("benchmark_run_id"))
+            return run
+
+        return await self._end_with_devbox(change)
+
+    async def cancel(self, run_id: str) -> Document:
+        """Cancel a living run and shut its devbox down. Idempotent.
+
+        A run that failed or timed out stays what it is, but its devbox is shut down. Raises NotFound, and BadRequest
+        for a completed run.
+        """
+
+        def change(db: sqlite3.Connection) -> Document:
+            run = SCENARIO_RUNS.get(db, run_id)
+            is_over = run["state"] in {RunState.FAILED, RunState.TIMEOUT}
+            self.end_in(db, run, RunState(run["state"]) if is_over else RunState.CANCELED)
+            tally.settle(db, run.get("benchmark_run_id"))
+            return run
+
+        return await self._end_with_devbox(change)
+
+    async def _end_with_devbox(self, change: Callable[[sqlite3.Connection], Document]) -> Document:
+        with anyio.CancelScope(shield=True):
+            run = await self._store.write(change)
+            self.ended(run)
+        return run
+
+    def end_in(self, db: sqlite3.Connection, run: Document, state: RunState) -> None:
+        """Make sure that a run is in this state and its devbox ends, in the caller's transaction.
+
+        Settling the benchmark run is left to the caller, as is `ended` after the commit. Raises BadRequest naming the
+        run's state if it cannot come to that.
+        """
+        if run["state"] != state:
+            end_run(db, run, state, None)
+        self._fleet.shutdown_in(db, run["devbox_id"], "api_shutdown")
+
+    def ended(self, run: Document) -> None:
+        """What follows the commit of a run's end: stop its scoring, end its box."""
+        self._scorings.stop(run["id"])
+        self._fleet.shutdown_soon(run["devbox_id"])
+
+
+def _base_profile(db: sqlite3.Connection, request: StartRequest) -> Profile | None:
+    """The profile of the benchmark run that the request names. Raises NotFound."""
+    if not request.benchmark_run_id:
+        return None
+    return Profile.of(BENCHMARK_RUNS.get(db, request.benchmark_run_id)["_profile"])
+
+
+def _check_benchmark_run(db: sqlite3.Connection, benchmark_run_id: str, scenario_id: str) -> str:
+    run = BENCHMARK_RUNS.get(db, benchmark_run_id)
+    if run["state"] != BenchmarkRunState.RUNNING:
+        raise BadRequest(f"Benchmark run {run['id']} is {run['state']}: no scenario can be started in it any more.")
+    if scenario_id not in run["_scenario_ids"]:
+        raise BadRequest(f"Scenario {scenario_id} is not in benchmark run {run['id']}.")
+    return benchmark_run_id
+
+
+def _devbox_request(scenario: Document, run: Document, profile: Profile) -> DevboxRequest:
+    environment = scenario.get("environment") or {}
+    if environment.get("snapshot_id"):
+        raise BadRequest(f"Scenario {scenario['id']}: environment.snapshot_id: snapshots are not served here.")
+    return DevboxRequest(
+        name=run.get("name") or scenario["name"],
+        metadata=run["metadata"],
+        environment_variables=dict(profile.environment),
+        blueprint_id=environment.get("blueprint_id"),
+        launch_parameters={**(environment.get("launch_parameters") or {}), **profile.launch_parameters},
+        file_mounts=file_mounts(profile),
+        initiator_type="scenario",
+        initiator_id=run["id"],
+    )
+
+
+def _check_devbox(db: sqlite3.Connection, run: Document) -> None:
+    status = DEVBOXES.get(db, run["devbox_id"])["status"]
+    if status != "running":
+        raise BadRequest(f"Scenario run {run['id']} cannot be scored: its devbox {run['devbox_id']} is {status}.")
+
+
+def _devbox_ended(db: sqlite3.Connection, devbox: Document) -> None:
+    """In the transaction that ends a devbox: its run, if it is still at it, ends too."""
+    for run in SCENARIO_RUNS.select(db, {"devbox_id": devbox["id"]}):
+        if run["state"] in ALIVE:
+            is_timeout = run["state"] == RunState.RUNNING and devbox.get("shutdown_reason") == "keep_alive_timeout"
+            end_run(db, run, RunState.TIMEOUT if is_timeout else RunState.FAILED, _how_ended(run, devbox))
+
+
+def _how_ended(run: Document, devbox: Document) -> str:
+    how = devbox.get("shutdown_reason") or devbox.get("failure_reason") or devbox["status"]
+    words = f" ({devbox['_failure']})" if devbox.get("_failure") else ""
+    return f"Devbox {devbox['id']} ended while the run was {run['state']}: {how}{words}"
+
+
+def _fail_interrupted(db: sqlite3.Connection) -> None:
+    for run in SCENARIO_RUNS.select(db, {"state": RunState.SCORING}):
+        end_run(db, run, RunState.FAILED, "The service ended while the run was scoring.")

@@ -1,0 +1,144 @@
+"""Scenario runs being scored, each a task of its own that outlives the request which asked for it.
+
+Why the result is not sent with the answer to `score`: scorers may take half an hour, requests thirty seconds.
+"""
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import anyio
+import structlog
+
+from orchestrator.errors import ServiceError, Unwritable, WorldError
+from orchestrator.service.definitions import Definitions
+from orchestrator.service.fleet import Fleet
+from orchestrator.service.runs import tally
+from orchestrator.service.runs.states import RunState, move_run
+from orchestrator.service.scoring import Scoring
+from orchestrator.service.store import SCENARIO_RUNS, Document, Store
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT: Final = 1800
+#: Seconds that scorings get to finish when the service ends.
+GRACE: Final = 5.0
+#: The box's own working directory, which it was booted with: the scenario's.
+IN_PLACE: Final = "."
+_RETRY: Final = 2.0
+
+
+class Scorings:
+    """Use it as a context around the fleet's: when it ends, the boxes have ended, and with them what was scored."""
+
+    def __init__(self, *, store: Store, definitions: Definitions, fleet: Fleet, scoring: Scoring) -> None:
+        self._store = store
+        self._definitions = definitions
+        self._fleet = fleet
+        self._scoring = scoring
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._change = anyio.Event()
+        self._tasks = anyio.create_task_group()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        await self.wait_idle(GRACE)
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    async def wait_idle(self, timeout: float) -> None:
+        """Wait until nothing is being scored, even while being cancelled, but no longer than `timeout` seconds."""
+        with anyio.move_on_after(timeout, shield=True):
+            while self._scopes:
+                self._change = anyio.Event()
+                await self._change.wait()
+
+    def start_soon(self, run: Document) -> None:
+        """Score a run whose move to `scoring` is committed."""
+        scope = self._scopes[run["id"]] = anyio.CancelScope()
+        self._tasks.start_soon(self._score, run, scope)
+
+    def stop(self, run_id: str) -> None:
+        """Stop scoring a run, if it is being scored; its state is the caller's business."""
+        if scope := self._scopes.get(run_id):
+            scope.cancel()
+
+    async def _score(self, run: Document, scope: anyio.CancelScope) -> None:
+        log = structlog.get_logger().bind(run=run["id"], devbox=run["devbox_id"])
+        try:
+            with scope:
+                log.info("scoring.started")
+                result, reason = await self._result(run)
+                await self._finish(run["id"], result, reason)
+                log.info("scoring.ended", score=(result or {}).get("score"), reason=reason)
+        finally:
+            if self._scopes.get(run["id"]) is scope:
+                del self._scopes[run["id"]]
+            self._change.set()
+
+    async def _result(self, run: Document) -> tuple[Document | None, str | None]:
+        """The result of the scoring contract, and why the scoring failed if it did. Never raises for a fault."""
+        try:
+            scenario = await _insist(partial(self._definitions.scenario, run["scenario_id"]))
+            with self._fleet.using(run["devbox_id"]) as box:
+                result = await self._scoring.score(
+                    scenario["scoring_contract"],
+                    box,
+                    working_directory=IN_PLACE,
+                    timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
+                    custom=lambda scorer_type: _insist(partial(self._definitions.custom_scorer, scorer_type)),
+                )
+        except (ServiceError, WorldError) as error:
+            return None, error.message
+        except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
+            structlog.get_logger().exception("scoring.crashed", run=run["id"])
+            return None, f"The service could not score: {type(error).__name__}: {error}"
+        return result, _fault(result)
+
+    async def _finish(self, run_id: str, result: Document | None, reason: str | None) -> None:
+        """Note how the scoring ended, however long the disk refuses; not on a run that ended meanwhile."""
+
+        def finish(db: sqlite3.Connection) -> None:
+            run = SCENARIO_RUNS.get(db, run_id)
+            if run["state"] != RunState.SCORING:
+                return
+            if result is not None:
+                run["scoring_contract_result"] = result
+            end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
+            tally.settle(db, run.get("benchmark_run_id"))
+
+        await _insist(partial(self._store.write, finish))
+
+
+async def _insist(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until the store answers: a full disk is somebody's to mend, and what was scored is not to be lost to it."""
+    while True:
+        try:
+            return await attempt()
+        except Unwritable:
+            await anyio.sleep(_RETRY)
+
+
+def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str | None = None) -> None:
+    """Move a run and keep it, in the caller's transaction. Raises BadRequest naming the state."""
+    move_run(run, state)
+    if reason:
+        run["failure_reason"] = reason
+    SCENARIO_RUNS.put(db, run)
+
+
+def _fault(result: Document) -> str | None:
+    """Which scoring functions ended in an error; None if none did."""
+    failed = [
+        function["scoring_function_name"]
+        for function in result["scoring_function_results"]
+        if function["state"] != "complete"
+    ]
+    return f"Scoring function {', '.join(failed)} ended in an error; its output says how." if failed else None

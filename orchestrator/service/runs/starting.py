@@ -1,0 +1,145 @@
+"""What a run starts with: the client's run profile, checked against what the scenario or benchmark requires.
+
+A secret in a run profile is the name of an environment variable of the service's own process: the service has no
+account to keep secrets in, and its values must reach the devbox without passing through the wire or the database.
+"""
+
+import posixpath
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from orchestrator.errors import BadRequest
+from orchestrator.service.devboxes.contract import HOME
+from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.environments import Environments
+from orchestrator.service.store import Document, Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A RunProfile: `environment` NAME to value, `secrets` NAME to secret name, the rest as the wire has it."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    launch_parameters: Mapping[str, Any] = field(default_factory=dict)
+    mounts: tuple[Document, ...] = ()
+    purpose: str | None = None
+
+    def over(self, base: "Profile") -> "Profile":
+        """This profile on top of another: what both name is as this one says."""
+        return Profile(
+            environment={**base.environment, **self.environment},
+            secrets={**base.secrets, **self.secrets},
+            launch_parameters={**base.launch_parameters, **self.launch_parameters},
+            mounts=base.mounts + self.mounts,
+            purpose=self.purpose or base.purpose,
+        )
+
+    def document(self) -> Document:
+        """As a benchmark run keeps it for its scenario runs."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> "Profile":
+        return cls(**{**document, "mounts": tuple(document["mounts"])})
+
+    def view(self) -> Document:
+        """The part that the view of a run shows; secrets by name only."""
+        shown = {
+            "environment_variables": dict(self.environment),
+            "secrets_provided": dict(self.secrets),
+            "purpose": self.purpose,
+        }
+        return {key: value for key, value in shown.items() if value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRequest:
+    """What a client sends to start a run of a scenario or of a benchmark (`definition_id`)."""
+
+    definition_id: str
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    profile: Profile = Profile()
+    benchmark_run_id: str | None = None
+
+    def view(self, profile: Profile) -> Document:
+        """The keys of the run's view that follow from the request."""
+        named = {"name": self.name} if self.name else {}
+        return {"metadata": dict(self.metadata), **named, **profile.view()}
+
+
+def new_id(table: Table) -> str:
+    """A fresh id of this kind of thing."""
+    return f"{table.prefix}_{secrets.token_hex(10)}"
+
+
+def check_profile(profile: Profile) -> None:
+    """Raise BadRequest naming the first environment variable that no process could be given."""
+    for name, value in {**profile.environment, **dict.fromkeys(profile.secrets, "")}.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise BadRequest(f"runProfile: variable {name!r} cannot be set; a name has no '=', and nothing has a NUL.")
+
+
+def check_startable(noun: str, definition: Document, profile: Profile) -> None:
+    """Raise BadRequest if the definition is archived or a required variable or secret is not provided, naming each."""
+    check_profile(profile)
+    what = f"{noun} {definition['id']} ({definition['name']})"
+    if definition.get("status") == "archived":
+        raise BadRequest(f"{what} is archived and cannot be run.")
+    problems = [
+        f"{where} lacks {', '.join(missing)}"
+        for where, missing in (
+            ("runProfile.envVars", _missing(definition.get("required_environment_variables"), _variables(profile))),
+            ("runProfile.secrets", _missing(definition.get("required_secret_names"), _secret_words(profile))),
+        )
+        if missing
+    ]
+    if problems:
+        raise BadRequest(f"{what} cannot start: {' and '.join(problems)}.")
+
+
+def _missing(required: Collection[str] | None, given: Collection[str]) -> list[str]:
+    return [name for name in required or () if name not in given]
+
+
+def _variables(profile: Profile) -> set[str]:
+    return {*profile.environment, *profile.secrets}
+
+
+def _secret_words(profile: Profile) -> set[str]:
+    """A required secret may be named by its variable or by itself: the published documents say both."""
+    return {*profile.secrets, *profile.secrets.values()}
+
+
+def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
+    """NAME to value for each secret of a profile. Raises BadRequest naming those the service does not have."""
+    unknown = sorted({name for name in profile.secrets.values() if name not in known})
+    if unknown:
+        raise BadRequest(
+            f"runProfile.secrets: the service has no secret named {', '.join(unknown)}; "
+            "start it with an environment variable of that name, or send the value in runProfile.envVars."
+        )
+    return {variable: known[name] for variable, name in profile.secrets.items()}
+
+
+def file_mounts(profile: Profile) -> dict[str, str]:
+    """Path to contents. Raises BadRequest for mounts of another type, and for one without a target."""
+    mounts: dict[str, str] = {}
+    for number, mount in enumerate(profile.mounts):
+        if mount.get("type") != "file_mount":
+            raise BadRequest(f"runProfile.mounts.{number}: only file_mount is served here, not {mount.get('type')!r}.")
+        if not mount.get("target"):
+            raise BadRequest(f"runProfile.mounts.{number}.target: a file_mount needs the path of its file.")
+        mounts[mount["target"]] = mount.get("content") or ""
+    return mounts
+
+
+async def environment_of(scenario: Document, environments: Environments) -> Prepared:
+    """What a scenario's devbox starts from: its blueprint, its working directory. Raises NotFound, BoxStartFailed."""
+    wanted = scenario.get("environment") or {}
+    base = await environments.prepare(wanted["blueprint_id"]) if wanted.get("blueprint_id") else Prepared()
+    directory = wanted.get("working_directory")
+    return replace(base, working_directory=posixpath.join(HOME, directory)) if directory else base

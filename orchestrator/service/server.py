@@ -1,0 +1,333 @@
+"""The benchmark service as a running thing: its parts wired together, a socket, an orderly end.
+
+Only this file knows every part. When the service ends, no new request is let in, scorings get a few seconds, then the
+devboxes are shut down while requests that wait for them are still answered, and the socket goes last.
+
+Why uvicorn's own signal handling is off: it would close the socket first and leave the devboxes for afterwards.
+"""
+
+import ipaddress
+import os
+import resource
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+import structlog
+import uvicorn
+from anyio.abc import TaskGroup, TaskStatus
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from orchestrator.errors import UsageError
+from orchestrator.service.address import Address, forget_address, hold_lock, publish
+from orchestrator.service.api import devboxes as devbox_routes
+from orchestrator.service.api.activity import Activity
+from orchestrator.service.api.app import application
+from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
+from orchestrator.service.api.runs import ScenarioRunRoutes
+from orchestrator.service.api.scenarios import Scenarios
+from orchestrator.service.api.scorers import Scorers
+from orchestrator.service.api.sweep import Facts, Sweep
+from orchestrator.service.catalog import Catalog
+from orchestrator.service.definitions import Definitions
+from orchestrator.service.devboxes.contract import Provider
+from orchestrator.service.devboxes.local.provider import LocalProvider
+from orchestrator.service.devboxes.process import ProcessProvider
+from orchestrator.service.environments import Environments
+from orchestrator.service.executions import Executions
+from orchestrator.service.fleet import Fleet
+from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
+from orchestrator.service.runs.logs import Logs
+from orchestrator.service.runs.scenario_runs import ScenarioRuns
+from orchestrator.service.runs.scorings import GRACE, Scorings
+from orchestrator.service.scoring import Scoring
+from orchestrator.service.store import Store
+
+BACKLOG: Final = 4096
+KEEP_ALIVE: Final = 75
+#: Seconds that requests in flight get once the devboxes are gone.
+_LAST_REPLIES: Final = 3
+_CLOSE_TIMEOUT: Final = 20
+_MAX_OPEN_FILES: Final = 65_536
+
+
+class Isolation(StrEnum):
+    """Where devboxes come from: sandboxes of this machine, or plain processes without any isolation."""
+
+    LOCAL = "local"
+    PROCESS = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """An open service without a socket. `stopping` is set when it shall end."""
+
+    app: Starlette
+    instance: str
+    token: str
+    activity: Activity
+    stopping: anyio.Event
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, *, state: Path, benchmarks: Sequence[Path], isolation: Isolation, token: str
+    ) -> AsyncIterator[Self]:
+        """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
+
+        Raises UsageError, SandboxUnavailable among them.
+        """
+        instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
+        isolation = Isolation(isolation)
+        async with (
+            Store.open(state / "service.sqlite") as store,
+            _provider(isolation, state / "devboxes") as provider,
+        ):
+            parts = _Parts.build(store, provider, state, benchmarks)
+            facts = Facts(instance=instance, isolation=isolation, capabilities=tuple(sorted(provider.capabilities)))
+            own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
+            app = application(routes=[*own.routes(), *parts.routes()], token=token, activity=activity)
+            async with parts.scorings, parts.fleet:
+                await parts.scenario_runs.recover()
+                try:
+                    yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping)
+                finally:
+                    activity.is_ending = True
+                    await parts.scorings.wait_idle(GRACE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The parts of a service, made for each other and not opened yet."""
+
+    definitions: Definitions
+    fleet: Fleet
+    executions: Executions
+    scorings: Scorings
+    scenario_runs: ScenarioRuns
+    benchmark_runs: BenchmarkRuns
+    logs: Logs
+
+    @classmethod
+    def build(cls, store: Store, provider: Provider, state: Path, benchmarks: Sequence[Path]) -> Self:
+        known = dict(os.environ)
+        scoring = Scoring(cache=state / "cache")
+        catalog = Catalog(benchmarks)
+        environments = Environments(catalog=catalog, provider=provider, cache=state / "cache")
+        definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
+        fleet = Fleet(store=store, provider=provider, state=state, blueprints=environments.prepare)
+        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring)
+        scenario_runs = ScenarioRuns(
+            store=store,
+            definitions=definitions,
+            fleet=fleet,
+            environments=environments,
+            scoring=scoring,
+            scorings=scorings,
+            secrets=known,
+        )
+        return cls(
+            definitions=definitions,
+            fleet=fleet,
+            executions=Executions(store=store, fleet=fleet, state=state),
+            scorings=scorings,
+            scenario_runs=scenario_runs,
+            benchmark_runs=BenchmarkRuns(
+                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=known
+            ),
+            logs=Logs(store=store, output=fleet.output),
+        )
+
+    def routes(self) -> list[Route]:
+        """In this order, because `{id}` of a later one would swallow words of an earlier one."""
+        return [
+            *BenchmarkRunRoutes(self.benchmark_runs, self.scenario_runs).routes(),
+            *Benchmarks(self.definitions, self.benchmark_runs).routes(),
+            *ScenarioRunRoutes(self.scenario_runs, self.logs).routes(),
+            *Scorers(self.definitions).routes(),
+            *Scenarios(self.definitions, self.scenario_runs).routes(),
+            *devbox_routes.routes(self.fleet, self.executions),
+        ]
+
+
+async def serve(
+    host: str,
+    port: int,
+    token: str | None,
+    state: Path,
+    benchmarks: Sequence[Path],
+    isolation: Isolation,
+    linger: float | None,
+    *,
+    task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
+
+    Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
+    ends it at once. Raises UsageError for a bad address, a state folder in use, and what `Service.open` raises.
+    """
+    if token is None and not is_loopback(host):
+        raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
+    token = token or secrets.token_urlsafe(32)
+    raise_open_files()
+    with hold_lock(state), _listen(host, port) as listener, _single():
+        forget_address(state)
+        async with anyio.create_task_group() as watchers:
+            try:
+                async with (
+                    _http(listener) as http,
+                    Service.open(state=state, benchmarks=benchmarks, isolation=isolation, token=token) as service,
+                ):
+                    http.answer(service.app)
+                    address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
+                    watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
+                    if linger is not None:
+                        watchers.start_soon(_stop_unused, service, linger)
+                    with publish(state, address):
+                        structlog.get_logger().info("service.listening", url=address.url, isolation=isolation)
+                        task_status.started(address)
+                        await service.stopping.wait()
+                        structlog.get_logger().info("service.stopping")
+            finally:
+                watchers.cancel_scope.cancel()
+
+
+async def _heed_signals(stopping: anyio.Event, scope: anyio.CancelScope) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if stopping.is_set():
+                scope.cancel()
+            stopping.set()
+
+
+async def _stop_unused(service: Service, linger: float) -> None:
+    await service.activity.wait_unused(linger)
+    service.activity.is_ending = True
+    structlog.get_logger().info("service.unused", seconds=linger)
+    service.stopping.set()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are heeded by `serve`."""
+        yield
+
+
+class _Http:
+    """The socket's side, which outlives the service that it answers for."""
+
+    def __init__(self, tasks: TaskGroup, listener: socket.socket) -> None:
+        self._tasks = tasks
+        self._listener = listener
+        self._server: _Server | None = None
+
+    def answer(self, app: Starlette) -> None:
+        """Start to answer requests, those too that wait in the backlog."""
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=_LAST_REPLIES,
+                access_log=False,
+                log_config=None,
+                server_header=False,
+            )
+        )
+        self._tasks.start_soon(self._serve, self._server)
+
+    async def _serve(self, server: _Server) -> None:
+        with anyio.CancelScope(shield=True):  # it ends by `end`, bounded, so that its sockets are closed
+            await server.serve(sockets=[self._listener])
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+
+
+@asynccontextmanager
+async def _http(listener: socket.socket) -> AsyncIterator[_Http]:
+    async with anyio.create_task_group() as tasks:
+        http = _Http(tasks, listener)
+        try:
+            yield http
+        finally:
+            http.end()
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, because asyncio switches Nagle's delay off only where it is: 45 ms of every POST.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise UsageError(f"The service cannot listen on {host}, port {port}: {error}. Choose others.") from None
+        yield listener
+
+
+@contextmanager
+def _single() -> Iterator[None]:
+    """Let an exception that task groups have wrapped, and that is the only one, pass as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+@asynccontextmanager
+async def _provider(isolation: Isolation, state: Path) -> AsyncIterator[Provider]:
+    """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
+    local = LocalProvider(state) if isolation is Isolation.LOCAL else None
+    provider: Provider = local or ProcessProvider(state)
+    try:
+        if local is not None:
+            await local.prepare()
+        yield provider
+    finally:
+        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await provider.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    """Where a client on this machine finds the listener."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = listener.getsockname()[1]
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit on open files as far as the hard one allows: each client and each command needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
