@@ -1,0 +1,4 @@
+#!/bin/bash
+set -eu
+cp /solution/fixed/merge.py app/merge.py
+cp /solution/fixed/settings.py app/settings.py

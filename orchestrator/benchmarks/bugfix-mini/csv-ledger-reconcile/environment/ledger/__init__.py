@@ -1,0 +1,1 @@
+"""The bank's statements and our books."""

@@ -1,0 +1,1 @@
+"""Compares the bank's statement with our books."""

@@ -1,0 +1,3 @@
+#!/bin/bash
+set -eu
+cp /solution/fixed/reader.py contacts/reader.py

@@ -1,0 +1,3 @@
+#!/bin/bash
+set -eu
+cp /solution/fixed/service.py stock/service.py

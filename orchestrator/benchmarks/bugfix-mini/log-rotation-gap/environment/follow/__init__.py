@@ -1,0 +1,5 @@
+"""Follows a log file."""
+
+from .follower import Follower
+
+__all__ = ["Follower"]

@@ -1,0 +1,3 @@
+#!/bin/bash
+set -eu
+cp /solution/fixed/follower.py follow/follower.py

@@ -1,0 +1,1 @@
+"""Applies numbered SQL files to an SQLite database, each one once."""

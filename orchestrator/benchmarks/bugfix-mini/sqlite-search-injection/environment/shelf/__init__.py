@@ -1,0 +1,1 @@
+"""A small book shelf in an SQLite file."""

@@ -1,0 +1,6 @@
+"""Tiny HTML templates."""
+
+from tinytpl.errors import MissingValue, TemplateError
+from tinytpl.render import render
+
+__all__ = ["MissingValue", "TemplateError", "render"]
