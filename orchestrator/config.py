@@ -1,8 +1,9 @@
 """Every knob of a sweep, with its default and the reason for it; named alike in sweep.toml and on the command line."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -12,12 +13,14 @@ from orchestrator.errors import UsageError
 
 MAX_KEEP_ALIVE: Final = 48 * 3600
 MARGIN: Final = 300.0
+#: Suffixes that are no part of an agent's name; `.5` is.
+_FILES: Final = frozenset({".toml", ".py"})
 
 
 class Knobs(BaseModel):
     """A frozen table of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Timeouts(Knobs):
@@ -116,7 +119,10 @@ class SweepConfig(Knobs):
 def arm_name(agent: str, model: str | None) -> str:
     """What an arm is called when nobody says: the agent, shortened where it is a command or a path, and its model."""
     reference, _, symbol = agent.partition(":")
-    base = "command" if reference == "command" else symbol or Path(reference).stem
+    path = Path(reference)
+    stem = path.stem if path.suffix in _FILES else path.name
+    is_class = reference != "command" and symbol.replace(".", "_").isidentifier()
+    base = symbol if is_class else stem
     return f"{base}+{model}" if model else base
 
 
@@ -126,6 +132,8 @@ def load_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
 
@@ -142,11 +150,24 @@ def _with_arm_names(data: Mapping[str, Any]) -> dict[str, Any]:
     arms = data.get("arms", ())
     if not isinstance(arms, list | tuple):
         return dict(data)
-    named = [
-        {"name": arm_name(str(arm.get("agent", "")), arm.get("model"))} | dict(arm) if isinstance(arm, Mapping) else arm
-        for arm in arms
-    ]
+    taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
+    named: list[Any] = []
+    for position, arm in enumerate(arms):
+        if isinstance(arm, Mapping) and not arm.get("name"):
+            name = arm_name(str(arm.get("agent", "")), arm.get("model"))
+            if arm not in arms[:position]:
+                name = _free(name, taken)
+            taken.add(name)
+            named.append(dict(arm) | {"name": name})
+        else:
+            named.append(arm)
     return dict(data) | {"arms": named}
+
+
+def _free(name: str, taken: Set[str]) -> str:
+    """The name, or the first numbered one that no other arm has: two commands are both called `command`."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 def _explain(problem: Any, source: str) -> str:

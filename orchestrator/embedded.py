@@ -108,7 +108,7 @@ class Service:
 
 def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Path:
     what = "\n".join([isolation, *(str(folder.resolve()) for folder in benchmarks)])
-    return runs / ".service" / sha256(what.encode()).hexdigest()[:12]
+    return runs.resolve() / ".service" / sha256(what.encode()).hexdigest()[:12]
 
 
 def _spawn(state: Path, benchmarks: Sequence[Path], isolation: str) -> Popen[bytes]:

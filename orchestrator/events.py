@@ -175,8 +175,11 @@ def to_dict(event: Event) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any]) -> Event:
-    """The event that a JSON object says. Raises JournalError if a known kind lacks a key it needs."""
-    cls = KINDS.get(data.get("event", ""))
+    """The event that a JSON object says. Raises JournalError if it names no kind, or lacks a key its kind needs."""
+    kind = data.get("event") if isinstance(data, Mapping) else None
+    if not isinstance(kind, str):
+        raise JournalError("an object with an `event` was expected")
+    cls = KINDS.get(kind)
     if cls is None:
         return Unknown(at=data.get("at", 0.0), data=data)
     known = {f.name for f in fields(cls)}

@@ -13,20 +13,38 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import randbits
-from subprocess import DEVNULL, CalledProcessError, check_output
-from typing import Any, Final
+from subprocess import DEVNULL, SubprocessError, check_output
+from typing import Any, Final, Protocol
 
 import orjson
 
 from orchestrator import __version__
-from orchestrator.config import SweepConfig
-from orchestrator.engine.work import Arm
+from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.errors import SweepError, UsageError
-from orchestrator.journal import MANIFEST, RESULTS, read_manifest, write_atomically
+from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest, write_atomically
 from orchestrator.plan import Plan
 
 SCHEMA: Final = 1
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: Characters of a name that we make ourselves; file systems allow 255.
+_LONGEST: Final = 150
+
+
+class Agent(Protocol):
+    """An agent, as far as it tells one kind of sweep from another."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+class Arm(Protocol):
+    """An arm, as far as it tells one kind of sweep from another."""
+
+    @property
+    def config(self) -> ArmConfig: ...
+
+    @property
+    def agent(self) -> Agent: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +61,7 @@ def choose_folder(
 ) -> RunFolder:
     """The named folder, else the newest unfinished sweep of the same kind, else a new one; its manifest is written.
 
-    Raises UsageError for a bad name, or for a folder whose sweep is of another kind.
+    Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use.
     """
     identity = _identity(config, plan, arms)
     if config.name is None:
@@ -52,12 +70,22 @@ def choose_folder(
         path = runs / config.name
     else:
         raise UsageError(f"--name {config.name!r}: use letters, digits, dots, dashes, underscores and plus signs.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}. Give another --runs.") from None
+    with locked(path):  # two that start at once must not both write it, nor one change it under another
+        return _write_manifest(path, config, plan, identity, endpoint)
+
+
+def _write_manifest(
+    path: Path, config: SweepConfig, plan: Plan, identity: Mapping[str, Any], endpoint: str | None
+) -> RunFolder:
     is_resumed = (path / MANIFEST).exists()
     if is_resumed:
         manifest = read_manifest(path)
         _check_same(path, manifest, identity, plan)
     else:
-        path.mkdir(parents=True, exist_ok=True)
         manifest = _manifest(path, identity, endpoint)
     manifest |= {
         "trials": len(plan),
@@ -70,8 +98,8 @@ def choose_folder(
 
 
 def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """What must be the same for results to belong together."""
-    return {
+    """What must be the same for results to belong together, as JSON gives it back: settings may have dates in them."""
+    identity = {
         "benchmark": plan.benchmark,
         "on_agent_failure": config.on_agent_failure,
         "arms": {
@@ -84,6 +112,8 @@ def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[
             for name, arm in arms.items()
         },
     }
+    as_read: dict[str, Any] = orjson.loads(orjson.dumps(identity))
+    return as_read
 
 
 def _manifest(path: Path, identity: Mapping[str, Any], endpoint: str | None) -> dict[str, Any]:
@@ -102,6 +132,8 @@ def _manifest(path: Path, identity: Mapping[str, Any], endpoint: str | None) -> 
 
 def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], plan: Plan) -> None:
     """Raises UsageError naming every way in which the sweep in the folder is of another kind."""
+    if manifest.get("schema", 0) > SCHEMA:
+        raise UsageError(f"{path} was written by sweep {manifest.get('version')}; this is {__version__}. Upgrade it.")
     differing = list(_differences(manifest.get("identity", {}), identity))
     known = manifest.get("scenarios", {})
     changed = [s.name for s in plan.scenarios if s.id in known and known[s.id]["digest"] != s.digest]
@@ -141,7 +173,8 @@ def _count_lines(path: Path) -> int:
 def _new_path(runs: Path, plan: Plan) -> Path:
     """`<benchmark>-<arm>-<date>-<time>`, with a number behind it where that is taken."""
     arm = plan.arms[0] if len(plan.arms) == 1 else f"{len(plan.arms)}-arms"
-    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.benchmark}-{arm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    kind = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.benchmark}-{arm}").strip("._+-")[:_LONGEST]
+    stem = f"{kind or 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
     return next(runs / name for name in names if not (runs / name).exists())
 
@@ -150,7 +183,7 @@ def _git_commit() -> str | None:
     """The commit of the folder we were started in, if it is one of git's."""
     try:
         return check_output(["git", "rev-parse", "HEAD"], stderr=DEVNULL, text=True, timeout=5).strip()
-    except (OSError, CalledProcessError, TimeoutError):
+    except (OSError, SubprocessError):
         return None
 
 

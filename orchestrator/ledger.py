@@ -100,6 +100,12 @@ class Ledger:
 
     def apply(self, event: Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
+        try:
+            self._add(event)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InternalError(f"The journal has a malformed {event.kind}: {error!r}.") from error
+
+    def _add(self, event: Event) -> None:
         match event:
             case StageEntered():
                 self._enter(event)
@@ -121,7 +127,7 @@ class Ledger:
             case BenchmarkRunStarted():
                 self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
             case BenchmarkRunEnded():
-                self.benchmark_runs[event.arm, event.number].is_ended = True
+                self._end_benchmark_run(event)
             case SweepOpened():
                 self.opened += 1
                 self.ended = None
@@ -146,9 +152,11 @@ class Ledger:
 
     def _enter(self, event: StageEntered) -> None:
         key, stage = TrialKey.parse(event.trial), Stage(event.stage)
-        trial = self.trials.get(key)
-        if trial is None or trial.attempt is None or trial.attempt.number != event.attempt:
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.attempt is None or trial.attempt.number != event.attempt:
             move(None, stage)
+            if trial.outcome is not None or event.attempt != trial.attempts + 1:
+                raise InternalError(f"The journal begins attempt {event.attempt} of {key}, which is not its next.")
             trial = self.trials.setdefault(key, Trial())
             self._leave_stage(trial)
             trial.attempts += 1
@@ -166,6 +174,8 @@ class Ledger:
 
     def _finish_stage(self, event: StageFinished) -> None:
         attempt = self._attempt(event.trial, event.attempt)
+        if attempt.stage != event.stage:
+            raise InternalError(f"The journal finishes stage {event.stage} of {event.trial}, which is not under way.")
         if event.stage == Stage.SCORE:
             attempt.is_scored = True
         if event.stage == Stage.RELEASE:
@@ -177,31 +187,40 @@ class Ledger:
         self._attempt(event.trial, event.attempt)
         key = TrialKey.parse(event.trial)
         trial = self.trials[key]
-        trial.counted += event.counted
-        trial.last_ended = event.attempt
-        trial.failures.append({"attempt": event.attempt, "failure": dict(event.failure)})
+        if trial.outcome is not None or event.attempt <= trial.last_ended:
+            raise InternalError(f"The journal ends attempt {event.attempt} of {event.trial} twice.")
+        failure = {"attempt": event.attempt, "failure": dict(event.failure)}
         if event.counted:
             self._notice(key, event.failure, is_final=False)
+        trial.counted += event.counted
+        trial.last_ended = event.attempt
+        trial.failures.append(failure)
 
     def _finish(self, event: TrialFinished) -> None:
         key = TrialKey.parse(event.trial)
-        trial = self.trials.setdefault(key, Trial())
-        if trial.outcome is not None:
+        if self.is_finished(key):
             raise InternalError(f"The journal finishes trial {event.trial} twice.")
         result = event.result
-        trial.outcome, trial.score = Outcome(result["outcome"]), result.get("score")
-        trial.flags = tuple(result.get("flags", ()))
-        trial.seconds = sum(stage["seconds"] for stage in result.get("stages", {}).values())
-        trial.failures = []
-        self.outcomes[trial.outcome] += 1
-        self.finished.append(key)
+        outcome, flags = Outcome(result["outcome"]), tuple(result.get("flags", ()))
+        seconds = sum(stage["seconds"] for stage in result.get("stages", {}).values())
         failure = result.get("failure")
         if failure:
-            trial.failure = failure["class"]
             self._notice(key, failure, is_final=True)
+        trial = self.trials.setdefault(key, Trial())
+        trial.outcome, trial.score, trial.flags, trial.seconds = outcome, result.get("score"), flags, seconds
+        trial.failure = failure["class"] if failure else None
+        trial.failures = []
+        self.outcomes[outcome] += 1
+        self.finished.append(key)
+
+    def _end_benchmark_run(self, event: BenchmarkRunEnded) -> None:
+        state = self.benchmark_runs.get((event.arm, event.number))
+        if state is None:
+            raise InternalError(f"The journal ends benchmark run {event.run}, which it never began.")
+        state.is_ended = True
 
     def _reopen(self, key: TrialKey) -> None:
-        trial = self.trials[key]
+        trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is None:
             raise InternalError(f"The journal reopens trial {key}, which is not finished.")
         self.outcomes[trial.outcome] -= 1

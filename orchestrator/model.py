@@ -112,12 +112,16 @@ class BenchmarkRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devbox:
-    """A devbox; `failure` says in words why it is not running, `home` is its user's folder as commands in it see it."""
+    """A devbox; `failure` says in words why it is not running.
+
+    `home` and `working_directory` are paths as commands in it see them; the latter is None where it does not say.
+    """
 
     id: str
     status: str
     failure: str = ""
     home: str = "/home/user"
+    working_directory: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,4 +155,5 @@ class Failure:
 def path_part(name: str) -> str:
     """A name as one part of a path: readable, safe on every file system, and different for different names."""
     slug = sub(r"[^a-zA-Z0-9._-]+", "-", name).strip("-.")[:60] or "x"
-    return f"{slug}-{sha256(name.encode()).hexdigest()[:8]}"
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{slug}-{digest[:8]}"

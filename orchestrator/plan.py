@@ -49,7 +49,7 @@ def select(
 
     Raises UsageError when a glob or the selection as a whole matches nothing.
     """
-    for glob in include:
+    for glob in (*include, *exclude):
         if not any(_matches(scenario, glob) for scenario in scenarios):
             near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
             hint = f" Did you mean {', '.join(near)}?" if near else " `sweep benchmarks show` lists them."
@@ -66,4 +66,5 @@ def select(
 
 
 def _matches(scenario: ScenarioSummary, glob: str) -> bool:
-    return fnmatchcase(scenario.name, glob) or fnmatchcase(scenario.id, glob)
+    """A name may have brackets in it, so it matches itself whatever it means as a glob."""
+    return any(glob == name or fnmatchcase(name, glob) for name in (scenario.name, scenario.id))

@@ -6,7 +6,9 @@
 | scoring fault | score again on the same devbox; when that does not help, the trial failed |
 | agent: crashed or timed out | an outcome: scored as it stands, or failed, as the user asked |
 | agent: cannot be installed | a new attempt, counted: installs use the network |
-| refused | the trial failed |
+| allowance used up | a new attempt after a back-off, not counted |
+| conflicted: the thing was in a state that forbids it | a new attempt after a back-off, counted |
+| refused otherwise, missing | the trial failed |
 | unauthorized, usage, journal, ours | the sweep stops, with one message |
 """
 

@@ -32,12 +32,15 @@ async def run(
     isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
     if isolation not in isolations:
         raise UsageError(f"--isolation {isolation!r}: write local or none.")
+    where = await anyio.to_thread.run_sync(lambda: state.expanduser().resolve())
     async with anyio.create_task_group() as tasks:
 
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             folders = list(dict.fromkeys((BUNDLED, *(folder.resolve() for folder in benchmarks))))
             chosen = isolations[isolation]
-            await serve(host, port, token, state, folders, chosen, linger, task_status=task_status)
+            await serve(
+                host, port, token, state.expanduser().resolve(), folders, chosen, linger, task_status=task_status
+            )
 
         address: Address = await tasks.start(listen)
         if not is_quiet:

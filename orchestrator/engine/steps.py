@@ -18,7 +18,7 @@ from orchestrator.errors import (
     WorldError,
 )
 from orchestrator.events import ExecutionStarted, RunStarted
-from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, ScenarioRun
+from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, Scenario, ScenarioRun
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -47,6 +47,7 @@ async def start(ctx: Context, work: Work) -> Facts:
 async def boot(ctx: Context, work: Work) -> Facts:
     """Wait until the devbox runs."""
     run: ScenarioRun = given(work.run, "the run")
+    scenario: Scenario = given(work.scenario, "the scenario")
     devbox = await ctx.endpoint.wait_running(run.devbox_id)
 
     async def announce(execution: str) -> None:
@@ -58,7 +59,7 @@ async def boot(ctx: Context, work: Work) -> Facts:
     work.workspace = DevboxWorkspace(
         ctx.endpoint,
         devbox,
-        working_directory=given(work.scenario, "the scenario").working_directory or devbox.home,
+        working_directory=devbox.working_directory or scenario.working_directory or devbox.home,
         key=work.idempotency_key,
         announce=announce,
         log=log,

@@ -352,7 +352,13 @@ def _run(view: ScenarioRunView) -> ScenarioRun:
 def _devbox(view: DevboxView) -> Devbox:
     extra = view.model_extra or {}
     reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
-    return Devbox(id=view.id, status=view.status, failure=str(reason), home=str(extra.get("home") or HOME))
+    return Devbox(
+        id=view.id,
+        status=view.status,
+        failure=str(reason),
+        home=str(extra.get("home") or HOME),
+        working_directory=extra.get("working_directory"),
+    )
 
 
 def _execution(view: DevboxAsyncExecutionDetailView) -> Execution:
