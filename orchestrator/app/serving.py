@@ -38,9 +38,7 @@ async def run(
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             folders = list(dict.fromkeys((BUNDLED, *(folder.resolve() for folder in benchmarks))))
             chosen = isolations[isolation]
-            await serve(
-                host, port, token, state.expanduser().resolve(), folders, chosen, linger, task_status=task_status
-            )
+            await serve(host, port, token, where, folders, chosen, linger, task_status=task_status)
 
         address: Address = await tasks.start(listen)
         if not is_quiet:
