@@ -1,1 +1,9 @@
 """The composition root: opens, wires, runs, closes. The only place that knows everybody."""
+
+from pathlib import Path
+from typing import Final
+
+import orchestrator
+
+#: The benchmarks that come with the project.
+BUNDLED: Final = Path(orchestrator.__file__).parent / "benchmarks"

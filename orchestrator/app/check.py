@@ -11,13 +11,13 @@ import anyio
 import orjson
 from rich.console import Console
 
-from orchestrator.app import places, sweeps
+from orchestrator.app import BUNDLED, sweeps
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.config import resolve
 from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
-from orchestrator.service.catalog import problems
-from orchestrator.service.problems import Problem
+from orchestrator.service.catalog.catalog import problems
+from orchestrator.service.catalog.problems import Problem
 
 #: Bytes below which two equal files say nothing.
 TELLING: Final = 40
@@ -41,10 +41,10 @@ async def check(benchmark: str, *, isolation: str, is_static: bool) -> int:
 
 
 def _folder(benchmark: str) -> Path:
-    for folder in (Path(benchmark).expanduser(), places.BUNDLED / benchmark):
+    for folder in (Path(benchmark).expanduser(), BUNDLED / benchmark):
         if folder.is_dir():
             return folder.resolve()
-    bundled = sorted(folder.name for folder in places.BUNDLED.iterdir() if folder.is_dir())
+    bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir())
     near = get_close_matches(benchmark, bundled, 1)
     raise UsageError(
         f"{benchmark}: there is no such folder, and no bundled benchmark of that name; "

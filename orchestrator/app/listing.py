@@ -7,13 +7,13 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.app import places
+from orchestrator.app import BUNDLED, places
 from orchestrator.model import ScenarioSummary
 
 
 async def benchmarks(*, endpoint: str | None, isolation: str, runs: Path, as_json: bool) -> None:
     """List every benchmark of the endpoint, or of the embedded service."""
-    place = places.Where(endpoint=endpoint, folders=(places.BUNDLED,), isolation=isolation, runs=runs)
+    place = places.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs)
     async with places.open_endpoint(place) as opened:
         known = await places.list_benchmarks(opened)
     rows = [{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known]

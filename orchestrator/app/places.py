@@ -1,24 +1,30 @@
-"""Where benchmarks are: an endpoint elsewhere, or the embedded service over folders of this machine."""
+"""Where benchmarks are: an endpoint elsewhere, or the embedded service over folders of this machine.
 
+The published client takes as long to import as the embedded service takes to start, so the two are done side by side.
+"""
+
+import importlib
 import os
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from threading import Thread
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import anyio
 
+from orchestrator.app import BUNDLED
 from orchestrator.embedded import Service
 from orchestrator.errors import Unauthorized, UsageError, WorldError
 from orchestrator.model import Benchmark
-from orchestrator.runloop.gateway import Gateway
-from orchestrator.service.catalog import benchmark_folders, surroundings
 
-BUNDLED: Final = Path(str(files("orchestrator"))) / "benchmarks"
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orchestrator.runloop.gateway import Gateway
+
 #: Seconds that an endpoint may take to answer the first questions.
 GREETING: Final = 30.0
 DEFAULT_RATE: Final = 20.0
@@ -49,6 +55,8 @@ def where(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path) -
 
 def _name_of(folder: Path) -> str:
     """What the benchmark in a folder is called. Raises UsageError if there is none in it, or several."""
+    from orchestrator.service.catalog.catalog import benchmark_folders, surroundings
+
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder.")
     found = benchmark_folders(folder)
@@ -60,8 +68,9 @@ def _name_of(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def open_endpoint(place: Where, *, rate: float | None = None) -> AsyncIterator[Gateway]:
+async def open_endpoint(place: Where, *, rate: float | None = None) -> "AsyncIterator[Gateway]":
     """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing."""
+    Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         if place.endpoint is None:
             service = await stack.enter_async_context(
@@ -73,10 +82,16 @@ async def open_endpoint(place: Where, *, rate: float | None = None) -> AsyncIter
             if not token:
                 raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
             rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
-        yield await stack.enter_async_context(Gateway.open(url, token, rate=rate))
+        gateway = await anyio.to_thread.run_sync(_import_gateway)
+        yield await stack.enter_async_context(gateway.open(url, token, rate=rate))
 
 
-async def list_benchmarks(endpoint: Gateway) -> list[Benchmark]:
+def _import_gateway() -> "type[Gateway]":
+    gateway: type[Gateway] = importlib.import_module("orchestrator.runloop.gateway").Gateway
+    return gateway
+
+
+async def list_benchmarks(endpoint: "Gateway") -> list[Benchmark]:
     """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes."""
     try:
         with anyio.fail_after(GREETING):
@@ -92,7 +107,7 @@ async def list_benchmarks(endpoint: Gateway) -> list[Benchmark]:
         ) from None
 
 
-async def find_benchmark(endpoint: Gateway, name: str) -> Benchmark:
+async def find_benchmark(endpoint: "Gateway", name: str) -> Benchmark:
     """The benchmark with this name or id. Raises UsageError suggesting near names."""
     known = await list_benchmarks(endpoint)
     found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]

@@ -7,7 +7,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from orchestrator import logs
-from orchestrator.app.places import BUNDLED
+from orchestrator.app import BUNDLED
 from orchestrator.errors import UsageError
 from orchestrator.service.address import Address
 from orchestrator.service.server import Isolation, serve

@@ -27,7 +27,7 @@ from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
 from orchestrator.model import Benchmark, Outcome
 from orchestrator.plan import Plan, select
-from orchestrator.runloop.gateway import Gateway
+from orchestrator.runloop.contract import Endpoint
 from orchestrator.view.progress import Progress, Style
 
 #: Agents of the user's own win over ours.
@@ -107,7 +107,7 @@ def _context(
     plan: Plan,
     benchmark: Benchmark,
     arms: Mapping[str, Arm],
-    endpoint: Gateway,
+    endpoint: Endpoint,
     journal: Journal,
     ledger: Ledger,
 ) -> Context:

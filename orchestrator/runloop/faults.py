@@ -4,9 +4,10 @@ A test walks the client's exceptions and fails when one is new. Whoever calls th
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
+from math import isfinite
 from time import time
 from typing import Final
 
@@ -28,8 +29,13 @@ BY_CLASS: Final[Mapping[type[Exception], type[WorldError]]] = {
     httpx.StreamError: Unavailable,
     httpx.HTTPError: Unavailable,
     httpx.InvalidURL: Refused,
+    httpx.CookieConflict: Refused,
     JSONDecodeError: Unavailable,
+    UnicodeDecodeError: Unavailable,
 }
+FAILURES: Final[tuple[type[Exception], ...]] = (client.APIStatusError, *BY_CLASS)
+#: What the longest message of an endpoint is cut to.
+LONGEST: Final = 1000
 
 BY_STATUS: Final[Mapping[int, type[WorldError]]] = {
     400: Conflicted,
@@ -48,10 +54,10 @@ def translated(what: str) -> Iterator[None]:
     """Raise our error for any failure of the client inside; `what` says what was being done."""
     try:
         yield
-    except (client.RunloopError, PollingTimeout, httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-        raise translate(error, what) from error
-    except JSONDecodeError as error:
+    except (JSONDecodeError, UnicodeDecodeError) as error:
         raise Unavailable(f"{what}: the endpoint's answer is not JSON: {error}") from error
+    except FAILURES as error:
+        raise translate(error, what) from error
 
 
 def translate(error: Exception, what: str) -> WorldError:
@@ -77,19 +83,19 @@ def _by_status(error: client.APIStatusError, what: str) -> WorldError:
 def _words(error: client.APIStatusError) -> str:
     body = error.body
     if isinstance(body, Mapping) and isinstance(body.get("message"), str):
-        return str(body["message"])
-    return str(body)[:300] if body else error.message
+        return str(body["message"])[:LONGEST]
+    return str(body)[:LONGEST] if body else error.message
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that an answer asks us to wait (`retry-after-ms`, or `retry-after` as seconds or as a date)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "")
-        try:
-            return max(0.0, float(text) * unit)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            seconds = float(text) * unit
+            if isfinite(seconds):
+                return max(0.0, seconds)
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

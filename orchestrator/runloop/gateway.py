@@ -1,22 +1,22 @@
 """The endpoint behind the published client: makes calls, parses replies into our records.
 
-The client is told to retry nothing, and its replies are not trusted to have what they should: a view without an id is
-a fault of the endpoint, named as such.
+The client is told to retry nothing, and its replies are not trusted to be what they should.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
+import anyio
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from runloop_api_client import APIStatusError, AsyncRunloop, DefaultAioHttpClient, omit
-from runloop_api_client.types import BenchmarkRunView, BenchmarkView, DevboxView, ScenarioRunView, ScenarioView
+from runloop_api_client.types import DevboxView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
-from runloop_api_client.types.scenario_definition_list_view import ScenarioDefinitionListView
 
-from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Refused, Unavailable
+from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable
 from orchestrator.model import (
+    DEVBOX_BOOTING,
     DEVBOX_DEAD,
     Benchmark,
     BenchmarkRun,
@@ -25,15 +25,15 @@ from orchestrator.model import (
     Scenario,
     ScenarioRun,
     ScenarioSummary,
-    ScorerResult,
 )
+from orchestrator.runloop import views
 from orchestrator.runloop.faults import translated
 from orchestrator.runloop.throttle import Throttle
-from orchestrator.runloop.waiting import HOLD, hold, patiently, poll
+from orchestrator.runloop.waiting import FIRST_PAUSE, HOLD, LONGEST_PAUSE, hold, patiently, poll
 
 T = TypeVar("T")
+V = TypeVar("V")
 
-HOME: Final = "/home/user"
 CONNECTIONS: Final = 4096
 PAGE: Final = 5000
 #: Definitions carry whole scripts: fewer to a page.
@@ -69,7 +69,8 @@ class Gateway:
         async def read() -> None:
             for lister in (self._client.benchmarks.list, self._client.benchmarks.list_public):
                 async for view in lister(limit=PAGE, include_total_count=False):
-                    found[view.id] = _benchmark(view)
+                    benchmark = views.read_as("listing the benchmarks", view, views.benchmark)
+                    found[benchmark.id] = benchmark
 
         await patiently("listing the benchmarks", read)
         return list(found.values())
@@ -78,39 +79,34 @@ class Gateway:
         summaries: dict[str, ScenarioSummary] = {}
         cursor: str | None = None
         while True:
-            page = await self._definitions(benchmark, cursor)
-            views = page.scenarios or []
-            summaries |= {view.id: _summary(view) for view in views}
-            if not views or not page.has_more:
+            page, has_more = await self._definitions(benchmark, cursor)
+            summaries |= {summary.id: summary for summary in page}
+            if not page or not has_more:
                 break
-            cursor = views[-1].id
+            cursor = page[-1].id
         listed = [summaries.pop(identity) for identity in benchmark.scenario_ids if identity in summaries]
         return listed + list(summaries.values())
 
     async def scenario(self, scenario_id: str) -> Scenario:
-        view = await patiently(f"reading scenario {scenario_id}", lambda: self._client.scenarios.retrieve(scenario_id))
-        return Scenario(
-            id=_required(view.id, "a scenario's id"),
-            name=view.name or view.id,
-            prompt=_required(view.input_context.problem_statement, f"the problem statement of {scenario_id}"),
-            reference_output=view.reference_output,
-            working_directory=view.environment.working_directory if view.environment else None,
+        return await _ask(
+            f"reading scenario {scenario_id}", lambda: self._client.scenarios.retrieve(scenario_id), views.scenario
         )
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
     ) -> BenchmarkRun:
-        view = await patiently(
+        return await _ask(
             f"starting a run of benchmark {benchmark_id}",
             lambda: self._client.benchmarks.start_run(
                 benchmark_id=benchmark_id, run_name=name, metadata=dict(metadata), idempotency_key=key
             ),
+            views.benchmark_run,
         )
-        return _benchmark_run(view)
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
-        view = await patiently(f"reading benchmark run {run_id}", lambda: self._client.benchmark_runs.retrieve(run_id))
-        return _benchmark_run(view)
+        return await _ask(
+            f"reading benchmark run {run_id}", lambda: self._client.benchmark_runs.retrieve(run_id), views.benchmark_run
+        )
 
     async def complete_benchmark_run(self, run_id: str) -> None:
         await patiently(f"completing benchmark run {run_id}", lambda: self._client.benchmark_runs.complete(run_id))
@@ -125,7 +121,7 @@ class Gateway:
         keep_alive: int,
         key: str,
     ) -> ScenarioRun:
-        view = await patiently(
+        return await _ask(
             f"starting a run of scenario {scenario_id}",
             lambda: self._client.scenarios.start_run(
                 scenario_id=scenario_id,
@@ -135,18 +131,16 @@ class Gateway:
                 run_profile={"launch_parameters": {"keep_alive_time_seconds": keep_alive}},
                 idempotency_key=key,
             ),
+            views.run,
         )
-        return _run(view)
 
     async def run(self, run_id: str) -> ScenarioRun:
-        view = await patiently(f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id))
-        return _run(view)
+        return await _ask(f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id), views.run)
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
-        view = await patiently(
-            f"scoring run {run_id}", lambda: self._client.scenarios.runs.score(run_id, idempotency_key=key)
+        return await _ask(
+            f"scoring run {run_id}", lambda: self._client.scenarios.runs.score(run_id, idempotency_key=key), views.run
         )
-        return _run(view)
 
     async def wait_scored(self, run_id: str) -> ScenarioRun:
         return await poll(lambda: self.run(run_id), lambda run: run.state != "scoring")
@@ -158,31 +152,26 @@ class Gateway:
         await self._end(run_id, "canceling", lambda: self._client.scenarios.runs.cancel(run_id))
 
     async def wait_running(self, devbox_id: str) -> Devbox:
-        view = await hold(lambda: self._wait_status(devbox_id))
-        devbox = _devbox(view)
+        devbox = await hold(lambda: self._wait_status(devbox_id))
         if devbox.status != "running":
             raise DevboxFailed(f"devbox {devbox_id} never ran: {devbox.failure or devbox.status}")
         return devbox
 
     async def devbox(self, devbox_id: str) -> Devbox:
-        view = await patiently(f"reading devbox {devbox_id}", lambda: self._client.devboxes.retrieve(devbox_id))
-        return _devbox(view)
+        return await _ask(
+            f"reading devbox {devbox_id}", lambda: self._client.devboxes.retrieve(devbox_id), views.devbox
+        )
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
-        view = await self._in_devbox(
+        return await self._in_devbox(
             devbox_id,
             "running a command",
             lambda: self._client.devboxes.execute_async(devbox_id, command=command, idempotency_key=key),
+            views.execution,
         )
-        return _execution(view)
 
     async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
-        view = await hold(
-            lambda: self._in_devbox(
-                devbox_id, f"waiting for {execution_id}", lambda: self._wait_execution(devbox_id, execution_id)
-            )
-        )
-        execution = _execution(view)
+        execution = await hold(lambda: self._wait_execution(devbox_id, execution_id))
         if execution.exit_status is None or execution.exit_status > 128:
             await self._check_alive(devbox_id)
         return execution
@@ -195,24 +184,28 @@ class Gateway:
                 execution_id, devbox_id=devbox_id, offset=str(offset)
             )
 
+        pause = FIRST_PAUSE
         while True:
             stream = await patiently(what, connect)
+            begun_at = offset
             try:
                 with translated(what):
-                    async for chunk in stream:
-                        offset = chunk.offset if chunk.offset is not None else offset + len(chunk.output.encode())
-                        yield chunk.output, offset
-                    return
+                    async with stream:
+                        async for chunk in stream:
+                            offset = views.offset_behind(chunk, offset)
+                            yield chunk.output, offset
             except Unavailable:
-                continue
-            finally:
-                await stream.close()
+                pause = FIRST_PAUSE if offset > begun_at else min(2 * pause, LONGEST_PAUSE)
+                await anyio.sleep(pause)
+            else:
+                return
 
     async def kill(self, devbox_id: str, execution_id: str) -> None:
         await self._in_devbox(
             devbox_id,
             f"killing {execution_id}",
             lambda: self._client.devboxes.executions.kill(execution_id, devbox_id=devbox_id, kill_process_group=True),
+            views.nothing,
         )
 
     async def read_file(self, devbox_id: str, path: str) -> bytes:
@@ -220,23 +213,27 @@ class Gateway:
             answer = await self._client.devboxes.download_file(devbox_id, path=path, timeout=_UPLOAD_TIMEOUT)
             return await answer.read()
 
-        return await self._in_devbox(devbox_id, f"reading {path}", read)
+        return await self._in_devbox(devbox_id, f"reading {path}", read, bytes)
 
     async def write_file(self, devbox_id: str, path: str, data: bytes) -> None:
         await self._in_devbox(
             devbox_id,
             f"writing {path}",
             lambda: self._client.devboxes.upload_file(devbox_id, path=path, file=data, timeout=_UPLOAD_TIMEOUT),
+            views.nothing,
         )
 
     async def devbox_log(self, devbox_id: str) -> str:
-        view = await patiently(f"reading the log of {devbox_id}", lambda: self._client.devboxes.logs.list(devbox_id))
-        return "".join(f"{entry.source} {entry.level} {entry.message or entry.cmd or ''}\n" for entry in view.logs)
+        return await _ask(
+            f"reading the log of {devbox_id}", lambda: self._client.devboxes.logs.list(devbox_id), views.log_text
+        )
 
-    async def _definitions(self, benchmark: Benchmark, cursor: str | None) -> ScenarioDefinitionListView:
-        return await patiently(
+    async def _definitions(self, benchmark: Benchmark, cursor: str | None) -> tuple[list[ScenarioSummary], bool]:
+        """One page, and whether there are more."""
+        return await _ask(
             f"reading the definitions of benchmark {benchmark.name}",
             lambda: self._client.benchmarks.definitions(benchmark.id, limit=DEFINITIONS, starting_after=cursor or omit),
+            lambda page: ([views.summary(view) for view in page.scenarios or []], bool(page.has_more)),
         )
 
     async def _end(self, run_id: str, doing: str, call: Callable[[], Awaitable[object]]) -> None:
@@ -246,37 +243,44 @@ class Gateway:
             if (await self.run(run_id)).state in {"running", "scoring", "scored"}:
                 raise
 
-    async def _wait_status(self, devbox_id: str) -> DevboxView | None:
+    async def _wait_status(self, devbox_id: str) -> Devbox | None:
         body = {"statuses": ["running", "failure", "shutdown", "suspended"], "timeout_seconds": HOLD}
-        return await self._long_poll(
-            f"waiting for devbox {devbox_id}", f"/v1/devboxes/{devbox_id}/wait_for_status", body, DevboxView
+        path = f"/v1/devboxes/{devbox_id}/wait_for_status"
+        devbox = await _ask(
+            f"waiting for devbox {devbox_id}",
+            lambda: self._long_poll(path, body, DevboxView),
+            views.perhaps(views.devbox),
         )
+        return None if devbox is None or devbox.status in DEVBOX_BOOTING else devbox
 
-    async def _wait_execution(self, devbox_id: str, execution_id: str) -> DevboxAsyncExecutionDetailView | None:
-        return await self._long_poll(
+    async def _wait_execution(self, devbox_id: str, execution_id: str) -> Execution | None:
+        body = {"statuses": ["completed"], "timeout_seconds": HOLD}
+        path = f"/v1/devboxes/{devbox_id}/executions/{execution_id}/wait_for_status"
+        execution = await self._in_devbox(
+            devbox_id,
             f"waiting for {execution_id}",
-            f"/v1/devboxes/{devbox_id}/executions/{execution_id}/wait_for_status",
-            {"statuses": ["completed"], "timeout_seconds": HOLD},
-            DevboxAsyncExecutionDetailView,
+            lambda: self._long_poll(path, body, DevboxAsyncExecutionDetailView),
+            views.perhaps(views.execution),
         )
+        return None if execution is None or not execution.is_completed else execution
 
-    async def _long_poll(self, what: str, path: str, body: Mapping[str, Any], cast_to: type[T]) -> T | None:
-        async def ask() -> T | None:
-            try:
-                return await self._client.post(
-                    path, body=body, cast_to=cast_to, options={"timeout": httpx.Timeout(HOLD + _SLACK, connect=10)}
-                )
-            except APIStatusError as error:
-                if error.response.status_code == httpx.codes.REQUEST_TIMEOUT:
-                    return None
-                raise
+    async def _long_poll(self, path: str, body: Mapping[str, Any], cast_to: type[T]) -> T | None:
+        """What the endpoint answers, None for "not yet"."""
+        try:
+            return await self._client.post(
+                path, body=body, cast_to=cast_to, options={"timeout": httpx.Timeout(HOLD + _SLACK, connect=10)}
+            )
+        except APIStatusError as error:
+            if error.response.status_code == httpx.codes.REQUEST_TIMEOUT:
+                return None
+            raise
 
-        return await patiently(what, ask)
-
-    async def _in_devbox(self, devbox_id: str, doing: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def _in_devbox(
+        self, devbox_id: str, doing: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]
+    ) -> T:
         """Call something that needs the devbox alive. Raises DevboxLost when a refusal comes of its death."""
         try:
-            return await patiently(f"{doing} in devbox {devbox_id}", call)
+            return await _ask(f"{doing} in devbox {devbox_id}", call, read)
         except (Conflicted, Missing):
             await self._check_alive(devbox_id)
             raise
@@ -290,83 +294,13 @@ class Gateway:
             raise DevboxLost(f"devbox {devbox_id} is gone: {devbox.failure or devbox.status}")
 
 
-def _required(value: T | None, what: str) -> T:
-    if value is None or value == "":
-        raise Refused(f"the endpoint's answer lacks {what}")
-    return value
+async def _ask(what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]) -> T:
+    """Call until it is answered, and read the answer as a record of ours."""
 
+    async def answer() -> V:
+        view = await call()
+        if isinstance(view, str) and read is not views.nothing:  # what the client makes of an answer that is not JSON
+            raise Unavailable(f"{what}: the endpoint's answer is not JSON: {view[:100]!r}")
+        return view
 
-def _benchmark(view: BenchmarkView) -> Benchmark:
-    return Benchmark(
-        id=_required(view.id, "a benchmark's id"),
-        name=view.name or view.id,
-        scenario_ids=tuple(view.scenario_ids or ()),
-    )
-
-
-def _summary(view: ScenarioView) -> ScenarioSummary:
-    metadata = view.metadata or {}
-    return ScenarioSummary(
-        id=_required(view.id, "a scenario's id"),
-        name=view.name or view.id,
-        digest=metadata.get("digest", ""),
-        agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
-        scorer_timeout=_seconds(view.scorer_timeout_sec),
-    )
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        return None
-    return seconds if seconds > 0 else None
-
-
-def _benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
-    return BenchmarkRun(
-        id=_required(view.id, "a benchmark run's id"),
-        benchmark_id=view.benchmark_id or "",
-        state=view.state,
-        name=view.name or "",
-    )
-
-
-def _run(view: ScenarioRunView) -> ScenarioRun:
-    result = view.scoring_contract_result
-    scorers = [
-        ScorerResult(name=each.scoring_function_name, score=each.score, state=each.state, output=each.output or "")
-        for each in (result.scoring_function_results or [] if result else [])
-    ]
-    return ScenarioRun(
-        id=_required(view.id, "a run's id"),
-        scenario_id=view.scenario_id,
-        devbox_id=_required(view.devbox_id, "a run's devbox"),
-        state=view.state,
-        score=result.score if result else None,
-        scorers=tuple(scorers),
-        metadata=view.metadata or {},
-    )
-
-
-def _devbox(view: DevboxView) -> Devbox:
-    extra = view.model_extra or {}
-    reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
-    return Devbox(
-        id=view.id,
-        status=view.status,
-        failure=str(reason),
-        home=str(extra.get("home") or HOME),
-        working_directory=extra.get("working_directory"),
-    )
-
-
-def _execution(view: DevboxAsyncExecutionDetailView) -> Execution:
-    return Execution(
-        id=_required(view.execution_id, "an execution's id"),
-        devbox_id=view.devbox_id,
-        is_completed=view.status == "completed",
-        exit_status=view.exit_status,
-        stdout=view.stdout or "",
-        stderr=view.stderr or "",
-    )
+    return views.read_as(what, await patiently(what, answer), read)

@@ -37,14 +37,14 @@ from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
 from orchestrator.service.api.scorers import Scorers
 from orchestrator.service.api.sweep import Facts, Sweep
-from orchestrator.service.catalog import Catalog
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import Provider
 from orchestrator.service.devboxes.local.provider import LocalProvider
 from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.environments import Environments
-from orchestrator.service.executions import Executions
-from orchestrator.service.fleet import Fleet
+from orchestrator.service.fleet.executions import Executions
+from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns

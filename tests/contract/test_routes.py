@@ -42,7 +42,7 @@ EXTRAS = {
     "failure_message",  # of a devbox: the same in words
     "seconds",  # of a scoring function's result: how long it took
     "isolation",  # of a devbox: where it came from
-    "enforced_limits",  # of a devbox: what the kernel really holds it to
+    "enforced_limits", "home", "working_directory",  # of a devbox: what the kernel really holds it to
 }
 RESOURCES = (
     "benchmarks",

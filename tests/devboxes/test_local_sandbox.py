@@ -107,6 +107,19 @@ async def test_with_network_the_hosts_loopback_is_within_reach(local: "Bench") -
     assert done.stdout == b"0\n"
 
 
+async def test_names_are_resolved_only_with_network(local: "Bench") -> None:
+    assert (await local.run(await local.boot(), "cat /etc/resolv.conf")).output == ""
+    ours = await anyio.run_process("cat /etc/resolv.conf 2>/dev/null || true")
+    assert (await local.run(await local.boot(network=True), "cat /etc/resolv.conf")).stdout == ours.stdout
+
+
+async def test_the_state_folder_may_be_closed_to_everybody_else(local: "Bench") -> None:
+    box = await local.boot()
+    parent = await anyio.Path(local.provider.state.parent).stat()
+    assert parent.st_mode & 0o077 == 0
+    assert (await local.run(box, "echo works > ~/x && cat ~/x")).output == "works\n"
+
+
 async def test_a_command_holds_its_own_three_streams_and_nothing_else(local: "Bench") -> None:
     box = await local.boot()
     holder = await box.spawn(Command(argv=("sleep", "1000")))
@@ -218,7 +231,7 @@ async def test_the_same_python_is_on_the_path(local: "Bench") -> None:
     assert done.stdout.decode().strip().startswith(".".join(map(str, sys.version_info[:2])))
 
 
-async def test_two_hundred_idle_boxes_would_cost_nothing(local: "Bench") -> None:
+async def test_idle_boxes_cost_nothing(local: "Bench") -> None:
     """A handful, measured: agents and service wait in the kernel, none polls."""
     boxes = [await local.boot() for _ in range(5)]
     pids = [pid for box in boxes for pid in box.pids()]

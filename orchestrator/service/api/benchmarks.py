@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.service.api.bodies import BenchmarkBody, BenchmarkScenariosBody, StartBenchmarkRunBody
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.wire import choice, list_query, parse, reply, reply_page, request_key

@@ -14,9 +14,9 @@ from orchestrator.errors import BadRequest, NotSupported, WaitExpired
 from orchestrator.service.api.connection import hold_time, while_connected
 from orchestrator.service.api.executions import execution_routes
 from orchestrator.service.api.files import file_routes
-from orchestrator.service.devbox_states import Status
-from orchestrator.service.executions import Executions
-from orchestrator.service.fleet import DevboxRequest, Fleet
+from orchestrator.service.fleet.executions import Executions
+from orchestrator.service.fleet.fleet import DevboxRequest, Fleet
+from orchestrator.service.fleet.states import Status
 from orchestrator.service.wire import Body, choice, list_query, parse, reply, reply_page, request_key
 
 MAX_HOLD: Final = 30.0

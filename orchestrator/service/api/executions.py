@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 from orchestrator.errors import BadRequest, WaitExpired
 from orchestrator.service.api.connection import hold_time, while_connected
-from orchestrator.service.executions import DEFAULT_LINES, Chunk, CommandRequest, Executions
-from orchestrator.service.fleet import Fleet
+from orchestrator.service.fleet.executions import DEFAULT_LINES, Chunk, CommandRequest, Executions
+from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.wire import Body, parse, reply, request_key
 
 MAX_HOLD: Final = 25.0

@@ -9,10 +9,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.errors import BadRequest
-from orchestrator.service.boot import in_home
 from orchestrator.service.devboxes.commands import read_file, write_file
-from orchestrator.service.fleet import Fleet
-from orchestrator.service.transfer import Download, upload
+from orchestrator.service.fleet.boot import in_home
+from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.fleet.transfer import Download, upload
 from orchestrator.service.wire import Body, parse, reply
 
 #: Larger files are for download_file, says the published API.

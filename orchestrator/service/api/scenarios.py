@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.service.api.bodies import ScenarioBody, StartScenarioRunBody
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.wire import list_query, parse, reply, reply_page, request_key
 

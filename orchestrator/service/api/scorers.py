@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.service.api.bodies import ScorerBody
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.store import Document, Page
 from orchestrator.service.wire import list_query, parse, reply, reply_page, request_key
 

@@ -15,7 +15,7 @@ from orchestrator import __version__
 from orchestrator.errors import BadRequest, Conflict
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.bodies import ClientBody
-from orchestrator.service.devbox_states import TERMINAL, Status
+from orchestrator.service.fleet.states import TERMINAL, Status
 from orchestrator.service.runs.states import ALIVE
 from orchestrator.service.store import DEVBOXES, SCENARIO_RUNS, Document, Store
 from orchestrator.service.wire import parse, reply

@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.starting import StartRequest, check_startable, new_id, secret_values

@@ -18,8 +18,8 @@ from typing import IO, Final
 import anyio
 import orjson
 
-from orchestrator.service.devbox_logs import collect
-from orchestrator.service.spool import STREAMS, spool_path
+from orchestrator.service.fleet.logs import collect
+from orchestrator.service.fleet.spool import STREAMS, spool_path
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, SCENARIO_RUNS, Document, Store
 from orchestrator.service.wire import view
 

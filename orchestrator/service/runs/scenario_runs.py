@@ -12,10 +12,10 @@ from dataclasses import replace
 import anyio
 
 from orchestrator.errors import BadRequest
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
-from orchestrator.service.environments import Environments
-from orchestrator.service.fleet import DevboxRequest, Fleet
+from orchestrator.service.fleet.fleet import DevboxRequest, Fleet
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scorings import Scorings, end_run
 from orchestrator.service.runs.starting import (

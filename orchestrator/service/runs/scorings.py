@@ -13,8 +13,8 @@ import anyio
 import structlog
 
 from orchestrator.errors import ServiceError, Unwritable, WorldError
-from orchestrator.service.definitions import Definitions
-from orchestrator.service.fleet import Fleet
+from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.states import RunState, move_run
 from orchestrator.service.scoring import Scoring

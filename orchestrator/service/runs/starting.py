@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator.errors import BadRequest
+from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.environments import Environments
 from orchestrator.service.store import Document, Table
 
 

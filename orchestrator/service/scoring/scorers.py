@@ -138,9 +138,7 @@ class Bench:
             await self._remove(folder)
 
     async def _run(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Ended:
-        command = Command(
-            argv=tuple(argv), cwd=self.working_directory, environment={**_EMPTIED, **(environment or {})}
-        )
+        command = Command(argv=tuple(argv), cwd=self.working_directory, environment={**_EMPTIED, **(environment or {})})
         return await watch(self.box, command, timeout=self.left)
 
     async def _place(self, files: Sequence[TestFile]) -> None:

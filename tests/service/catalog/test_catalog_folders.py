@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadRequest, UsageError
-from orchestrator.service.catalog import Catalog
+from orchestrator.service.catalog.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.catalog import problems
-from orchestrator.service.problems import Problem
+from orchestrator.service.catalog.catalog import problems
+from orchestrator.service.catalog.problems import Problem
 
 Make = Callable[..., Path]
 Write = Callable[[Path, Mapping[str, str]], Path]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.service.catalog.folders import digest, listing
+from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.devboxes.contract import Resources
-from orchestrator.service.folders import digest, listing
-from orchestrator.service.launch import parse_launch
-from orchestrator.service.taskfile import Scenario, Surroundings, read_scenario
+from orchestrator.service.fleet.launch import parse_launch
 
 Make = Callable[..., Path]
 

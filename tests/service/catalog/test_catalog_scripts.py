@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.service.catalog.taskfile import Surroundings, read_scenario
 from orchestrator.service.devboxes.commands import Finished, read_file, run, write_file
 from orchestrator.service.devboxes.contract import Box, BoxSpec, Command, Provider, shell
-from orchestrator.service.taskfile import Surroundings, read_scenario
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]

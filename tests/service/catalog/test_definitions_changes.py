@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.catalog import Catalog
-from orchestrator.service.definitions import Definitions
+from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.scoring import Scoring
 from orchestrator.service.store import Store
 from orchestrator.service.wire import ListQuery

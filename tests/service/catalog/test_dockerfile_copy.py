@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.dockercopy import Context, Tree
-from orchestrator.service.dockerfile import Copy, read_dockerfile
-from orchestrator.service.dockerlines import Mistake
-from orchestrator.service.folders import listing
-from orchestrator.service.problems import Report
+from orchestrator.service.catalog.dockercopy import Context, Tree
+from orchestrator.service.catalog.dockerfile import Copy, read_dockerfile
+from orchestrator.service.catalog.dockerlines import Mistake
+from orchestrator.service.catalog.folders import listing
+from orchestrator.service.catalog.problems import Report
 
 Write = Callable[[Path, Mapping[str, str]], Path]
 FILES = {

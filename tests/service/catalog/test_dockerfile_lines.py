@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.service.dockerlines import Lines, Mistake, expand, split
+from orchestrator.service.catalog.dockerlines import Lines, Mistake, expand, split
 
 
 def read(text: str) -> list[tuple[int, str, str]]:

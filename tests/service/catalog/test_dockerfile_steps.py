@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.service.dockerfile import INHERITED_PATH, Copy, Folder, Recipe, Run, read_dockerfile
-from orchestrator.service.problems import Report
+from orchestrator.service.catalog.dockerfile import INHERITED_PATH, Copy, Folder, Recipe, Run, read_dockerfile
+from orchestrator.service.catalog.problems import Report
 
 
 def read(text: str) -> Recipe:

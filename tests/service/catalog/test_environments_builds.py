@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from orchestrator.errors import NotFound
-from orchestrator.service.catalog import Catalog
+from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.commands import run
 from orchestrator.service.devboxes.contract import Box, BoxSpec, BoxStartFailed, Capability, Provider, shell
 from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.environments import Environments
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]

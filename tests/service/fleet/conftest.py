@@ -22,8 +22,8 @@ from orchestrator.service.devboxes.contract import Provider
 from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.executions import Executions
-from orchestrator.service.fleet import Fleet
+from orchestrator.service.fleet.executions import Executions
+from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.store import Store
 
 PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": LocalProvider}

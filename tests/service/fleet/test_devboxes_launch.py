@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadRequest, InternalError
-from orchestrator.service.devbox_rows import DevboxRequest, new_devbox
-from orchestrator.service.devbox_states import MOVES, TERMINAL, Status, failure_reason, is_ended, moved
 from orchestrator.service.devboxes.contract import GIB, Resources
-from orchestrator.service.launch import SIZES, parse_launch
+from orchestrator.service.fleet.launch import SIZES, parse_launch
+from orchestrator.service.fleet.rows import DevboxRequest, new_devbox
+from orchestrator.service.fleet.states import MOVES, TERMINAL, Status, failure_reason, is_ended, moved
 
 
 def test_nothing_asked_for_is_an_hour_and_no_size_of_its_own() -> None:

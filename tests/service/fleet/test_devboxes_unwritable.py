@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from orchestrator.errors import Unwritable, WaitExpired
-from orchestrator.service.devbox_rows import DevboxRequest
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.executions import CommandRequest, Executions
-from orchestrator.service.fleet import Fleet
+from orchestrator.service.fleet.executions import CommandRequest, Executions
+from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.fleet.rows import DevboxRequest
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store
 
 pytestmark = pytest.mark.anyio

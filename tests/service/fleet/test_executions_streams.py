@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runloop_api_client import BadRequestError
 
-from orchestrator.service.executions import Chunk
-from orchestrator.service.spool import MAX_TAIL, Spool, read_tail, whole_characters
+from orchestrator.service.fleet.executions import Chunk
+from orchestrator.service.fleet.spool import MAX_TAIL, Spool, read_tail, whole_characters
 
 if TYPE_CHECKING:
     from pathlib import Path

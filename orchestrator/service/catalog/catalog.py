@@ -19,13 +19,13 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.errors import BadRequest, UsageError
-from orchestrator.service.blueprints import Blueprint
-from orchestrator.service.check import problems
-from orchestrator.service.folders import listing
-from orchestrator.service.names import Entry, Index, benchmark_folders, identify, read_index, surroundings
-from orchestrator.service.problems import text
+from orchestrator.service.catalog.blueprints import Blueprint
+from orchestrator.service.catalog.check import problems
+from orchestrator.service.catalog.folders import listing
+from orchestrator.service.catalog.names import Entry, Index, benchmark_folders, identify, read_index, surroundings
+from orchestrator.service.catalog.problems import text
+from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.store import SCORERS, Document
-from orchestrator.service.taskfile import Scenario, Surroundings, read_scenario
 
 __all__ = ["Catalog", "benchmark_folders", "problems", "surroundings"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from orchestrator.service.spool import STREAMS, read_tail, spool_path
+from orchestrator.service.fleet.spool import STREAMS, read_tail, spool_path
 from orchestrator.service.store import Document
 
 MAX_ENTRIES: Final = 10_000

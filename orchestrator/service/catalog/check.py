@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.service.names import benchmark_folders, scenario_folders, surroundings
-from orchestrator.service.problems import Problem
-from orchestrator.service.taskfile import Surroundings, read_scenario
-from orchestrator.service.tasktoml import FILE as TASK
+from orchestrator.service.catalog.names import benchmark_folders, scenario_folders, surroundings
+from orchestrator.service.catalog.problems import Problem
+from orchestrator.service.catalog.taskfile import Surroundings, read_scenario
+from orchestrator.service.catalog.tasktoml import FILE as TASK
 
 
 def problems(folder: Path) -> list[Problem]:

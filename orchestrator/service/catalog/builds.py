@@ -13,7 +13,10 @@ from typing import Final
 import anyio
 from anyio.to_thread import run_sync
 
-from orchestrator.service.blueprints import Blueprint, context
+from orchestrator.service.catalog.blueprints import Blueprint, context
+from orchestrator.service.catalog.dockercopy import Context, Tree
+from orchestrator.service.catalog.dockerfile import FILE, INHERITED_PATH, Copy, Folder, Run, Step
+from orchestrator.service.catalog.dockerlines import Mistake
 from orchestrator.service.devboxes.commands import Finished, run
 from orchestrator.service.devboxes.contract import (
     Box,
@@ -25,9 +28,6 @@ from orchestrator.service.devboxes.contract import (
     Provider,
 )
 from orchestrator.service.devboxes.trees import remove
-from orchestrator.service.dockercopy import Context, Tree
-from orchestrator.service.dockerfile import FILE, INHERITED_PATH, Copy, Folder, Run, Step
-from orchestrator.service.dockerlines import Mistake
 
 KEPT_OUTPUT: Final = 2000
 STOP_TIME: Final = 30

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.service.problems import Problem, Report, nearest
+from orchestrator.service.catalog.problems import Problem, Report, nearest
 
 FILE: Final = "benchmark.toml"
 _KEYS: Final = ("name", "description", "attribution", "metadata", "custom_scorers")

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from orchestrator.service.bundle import TEMPLATE
-from orchestrator.service.problems import Report, nearest
+from orchestrator.service.catalog.bundle import TEMPLATE
+from orchestrator.service.catalog.problems import Report, nearest
 
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]

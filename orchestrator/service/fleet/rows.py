@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import BadRequest
-from orchestrator.service.devbox_states import End, Status, ended, failure, is_ended, moved
-from orchestrator.service.launch import Launch
+from orchestrator.service.fleet.launch import Launch
+from orchestrator.service.fleet.states import End, Status, ended, failure, is_ended, moved
 from orchestrator.service.store import DEVBOXES, Document, Store, now_ms
 
 OnEnd = Callable[[sqlite3.Connection, Document], None]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from orchestrator.service.blueprints import Blueprint, read_blueprint
-from orchestrator.service.bundle import MAX_PACKED, pack, solution_script, tests_script
-from orchestrator.service.folders import Listing, digest, listing
-from orchestrator.service.problems import Problem, Report
+from orchestrator.service.catalog.blueprints import Blueprint, read_blueprint
+from orchestrator.service.catalog.bundle import MAX_PACKED, pack, solution_script, tests_script
+from orchestrator.service.catalog.folders import Listing, digest, listing
+from orchestrator.service.catalog.problems import Problem, Report
+from orchestrator.service.catalog.taskscorers import Scorers
+from orchestrator.service.catalog.tasktoml import FILE, Task, read_task
 from orchestrator.service.store import Document
-from orchestrator.service.taskscorers import Scorers
-from orchestrator.service.tasktoml import FILE, Task, read_task
 
 _MAX_CORES: Final = 16
 _MAX_MEMORY: Final = 64

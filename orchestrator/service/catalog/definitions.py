@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 from anyio.to_thread import run_sync
 
 from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.catalog import Catalog
-from orchestrator.service.names import Entry
-from orchestrator.service.seam import Name, Seam, by_id, fill
+from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.names import Entry
+from orchestrator.service.catalog.seam import Name, Seam, by_id, fill
 from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document, Page, Store, Table, once
 from orchestrator.service.wire import DEFAULT_LIMIT, ListQuery
 

@@ -11,16 +11,16 @@ from typing import Final
 
 import orjson
 
+from orchestrator.service.catalog.dockercopy import Context
+from orchestrator.service.catalog.dockerfile import FILE as DOCKERFILE
+from orchestrator.service.catalog.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
+from orchestrator.service.catalog.dockerlines import Mistake
+from orchestrator.service.catalog.folders import Listing, digest
+from orchestrator.service.catalog.problems import Problem, Report
+from orchestrator.service.catalog.tasktoml import FILE as TASK
+from orchestrator.service.catalog.tasktoml import Task
 from orchestrator.service.devboxes.contract import Resources
 from orchestrator.service.devboxes.folders import SYSTEM
-from orchestrator.service.dockercopy import Context
-from orchestrator.service.dockerfile import FILE as DOCKERFILE
-from orchestrator.service.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
-from orchestrator.service.dockerlines import Mistake
-from orchestrator.service.folders import Listing, digest
-from orchestrator.service.problems import Problem, Report
-from orchestrator.service.tasktoml import FILE as TASK
-from orchestrator.service.tasktoml import Task
 
 SETUP: Final = "setup.sh"
 MEBI: Final = 1 << 20

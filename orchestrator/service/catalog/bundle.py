@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Final
 
-from orchestrator.service.folders import Node
+from orchestrator.service.catalog.folders import Node
 
 MAX_PACKED: Final = 32 << 20
 TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import structlog
 
-from orchestrator.service.benchmarkfile import FILE as BENCHMARK
-from orchestrator.service.benchmarkfile import BenchmarkFile, read_benchmark
-from orchestrator.service.problems import text
+from orchestrator.service.catalog.benchmarkfile import FILE as BENCHMARK
+from orchestrator.service.catalog.benchmarkfile import BenchmarkFile, read_benchmark
+from orchestrator.service.catalog.problems import text
+from orchestrator.service.catalog.taskfile import Surroundings
+from orchestrator.service.catalog.tasktoml import FILE as TASK
 from orchestrator.service.store import BENCHMARKS, SCENARIOS, Document
-from orchestrator.service.taskfile import Surroundings
-from orchestrator.service.tasktoml import FILE as TASK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

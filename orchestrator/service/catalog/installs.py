@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.service.dockerlines import Mistake
+from orchestrator.service.catalog.dockerlines import Mistake
 
 _MANAGERS: Final = frozenset(
     {"apt", "apt-get", "aptitude", "apk", "dnf", "dpkg", "microdnf", "pacman", "yum", "zypper", "brew", "snap"}

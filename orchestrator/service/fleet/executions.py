@@ -18,14 +18,13 @@ import anyio
 import structlog
 
 from orchestrator.errors import BadRequest, NotFound, SweepError, Unwritable, WaitExpired
-from orchestrator.service.changes import Changes
-from orchestrator.service.devbox_logs import collect
-from orchestrator.service.devbox_rows import not_running
-from orchestrator.service.devbox_states import Status
-from orchestrator.service.execution import KILLED, Ending, Execution
-from orchestrator.service.fleet import RETRY, Fleet
-from orchestrator.service.shells import Turns, program
-from orchestrator.service.spool import (
+from orchestrator.service.fleet.changes import Changes
+from orchestrator.service.fleet.execution import KILLED, Ending, Execution
+from orchestrator.service.fleet.fleet import RETRY, Fleet
+from orchestrator.service.fleet.logs import collect
+from orchestrator.service.fleet.rows import not_running
+from orchestrator.service.fleet.shells import Turns, program
+from orchestrator.service.fleet.spool import (
     MAX_TAIL,
     PIECE,
     STREAMS,
@@ -35,6 +34,7 @@ from orchestrator.service.spool import (
     spool_path,
     whole_characters,
 )
+from orchestrator.service.fleet.states import Status
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Document, Store, answered, now_ms, once
 
 DEFAULT_LINES: Final = 100

@@ -14,10 +14,10 @@ from typing import Final
 
 import orjson
 
+from orchestrator.service.catalog.dockerlines import Instruction, Lines, Mistake, expand, split, without_heredocs
+from orchestrator.service.catalog.installs import refuse_installs
+from orchestrator.service.catalog.problems import Report, nearest
 from orchestrator.service.devboxes.folders import SYSTEM
-from orchestrator.service.dockerlines import Instruction, Lines, Mistake, expand, split, without_heredocs
-from orchestrator.service.installs import refuse_installs
-from orchestrator.service.problems import Report, nearest
 
 FILE: Final = "environment/Dockerfile"
 WORKING_DIRECTORY: Final = "/app"

@@ -20,13 +20,13 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.errors import NotFound
-from orchestrator.service.blueprints import Blueprint
-from orchestrator.service.builds import Build, with_path
-from orchestrator.service.catalog import Catalog
+from orchestrator.service.catalog.blueprints import Blueprint
+from orchestrator.service.catalog.builds import Build, with_path
+from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.problems import text
 from orchestrator.service.devboxes.contract import BoxStartFailed, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
-from orchestrator.service.problems import text
 
 BUILDS: Final = 4
 REMOVE_TIME: Final = 60

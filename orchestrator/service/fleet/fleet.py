@@ -23,10 +23,13 @@ import structlog
 from anyio.abc import TaskGroup
 
 from orchestrator.errors import BadRequest, InternalError, NotFound, SweepError, Unwritable, WaitExpired
-from orchestrator.service.boot import run_setup, write_mounts
-from orchestrator.service.changes import Changes
-from orchestrator.service.devbox_rows import DevboxRequest, DevboxRows, OnEnd, new_devbox, not_running
-from orchestrator.service.devbox_states import (
+from orchestrator.service.devboxes.contract import HOME, Box, BoxDied, BoxSpec, BoxStartFailed, Provider, Resources
+from orchestrator.service.devboxes.prepared import Prepare, Prepared
+from orchestrator.service.fleet.boot import run_setup, write_mounts
+from orchestrator.service.fleet.changes import Changes
+from orchestrator.service.fleet.launch import Launch, parse_launch
+from orchestrator.service.fleet.rows import DevboxRequest, DevboxRows, OnEnd, new_devbox, not_running
+from orchestrator.service.fleet.states import (
     TERMINAL,
     End,
     Status,
@@ -35,9 +38,6 @@ from orchestrator.service.devbox_states import (
     is_ended,
     shutdown,
 )
-from orchestrator.service.devboxes.contract import HOME, Box, BoxDied, BoxSpec, BoxStartFailed, Provider, Resources
-from orchestrator.service.devboxes.prepared import Prepare, Prepared
-from orchestrator.service.launch import Launch, parse_launch
 from orchestrator.service.store import DEVBOXES, Document, Page, Store, once
 from orchestrator.service.wire import ListQuery
 

@@ -12,9 +12,9 @@ from typing import Final
 
 import anyio
 
-from orchestrator.service.devbox_logs import append_setup, entry
 from orchestrator.service.devboxes.commands import Finished, run, write_file
 from orchestrator.service.devboxes.contract import HOME, Box, shell
+from orchestrator.service.fleet.logs import append_setup, entry
 from orchestrator.service.store import Document, now_ms
 
 SCRIPT_TIMEOUT: Final = 3600.0

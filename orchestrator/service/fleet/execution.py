@@ -13,7 +13,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from orchestrator.errors import BadRequest
 from orchestrator.service.devboxes.contract import Box, BoxDied, Command, Process
-from orchestrator.service.spool import Spool
+from orchestrator.service.fleet.spool import Spool
 
 KILLED: Final = 137
 """The exit status of a command that was ended by SIGKILL, or with its devbox."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orchestrator.service.catalog.dockerfile import Copy
+from orchestrator.service.catalog.dockerlines import Mistake
+from orchestrator.service.catalog.folders import Listing, Node
 from orchestrator.service.devboxes.folders import SYSTEM
-from orchestrator.service.dockerfile import Copy
-from orchestrator.service.dockerlines import Mistake
-from orchestrator.service.folders import Listing, Node
 
 MAX_LINKS: Final = 40
 

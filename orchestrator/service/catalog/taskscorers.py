@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from orchestrator.service.folders import Listing
-from orchestrator.service.problems import Report, nearest
+from orchestrator.service.catalog.folders import Listing
+from orchestrator.service.catalog.problems import Report, nearest
+from orchestrator.service.catalog.tasktoml import FILE, Table
 from orchestrator.service.store import Document
-from orchestrator.service.tasktoml import FILE, Table
 
 _COMMON: Final = ("name", "weight", "type")
 _NEEDED: Final = {

@@ -1,0 +1,152 @@
+"""The endpoint's answers as records of ours.
+
+The client builds its views without a look at them: what is missing is None, what is wrong is there. A view without an
+id is a fault of the endpoint, named as such.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from runloop_api_client.types import BenchmarkRunView, BenchmarkView, DevboxView, ScenarioRunView, ScenarioView
+from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
+from runloop_api_client.types.devboxes.devbox_logs_list_view import DevboxLogsListView
+from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
+
+from orchestrator.errors import Refused
+from orchestrator.model import (
+    Benchmark,
+    BenchmarkRun,
+    Devbox,
+    Execution,
+    Scenario,
+    ScenarioRun,
+    ScenarioSummary,
+    ScorerResult,
+)
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+HOME: Final = "/home/user"
+
+
+def read_as(what: str, view: V, read: Callable[[V], T]) -> T:
+    """A view as a record. Raises Refused where it is not of the shape it should be: the client does not look."""
+    try:
+        return read(view)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(f"{what}: the endpoint's answer is not what it should be: {error}") from error
+    except Refused as error:
+        raise Refused(f"{what}: {error.message}") from None
+
+
+def perhaps(read: Callable[[V], T]) -> Callable[[V | None], T | None]:
+    """As `read`, and None for None."""
+    return lambda view: None if view is None else read(view)
+
+
+def nothing(_: object) -> None:
+    return None
+
+
+def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
+    """The offset behind a piece of output. Some endpoints say it; on others it is the one before the piece."""
+    if chunk.offset is not None and chunk.offset > offset:
+        return chunk.offset
+    return offset + len(chunk.output.encode("utf-8", "surrogatepass"))
+
+
+def log_text(view: DevboxLogsListView) -> str:
+    return "".join(f"{entry.source} {entry.level} {entry.message or entry.cmd or ''}\n" for entry in view.logs)
+
+
+def _required(value: T | None, what: str) -> T:
+    if value is None or value == "":
+        raise Refused(f"the endpoint's answer lacks {what}")
+    return value
+
+
+def benchmark(view: BenchmarkView) -> Benchmark:
+    return Benchmark(
+        id=_required(view.id, "a benchmark's id"),
+        name=view.name or view.id,
+        scenario_ids=tuple(view.scenario_ids or ()),
+    )
+
+
+def scenario(view: ScenarioView) -> Scenario:
+    return Scenario(
+        id=_required(view.id, "a scenario's id"),
+        name=view.name or view.id,
+        prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
+        reference_output=view.reference_output,
+        working_directory=view.environment.working_directory if view.environment else None,
+    )
+
+
+def summary(view: ScenarioView) -> ScenarioSummary:
+    metadata = view.metadata or {}
+    return ScenarioSummary(
+        id=_required(view.id, "a scenario's id"),
+        name=view.name or view.id,
+        digest=metadata.get("digest", ""),
+        agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
+        scorer_timeout=_seconds(view.scorer_timeout_sec),
+    )
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if seconds > 0 else None
+
+
+def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
+    return BenchmarkRun(
+        id=_required(view.id, "a benchmark run's id"),
+        benchmark_id=view.benchmark_id or "",
+        state=_required(view.state, "a benchmark run's state"),
+        name=view.name or "",
+    )
+
+
+def run(view: ScenarioRunView) -> ScenarioRun:
+    result = view.scoring_contract_result
+    scorers = [
+        ScorerResult(name=each.scoring_function_name, score=each.score, state=each.state, output=each.output or "")
+        for each in (result.scoring_function_results or [] if result else [])
+    ]
+    return ScenarioRun(
+        id=_required(view.id, "a run's id"),
+        scenario_id=view.scenario_id,
+        devbox_id=_required(view.devbox_id, "a run's devbox"),
+        state=_required(view.state, "a run's state"),
+        score=result.score if result else None,
+        scorers=tuple(scorers),
+        metadata=view.metadata or {},
+    )
+
+
+def devbox(view: DevboxView) -> Devbox:
+    extra = view.model_extra or {}
+    reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
+    return Devbox(
+        id=view.id,
+        status=view.status,
+        failure=str(reason),
+        home=str(extra.get("home") or HOME),
+        working_directory=extra.get("working_directory"),
+    )
+
+
+def execution(view: DevboxAsyncExecutionDetailView) -> Execution:
+    return Execution(
+        id=_required(view.execution_id, "an execution's id"),
+        devbox_id=view.devbox_id,
+        is_completed=view.status == "completed",
+        exit_status=view.exit_status,
+        stdout=view.stdout or "",
+        stderr=view.stderr or "",
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks on disk and in the store: what a scenario is, and the environment it runs in."""

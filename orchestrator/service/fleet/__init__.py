@@ -1,0 +1,1 @@
+"""The devboxes of the service and the commands in them, whoever provides the boxes."""
