@@ -3,6 +3,7 @@
     start → boot → prepare → solve → gather → score → release
       └───────┴───────┴────────┴───────┴────────┴──────→ release     an attempt may be given up at any point
                                                  score → score       a scorer's fault is scored again, the agent is not
+                                             release → release       what did not go back is given back again
 
 Where an attempt is and how its trial ended are different things: stages here, `model.Outcome` there.
 """
@@ -40,7 +41,7 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     Stage.SOLVE: frozenset({Stage.GATHER, Stage.RELEASE}),
     Stage.GATHER: frozenset({Stage.SCORE, Stage.RELEASE}),
     Stage.SCORE: frozenset({Stage.SCORE, Stage.RELEASE}),
-    Stage.RELEASE: frozenset(),
+    Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 
 

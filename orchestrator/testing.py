@@ -98,6 +98,8 @@ class Script:
     exit_status: int = 0
     output: str = "done\n"
     faults: dict[str, list[WorldError]] = field(default_factory=dict)
+    #: Calls that take longer than others.
+    slow: dict[str, float] = field(default_factory=dict)
     #: How many scorings end with a scorer in error before one does not.
     broken_scorings: int = 0
     #: Devboxes that never boot, and devboxes that die while the agent works: so many of the first.
@@ -272,7 +274,7 @@ class MemoryEndpoint:
 
     async def _call(self, name: str) -> None:
         self.calls[name] += 1
-        await anyio.sleep(0.01)
+        await anyio.sleep(self.script.slow.get(name, 0.01))
         faults = self.script.faults.get(name)
         if faults:
             raise faults.pop(0)

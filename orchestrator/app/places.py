@@ -48,7 +48,10 @@ def where(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path) -
     if not is_path:
         return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs), benchmark
     if endpoint:
-        raise UsageError(f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint to have it served.")
+        raise UsageError(
+            f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint, and RUNLOOP_BASE_URL, "
+            "to have it served here."
+        )
     folder = path.expanduser().resolve()
     return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs), _name_of(folder)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from orchestrator.app.places import find_benchmark, open_endpoint, where
 from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.limits import Limits
-from orchestrator.engine.resume import settle
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping, obey_signals
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
+from orchestrator.errors import UsageError
 from orchestrator.events import SCHEMA, SweepEnded, SweepOpened
 from orchestrator.folder import RunFolder, choose_folder
 from orchestrator.journal import Journal
@@ -32,6 +33,9 @@ from orchestrator.view.progress import Progress, Style
 
 #: Agents of the user's own win over ours.
 SEARCH: Final = (Path("agents"),)
+#: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
+FILES_PER_DEVBOX: Final = 5
+FILES_OF_OURS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +70,14 @@ async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mappin
 
 async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
     """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent."""
+    _fit_open_files(config)
     arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
-    stopping = Stopping()
+    stopping, ledger = Stopping(), Ledger()
     async with open_endpoint(place, rate=config.rate) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
-        scenarios = select(
-            await endpoint.summaries(benchmark), include=config.include, exclude=config.exclude, limit=config.limit
-        )
-        plan = Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
-        for scenario in scenarios:
-            config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
+        plan = await _make_plan(config, benchmark, arms, endpoint)
         folder = choose_folder(runs, config, plan, arms, endpoint=place.endpoint)
-        ledger = Ledger()
         async with Journal.open(folder.path, ledger.apply) as journal:
             logs.to_file(folder.path / "sweep.log")
             ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger)
@@ -96,9 +95,32 @@ async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
                 for arm in arms.values():
                     with anyio.move_on_after(5, shield=True):
                         await arm.agent.aclose()
-            if stopping.fault is not None:
-                raise stopping.fault
+    if stopping.fault is not None:
+        raise stopping.fault
     return _exit_code(plan, ledger, stopping)
+
+
+async def _make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Endpoint) -> Plan:
+    """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
+    scenarios = select(
+        await endpoint.summaries(benchmark), include=config.include, exclude=config.exclude, limit=config.limit
+    )
+    for scenario in scenarios:
+        config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
+    return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
+
+
+def _fit_open_files(config: SweepConfig) -> None:
+    """Raise the soft limit on open files, and refuse more devboxes than the hard one has room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = (hard - FILES_OF_OURS) // FILES_PER_DEVBOX
+    if hard != resource.RLIM_INFINITY and config.devboxes > room:
+        raise UsageError(
+            f"--devboxes {config.devboxes} needs more open files than this machine grants ({hard}): "
+            f"use at most {room}, or raise the limit (ulimit -n)."
+        )
 
 
 def _context(
@@ -137,7 +159,6 @@ async def _conduct(ctx: Context, plan: Plan, stopping: Stopping, progress: Progr
         tasks.start_soon(obey_signals, stopping, progress.say)
         tasks.start_soon(progress.show)
         try:
-            await settle(ctx)
             await run_all(ctx, Scheduler(plan.pending(ctx.ledger), stopping), stopping)
             is_finished = next(plan.pending(ctx.ledger), None) is None
             if is_finished and ctx.benchmark_runs is not None:

@@ -31,16 +31,21 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
     """
     work = _begin(ctx, key)
     try:
+        return await _try_once(ctx, work)
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + LAST_RITES):
+            await _abandon(ctx, work)
+        raise
+
+
+async def _try_once(ctx: Context, work: Work) -> Decision | None:
+    try:
         for stage in TO_SOLVE:
             await _walk(ctx, work, stage)
         await _walk_gather(ctx, work)
         await _walk_score(ctx, work)
     except SweepError as error:
         return await _end_without_score(ctx, work, error)
-    except anyio.get_cancelled_exc_class():
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + LAST_RITES):
-            await _abandon(ctx, work)
-        raise
     await _finish(ctx, work, Outcome.SCORED)
     return None
 
@@ -164,7 +169,8 @@ async def _end_without_score(ctx: Context, work: Work, error: SweepError) -> Dec
 async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None = None) -> None:
     """The result is durable first; then the devbox may go."""
     result = result_line(ctx, work, outcome, failure)
-    await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
+    with anyio.CancelScope(shield=True):  # a result that is there is never interrupted away
+        await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
     await _release(ctx, work)
 
 
@@ -178,10 +184,11 @@ async def _release(ctx: Context, work: Work) -> None:
 
 async def _abandon(ctx: Context, work: Work) -> None:
     """We are stopping: the attempt ends, uncounted, and its devbox goes back."""
-    if work.stage in {None, Stage.RELEASE} or ctx.ledger.is_finished(work.key):
+    if work.stage is None:
         return
-    failure = Failure(error="Interrupted", message="the sweep was stopped", stage=str(work.stage))
-    ctx.sink.append_nowait(
-        AttemptEnded(trial=str(work.key), attempt=work.number, failure=failure.as_dict(), counted=False)
-    )
+    if work.stage is not Stage.RELEASE and not ctx.ledger.is_finished(work.key):
+        failure = Failure(error="Interrupted", message="the sweep was stopped", stage=str(work.stage))
+        ctx.sink.append_nowait(
+            AttemptEnded(trial=str(work.key), attempt=work.number, failure=failure.as_dict(), counted=False)
+        )
     await _release(ctx, work)

@@ -38,8 +38,7 @@ async def _settle_one(ctx: Context, key: TrialKey, attempt: Attempt, limiter: an
         await ctx.sink.append(AttemptEnded(trial=trial, attempt=number, failure=failure.as_dict(), counted=False))
     began = anyio.current_time()
     async with limiter:
-        if attempt.stage is not Stage.RELEASE:
-            await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
+        await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
         try:
             if attempt.run is not None:
                 end = ctx.endpoint.complete if is_finished and attempt.is_scored else ctx.endpoint.cancel

@@ -5,6 +5,7 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from orchestrator.engine.lifecycle import attempt
+from orchestrator.engine.resume import settle
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Context
@@ -42,10 +43,14 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
 
 
 async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> None:
-    """Run every trial that the scheduler has, with as many workers as devboxes may be in flight."""
+    """Settle what an earlier process left, then run every trial that the scheduler has.
+
+    There are as many workers as devboxes may be in flight.
+    """
     send, receive = anyio.create_memory_object_stream[TrialKey](0)
     async with anyio.create_task_group() as tasks:
         stopping.bind(tasks.cancel_scope)
+        await settle(ctx)
         for _ in range(ctx.config.devboxes):
             tasks.start_soon(serve, ctx, scheduler, receive.clone(), stopping)
         receive.close()

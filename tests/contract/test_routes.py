@@ -38,11 +38,14 @@ pytestmark = [
 
 EXTRAS = {
     "pending_scenarios",  # of a benchmark run: what is not scored, completed or alive in it
+    "scenario_runs",  # of a benchmark run: the results in it, as clients before 1.0 read them
     "failure_reason",  # of a scenario run: why it failed or timed out
     "failure_message",  # of a devbox: the same in words
     "seconds",  # of a scoring function's result: how long it took
     "isolation",  # of a devbox: where it came from
-    "enforced_limits", "home", "working_directory",  # of a devbox: what the kernel really holds it to
+    "enforced_limits",  # of a devbox: what the kernel really holds it to
+    "home",  # of a devbox: its user's folder, as commands in it see it
+    "working_directory",  # of a devbox: where commands start
 }
 RESOURCES = (
     "benchmarks",
@@ -412,6 +415,7 @@ async def test_the_documented_flow_of_a_benchmark_on_the_old_paths(address: Addr
                     view = await ask("GET", f"/v1/scenarios/runs/{started['id']}")
         view = await ask("GET", f"/v1/benchmarks/runs/{run['id']}")
         assert (view["state"], view["pending_scenarios"], view["score"]) == ("completed", [], 0.0)
+        assert [each["scoringResult"]["score"] for each in view["scenario_runs"]] == [0.0]
         assert await ask("POST", f"/v1/benchmarks/runs/{run['id']}/complete") == view
         runs = await ask("GET", f"/v1/benchmarks/runs/{run['id']}/scenario_runs")
         assert [item["state"] for item in runs["runs"]] == ["completed"]

@@ -12,7 +12,6 @@ from orchestrator.agentkit import loader
 from orchestrator.config import resolve
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.limits import Limits
-from orchestrator.engine.resume import settle
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Arm, Context
@@ -45,7 +44,6 @@ class Sweep:
         return [dict(event.result) for event in self.events("trial.finished")]
 
     async def conduct(self) -> None:
-        await settle(self.ctx)
         await run_all(self.ctx, Scheduler(self.plan.pending(self.ledger), self.stopping), self.stopping)
 
     def run(self) -> "Sweep":

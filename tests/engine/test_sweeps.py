@@ -9,6 +9,7 @@ from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.errors import Refused, Throttled, Unauthorized, Unavailable
 from orchestrator.model import Outcome, TrialKey
+from orchestrator.stages import Stage
 from orchestrator.testing import MemoryEndpoint, Script, run_virtually
 
 from .conftest import MakeSweep
@@ -187,6 +188,23 @@ def test_canceling_releases_every_devbox_and_fails_no_trial(make_sweep: MakeSwee
     assert sweep.endpoint.alive == 0
     assert {event.failure["class"] for event in sweep.events("attempt.ended")} == {"Interrupted"}
     assert not any(event.counted for event in sweep.events("attempt.ended"))
+
+
+def test_canceling_while_a_devbox_is_given_back_gives_it_back_all_the_same(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep(scenarios=1, script=Script(slow={"complete": 30}))
+
+    async def conduct() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sweep.conduct)
+            await anyio.sleep(90)
+            assert sweep.ledger.stages[Stage.RELEASE] == 1
+            sweep.endpoint.script.slow.clear()
+            sweep.stopping.cancel()
+
+    run_virtually(conduct)
+    assert len(sweep.results) == 1
+    assert sweep.endpoint.alive == 0
+    assert sweep.ledger.unreleased() == []
 
 
 def test_running_again_does_only_what_is_owed(make_sweep: MakeSweep) -> None:

@@ -387,6 +387,8 @@ async def test_a_benchmark_run_completes_with_its_last_score(tmp_path: Path) -> 
         await client.score(second["id"])
         view = await client.get(path)
         assert (view["state"], view["score"], view["pending_scenarios"]) == ("completed", pytest.approx(0.75), [])
+        assert {each["scenario_id"] for each in view["scenario_runs"]} == {good, bad}
+        assert {each["scoringResult"]["score"] for each in view["scenario_runs"]} == {1.0, 0.5}
         assert view["duration_ms"] > 0
         assert (await client.get(f"/v1/devboxes/{first['devbox_id']}"))["status"] == "running"
         assert await client.post(f"{path}/complete") == view

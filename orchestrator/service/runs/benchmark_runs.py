@@ -14,7 +14,7 @@ from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.starting import StartRequest, check_startable, new_id, secret_values
-from orchestrator.service.runs.states import BenchmarkRunState, RunState
+from orchestrator.service.runs.states import DONE, BenchmarkRunState, RunState
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     SCENARIO_RUNS,
@@ -71,7 +71,7 @@ class BenchmarkRuns:
         return answer
 
     async def retrieve(self, run_id: str) -> Document:
-        """The view, with `pending_scenarios`. Raises NotFound."""
+        """The view, with `pending_scenarios` and `scenario_runs`. Raises NotFound."""
         return await self._store.read(lambda db: _whole_view(db, BENCHMARK_RUNS.get(db, run_id)))
 
     async def need(self, run_id: str) -> None:
@@ -129,4 +129,21 @@ class BenchmarkRuns:
 
 
 def _whole_view(db: sqlite3.Connection, run: Document) -> Document:
-    return {**view(run), "pending_scenarios": tally.pending(db, run)}
+    """The view of one run: with what clients before 1.0 read of it, in their spelling."""
+    done = [SCENARIO_RUNS.get(db, entry.id) for entry in tally.entries(db, run["id"]) if entry.state in DONE]
+    return {
+        **view(run),
+        "pending_scenarios": tally.pending(db, run),
+        "scenario_runs": [_old_view(each) for each in done if "scoring_contract_result" in each],
+    }
+
+
+def _old_view(scenario_run: Document) -> Document:
+    """A run with its result, but for the scorers' output: hundreds of them would be megabytes."""
+    result = scenario_run["scoring_contract_result"]
+    functions = [function | {"output": ""} for function in result["scoring_function_results"]]
+    return {
+        "scenario_id": scenario_run["scenario_id"],
+        "scenarioRunId": scenario_run["id"],
+        "scoringResult": result | {"scoring_function_results": functions},
+    }
