@@ -1,7 +1,7 @@
 """Every knob of a sweep, with its default and the reason for it; named alike in sweep.toml and on the command line."""
 
 import tomllib
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -164,7 +164,7 @@ def _with_arm_names(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data) | {"arms": named}
 
 
-def _free(name: str, taken: Set[str]) -> str:
+def _free(name: str, taken: Container[str]) -> str:
     """The name, or the first numbered one that no other arm has: two commands are both called `command`."""
     numbered = (f"{name}-{number}" for number in count(2))
     return name if name not in taken else next(each for each in numbered if each not in taken)

@@ -20,7 +20,7 @@ import orjson
 
 from orchestrator import __version__
 from orchestrator.config import ArmConfig, SweepConfig
-from orchestrator.errors import SweepError, UsageError
+from orchestrator.errors import JournalError, SweepError, UsageError
 from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest, write_atomically
 from orchestrator.plan import Plan
 
@@ -61,7 +61,8 @@ def choose_folder(
 ) -> RunFolder:
     """The named folder, else the newest unfinished sweep of the same kind, else a new one; its manifest is written.
 
-    Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use.
+    Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use;
+    JournalError when the disk refuses.
     """
     identity = _identity(config, plan, arms)
     if config.name is None:
@@ -73,9 +74,14 @@ def choose_folder(
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}. Give another --runs.") from None
-    with locked(path):  # two that start at once must not both write it, nor one change it under another
-        return _write_manifest(path, config, plan, identity, endpoint)
+        raise UsageError(
+            f"{path}: the run folder cannot be made: {error.strerror}. Give another --runs or --name."
+        ) from None
+    try:
+        with locked(path):  # two that start at once must not both write it, nor one change it under another
+            return _write_manifest(path, config, plan, identity, endpoint)
+    except OSError as error:
+        raise JournalError(f"{path} cannot be written: {error}") from error
 
 
 def _write_manifest(

@@ -188,7 +188,7 @@ class Ledger:
         key = TrialKey.parse(event.trial)
         trial = self.trials[key]
         if trial.outcome is not None or event.attempt <= trial.last_ended:
-            raise InternalError(f"The journal ends attempt {event.attempt} of {event.trial} twice.")
+            return  # whoever is stopped while it writes an end, or a result, cannot know that and ends it once more
         failure = {"attempt": event.attempt, "failure": dict(event.failure)}
         if event.counted:
             self._notice(key, event.failure, is_final=False)

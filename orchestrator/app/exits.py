@@ -13,6 +13,8 @@ EXIT_INTERRUPTED: Final = 130
 def exit_code_of(error: BaseException) -> tuple[int, str]:
     """The exit code and the one line that a failure deserves. Raises it again if it is none of ours."""
     cause = leaf(error)
+    if isinstance(cause, BrokenPipeError):
+        return EXIT_FAILED, ""  # whoever read what we print has gone
     if not isinstance(cause, SweepError):
         raise error
     is_misuse = isinstance(cause, UsageError | Unauthorized)

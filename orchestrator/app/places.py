@@ -5,10 +5,12 @@ The published client takes as long to import as the embedded service takes to st
 
 import importlib
 import os
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -21,8 +23,6 @@ from orchestrator.errors import Unauthorized, UsageError, WorldError
 from orchestrator.model import Benchmark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from orchestrator.runloop.gateway import Gateway
 
 #: Seconds that an endpoint may take to answer the first questions.
@@ -71,7 +71,9 @@ def _name_of(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def open_endpoint(place: Where, *, rate: float | None = None) -> "AsyncIterator[Gateway]":
+async def open_endpoint(
+    place: Where, *, rate: float | None = None, on_push_back: Callable[[], None] = lambda: None
+) -> AsyncIterator["Gateway"]:
     """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing."""
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
@@ -86,7 +88,7 @@ async def open_endpoint(place: Where, *, rate: float | None = None) -> "AsyncIte
                 raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
             rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
         gateway = await anyio.to_thread.run_sync(_import_gateway)
-        yield await stack.enter_async_context(gateway.open(url, token, rate=rate))
+        yield await stack.enter_async_context(gateway.open(url, token, rate=rate, on_push_back=on_push_back))
 
 
 def _import_gateway() -> "type[Gateway]":
@@ -105,9 +107,14 @@ async def list_benchmarks(endpoint: "Gateway") -> list[Benchmark]:
         raise UsageError(f"{endpoint.url} did not answer for {GREETING:g} s. Is the address right?") from None
     except WorldError as error:
         raise UsageError(
-            f"{endpoint.url} does not serve benchmarks: {error}. Runloop's hosted benchmark API was retired; "
+            f"{endpoint.url} does not serve benchmarks: {_in_short(error)}. Runloop's hosted API was retired: "
             "leave out --endpoint to run on the embedded service, or name one that serves them (sweep serve)."
         ) from None
+
+
+def _in_short(error: WorldError) -> str:
+    """One line of it: what is no benchmark service may answer with a page."""
+    return shorten(error.message, 300, placeholder=" …")
 
 
 async def find_benchmark(endpoint: "Gateway", name: str) -> Benchmark:

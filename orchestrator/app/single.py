@@ -5,7 +5,7 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
-from rich.console import Console
+import anyio
 
 from orchestrator import events
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
@@ -19,15 +19,17 @@ from orchestrator.errors import UsageError
 from orchestrator.events import Event
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
+from orchestrator.view.out import Out
 from orchestrator.view.report import duration, number
 
 
 class Teller:
-    """A sink that applies each event to the ledger and tells it."""
+    """A sink that applies each event to the ledger and tells it. When nobody listens any more, `scope` is canceled."""
 
-    def __init__(self, ledger: Ledger, out: Console) -> None:
+    def __init__(self, ledger: Ledger, out: Out, scope: anyio.CancelScope) -> None:
         self._ledger = ledger
         self._out = out
+        self._scope = scope
 
     async def append(self, *batch: Event) -> None:
         self.append_nowait(*batch)
@@ -36,15 +38,19 @@ class Teller:
         for event in batch:
             self._ledger.apply(event)
             words = _tell(event)
-            if words:
-                self._out.print(words, markup=False)
+            if words and not self._scope.cancel_called:
+                try:
+                    self._out.print(words, markup=False)
+                except BrokenPipeError:
+                    self._scope.cancel()
 
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
     arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
-    out, ledger = Console(highlight=False, soft_wrap=True), Ledger()
+    out, ledger = Out(highlight=False, soft_wrap=True), Ledger()
+    listening = anyio.CancelScope()
     async with open_endpoint(place, rate=config.rate) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
         summary = _choose(scenario, await endpoint.summaries(benchmark))
@@ -55,7 +61,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
             benchmark=benchmark.name,
             config=config,
             endpoint=endpoint,
-            sink=Teller(ledger, out),
+            sink=Teller(ledger, out, listening),
             ledger=ledger,
             limits=Limits(devboxes=1, agents=1),
             folder=folder,
@@ -64,7 +70,10 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
             benchmark_runs=None,
             dice=random.random,
         )
-        await attempt(ctx, key)
+        with listening:
+            await attempt(ctx, key)
+    if listening.cancel_called:
+        raise BrokenPipeError
     log = attempt_folder(folder, key, summary.name, 1) / "agent.log"
     if log.exists():
         out.print(log.read_text(errors="replace").rstrip(), markup=False)

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping, obey_signals
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
-from orchestrator.errors import UsageError
+from orchestrator.errors import Refused, UsageError
 from orchestrator.events import SCHEMA, SweepEnded, SweepOpened
 from orchestrator.folder import RunFolder, choose_folder
 from orchestrator.journal import Journal
@@ -73,18 +74,18 @@ async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
     _fit_open_files(config)
     arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
-    stopping, ledger = Stopping(), Ledger()
-    async with open_endpoint(place, rate=config.rate) as endpoint:
+    stopping, ledger, limits = Stopping(), Ledger(), Limits(devboxes=config.devboxes, agents=config.agents)
+    async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
         plan = await _make_plan(config, benchmark, arms, endpoint)
         folder = choose_folder(runs, config, plan, arms, endpoint=place.endpoint)
         async with Journal.open(folder.path, ledger.apply) as journal:
             logs.to_file(folder.path / "sweep.log")
-            ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger)
+            ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger, limits)
             progress = Progress(
                 ledger=ledger,
                 plan=plan,
-                state=State(stopping=stopping, limits=ctx.limits),
+                state=State(stopping=stopping, limits=limits),
                 folder=folder.path,
                 style=style,
                 is_resumed=folder.is_resumed,
@@ -102,12 +103,30 @@ async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
 
 async def _make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Endpoint) -> Plan:
     """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
-    scenarios = select(
-        await endpoint.summaries(benchmark), include=config.include, exclude=config.exclude, limit=config.limit
-    )
+    is_filtered = bool(config.include or config.exclude)
+    summaries = await endpoint.summaries(benchmark, None if is_filtered else config.limit)
+    if not config.include and len(summaries) != config.limit:
+        await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
+    scenarios = select(summaries, include=config.include, exclude=config.exclude, limit=config.limit)
     for scenario in scenarios:
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
+
+
+async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Endpoint) -> None:
+    """A scenario that the benchmark names and the endpoint has no use of would be missing from every mean, unseen.
+
+    Raises UsageError with the endpoint's reason.
+    """
+    unusable = [identity for identity in benchmark.scenario_ids if identity not in usable]
+    for identity in unusable:
+        try:
+            await endpoint.scenario(identity)
+        except Refused as error:
+            raise UsageError(
+                f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
+                "Mend them, or run the others: --include '*'."
+            ) from None
 
 
 def _fit_open_files(config: SweepConfig) -> None:
@@ -132,6 +151,7 @@ def _context(
     endpoint: Endpoint,
     journal: Journal,
     ledger: Ledger,
+    limits: Limits,
 ) -> Context:
     benchmark_runs = BenchmarkRuns(
         sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=journal, ledger=ledger
@@ -143,7 +163,7 @@ def _context(
         endpoint=endpoint,
         sink=journal,
         ledger=ledger,
-        limits=Limits(devboxes=config.devboxes, agents=config.agents),
+        limits=limits,
         folder=folder.path,
         arms=arms,
         scenarios={scenario.id: scenario for scenario in plan.scenarios},

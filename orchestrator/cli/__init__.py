@@ -51,5 +51,6 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
         code, message = exit_code_of(error)
-        sys.stderr.write(f"sweep: {message}\n")
+        if message:
+            sys.stderr.write(f"sweep: {message}\n")
         sys.exit(code)

@@ -123,7 +123,9 @@ def run(
         "score": timeout_score,
         "release": timeout_release,
     }
-    settings["timeouts"] = settings.get("timeouts", {}) | {key: value for key, value in timeouts.items() if value}
+    settings["timeouts"] = settings.get("timeouts", {}) | {
+        key: value for key, value in timeouts.items() if value is not None
+    }
     if agent:
         models: list[str | None] = [*model] if model else [None]
         settings["arms"] = [{"agent": each, "model": which} for each in agent for which in models]

@@ -20,8 +20,8 @@ class Endpoint(Protocol):
     async def benchmarks(self) -> list[Benchmark]:
         """Every benchmark there is for us, ours and public ones."""
 
-    async def summaries(self, benchmark: Benchmark) -> list[ScenarioSummary]:
-        """The benchmark's scenarios, in its order."""
+    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
+        """The benchmark's scenarios, in its order: all that can be run, or the first `at_most` of them."""
 
     async def scenario(self, scenario_id: str) -> Scenario: ...
 

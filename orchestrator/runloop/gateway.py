@@ -52,9 +52,15 @@ class Gateway:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, token: str, *, rate: float | None) -> AsyncIterator["Gateway"]:
-        """Build the client inside the running loop, on the transport that holds thousands of waits."""
-        transport = Throttle(AiohttpTransport(limits=httpx.Limits(max_connections=CONNECTIONS)), rate)
+    async def open(
+        cls, url: str, token: str, *, rate: float | None, on_push_back: Callable[[], None] = lambda: None
+    ) -> AsyncIterator["Gateway"]:
+        """Build the client inside the running loop, on the transport that holds thousands of waits.
+
+        `on_push_back` is called whenever the endpoint asks for less.
+        """
+        inner = AiohttpTransport(limits=httpx.Limits(max_connections=CONNECTIONS))
+        transport = Throttle(inner, rate, on_push_back)
         http = DefaultAioHttpClient(transport=transport, trust_env=False)
         async with AsyncRunloop(bearer_token=token, base_url=url, max_retries=0, http_client=http) as client:
             yield cls(client, url)
@@ -64,28 +70,29 @@ class Gateway:
         return self._url
 
     async def benchmarks(self) -> list[Benchmark]:
+        what = "listing the benchmarks"
         found: dict[str, Benchmark] = {}
 
         async def read() -> None:
             for lister in (self._client.benchmarks.list, self._client.benchmarks.list_public):
-                async for view in lister(limit=PAGE, include_total_count=False):
-                    benchmark = views.read_as("listing the benchmarks", view, views.benchmark)
-                    found[benchmark.id] = benchmark
+                with views.shaped(what):
+                    async for view in lister(limit=PAGE, include_total_count=False):
+                        found[view.id] = views.benchmark(view)
 
-        await patiently("listing the benchmarks", read)
+        await patiently(what, read)
         return list(found.values())
 
-    async def summaries(self, benchmark: Benchmark) -> list[ScenarioSummary]:
+    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
         summaries: dict[str, ScenarioSummary] = {}
         cursor: str | None = None
         while True:
             page, has_more = await self._definitions(benchmark, cursor)
             summaries |= {summary.id: summary for summary in page}
-            if not page or not has_more:
+            if not page or not has_more or (at_most is not None and len(summaries) >= at_most):
                 break
             cursor = page[-1].id
         listed = [summaries.pop(identity) for identity in benchmark.scenario_ids if identity in summaries]
-        return listed + list(summaries.values())
+        return [*listed, *summaries.values()][:at_most]
 
     async def scenario(self, scenario_id: str) -> Scenario:
         return await _ask(
@@ -189,7 +196,7 @@ class Gateway:
             stream = await patiently(what, connect)
             begun_at = offset
             try:
-                with translated(what):
+                with translated(what), views.shaped(what):
                     async with stream:
                         async for chunk in stream:
                             offset = views.offset_behind(chunk, offset)
@@ -303,4 +310,6 @@ async def _ask(what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], 
             raise Unavailable(f"{what}: the endpoint's answer is not JSON: {view[:100]!r}")
         return view
 
-    return views.read_as(what, await patiently(what, answer), read)
+    view = await patiently(what, answer)
+    with views.shaped(what):
+        return read(view)

@@ -3,6 +3,7 @@
 Waits draw from a limiter of their own, so that a thousand of them cannot starve the requests that end them.
 """
 
+from collections.abc import Callable
 from typing import Final, Self
 
 import httpx
@@ -12,10 +13,16 @@ _WAITS: Final = "/wait_for_status"
 
 
 class Throttle(httpx.AsyncBaseTransport):
-    """Let at most `rate` requests a second through to `inner`; None is no limit."""
+    """Let at most `rate` requests a second through to `inner`; None is no limit.
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, rate: float | None) -> None:
+    `on_push_back` is called for each answer that asks for less (429).
+    """
+
+    def __init__(
+        self, inner: httpx.AsyncBaseTransport, rate: float | None, on_push_back: Callable[[], None] = lambda: None
+    ) -> None:
         self._inner = inner
+        self._on_push_back = on_push_back
         self._calls = _limiter(rate)
         self._waits = _limiter(rate)
 
@@ -23,7 +30,10 @@ class Throttle(httpx.AsyncBaseTransport):
         limiter = self._waits if request.url.path.endswith(_WAITS) else self._calls
         if limiter is not None:
             await limiter.acquire()
-        return await self._inner.handle_async_request(request)
+        response = await self._inner.handle_async_request(request)
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self._on_push_back()
+        return response
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()

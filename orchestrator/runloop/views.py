@@ -4,7 +4,9 @@ The client builds its views without a look at them: what is missing is None, wha
 id is a fault of the endpoint, named as such.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import Any, Final, TypeVar
 
 from runloop_api_client.types import BenchmarkRunView, BenchmarkView, DevboxView, ScenarioRunView, ScenarioView
@@ -30,10 +32,13 @@ V = TypeVar("V")
 HOME: Final = "/home/user"
 
 
-def read_as(what: str, view: V, read: Callable[[V], T]) -> T:
-    """A view as a record. Raises Refused where it is not of the shape it should be: the client does not look."""
+@contextmanager
+def shaped(what: str) -> Iterator[None]:
+    """Raise Refused where a view inside is not of the shape it should be: the client does not look."""
     try:
-        return read(view)
+        yield
+    except (JSONDecodeError, UnicodeDecodeError):
+        raise  # not an answer of the wrong shape, but none: `faults` knows
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"{what}: the endpoint's answer is not what it should be: {error}") from error
     except Refused as error:
@@ -133,8 +138,8 @@ def devbox(view: DevboxView) -> Devbox:
     extra = view.model_extra or {}
     reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
     return Devbox(
-        id=view.id,
-        status=view.status,
+        id=_required(view.id, "a devbox's id"),
+        status=_required(view.status, "a devbox's status"),
         failure=str(reason),
         home=str(extra.get("home") or HOME),
         working_directory=extra.get("working_directory"),

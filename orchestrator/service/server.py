@@ -27,7 +27,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, leaf
 from orchestrator.service.address import Address, forget_address, hold_lock, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
@@ -49,7 +49,7 @@ from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE, Scorings
-from orchestrator.service.scoring import Scoring
+from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Store
 
 BACKLOG: Final = 4096
@@ -179,7 +179,7 @@ async def serve(
         raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
     token = token or secrets.token_urlsafe(32)
     raise_open_files()
-    with hold_lock(state), _listen(host, port) as listener, _single():
+    with hold_lock(state), _listen(host, port) as listener, _ungrouped():
         forget_address(state)
         async with anyio.create_task_group() as watchers:
             try:
@@ -285,25 +285,20 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _single() -> Iterator[None]:
-    """Let an exception that task groups have wrapped, and that is the only one, pass as itself."""
+def _ungrouped() -> Iterator[None]:
+    """Let an exception that task groups have wrapped pass as itself."""
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
+        raise leaf(group) from None
 
 
 @asynccontextmanager
 async def _provider(isolation: Isolation, state: Path) -> AsyncIterator[Provider]:
     """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
-    local = LocalProvider(state) if isolation is Isolation.LOCAL else None
-    provider: Provider = local or ProcessProvider(state)
+    provider = LocalProvider(state) if isolation is Isolation.LOCAL else ProcessProvider(state)
     try:
-        if local is not None:
-            await local.prepare()
+        await provider.prepare()
         yield provider
     finally:
         with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):

@@ -8,11 +8,12 @@ Why not an ORM or a pool: one writer never sees "database is locked", and the fi
 """
 
 import queue
+import secrets
 import sqlite3
 import threading
 import time
 from asyncio import AbstractEventLoop, Future, get_running_loop
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,27 @@ import structlog
 from orchestrator.errors import NotFound, Unwritable, UsageError
 
 Document = dict[str, Any]
+Filters = Mapping[str, str | Sequence[str] | None]
+"""Wanted values by key, a sequence meaning any of them; a key whose value is None does not filter."""
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+#: Seconds after which somebody tries again who will not take a full disk for an answer.
+RETRY: Final = 1.0
 _ANSWERS = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(key TEXT PRIMARY KEY, body BLOB NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListQuery:
+    """What every list can be asked: how many, behind which id, with which text in id or name, and counted or not."""
+
+    limit: int
+    starting_after: str | None = None
+    search: str = ""
+    with_total: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,9 @@ class Table:
                 f"CREATE INDEX IF NOT EXISTS {self.name}_{key} ON {self.name} (json_extract(doc, '$.{key}'), seq)"
             )
 
+    def new_id(self) -> str:
+        return f"{self.prefix}_{secrets.token_hex(10)}"
+
     def insert(self, db: sqlite3.Connection, doc: Document) -> None:
         db.execute(f"INSERT INTO {self.name} (id, doc) VALUES (?, ?)", (doc["id"], orjson.dumps(doc).decode()))
 
@@ -80,40 +98,38 @@ class Table:
         """Replace a document that exists."""
         db.execute(f"UPDATE {self.name} SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
 
-    def select(self, db: sqlite3.Connection, filters: Mapping[str, str | Sequence[str] | None]) -> list[Document]:
+    def update(self, db: sqlite3.Connection, identity: str, changes: Mapping[str, Any]) -> Document:
+        """Replace some keys of a document; returns it as it is then. Raises NotFound."""
+        doc = {**self.get(db, identity), **changes}
+        self.put(db, doc)
+        return doc
+
+    def select(self, db: sqlite3.Connection, filters: Filters) -> list[Document]:
         """All documents that match, oldest first."""
         where, values = _conditions(filters, "")
         return [orjson.loads(row[0]) for row in db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq", values)]
 
-    def page(
-        self,
-        db: sqlite3.Connection,
-        filters: Mapping[str, str | Sequence[str] | None],
-        *,
-        limit: int,
-        starting_after: str | None = None,
-        search: str = "",
-        with_total: bool = True,
-    ) -> Page:
-        """Documents that match every filter (a None filter is no filter; a list means any of), newest first.
-
-        `search` matches part of the id or the name. Raises NotFound when `starting_after` names nothing here.
-        """
+    def count(self, db: sqlite3.Connection, filters: Filters, search: str = "") -> int:
+        """How many documents match."""
         where, values = _conditions(filters, search)
-        total = None
-        if with_total:
-            total = db.execute(f"SELECT count(*) FROM {self.name} {where}", values).fetchone()[0]
-        if starting_after:
-            row = db.execute(f"SELECT seq FROM {self.name} WHERE id = ?", (starting_after,)).fetchone()
+        count: int = db.execute(f"SELECT count(*) FROM {self.name} {where}", values).fetchone()[0]
+        return count
+
+    def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page:
+        """Documents that match, newest first. Raises NotFound when `starting_after` names nothing here."""
+        where, values = _conditions(filters, query.search)
+        total = self.count(db, filters, query.search) if query.with_total else None
+        if query.starting_after:
+            row = db.execute(f"SELECT seq FROM {self.name} WHERE id = ?", (query.starting_after,)).fetchone()
             if row is None:
-                raise NotFound(f"starting_after: there is no {self.noun} with id {starting_after!r}.")
+                raise NotFound(f"starting_after: there is no {self.noun} with id {query.starting_after!r}.")
             where, values = f"{where or 'WHERE 1'} AND seq < ?", [*values, row[0]]
-        rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, limit + 1])
+        rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, query.limit + 1])
         items = [orjson.loads(row[0]) for row in rows]
-        return Page(items[:limit], len(items) > limit, total)
+        return Page(items[: query.limit], len(items) > query.limit, total)
 
 
-def _conditions(filters: Mapping[str, str | Sequence[str] | None], search: str) -> tuple[str, list[Any]]:
+def _conditions(filters: Filters, search: str) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
     for key, wanted in filters.items():
@@ -168,6 +184,15 @@ def once(db: sqlite3.Connection, key: str | None, effect: Callable[[], Document]
     body = effect()
     remember(db, key, body)
     return body, True
+
+
+async def insist(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What `attempt` returns, made until the disk allows it: what must be recorded is not to be lost to a full one."""
+    while True:
+        try:
+            return await attempt()
+        except Unwritable:
+            await anyio.sleep(RETRY)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ Replies are JSON with the wire's own spelling; keys of a document that open with
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -14,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.errors import BadRequest
-from orchestrator.service.store import Document, Page
+from orchestrator.service.store import Document, ListQuery, Page
 
 MAX_LIMIT = 5000
 DEFAULT_LIMIT = 20
@@ -25,7 +24,7 @@ M = TypeVar("M", bound="Body")
 class Body(BaseModel):
     """A request body. A field that was not sent is None; `given` tells it from one that was sent as null."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, defer_build=True)
 
     def given(self) -> dict[str, Any]:
         """The fields that were sent with a value, by name."""
@@ -50,16 +49,6 @@ def request_key(request: Request) -> str | None:
     """The idempotency key of this request, tied to its path; None if it carries none."""
     key = request.headers.get("x-request-id")
     return f"{request.url.path} {key}" if key else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListQuery:
-    """The query that every list understands."""
-
-    limit: int
-    starting_after: str | None
-    search: str
-    with_total: bool
 
 
 def list_query(request: Request) -> ListQuery:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Protocol
 
 import anyio
 import orjson
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,13 +21,16 @@ from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, TrialKey
 from orchestrator.plan import Plan
 from orchestrator.stages import Stage
-from orchestrator.view.report import as_json, as_table, duration, number, summarise
+from orchestrator.view.out import Out
+from orchestrator.view.report import as_json, as_table, duration, number, printable, summarise
 
 Style = Literal["terminal", "plain", "json"]
 
 REDRAW: Final = 0.2
 #: Seconds between two summaries where lines are all there is.
 SUMMARY_EVERY: Final = 30.0
+#: Columns of the table where there is no terminal to measure.
+LINE: Final = 200
 
 
 class State(Protocol):
@@ -56,7 +59,13 @@ class Progress:
         self._state = state
         self._folder = folder
         self._style = style
-        self._out = Console(highlight=False, soft_wrap=style != "terminal", stderr=style == "json")
+        self._out = Out(
+            highlight=False,
+            emoji=False,
+            soft_wrap=style != "terminal",
+            stderr=style == "json",
+            width=None if style == "terminal" else LINE,
+        )
         self._began = time.monotonic()
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
         self._looked = 0
@@ -145,22 +154,25 @@ class Progress:
         counted = f"[{self._told}/{len(self._plan)}]"
         self._out.print(f"{counted} {self._label(key)}  {ending}{flags}  {duration(trial.seconds)}", markup=False)
 
-    @staticmethod
-    def _emit(facts: dict[str, Any]) -> None:
-        sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-        sys.stdout.flush()
+    def _emit(self, facts: dict[str, Any]) -> None:
+        try:
+            sys.stdout.write(orjson.dumps(facts).decode() + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._out.on_broken_pipe()
 
     def _screen(self) -> RenderableType:
         self._look()
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=max(1, len(self._plan)), completed=len(self._done), width=40), self._headline())
+        width = min(40, self._out.width // 5)
+        bar.add_row(
+            ProgressBar(total=max(1, len(self._plan)), completed=len(self._done), width=width), Text(self._headline())
+        )
         parts: list[RenderableType] = [bar, Text(self._stage_line(), style="dim")]
         for notice in self._ledger.latest_failures[-3:]:
             verb = "failed" if notice.is_final else "again"
-            words = " ".join(notice.message.split())
-            parts.append(
-                Text(f"{verb}  {self._label(notice.trial)}  {notice.error}: {words}", style="red", no_wrap=True)
-            )
+            words = f"{verb}  {self._label(notice.trial)}  {notice.error}: {printable(notice.message)}"
+            parts.append(Text(words, style="red", no_wrap=True, overflow="ellipsis"))
         parts += [Text(notice, style="yellow") for notice in self._notices]
         return Group(*parts)
 
@@ -173,7 +185,7 @@ class Progress:
             f"{max(0, len(self._plan) - done - running)} queued",
             f"mean {number(sum(scores) / len(scores) if scores else None)}",
         ]
-        failed = self._ledger.outcomes[Outcome.FAILED]
+        failed = sum(self._ledger.trials[key].outcome is Outcome.FAILED for key in self._done)
         if failed:
             parts.append(f"{failed} failed")
         return " · ".join(parts)
@@ -204,4 +216,4 @@ class Progress:
             parts.append(key.arm)
         if self._plan.trials > 1:
             parts.append(f"#{key.number}")
-        return " ".join(parts)
+        return printable(" ".join(parts))

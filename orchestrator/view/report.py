@@ -1,10 +1,10 @@
 """The finished picture: one line an arm, the same numbers as a table for people and as JSON for programs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -53,32 +53,38 @@ def summarise(ledger: Ledger, plan: Plan) -> list[ArmSummary]:
 def _summarise_arm(arm: str, planned: int, by_scenario: Mapping[str, list[Trial]]) -> ArmSummary:
     finished = [trial for trials in by_scenario.values() for trial in trials]
     scores = [[trial.score for trial in trials if trial.score is not None] for trials in by_scenario.values()]
-    means = [fmean(values) for values in scores if values]
     flat = [score for values in scores for score in values]
-    low, high = interval(means)
+    failed = sum(trial.outcome is Outcome.FAILED for trial in finished)
+    low, high = interval([values for values in scores if values])
     return ArmSummary(
         arm=arm,
         planned=planned,
         scored=len(flat),
-        failed=sum(trial.outcome is Outcome.FAILED for trial in finished),
+        failed=failed,
         flagged=sum(bool(trial.flags) for trial in finished),
         mean=fmean(flat) if flat else None,
         low=low,
         high=high,
-        floor=sum(flat) / len(finished) if finished else None,
+        floor=sum(flat) / (len(flat) + failed) if flat or failed else None,
         seconds=round(sum(trial.seconds for trial in finished), 1),
     )
 
 
-def interval(means: list[float]) -> tuple[float | None, float | None]:
-    """The 95 % confidence interval of the mean of scenario means, by Student's t, within [0, 1].
+def interval(scores: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """The 95 % confidence interval of the mean of all scores, given as one sequence a scenario, within [0, 1].
 
-    Repeated trials of one scenario are not independent, so scenarios are what is counted. None for fewer than two.
+    Repeated trials of one scenario are not independent, so scenarios are what is counted: Student's t, with the
+    variance of a ratio of sums over clusters (Cochran, Sampling Techniques), for failed trials leave some scenarios
+    with fewer scores than others. None for fewer than two scenarios.
     """
-    if len(means) < 2:
+    clusters = len(scores)
+    if clusters < 2:
         return None, None
-    half = _t_quantile(len(means) - 1) * stdev(means) / sqrt(len(means))
-    return max(0.0, fmean(means) - half), min(1.0, fmean(means) + half)
+    count = sum(map(len, scores))
+    mean = sum(map(sum, scores)) / count
+    spread = sum((sum(values) - mean * len(values)) ** 2 for values in scores)
+    half = _t_quantile(clusters - 1) * sqrt(clusters / (clusters - 1) * spread) / count
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _t_quantile(freedom: int) -> float:
@@ -104,12 +110,12 @@ def as_json(summaries: Iterable[ArmSummary]) -> list[dict[str, Any]]:
 def as_table(summaries: Iterable[ArmSummary], folder: Path) -> RenderableType:
     """The table, and where the files are."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")
     for name in ("scored", "failed", "mean", "95 % interval", "if failed were 0", "agent time"):
         table.add_column(name, justify="right")
     for each in summaries:
         table.add_row(
-            each.arm,
+            Text(printable(each.arm)),
             f"{each.scored}/{each.planned}",
             str(each.failed),
             number(each.mean),
@@ -120,6 +126,11 @@ def as_table(summaries: Iterable[ArmSummary], folder: Path) -> RenderableType:
     return Group(table, Text(f"Results: {folder / RESULTS}"), Text(f"Logs:    {folder / 'trials'}"))
 
 
+def printable(text: str) -> str:
+    """A text of others on one line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+
+
 def number(value: float | None) -> str:
     """A score for people."""
     return "-" if value is None else f"{value:.3f}"
@@ -127,8 +138,8 @@ def number(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: 42 s, 7:05, 3:20:11."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

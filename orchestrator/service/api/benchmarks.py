@@ -38,7 +38,7 @@ class Benchmarks:
     async def update(self, request: Request) -> Response:
         body = await parse(request, BenchmarkBody)
         identity = request.path_params["id"]
-        return reply(await self._definitions.update_benchmark(identity, body.given(), None))
+        return reply(await self._definitions.update_benchmark(identity, body.given()))
 
     async def update_scenarios(self, request: Request) -> Response:
         body = await parse(request, BenchmarkScenariosBody)
@@ -47,7 +47,6 @@ class Benchmarks:
                 request.path_params["id"],
                 add=body.scenarios_to_add or (),
                 remove=body.scenarios_to_remove or (),
-                key=None,
             )
         )
 
@@ -64,12 +63,7 @@ class Benchmarks:
         return reply_page("benchmarks", page)
 
     async def definitions(self, request: Request) -> Response:
-        query = list_query(request)
-        return reply(
-            await self._definitions.definitions(
-                request.path_params["id"], limit=query.limit, starting_after=query.starting_after
-            )
-        )
+        return reply(await self._definitions.definitions(request.path_params["id"], list_query(request)))
 
     async def start_run(self, request: Request) -> Response:
         body = await parse(request, StartBenchmarkRunBody)

@@ -15,7 +15,8 @@ from orchestrator.service.api.connection import hold_time, while_connected
 from orchestrator.service.api.executions import execution_routes
 from orchestrator.service.api.files import file_routes
 from orchestrator.service.fleet.executions import Executions
-from orchestrator.service.fleet.fleet import DevboxRequest, Fleet
+from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.fleet.rows import DevboxRequest
 from orchestrator.service.fleet.states import Status
 from orchestrator.service.wire import Body, choice, list_query, parse, reply, reply_page, request_key
 

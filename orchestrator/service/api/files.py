@@ -1,5 +1,6 @@
 """Routes of files in devboxes. A relative path starts at the home of the devbox's user, as published."""
 
+import math
 from typing import Final
 
 from starlette.datastructures import UploadFile
@@ -11,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.errors import BadRequest
 from orchestrator.service.devboxes.commands import read_file, write_file
 from orchestrator.service.fleet.boot import in_home
+from orchestrator.service.fleet.download import Download
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.transfer import Download, upload
 from orchestrator.service.wire import Body, parse, reply
 
 #: Larger files are for download_file, says the published API.
@@ -70,7 +71,7 @@ class _Files:
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
             with self._fleet.using(request.path_params["id"]) as box:
-                await upload(box, in_home(_path(path, "path")), file.read)
+                await write_file(box, in_home(_path(path, "path")), file.read, timeout=math.inf)
         return reply({})
 
     async def download(self, request: Request) -> Response:

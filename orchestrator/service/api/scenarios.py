@@ -37,16 +37,16 @@ class Scenarios:
 
     async def update(self, request: Request) -> Response:
         body = await parse(request, ScenarioBody)
-        return reply(await self._definitions.update_scenario(request.path_params["id"], body.given(), None))
+        return reply(await self._definitions.update_scenario(request.path_params["id"], body.given()))
 
     async def retrieve(self, request: Request) -> Response:
         return reply(await self._definitions.scenario(request.path_params["id"]))
 
     async def archive(self, request: Request) -> Response:
-        return reply(await self._definitions.archive_scenario(request.path_params["id"], None))
+        return reply(await self._definitions.archive_scenario(request.path_params["id"]))
 
     async def unarchive(self, request: Request) -> Response:
-        return reply(await self._definitions.unarchive_scenario(request.path_params["id"], None))
+        return reply(await self._definitions.unarchive_scenario(request.path_params["id"]))
 
     async def page(self, request: Request) -> Response:
         params = request.query_params

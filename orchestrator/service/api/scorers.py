@@ -28,7 +28,7 @@ class Scorers:
 
     async def update(self, request: Request) -> Response:
         body = await parse(request, ScorerBody)
-        return reply(_shown(await self._definitions.update_scorer(request.path_params["id"], body.given(), None)))
+        return reply(_shown(await self._definitions.update_scorer(request.path_params["id"], body.given())))
 
     async def retrieve(self, request: Request) -> Response:
         return reply(_shown(await self._definitions.scorer(request.path_params["id"])))

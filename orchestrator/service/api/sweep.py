@@ -108,6 +108,4 @@ def proof(token: str, nonce: str) -> str:
 
 
 def _count_living(db: sqlite3.Connection) -> tuple[int, int]:
-    devboxes = DEVBOXES.page(db, {"status": _LIVING}, limit=0).total_count
-    runs = SCENARIO_RUNS.page(db, {"state": [state.value for state in ALIVE]}, limit=0).total_count
-    return devboxes or 0, runs or 0
+    return DEVBOXES.count(db, {"status": _LIVING}), SCENARIO_RUNS.count(db, {"state": tuple(ALIVE)})

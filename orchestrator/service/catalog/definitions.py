@@ -4,10 +4,9 @@ Two sources, one answer: what clients create lives in the store, what folders sa
 changed here. Nobody else asks either of them for a definition, so that no route forgets one of the two.
 """
 
-import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from anyio.to_thread import run_sync
 
@@ -15,8 +14,8 @@ from orchestrator.errors import BadRequest, NotFound
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.names import Entry
 from orchestrator.service.catalog.seam import Name, Seam, by_id, fill
-from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document, Page, Store, Table, once
-from orchestrator.service.wire import DEFAULT_LIMIT, ListQuery
+from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document, ListQuery, Page, Store, Table, once
 
 SCORER_TIMEOUT: Final = 1800
 VALIDATION_TYPES: Final = ("UNSPECIFIED", "FORWARD", "REVERSE", "EVALUATION")
@@ -40,17 +39,10 @@ _SCENARIO_FIELDS: Final = {
 }
 
 
-class Scorings(Protocol):
-    """Who can say whether a scoring contract can be carried out."""
-
-    def check(self, contract: Document, custom_types: Collection[str]) -> None:
-        """Raises BadRequest naming each wrong key. May block."""
-
-
 class Definitions:
     """Documents in, documents out; fields are the wire's own names, and a field that is None keeps what is there."""
 
-    def __init__(self, *, store: Store, catalog: Catalog, scoring: Scorings) -> None:
+    def __init__(self, *, store: Store, catalog: Catalog, scoring: Scoring) -> None:
         self._store = store
         self._catalog = catalog
         self._scoring = scoring
@@ -84,17 +76,15 @@ class Definitions:
             script = stored[-1]["bash_script"] if stored else None
         return script
 
-    async def definitions(
-        self, benchmark_id: str, *, limit: int = DEFAULT_LIMIT, starting_after: str | None = None
-    ) -> Document:
+    async def definitions(self, benchmark_id: str, query: ListQuery) -> Document:
         """Scenarios of a benchmark in its own order: {scenarios, has_more, total_count}. Raises NotFound."""
         ids: list[str] = (await self.benchmark(benchmark_id))["scenarioIds"]
-        left = ids
-        if starting_after:
-            if starting_after not in ids:
-                raise NotFound(f"starting_after: benchmark {benchmark_id} has no scenario {starting_after!r}.")
-            left = ids[ids.index(starting_after) + 1 :]
-        scenarios, rest = await fill(left, limit, self._read_scenarios)
+        left, after = ids, query.starting_after
+        if after:
+            if after not in ids:
+                raise NotFound(f"starting_after: benchmark {benchmark_id} has no scenario {after!r}.")
+            left = ids[ids.index(after) + 1 :]
+        scenarios, rest = await fill(left, query.limit, self._read_scenarios)
         return {"scenarios": scenarios, "has_more": bool(rest), "total_count": len(ids)}
 
     async def benchmarks(self, query: ListQuery, *, name: str | None = None, public_only: bool = False) -> Page:
@@ -169,7 +159,7 @@ class Definitions:
 
         return await self._once(key, create)
 
-    async def update_benchmark(self, identity: str, fields: Mapping[str, Any], key: str | None) -> Document:
+    async def update_benchmark(self, identity: str, fields: Mapping[str, Any]) -> Document:
         """Replace the fields given. Raises NotFound and BadRequest as `create_benchmark` does."""
         await self._need_created(BENCHMARKS, identity)
         wanted = await self._catalog.others(fields.get("scenario_ids") or ())
@@ -177,14 +167,12 @@ class Definitions:
 
         def update(db: sqlite3.Connection) -> Document:
             _need_scenarios(db, wanted)
-            document = {**BENCHMARKS.get(db, identity), **_given(fields, _BENCHMARK_FIELDS)}
-            BENCHMARKS.put(db, document)
-            return document
+            return BENCHMARKS.update(db, identity, _given(fields, _BENCHMARK_FIELDS))
 
-        return await self._once(key, update)
+        return await self._store.write(update)
 
     async def update_benchmark_scenarios(
-        self, identity: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), key: str | None
+        self, identity: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
     ) -> Document:
         """Add scenarios at the end, those already there staying where they are, and take others out."""
         await self._need_created(BENCHMARKS, identity)
@@ -192,13 +180,11 @@ class Definitions:
 
         def update(db: sqlite3.Connection) -> Document:
             _need_scenarios(db, wanted)
-            document = BENCHMARKS.get(db, identity)
-            ids = dict.fromkeys([*document["scenarioIds"], *add])
-            document["scenarioIds"] = [scenario for scenario in ids if scenario not in set(remove)]
-            BENCHMARKS.put(db, document)
-            return document
+            ids = dict.fromkeys([*BENCHMARKS.get(db, identity)["scenarioIds"], *add])
+            left = [scenario for scenario in ids if scenario not in set(remove)]
+            return BENCHMARKS.update(db, identity, {"scenarioIds": left})
 
-        return await self._once(key, update)
+        return await self._store.write(update)
 
     async def create_scenario(self, fields: Mapping[str, Any], key: str | None) -> Document:
         """Raises BadRequest naming the key that is missing or wrong."""
@@ -216,29 +202,26 @@ class Definitions:
 
         return await self._once(key, create)
 
-    async def update_scenario(self, identity: str, fields: Mapping[str, Any], key: str | None) -> Document:
+    async def update_scenario(self, identity: str, fields: Mapping[str, Any]) -> Document:
         """Replace the fields given. Raises NotFound, and BadRequest for wrong fields or an archived scenario."""
         await self._need_created(SCENARIOS, identity)
         _need_name(fields, "scenario", is_new=False)
         await self._check_scenario(fields)
 
         def update(db: sqlite3.Connection) -> Document:
-            document = SCENARIOS.get(db, identity)
-            if document["status"] == "archived":
+            if SCENARIOS.get(db, identity)["status"] == "archived":
                 raise BadRequest(f"Scenario {identity} is archived and cannot be updated; create another one.")
-            document |= _given(fields, _SCENARIO_FIELDS)
-            SCENARIOS.put(db, document)
-            return document
+            return SCENARIOS.update(db, identity, _given(fields, _SCENARIO_FIELDS))
 
-        return await self._once(key, update)
+        return await self._store.write(update)
 
-    async def archive_scenario(self, identity: str, key: str | None) -> Document:
+    async def archive_scenario(self, identity: str) -> Document:
         """Take a scenario out of lists. Idempotent. Raises NotFound, and BadRequest for one of the catalog."""
-        return await self._set_status(identity, "archived", key)
+        return await self._set_status(identity, "archived")
 
-    async def unarchive_scenario(self, identity: str, key: str | None) -> Document:
+    async def unarchive_scenario(self, identity: str) -> Document:
         """Show a scenario in lists again. Idempotent. Raises NotFound, and BadRequest for one of the catalog."""
-        return await self._set_status(identity, "active", key)
+        return await self._set_status(identity, "active")
 
     async def create_scorer(self, fields: Mapping[str, Any], key: str | None) -> Document:
         """Register a bash script for a type. Raises BadRequest when the type is taken or a field is missing."""
@@ -249,14 +232,13 @@ class Definitions:
 
         def create(db: sqlite3.Connection) -> Document:
             _need_unused_type(db, scorer_type, None)
-            identity = f"{SCORERS.prefix}_{secrets.token_hex(10)}"
-            document = {"id": identity, "type": scorer_type, "name": scorer_type, "bash_script": script}
+            document = {"id": SCORERS.new_id(), "type": scorer_type, "name": scorer_type, "bash_script": script}
             SCORERS.insert(db, document)
             return document
 
         return await self._once(key, create)
 
-    async def update_scorer(self, identity: str, fields: Mapping[str, Any], key: str | None) -> Document:
+    async def update_scorer(self, identity: str, fields: Mapping[str, Any]) -> Document:
         """Replace type and script. Raises NotFound, and BadRequest when the type is taken."""
         await self._need_created(SCORERS, identity)
         given = {name: fields[name] for name in ("type", "bash_script") if fields.get(name)}
@@ -264,27 +246,19 @@ class Definitions:
             await self._need_free_type(given["type"])
 
         def update(db: sqlite3.Connection) -> Document:
-            document = {**SCORERS.get(db, identity), **given}
-            document["name"] = document["type"]
-            _need_unused_type(db, document["type"], identity)
-            SCORERS.put(db, document)
-            return document
+            scorer_type = {**SCORERS.get(db, identity), **given}["type"]
+            _need_unused_type(db, scorer_type, identity)
+            return SCORERS.update(db, identity, {**given, "name": scorer_type})
 
-        return await self._once(key, update)
+        return await self._store.write(update)
 
     async def _once(self, key: str | None, change: Callable[[sqlite3.Connection], Document]) -> Document:
         document, _ = await self._store.write(lambda db: once(db, key, lambda: change(db)))
         return document
 
-    async def _set_status(self, identity: str, status: str, key: str | None) -> Document:
+    async def _set_status(self, identity: str, status: str) -> Document:
         await self._need_created(SCENARIOS, identity)
-
-        def change(db: sqlite3.Connection) -> Document:
-            document = {**SCENARIOS.get(db, identity), "status": status}
-            SCENARIOS.put(db, document)
-            return document
-
-        return await self._once(key, change)
+        return await self._store.write(lambda db: SCENARIOS.update(db, identity, {"status": status}))
 
     async def _check_scenario(self, fields: Mapping[str, Any]) -> None:
         context, contract = fields.get("input_context"), fields.get("scoring_contract")
@@ -323,7 +297,7 @@ class Definitions:
 def _new(table: Table) -> Document:
     """What every definition has from its creation."""
     return {
-        "id": f"{table.prefix}_{secrets.token_hex(10)}",
+        "id": table.new_id(),
         "metadata": {},
         "status": "active",
         "is_public": False,

@@ -2,14 +2,11 @@
 
 An entry is a folder that appears by one rename, so a build that is cancelled or killed leaves none. It says how much it
 holds, and that is compared the first time a process uses it: what a crash of the machine or a careless hand left torn
-is built again. Of many who ask at once one builds and the others wait; if that one is cancelled the next takes over,
-and if the build fails all who waited for it are told so.
+is built again.
 """
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
@@ -27,6 +24,7 @@ from orchestrator.service.catalog.problems import text
 from orchestrator.service.devboxes.contract import BoxStartFailed, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
+from orchestrator.service.flights import Flights
 
 BUILDS: Final = 4
 REMOVE_TIME: Final = 60
@@ -41,7 +39,7 @@ class Environments:
         self._catalog = catalog
         self._provider = provider
         self._folder = cache / "environments"
-        self._flights: dict[str, _Flight] = {}
+        self._flights = Flights()
         self._seats: anyio.Semaphore | None = None
         self._whole: set[str] = set()
 
@@ -54,14 +52,7 @@ class Environments:
         prepared = await run_sync(self._load, name)
         if prepared is not None:
             return prepared
-        flight = self._flights.setdefault(name, _Flight())
-        flight.users += 1
-        try:
-            return await flight.take(lambda: self._load_or_build(name, blueprint_id))
-        finally:
-            flight.users -= 1
-            if not flight.users:
-                del self._flights[name]
+        return await self._flights.take(name, lambda: self._load_or_build(name, blueprint_id))
 
     async def _load_or_build(self, name: str, blueprint_id: str) -> Prepared:
         prepared = await run_sync(self._load, name)
@@ -127,29 +118,6 @@ class Environments:
             return None
         self._whole.add(name)
         return prepared
-
-
-@dataclass(slots=True)
-class _Flight:
-    """Those who want one environment at the same time."""
-
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
-    users: int = 0
-    failures: int = 0
-    failure: str = ""
-
-    async def take(self, get: Callable[[], Awaitable[Prepared]]) -> Prepared:
-        """Have it, one at a time; a failure counts for all who were waiting when it happened."""
-        seen = self.failures
-        async with self.lock:
-            if self.failures > seen:
-                raise BoxStartFailed(self.failure)
-            try:
-                return await get()
-            except BoxStartFailed as error:
-                self.failures += 1
-                self.failure = error.message
-                raise
 
 
 def _read(place: Path, *, is_trusted: bool) -> Prepared:

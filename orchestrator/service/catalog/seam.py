@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from orchestrator.errors import NotFound
-from orchestrator.service.store import Document, Page, Store, Table
-from orchestrator.service.wire import ListQuery
+from orchestrator.service.store import Document, Filters, ListQuery, Page, Store, Table
 
 Read = Callable[[Sequence[str]], Awaitable[list[Document]]]
 """Ids to documents, in that order; those that cannot be read are left out."""
@@ -43,7 +42,7 @@ class Seam(Generic[N]):
 
     store: Store
     table: Table
-    filters: Mapping[str, str | Sequence[str] | None]
+    filters: Filters
     is_stored_shown: bool = True
     named: Sequence[N]
     is_match: Callable[[N], bool]
@@ -75,16 +74,7 @@ class Seam(Generic[N]):
             if query.starting_after:
                 raise NotFound(f"starting_after: there is no {self.table.noun} with id {query.starting_after!r}.")
             return Page([], has_more=False, total_count=0 if query.with_total else None)
-        return await self.store.read(
-            lambda db: self.table.page(
-                db,
-                self.filters,
-                limit=query.limit,
-                starting_after=query.starting_after,
-                search=query.search,
-                with_total=query.with_total,
-            )
-        )
+        return await self.store.read(lambda db: self.table.page(db, self.filters, query))
 
 
 async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Document], Sequence[str]]:

@@ -56,9 +56,8 @@ class Child:
         self._popen = popen
         self._ended = ended
         if HAS_PIDFD:
-            self._pidfd: Pidfd | None = Pidfd(popen.pid, self._reap)
+            Pidfd(popen.pid, self._reap)
         else:
-            self._pidfd = None
             loop = asyncio.get_running_loop()
             threading.Thread(target=self._wait, args=(loop,), daemon=True, name="devbox-wait").start()
 

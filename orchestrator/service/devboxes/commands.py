@@ -3,8 +3,9 @@
 What a box prints is kept up to a bound and read to its end all the same, so that a flood costs time, never memory.
 """
 
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -14,7 +15,15 @@ from orchestrator.service.devboxes.contract import Box, BoxDied, Command, Proces
 
 KEEP: Final = 1 << 20
 MAX_FILE: Final = 1 << 30
-_CHUNK: Final = 1 << 16
+PIECE: Final = 1 << 18
+#: File, mode or nothing. As few programs as will do, for each takes milliseconds to start.
+_WRITE: Final = (
+    'folder=${1%/*}/; { [ -d "$folder" ] || mkdir -p -- "$folder"; } && cat > "$1" && { [ -z "$2" ] || '
+    'chmod "$2" -- "$1"; }'
+)
+
+Read = Callable[[int], Awaitable[bytes]]
+"""Reads at most so many bytes of what is to be sent; nothing at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,29 +44,42 @@ class Finished:
         return (self.stdout + self.stderr).decode(errors="replace")
 
 
-async def run(box: Box, command: Command, *, timeout: float, stdin: bytes | None = None, keep: int = KEEP) -> Finished:
+async def run(box: Box, command: Command, *, timeout: float, stdin: bytes | Read = b"", keep: int = KEEP) -> Finished:
     """Run a command to its end, or kill it after `timeout` seconds; each stream is kept up to `keep` bytes.
 
     Raises BoxDied.
     """
     process = await box.spawn(command)
     out, err = bytearray(), bytearray()
-    ended: int | BoxDied | None = None
+    status: int | None = None
+    with anyio.move_on_after(timeout):
+        status = await wait_attended(
+            process,
+            lambda: collect(process.stdout, out, keep),
+            lambda: collect(process.stderr, err, keep),
+            lambda: _feed(process.stdin, stdin),
+        )
+    return Finished(status=status, stdout=bytes(out), stderr=bytes(err))
+
+
+async def wait_attended(process: Process, *attendants: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Wait until a process has ended and those who read its output and feed it are done; returns the exit status.
+
+    The process is killed if that is cut short. Raises BoxDied.
+    """
+    end: int | BoxDied | None = None
     try:
-        with anyio.move_on_after(timeout):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_collect, process.stdout, out, keep)
-                tasks.start_soon(_collect, process.stderr, err, keep)
-                if process.stdin is not None:
-                    tasks.start_soon(_feed, process.stdin, stdin or b"")
-                end = await _end(process)
-            ended = end
+        async with anyio.create_task_group() as tasks:
+            for attendant in attendants:
+                tasks.start_soon(attendant)
+            end = await _end(process)
     finally:
-        if ended is None:
+        if end is None:
             await kill(process)
-    if isinstance(ended, BoxDied):
-        raise ended
-    return Finished(status=ended, stdout=bytes(out), stderr=bytes(err))
+    assert end is not None
+    if isinstance(end, BoxDied):
+        raise end
+    return end
 
 
 async def _end(process: Process) -> int | BoxDied:
@@ -74,29 +96,34 @@ async def kill(process: Process) -> None:
         await process.kill()
 
 
-async def _collect(stream: ByteReceiveStream, into: bytearray, keep: int) -> None:
+async def collect(stream: ByteReceiveStream, into: bytearray, keep: int) -> None:
+    """Read a stream to its end; what exceeds `keep` bytes is dropped."""
     async for chunk in stream:
         into += chunk[: max(0, keep - len(into))]
 
 
-async def _feed(stream: ByteSendStream, data: bytes) -> None:
+async def _feed(stream: ByteSendStream | None, data: bytes | Read) -> None:
+    if stream is None:
+        return
     try:
-        for start in range(0, len(data), _CHUNK):
-            await stream.send(data[start : start + _CHUNK])
+        if isinstance(data, bytes):
+            await stream.send(data)
+        else:
+            while piece := await data(PIECE):
+                await stream.send(piece)
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
         return  # the program ended without reading all of it, which is its right
     finally:
         await stream.aclose()
 
 
-async def write_file(box: Box, path: str, data: bytes, *, mode: int = 0o644, timeout: float = 120) -> None:
+async def write_file(box: Box, path: str, data: bytes | Read, *, mode: int | None = None, timeout: float = 120) -> None:
     """Write a file in the box, with its missing folders; a relative path starts at the working directory.
 
-    The file is replaced as a whole. Raises BadRequest with the box's own words when it cannot be written, and BoxDied.
+    Without a mode, a file that is there keeps its own, and a new one gets 644. Raises BadRequest with the box's own
+    words when it cannot be written, and BoxDied.
     """
-    script = 'mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" -- "$1"'
-    target = box.path(path)
-    argv = ("sh", "-c", script, "write_file", target if target.startswith("/") else f"./{target}", f"{mode:o}")
+    argv = ("sh", "-c", _WRITE, "write_file", _argument(box, path), "" if mode is None else f"{mode:o}")
     finished = await run(box, Command(argv=argv, stdin=True), stdin=data, timeout=timeout)
     if finished.status != 0:
         raise BadRequest(f"{path}: cannot be written in devbox {box.id}: {_reason(finished)}")
@@ -104,12 +131,17 @@ async def write_file(box: Box, path: str, data: bytes, *, mode: int = 0o644, tim
 
 async def read_file(box: Box, path: str, *, keep: int = MAX_FILE, timeout: float = 120) -> bytes:
     """Read a file of the box, up to `keep` bytes. Raises BadRequest with the box's own words, and BoxDied."""
-    target = box.path(path)
-    argv = ("head", "-c", str(keep), "--", target if target.startswith("/") else f"./{target}")
+    argv = ("head", "-c", str(keep), "--", _argument(box, path))
     finished = await run(box, Command(argv=argv), keep=keep, timeout=timeout)
     if finished.status != 0:
         raise BadRequest(f"{path}: cannot be read in devbox {box.id}: {_reason(finished)}")
     return finished.stdout
+
+
+def _argument(box: Box, path: str) -> str:
+    """A path as a program takes it for one, whatever it opens with."""
+    inside = box.path(path)
+    return inside if inside.startswith("/") else f"./{inside}"
 
 
 def _reason(finished: Finished) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import anyio
 
 from orchestrator.service.devboxes.contract import BoxDied
+from orchestrator.service.devboxes.frames import Answers, Ready, WireError, order_frame, spawn_frame
 from orchestrator.service.devboxes.pipes import Drain, InputPipe, OutputPipe, Pipe, open_pipes
-from orchestrator.service.devboxes.wire import Answers, Ready, WireError, order_frame, spawn_frame
 
 #: The agent asks politely for a second and then kills; what lives on after this many seconds ends with its box.
 KILL_PATIENCE = 3.0

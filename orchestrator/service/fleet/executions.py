@@ -5,7 +5,6 @@ request finds the execution of the first, whatever became of the reply. A devbox
 executions in its own transaction. Nothing is kept of an execution in memory once it has completed.
 """
 
-import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
@@ -17,10 +16,10 @@ from typing import Final
 import anyio
 import structlog
 
-from orchestrator.errors import BadRequest, NotFound, SweepError, Unwritable, WaitExpired
+from orchestrator.errors import BadRequest, NotFound, SweepError, WaitExpired
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.execution import KILLED, Ending, Execution
-from orchestrator.service.fleet.fleet import RETRY, Fleet
+from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.fleet.logs import collect
 from orchestrator.service.fleet.rows import not_running
 from orchestrator.service.fleet.shells import Turns, program
@@ -29,13 +28,14 @@ from orchestrator.service.fleet.spool import (
     PIECE,
     STREAMS,
     Spool,
+    Tail,
     read_piece,
     read_tail,
     spool_path,
     whole_characters,
 )
 from orchestrator.service.fleet.states import Status
-from orchestrator.service.store import DEVBOXES, EXECUTIONS, Document, Store, answered, now_ms, once
+from orchestrator.service.store import DEVBOXES, EXECUTIONS, Document, Store, answered, insist, now_ms, once
 
 DEFAULT_LINES: Final = 100
 COMPLETED: Final = "completed"
@@ -162,13 +162,7 @@ class Executions:
                 doc = _completed(doc, ending)
             EXECUTIONS.put(db, doc | cut)
 
-        while True:
-            try:
-                await self._store.write(change)
-            except Unwritable:
-                await anyio.sleep(RETRY)
-            else:
-                return
+        await insist(partial(self._store.write, change))
 
     async def view(self, devbox_id: str, identity: str, *, lines: int = DEFAULT_LINES) -> Document:
         """An execution as the wire shows it, with the last lines of its output so far. Raises NotFound."""
@@ -182,12 +176,14 @@ class Executions:
             name: doc[name] for name in ("devbox_id", "status", "exit_status", "shell_name") if name in doc
         }
         shown["execution_id"] = doc["id"]
-        for stream in STREAMS:
-            path = spool_path(self._output, doc["devbox_id"], doc["id"], stream)
-            tail = await anyio.to_thread.run_sync(partial(read_tail, path, lines=lines, limit=limit))
+        for stream, tail in (await anyio.to_thread.run_sync(self._tails, doc, lines, limit)).items():
             shown[stream] = tail.text
             shown[f"{stream}_truncated"] = tail.is_truncated or f"_{stream}_cut" in doc
         return shown
+
+    def _tails(self, doc: Document, lines: int | None, limit: int) -> dict[str, Tail]:
+        paths = {stream: spool_path(self._output, doc["devbox_id"], doc["id"], stream) for stream in STREAMS}
+        return {stream: read_tail(path, lines=lines, limit=limit) for stream, path in paths.items()}
 
     async def wait(
         self,
@@ -292,7 +288,7 @@ def _insert(db: sqlite3.Connection, devbox_id: str, request: CommandRequest) -> 
     if status != Status.RUNNING:
         raise not_running(devbox_id, status)
     doc: Document = {
-        "id": f"{EXECUTIONS.prefix}_{secrets.token_hex(10)}",
+        "id": EXECUTIONS.new_id(),
         "devbox_id": devbox_id,
         "status": "running" if request.shell_name is None else "queued",
         "_command": request.command,

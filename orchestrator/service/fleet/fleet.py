@@ -38,13 +38,9 @@ from orchestrator.service.fleet.states import (
     is_ended,
     shutdown,
 )
-from orchestrator.service.store import DEVBOXES, Document, Page, Store, once
-from orchestrator.service.wire import ListQuery
-
-__all__ = ["RETRY", "DevboxRequest", "Fleet"]
+from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, once
 
 STOP_TIMEOUT: Final = 20.0
-RETRY: Final = 1.0
 #: Seconds after which a request whose transaction was undone is forgotten.
 FORGET: Final = 600.0
 
@@ -267,25 +263,11 @@ class Fleet:
         return await self._store.read(partial(DEVBOXES.get, identity=devbox_id))
 
     async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page:
-        return await self._store.read(
-            lambda db: DEVBOXES.page(
-                db,
-                {"status": statuses},
-                limit=query.limit,
-                starting_after=query.starting_after,
-                with_total=query.with_total,
-            )
-        )
+        return await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
 
     async def update(self, devbox_id: str, changes: Document) -> Document:
         """Replace the keys given (`name`, `metadata`). Raises NotFound."""
-
-        def change(db: sqlite3.Connection) -> Document:
-            doc = DEVBOXES.get(db, devbox_id) | changes
-            DEVBOXES.put(db, doc)
-            return doc
-
-        return await self._store.write(change)
+        return await self._store.write(lambda db: DEVBOXES.update(db, devbox_id, changes))
 
     async def wait_for_status(self, devbox_id: str, statuses: Collection[str], timeout: float) -> Document:
         """Wait, at most `timeout` seconds, until a devbox is in one of the statuses.

@@ -4,7 +4,6 @@ An end is recorded by one function, together with everything that hangs on it: `
 so that no run is ever left thinking its devbox lives.
 """
 
-import secrets
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +78,7 @@ def new_devbox(request: DevboxRequest, launch: Launch) -> Document:
     """The row of a devbox that is about to boot."""
     at = now_ms()
     doc: Document = {
-        "id": f"{DEVBOXES.prefix}_{secrets.token_hex(10)}",
+        "id": DEVBOXES.new_id(),
         "name": request.name,
         "status": Status.PROVISIONING.value,
         "capabilities": [],

@@ -5,7 +5,7 @@ adds to the whole is in `tally`.
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import anyio
@@ -13,19 +13,21 @@ import anyio
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.runs.starting import StartRequest, check_startable, new_id, secret_values
+from orchestrator.service.runs.starting import StartRequest, check_startable, secret_values
 from orchestrator.service.runs.states import DONE, BenchmarkRunState, RunState
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     SCENARIO_RUNS,
     Document,
+    Filters,
+    ListQuery,
     Page,
     Store,
     answered,
     now_ms,
     once,
 )
-from orchestrator.service.wire import ListQuery, view
+from orchestrator.service.wire import view
 
 #: What ending a benchmark run makes of its scenario runs: a result that is there is kept, a failure stays one.
 _ENDS: Final[Mapping[RunState, RunState]] = {
@@ -54,7 +56,7 @@ class BenchmarkRuns:
         check_startable("Benchmark", benchmark, request.profile)
         secret_values(request.profile, self._secrets)
         run = {
-            "id": new_id(BENCHMARK_RUNS),
+            "id": BENCHMARK_RUNS.new_id(),
             "benchmark_id": benchmark["id"],
             "state": str(BenchmarkRunState.RUNNING),
             "start_time_ms": now_ms(),
@@ -78,18 +80,9 @@ class BenchmarkRuns:
         """Raises NotFound if there is no such run."""
         await self._store.read(lambda db: BENCHMARK_RUNS.get(db, run_id))
 
-    async def page(self, filters: Mapping[str, Sequence[str] | None], query: ListQuery) -> Page:
+    async def page(self, filters: Filters, query: ListQuery) -> Page:
         """Benchmark runs, newest first, without what is pending. Raises NotFound for an unknown `starting_after`."""
-        return await self._store.read(
-            lambda db: BENCHMARK_RUNS.page(
-                db,
-                filters,
-                limit=query.limit,
-                starting_after=query.starting_after,
-                search=query.search,
-                with_total=query.with_total,
-            )
-        )
+        return await self._store.read(lambda db: BENCHMARK_RUNS.page(db, filters, query))
 
     async def complete(self, run_id: str) -> Document:
         """Complete the scored scenario runs, cancel the others that live, and end the run. Idempotent.

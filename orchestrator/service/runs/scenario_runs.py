@@ -6,7 +6,7 @@ request that caused it.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import anyio
@@ -15,7 +15,8 @@ from orchestrator.errors import BadRequest
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
-from orchestrator.service.fleet.fleet import DevboxRequest, Fleet
+from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.fleet.rows import DevboxRequest
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scorings import Scorings, end_run
 from orchestrator.service.runs.starting import (
@@ -24,23 +25,24 @@ from orchestrator.service.runs.starting import (
     check_startable,
     environment_of,
     file_mounts,
-    new_id,
     secret_values,
 )
 from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
-from orchestrator.service.scoring import Scoring
+from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     DEVBOXES,
     SCENARIO_RUNS,
     Document,
+    Filters,
+    ListQuery,
     Page,
     Store,
     answered,
     now_ms,
     once,
 )
-from orchestrator.service.wire import ListQuery, view
+from orchestrator.service.wire import view
 
 
 class ScenarioRuns:
@@ -73,18 +75,9 @@ class ScenarioRuns:
         """Raises NotFound."""
         return await self._store.read(lambda db: SCENARIO_RUNS.get(db, run_id))
 
-    async def page(self, filters: Mapping[str, Sequence[str] | None], query: ListQuery) -> Page:
+    async def page(self, filters: Filters, query: ListQuery) -> Page:
         """Scenario runs, newest first. Raises NotFound for an unknown `starting_after`."""
-        return await self._store.read(
-            lambda db: SCENARIO_RUNS.page(
-                db,
-                filters,
-                limit=query.limit,
-                starting_after=query.starting_after,
-                search=query.search,
-                with_total=query.with_total,
-            )
-        )
+        return await self._store.read(lambda db: SCENARIO_RUNS.page(db, filters, query))
 
     async def start(self, request: StartRequest, key: str | None) -> Document:
         """Start a run and its devbox, once for each key. Raises NotFound, and BadRequest naming what is wrong."""
@@ -95,7 +88,7 @@ class ScenarioRuns:
         scenario = await self._definitions.scenario(request.definition_id)
         check_startable("Scenario", scenario, profile)
         prepare = self._prepare(scenario, secret_values(profile, self._secrets))
-        run = {"id": new_id(SCENARIO_RUNS), "scenario_id": scenario["id"], **request.view(profile)}
+        run = {"id": SCENARIO_RUNS.new_id(), "scenario_id": scenario["id"], **request.view(profile)}
         devbox = _devbox_request(scenario, run, profile)
 
         def effect(db: sqlite3.Connection) -> tuple[Document, bool]:

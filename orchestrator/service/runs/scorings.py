@@ -4,30 +4,27 @@ Why the result is not sent with the answer to `score`: scorers may take half an 
 """
 
 import sqlite3
-from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 import anyio
 import structlog
 
-from orchestrator.errors import ServiceError, Unwritable, WorldError
+from orchestrator.errors import ServiceError, WorldError
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.states import RunState, move_run
-from orchestrator.service.scoring import Scoring
-from orchestrator.service.store import SCENARIO_RUNS, Document, Store
-
-T = TypeVar("T")
+from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.verdict import faults
+from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 
 DEFAULT_TIMEOUT: Final = 1800
 #: Seconds that scorings get to finish when the service ends.
 GRACE: Final = 5.0
 #: The box's own working directory, which it was booted with: the scenario's.
 IN_PLACE: Final = "."
-_RETRY: Final = 2.0
 
 
 class Scorings:
@@ -86,14 +83,14 @@ class Scorings:
     async def _result(self, run: Document) -> tuple[Document | None, str | None]:
         """The result of the scoring contract, and why the scoring failed if it did. Never raises for a fault."""
         try:
-            scenario = await _insist(partial(self._definitions.scenario, run["scenario_id"]))
+            scenario = await insist(partial(self._definitions.scenario, run["scenario_id"]))
             with self._fleet.using(run["devbox_id"]) as box:
                 result = await self._scoring.score(
                     scenario["scoring_contract"],
                     box,
                     working_directory=IN_PLACE,
                     timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
-                    custom=lambda scorer_type: _insist(partial(self._definitions.custom_scorer, scorer_type)),
+                    custom=lambda scorer_type: insist(partial(self._definitions.custom_scorer, scorer_type)),
                 )
         except (ServiceError, WorldError) as error:
             return None, error.message
@@ -114,16 +111,7 @@ class Scorings:
             end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
             tally.settle(db, run.get("benchmark_run_id"))
 
-        await _insist(partial(self._store.write, finish))
-
-
-async def _insist(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try until the store answers: a full disk is somebody's to mend, and what was scored is not to be lost to it."""
-    while True:
-        try:
-            return await attempt()
-        except Unwritable:
-            await anyio.sleep(_RETRY)
+        await insist(partial(self._store.write, finish))
 
 
 def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str | None = None) -> None:
@@ -135,10 +123,5 @@ def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str 
 
 
 def _fault(result: Document) -> str | None:
-    """Which scoring functions ended in an error; None if none did."""
-    failed = [
-        function["scoring_function_name"]
-        for function in result["scoring_function_results"]
-        if function["state"] != "complete"
-    ]
-    return f"Scoring function {', '.join(failed)} ended in an error; its output says how." if failed else None
+    names = ", ".join(faults(result))
+    return f"Scoring function {names} ended in an error; its output says how." if names else None

@@ -5,7 +5,6 @@ account to keep secrets in, and its values must reach the devbox without passing
 """
 
 import posixpath
-import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,7 +13,7 @@ from orchestrator.errors import BadRequest
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.store import Document, Table
+from orchestrator.service.store import Document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +68,6 @@ class StartRequest:
         """The keys of the run's view that follow from the request."""
         named = {"name": self.name} if self.name else {}
         return {"metadata": dict(self.metadata), **named, **profile.view()}
-
-
-def new_id(table: Table) -> str:
-    """A fresh id of this kind of thing."""
-    return f"{table.prefix}_{secrets.token_hex(10)}"
 
 
 def check_profile(profile: Profile) -> None:

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import orjson
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import Version
 
 _NAME: Final = re.compile(r"python3\.\d+")
 _PYENV: Final = "~/.pyenv"
@@ -63,8 +61,12 @@ class Interpreters:
         Runs the other interpreters when the own one does not meet it: call it in a worker thread. Raises ValueError for
         a constraint that cannot be read.
         """
+        if not constraint:
+            return self.own
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet  # slow to import, and few constraints are given
+
         try:
-            specifiers = SpecifierSet(constraint or "")
+            specifiers = SpecifierSet(constraint)
         except InvalidSpecifier:
             raise ValueError(f"{constraint!r} is not a version specifier such as '==3.12.*' or '>=3.11'") from None
         if specifiers.contains(self.own.version, prereleases=True):
@@ -77,6 +79,8 @@ class Interpreters:
 
         Blocks for some ten milliseconds per interpreter, the first time.
         """
+        from packaging.version import Version
+
         with self._lock:
             if self._others is None:
                 self._others = tuple(sorted(_others(self.own), key=lambda each: Version(each.version), reverse=True))

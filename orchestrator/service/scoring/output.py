@@ -9,8 +9,8 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream
 
-from orchestrator.service.devboxes.commands import kill
-from orchestrator.service.devboxes.contract import Box, BoxDied, Command, Process
+from orchestrator.service.devboxes.commands import wait_attended
+from orchestrator.service.devboxes.contract import Box, Command
 from orchestrator.service.scoring.verdict import Ended
 
 SHOWN: Final = 64 * 1024
@@ -53,29 +53,15 @@ class _Kept:
 async def watch(box: Box, command: Command, *, timeout: float) -> Ended:
     """Run a command to its end, or kill it with all its descendants after `timeout` seconds. Raises BoxDied."""
     shown, stdout = _Kept(first=SHOWN // 2, last=SHOWN // 2), _Kept(first=0, last=SEARCHED)
-    ended: int | BoxDied | None = None
     process = await box.spawn(command)
-    try:
-        with anyio.move_on_after(timeout):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_collect, process.stdout, (shown, stdout))
-                tasks.start_soon(_collect, process.stderr, (shown,))
-                end = await _end(process)
-            ended = end
-    finally:
-        if ended is None:
-            await kill(process)
-    if isinstance(ended, BoxDied):
-        raise ended
-    return Ended(status=ended, limit=timeout, stdout=stdout.end(), output=shown.whole())
-
-
-async def _end(process: Process) -> int | BoxDied:
-    """The end as a value, so that it passes through a task group as it is."""
-    try:
-        return await process.wait()
-    except BoxDied as error:
-        return error
+    status: int | None = None
+    with anyio.move_on_after(timeout):
+        status = await wait_attended(
+            process,
+            lambda: _collect(process.stdout, (shown, stdout)),
+            lambda: _collect(process.stderr, (shown,)),
+        )
+    return Ended(status=status, limit=timeout, stdout=stdout.end(), output=shown.whole())
 
 
 async def _collect(stream: ByteReceiveStream, kept: tuple[_Kept, ...]) -> None:

@@ -3,7 +3,7 @@
 Every script runs in a virtual environment, with or without requirements, so that it sees its own packages and not those
 of the service or of the machine. The environment is made without pip and filled by the service's pip; its programs find
 their interpreter beside themselves, so the folder works wherever it is bound. It is built beside its final name and
-renamed, so a folder that exists is whole; one build at a time per environment, and one service per cache folder.
+renamed, so a folder that exists is whole; there is one service per cache folder.
 
 Why not `pip install --target`: a script that starts `sys.executable -m pytest` would lose its packages.
 """
@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
@@ -26,6 +25,7 @@ import structlog
 from anyio import to_thread
 
 from orchestrator.service.devboxes.contract import Bind, BoxStartFailed
+from orchestrator.service.flights import Flights
 from orchestrator.service.scoring.contract import PythonScript
 from orchestrator.service.scoring.interpreters import Interpreter, Interpreters
 
@@ -44,7 +44,7 @@ class PythonEnvironments:
     def __init__(self, cache: Path) -> None:
         self.interpreters = Interpreters()
         self._folder = cache / "python"
-        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._flights = Flights()
 
     async def binds(self, scorer: PythonScript) -> tuple[Bind, ...]:
         """Build the scorer's environment unless it is there, and say what the box must see of it.
@@ -53,9 +53,8 @@ class PythonEnvironments:
         """
         interpreter = await self._interpreter(scorer)
         name = _name(interpreter, scorer.requirements_contents)
-        async with self._locks[name]:
-            if not await to_thread.run_sync((self._folder / name).is_dir):
-                await self._build(name, interpreter, scorer.requirements_contents or "")
+        requirements = scorer.requirements_contents or ""
+        await self._flights.take(name, lambda: self._have(name, interpreter, requirements))
         environment = Bind(source=self._folder / name, target=f"{IN_BOX}/{name}")
         if interpreter == self.interpreters.own or interpreter.prefix.is_relative_to("/usr"):
             return (environment,)
@@ -71,6 +70,10 @@ class PythonEnvironments:
         if found is None:
             raise BoxStartFailed(f"No installed Python meets {scorer.python_version_constraint!r}.")
         return found
+
+    async def _have(self, name: str, interpreter: Interpreter, requirements: str) -> None:
+        if not await to_thread.run_sync((self._folder / name).is_dir):
+            await self._build(name, interpreter, requirements)
 
     async def _build(self, name: str, interpreter: Interpreter, requirements: str) -> None:
         building = Path(await to_thread.run_sync(self._building_folder, name))

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 _OPTIONS: Final = frozenset(
     {
         "-i",
@@ -66,6 +64,8 @@ def _problem(line: str) -> str | None:
 def _unfit(requirement: str) -> str | None:
     if requirement.endswith(".whl") and " " not in requirement:
         return None
+    from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and few scorers have any
+
     try:
         url = Requirement(requirement).url
     except InvalidRequirement:

@@ -138,6 +138,7 @@ def weigh(weights: Sequence[float], results: Iterable[Document]) -> Document:
     return {"score": min(1.0, max(0.0, total)), "scoring_function_results": results}
 
 
-def is_faulty(result: Mapping[str, Any]) -> bool:
-    """Whether any function of a contract's result could not be scored, whatever the total says."""
-    return any(function["state"] != COMPLETE for function in result["scoring_function_results"])
+def faults(result: Mapping[str, Any]) -> list[str]:
+    """The functions of a contract's result that could not be scored, by name, whatever the total says."""
+    functions = result["scoring_function_results"]
+    return [function["scoring_function_name"] for function in functions if function["state"] != COMPLETE]

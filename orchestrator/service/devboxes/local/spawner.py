@@ -10,11 +10,9 @@ bubblewrap resolves them to paths again. Copying everything to a public place wo
 import asyncio
 import ctypes
 import os
-import queue
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,27 +86,12 @@ class Spawner:
     """Runs functions one after another in its thread, which lives until `close`."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="devbox-spawner", daemon=True)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="devbox-spawner")
         self._gate: Gate | None = None
-        self._thread.start()
 
     async def run(self, function: Callable[[], T]) -> T:
         """The function's result; the caller shields this where the result must not be lost."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def job() -> None:
-            try:
-                result = function()
-            except Exception as error:  # noqa: BLE001 it is raised where it is awaited
-                settle = partial(_fail, done, error)
-            else:
-                settle = partial(_settle, done, result)
-            loop.call_soon_threadsafe(settle)
-
-        self._jobs.put(job)
-        return await done
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def open_gate(self) -> None:
         """Take the private view. Call by `run`, as root. Raises OSError."""
@@ -124,19 +107,4 @@ class Spawner:
 
     def close(self) -> None:
         """End the thread; every sandbox that is left dies with it. Blocking."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-
-def _settle(done: "asyncio.Future[T]", result: T) -> None:
-    if not done.cancelled():
-        done.set_result(result)
-
-
-def _fail(done: "asyncio.Future[T]", error: Exception) -> None:
-    if not done.cancelled():
-        done.set_exception(error)
+        self._thread.shutdown()

@@ -1,0 +1,238 @@
+"""The journal: what is appended is there, in order, and a crash costs nothing but what nobody was told of."""
+
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+
+from orchestrator.errors import InternalError, JournalError, UsageError
+from orchestrator.events import Event, SweepOpened, TrialReopened, Unknown, to_dict
+from orchestrator.journal import JOURNAL, RESULTS, Journal, read_events, read_manifest, write_atomically
+from orchestrator.ledger import Ledger
+
+from .conftest import Spawn, entered, finished
+
+pytestmark = pytest.mark.anyio
+
+APPENDER = """
+import anyio, sys
+from pathlib import Path
+from orchestrator.events import StageEntered
+from orchestrator.journal import Journal
+
+async def main():
+    async with Journal.open(Path(sys.argv[1]), lambda event: None) as journal:
+        for number in range(100000):
+            await journal.append(StageEntered(trial=f"s{number}/a/1", attempt=1, stage="start"))
+            print(number, flush=True)
+
+sys.argv = ["", %r]
+anyio.run(main)
+"""
+
+
+def trials(path: Path) -> list[str]:
+    return [orjson.loads(line)["trial"] for line in (path / JOURNAL).read_bytes().splitlines()]
+
+
+async def reopened(folder: Path) -> list[Event]:
+    """The events that a process which opens the folder now is told of."""
+    events: list[Event] = []
+    async with Journal.open(folder, events.append):
+        return events
+
+
+async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(folder: Path) -> None:
+    seen: list[Event] = []
+    async with Journal.open(folder, seen.append) as journal:
+        await journal.append(entered(1), entered(2))
+        assert trials(folder) == ["s1/a/1", "s2/a/1"]
+        assert [to_dict(event) for event in seen] == [
+            orjson.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines()
+        ]
+        assert all(event.at > 1e9 for event in seen)
+
+
+async def test_a_killed_process_has_written_all_that_it_was_told_was_written(folder: Path, spawn: Spawn) -> None:
+    with spawn(APPENDER % str(folder)) as child:
+        assert child.stdout is not None
+        told = [int(child.stdout.readline()) for _ in range(50)]
+        child.kill()
+        told += [int(line) for line in child.stdout.read().splitlines()]
+    events = await reopened(folder)
+    assert len(events) >= len(told)
+    assert trials(folder)[: len(told)] == [f"s{number}/a/1" for number in told]
+
+
+async def test_two_hundred_appenders_at_once_keep_their_order_and_share_their_syncs(folder: Path) -> None:
+    seen: list[Event] = []
+    async with Journal.open(folder, seen.append) as journal:
+        counters = Path(f"/proc/self/task/{journal._thread.native_id}/io")
+        before = _writes(counters)
+        async with anyio.create_task_group() as tasks:
+            for number in range(200):
+                tasks.start_soon(journal.append, entered(number))
+        writes = _writes(counters) - before
+    assert trials(folder) == [f"s{number}/a/1" for number in range(200)]
+    assert [to_dict(event)["trial"] for event in seen] == trials(folder)
+    assert writes < 100
+
+
+def _writes(counters: Path) -> int:
+    if not counters.exists():
+        pytest.skip("this kernel does not count the writes of a thread")
+    return int(dict(line.split(": ") for line in counters.read_text().splitlines())["syscw"])
+
+
+async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_somebody_does(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        journal.append_nowait(entered(1))
+        journal.append_nowait(entered(2))
+        await journal.append(entered(3))
+        assert trials(folder) == ["s1/a/1", "s2/a/1", "s3/a/1"]
+        journal.append_nowait(entered(4))
+        await journal.append()
+        assert trials(folder)[-1] == "s4/a/1"
+
+
+async def test_what_was_appended_before_the_journal_closes_is_written(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        journal.append_nowait(entered(1))
+        journal.append_nowait(entered(2))
+    assert trials(folder) == ["s1/a/1", "s2/a/1"]
+
+
+async def test_an_appender_that_is_canceled_has_its_event_written_all_the_same(folder: Path) -> None:
+    seen: list[Event] = []
+    async with Journal.open(folder, seen.append) as journal:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await journal.append(entered(1))
+        await journal.append(entered(2))
+        assert [to_dict(event)["trial"] for event in seen] == trials(folder) == ["s1/a/1", "s2/a/1"]
+
+
+async def test_after_the_end_nothing_is_taken_and_nobody_hangs(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        pass
+    with anyio.fail_after(5), pytest.raises(JournalError, match="is closed"):
+        await journal.append(entered(1))
+    with pytest.raises(JournalError, match="is closed"):
+        journal.append_nowait(entered(1))
+
+
+def test_a_loop_that_ends_with_appenders_in_it_ends(folder: Path) -> None:
+    async def main() -> None:
+        async with Journal.open(folder, lambda event: None) as journal, anyio.create_task_group() as tasks:
+            tasks.start_soon(journal.append, entered(1))
+            tasks.start_soon(journal.append, entered(2))
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+    assert trials(folder) == ["s1/a/1", "s2/a/1"]
+
+
+async def test_an_event_that_cannot_follow_is_told_to_its_appender_who_would_hang_otherwise(folder: Path) -> None:
+    async with Journal.open(folder, Ledger().apply) as journal:
+        with anyio.fail_after(5), pytest.raises(InternalError, match="reopens trial never/a/1"):
+            await journal.append(_impossible())
+        await journal.append(entered(1))
+
+
+async def test_an_impossible_event_that_nobody_waits_for_is_told_to_the_next_who_waits(folder: Path) -> None:
+    async with Journal.open(folder, Ledger().apply) as journal:
+        journal.append_nowait(_impossible())
+        journal.append_nowait(entered(1))
+        with pytest.raises(InternalError):
+            await journal.append(entered(2))
+        await journal.append(entered(3))
+
+
+def _impossible() -> Event:
+    return TrialReopened(trial="never/a/1")
+
+
+async def test_a_journal_that_does_not_add_up_says_where(folder: Path) -> None:
+    lines = [orjson.dumps(to_dict(event)) + b"\n" for event in (entered(1), _impossible(), entered(2))]
+    (folder / JOURNAL).write_bytes(b"".join(lines))
+    with pytest.raises(JournalError, match=rf"{JOURNAL}, byte {len(lines[0])}: .*reopens trial never/a/1"):
+        async with Journal.open(folder, Ledger().apply):
+            pass
+    assert (folder / JOURNAL).read_bytes() == b"".join(lines)
+
+
+async def test_events_of_a_later_version_stay_as_they_are(folder: Path) -> None:
+    line = b'{"event":"moon.rose","z":1,"at":2.5,"a":[null]}\n'
+    (folder / JOURNAL).write_bytes(line)
+    assert await reopened(folder) == [Unknown(at=2.5, data=orjson.loads(line))]
+    assert (folder / JOURNAL).read_bytes() == line
+
+
+async def test_a_journal_whose_events_mean_something_else_is_refused_with_the_version_that_reads_it(
+    folder: Path,
+) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        await journal.append(SweepOpened(sweep="x", schema=99, version="7.1", pid=1))
+    with pytest.raises(UsageError, match=r"written by sweep 7\.1"):
+        await reopened(folder)
+
+
+async def test_a_folder_that_cannot_be_written_is_a_journal_error(folder: Path) -> None:
+    (folder / RESULTS).mkdir()
+    with pytest.raises(JournalError, match="cannot be opened"):
+        await reopened(folder)
+
+
+async def test_a_new_folder_has_an_empty_journal_and_no_results(folder: Path) -> None:
+    assert await reopened(folder) == []
+    assert ((folder / JOURNAL).read_bytes(), (folder / RESULTS).read_bytes()) == (b"", b"")
+
+
+async def test_results_follow_the_journal_line_by_line(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        await journal.append(entered(1), finished(1))
+        await journal.append(finished(2, 0.5))
+        lines = (folder / RESULTS).read_bytes().splitlines()
+        assert [orjson.loads(line) for line in lines] == [finished(1).result, finished(2, 0.5).result]
+
+
+async def test_results_are_made_anew_byte_for_byte_when_they_are_missing_cut_longer_or_wrong(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        await journal.append(finished(1), finished(2), entered(3), finished(3, 0.25))
+    whole = (folder / RESULTS).read_bytes()
+    wrong = [None, *(whole[:cut] for cut in range(0, len(whole), 7)), whole + whole, whole + b"{", whole.upper()]
+    for content in wrong:
+        (folder / RESULTS).unlink() if content is None else (folder / RESULTS).write_bytes(content)
+        await reopened(folder)
+        assert (folder / RESULTS).read_bytes() == whole
+
+
+async def test_a_reopened_trial_has_its_latest_result_only_and_in_its_new_place(folder: Path) -> None:
+    async with Journal.open(folder, lambda event: None) as journal:
+        await journal.append(finished(1, 0.0), finished(2), TrialReopened(trial="s1/a/1"), finished(1, 1.0))
+    await reopened(folder)
+    lines = [orjson.loads(line) for line in (folder / RESULTS).read_bytes().splitlines()]
+    assert [(line["scenario"], line["score"]) for line in lines] == [("s2", 1.0), ("s1", 1.0)]
+
+
+def test_each_event_is_read_with_the_offset_behind_its_line(folder: Path) -> None:
+    lines = [orjson.dumps(to_dict(event)) + b"\n" for event in (entered(1), finished(2))]
+    (folder / JOURNAL).write_bytes(b"".join(lines) + b'{"event"')
+    ends = [end for _, end in read_events(folder / JOURNAL)]
+    assert ends == [len(lines[0]), len(lines[0] + lines[1])]
+
+
+def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(folder: Path) -> None:
+    write_atomically(folder / "x", b"one")
+    write_atomically(folder / "x", b"two")
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("x", b"two")]
+
+
+@pytest.mark.parametrize(("content", "error"), [(None, UsageError), (b"{", JournalError), (b"[]", JournalError)])
+def test_a_manifest_that_is_not_one_is_named(folder: Path, content: bytes | None, error: type[Exception]) -> None:
+    if content is not None:
+        (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(error, match=r"manifest\.json"):
+        read_manifest(folder)

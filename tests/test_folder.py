@@ -1,0 +1,245 @@
+"""Which folder a sweep lives in, and what its manifest says of it."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from subprocess import run
+from sys import executable
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+
+from orchestrator.config import ArmConfig, SweepConfig, resolve
+from orchestrator.errors import JournalError, UsageError
+from orchestrator.folder import RunFolder, choose_folder
+from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest
+from orchestrator.model import ScenarioSummary
+from orchestrator.plan import Plan
+
+STARTED = re.compile(r"(.*)-\d{8}-\d{6}(-\d+)?")
+
+
+@dataclass(frozen=True)
+class Agent:
+    digest: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    config: ArmConfig
+    agent: Agent
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a command line asks for; `choose` is what it gets."""
+
+    config: SweepConfig
+    plan: Plan
+    arms: Mapping[str, Arm]
+
+    def choose(self, runs: Path) -> RunFolder:
+        return choose_folder(runs, self.config, self.plan, self.arms, endpoint=None)
+
+
+def sweep(
+    *agents: dict[str, Any],
+    digest: str = "d1",
+    benchmark: str = "bugs",
+    contents: str = "12",
+    trials: int = 1,
+    **settings: Any,
+) -> Sweep:
+    """Two scenarios, `one` and `two`, whose contents have these digests."""
+    arms = [*agents] or [{"agent": "oracle"}]
+    config = resolve({"benchmark": benchmark, "arms": arms, "trials": trials} | settings)
+    scenarios = tuple(
+        ScenarioSummary(id=f"scn_{name}", name=name, digest=content)
+        for name, content in zip(("one", "two"), contents, strict=True)
+    )
+    plan = Plan(benchmark=benchmark, scenarios=scenarios, arms=tuple(arm.name for arm in config.arms), trials=trials)
+    return Sweep(config=config, plan=plan, arms={arm.name: Arm(arm, Agent(digest)) for arm in config.arms})
+
+
+def finish(folder: RunFolder, trials: int = 2) -> None:
+    (folder.path / RESULTS).write_bytes(b"{}\n" * trials)
+
+
+def test_a_new_sweep_is_named_for_benchmark_arm_and_time_and_has_an_id_of_its_own(tmp_path: Path) -> None:
+    chosen = sweep().choose(tmp_path / "runs")
+    match = STARTED.fullmatch(chosen.path.name)
+    assert match is not None
+    assert match[1] == "bugs-oracle"
+    assert (UUID(chosen.sweep).version, chosen.is_resumed) == (7, False)
+
+
+def test_several_arms_are_counted_and_strange_names_made_safe(tmp_path: Path) -> None:
+    names = [
+        sweep({"agent": "oracle"}, {"agent": "nop"}).choose(tmp_path).path.name,
+        sweep({"agent": "oracle", "model": "openai/gpt 5"}).choose(tmp_path).path.name,
+        sweep(benchmark="../.secret/x").choose(tmp_path).path.name,
+        sweep(benchmark="b" * 500).choose(tmp_path).path.name,
+    ]
+    stems = [match[1] for name in names if (match := STARTED.fullmatch(name))]
+    assert stems == ["bugs-2-arms", "bugs-oracle+openai-gpt-5", "secret-x-oracle", "b" * 150]
+
+
+def test_a_taken_name_is_numbered(tmp_path: Path) -> None:
+    chosen = []
+    for _ in range(3):
+        chosen.append(sweep().choose(tmp_path))
+        finish(chosen[-1])
+    assert len({folder.path for folder in chosen}) == len({folder.sweep for folder in chosen}) == 3
+
+
+def test_the_newest_unfinished_sweep_of_the_same_kind_is_resumed(tmp_path: Path) -> None:
+    older, newer = sweep(name="older").choose(tmp_path), sweep(name="newer").choose(tmp_path)
+    os.utime(older.path / MANIFEST, (1, 1))
+    assert sweep().choose(tmp_path) == RunFolder(path=newer.path, sweep=newer.sweep, is_resumed=True)
+    finish(newer)
+    assert sweep().choose(tmp_path).path == older.path
+
+
+def test_a_finished_sweep_is_not_resumed_unless_it_is_named(tmp_path: Path) -> None:
+    first = sweep().choose(tmp_path)
+    finish(first)
+    assert sweep().choose(tmp_path).path != first.path
+    assert sweep(name=first.path.name).choose(tmp_path).sweep == first.sweep
+
+
+def test_an_unfinished_sweep_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    first = sweep().choose(tmp_path)
+    others = [
+        sweep({"agent": "nop"}),
+        sweep({"agent": "oracle", "model": "m"}),
+        sweep({"agent": "oracle", "settings": {"x": 1}}),
+        sweep(digest="d2"),
+        sweep(benchmark="other"),
+        sweep(on_agent_failure="fail"),
+    ]
+    assert [other.choose(tmp_path).is_resumed for other in others] == [False] * len(others)
+    assert sweep().choose(tmp_path).path == first.path
+
+
+def test_how_fast_and_how_much_may_differ_from_day_to_day(tmp_path: Path) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    again = sweep(name="n", trials=5, devboxes=50, rate=3.0, attempts=9, timeouts={"solve": 5}).choose(tmp_path)
+    assert (again.sweep, again.is_resumed) == (first.sweep, True)
+    manifest = read_manifest(first.path)
+    assert (manifest["trials"], manifest["config"]["devboxes"]) == (10, 50)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (sweep(digest="d2", name="n"), r"arms\.oracle\.digest changed"),
+        (sweep({"agent": "nop", "name": "oracle"}, name="n"), r"arms\.oracle\.agent changed"),
+        (sweep({"agent": "oracle", "name": "oracle", "model": "m"}, name="n"), r"arms\.oracle\.model changed"),
+        (sweep({"agent": "oracle", "settings": {"a": {"b": 2}}}, name="n"), r"arms\.oracle\.settings\.a changed"),
+        (sweep({"agent": "nop"}, name="n"), r"arms\.nop, arms\.oracle changed"),
+        (sweep(benchmark="other", name="n"), "benchmark changed"),
+        (sweep(on_agent_failure="fail", digest="d2", name="n"), r"arms\.oracle\.digest, on_agent_failure changed"),
+        (sweep(contents="13", name="n"), "the content of two changed"),
+        (sweep(contents="34", name="n"), "the content of one, two changed"),
+    ],
+)
+def test_a_named_sweep_of_another_kind_is_refused_with_every_difference(
+    tmp_path: Path, other: Sweep, words: str
+) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    before = (first.path / MANIFEST).read_bytes()
+    with pytest.raises(UsageError, match=f"n has results of another kind: {words} since. Give another --name"):
+        other.choose(tmp_path)
+    assert (first.path / MANIFEST).read_bytes() == before
+
+
+def test_changed_scenarios_are_refused_without_a_name_too(tmp_path: Path) -> None:
+    sweep().choose(tmp_path)
+    with pytest.raises(UsageError, match="the content of one changed since"):
+        sweep(contents="92").choose(tmp_path)
+
+
+def test_scenarios_that_a_later_selection_adds_are_remembered_too(tmp_path: Path) -> None:
+    whole = sweep(name="n")
+    part = Sweep(
+        config=whole.config,
+        arms=whole.arms,
+        plan=Plan(benchmark="bugs", scenarios=whole.plan.scenarios[:1], arms=("oracle",), trials=1),
+    )
+    part.choose(tmp_path)
+    whole.choose(tmp_path)
+    part.choose(tmp_path)
+    with pytest.raises(UsageError, match="the content of two changed"):
+        sweep(name="n", contents="19").choose(tmp_path)
+
+
+def test_settings_that_json_writes_in_its_own_way_are_still_the_same(tmp_path: Path) -> None:
+    """A date of a TOML file comes back from the manifest as a text."""
+    arm = {"agent": "oracle", "settings": {"since": date(2026, 1, 2), "ratio": 0.1, "deep": [{"x": (1, 2)}]}}
+    first = sweep(arm, name="n").choose(tmp_path)
+    assert sweep(arm, name="n").choose(tmp_path).sweep == sweep(arm).choose(tmp_path).sweep == first.sweep
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp", "-x", ".hidden", "a b", "a\n", "ä", "x" * 300])
+def test_a_bad_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"use letters, digits|cannot be made"):
+        sweep(name=name).choose(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
+
+
+def test_runs_that_cannot_be_a_folder_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UsageError, match="the run folder cannot be made"):
+        sweep(name="n").choose(tmp_path / "runs")
+
+
+def test_a_sweep_that_is_running_is_left_alone(tmp_path: Path) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    before = (first.path / MANIFEST).read_bytes()
+    with locked(first.path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        sweep(trials=9).choose(tmp_path)
+    assert (first.path / MANIFEST).read_bytes() == before
+
+
+def test_a_damaged_manifest_is_named_and_does_not_hide_the_others(tmp_path: Path) -> None:
+    first = sweep(name="good").choose(tmp_path)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / MANIFEST).write_bytes(b'{"sweep"')
+    assert sweep().choose(tmp_path).path == first.path
+    with pytest.raises(JournalError, match=r"manifest\.json is damaged"):
+        sweep(name="bad").choose(tmp_path)
+
+
+def test_a_sweep_of_a_later_version_is_refused_with_the_version(tmp_path: Path) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    manifest = read_manifest(first.path) | {"schema": 99, "version": "7.1"}
+    (first.path / MANIFEST).write_bytes(orjson.dumps(manifest))
+    with pytest.raises(UsageError, match=r"written by sweep 7\.1"):
+        sweep(name="n").choose(tmp_path)
+
+
+def test_the_manifest_says_what_the_sweep_is(tmp_path: Path) -> None:
+    chosen = sweep(name="n").choose(tmp_path)
+    manifest = read_manifest(chosen.path)
+    assert manifest["sweep"] == chosen.sweep
+    assert manifest["endpoint"] == "embedded"
+    assert manifest["identity"]["arms"]["oracle"]["digest"] == "d1"
+    assert manifest["scenarios"]["scn_two"] == {"name": "two", "digest": "2"}
+    assert {"schema", "version", "python", "git_commit", "created", "name", "trials", "config"} <= manifest.keys()
+
+
+def test_a_full_disk_leaves_the_old_manifest_and_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(b"old")
+    script = (
+        "import resource, sys; from pathlib import Path; from orchestrator.journal import write_atomically;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "write_atomically(Path(sys.argv[1]), b'x' * 1000)"
+    )
+    ended = run([executable, "-c", script, tmp_path / MANIFEST], capture_output=True, text=True, check=False)
+    assert "File too large" in ended.stderr
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(MANIFEST, b"old")]

@@ -1,0 +1,40 @@
+"""Ledgers to look at."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.events import AttemptEnded, Event, StageEntered, TrialFinished
+from orchestrator.model import ScenarioSummary
+from orchestrator.plan import Plan
+
+
+@dataclass(frozen=True)
+class State:
+    """What a picture shows that is not in the ledger."""
+
+    is_draining: bool = False
+    devboxes: int = 8
+    is_reduced: bool = False
+
+
+def make_plan(*names: str, arms: tuple[str, ...] = ("a",), trials: int = 1) -> Plan:
+    scenarios = tuple(ScenarioSummary(id=f"s{number}", name=name) for number, name in enumerate(names))
+    return Plan(benchmark="b", scenarios=scenarios, arms=arms, trials=trials)
+
+
+def scored(trial: str, score: float, *, flags: Iterable[str] = (), seconds: float = 60.0) -> TrialFinished:
+    result = {"outcome": "scored", "score": score, "flags": list(flags), "stages": {"solve": {"seconds": seconds}}}
+    return TrialFinished(trial=trial, attempt=1, result=result)
+
+
+def failed(trial: str, *, outcome: str = "failed", message: str = "it is gone") -> TrialFinished:
+    failure = {"class": "DevboxLost", "message": message, "stage": "boot"}
+    return TrialFinished(trial=trial, attempt=1, result={"outcome": outcome, "score": None, "failure": failure})
+
+
+def again(trial: str, message: str) -> list[Event]:
+    failure = {"class": "DevboxLost", "message": message, "stage": "start"}
+    return [
+        StageEntered(trial=trial, attempt=1, stage="start"),
+        AttemptEnded(trial=trial, attempt=1, failure=failure, counted=True),
+    ]

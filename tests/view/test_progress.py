@@ -1,0 +1,188 @@
+"""The live picture, pulled from a ledger, in its three styles."""
+
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+from rich.console import Console
+
+from orchestrator.events import Event, StageEntered, StageFinished
+from orchestrator.ledger import Ledger, fold
+from orchestrator.plan import Plan
+from orchestrator.testing import run_virtually
+from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style
+
+from .conftest import State, again, failed, make_plan, scored
+
+NIGHT: list[Event] = [
+    scored("s0/a/1", 1.0, flags=["agent_timed_out"]),
+    *again("s1/a/1", "devbox dbx_7 died"),
+    failed("s2/a/1", message="three attempts, three dead devboxes"),
+]
+
+
+def make(ledger: Ledger, plan: Plan, style: Style, state: State | None = None, *, is_resumed: bool = False) -> Progress:
+    return Progress(
+        ledger=ledger,
+        plan=plan,
+        state=state or State(),
+        folder=Path("runs/night"),
+        style=style,
+        is_resumed=is_resumed,
+    )
+
+
+def watch(progress: Progress, ledger: Ledger, events: Iterator[Event], *, every: float = 1.0) -> None:
+    """Show the picture while these events happen, one after another, and a little longer; then finish."""
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(progress.show)
+            for event in events:
+                await anyio.sleep(every)
+                ledger.apply(event)
+            await anyio.sleep(1)
+            tasks.cancel_scope.cancel()
+        progress.finish()
+
+    run_virtually(main)
+
+
+def screen(progress: Progress, width: int) -> str:
+    out = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    out.print(progress._screen())
+    assert isinstance(out.file, StringIO)
+    return out.file.getvalue()
+
+
+def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    progress = make(ledger, make_plan("x", "y", "z", trials=2), "plain")
+    watch(progress, ledger, iter([*NIGHT, scored("s0/a/2", 0.5)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Starting night: 6 trials, 6 to do."
+    assert [line for line in lines if line.startswith("[")] == [
+        "[1/6] x #1  1.000 (agent_timed_out)  1:00",
+        "[2/6] z #1  failed: DevboxLost  0 s",
+        "[3/6] x #2  0.500  1:00",
+    ]
+    assert "Results: runs/night/results.jsonl" in lines
+
+
+def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = fold(NIGHT)
+    progress = make(ledger, make_plan("x", "y", "z"), "plain", is_resumed=True)
+    watch(progress, ledger, iter([scored("s1/a/1", 0.0)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Resuming night: 3 trials, 1 to do."
+    assert [line for line in lines if line.startswith("[")] == ["[3/3] y  0.000  1:00"]
+
+
+def test_what_finished_after_the_last_look_is_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    progress = make(ledger, make_plan("x"), "plain")
+    ledger.apply(scored("s0/a/1", 1.0))
+    progress.finish()
+    assert "[1/1] x  1.000  1:00" in capsys.readouterr().out.splitlines()
+
+
+def test_plain_lines_have_a_summary_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    progress = make(ledger, make_plan("x", "y"), "plain")
+    watch(progress, ledger, iter([StageEntered(trial="s0/a/1", attempt=1, stage="start")]), every=3.5 * SUMMARY_EVERY)
+    summaries = [line for line in capsys.readouterr().out.splitlines() if " queued · " in line]
+    assert summaries == ["0/2 done · 0 running · 2 queued · mean -"] * 3
+
+
+def test_json_lines_are_one_a_trial_and_the_arms_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    progress = make(ledger, make_plan("x", "y", "z"), "json")
+    watch(progress, ledger, iter(NIGHT))
+    out, err = capsys.readouterr()
+    first, second, last = map(orjson.loads, out.splitlines())
+    assert (first["event"], first["scenario_name"], first["score"]) == ("trial", "x", 1.0)
+    assert (second["outcome"], second["score"], second["failure"]) == ("failed", None, "DevboxLost")
+    assert (last["event"], last["folder"], last["arms"][0]["scored"]) == ("sweep", "runs/night", 1)
+    assert err.startswith("Starting night")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_the_screen_fits_any_width_and_tells_of_failures(width: int) -> None:
+    state = State(is_draining=True, devboxes=3, is_reduced=True)
+    progress = make(fold(NIGHT), make_plan("x", "y", "z"), "terminal", state)
+    drawn = screen(progress, width)
+    assert max(len(line) for line in drawn.splitlines()) <= width
+    assert "again  y" in drawn
+    assert "failed  z" in drawn
+
+
+def test_the_screen_says_how_far_it_is_and_what_holds_it_up() -> None:
+    state = State(is_draining=True, devboxes=3, is_reduced=True)
+    drawn = screen(make(fold(NIGHT), make_plan("x", "y", "z", "w"), "terminal", state), 200)
+    assert "2/4 done · 1 running · 1 queued · mean 1.000 · 1 failed" in drawn
+    assert "start 1" in drawn
+    assert "the endpoint pushes back: 3 devboxes" in drawn
+    assert "stopping: waiting for those in flight" in drawn
+    assert "again  y  DevboxLost: devbox dbx_7 died" in drawn
+
+
+def test_a_devbox_on_its_way_out_runs_no_trial() -> None:
+    start = [
+        StageEntered(trial="s0/a/1", attempt=1, stage="start"),
+        StageFinished(trial="s0/a/1", attempt=1, stage="start", seconds=1),
+    ]
+    events = [*start, StageEntered(trial="s0/a/1", attempt=1, stage="release")]
+    assert "0/1 done · 0 running" in screen(make(fold(events), make_plan("x"), "terminal"), 200)
+
+
+def test_failures_outside_the_plan_are_not_counted() -> None:
+    events = [failed("s0/a/1"), failed("s9/a/1")]
+    assert "1/1 done · 0 running · 0 queued · mean - · 1 failed" in screen(
+        make(fold(events), make_plan("x"), "terminal"), 200
+    )
+
+
+def test_a_terminal_is_drawn_on_while_trials_finish(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    ledger = Ledger()
+    progress = make(ledger, make_plan("x", "y", "z"), "terminal")
+    progress.say("Stopping soon")
+    watch(progress, ledger, iter(NIGHT))
+    out = capsys.readouterr().out
+    assert "2/3 done" in out
+    assert "Stopping soon" in out
+
+
+@pytest.mark.parametrize("style", ["plain", "terminal"])
+@pytest.mark.parametrize("name", ["[red]alarm[/red]", "[/bold]", ":bug:", "[link=x]", "\\[x]"])
+def test_names_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, style: Style, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    ledger = fold([scored(f"s0/{name}/1", 1.0), *again(f"s1/{name}/1", f"{name} broke")])
+    progress = make(ledger, make_plan(name, name, arms=(name, "other")), style)
+    progress.say(f"say {name}")
+    drawn = screen(progress, 200) if style == "terminal" else ""
+    watch(progress, ledger, iter([scored(f"s1/{name}/1", 0.5)]))
+    out = capsys.readouterr().out
+    assert name in out.splitlines()[-4]
+    if style == "plain":
+        assert f"[2/4] {name} {name}  0.500" in out
+        assert f"say {name}" in out
+    else:
+        assert f"again  {name} {name}  DevboxLost: {name} broke" in drawn
+        assert f"say {name}" in drawn
+
+
+def test_what_an_agent_said_cannot_take_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    events = again("s0/a/1", "boom\x1b]0;pwned\x07\x1b[2J\r\nsecond line")
+    drawn = screen(make(fold(events), make_plan("x\x1b[31m"), "terminal"), 200)
+    assert "\x1b" not in drawn
+    assert "\x07" not in drawn
+    assert "boom" in drawn
