@@ -6,7 +6,7 @@ Progress, report, resume and tests read the same fold, so they cannot disagree; 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
@@ -27,6 +27,9 @@ from orchestrator.events import (
 from orchestrator.model import Outcome, TrialKey
 from orchestrator.stages import Stage, move
 
+#: The class of a failure that is nobody's: we were stopped, or died.
+INTERRUPTED: Final = "Interrupted"
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -39,7 +42,14 @@ class Attempt:
     run: str | None = None
     devbox: str | None = None
     execution: str | None = None
-    is_scored: bool = False
+    #: The last stage that was finished, and what each found out and took.
+    finished: Stage | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def is_scored(self) -> bool:
+        return self.finished is Stage.SCORE
 
 
 @dataclass(slots=True)
@@ -52,8 +62,9 @@ class Trial:
     #: How many attempts began, and how many of them count against the limit.
     attempts: int = 0
     counted: int = 0
-    #: The number of the last attempt that ended without a score.
+    #: The number of the last attempt that ended without a score, and how many were interrupted.
     last_ended: int = 0
+    interrupted: int = 0
     #: The attempt under way; None between attempts and after the release.
     attempt: Attempt | None = None
     #: `{attempt, failure}` of each attempt that ended without a score; dropped when the trial is finished.
@@ -97,6 +108,8 @@ class Ledger:
         self.stages: Counter[Stage] = Counter()
         self.outcomes: Counter[Outcome] = Counter()
         self.latest_failures: list[Notice] = []
+        #: Attempts that were followed by another before their release was known to have happened.
+        self.leftovers: dict[tuple[TrialKey, int], Attempt] = {}
 
     def apply(self, event: Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
@@ -140,9 +153,17 @@ class Ledger:
         trial = self.trials.get(key)
         return trial is not None and trial.outcome is not None
 
+    def under_way(self, key: TrialKey) -> Attempt | None:
+        """The attempt that a process began and did not end; None if there is none."""
+        trial = self.trials.get(key)
+        if trial is None or trial.attempt is None or trial.outcome is not None:
+            return None
+        return trial.attempt if trial.attempt.number > trial.last_ended else None
+
     def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
         """Attempts whose release is not known to have happened."""
-        return [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
+        newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
+        return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
 
     def _attempt(self, trial: str, number: int) -> Attempt:
         attempt = self.trials.get(TrialKey.parse(trial), _NO_TRIAL).attempt
@@ -152,6 +173,9 @@ class Ledger:
 
     def _enter(self, event: StageEntered) -> None:
         key, stage = TrialKey.parse(event.trial), Stage(event.stage)
+        if (key, event.attempt) in self.leftovers:
+            move(self.leftovers[key, event.attempt].stage, stage)
+            return
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.attempt is None or trial.attempt.number != event.attempt:
             move(None, stage)
@@ -159,6 +183,8 @@ class Ledger:
                 raise InternalError(f"The journal begins attempt {event.attempt} of {key}, which is not its next.")
             trial = self.trials.setdefault(key, Trial())
             self._leave_stage(trial)
+            if trial.attempt is not None:
+                self.leftovers[key, trial.attempt.number] = trial.attempt
             trial.attempts += 1
             trial.attempt = Attempt(number=event.attempt)
         else:
@@ -173,11 +199,16 @@ class Ledger:
             self.stages[trial.attempt.stage] -= 1
 
     def _finish_stage(self, event: StageFinished) -> None:
+        leftover = (TrialKey.parse(event.trial), event.attempt)
+        if leftover in self.leftovers and event.stage == Stage.RELEASE:
+            del self.leftovers[leftover]
+            return
         attempt = self._attempt(event.trial, event.attempt)
         if attempt.stage != event.stage:
             raise InternalError(f"The journal finishes stage {event.stage} of {event.trial}, which is not under way.")
-        if event.stage == Stage.SCORE:
-            attempt.is_scored = True
+        attempt.finished = Stage(event.stage)
+        attempt.facts |= event.facts
+        attempt.stages[event.stage] = {"seconds": event.seconds, "waited": event.waited}
         if event.stage == Stage.RELEASE:
             trial = self.trials[TrialKey.parse(event.trial)]
             self._leave_stage(trial)
@@ -194,6 +225,7 @@ class Ledger:
             self._notice(key, event.failure, is_final=False)
         trial.counted += event.counted
         trial.last_ended = event.attempt
+        trial.interrupted += event.failure["class"] == INTERRUPTED
         trial.failures.append(failure)
 
     def _finish(self, event: TrialFinished) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import chain
 
 from orchestrator.errors import UsageError
 from orchestrator.ledger import Ledger
@@ -38,8 +39,9 @@ class Plan:
         return frozenset(scenario.id for scenario in self.scenarios)
 
     def pending(self, ledger: Ledger) -> Iterator[TrialKey]:
-        """The trials without an outcome, found one at a time."""
-        return (key for key in self if not ledger.is_finished(key))
+        """The trials without an outcome, found one at a time; first those that hold a devbox already."""
+        begun = {key: None for key, attempt in ledger.unreleased() if key in self and ledger.under_way(key) is attempt}
+        return chain(begun, (key for key in self if key not in begun and not ledger.is_finished(key)))
 
 
 def select(

@@ -3,6 +3,7 @@
 | failure | then |
 |---|---|
 | throttled, unavailable, devbox failed or lost, run lost, stage timeout | a new attempt after a back-off, counted |
+| interrupted | a new attempt at once, not counted, a few times |
 | scoring fault | score again on the same devbox; when that does not help, the trial failed |
 | agent: crashed or timed out | an outcome: scored as it stands, or failed, as the user asked |
 | agent: cannot be installed | a new attempt, counted: installs use the network |
@@ -50,6 +51,7 @@ class Decision:
 RULES: Final[dict[type[SweepError], Rule]] = {
     errors.Throttled: Rule(action=Action.NEW_ATTEMPT, base=4.0, cap=300.0),
     errors.WorldError: Rule(action=Action.NEW_ATTEMPT),
+    errors.Interrupted: Rule(action=Action.NEW_ATTEMPT, base=0.0),
     errors.Refused: Rule(action=Action.GIVE_UP),
     errors.Unauthorized: Rule(action=Action.STOP),
     errors.Conflicted: Rule(action=Action.NEW_ATTEMPT),

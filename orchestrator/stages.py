@@ -2,8 +2,12 @@
 
     start → boot → prepare → solve → gather → score → release
       └───────┴───────┴────────┴───────┴────────┴──────→ release     an attempt may be given up at any point
-                                                 score → score       a scorer's fault is scored again, the agent is not
-                                             release → release       what did not go back is given back again
+                                                 start → start       what a process that died had begun is taken up
+                                                  boot → boot        again where it was; an install is not, and an
+                                                 solve → solve       agent is waited for, never run twice
+                                                gather → gather
+                                                 score → score       a scorer's fault is scored again, too
+                                               release → release     what did not go back is given back again
 
 Where an attempt is and how its trial ended are different things: stages here, `model.Outcome` there.
 """
@@ -35,11 +39,11 @@ class Stage(StrEnum):
 
 MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     None: frozenset({Stage.START}),
-    Stage.START: frozenset({Stage.BOOT, Stage.RELEASE}),
-    Stage.BOOT: frozenset({Stage.PREPARE, Stage.RELEASE}),
+    Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.RELEASE}),
+    Stage.BOOT: frozenset({Stage.BOOT, Stage.PREPARE, Stage.RELEASE}),
     Stage.PREPARE: frozenset({Stage.SOLVE, Stage.RELEASE}),
-    Stage.SOLVE: frozenset({Stage.GATHER, Stage.RELEASE}),
-    Stage.GATHER: frozenset({Stage.SCORE, Stage.RELEASE}),
+    Stage.SOLVE: frozenset({Stage.SOLVE, Stage.GATHER, Stage.RELEASE}),
+    Stage.GATHER: frozenset({Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
     Stage.SCORE: frozenset({Stage.SCORE, Stage.RELEASE}),
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }

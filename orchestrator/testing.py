@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, WorldError
+from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable, WorldError
 from orchestrator.events import Event
 from orchestrator.ledger import Ledger
 from orchestrator.model import (
@@ -122,6 +122,8 @@ class MemoryEndpoint:
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
+        #: Whether nobody reaches it: every call fails and has no effect.
+        self.is_gone = False
         self._answers: dict[str, Any] = {}
 
     @property
@@ -273,6 +275,8 @@ class MemoryEndpoint:
         return f"log of {devbox_id}\n"
 
     async def _call(self, name: str) -> None:
+        if self.is_gone:
+            raise Unavailable("nobody answers")
         self.calls[name] += 1
         await anyio.sleep(self.script.slow.get(name, 0.01))
         faults = self.script.faults.get(name)

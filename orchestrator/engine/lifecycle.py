@@ -6,22 +6,27 @@ release destroys the only other copy. A devbox whose score is not durable is lef
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
 import structlog
 
 from orchestrator.engine.result import result_line
+from orchestrator.engine.resume import take_up
 from orchestrator.engine.steps import STEPS
 from orchestrator.engine.work import Context, Work, attempt_folder
-from orchestrator.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, WorldError
+from orchestrator.errors import AllowanceUsedUp, Interrupted, JournalError, StageTimeout, SweepError, WorldError
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
+from orchestrator.ledger import INTERRUPTED, Attempt
 from orchestrator.model import Failure, Outcome, TrialKey
 from orchestrator.policy import Action, Decision, decide
 from orchestrator.stages import Stage, move
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 LAST_RITES = 8.0
-TO_SOLVE = (Stage.START, Stage.BOOT, Stage.PREPARE, Stage.SOLVE)
+#: How often a trial may be interrupted before it is given up.
+INTERRUPTIONS = 5
+ROAD = (Stage.START, Stage.BOOT, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE)
 
 
 async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
@@ -29,30 +34,30 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
 
     Raises what concerns the whole sweep: UsageError, Unauthorized, JournalError, InternalError.
     """
-    work = _begin(ctx, key)
+    left = ctx.ledger.under_way(key)
+    work = _begin(ctx, key, left)
     try:
-        return await _try_once(ctx, work)
+        return await _try_once(ctx, work, left)
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + LAST_RITES):
             await _abandon(ctx, work)
         raise
 
 
-async def _try_once(ctx: Context, work: Work) -> Decision | None:
+async def _try_once(ctx: Context, work: Work, left: Attempt | None) -> Decision | None:
     try:
-        for stage in TO_SOLVE:
-            await _walk(ctx, work, stage)
-        await _walk_gather(ctx, work)
-        await _walk_score(ctx, work)
+        first = await take_up(ctx, work, left) if left else Stage.START
+        for stage in ROAD[ROAD.index(first) :]:
+            await WALKS.get(stage, _walk)(ctx, work, stage)
     except SweepError as error:
         return await _end_without_score(ctx, work, error)
     await _finish(ctx, work, Outcome.SCORED)
     return None
 
 
-def _begin(ctx: Context, key: TrialKey) -> Work:
+def _begin(ctx: Context, key: TrialKey, left: Attempt | None) -> Work:
     trial = ctx.ledger.trials.get(key)
-    number = trial.attempts + 1 if trial else 1
+    number = left.number if left else trial.attempts + 1 if trial else 1
     summary = ctx.scenarios[key.scenario]
     folder = attempt_folder(ctx.folder, key, summary.name, number)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,20 +118,20 @@ async def _turn(ctx: Context, work: Work, stage: Stage) -> AsyncIterator[float]:
         raise AllowanceUsedUp(f"no agent's turn came in {allowance:g} s")
 
 
-async def _walk_gather(ctx: Context, work: Work) -> None:
+async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
     """Bring home what there is; what is missing is noted and fails nothing."""
     try:
-        await _walk(ctx, work, Stage.GATHER)
+        await _walk(ctx, work, stage)
     except WorldError as error:
         work.flags.append("gather_incomplete")
         structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=error.message)
 
 
-async def _walk_score(ctx: Context, work: Work) -> None:
+async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
     """Score, and score again while it is the scorers that fail. Raises the last fault."""
     while True:
         try:
-            await _walk(ctx, work, Stage.SCORE)
+            await _walk(ctx, work, stage)
         except SweepError as error:
             decision = decide(error, tries=work.scorings, allowed=ctx.config.scorings, dice=ctx.dice())
             if decision.action is not Action.SCORE_AGAIN:
@@ -137,15 +142,17 @@ async def _walk_score(ctx: Context, work: Work) -> None:
             return
 
 
+WALKS: Final = {Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
+
+
 async def _end_without_score(ctx: Context, work: Work, error: SweepError) -> Decision | None:
     """Journal why the attempt ended, release what it holds, and say what follows."""
     if isinstance(error, JournalError):
         raise error
     failure = Failure(error=type(error).__name__, message=error.message, stage=str(work.stage))
-    counted = not isinstance(error, AllowanceUsedUp)
-    trial = ctx.ledger.trials.get(work.key)
-    tries = (trial.counted if trial else 0) + counted
-    decision = decide(error, tries=tries, allowed=ctx.config.attempts, dice=ctx.dice())
+    counted = not isinstance(error, AllowanceUsedUp | Interrupted)
+    decision = _decide(ctx, work, error, counted=counted)
+    counted &= decision.action is not Action.STOP  # nobody's trial's fault
     if work.stage is not None:
         await ctx.sink.append(
             AttemptEnded(
@@ -164,6 +171,15 @@ async def _end_without_score(ctx: Context, work: Work, error: SweepError) -> Dec
         return decision
     await _finish(ctx, work, Outcome.FAILED, failure)
     return None
+
+
+def _decide(ctx: Context, work: Work, error: SweepError, *, counted: bool) -> Decision:
+    trial = ctx.ledger.trials.get(work.key)
+    if isinstance(error, Interrupted):
+        tries, allowed = (trial.interrupted if trial else 0) + 1, INTERRUPTIONS
+    else:
+        tries, allowed = (trial.counted if trial else 0) + counted, ctx.config.attempts
+    return decide(error, tries=tries, allowed=allowed, dice=ctx.dice())
 
 
 async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None = None) -> None:
@@ -187,7 +203,7 @@ async def _abandon(ctx: Context, work: Work) -> None:
     if work.stage is None:
         return
     if work.stage is not Stage.RELEASE and not ctx.ledger.is_finished(work.key):
-        failure = Failure(error="Interrupted", message="the sweep was stopped", stage=str(work.stage))
+        failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(work.stage))
         ctx.sink.append_nowait(
             AttemptEnded(trial=str(work.key), attempt=work.number, failure=failure.as_dict(), counted=False)
         )

@@ -1,50 +1,117 @@
-"""What an earlier process left on the endpoint, and what becomes of it before anything new starts.
+"""What an earlier process left, and what becomes of it.
 
-A finished trial whose release is missing is released. An attempt that was under way is ended, uncounted, its run
-canceled; the trial is attempted again.
+A finished trial whose release is missing is released before anything new starts. An attempt that was under way is taken
+up by the worker that gets its trial: the endpoint is asked what became of it, and `next_stage` says where it goes on.
+A result that is there always wins; an agent in a devbox that lives is waited for, never run again.
 """
 
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
 
-from orchestrator.engine.work import Context
-from orchestrator.errors import WorldError
+from orchestrator.agentkit.contract import Result, Where
+from orchestrator.engine.steps import open_workspace
+from orchestrator.engine.work import Context, Work
+from orchestrator.errors import Interrupted, Missing, RunLost, WorldError
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished
-from orchestrator.ledger import Attempt
-from orchestrator.model import Failure, TrialKey
+from orchestrator.ledger import INTERRUPTED, Attempt
+from orchestrator.model import DEVBOX_BOOTING, DEVBOX_DEAD, RUN_RESULT, Devbox, Failure, ScenarioRun, TrialKey
 from orchestrator.stages import Stage
 
+FOLLOWS: Final = {
+    Stage.BOOT: Stage.PREPARE,
+    Stage.PREPARE: Stage.SOLVE,
+    Stage.SOLVE: Stage.GATHER,
+    Stage.GATHER: Stage.SCORE,
+    Stage.SCORE: Stage.SCORE,
+}
 #: Runs settled at once.
 _AT_ONCE = 16
+#: Seconds in which the endpoint must say what became of an attempt.
+_ANSWER = 120.0
 
 
-async def settle(ctx: Context) -> int:
-    """Settle every attempt that an earlier process left; returns how many there were."""
-    left = ctx.ledger.unreleased()
+def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Where) -> Stage | None:
+    """Where an interrupted attempt goes on; None if nothing of it can."""
+    at, is_done = attempt.stage, attempt.finished is attempt.stage
+    if at is None or at in {Stage.START, Stage.RELEASE}:
+        return Stage.BOOT if at is Stage.START and _is_usable(run, devbox) else None
+    if run.state in RUN_RESULT and run.score is not None and at in {Stage.GATHER, Stage.SCORE}:
+        return Stage.SCORE
+    if not _is_usable(run, devbox) or (devbox.status in DEVBOX_BOOTING and at is not Stage.BOOT):
+        return None
+    if is_done:
+        return FOLLOWS[at]
+    cannot_go_on = at is Stage.PREPARE or (at is Stage.SOLVE and where == "host")
+    return None if cannot_go_on else at
+
+
+def _is_usable(run: ScenarioRun, devbox: Devbox) -> bool:
+    return devbox.status not in DEVBOX_DEAD and run.state in {"running", "scoring", "scored", "failed"}
+
+
+async def take_up(ctx: Context, work: Work, left: Attempt) -> Stage:
+    """Fill the papers of an attempt with what is known of it; returns the stage where it goes on.
+
+    Raises Interrupted if nothing of it can, RunLost if somebody else ended its run.
+    """
+    work.stage, work.stages = left.stage, dict(left.stages)
+    if left.run is None:
+        return Stage.START  # the same key finds out whether the run was started
+    with anyio.fail_after(_ANSWER):
+        try:
+            work.run = await ctx.endpoint.run(left.run)
+            devbox = await ctx.endpoint.devbox(work.run.devbox_id)
+        except Missing as error:
+            raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
+        work.scenario = await ctx.endpoint.scenario(work.key.scenario)
+        if ctx.benchmark_runs is not None:
+            work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
+    if work.run.state == "canceled":
+        raise RunLost(f"run {work.run.id} was canceled by somebody else")
+    stage = next_stage(left, work.run, devbox, where=work.arm.agent.where)
+    if stage is None:
+        raise Interrupted(f"the process ended during {left.stage}, and the devbox is {devbox.status}")
+    if stage is not Stage.BOOT:
+        _recall(ctx, work, left, devbox)
+    structlog.get_logger().info("attempt.taken_up", trial=str(work.key), attempt=left.number, stage=stage)
+    return stage
+
+
+def _recall(ctx: Context, work: Work, left: Attempt, devbox: Devbox) -> None:
+    """What the stages before would have left in the papers."""
+    open_workspace(ctx, work, devbox, left.execution)
+    if "exit_status" in left.facts:
+        work.result = Result(exit_status=left.facts["exit_status"], usage=left.facts.get("usage", {}))
+        work.flags = list(left.facts.get("flags", ()))
+
+
+async def settle(ctx: Context) -> None:
+    """Release what is over but not released, and end what no trial of the plan will take up."""
     limiter = anyio.CapacityLimiter(_AT_ONCE)
     async with anyio.create_task_group() as tasks:
-        for key, attempt in left:
-            tasks.start_soon(partial(_settle_one, ctx, key, attempt, limiter))
-    return len(left)
+        for key, attempt in ctx.ledger.unreleased():
+            if ctx.ledger.under_way(key) is not attempt or not ctx.has(key):
+                tasks.start_soon(partial(_settle_one, ctx, key, attempt, limiter))
 
 
 async def _settle_one(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.CapacityLimiter) -> None:
     trial, number = str(key), attempt.number
-    is_finished = ctx.ledger.is_finished(key)
-    if not is_finished and ctx.ledger.trials[key].last_ended < number:
-        failure = Failure(error="Interrupted", message="the process ended", stage=str(attempt.stage))
+    if ctx.ledger.under_way(key) is attempt:
+        failure = Failure(error=INTERRUPTED, message="the trial is no longer asked for", stage=str(attempt.stage))
         await ctx.sink.append(AttemptEnded(trial=trial, attempt=number, failure=failure.as_dict(), counted=False))
     began = anyio.current_time()
     async with limiter:
         await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
         try:
             if attempt.run is not None:
-                end = ctx.endpoint.complete if is_finished and attempt.is_scored else ctx.endpoint.cancel
+                end = ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel
                 with anyio.fail_after(ctx.config.timeouts.release):
                     await end(attempt.run)
         except (WorldError, TimeoutError) as error:
             structlog.get_logger().warning("release.failed", trial=trial, error=str(error))
+            return
     seconds = round(anyio.current_time() - began, 3)
     ctx.sink.append_nowait(StageFinished(trial=trial, attempt=number, stage=Stage.RELEASE, seconds=seconds))

@@ -18,7 +18,7 @@ from orchestrator.errors import (
     WorldError,
 )
 from orchestrator.events import ExecutionStarted, RunStarted
-from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, Scenario, ScenarioRun
+from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, Devbox, Scenario, ScenarioRun, path_part
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -47,8 +47,13 @@ async def start(ctx: Context, work: Work) -> Facts:
 async def boot(ctx: Context, work: Work) -> Facts:
     """Wait until the devbox runs."""
     run: ScenarioRun = given(work.run, "the run")
+    open_workspace(ctx, work, await ctx.endpoint.wait_running(run.devbox_id))
+    return {}
+
+
+def open_workspace(ctx: Context, work: Work, devbox: Devbox, execution: str | None = None) -> None:
+    """Make the workspace of a devbox that runs; `execution` is the agent's, if it has been started."""
     scenario: Scenario = given(work.scenario, "the scenario")
-    devbox = await ctx.endpoint.wait_running(run.devbox_id)
 
     async def announce(execution: str) -> None:
         await ctx.sink.append(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
@@ -63,8 +68,8 @@ async def boot(ctx: Context, work: Work) -> Facts:
         key=work.idempotency_key,
         announce=announce,
         log=log,
+        execution=execution,
     )
-    return {}
 
 
 async def prepare(ctx: Context, work: Work) -> Facts:
@@ -87,18 +92,20 @@ async def solve(ctx: Context, work: Work) -> Facts:
 async def gather(ctx: Context, work: Work) -> Facts:
     """Bring home what scoring would mix with hidden tests."""
     run: ScenarioRun = given(work.run, "the run")
-    work.keep("devbox_log", "devbox.log", (await ctx.endpoint.devbox_log(run.devbox_id)).encode())
+    work.keep("devbox_log", "devbox.log", (await ctx.endpoint.devbox_log(run.devbox_id)).encode(errors="replace"))
     return {}
 
 
 async def score(ctx: Context, work: Work) -> Facts:
     """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
-    run: ScenarioRun = given(work.run, "the run")
+    scored: ScenarioRun = given(work.run, "the run")
     work.scorings += 1
-    await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}"))
-    work.run = scored = await ctx.endpoint.wait_scored(run.id)
+    if scored.state not in RUN_RESULT:
+        await ctx.endpoint.score(scored.id, key=work.idempotency_key(f"score-{work.scorings}"))
+        work.run = scored = await ctx.endpoint.wait_scored(scored.id)
     for scorer in scored.scorers:
-        work.keep(f"scorer_{scorer.name}", f"scorers/{scorer.name}.log", scorer.output.encode())
+        log = f"scorers/{path_part(scorer.name)}.log"
+        work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
     faulty = [scorer for scorer in scored.scorers if scorer.is_faulty]
     if faulty:
         words = "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)

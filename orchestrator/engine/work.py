@@ -50,6 +50,10 @@ class Context:
     #: A uniform random number in [0, 1), for jitter.
     dice: Callable[[], float]
 
+    def has(self, key: TrialKey) -> bool:
+        """Whether the sweep still asks for a trial."""
+        return key.scenario in self.scenarios and key.arm in self.arms and key.number <= self.config.trials
+
 
 @dataclass(slots=True, kw_only=True)
 class Work:

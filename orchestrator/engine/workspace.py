@@ -74,7 +74,7 @@ class DevboxWorkspace:
     """Implements `agentkit.contract.Workspace` for one attempt.
 
     `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution and
-    returns when that is durable; `log` is the attempt's agent.log.
+    returns when that is durable; `log` is the attempt's agent.log. `execution` is the agent's if it was started before.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class DevboxWorkspace:
         key: Callable[[str], str],
         announce: Announce,
         log: Path,
+        execution: str | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._devbox = devbox
@@ -93,6 +94,7 @@ class DevboxWorkspace:
         self._key = key
         self._announce = announce
         self._log = log
+        self._execution = execution
         self._calls = 0
 
     @property
@@ -132,6 +134,8 @@ class DevboxWorkspace:
         environment: Mapping[str, str] | None = None,
         stdin_file: str | None = None,
     ) -> ExecResult:
+        if self._execution is not None:
+            return await self._watch(self._execution, time_limit)
         folder = f"{self.scratch}/agent"
         await self.write(f"{folder}/env", _exports(environment or {}))
         await self.write(f"{folder}/command", command.encode())
@@ -177,8 +181,8 @@ class DevboxWorkspace:
         return ended.exit_status
 
     async def _stream(self, execution: str) -> None:
-        """Append what the agent prints to its log, until it has ended or its devbox has."""
-        with self._log.open("ab") as log:
+        """Write what the agent prints to its log, from its first byte, until it has ended or its devbox has."""
+        with self._log.open("wb") as log:
             try:
                 async with aclosing(self._endpoint.output(self._devbox.id, execution)) as pieces:
                     async for text, _ in pieces:

@@ -129,7 +129,7 @@ SCORED = [entered("start"), *(entered(stage) for stage in ROAD[1:]), finished()]
         ([], BenchmarkRunEnded(arm="a", number=1, run="r")),
         ([], finished(outcome="splendid")),
         ([], TrialFinished(trial="s/a/1", attempt=1, result={})),
-        ([entered("start")], entered("start")),
+        ([entered("start"), entered("boot"), entered("prepare")], entered("prepare")),
         ([entered("start")], entered("start", attempt=3)),
         ([entered("start")], left("boot")),
         ([entered("start")], left("start", attempt=2)),

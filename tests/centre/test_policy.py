@@ -19,6 +19,7 @@ WORDS: dict[str, list[type[SweepError]]] = {
     "stage timeout": [errors.StageTimeout],
     "allowance used up": [errors.AllowanceUsedUp],
     "conflicted": [errors.Conflicted],
+    "interrupted": [errors.Interrupted],
     "scoring fault": [errors.ScoringFault],
     "agent: crashed or timed out": [errors.AgentCrashed, errors.AgentTimedOut],
     "agent: cannot be installed": [errors.AgentSetupFailed],

@@ -1,0 +1,148 @@
+"""A sweep that died at any event, and the process that goes on with it.
+
+The dead process is one whose journal stops and whom nobody hears: what it had done on the endpoint stays done.
+"""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.engine.resume import next_stage
+from orchestrator.errors import Unavailable
+from orchestrator.events import Event
+from orchestrator.ledger import Attempt, fold
+from orchestrator.model import Devbox, Outcome, ScenarioRun
+from orchestrator.stages import Stage
+from orchestrator.testing import MemoryEndpoint, Script
+
+from .conftest import MakeSweep, Sweep
+
+
+def die_after(sweep: Sweep, count: int) -> None:
+    """Run the sweep until its journal has `count` events; whatever its cleanup does then has no effect any more."""
+    append = sweep.sink.append_nowait
+
+    def append_or_die(*batch: Event) -> None:
+        for event in batch:
+            if len(sweep.sink.events) < count:
+                append(event)
+        if len(sweep.sink.events) >= count:
+            sweep.endpoint.is_gone = True
+            sweep.stopping.cancel()
+
+    sweep.sink.append_nowait = append_or_die  # type: ignore[method-assign]
+    sweep.run()
+    sweep.endpoint.is_gone = False
+
+
+def executions_of_agents(endpoint: MemoryEndpoint) -> list[str]:
+    return [command for command in endpoint.executions.values() if command.startswith("bash ")]
+
+
+def total_events(make_sweep: MakeSweep) -> int:
+    return len(make_sweep(scenarios=3, devboxes=2).run().sink.events)
+
+
+def test_killed_at_any_event_every_trial_ends_with_one_result_and_no_agent_runs_twice(make_sweep: MakeSweep) -> None:
+    for count in range(1, total_events(make_sweep) + 1):
+        first = make_sweep(scenarios=3, devboxes=2)
+        die_after(first, count)
+        ledger = fold(first.sink.events)
+        second = make_sweep(scenarios=3, devboxes=2, endpoint=first.endpoint, ledger=ledger).run()
+        assert ledger.outcomes == {Outcome.SCORED: 3}, count
+        assert len(first.results) + len(second.results) == 3, count
+        assert len(executions_of_agents(first.endpoint)) == 3, count
+        assert first.endpoint.alive == 0, count
+        assert {run.state for run in first.endpoint.runs.values()} <= {"completed", "canceled"}, count
+        assert sum(run.state == "completed" for run in first.endpoint.runs.values()) == 3, count
+        assert ledger.unreleased() == [], count
+
+
+def test_an_agent_on_this_host_does_not_survive_us_and_its_trial_is_tried_again() -> None:
+    attempt = Attempt(number=1, stage=Stage.SOLVE)
+    assert next_stage(attempt, run("running"), devbox("running"), where="host") is None
+
+
+def run(state: str, score: float | None = None) -> ScenarioRun:
+    return ScenarioRun(id="scr_1", scenario_id="scn_1", devbox_id="dbx_1", state=state, score=score)
+
+
+def devbox(status: str) -> Devbox:
+    return Devbox(id="dbx_1", status=status)
+
+
+@pytest.mark.parametrize(
+    ("stage", "finished", "state", "status", "goes_on"),
+    [
+        (Stage.START, None, "running", "provisioning", Stage.BOOT),
+        (Stage.BOOT, Stage.START, "running", "initializing", Stage.BOOT),
+        (Stage.BOOT, Stage.START, "running", "running", Stage.BOOT),
+        (Stage.BOOT, Stage.BOOT, "running", "running", Stage.PREPARE),
+        (Stage.PREPARE, Stage.BOOT, "running", "running", None),
+        (Stage.PREPARE, Stage.PREPARE, "running", "running", Stage.SOLVE),
+        (Stage.SOLVE, Stage.PREPARE, "running", "running", Stage.SOLVE),
+        (Stage.SOLVE, Stage.SOLVE, "running", "running", Stage.GATHER),
+        (Stage.GATHER, Stage.SOLVE, "running", "running", Stage.GATHER),
+        (Stage.GATHER, Stage.GATHER, "running", "running", Stage.SCORE),
+        (Stage.SCORE, Stage.GATHER, "running", "running", Stage.SCORE),
+        (Stage.SCORE, Stage.GATHER, "scoring", "running", Stage.SCORE),
+        (Stage.SCORE, Stage.GATHER, "failed", "running", Stage.SCORE),
+        (Stage.SCORE, Stage.GATHER, "failed", "shutdown", None),
+        (Stage.SOLVE, Stage.PREPARE, "running", "failure", None),
+        (Stage.BOOT, Stage.START, "timeout", "shutdown", None),
+    ],
+)
+def test_where_an_interrupted_attempt_goes_on(
+    stage: Stage, finished: Stage | None, state: str, status: str, goes_on: Stage | None
+) -> None:
+    attempt = Attempt(number=1, stage=stage, finished=finished)
+    assert next_stage(attempt, run(state), devbox(status), where="devbox") is goes_on
+
+
+@pytest.mark.parametrize("status", ["running", "shutdown", "failure"])
+def test_a_result_that_is_there_wins_over_a_dead_devbox(status: str) -> None:
+    attempt = Attempt(number=1, stage=Stage.SCORE, finished=Stage.GATHER)
+    assert next_stage(attempt, run("scored", 0.5), devbox(status), where="devbox") is Stage.SCORE
+
+
+def test_interruptions_use_up_no_attempt_but_have_a_limit_of_their_own(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep(scenarios=1, attempts=1)
+    ledger, endpoint = sweep.ledger, sweep.endpoint
+    results: list[Any] = []
+    for _ in range(9):
+        if results:
+            break
+        sweep = make_sweep(scenarios=1, attempts=1, endpoint=endpoint, ledger=ledger)
+        die_after(sweep, 6)
+        for identity, box in endpoint.devboxes.items():
+            endpoint.devboxes[identity] = Devbox(id=box.id, status="failure")
+        results = sweep.events("trial.finished")
+    assert [result.result["failure"]["class"] for result in results] == ["Interrupted"]
+    assert ledger.trials[next(iter(ledger.trials))].counted == 0
+
+
+def test_a_release_that_failed_is_made_good_by_the_next_process(make_sweep: MakeSweep) -> None:
+    script = Script(failing_boots=1, faults={"cancel": [Unavailable("down")]})
+    sweep = make_sweep(scenarios=1, script=script).run()
+    assert len(sweep.ledger.unreleased()) == 1
+    make_sweep(scenarios=1, endpoint=sweep.endpoint, ledger=sweep.ledger).run()
+    assert sweep.ledger.unreleased() == []
+    assert [run.state for run in sweep.endpoint.runs.values()] == ["canceled", "completed"]
+
+
+def test_a_trial_that_is_no_longer_asked_for_is_ended_and_released(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=3, devboxes=3)
+    die_after(first, 12)
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger).run()
+    assert second.endpoint.alive == 0
+    assert second.ledger.outcomes == {Outcome.SCORED: 1}
+
+
+def test_trials_that_hold_a_devbox_go_first(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=4, devboxes=2, script=Script(failing_boots=1))
+    die_after(first, 16)
+    held = {str(key) for key, _ in first.ledger.unreleased()}
+    pending = [str(key) for key in first.plan.pending(first.ledger)]
+    assert len(held) == 2
+    assert set(pending[:2]) == held
+    assert len(pending) == 4
