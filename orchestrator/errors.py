@@ -24,7 +24,7 @@
     ├── JournalError            the run folder cannot be written or read: stop, the journal stays as it is
     ├── InternalError           ours: stop loudly
     └── ServiceError            what our service answers instead of a result; carries the HTTP status
-        ├── BadRequest 400 · Unauthenticated 401 · NotFound 404 · NotSupported 405 · WaitExpired 408 · Conflict 409
+        ├── BadRequest 400 · NotFound 404 · NotSupported 405 · WaitExpired 408 · Conflict 409
         └── Unwritable 503      its state cannot be written now
 
 Whose fault it was is the type; `policy.py` decides by type what is tried again. Messages name the thing and the fix.
@@ -156,12 +156,6 @@ class BadRequest(ServiceError):
     """The request cannot be understood, or the thing is in a state that forbids it."""
 
     status = 400
-
-
-class Unauthenticated(ServiceError):
-    """No bearer token, or a wrong one."""
-
-    status = 401
 
 
 class NotFound(ServiceError):

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from orchestrator.view.progress import Style
+if TYPE_CHECKING:
+    from orchestrator.view.progress import Style
 
 EndpointOption = Annotated[
     str | None,
@@ -33,7 +34,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard
 RUNS: Final = Path("runs")
 
 
-def style(*, as_json: bool) -> Style:
+def style(*, as_json: bool) -> "Style":
     """How to draw: JSON if asked, a screen on a terminal, lines otherwise."""
     if as_json:
         return "json"
