@@ -90,7 +90,8 @@ def read_events(path: Path) -> Iterator[tuple[Event, int]]:
                 if not file.read(1) and not line.strip(b"\0\n"):
                     return  # a tail of zeros is what some file systems leave of a torn write
                 raise JournalError(
-                    f"{path}, line {number}, byte {offset}: this line is damaged ({error}). Nothing was changed."
+                    f"{path}, line {number}, byte {offset}: this line is damaged ({error}). "
+                    "Nothing was changed; `sweep repair` keeps what can be read."
                 ) from None
             if isinstance(event, SweepOpened) and event.schema > events.SCHEMA:
                 raise UsageError(f"{path} was written by sweep {event.version}; this one is older. Upgrade it.")

@@ -16,7 +16,7 @@ FLOORS: Final = (
     {"events"},
     {"ledger"},
     {"policy", "plan", "config"},
-    {"runloop", "agentkit", "journal", "folder", "embedded", "logs", "testing"},
+    {"runloop", "agentkit", "journal", "folder", "salvage", "embedded", "logs", "testing"},
     {"engine", "view"},
     {"app"},
     {"cli", "__main__"},

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import benchmarks, check, run, scenario, serve
+from orchestrator.cli import benchmarks, check, repair, run, scenario, serve
 
 app = typer.Typer(
     name="sweep",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
+app.command("repair")(repair.repair)
 app.add_typer(benchmarks.app, name="benchmarks")
 app.add_typer(scenario.app, name="scenario")
 

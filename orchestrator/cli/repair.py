@@ -1,0 +1,22 @@
+"""`sweep repair`: what can be kept of a damaged journal."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such as runs/my-sweep.")]) -> None:
+    """Keep every readable line of a damaged journal, set the damaged bytes aside in a file, and say what was lost.
+
+    A trial whose result was lost is run again by the next `sweep run --name` on the folder.
+    """
+    from orchestrator import salvage
+
+    lost = salvage.repair(folder)
+    if lost is None:
+        typer.echo(f"{folder}: nothing is damaged.")
+        return
+    typer.echo(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+    if lost.trials:
+        typer.echo(f"They spoke of {', '.join(lost.trials)}.")

@@ -1,0 +1,60 @@
+"""A damaged journal keeps what can be read, and loses nothing without a word."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from orchestrator.errors import JournalError, UsageError
+from orchestrator.events import StageEntered, SweepOpened, TrialFinished, to_dict
+from orchestrator.journal import JOURNAL, locked, read_events
+from orchestrator.salvage import repair
+
+EVENTS = (
+    SweepOpened(sweep="0190", schema=1, version="0", pid=1),
+    StageEntered(trial="s/a/1", attempt=1, stage="start"),
+    StageEntered(trial="s/a/1", attempt=1, stage="boot"),
+    TrialFinished(trial="s/a/2", attempt=1, result={"outcome": "scored", "score": 1.0}),
+)
+LINES = [orjson.dumps(to_dict(event)) + b"\n" for event in EVENTS]
+
+
+def journal(folder: Path, *lines: bytes) -> Path:
+    (folder / JOURNAL).write_bytes(b"".join(lines))
+    return folder
+
+
+def test_a_sound_journal_is_left_as_it_is(tmp_path: Path) -> None:
+    before = (journal(tmp_path, *LINES) / JOURNAL).read_bytes()
+    assert repair(tmp_path) is None
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\xff\x00\n", b'{"event":"stage.ent\n', b"\n", b'{"event":"trial.finished"}\n']
+)
+def test_damaged_lines_are_set_aside_byte_for_byte_and_the_others_kept(tmp_path: Path, garbage: bytes) -> None:
+    journal(tmp_path, LINES[0], LINES[1], garbage, *LINES[2:])
+    with pytest.raises(JournalError, match="line 3, byte"):
+        list(read_events(tmp_path / JOURNAL))
+    lost = repair(tmp_path)
+    assert lost is not None
+    assert (lost.lines, lost.bytes, lost.file.read_bytes()) == (1, len(garbage), garbage)
+    assert (tmp_path / JOURNAL).read_bytes() == b"".join(LINES)
+
+
+def test_what_cannot_follow_without_the_damaged_line_is_set_aside_with_it(tmp_path: Path) -> None:
+    journal(tmp_path, LINES[0], LINES[1][:10] + b"\n", *LINES[2:])
+    lost = repair(tmp_path)
+    assert lost is not None
+    assert (lost.lines, lost.trials) == (2, ("s/a/1",))
+    assert [event.kind for event, _ in read_events(tmp_path / JOURNAL)] == ["sweep.opened", "trial.finished"]
+
+
+def test_a_folder_that_is_in_use_or_no_sweep_is_not_touched(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no journal"):
+        repair(tmp_path)
+    journal(tmp_path, b"garbage\n")
+    with locked(tmp_path), pytest.raises(UsageError, match="is in use by process"):
+        repair(tmp_path)
+    assert (tmp_path / JOURNAL).read_bytes() == b"garbage\n"
