@@ -76,7 +76,8 @@ class LocalWorkspace:
     async def _bash(
         self, command: str, timeout: float, environment: Mapping[str, str], cwd: Path, stdin_file: Path
     ) -> ExecResult:
-        with stdin_file.open("rb") as stdin:
+        # The program may run before `open_process` returns: canceled in between, nobody would know what to end.
+        with stdin_file.open("rb") as stdin, anyio.CancelScope(shield=True):
             process = await anyio.open_process(
                 ["bash", "-c", command],
                 stdin=stdin,
