@@ -11,7 +11,7 @@ package our users have installed. What the user can mend is a UsageError here, b
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,10 +160,5 @@ def _python_file(path: Path, reference: str) -> Path:
 def _unknown(reference: str, search: Sequence[Path]) -> str:
     names = sorted(_files(search))
     near = difflib.get_close_matches(reference.partition(":")[0], names, n=3)
-    return "\n".join(_lines(reference, names, near))
-
-
-def _lines(reference: str, names: list[str], near: list[str]) -> Iterator[str]:
-    yield f"--agent {reference}: there is no such agent" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    yield f"by name there are: {', '.join(names)}"
-    yield f"an agent is {_FORMS}"
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"By name there are {', '.join(names)}."
+    return f"--agent {reference}: there is no such agent. {hint} An agent is {_FORMS}."

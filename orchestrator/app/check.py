@@ -1,6 +1,6 @@
 """Whether a benchmark is sound: its definitions hold, its reference solutions score 1.0, doing nothing scores less."""
 
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from hashlib import sha256
@@ -23,7 +23,7 @@ from orchestrator.service.catalog.problems import Problem
 TELLING: Final = 40
 
 
-async def check(benchmark: str, *, isolation: str, is_static: bool) -> int:
+async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path) -> int:
     """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
     out = Console(highlight=False, soft_wrap=True)
     folder = _folder(benchmark)
@@ -32,7 +32,7 @@ async def check(benchmark: str, *, isolation: str, is_static: bool) -> int:
         out.print(f"{problem.severity}: {problem}", markup=False)
     has_errors = any(problem.severity == "error" for problem in found)
     if not is_static and not has_errors:
-        complaints = await _prove(folder, isolation)
+        complaints = await _prove(folder, isolation, runs)
         for complaint in complaints:
             out.print(f"error: {complaint}", markup=False)
         has_errors = bool(complaints)
@@ -52,16 +52,20 @@ def _folder(benchmark: str) -> Path:
     )
 
 
-async def _prove(folder: Path, isolation: str) -> list[str]:
+async def _prove(folder: Path, isolation: str, runs: Path) -> list[str]:
     """Run the reference solution and the empty one; returns what is not as it must be."""
-    with tempfile.TemporaryDirectory(prefix="sweep-check-") as runs:
-        arms = [{"agent": "oracle"}, {"agent": "nop"}]
-        config = resolve(
-            {"benchmark": str(folder), "arms": arms, "isolation": isolation, "name": "check", "attempts": 1}
-        )
-        await sweeps.run(config, runs=Path(runs), style="plain")
-        lines = (Path(runs) / "check" / RESULTS).read_bytes().splitlines()
-    return [complaint for line in lines for complaint in _judge(orjson.loads(line))]
+    config = resolve(
+        {
+            "benchmark": str(folder),
+            "arms": [{"agent": "oracle"}, {"agent": "nop"}],
+            "isolation": isolation,
+            "attempts": 1,
+            "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
+        }
+    )
+    await sweeps.run(config, runs=runs, style="plain")
+    lines = await anyio.Path(runs / str(config.name) / RESULTS).read_bytes()
+    return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line))]
 
 
 def _judge(result: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import orjson
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.table import Table
 
 from orchestrator.app import BUNDLED, places
 from orchestrator.model import ScenarioSummary
+
+#: Columns of a table where there is no terminal to measure.
+WIDEST: Final = 1000
 
 
 async def benchmarks(*, endpoint: str | None, isolation: str, runs: Path, as_json: bool) -> None:
@@ -51,4 +55,5 @@ def _print(rows: list[dict[str, object]], *, as_json: bool) -> None:
                 for value in row.values()
             )
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    # Whoever reads a pipe wants whole names, not the 80 columns that rich gives where there is no terminal.
+    Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDEST).print(table)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.runloop.gateway import Gateway
 
 #: Seconds that an endpoint may take to answer the first questions.
-GREETING: Final = 30.0
+GREETING: Final = 10.0
 DEFAULT_RATE: Final = 20.0
 
 

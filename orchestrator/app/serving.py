@@ -36,7 +36,8 @@ async def run(
     async with anyio.create_task_group() as tasks:
 
         async def listen(*, task_status: TaskStatus[Address]) -> None:
-            folders = list(dict.fromkeys((BUNDLED, *(folder.resolve() for folder in benchmarks))))
+            # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
+            folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
             chosen = isolations[isolation]
             await serve(host, port, token, where, folders, chosen, linger, task_status=task_status)
 

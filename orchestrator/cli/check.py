@@ -5,7 +5,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import IsolationOption
+from orchestrator.cli.options import RUNS, IsolationOption, RunsOption
 
 
 def check(
@@ -13,11 +13,12 @@ def check(
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
     isolation: IsolationOption = "local",
+    runs: RunsOption = RUNS,
 ) -> None:
     """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
 
-    Names file and key of each mistake. Exit code 1 if there is any.
+    Names file and key of each mistake. Exit code 1 if there is any. What ran is kept like any sweep.
     """
     from orchestrator.app.check import check as run_check
 
-    raise typer.Exit(anyio.run(lambda: run_check(benchmark, isolation=isolation, is_static=static)))
+    raise typer.Exit(anyio.run(lambda: run_check(benchmark, isolation=isolation, is_static=static, runs=runs)))

@@ -100,9 +100,9 @@ def test_a_command_without_a_command_shows_how(reference: str) -> None:
 
 def test_an_unknown_agent_is_answered_with_near_names_all_names_and_all_forms() -> None:
     message = refusal("orakle")
-    assert "there is no such agent; did you mean oracle?" in message
-    assert "by name there are: command, nop, oracle" in message
+    assert "there is no such agent. Did you mean oracle?" in message
     assert "./file.py:CLASS" in message
+    assert "By name there are command, nop, oracle." in refusal("claude")
 
 
 @pytest.mark.parametrize("reference", ["", ":", "oracle:", "my-module:Agent", "file.py:not valid", "../oracle", "a b"])

@@ -39,7 +39,8 @@ END_OF_ARCHIVE
 if [[ -n $$root ]]; then # the paths in scripts follow
     ours='(^|[^[:alnum:]_.@/-])/(app|logs|solution|tests)(/|[^[:alnum:]_.-]|$$)'
     escaped=$$(printf %s "$$root" | sed 's/[#&\\]/\\&/g')
-    find "$$root$folder" -type f -exec grep -IlE '/(app|logs|solution|tests)' {} + | while IFS= read -r file; do
+    { find "$$root$folder" -type f -exec grep -IlE '/(app|logs|solution|tests)' {} + || true; } |
+    while IFS= read -r file; do
         sed -i -E -e "s#$$ours#\\1@/\\2\\3#g" -e "s#$$ours#\\1@/\\2\\3#g" \\
             -e "s#@/(app|logs|solution|tests)#$$escaped/\\1#g" "$$file"
     done

@@ -1,0 +1,347 @@
+"""The real command, typed in an empty folder with an empty home; whatever it starts is gone when the test is."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import httpx
+import orjson
+import pytest
+
+from orchestrator.errors import SandboxUnavailable
+from orchestrator.service.devboxes.local import check_sandbox
+
+ROOT: Final = Path(__file__).parents[2]
+#: Seconds for one command: machines are slow when they are busy, and waiting for what comes at once costs nothing.
+PATIENCE: Final = 120.0
+#: Seconds for what ends in bounded time to end.
+LAST_RITES: Final = 15.0
+#: An environment variable that everything a desk starts inherits, down to the embedded service and host agents.
+MARK: Final = "E2E_DESK"
+KEY: Final = "a-key-for-tests"
+STATEMENT: Final = "Make a file called done.\n"
+#: Quotes of all kinds, variables, substitutions, blanks, what ends a here-document, and no newline at the end.
+NASTY: Final = """It's "quoted" and 'quoted', costs $HOME, ${x:-1} and $(id) `id`;
+100 %s \\n\\ ~ * ? [a] {b,c} !! # & | < >
+
+\t  tabs, trailing blanks  \r
+---
+EOF
+äöü ß 漢字 🙂 \"""end\"""\\"""
+
+
+def within(seconds: float, holds: Callable[[], bool], what: Callable[[], str]) -> None:
+    """Wait for something in the world that nobody announces."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.02)
+
+
+def carrying(word: str) -> list[int]:
+    """The machine's living processes that have `word` in their arguments or their environment; not ourselves."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            words = b"".join(read(folder / name) for name in ("cmdline", "environ"))
+            if word.encode() in words:
+                found.append(int(folder.name))
+    return found
+
+
+def read(path: Path) -> bytes:
+    """What is in a file of a process that may be gone already."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def json_lines(data: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in data.splitlines()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended, and all it said."""
+
+    command: str
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        """Standard output, which must be JSON lines only."""
+        return json_lines(self.out.encode())
+
+    @property
+    def folder(self) -> str:
+        """The run folder that the end of a plain run names, relative to where the command was typed."""
+        line = next(line for line in self.out.splitlines() if line.startswith("Results:"))
+        return str(Path(line.removeprefix("Results:").strip()).parent)
+
+    def __str__(self) -> str:
+        return f"$ {self.command}\n{self.out}\n--- stderr\n{self.err}\n--- status {self.status}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A command under way, in a process group of its own, as a terminal starts it."""
+
+    process: "subprocess.Popen[bytes]"
+    command: str
+    files: Path
+
+    @property
+    def out(self) -> str:
+        return self.files.with_suffix(".out").read_text()
+
+    @property
+    def err(self) -> str:
+        return self.files.with_suffix(".err").read_text()
+
+    def wait_for(self, words: str) -> None:
+        """Until it has said this on either stream."""
+        within(PATIENCE, lambda: words in self.out + self.err or self.process.poll() is not None, lambda: str(self))
+        assert words in self.out + self.err, str(self)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: a signal to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def end(self, seconds: float = PATIENCE) -> Ended:
+        """Wait for its end; it must come by itself, and without a traceback."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"still there after {seconds:g} s: {self}")
+        ended = Ended(command=self.command, status=status, out=self.out, err=self.err)
+        assert "Traceback" not in ended.out + ended.err, str(ended)
+        return ended
+
+    def __str__(self) -> str:
+        return f"$ {self.command}\n{self.out}\n--- stderr\n{self.err}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service that several tests share, and questions to it."""
+
+    url: str
+    http: httpx.Client
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"RUNLOOP_BASE_URL": self.url, "RUNLOOP_API_KEY": KEY}
+
+    def devboxes(self) -> list[dict[str, Any]]:
+        return self._list("devboxes", "devboxes")
+
+    def benchmark_runs(self) -> list[dict[str, Any]]:
+        return self._list("benchmark_runs", "runs")
+
+    def alive(self) -> list[str]:
+        """Devboxes and scenario runs that are not over."""
+        over = {"shutdown", "failure", "completed", "canceled", "failed", "timeout"}
+        devboxes = [devbox["id"] for devbox in self.devboxes() if devbox["status"] not in over]
+        runs = [run["id"] for run in self._list("scenarios/runs", "runs") if run["state"] not in over]
+        return devboxes + runs
+
+    def _list(self, path: str, key: str) -> list[dict[str, Any]]:
+        answer = self.http.get(f"/v1/{path}", params={"limit": 5000})
+        answer.raise_for_status()
+        items: list[dict[str, Any]] = answer.json()[key]
+        return items
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """An empty folder and an empty home, where somebody types `sweep`."""
+
+    folder: Path
+    home: Path
+    isolation: str
+    service: Service | None = None
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _count: int = 0
+
+    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        """Nothing of the tester's but PATH."""
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", MARK: self.mark, **more}
+
+    def start(self, *words: str, environment: Mapping[str, str] | None = None, out: int | None = None) -> Running:
+        """Type `sweep` and these words; `out` is a file descriptor to have its standard output."""
+        more = dict(environment or {})
+        if self.service is not None:
+            more = self.service.environment | more
+        elif self.isolation != "local" and words[0] in {"run", "check", "serve", "scenario", "benchmarks"}:
+            words = (*words, "--isolation", self.isolation)
+        return self.spawn([sys.executable, "-m", "orchestrator", *words], more, out)
+
+    def spawn(
+        self, command: list[str], environment: Mapping[str, str] | None = None, out: int | None = None
+    ) -> Running:
+        """Start any command here, in an environment with nothing of the tester's."""
+        self._count += 1
+        files = self.home.parent / f"command-{self._count}"
+        with files.with_suffix(".out").open("wb") as output, files.with_suffix(".err").open("wb") as errors:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment(environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output if out is None else out,
+                stderr=errors,
+                start_new_session=True,
+            )
+        return Running(process=process, command=shlex.join(command), files=files)
+
+    def sweep(self, *words: str, status: int = 0, environment: Mapping[str, str] | None = None) -> Ended:
+        """Type `sweep` and these words; it must end with this status."""
+        ended = self.start(*words, environment=environment).end()
+        assert ended.status == status, str(ended)
+        return ended
+
+    def refused(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
+        """Type something wrong: exit status 2, nothing on standard output, one line on standard error, returned."""
+        ended = self.sweep(*words, status=2, environment=environment)
+        lines = ended.err.splitlines()
+        assert not ended.out, str(ended)
+        assert len(lines) == 1, str(ended)
+        assert lines[0].startswith("sweep: "), str(ended)
+        return lines[0]
+
+    def results(self, folder: str) -> list[dict[str, Any]]:
+        return json_lines((self.folder / folder / "results.jsonl").read_bytes())
+
+    def journal(self, folder: str, kind: str = "") -> list[dict[str, Any]]:
+        """The events of a journal so far, or those of a kind."""
+        path = self.folder / folder / "journal.jsonl"
+        whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+        events = json_lines(whole)
+        return [event for event in events if event["event"].startswith(kind)]
+
+    def log(self, folder: str, result: Mapping[str, Any], name: str = "agent_log") -> str:
+        """A file that a result names."""
+        return (self.folder / folder / str(result["files"][name])).read_text()
+
+    def processes(self) -> list[int]:
+        """What this desk has started, directly or not, and has not ended."""
+        return carrying(self.mark)
+
+    def clear(self) -> None:
+        """End what is left: the service first, so that it can end its devboxes, then the rest by force."""
+        for address in self.folder.glob("*/.service/*/address.json"):
+            pid = orjson.loads(address.read_bytes())["pid"]
+            if pid in self.processes():
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + LAST_RITES
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def isolation() -> str:
+    """Sandboxes where the machine permits them; without isolation the command must work all the same."""
+    try:
+        anyio.run(check_sandbox)
+    except SandboxUnavailable:
+        return "none"
+    return "local"
+
+
+def new_desk(place: Path, isolation: str, service: Service | None = None) -> Desk:
+    folder, home = place / "work", place / "home"
+    folder.mkdir(parents=True)
+    home.mkdir()
+    return Desk(folder=folder, home=home, isolation=isolation, service=service)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, isolation: str) -> Iterator[Desk]:
+    """A desk without an endpoint: the command starts its own service."""
+    desk = new_desk(tmp_path, isolation)
+    yield desk
+    desk.clear()
+
+
+@pytest.fixture
+def served(tmp_path: Path, isolation: str, service: Service) -> Iterator[Desk]:
+    """A desk with an endpoint: the service that tests share, with its shelf of benchmarks."""
+    before = set(service.alive())
+    desk = new_desk(tmp_path, isolation, service)
+    yield desk
+    desk.clear()
+    within(LAST_RITES, lambda: before.issuperset(service.alive()), lambda: f"left on the endpoint: {service.alive()}")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, isolation: str) -> Iterator[Service]:
+    """One service for all tests of a worker that need no service of their own."""
+    desk = new_desk(tmp_path_factory.mktemp("service"), isolation)
+    write_shelf(desk.folder / "shelf")
+    serving = desk.start("serve", "--port", "0", "--token", KEY, "--state", "state", "--benchmarks", "shelf")
+    try:
+        serving.wait_for("RUNLOOP_API_KEY=")
+        url = serving.out.split("RUNLOOP_BASE_URL=")[1].split()[0]
+        headers = {"authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
+            yield Service(url=url, http=http)
+        serving.process.terminate()
+        serving.end(LAST_RITES)
+    finally:
+        if serving.process.poll() is None:
+            serving.kill()
+        desk.clear()
+
+
+def write_shelf(folder: Path) -> None:
+    """The shared service's benchmarks: `six` small scenarios, a `nasty` statement, a scorer that is `broken`."""
+    for name in ("ant", "bee", "cat", "dog", "eel", "fox"):
+        write_scenario(folder / "six" / name)
+    statement = "/tests/statement"
+    by_file_and_stdin = reward(f"cmp {statement} by-file && cmp {statement} by-stdin")
+    nasty = write_scenario(folder / "nasty" / "words", statement=NASTY, test=by_file_and_stdin)
+    (nasty / "tests" / "statement").write_bytes(NASTY.encode())
+    write_scenario(folder / "broken" / "too-much", test="echo 1.7 >/logs/verifier/reward.txt\n")
+
+
+def write_scenario(
+    folder: Path,
+    *,
+    statement: str = STATEMENT,
+    solution: str = "touch /app/done\n",
+    test: str = "",
+    task: str = "",
+) -> Path:
+    """A task as Harbor has them, with nothing of ours in it: solved by making a file called done."""
+    for name in ("environment", "solution", "tests"):
+        (folder / name).mkdir(parents=True)
+    (folder / "task.toml").write_text(f'version = "1.0"\n\n[agent]\ntimeout_sec = 60.0\n\n{task}')
+    (folder / "instruction.md").write_bytes(statement.encode())
+    (folder / "environment" / "README").write_text("A folder in which something is missing.\n")
+    (folder / "solution" / "solve.sh").write_text(solution)
+    (folder / "tests" / "test.sh").write_text(test or reward("test -e /app/done"))
+    return folder
+
+
+def reward(condition: str) -> str:
+    """A test.sh that gives 1 where the condition holds in the working directory, else 0."""
+    return f"if {condition}; then echo 1; else echo 0; fi >/logs/verifier/reward.txt\n"

@@ -1,0 +1,174 @@
+"""Benchmarks as folders of one's own: run, listed, checked, and one scenario at a time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .conftest import reward, write_scenario
+
+if TYPE_CHECKING:
+    from .conftest import Desk
+
+
+def test_a_folder_of_harbor_tasks_is_run_as_it_is(desk: "Desk") -> None:
+    """Nothing of ours is in it; the second run finds everything as the first did."""
+    for name in ("one", "two"):
+        write_scenario(desk.folder / "my tasks" / name)
+    ended = desk.sweep("run", "./my tasks", "--agent", "oracle", "--agent", "nop")
+    results = desk.results(ended.folder)
+    scores = {(result["benchmark"], result["scenario_name"], result["arm"]): result["score"] for result in results}
+    assert scores == {
+        ("my tasks", name, arm): score for name in ("one", "two") for arm, score in (("oracle", 1.0), ("nop", 0.0))
+    }
+    again = desk.sweep("run", str(desk.folder / "my tasks"), "--agent", "oracle", "--agent", "nop", "--json").json
+    assert {arm["arm"]: arm["mean"] for arm in again[-1]["arms"]} == {"oracle": 1.0, "nop": 0.0}
+
+
+def test_without_isolation_tasks_run_as_well(desk: "Desk") -> None:
+    """Scripts may know the working directory by its name, or not name it at all."""
+    test = reward("test -e done")
+    write_scenario(desk.folder / "mine" / "one", solution="touch done\n", test=test)
+    write_scenario(desk.folder / "mine" / "two")
+    ended = desk.sweep("run", "./mine", "--agent", "oracle", "--isolation", "none")
+    assert [(result["score"], result["flags"]) for result in desk.results(ended.folder)] == [(1.0, [])] * 2
+
+
+def test_partial_credit_is_kept_as_it_is(desk: "Desk") -> None:
+    write_scenario(desk.folder / "mine" / "half", test="echo 0.25 >/logs/verifier/reward.txt\n")
+    ended = desk.sweep("run", "./mine", "--agent", "nop")
+    assert [result["score"] for result in desk.results(ended.folder)] == [0.25]
+    assert "0.250" in ended.out
+
+
+def test_a_changed_scenario_does_not_continue_a_sweep(desk: "Desk") -> None:
+    scenario = write_scenario(desk.folder / "mine" / "one")
+    desk.sweep("run", "./mine", "--agent", "oracle", "--name", "first")
+    (scenario / "instruction.md").write_text("Make a file called done, please.\n")
+    assert "the content of one" in desk.refused("run", "./mine", "--agent", "oracle", "--name", "first")
+
+
+def test_a_sound_benchmark_is_told_so(desk: "Desk") -> None:
+    for name in ("one", "two"):
+        write_scenario(desk.folder / "mine" / name, task="[environment]\nallow_internet = false\n")
+    ended = desk.sweep("check", "./mine")
+    assert ended.out.splitlines()[-1] == "mine: sound"
+    assert "error" not in ended.out
+    assert "warning" not in ended.out
+    [results] = (desk.folder / "runs").glob("check-*/results.jsonl")
+    assert str(results.relative_to(desk.folder)) in ended.out
+
+
+def test_a_static_check_runs_nothing(desk: "Desk") -> None:
+    write_scenario(desk.folder / "mine" / "one", task="[environment]\nallow_internet = false\n")
+    assert desk.sweep("check", "./mine/one", "--static").out == "one: sound\n"
+    assert not (desk.folder / "runs").exists()
+
+
+def test_solutions_that_fail_and_scorers_that_tell_nothing_are_found(desk: "Desk") -> None:
+    """Each with its scenario's name, in one go."""
+    write_scenario(desk.folder / "mine" / "sound")
+    write_scenario(desk.folder / "mine" / "unsolved", solution="true\n")
+    write_scenario(desk.folder / "mine" / "given-away", test=reward("true"))
+    write_scenario(desk.folder / "mine" / "no-score", test="echo nonsense >/logs/verifier/reward.txt\n")
+    errors = [line for line in desk.sweep("check", "./mine", status=1).out.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4
+    told = "\n".join(errors)
+    assert "unsolved: the reference solution scores 0, not 1.0" in told
+    assert "given-away: doing nothing scores 1" in told
+    assert "no-score: oracle got no score" in told
+    assert "no-score: nop got no score" in told
+
+
+def leak_tests(scenario: Path) -> str:
+    text = "# a test that is long enough to tell something\n" + reward("test -e /app/done")
+    (scenario / "tests" / "test.sh").write_text(text)
+    (scenario / "environment" / "copied.sh").write_text(text)
+    return "tests/test.sh"
+
+
+def leak_solution(scenario: Path) -> str:
+    for folder in ("solution", "environment"):
+        (scenario / folder / "fixed.py").write_text("print('the very same forty characters and more')\n")
+    return "solution/fixed.py"
+
+
+def misspell_a_table(scenario: Path) -> str:
+    (scenario / "task.toml").write_text('version = "1.0"\n[verifer]\ntimeout_sec = 3\n')
+    return "verifer"
+
+
+def misspell_a_scorer(scenario: Path) -> str:
+    scorer = '[[scorers]]\nname = "tests"\ntype = "bash_script_scorer"\nbash_scirpt = "test.sh"\n'
+    (scenario / "task.toml").write_text(f'version = "1.0"\n{scorer}')
+    return "bash_scirpt: unknown key; did you mean bash_script?"
+
+
+def forget_the_tests(scenario: Path) -> str:
+    (scenario / "tests" / "test.sh").unlink()
+    return "test.sh"
+
+
+def forget_the_statement(scenario: Path) -> str:
+    (scenario / "instruction.md").unlink()
+    return "instruction.md"
+
+
+def need_root(scenario: Path) -> str:
+    (scenario / "environment" / "Dockerfile").write_text("FROM debian\nCOPY . /app\nRUN apt-get install -y jq\n")
+    return "environment/Dockerfile: line 3: RUN: apt-get needs root"
+
+
+BREAKAGES = (
+    leak_tests,
+    leak_solution,
+    misspell_a_table,
+    misspell_a_scorer,
+    forget_the_tests,
+    forget_the_statement,
+    need_root,
+)
+
+
+def test_every_mistake_in_a_definition_is_named_with_its_file_and_key(desk: "Desk") -> None:
+    """All of them at once; nothing is run."""
+    expected = {}
+    for spoil in BREAKAGES:
+        scenario = write_scenario(desk.folder / "mine" / spoil.__name__, task="[environment]\nallow_internet = false\n")
+        expected[spoil.__name__] = spoil(scenario)
+    ended = desk.sweep("check", "./mine", status=1)
+    told = [line for line in ended.out.splitlines() if line.startswith(("error: ", "warning: "))]
+    for name, words in expected.items():
+        assert any(f"{name}/" in line and words in line for line in told), f"{name}: {words}\n{ended}"
+    assert "trials" not in ended.out
+    assert ended.out.splitlines()[-1] == "mine: not sound"
+
+
+def test_one_scenario_is_run_by_itself_and_every_step_told(served: "Desk") -> None:
+    agent = "command:touch done; echo working on it"
+    ended = served.sweep("scenario", "run", "ant", "--benchmark", "six", "--agent", agent)
+    steps = [line.removesuffix(" …") for line in ended.out.splitlines() if line.endswith(" …")]
+    assert steps == ["start", "boot", "prepare", "solve", "gather", "score", "release"]
+    assert "scored, score 1.000" in ended.out
+    assert "working on it" in ended.out
+    folder = served.folder / ended.out.splitlines()[-1].removeprefix("Files: ")
+    assert (folder / "agent.log").read_text() == "working on it\n"
+
+
+def test_benchmarks_and_their_scenarios_are_listed_for_people_and_for_programs(served: "Desk") -> None:
+    lines = served.sweep("benchmarks", "list").out.splitlines()
+    assert lines[0].split() == ["id", "name", "scenarios"]
+    assert {line.split()[1]: line.split()[2] for line in lines[1:]}.items() >= {"bugfix-mini": "26", "six": "6"}.items()
+    listed = served.sweep("benchmarks", "list", "--json").json
+    (six,) = [each for each in listed if each["name"] == "six"]
+    assert six == {"id": six["id"], "name": "six", "scenarios": 6}
+    shown = served.sweep("benchmarks", "show", six["id"], "--json").json
+    assert [scenario["name"] for scenario in shown] == ["ant", "bee", "cat", "dog", "eel", "fox"]
+    assert all(scenario["agent_timeout"] == 60 for scenario in shown)
+    result = served.sweep("run", "six", "--agent", "nop", "--include", shown[3]["id"], "--json").json[0]
+    assert result["scenario_name"] == "dog"
+
+
+def test_the_bundled_benchmark_is_listed_without_an_endpoint(desk: "Desk") -> None:
+    lines = desk.sweep("benchmarks", "show", "bugfix-mini").out.splitlines()
+    assert lines[0].split() == ["id", "name", "agent", "timeout", "scorer", "timeout"]
+    assert len(lines) == 27
+    assert any(line.split()[1] == "sqlite-orders-double-count" for line in lines)

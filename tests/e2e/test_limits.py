@@ -1,0 +1,62 @@
+"""How much at once, how often, and what becomes of scorers that fail."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .conftest import Desk, Service
+
+
+def most_at_once(devboxes: list[dict[str, Any]]) -> int:
+    """How many devboxes were alive at the same time at most, by their own account."""
+    changes = []
+    for devbox in devboxes:
+        changes += [(devbox["create_time_ms"], 1), (devbox["end_time_ms"], -1)]
+    alive = most = 0
+    for _, change in sorted(changes):
+        alive += change
+        most = max(most, alive)
+    return most
+
+
+def test_no_more_devboxes_are_alive_than_allowed(served: "Desk", service: "Service") -> None:
+    before = {devbox["id"] for devbox in service.devboxes()}
+    served.sweep("run", "six", "--agent", "command:sleep 0.3; touch done", "--devboxes", "2")
+    fresh = [devbox for devbox in service.devboxes() if devbox["id"] not in before]
+    assert len(fresh) == 6
+    assert {devbox["status"] for devbox in fresh} == {"shutdown"}
+    assert most_at_once(fresh) == 2
+
+
+def test_every_arm_and_trial_number_has_a_benchmark_run_of_its_own(served: "Desk", service: "Service") -> None:
+    arms = ("--agent", "oracle", "--agent", "nop")
+    folder = served.sweep("run", "six", *arms, "--trials", "2", "--limit", "2").folder
+    results = served.results(folder)
+    assert len(results) == 8
+    sweep = results[0]["sweep"]
+    runs = {run["name"]: run for run in service.benchmark_runs() if run["name"].startswith(sweep)}
+    assert runs.keys() == {f"{sweep}/{arm}/{number}" for arm in ("oracle", "nop") for number in (1, 2)}
+    assert {run["state"] for run in runs.values()} == {"completed"}
+    for result in results:
+        assert result["ids"]["benchmark_run"] == runs[f"{sweep}/{result['arm']}/{result['trial']}"]["id"]
+
+
+def test_more_agents_than_allowed_wait_for_their_turn(served: "Desk") -> None:
+    """The waiting is told apart from the work."""
+    command = ("run", "six", "--agent", "command:sleep 0.7", "--limit", "3", "--agents", "1", "--name", "mine")
+    served.sweep(*command)
+    stages = [result["stages"]["solve"] for result in served.results("runs/mine")]
+    assert sum(stage["waited"] > 0.5 for stage in stages) >= 2
+
+
+def test_a_scorer_that_breaks_its_own_rules_is_a_fault_and_never_a_zero(served: "Desk") -> None:
+    """Its output is in the message, the agent is not run again, and the exit code tells."""
+    ended = served.sweep("run", "broken", "--agent", "oracle", "--name", "mine", status=1)
+    (result,) = served.results("runs/mine")
+    assert (result["outcome"], result["score"]) == ("failed", None)
+    assert (result["failure"]["class"], result["failure"]["stage"]) == ("ScoringFault", "score")
+    assert "1.7" in result["failure"]["message"]
+    assert "1.7" in served.log("runs/mine", result, "scorer_tests")
+    assert "[1/1] too-much  failed: ScoringFault" in ended.out
+    assert len(served.journal("runs/mine", "execution.started")) == 1
+    table = next(line.split() for line in ended.out.splitlines() if line.startswith("oracle "))
+    assert table[1:4] == ["0/1", "1", "-"]

@@ -1,0 +1,176 @@
+"""What a person gets wrong costs nothing and is answered by one line that says how to put it right."""
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import KEY, new_desk, write_scenario
+
+if TYPE_CHECKING:
+    from .conftest import Desk, Running, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    url: str
+    running: "Running"
+    began: float
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unanswered(tmp_path_factory: pytest.TempPathFactory, isolation: str) -> Iterator[Unanswered]:
+    """A command at an endpoint that refuses connections: it waits beside the other tests, for that takes a while."""
+    desk = new_desk(tmp_path_factory.mktemp("unanswered"), isolation)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # taken, and not listening
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        command = ("run", "six", "--agent", "nop", "--endpoint", url)
+        running = desk.start(*command, environment={"RUNLOOP_API_KEY": KEY})
+        yield Unanswered(url, running, time.monotonic())
+    desk.clear()
+
+
+def test_a_benchmark_with_a_typo_is_answered_with_the_near_name(desk: "Desk") -> None:
+    assert "bugfix-mini?" in desk.refused("run", "bugfix-mni", "--agent", "nop")
+    assert "bugfix-mini?" in desk.refused("check", "bugfix-mni")
+    assert not list(desk.folder.glob("runs/*/journal.jsonl"))
+
+
+def test_an_agent_with_a_typo_is_answered_with_the_near_name_before_anything_starts(desk: "Desk") -> None:
+    assert "Did you mean oracle?" in desk.refused("run", "bugfix-mini", "--agent", "orcale")
+    assert not (desk.folder / "runs").exists()
+
+
+def test_a_python_agent_with_a_typo_is_answered_with_the_near_name(desk: "Desk") -> None:
+    (desk.folder / "mine.py").write_text("class MyAgent:\n    def run(self): ...\n")
+    assert "MyAgent" in desk.refused("run", "bugfix-mini", "--agent", "mine.py:MyAgnt")
+    assert "mine.py" in desk.refused("run", "bugfix-mini", "--agent", "mien.py:MyAgent")
+
+
+def test_a_glob_that_matches_nothing_is_answered_with_near_names(served: "Desk") -> None:
+    assert "'ent'. Did you mean ant" in served.refused("run", "six", "--agent", "nop", "--include", "ent")
+    assert "--exclude takes all" in served.refused("run", "six", "--agent", "nop", "--exclude", "*")
+
+
+def test_a_scenario_with_a_typo_is_answered_with_the_near_name(served: "Desk") -> None:
+    assert "Did you mean bee" in served.refused("scenario", "run", "beee", "--benchmark", "six", "--agent", "nop")
+
+
+def test_a_key_with_a_typo_in_a_settings_file_is_named_with_its_file_and_the_near_key(desk: "Desk") -> None:
+    (desk.folder / "sweep.toml").write_text('trails = 3\narms = [{ agnet = "nop" }]\n[timeouts]\nslove = 3\n')
+    line = desk.refused("run", "bugfix-mini", "--config", "sweep.toml")
+    for words in ("sweep.toml", "'trails'; did you mean 'trials'?", "agnet", "'timeouts.slove'; did you mean 'solve'?"):
+        assert words in line
+
+
+def test_a_settings_file_or_folder_that_is_not_there_is_named(desk: "Desk") -> None:
+    assert "no.toml" in desk.refused("run", "bugfix-mini", "--agent", "nop", "--config", "no.toml")
+    assert "no-such" in desk.refused("run", "./no-such", "--agent", "nop")
+    assert "no-such" in desk.refused("check", "./no-such")
+
+
+def test_a_sweep_without_an_agent_or_a_benchmark_is_told_what_to_say(desk: "Desk") -> None:
+    assert "--agent oracle" in desk.refused("run", "bugfix-mini")
+    assert "benchmark" in desk.refused("run", "--agent", "nop")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rate", "abc"],
+        ["--trials", "0"],
+        ["--devboxes", "many"],
+        ["--no-such-option"],
+        ["--timeout-solve", "0"],
+        ["--name", "../elsewhere"],
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_name(served: "Desk", words: list[str]) -> None:
+    ended = served.sweep("run", "six", "--agent", "nop", *words, status=2)
+    name = words[0].removeprefix("--").removeprefix("timeout-")
+    assert name in ended.err, str(ended)
+    assert not ended.out, str(ended)
+
+
+def test_an_endpoint_without_a_key_says_which_variable_to_set(desk: "Desk", service: "Service") -> None:
+    line = desk.refused("run", "six", "--agent", "nop", "--endpoint", service.url)
+    assert "RUNLOOP_API_KEY" in line
+
+
+def test_a_wrong_key_says_so(desk: "Desk", service: "Service") -> None:
+    environment = {"RUNLOOP_API_KEY": "wrong"}
+    line = desk.refused("run", "six", "--agent", "nop", "--endpoint", service.url, environment=environment)
+    assert "RUNLOOP_API_KEY" in line
+    assert "wrong" not in line
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A web server that is no benchmark service."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_endpoint_without_benchmark_routes_says_what_became_of_them(desk: "Desk", elsewhere: str) -> None:
+    line = desk.refused("benchmarks", "list", "--endpoint", elsewhere, environment={"RUNLOOP_API_KEY": KEY})
+    assert elsewhere in line
+    assert "does not serve benchmarks" in line
+    assert "leave out --endpoint" in line
+
+
+def test_a_folder_and_an_endpoint_together_are_refused(served: "Desk") -> None:
+    write_scenario(served.folder / "mine" / "one")
+    assert "leave out --endpoint" in served.refused("run", "./mine", "--agent", "nop")
+
+
+def test_a_folder_without_scenarios_says_what_a_scenario_is(desk: "Desk") -> None:
+    (desk.folder / "empty").mkdir()
+    assert "task.toml" in desk.refused("run", "./empty", "--agent", "nop")
+
+
+def test_a_broken_definition_is_named_and_never_left_out_unsaid(desk: "Desk") -> None:
+    write_scenario(desk.folder / "mine" / "good")
+    broken = write_scenario(desk.folder / "mine" / "broken")
+    (broken / "task.toml").write_text('version = "1.0"\n\n[verifier]\ntimeout_sec = "soon"\n')
+    ended = desk.sweep("run", "./mine", "--agent", "oracle", status=2)
+    assert "broken" in ended.err
+    assert "task.toml" in ended.err
+    ended = desk.sweep("run", "./mine", "--agent", "oracle", "--include", "*")
+    assert [result["scenario_name"] for result in desk.results(ended.folder)] == ["good"]
+
+
+def test_a_runs_folder_that_cannot_be_written_is_named(desk: "Desk") -> None:
+    (desk.folder / "runs").write_text("a file")
+    assert "runs" in desk.refused("run", "bugfix-mini", "--agent", "nop")
+
+
+def test_the_help_names_every_command(desk: "Desk") -> None:
+    ended = desk.sweep("--help")
+    for command in ("run", "check", "serve", "benchmarks", "scenario"):
+        assert command in ended.out
+
+
+def test_an_endpoint_that_refuses_connections_is_given_up_in_bounded_time(unanswered: Unanswered) -> None:
+    ended = unanswered.running.end(max(1, unanswered.began + 60 - time.monotonic()))
+    assert ended.status == 2, str(ended)
+    (line,) = ended.err.splitlines()
+    assert unanswered.url in line

@@ -1,0 +1,169 @@
+"""What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from .conftest import json_lines, new_desk, within
+
+if TYPE_CHECKING:
+    from .conftest import Desk, Ended, Service
+
+#: The keys of a line of results.jsonl, as the README has them, each with what may stand there.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "sweep": str,
+    "benchmark": str,
+    "scenario": str,
+    "scenario_name": str,
+    "arm": str,
+    "agent": str,
+    "model": (str, type(None)),
+    "trial": int,
+    "outcome": str,
+    "score": (float, type(None)),
+    "scorers": list,
+    "flags": list,
+    "failure": (dict, type(None)),
+    "attempts": list,
+    "stages": dict,
+    "usage": dict,
+    "ids": dict,
+    "files": dict,
+}
+ARMS = ("--agent", "oracle", "--agent", "nop")
+
+
+def assert_documented(result: dict[str, Any]) -> None:
+    assert list(result) == list(FIELDS)
+    for key, kind in FIELDS.items():
+        assert isinstance(result[key], kind), key
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, isolation: str, service: "Service") -> "tuple[Desk, Ended]":
+    """A sweep of two arms over two scenarios, looked at from several sides."""
+    desk = new_desk(tmp_path_factory.mktemp("ended"), isolation, service)
+    return desk, desk.sweep("run", "six", *ARMS, "--limit", "2")
+
+
+def test_a_sweep_leaves_one_documented_line_for_each_trial(ended: "tuple[Desk, Ended]") -> None:
+    desk, said = ended
+    folder, results = said.folder, desk.results(said.folder)
+    for result in results:
+        assert_documented(result)
+        assert result["files"]["agent_log"]
+        assert result["files"]["scorer_tests"]
+        assert all((desk.folder / folder / file).is_file() for file in result["files"].values())
+        assert result["stages"].keys() >= {"start", "boot", "solve", "score"}
+        assert (result["outcome"], result["benchmark"], result["failure"]) == ("scored", "six", None)
+        assert all(result["ids"].values())
+    scores = {(result["scenario_name"], result["arm"], result["trial"]): result["score"] for result in results}
+    assert len(results) == 4
+    assert scores == {(n, arm, 1): score for n in ("ant", "bee") for arm, score in (("oracle", 1.0), ("nop", 0.0))}
+
+
+def test_a_sweeps_manifest_and_journal_say_what_it_was_and_how_it_ended(
+    ended: "tuple[Desk, Ended]", service: "Service"
+) -> None:
+    desk, said = ended
+    manifest = orjson.loads((desk.folder / said.folder / "manifest.json").read_bytes())
+    assert {each["name"] for each in manifest["scenarios"].values()} == {"ant", "bee"}
+    assert all(re.fullmatch("[0-9a-f]{64}", each["digest"]) for each in manifest["scenarios"].values())
+    assert manifest["identity"]["arms"].keys() == {"oracle", "nop"}
+    assert manifest["endpoint"] == service.url
+    assert {result["sweep"] for result in desk.results(said.folder)} == {manifest["sweep"]}
+
+    journal = desk.journal(said.folder)
+    assert (journal[0]["event"], journal[-1]["event"]) == ("sweep.opened", "sweep.ended")
+    assert journal[-1]["reason"] == "finished"
+    json_lines((desk.folder / said.folder / "sweep.log").read_bytes())
+
+
+def test_for_a_pipe_the_picture_is_plain_lines_and_a_table(ended: "tuple[Desk, Ended]") -> None:
+    desk, said = ended
+    assert "\x1b" not in said.out + said.err
+    first, *lines = said.out.splitlines()
+    assert re.fullmatch(r"Starting six-2-arms-\d{8}-\d{6}: 4 trials, 4 to do\.", first)
+    assert sum(bool(re.match(r"\[[1-4]/4\] (ant|bee) (oracle  1\.000|nop  0\.000)  ", line)) for line in lines) == 4
+    table = {line.split()[0]: line.split() for line in lines if line.startswith(("oracle ", "nop "))}
+    assert table["oracle"][1:4] == ["2/2", "0", "1.000"]
+    assert table["nop"][1:4] == ["2/2", "0", "0.000"]
+    assert (desk.folder / said.folder / "trials").is_dir()
+
+
+def test_for_programs_standard_output_is_json_lines_and_nothing_else(served: "Desk") -> None:
+    ended = served.sweep("run", "six", *ARMS, "--limit", "1", "--json")
+    *trials, last = ended.json
+    assert [(trial["event"], trial["scenario_name"]) for trial in trials] == [("trial", "ant")] * 2
+    assert {(trial["arm"], trial["score"]) for trial in trials} == {("oracle", 1.0), ("nop", 0.0)}
+    assert last["event"] == "sweep"
+    assert [(arm["arm"], arm["mean"], arm["scored"]) for arm in last["arms"]] == [("oracle", 1.0, 1), ("nop", 0.0, 1)]
+    assert len(served.results(last["folder"])) == 2
+    assert "Starting " in ended.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "six", "--agent", "oracle", "--limit", "3"),
+        ("run", "six", "--agent", "oracle", "--limit", "3", "--json"),
+        ("scenario", "run", "ant", "--benchmark", "six", "--agent", "oracle"),
+    ],
+)
+def test_a_reader_that_goes_away_ends_the_command_quietly(served: "Desk", words: tuple[str, ...]) -> None:
+    """As `sweep run … | head -1` does."""
+    read, write = os.pipe()
+    running = served.start(*words, out=write)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        if "--json" not in words:
+            pipe.readline()
+    ended = running.end()
+    assert ended.err.startswith("Starting ") if "--json" in words else not ended.err, str(ended)
+
+
+def test_the_same_command_after_a_full_run_starts_another_sweep(served: "Desk") -> None:
+    command = ("run", "six", "--agent", "oracle", "--limit", "1")
+    first, second = served.sweep(*command), served.sweep(*command)
+    assert second.out.startswith("Starting ")
+    assert first.folder != second.folder
+    assert len(served.results(first.folder)) == len(served.results(second.folder)) == 1
+
+
+def test_a_named_sweep_that_is_finished_shows_its_summary_and_runs_nothing(served: "Desk", service: "Service") -> None:
+    """And takes no results of another kind."""
+    command = ("run", "six", *ARMS, "--limit", "1", "--name", "mine")
+    first = served.sweep(*command)
+    before = len(service.devboxes())
+    second = served.sweep(*command)
+    assert "0 to do" in second.out
+    assert first.out[first.out.index("arm ") :] == second.out[second.out.index("arm ") :]
+    assert len(service.devboxes()) == before
+    assert len(served.results("runs/mine")) == 2
+    line = served.refused("run", "six", "--agent", "nop", "--limit", "1", "--name", "mine")
+    assert "runs/mine" in line
+    assert "arms.oracle" in line
+
+
+def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:
+    """Nothing beside the runs folder is written, and the home stays empty."""
+    desk.sweep("run", "bugfix-mini", "--agent", "oracle", "--include", "csv-*")
+    within(15, lambda: not desk.processes(), lambda: f"left behind: {desk.processes()}")
+    assert [path.name for path in desk.folder.iterdir()] == ["runs"]
+    assert not list(desk.home.iterdir())
+    assert not list(desk.folder.glob("runs/.service/*/devboxes/boxes/*"))
+
+
+def test_a_settings_file_says_what_a_sweep_does_and_typed_options_win(served: "Desk") -> None:
+    Path(served.folder / "sweep.toml").write_text(
+        'benchmark = "six"\ntrials = 3\ninclude = ["a*", "b*"]\nexclude = ["ant"]\nname = "from-file"\n'
+        '[timeouts]\nsolve = 30\n[[arms]]\nagent = "oracle"\nname = "reference"\n[[arms]]\nagent = "nop"\n'
+    )
+    served.sweep("run", "--config", "sweep.toml", "--trials", "1")
+    results = served.results("runs/from-file")
+    assert {(result["scenario_name"], result["arm"]) for result in results} == {("bee", "reference"), ("bee", "nop")}
