@@ -33,6 +33,7 @@ from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
 from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
+from orchestrator.service.api.protocol import BoundedHeads
 from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
 from orchestrator.service.api.scorers import Scorers
@@ -90,7 +91,7 @@ class Service:
         isolation = Isolation(isolation)
         async with (
             Store.open(state / "service.sqlite") as store,
-            _provider(isolation, state / "devboxes") as provider,
+            _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts.build(store, provider, state, benchmarks)
             facts = Facts(instance=instance, isolation=isolation, capabilities=tuple(sorted(provider.capabilities)))
@@ -238,7 +239,7 @@ class _Http:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHeads,
                 ws="none",
                 lifespan="off",
                 backlog=BACKLOG,
@@ -294,9 +295,10 @@ def _ungrouped() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _provider(isolation: Isolation, state: Path) -> AsyncIterator[Provider]:
+async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[Provider]:
     """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
-    provider = LocalProvider(state) if isolation is Isolation.LOCAL else ProcessProvider(state)
+    is_local = isolation is Isolation.LOCAL
+    provider = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
     try:
         await provider.prepare()
         yield provider

@@ -7,6 +7,7 @@ are kept as JSON documents, newest first by `seq`, because the wire shows them w
 Why not an ORM or a pool: one writer never sees "database is locked", and the file opens in any SQLite shell.
 """
 
+import os
 import queue
 import secrets
 import sqlite3
@@ -280,6 +281,11 @@ class Store:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise sqlite3.OperationalError(str(error)) from error
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")

@@ -17,12 +17,18 @@ from orchestrator.service.store import Document, ListQuery, Page
 
 MAX_LIMIT = 5000
 DEFAULT_LIMIT = 20
+#: Files are written with a JSON body of at most this many bytes; one of 100 MiB fits, whatever it is made of.
+MAX_BODY = 256 << 20
+MAX_DEPTH = 128
 
 M = TypeVar("M", bound="Body")
 
 
 class Body(BaseModel):
-    """A request body. A field that was not sent is None; `given` tells it from one that was sent as null."""
+    """A request body. A field that was not sent is None; `given` tells it from one that was sent as null.
+
+    Its validator is built at its first use, in the event loop: most bodies are never sent to most services.
+    """
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, defer_build=True)
 
@@ -33,16 +39,40 @@ class Body(BaseModel):
 
 async def parse(request: Request, model: type[M]) -> M:
     """Read the body as `model`; an empty body is an empty object. Raises BadRequest naming each wrong key."""
-    raw = await request.body()
+    raw = await _body(request)
     try:
         data = orjson.loads(raw) if raw.strip() else {}
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
+    _refuse_depth(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
         raise BadRequest(f"The body is not valid: {problems}.") from None
+
+
+async def _body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The whole body. Raises BadRequest for one that is larger than anything a client could mean."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise BadRequest(f"The body is larger than {limit} bytes; large files go through upload_file.")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _refuse_depth(data: Any) -> None:
+    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [each for values in inside for each in values]
+        if not level:
+            return
+    raise BadRequest(f"The body is not valid: it nests deeper than {MAX_DEPTH} levels.")
 
 
 def request_key(request: Request) -> str | None:

@@ -51,7 +51,7 @@ def db() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-LEGAL = [(source, target) for source, targets in RUN_MOVES.items() for target in targets]
+LEGAL = [(source, target) for source, targets in RUN_MOVES.items() for target in sorted(targets)]
 ILLEGAL = [(source, target) for source in RunState for target in RunState if target not in RUN_MOVES[source]]
 
 

@@ -16,7 +16,7 @@ from orchestrator.service.api.executions import execution_routes
 from orchestrator.service.api.files import file_routes
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.rows import DevboxRequest
+from orchestrator.service.fleet.requests import DevboxRequest, check_variables, mounted_files
 from orchestrator.service.fleet.states import Status
 from orchestrator.service.wire import Body, choice, list_query, parse, reply, reply_page, request_key
 
@@ -43,19 +43,13 @@ UNSUPPORTED: Final = (
 )
 
 
-class _Mount(Body):
-    type: str
-    target: str | None = None
-    content: str | None = None
-
-
 class _CreateBody(Body):
     name: str | None = None
     metadata: dict[str, str] | None = None
     environment_variables: dict[str, str] | None = None
     launch_parameters: dict[str, Any] | None = None
     file_mounts: dict[str, str] | None = None
-    mounts: list[_Mount] | None = None
+    mounts: list[dict[str, Any]] | None = None
     blueprint_id: str | None = None
     blueprint_name: Any = None
     snapshot_id: Any = None
@@ -172,25 +166,12 @@ def _devbox_request(body: _CreateBody) -> DevboxRequest:
         if getattr(body, key):
             raise BadRequest(f"{key}: not supported by this service (sweep).")
     environment = body.environment_variables or {}
-    wrong = [name for name, value in environment.items() if not name or "=" in name or "\0" in name + value]
-    if wrong:
-        raise BadRequest(f"environment_variables: {wrong[0]!r} cannot be set; names have no '=' and nothing has a NUL.")
+    check_variables("environment_variables", environment)
     return DevboxRequest(
         name=body.name,
         metadata=body.metadata or {},
         environment_variables=environment,
         blueprint_id=body.blueprint_id,
         launch_parameters=body.launch_parameters or {},
-        file_mounts=_file_mounts(body),
+        file_mounts={**(body.file_mounts or {}), **mounted_files("mounts", body.mounts or ())},
     )
-
-
-def _file_mounts(body: _CreateBody) -> dict[str, str]:
-    files = dict(body.file_mounts or {})
-    for number, mount in enumerate(body.mounts or []):
-        if mount.type != "file_mount":
-            raise BadRequest(f"mounts.{number}: {mount.type!r} is not supported by this service (sweep).")
-        if mount.target is None or mount.content is None:
-            raise BadRequest(f"mounts.{number}: a file_mount needs target and content.")
-        files[mount.target] = mount.content
-    return files

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.errors import BadRequest
+from orchestrator.service.api.connection import while_connected
 from orchestrator.service.devboxes.commands import read_file, write_file
 from orchestrator.service.fleet.boot import in_home
 from orchestrator.service.fleet.download import Download
@@ -78,7 +79,8 @@ class _Files:
         path = in_home(_path((await parse(request, _DownloadBody)).path, "path"))
         devbox_id = request.path_params["id"]
         with self._fleet.using(devbox_id) as box:
-            opened = await Download.open(box, path)
+            # The first byte may never come: a file of the agent's may be a pipe.
+            opened = await while_connected(request, lambda: Download.open(box, path))
         return _Sent(self._fleet, devbox_id, opened)
 
 

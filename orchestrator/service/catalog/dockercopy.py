@@ -128,8 +128,9 @@ class Tree:
     def _free(self, path: str) -> Path:
         """Where a file may be written: its folder is there, and nothing is in its place."""
         place = self.make_folder(posixpath.dirname(path)) / posixpath.basename(path)
-        if place.parent == self.root:
-            raise Mistake(f"{path}: a file directly in / is not possible here; put it into a folder")
+        if place.parent in {self.root, self.root / "home"}:
+            where = posixpath.dirname(path)
+            raise Mistake(f"{path}: a file directly in {where} is not possible here; put it into a folder")
         if place.is_dir() and not place.is_symlink():
             raise Mistake(f"{path} is a folder already")
         place.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ class AgentBox(ABC):
 
     async def _start_agent(self) -> None:
         ours, theirs = socket.socketpair()
-        link = self._link = Link(ours, self._hung_up)
+        link = self._link = Link(ours, self._hung_up, owner=self.folder.owner)
         with theirs, _scratch() as errors:
             with anyio.CancelScope(shield=True):
                 self._child = Child(await self.launch(theirs.fileno(), errors), self._ended)
@@ -155,7 +155,8 @@ class AgentBox(ABC):
     async def spawn(self, command: Command) -> AgentProcess:
         if self._why is not None or self._link is None:
             raise BoxDied(f"devbox {self.id}: {self._why}")
-        environment = self.environment() | dict(self.spec.environment) | dict(command.environment)
+        given = {} if command.is_plain else dict(self.spec.environment)
+        environment = self.environment() | given | dict(command.environment)
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
         return self._link.spawn(self.path(str(folder)), command.argv, environment, stdin=command.stdin)
 

@@ -124,7 +124,7 @@ async def write_file(box: Box, path: str, data: bytes | Read, *, mode: int | Non
     words when it cannot be written, and BoxDied.
     """
     argv = ("sh", "-c", _WRITE, "write_file", _argument(box, path), "" if mode is None else f"{mode:o}")
-    finished = await run(box, Command(argv=argv, stdin=True), stdin=data, timeout=timeout)
+    finished = await run(box, Command(argv=argv, stdin=True, is_plain=True), stdin=data, timeout=timeout)
     if finished.status != 0:
         raise BadRequest(f"{path}: cannot be written in devbox {box.id}: {_reason(finished)}")
 
@@ -132,7 +132,7 @@ async def write_file(box: Box, path: str, data: bytes | Read, *, mode: int | Non
 async def read_file(box: Box, path: str, *, keep: int = MAX_FILE, timeout: float = 120) -> bytes:
     """Read a file of the box, up to `keep` bytes. Raises BadRequest with the box's own words, and BoxDied."""
     argv = ("head", "-c", str(keep), "--", _argument(box, path))
-    finished = await run(box, Command(argv=argv), keep=keep, timeout=timeout)
+    finished = await run(box, Command(argv=argv, is_plain=True), keep=keep, timeout=timeout)
     if finished.status != 0:
         raise BadRequest(f"{path}: cannot be read in devbox {box.id}: {_reason(finished)}")
     return finished.stdout

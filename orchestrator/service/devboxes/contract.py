@@ -94,12 +94,15 @@ class Command:
 
     `argv[0]` is looked up on the box's PATH. `cwd` is absolute, or relative to the working directory; None is the
     working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
+    A program that `is_plain` is ours and gets nothing of the spec's environment: a PATH through folders that an agent
+    can write must not decide which `cat` writes a scorer's files.
     """
 
     argv: tuple[str, ...]
     cwd: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     stdin: bool = False
+    is_plain: bool = False
 
 
 def shell(

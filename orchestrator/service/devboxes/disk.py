@@ -1,10 +1,11 @@
 """Ends boxes that take more of the disk than they may.
 
-Its secret: it hardly ever looks. The file system's own count of free bytes, one call a second for all boxes together,
-says how much can have been written at most since the last look; folders are walked only when that could have made some
-box too large, and now and then because others' deletions hide writing. A quota of the file system would be better and
-is rarely there; a sized tmpfs costs memory; a loop device costs a file system each. So a box can be over its limit for
-about a second before it ends.
+Its secret: it hardly ever looks. The file system's own count of free bytes and of free files, one call a second for all
+boxes together, says how much can have been written at most since the last look; folders are walked only when that could
+have made some box too large, and now and then because others' deletions hide writing. A long look is followed by a
+pause, which ends early when much is written: else a box could make looks long, and write in the pauses. A quota of the
+file system would be better and is rarely there; a sized tmpfs costs memory; a loop device costs a file system each. So
+a box can be over its limit for about a second before it ends.
 """
 
 import asyncio
@@ -17,11 +18,13 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from orchestrator.service.devboxes.trees import TooDeep, disk_usage
+from orchestrator.service.devboxes.trees import ENTRY, TooDeep, disk_usage
 
 TICK = 1.0
 #: Longest time between two looks, and how much longer than a look itself the pause after it is.
 RELAXED, RATIO = 60.0, 20.0
+#: Bytes by which a box may be beyond its limit because a pause is not over.
+MUCH = 1 << 30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,21 +63,22 @@ class DiskWatch:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        free, looked, pause = self._free(), anyio.current_time(), 0.0
+        free, looked, rested = self._free(), anyio.current_time(), 0.0
         while True:
-            await anyio.sleep(max(TICK, pause))
-            pause = 0.0
+            await anyio.sleep(TICK)
             now = anyio.current_time()
-            written = free - self._free()
-            if written > self._headroom() or now - looked > RELAXED:
+            written = max(before - after for before, after in zip(free, self._free(), strict=True))
+            is_due = written > self._headroom() or now - looked > RELAXED
+            if (is_due and now > rested) or written > self._headroom() + MUCH:
                 free = self._free()
                 await self._look()
                 looked = anyio.current_time()
-                pause = (looked - now) * RATIO
+                rested = looked + (looked - now) * RATIO
 
-    def _free(self) -> int:
+    def _free(self) -> tuple[int, int]:
+        """Bytes, and entries in bytes."""
         found = os.statvfs(self._place)
-        return found.f_bavail * found.f_frsize
+        return found.f_bavail * found.f_frsize, found.f_favail * ENTRY
 
     def _headroom(self) -> int:
         return min((box.limit - box.used for box in self._boxes.values()), default=0)

@@ -1,10 +1,12 @@
 """One box's place on the host's disk: which folders are its own, how a prepared root gets in and a snapshot out.
 
 Its secret: the layout. `files/` holds the box's own folders as a tree in the form of `BoxSpec.root`, below a folder
-that only the box's user can enter. Blocking; call from a worker thread.
+that only the box's user can enter. What becomes a mount is a folder and never a link: whoever prepared the root would
+choose by it which place of the host the box owns. Blocking; call from a worker thread.
 """
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +15,9 @@ from orchestrator.service.devboxes.trees import Copier, remove
 
 OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
 #: The machine's: read-only in every box, so no folder of a prepared root can stand for them.
-SYSTEM = frozenset({"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"})
+SYSTEM = frozenset(
+    {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,31 @@ class BoxFolder:
         folders = [place for place in self.files.iterdir() if place.name != "home"]
         return sorted(str(place.relative_to(self.files)) for place in (*folders, *(self.files / "home").iterdir()))
 
+    def anchors(self, targets: Iterable[str]) -> list[str]:
+        """The box's own folders on the way to mounts in them, made if they are missing; the upper ones first.
+
+        Mounted onto themselves they cannot be renamed; else the box would move them away, mount and all, and put a
+        program of its own in the place of one that it may not change. Raises BoxStartFailed for a link in the way.
+        """
+        found: set[str] = set()
+        for target in targets:
+            place = target.strip("/")
+            for top in self.tops():
+                if place.startswith(f"{top}/"):
+                    found.update(self._on_the_way(top, place))
+        for path in sorted(found):
+            self._make(f"/{path}")
+        return sorted(found)
+
+    def _on_the_way(self, top: str, place: str) -> Iterator[str]:
+        parts = place.removeprefix(f"{top}/").split("/")
+        for count in range(1, len(parts) + 1):
+            path = "/".join([top, *parts[:count]])
+            if (self.files / path).is_symlink():
+                raise BoxStartFailed(f"/{path} is a link in the prepared root, and /{place} has to be mounted there")
+            if count < len(parts):
+                yield path
+
     def _make(self, path: str) -> None:
         folder = self.files
         for part in PurePosixPath(path).parts[1:]:
@@ -77,7 +106,7 @@ def refuse_system(spec: BoxSpec) -> None:
         except OSError as error:
             raise BoxStartFailed(f"devbox {spec.id}: its prepared root cannot be read: {error}") from error
         folders += [f"/{entry.name}" for entry in found]
-        odd = [entry.name for entry in found if entry.is_symlink() or not entry.is_dir()]
+        odd = [str(each.relative_to(spec.root)) for each in _mounted(found) if each.is_symlink() or not each.is_dir()]
         if odd:
             raise BoxStartFailed(f"devbox {spec.id}: its prepared root may hold folders only, not {', '.join(odd)}")
     for path in folders:
@@ -91,3 +120,11 @@ def refuse_system(spec: BoxSpec) -> None:
                 f"devbox {spec.id}: {path} belongs to the system, which is read-only in a devbox; "
                 f"use a folder of its own such as {HOME}, /app or /srv"
             )
+
+
+def _mounted(entries: Iterable[Path]) -> Iterator[Path]:
+    """What of a prepared root becomes a mount each: see `BoxFolder.tops`."""
+    for entry in entries:
+        yield entry
+        if entry.name == "home" and entry.is_dir() and not entry.is_symlink():
+            yield from sorted(entry.iterdir())

@@ -77,14 +77,18 @@ class AgentProcess:
 
 
 class Link:
-    """Owns the socket `sock`. `broken` is called once, with what the agent did, or None when it only hung up."""
+    """Owns the socket `sock`. `broken` is called once, with what the agent did, or None when it only hung up.
 
-    def __init__(self, sock: socket.socket, broken: Callable[[str | None], None]) -> None:
+    `owner` is the host's user whose processes the commands are, None for ours.
+    """
+
+    def __init__(self, sock: socket.socket, broken: Callable[[str | None], None], *, owner: int | None = None) -> None:
         self.drain = Drain()
         self.ready = anyio.Event()
         self.reason = ""
         self._sock = sock
         self._broken = broken
+        self._owner = owner
         self._answers = Answers()
         self._running: dict[int, AgentProcess] = {}
         self._last = 0
@@ -99,7 +103,7 @@ class Link:
         if not self._open:
             raise BoxDied(self.reason)
         self._last += 1
-        pipes = open_pipes(stdin=stdin)
+        pipes = open_pipes(stdin=stdin, owner=self._owner)
         process = AgentProcess(self, self._last, pipes)
         theirs = tuple(pipe.theirs for pipe in pipes)
         try:

@@ -4,6 +4,8 @@ Its secret: when the stream of a program ends. Not at the pipe's end, for a daem
 program has ended, exactly what lies in the pipe at that moment is still delivered. And what is left behind may go on
 writing: closing our end would kill it with SIGPIPE at its next line of log, so the rest is read slowly and dropped.
 Neither anyio's nor asyncio's pipe streams can end before the pipe does. No thread, no task: readiness callbacks only.
+A pipe belongs to the box's user, who may open it anew (`> /dev/stderr`), for reading too: what was counted at the end
+and is not there any more, somebody in the box took, and nobody waits for it.
 """
 
 import asyncio
@@ -43,14 +45,19 @@ class Pipe:
         return cls(ours=writing, theirs=reading)
 
 
-def open_pipes(*, stdin: bool) -> list[Pipe]:
-    """Pipes for a command: its input, if it has one, and its two outputs. Raises OSError, leaving none open."""
+def open_pipes(*, stdin: bool, owner: int | None = None) -> list[Pipe]:
+    """Pipes for a command: its input, if it has one, and its two outputs. Raises OSError, leaving none open.
+
+    They belong to the user `owner` of the host, None meaning ours.
+    """
     pipes: list[Pipe] = []
     try:
         if stdin:
             pipes.append(Pipe.for_input())
         pipes.append(Pipe.for_output())
         pipes.append(Pipe.for_output())
+        for pipe in pipes if owner is not None else ():
+            os.fchown(pipe.theirs, owner or 0, -1)
     except OSError:
         for pipe in pipes:
             os.close(pipe.ours)
@@ -144,7 +151,9 @@ class OutputPipe(ByteReceiveStream):
             try:
                 data = os.read(self._fd, max_bytes if self._left is None else min(max_bytes, self._left))
             except BlockingIOError:
-                return b""
+                if self._left is None:
+                    return b""
+                self._left = 0
         if not data:
             self._end()
             raise anyio.EndOfStream

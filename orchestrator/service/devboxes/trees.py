@@ -21,6 +21,8 @@ MAX_DEPTH = 400
 #: Set-user-id bits never travel: in a copy they would speak for another user.
 MODE_BITS = 0o1777
 CHUNK = 1 << 20
+#: An empty file takes no block, but one of the file system's numbered places, of which there are as few as that.
+ENTRY = 4096
 FICLONE = 0x40049409
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -87,7 +89,10 @@ class Copier:
 
 
 def disk_usage(root: Path) -> int:
-    """Bytes that `root` takes on the disk. Raises TooDeep; what vanishes meanwhile is not counted."""
+    """Bytes that `root` takes on the disk, each entry counting as ENTRY at least. Raises TooDeep.
+
+    What vanishes meanwhile is not counted.
+    """
     try:
         with _opened(os.open(root, FOLDER)) as fd:
             return _usage(fd, 0)
@@ -103,7 +108,7 @@ def _usage(folder: int, depth: int) -> int:
         for entry in entries:
             try:
                 found = entry.stat(follow_symlinks=False)
-                total += found.st_blocks * 512
+                total += max(found.st_blocks * 512, ENTRY)
                 if stat.S_ISDIR(found.st_mode):
                     with _entered(entry.name, FOLDER, folder) as below:
                         total += _usage(below, depth + 1)

@@ -27,7 +27,7 @@ class Download:
     @classmethod
     async def open(cls, box: Box, path: str) -> Self:
         """Open a file. Raises BadRequest with the box's own words when it cannot be read, and BoxDied."""
-        process = await box.spawn(Command(argv=("cat", "--", box.path(path))))
+        process = await box.spawn(Command(argv=("cat", "--", box.path(path)), is_plain=True))
         opened = cls(process, f"{path}: cannot be read in devbox {box.id}")
         try:
             opened._first = await opened._receive()

@@ -28,7 +28,8 @@ from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.fleet.boot import run_setup, write_mounts
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.launch import Launch, parse_launch
-from orchestrator.service.fleet.rows import DevboxRequest, DevboxRows, OnEnd, new_devbox, not_running
+from orchestrator.service.fleet.requests import DevboxRequest
+from orchestrator.service.fleet.rows import DevboxRows, OnEnd, new_devbox, not_running
 from orchestrator.service.fleet.states import (
     TERMINAL,
     End,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from orchestrator.errors import BadRequest
 from orchestrator.service.devboxes.contract import GIB, Resources
@@ -45,6 +45,8 @@ class _User(Body):
 
 
 class _Parameters(Body):
+    model_config = ConfigDict(defer_build=False)  # the first use of a deferred one must not be in two threads at once
+
     keep_alive_time_seconds: int | None = Field(None, ge=1, le=MAX_KEEP_ALIVE)
     after_idle: _Idle | None = None
     lifecycle: _Lifecycle | None = None

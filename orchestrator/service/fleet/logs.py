@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from orchestrator.service.fleet.spool import STREAMS, read_tail, spool_path
+from orchestrator.service.fleet.spool import STREAMS, make_private, read_tail, spool_path
 from orchestrator.service.store import Document
 
 MAX_ENTRIES: Final = 10_000
@@ -31,7 +31,7 @@ def setup_path(output: Path, devbox_id: str) -> Path:
 def append_setup(output: Path, devbox_id: str, entries: Iterable[Document]) -> None:
     """Blocking."""
     path = setup_path(output, devbox_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     with path.open("ab") as file:
         file.writelines(orjson.dumps(one) + b"\n" for one in entries)
 

@@ -5,30 +5,15 @@ so that no run is ever left thinking its devbox lives.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from orchestrator.errors import BadRequest
 from orchestrator.service.fleet.launch import Launch
+from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.fleet.states import End, Status, ended, failure, is_ended, moved
 from orchestrator.service.store import DEVBOXES, Document, Store, now_ms
 
 OnEnd = Callable[[sqlite3.Connection, Document], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevboxRequest:
-    """What a devbox is asked to be; `launch_parameters` as sent, `file_mounts` from path to contents."""
-
-    name: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    environment_variables: Mapping[str, str] = field(default_factory=dict)
-    blueprint_id: str | None = None
-    launch_parameters: Mapping[str, Any] = field(default_factory=dict)
-    file_mounts: Mapping[str, str] = field(default_factory=dict)
-    initiator_type: str = "api"
-    initiator_id: str | None = None
 
 
 class DevboxRows:

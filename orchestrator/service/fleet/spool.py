@@ -51,8 +51,14 @@ class Spool:
         self._on_change()
 
 
+def make_private(folder: Path) -> None:
+    """Make the folder of a devbox's output, and that of all of them, for their owner only."""
+    for each in (folder.parent, folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def _append(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     with path.open("ab") as file:
         file.write(data)
 

@@ -16,7 +16,7 @@ from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.rows import DevboxRequest
+from orchestrator.service.fleet.requests import DevboxRequest, mounted_files
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scorings import Scorings, end_run
 from orchestrator.service.runs.starting import (
@@ -24,7 +24,6 @@ from orchestrator.service.runs.starting import (
     StartRequest,
     check_startable,
     environment_of,
-    file_mounts,
     secret_values,
 )
 from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
@@ -217,7 +216,7 @@ def _devbox_request(scenario: Document, run: Document, profile: Profile) -> Devb
         environment_variables=dict(profile.environment),
         blueprint_id=environment.get("blueprint_id"),
         launch_parameters={**(environment.get("launch_parameters") or {}), **profile.launch_parameters},
-        file_mounts=file_mounts(profile),
+        file_mounts=mounted_files("runProfile.mounts", profile.mounts),
         initiator_type="scenario",
         initiator_id=run["id"],
     )

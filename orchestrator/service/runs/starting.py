@@ -13,6 +13,7 @@ from orchestrator.errors import BadRequest
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.fleet.requests import check_variables
 from orchestrator.service.store import Document
 
 
@@ -70,16 +71,9 @@ class StartRequest:
         return {"metadata": dict(self.metadata), **named, **profile.view()}
 
 
-def check_profile(profile: Profile) -> None:
-    """Raise BadRequest naming the first environment variable that no process could be given."""
-    for name, value in {**profile.environment, **dict.fromkeys(profile.secrets, "")}.items():
-        if not name or "=" in name or "\0" in name + value:
-            raise BadRequest(f"runProfile: variable {name!r} cannot be set; a name has no '=', and nothing has a NUL.")
-
-
 def check_startable(noun: str, definition: Document, profile: Profile) -> None:
-    """Raise BadRequest if the definition is archived or a required variable or secret is not provided, naming each."""
-    check_profile(profile)
+    """Raise BadRequest for a variable that cannot be set, an archived definition, and what is required and missing."""
+    check_variables("runProfile", {**profile.environment, **dict.fromkeys(profile.secrets, "")})
     what = f"{noun} {definition['id']} ({definition['name']})"
     if definition.get("status") == "archived":
         raise BadRequest(f"{what} is archived and cannot be run.")
@@ -117,18 +111,6 @@ def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
             "start it with an environment variable of that name, or send the value in runProfile.envVars."
         )
     return {variable: known[name] for variable, name in profile.secrets.items()}
-
-
-def file_mounts(profile: Profile) -> dict[str, str]:
-    """Path to contents. Raises BadRequest for mounts of another type, and for one without a target."""
-    mounts: dict[str, str] = {}
-    for number, mount in enumerate(profile.mounts):
-        if mount.get("type") != "file_mount":
-            raise BadRequest(f"runProfile.mounts.{number}: only file_mount is served here, not {mount.get('type')!r}.")
-        if not mount.get("target"):
-            raise BadRequest(f"runProfile.mounts.{number}.target: a file_mount needs the path of its file.")
-        mounts[mount["target"]] = mount.get("content") or ""
-    return mounts
 
 
 async def environment_of(scenario: Document, environments: Environments) -> Prepared:

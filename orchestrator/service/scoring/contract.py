@@ -83,7 +83,7 @@ Said = Annotated[Text, AfterValidator(_said)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
 class BashScript(_Record):

@@ -5,12 +5,14 @@ of the service or of the machine. The environment is made without pip and filled
 their interpreter beside themselves, so the folder works wherever it is bound. It is built beside its final name and
 renamed, so a folder that exists is whole; there is one service per cache folder.
 
+pip installs wheels and does nothing else: it may start no program. Its own options do not suffice, for a wheel may
+depend on a source distribution by address, whose build script would run here, outside the sandbox.
+
 Why not `pip install --target`: a script that starts `sys.executable -m pytest` would lose its packages.
 """
 
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +36,20 @@ IN_BOX: Final = "/opt/sweep/python"
 BUILD_TIMEOUT: Final = 900.0
 #: How much of pip's output an error shows.
 SHOWN: Final = 4000
+#: Runs pip without the power to start a program; where libc is musl, it asks the loader for its version.
+_GUARD: Final = """\
+import runpy, sys
+STARTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system")
+def guard(event, args):
+    if event in STARTS and not str(args and args[0]).startswith("/lib/ld-musl-"):
+        raise PermissionError("only wheels are installed, and this package is none: its build would run a program")
+sys.addaudithook(guard)
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "pip":
+    runpy.run_module("pip", run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 #: How a program of the environment begins: shell that starts the Python beside it, which takes this for a string.
 _BESIDE: Final = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"\n\' \'\'\'\n'
 
@@ -113,12 +129,14 @@ def _name(interpreter: Interpreter, requirements: str | None) -> str:
 
 async def _pip(folder: Path) -> list[str]:
     """How to run a pip that installs into the environment: the service's own, else the one Python brings along."""
+    guarded = [str(folder / "bin" / "python"), "-I", "-c", _GUARD]
     quiet = ["--disable-pip-version-check", "--no-input", "--no-color"]
-    if find_spec("pip") is not None:
-        return [sys.executable, "-I", "-m", "pip", "--python", str(folder), *quiet]
-    python = str(folder / "bin" / "python")
-    await _run([python, "-I", "-m", "ensurepip"], "given pip")
-    return [python, "-I", "-m", "pip", *quiet]
+    found = find_spec("pip")
+    if found is not None and found.origin is not None:
+        # What `pip --python` would start: it finds pip, and nothing else, beside itself.
+        return [*guarded, str(Path(found.origin).with_name("__pip-runner__.py")), *quiet]
+    await _run([str(folder / "bin" / "python"), "-I", "-m", "ensurepip"], "given pip")
+    return [*guarded, "pip", *quiet]
 
 
 async def _run(argv: Sequence[str], what: str) -> None:

@@ -3,26 +3,22 @@
 Environments are built outside the sandbox, so nothing in them may run code while it is being installed: only wheels are
 taken. A source distribution, an editable install or a version control address runs its author's build script on the
 machine of the service, and `-r`, `-c` and `${VARIABLE}` read its files and its environment; these are refused by line.
+
+An address is judged as pip judges it: by the path alone, for a query or a fragment that ends with `.whl` makes no
+wheel. Options are taken word by word, each by its full name, for one line may hold several, and pip lets
+`--only-binary :none:` or `--no-binary` in the file undo what the command line says.
 """
 
 import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
-_OPTIONS: Final = frozenset(
-    {
-        "-i",
-        "--index-url",
-        "--extra-index-url",
-        "--no-index",
-        "-f",
-        "--find-links",
-        "--only-binary",
-        "--prefer-binary",
-        "--require-hashes",
-        "--pre",
-        "--trusted-host",
-    }
+_FLAGS: Final = frozenset({"--no-index", "--prefer-binary", "--require-hashes", "--pre"})
+_WITH_VALUE: Final = frozenset(
+    {"-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--trusted-host", "--only-binary"}
 )
 
 
@@ -53,16 +49,32 @@ def _problem(line: str) -> str | None:
     if "${" in line:
         return "variables of the service's environment are not filled in"
     if line.startswith("-"):
-        option = re.split(r"[\s=]", line, maxsplit=1)[0]
-        return None if option in _OPTIONS else f"the option {option} is not allowed in a scorer's requirements"
+        return _bad_option(line)
     requirement, *options = re.split(r"\s+(?=--)", line)
     if wrong := [option for option in options if not option.startswith("--hash")]:
         return f"the option {wrong[0]} is not allowed in a scorer's requirements"
     return _unfit(requirement.strip())
 
 
+def _bad_option(line: str) -> str | None:
+    """Why a line of options is refused."""
+    try:
+        words = iter(shlex.split(line))
+    except ValueError as error:
+        return f"{line!r} cannot be read: {error}"
+    for word in words:
+        option, has_value, value = word.partition("=")
+        if option in _WITH_VALUE:
+            value = value if has_value else next(words, "")
+            if option == "--only-binary" and value != ":all:":
+                return "only wheels are installed, so --only-binary can only be :all:"
+        elif word not in _FLAGS:
+            return f"the option {option} is not allowed in a scorer's requirements"
+    return None
+
+
 def _unfit(requirement: str) -> str | None:
-    if requirement.endswith(".whl") and " " not in requirement:
+    if " " not in requirement and _is_wheel(requirement):
         return None
     from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and few scorers have any
 
@@ -70,6 +82,18 @@ def _unfit(requirement: str) -> str | None:
         url = Requirement(requirement).url
     except InvalidRequirement:
         return f"{requirement!r} is neither a requirement by name nor a wheel; only wheels are installed"
-    if url and not url.partition("#")[0].endswith(".whl"):
+    if url and not _is_wheel(url):
         return f"{url} is not a wheel; only wheels are installed"
     return None
+
+
+def _is_wheel(place: str) -> bool:
+    """Whether an address or a path names the file of a wheel; a folder of such a name would be built."""
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return False
+    if parts.scheme not in {"", "http", "https", "file"}:
+        return False
+    path = unquote(parts.path) if parts.scheme else place
+    return path.endswith(".whl") and not (parts.scheme in {"", "file"} and Path(path).is_dir())

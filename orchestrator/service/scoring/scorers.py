@@ -147,7 +147,7 @@ class Bench:
         compiled = {posixpath.join(posixpath.dirname(target), "__pycache__") for target in targets}
         if targets:
             clear = ("rm", "-rf", "--", *map(self.box.path, (*targets, *sorted(compiled))))
-            await run(self.box, Command(argv=clear), timeout=self._moment())
+            await run(self.box, Command(argv=clear, is_plain=True), timeout=self._moment())
         for target, file in zip(targets, files, strict=True):
             contents = file.file_contents or ""
             mode = 0o755 if contents.startswith("#!") else 0o644
@@ -156,7 +156,8 @@ class Bench:
     async def _remove(self, folder: str) -> None:
         with anyio.move_on_after(_TIDY_TIMEOUT, shield=True):
             try:
-                await run(self.box, Command(argv=("rm", "-rf", "--", self.box.path(folder))), timeout=_TIDY_TIMEOUT)
+                clear = ("rm", "-rf", "--", self.box.path(folder))
+                await run(self.box, Command(argv=clear, is_plain=True), timeout=_TIDY_TIMEOUT)
             except BoxDied:
                 return  # and the folder with it
 

@@ -3,7 +3,6 @@
 import shutil
 import sysconfig
 from collections.abc import Collection
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +104,8 @@ async def _score(function: Function, bench: Bench) -> Document:
 
 def _ast_grep() -> Path:
     """The program of the package `ast-grep-cli`. Raises BoxStartFailed if it is not there."""
+    from importlib.metadata import PackageNotFoundError, files  # slow to import, and few contracts search
+
     try:
         candidates = [
             Path(str(file.locate())).resolve() for file in files("ast-grep-cli") or () if file.stem == "ast-grep"

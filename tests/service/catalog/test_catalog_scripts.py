@@ -163,7 +163,7 @@ async def test_a_variable_that_was_not_given_is_named(scenario: Make, local: Pro
 async def test_where_a_devbox_has_no_folders_of_its_own_the_hosts_are_left_alone(
     scenario: Make, process: Provider
 ) -> None:
-    async with opened(process, scenario()) as desk:
+    async with opened(process, scenario(), SWEEP_ROOT="") as desk:
         finished = await desk.score()
         assert finished.status == 1
         assert b"/tests is needed as a folder of the devbox's own" in finished.stderr

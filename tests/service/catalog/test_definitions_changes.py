@@ -9,9 +9,8 @@ import pytest
 from orchestrator.errors import BadRequest, NotFound
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.scoring import Scoring
-from orchestrator.service.store import Store
-from orchestrator.service.wire import ListQuery
+from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.store import ListQuery, Store
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]
@@ -94,28 +93,26 @@ async def test_an_update_keeps_what_is_not_given_and_replaces_what_is_even_by_no
     definitions: Definitions,
 ) -> None:
     created = await definitions.create_scenario({**SCENARIO, "metadata": {"a": "b"}, "reference_output": "x"}, None)
-    updated = await definitions.update_scenario(
-        created["id"], {"name": None, "metadata": {}, "scorer_timeout_sec": 60}, None
-    )
+    updated = await definitions.update_scenario(created["id"], {"name": None, "metadata": {}, "scorer_timeout_sec": 60})
     assert updated == {**created, "metadata": {}, "scorer_timeout_sec": 60}
     with pytest.raises(BadRequest, match="name: a scenario needs one"):
-        await definitions.update_scenario(created["id"], {"name": ""}, None)
+        await definitions.update_scenario(created["id"], {"name": ""})
     with pytest.raises(NotFound):
-        await definitions.update_scenario("scn_none", {"name": "x"}, None)
+        await definitions.update_scenario("scn_none", {"name": "x"})
 
 
 async def test_an_archived_scenario_is_in_no_list_and_cannot_be_updated(definitions: Definitions) -> None:
     created = await definitions.create_scenario(SCENARIO, None)
-    archived = await definitions.archive_scenario(created["id"], None)
+    archived = await definitions.archive_scenario(created["id"])
     assert archived["status"] == "archived"
-    assert await definitions.archive_scenario(created["id"], None) == archived
+    assert await definitions.archive_scenario(created["id"]) == archived
     assert created["id"] not in [item["id"] for item in (await definitions.scenarios(ALL)).items]
     assert await definitions.scenario(created["id"]) == archived
     with pytest.raises(BadRequest, match="is archived"):
-        await definitions.update_scenario(created["id"], {"name": "x"}, None)
-    assert await definitions.unarchive_scenario(created["id"], None) == created
+        await definitions.update_scenario(created["id"], {"name": "x"})
+    assert await definitions.unarchive_scenario(created["id"]) == created
     with pytest.raises(NotFound):
-        await definitions.archive_scenario("scn_none", None)
+        await definitions.archive_scenario("scn_none")
 
 
 async def test_a_benchmark_may_hold_scenarios_of_both_sides_but_none_that_do_not_exist(
@@ -137,37 +134,37 @@ async def test_a_benchmark_may_hold_scenarios_of_both_sides_but_none_that_do_not
 async def test_a_benchmark_is_updated_field_by_field(definitions: Definitions) -> None:
     own = (await definitions.create_scenario(SCENARIO, None))["id"]
     created = await definitions.create_benchmark({"name": "mine", "scenario_ids": [own], "description": "d"}, None)
-    updated = await definitions.update_benchmark(created["id"], {"description": "e", "name": None}, None)
+    updated = await definitions.update_benchmark(created["id"], {"description": "e", "name": None})
     assert updated == {**created, "description": "e"}
-    assert (await definitions.update_benchmark(created["id"], {"scenario_ids": []}, None))["scenarioIds"] == []
+    assert (await definitions.update_benchmark(created["id"], {"scenario_ids": []}))["scenarioIds"] == []
     with pytest.raises(NotFound, match="scn_none"):
-        await definitions.update_benchmark(created["id"], {"scenario_ids": ["scn_none"]}, None)
+        await definitions.update_benchmark(created["id"], {"scenario_ids": ["scn_none"]})
 
 
 async def test_scenarios_are_added_at_the_end_and_taken_out(definitions: Definitions) -> None:
     first, second, third = [(await definitions.create_scenario(SCENARIO, None))["id"] for _ in range(3)]
     key = (await definitions.create_benchmark({"name": "mine", "scenario_ids": [first, second]}, None))["id"]
-    changed = await definitions.update_benchmark_scenarios(key, add=[third, second, third], remove=[first], key=None)
+    changed = await definitions.update_benchmark_scenarios(key, add=[third, second, third], remove=[first])
     assert changed["scenarioIds"] == [second, third]
-    again = await definitions.update_benchmark_scenarios(key, remove=["scn_none"], key=None)
+    again = await definitions.update_benchmark_scenarios(key, remove=["scn_none"])
     assert again["scenarioIds"] == [second, third]
     with pytest.raises(NotFound, match="scn_none"):
-        await definitions.update_benchmark_scenarios(key, add=["scn_none"], key=None)
+        await definitions.update_benchmark_scenarios(key, add=["scn_none"])
 
 
 async def test_what_comes_from_a_folder_is_read_only(definitions: Definitions) -> None:
     benchmark, scenario, scorer = await public_ids(definitions)
     refused = "comes from a folder and is read-only here"
     with pytest.raises(BadRequest, match=refused):
-        await definitions.update_benchmark(benchmark, {"name": "x"}, None)
+        await definitions.update_benchmark(benchmark, {"name": "x"})
     with pytest.raises(BadRequest, match=refused):
-        await definitions.update_benchmark_scenarios(benchmark, add=[], key=None)
+        await definitions.update_benchmark_scenarios(benchmark, add=[])
     with pytest.raises(BadRequest, match=refused):
-        await definitions.update_scenario(scenario, {"name": "x"}, None)
+        await definitions.update_scenario(scenario, {"name": "x"})
     with pytest.raises(BadRequest, match=refused):
-        await definitions.archive_scenario(scenario, None)
+        await definitions.archive_scenario(scenario)
     with pytest.raises(BadRequest, match=refused):
-        await definitions.update_scorer(scorer, {"bash_script": "x"}, None)
+        await definitions.update_scorer(scorer, {"bash_script": "x"})
 
 
 async def test_a_scorers_type_is_registered_once(definitions: Definitions) -> None:
@@ -178,12 +175,12 @@ async def test_a_scorers_type_is_registered_once(definitions: Definitions) -> No
         await definitions.create_scorer({"type": "half", "bash_script": "echo score=0"}, None)
     with pytest.raises(BadRequest, match="a scorer needs both"):
         await definitions.create_scorer({"type": "other"}, None)
-    updated = await definitions.update_scorer(created["id"], {"type": "own", "bash_script": "echo score=0"}, None)
+    updated = await definitions.update_scorer(created["id"], {"type": "own", "bash_script": "echo score=0"})
     assert updated == {**created, "bash_script": "echo score=0"}
     with pytest.raises(BadRequest, match="'half' is registered by a benchmark's folder"):
-        await definitions.update_scorer(created["id"], {"type": "half"}, None)
+        await definitions.update_scorer(created["id"], {"type": "half"})
     with pytest.raises(NotFound):
-        await definitions.update_scorer("scs_none", {"type": "x"}, None)
+        await definitions.update_scorer("scs_none", {"type": "x"})
 
 
 async def test_a_request_repeated_with_its_key_has_its_effect_once(definitions: Definitions) -> None:

@@ -9,9 +9,8 @@ import pytest
 from orchestrator.errors import BadRequest, NotFound
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.scoring import Scoring
-from orchestrator.service.store import Page, Store
-from orchestrator.service.wire import ListQuery
+from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.store import ListQuery, Page, Store
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]
@@ -132,13 +131,13 @@ async def test_definitions_page_in_the_benchmarks_own_order(definitions: Definit
     x = await definitions.create_scenario(fields("x"), None)
     known = (await definitions.benchmarks(query())).items[0]["scenarioIds"]
     mixed = await definitions.create_benchmark({"name": "mixed", "scenario_ids": [known[1], x["id"], known[0]]}, None)
-    first = await definitions.definitions(mixed["id"], limit=2)
+    first = await definitions.definitions(mixed["id"], query(2))
     assert [each["name"] for each in first["scenarios"]] == ["b", "x"]
     assert (first["has_more"], first["total_count"]) == (True, 3)
-    second = await definitions.definitions(mixed["id"], limit=2, starting_after=x["id"])
+    second = await definitions.definitions(mixed["id"], query(2, x["id"]))
     assert ([each["name"] for each in second["scenarios"]], second["has_more"]) == (["a"], False)
     with pytest.raises(NotFound, match="has no scenario 'scn_none'"):
-        await definitions.definitions(mixed["id"], starting_after="scn_none")
+        await definitions.definitions(mixed["id"], query(after="scn_none"))
 
 
 async def test_a_broken_scenario_breaks_no_list_and_explains_itself(definitions: Definitions, scenario: Make) -> None:
@@ -146,7 +145,7 @@ async def test_a_broken_scenario_breaks_no_list_and_explains_itself(definitions:
     page = await definitions.scenarios(query(2))
     assert (names(page), page.has_more) == (["a", "c"], False)
     benchmark = (await definitions.benchmarks(query())).items[0]
-    found = await definitions.definitions(benchmark["id"])
+    found = await definitions.definitions(benchmark["id"], query())
     assert [each["name"] for each in found["scenarios"]] == ["a", "c"]
     with pytest.raises(BadRequest, match=r"Scenario b is not usable: instruction\.md: is empty"):
         await definitions.scenario(benchmark["scenarioIds"][1])

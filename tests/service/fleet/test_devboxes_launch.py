@@ -8,7 +8,8 @@ import pytest
 from orchestrator.errors import BadRequest, InternalError
 from orchestrator.service.devboxes.contract import GIB, Resources
 from orchestrator.service.fleet.launch import SIZES, parse_launch
-from orchestrator.service.fleet.rows import DevboxRequest, new_devbox
+from orchestrator.service.fleet.requests import DevboxRequest
+from orchestrator.service.fleet.rows import new_devbox
 from orchestrator.service.fleet.states import MOVES, TERMINAL, Status, failure_reason, is_ended, moved
 
 

@@ -12,7 +12,7 @@ from runloop_api_client import APIStatusError, BadRequestError, NotFoundError
 from runloop_api_client.types import DevboxView
 
 from orchestrator.errors import BadRequest
-from orchestrator.service.fleet.rows import DevboxRequest
+from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.fleet.executions import CommandRequest, Executions
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.rows import DevboxRequest
+from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store
 
 pytestmark = pytest.mark.anyio

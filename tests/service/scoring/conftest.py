@@ -13,8 +13,8 @@ from orchestrator.service.devboxes.commands import run
 from orchestrator.service.devboxes.contract import Box, BoxSpec, Command, Provider, shell
 from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
 from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.scoring import Scoring
 from orchestrator.service.scoring.interpreters import Interpreters
+from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Document
 
 APP = "/app"

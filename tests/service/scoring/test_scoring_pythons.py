@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.errors import BadRequest
 from orchestrator.service.devboxes.contract import BoxStartFailed
-from orchestrator.service.scoring import Scoring
 from orchestrator.service.scoring.contract import PythonScript
 from orchestrator.service.scoring.interpreters import Interpreters
 from orchestrator.service.scoring.pythons import PythonEnvironments
+from orchestrator.service.scoring.scoring import Scoring
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.service.devboxes.commands import run, write_file
 from orchestrator.service.devboxes.contract import Box, BoxDied, Capability, Provider, shell
-from orchestrator.service.scoring import Scoring, is_faulty
+from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.verdict import faults
 from orchestrator.service.store import Document
 
 Boot = Callable[..., Awaitable[Box]]
@@ -272,7 +273,7 @@ async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: 
     assert [each["score"] for each in functions] == [1.0, 0.0, 0.5, 0.0]
     assert [each["state"] for each in functions] == ["complete", "complete", "complete", "error"]
     assert result["score"] == 0.5
-    assert is_faulty(result)
+    assert faults(result)
 
 
 async def test_a_box_that_dies_while_a_scorer_runs_is_told(boot: Boot, scoring: Scoring) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from orchestrator.service.scoring.verdict import (
     Ended,
     Verdict,
-    is_faulty,
+    faults,
     judge_matches,
     judge_printed,
     judge_status,
@@ -132,8 +132,8 @@ def test_a_total_lies_between_the_scores(pairs: list[tuple[float, float]]) -> No
 def test_a_function_in_error_counts_nothing_and_makes_the_result_faulty() -> None:
     partly = weigh([0.5, 0.5], [result(1.0), result(0.0, "it broke")])
     assert partly["score"] == 0.5
-    assert is_faulty(partly)
-    assert not is_faulty(weigh([1.0], [result(0.0)]))
+    assert faults(partly)
+    assert not faults(weigh([1.0], [result(0.0)]))
 
 
 def test_an_error_is_the_last_line_of_its_output() -> None:

@@ -7,7 +7,7 @@ included, and it is gone only when all of them are; so it is held by a pidfd fro
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -18,17 +18,10 @@ from orchestrator.service.devboxes.contract import HOME, BoxSpec, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.limits import box_rlimits
-from orchestrator.service.devboxes.local.commandline import Mount, agent_command, box_arguments
-from orchestrator.service.devboxes.local.machine import Machine, start
+from orchestrator.service.devboxes.local.commandline import Mount, agent_command, box_arguments, veils
+from orchestrator.service.devboxes.local.filter import program
+from orchestrator.service.devboxes.local.machine import Machine, in_memory, start
 from orchestrator.service.devboxes.local.shared import USER
-
-
-def _in_memory(arguments: Sequence[str]) -> IO[bytes]:
-    """The arguments as a file for bubblewrap: on its command line everybody in the box could read them."""
-    file = os.fdopen(os.memfd_create("devbox-arguments"), "w+b")
-    file.write(b"".join(os.fsencode(word) + b"\0" for word in arguments))
-    file.seek(0)
-    return file
 
 
 class LocalBox(AgentBox):
@@ -70,14 +63,19 @@ class LocalBox(AgentBox):
         )
         limits = box_rlimits(self.spec.resources, processes=True)
         command = agent_command(control, limits)
-        with _in_memory(arguments) as given:
-            words = [names.program, "--args", str(given.fileno()), *command]
-            return start(words, self._user, (control, self._info, given.fileno()), errors)
+        # On bubblewrap's command line everybody in the box could read them.
+        hidden = b"".join(os.fsencode(word) + b"\0" for word in arguments)
+        with in_memory(hidden) as given, in_memory(program()) as calls:
+            words = [names.program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *command]
+            return start(words, self._user, (control, self._info, given.fileno(), calls.fileno()), errors)
 
     def _mounts(self) -> Iterable[Mount]:
         """The box's own folders, then what lies in or beside them; in the spawner's thread."""
         names, prefix = self._machine.names, self._machine.interpreter.prefix
-        for own in self.folder.tops():
+        inside = [bind.target for bind in self.spec.binds]
+        if names.prefix is not None:
+            inside.append(os.fspath(prefix or ""))
+        for own in (*self.folder.tops(), *self.folder.anchors(inside)):
             yield Mount(source=f"{names.boxes}/{self.id}/files/{own}", target=f"/{own}", writable=True)
         if names.prefix is not None:
             yield Mount(source=names.prefix, target=os.fspath(prefix or ""))
@@ -85,6 +83,9 @@ class LocalBox(AgentBox):
             source = self._machine.spawner.admit(bind.source)
             self._admitted.append(bind.source)
             yield Mount(source=source, target=bind.target)
+        seen = {bind.target: bind.source for bind in self.spec.binds}
+        for place in veils(self._machine.hidden, seen, prefix):
+            yield Mount(source=f"{names.shared}/nothing", target=place)
 
     def booted(self) -> None:
         info = json.loads(os.pread(self._info, 4096, 0))

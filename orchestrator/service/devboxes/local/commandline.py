@@ -2,13 +2,15 @@
 
 Its secret: the hardening, each part tested by name. No capability, no way to get one (bounding set empty, no new
 privileges, no user namespaces inside), own process tree, own network of loopback alone unless asked, no environment, no
-file of the host but the read-only system. bubblewrap's own / and /dev are writable memory; they are sealed at the end.
+file of the host but the read-only system, and of that nothing which others may have put there and must stay hidden: we
+ourselves and our benchmarks may be installed in it. bubblewrap's own / and /dev are writable memory; they are sealed at
+the end.
 Pure; what is passed in are names that bubblewrap itself can open.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +77,17 @@ def system() -> list[str]:
         elif place.is_dir():
             arguments += ["--ro-bind", os.fspath(place), os.fspath(place)]
     return arguments
+
+
+def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None) -> Iterator[str]:
+    """Where in the box an empty folder must cover one of the host's folders `hidden`; `binds` are sources by target."""
+    own = (Path("/usr"), *(Path("/", name) for name in ROOT_LINKS if not Path("/", name).is_symlink()))
+    shown = [(place, place) for place in (*own, *(() if prefix is None else (prefix,)))]
+    shown += [(source.resolve(), Path(target)) for target, source in binds.items()]
+    for folder in hidden:
+        for source, target in shown:
+            if source in folder.parents and folder.is_dir():
+                yield os.fspath(target / folder.relative_to(source))
 
 
 def devices() -> list[str]:

@@ -23,6 +23,7 @@ from orchestrator.service.devboxes.limits import Groups
 from orchestrator.service.devboxes.local.advice import explain
 from orchestrator.service.devboxes.local.binary import copy_for_others, find_bubblewrap
 from orchestrator.service.devboxes.local.commandline import Interpreter, isolation, system
+from orchestrator.service.devboxes.local.filter import program
 from orchestrator.service.devboxes.local.shared import furnish
 from orchestrator.service.devboxes.local.spawner import Spawner
 from orchestrator.service.devboxes.local.users import Users
@@ -51,10 +52,13 @@ class Machine:
     groups: Groups
     interpreter: Interpreter
     names: Names
+    hidden: tuple[Path, ...] = ()
 
     @classmethod
-    async def prepare(cls, state: Path, *, furnished: bool = True) -> "Machine":
+    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = (), furnished: bool = True) -> "Machine":
         """Make `state` ready; boxes that an earlier service left there are removed. Raises SandboxUnavailable.
+
+        No box sees what is in the folders `hidden`, wherever on the host they are.
 
         Unfurnished, it is good for finding out whether sandboxes are permitted, and no box can boot.
         """
@@ -69,7 +73,13 @@ class Machine:
         try:
             names = await spawner.run(partial(_admit_all, spawner, state, program, interpreter))
             machine = cls(
-                state=state, spawner=spawner, users=Users(), groups=groups, interpreter=interpreter, names=names
+                state=state,
+                spawner=spawner,
+                users=Users(),
+                groups=groups,
+                interpreter=interpreter,
+                names=names,
+                hidden=hidden,
             )
             await machine.check()
         except BaseException:
@@ -91,10 +101,11 @@ class Machine:
 
     def _trial(self, user: int | None) -> str | None:
         arguments = [self.names.program, *isolation(network=False), *system(), "--ro-bind", self.names.shared, "/mnt"]
-        arguments += ["--proc", "/proc", "--dev", "/dev", "/bin/sh", "-c", ":"]
-        with tempfile.TemporaryFile() as errors:
+        arguments += ["--proc", "/proc", "--dev", "/dev"]
+        with tempfile.TemporaryFile() as errors, in_memory(program()) as calls:
+            arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:
-                with start(arguments, user, (), errors) as popen:
+                with start(arguments, user, (calls.fileno(),), errors) as popen:
                     status = _outcome(popen)
             except OSError as error:
                 return str(error)
@@ -122,6 +133,14 @@ def start(arguments: Sequence[str], user: int | None, fds: Sequence[int], errors
         group=user,
         extra_groups=None if user is None else [],
     )
+
+
+def in_memory(data: bytes) -> IO[bytes]:
+    """A file with this content for bubblewrap to read."""
+    file = os.fdopen(os.memfd_create("devbox-given"), "w+b")
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def _outcome(popen: subprocess.Popen[bytes]) -> int:

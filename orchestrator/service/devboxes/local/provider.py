@@ -1,7 +1,7 @@
 """The provider of sandboxed devboxes, and the question whether this machine permits them."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import anyio
@@ -13,6 +13,9 @@ from orchestrator.service.devboxes.local.box import LocalBox
 from orchestrator.service.devboxes.local.machine import Machine
 from orchestrator.service.devboxes.trees import remove
 
+#: With the bundled benchmarks in it, and their solutions.
+PROGRAM = Path(__file__).parents[3]
+
 
 class LocalProvider(Keeper[Machine]):
     """Boxes in bubblewrap sandboxes on this machine; `state` may be a folder that nobody else can enter."""
@@ -20,9 +23,14 @@ class LocalProvider(Keeper[Machine]):
     name = "local"
     capabilities = frozenset(Capability)
 
+    def __init__(self, state: Path, *, hidden: Iterable[Path] = ()) -> None:
+        """`hidden` are further folders that no box may see, besides `state` and the folder of this program."""
+        super().__init__(state)
+        self._hidden = tuple(folder.resolve() for folder in (PROGRAM, state, *hidden))
+
     async def open_machine(self) -> Machine:
         """Raises SandboxUnavailable."""
-        return await Machine.prepare(self.state)
+        return await Machine.prepare(self.state, hidden=self._hidden)
 
     async def close_machine(self, machine: Machine) -> None:
         await machine.close()

@@ -1,4 +1,4 @@
-"""What every box of this machine reads and none may change: /etc, and the agent.
+"""What every box of this machine reads and none may change: /etc, the agent, and an empty folder to cover others with.
 
 Its secret: one folder for each, made once and bound whole. bubblewrap reads the table of mounts anew after each mount,
 so two dozen small binds from the host's /etc cost more than all the rest of its start (17 of 25 ms). A copy may grow
@@ -37,8 +37,8 @@ WRITTEN = {
 
 
 def furnish(place: Path, interpreter: str) -> None:
-    """Make etc and agent in the folder `place`; the boxes' Python is at `interpreter`. Raises OSError. Blocking."""
-    for folder in (place / "etc", place / "agent"):
+    """Make etc, agent and nothing in the folder `place`; the boxes' Python is at `interpreter`. Raises OSError."""
+    for folder in (place / "etc", place / "agent", place / "nothing"):
         remove(folder)
         folder.mkdir()
         folder.chmod(0o755)

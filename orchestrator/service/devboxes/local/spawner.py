@@ -5,6 +5,9 @@ thread must live as long as the service, which a pool's worker does not. And a t
 root, ours covers /sys with a few bind mounts, so that a sandbox started as a stranger finds the state folder and the
 interpreter without being able to enter root's home above them. Passing open folders (`--bind-fd`) does not help:
 bubblewrap resolves them to paths again. Copying everything to a public place would, and makes it public.
+
+A thread also has keyrings of its own (keyrings(7)): ours leaves the one of the login that started the service, which
+every child would inherit with the keys in it.
 """
 
 import asyncio
@@ -18,6 +21,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Numbers of the call keyctl(2), which the C library does not offer.
+KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+JOIN_SESSION_KEYRING = 1
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 19, 2
 PLACE = "/sys"
@@ -86,7 +92,7 @@ class Spawner:
     """Runs functions one after another in its thread, which lives until `close`."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="devbox-spawner")
+        self._thread = ThreadPoolExecutor(1, "devbox-spawner", initializer=_leave_keyring)
         self._gate: Gate | None = None
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -108,3 +114,10 @@ class Spawner:
     def close(self) -> None:
         """End the thread; every sandbox that is left dies with it. Blocking."""
         self._thread.shutdown()
+
+
+def _leave_keyring() -> None:
+    """Take an empty session keyring; without keys in the kernel, or where a container forbids it, there is none."""
+    number = KEYCTL.get(os.uname().machine)
+    if number is not None:
+        ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_int(JOIN_SESSION_KEYRING), None)

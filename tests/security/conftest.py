@@ -1,0 +1,98 @@
+"""A sandboxed box to attack from inside, and a served service to attack from outside."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from orchestrator.errors import SandboxUnavailable
+from orchestrator.service.address import Address
+from orchestrator.service.devboxes.agentbox import AgentBox
+from orchestrator.service.devboxes.commands import run
+from orchestrator.service.devboxes.contract import BoxSpec, Command, shell
+from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.server import Isolation, serve
+
+PATIENCE = 30.0
+Boot = Callable[..., Awaitable[AgentBox]]
+Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for a module's tests, for they share a provider."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def sandboxes() -> None:
+    """Skips where the machine permits none."""
+    try:
+        await check_sandbox()
+    except SandboxUnavailable as error:
+        pytest.skip(f"no sandboxes here: {error}")
+
+
+@pytest.fixture(scope="module")
+async def local(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalProvider]:
+    provider = LocalProvider(tmp_path_factory.mktemp("security") / "devboxes")
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+async def boot(local: LocalProvider) -> AsyncIterator[Boot]:
+    """Boots boxes that end with the test."""
+    boxes: list[AgentBox] = []
+
+    async def start(**spec: Any) -> AgentBox:
+        boxes.append(await local.start(BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", **spec})))
+        return boxes[-1]
+
+    yield start
+    for box in boxes:
+        await box.stop()
+
+
+async def said_in(box: AgentBox, script: str) -> str:
+    """What a login shell's script prints, on both streams."""
+    return (await run(box, shell(script), timeout=PATIENCE)).output
+
+
+async def told_by(box: AgentBox, code: str) -> str:
+    """What a Python program prints, on both streams."""
+    return (await run(box, Command(argv=("python3", "-c", code)), timeout=PATIENCE)).output
+
+
+@pytest.fixture
+def say() -> Callable[[AgentBox, str], Awaitable[str]]:
+    return said_in
+
+
+@pytest.fixture
+def tell() -> Callable[[AgentBox, str], Awaitable[str]]:
+    return told_by
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Serving:
+    """Serves without isolation; the client has the token."""
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
+        async with anyio.create_task_group() as tasks:
+            address = await tasks.start(
+                partial(serve, "127.0.0.1", 0, None, tmp_path / "state", [], Isolation.PROCESS, None)
+            )
+            headers = {"authorization": f"Bearer {address.token}"}
+            async with httpx.AsyncClient(base_url=address.url, headers=headers, timeout=40, trust_env=False) as client:
+                yield address, client
+            tasks.cancel_scope.cancel()
+
+    return start
