@@ -25,6 +25,7 @@ from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest, write
 from orchestrator.plan import Plan
 
 SCHEMA: Final = 1
+SETTINGS: Final = "sweep.toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 #: Characters of a name that we make ourselves; file systems allow 255.
 _LONGEST: Final = 150
@@ -54,6 +55,10 @@ class RunFolder:
     path: Path
     sweep: str
     is_resumed: bool
+
+    def keep_settings(self, file: Path) -> None:
+        """Keep a copy of the settings file, as given."""
+        write_atomically(self.path / SETTINGS, file.read_bytes())
 
 
 def choose_folder(

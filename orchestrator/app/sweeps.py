@@ -69,8 +69,11 @@ async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mappin
     return arms
 
 
-async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
-    """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent."""
+async def run(config: SweepConfig, *, runs: Path, style: Style, file: Path | None = None) -> int:
+    """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
+
+    `file` is the sweep.toml that the config came from: the run folder keeps it as given.
+    """
     _fit_open_files(config)
     arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
@@ -81,6 +84,8 @@ async def run(config: SweepConfig, *, runs: Path, style: Style) -> int:
         folder = choose_folder(runs, config, plan, arms, endpoint=place.endpoint)
         async with Journal.open(folder.path, ledger.apply) as journal:
             logs.to_file(folder.path / "sweep.log")
+            if file is not None:
+                folder.keep_settings(file)
             ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger, limits)
             progress = Progress(
                 ledger=ledger,

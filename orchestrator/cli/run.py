@@ -129,10 +129,8 @@ def run(
     if agent:
         models: list[str | None] = [*model] if model else [None]
         settings["arms"] = [{"agent": each, "model": which} for each in agent for which in models]
-    source = str(config) if config else "sweep run"
-    raise typer.Exit(
-        anyio.run(lambda: sweeps.run(resolve(settings, source=source), runs=runs, style=style(as_json=json)))
-    )
+    resolved = resolve(settings, source=str(config) if config else "sweep run")
+    raise typer.Exit(anyio.run(lambda: sweeps.run(resolved, runs=runs, style=style(as_json=json), file=config)))
 
 
 def _rate(text: str | None) -> float | None:

@@ -165,5 +165,6 @@ def test_a_settings_file_says_what_a_sweep_does_and_typed_options_win(served: "D
         '[timeouts]\nsolve = 30\n[[arms]]\nagent = "oracle"\nname = "reference"\n[[arms]]\nagent = "nop"\n'
     )
     served.sweep("run", "--config", "sweep.toml", "--trials", "1")
+    assert (served.folder / "runs/from-file/sweep.toml").read_text() == (served.folder / "sweep.toml").read_text()
     results = served.results("runs/from-file")
     assert {(result["scenario_name"], result["arm"]) for result in results} == {("bee", "reference"), ("bee", "nop")}
