@@ -5,7 +5,11 @@ started by their arguments, never by a login shell; a script comes in a private 
 removed after; variables that make the loader, a shell or Python read a file are empty; Python runs isolated (`-I`),
 with the working directory at the *end* of its path: a script may import the agent's modules, which cannot pass for
 modules of the standard library or of the requirements. Test files replace what stands in their place, links included,
-and the byte code beside them. PATH and PYTHONPATH are as the scenario set them, because its tests may need them.
+and the byte code beside them. PATH and PYTHONPATH are as the scenario set them, because its tests may need them; our
+own steps, which put files in place, do not use them.
+
+Processes that the agent left live on, because tests may need its servers. They are the same user as a scorer, so one
+that means to can change a scorer's files and trace its programs while it runs; nothing here prevents that.
 
 A pattern of ast-grep is one argument, without a shell. The documents say that it stands between double quotes on a
 command line, so what must be escaped there may be escaped here, and means the same.
