@@ -35,6 +35,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEvent(Event):
+    """Something that happened to one attempt at a trial."""
+
+    trial: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepOpened(Event):
     kind: ClassVar[str] = "sweep.opened"
     sweep: str
@@ -70,35 +78,27 @@ class BenchmarkRunEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageEntered(Event):
+class StageEntered(AttemptEvent):
     kind: ClassVar[str] = "stage.entered"
-    trial: str
-    attempt: int
     stage: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(Event):
+class RunStarted(AttemptEvent):
     kind: ClassVar[str] = "run.started"
-    trial: str
-    attempt: int
     run: str
     devbox: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutionStarted(Event):
+class ExecutionStarted(AttemptEvent):
     kind: ClassVar[str] = "execution.started"
-    trial: str
-    attempt: int
     execution: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageFinished(Event):
+class StageFinished(AttemptEvent):
     kind: ClassVar[str] = "stage.finished"
-    trial: str
-    attempt: int
     stage: str
     seconds: float
     waited: float = 0.0
@@ -107,10 +107,8 @@ class StageFinished(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded(Event):
+class AttemptEnded(AttemptEvent):
     kind: ClassVar[str] = "attempt.ended"
-    trial: str
-    attempt: int
     #: `{class, message, stage}`, see `model.Failure`.
     failure: Mapping[str, Any]
     #: Whether it used up one of the trial's attempts.
@@ -120,10 +118,8 @@ class AttemptEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialFinished(Event):
+class TrialFinished(AttemptEvent):
     kind: ClassVar[str] = "trial.finished"
-    trial: str
-    attempt: int
     #: The line of results.jsonl.
     result: Mapping[str, Any]
 
