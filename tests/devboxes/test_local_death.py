@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -39,6 +40,22 @@ asyncio.run(main())
 """
 
 
+BOOTING = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.service.devboxes.contract import BoxSpec
+from orchestrator.service.devboxes.local import LocalProvider
+
+async def main():
+    provider = LocalProvider(Path(sys.argv[1]))
+    await provider.start(BoxSpec(id="first"))
+    print("up", flush=True)
+    await asyncio.gather(*(provider.start(BoxSpec(id=f"victim-{number}")) for number in range(40)))
+
+asyncio.run(main())
+"""
+
+
 @pytest.mark.parametrize("kind", [LocalProvider, ProcessProvider])
 async def test_a_killed_service_leaves_no_process(
     kind: type[LocalProvider] | type[ProcessProvider],
@@ -59,6 +76,41 @@ async def test_a_killed_service_leaves_no_process(
         service.communicate()
     await wait_until(lambda: not count_alive(marker), "nothing is left")
     await the_next_one_cleans_up(kind(state))
+
+
+@pytest.mark.parametrize("booting", [3, 8])
+async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(
+    booting: int, state: Path, wait_until: WaitUntil
+) -> None:
+    """A sandbox that is still being set up does not yet die with the service by itself."""
+    await skip_unless_possible(LocalProvider)
+    service = start_alone(BOOTING, state)
+    assert service.stdout is not None
+    with anyio.fail_after(20):
+        assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
+    await wait_until(lambda: len(in_session(service.pid)) > booting, "boxes boot")
+    service.send_signal(signal.SIGKILL)
+    service.communicate()
+    await wait_until(lambda: not in_session(service.pid), "nothing is left of those that booted")
+
+
+def start_alone(code: str, state: Path) -> subprocess.Popen[bytes]:
+    """Start a service in a session of its own."""
+    folder = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, state], stdout=subprocess.PIPE, cwd=folder, start_new_session=True
+    )
+
+
+def in_session(session: int) -> list[int]:
+    """The processes of a session: a sandbox leaves the service's only once it is set up."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(status.parent.name))
+    return found
 
 
 async def skip_unless_possible(kind: type[LocalProvider] | type[ProcessProvider]) -> None:

@@ -65,6 +65,11 @@ class Child:
         if not self.gone.is_set():
             self._popen.kill()
 
+    def kill_group(self) -> None:
+        """SIGKILL for the process group that it leads, which outlives it while others are in it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._popen.wait()
         loop.call_soon_threadsafe(self._reap)

@@ -67,7 +67,9 @@ class LocalBox(AgentBox):
         hidden = b"".join(os.fsencode(word) + b"\0" for word in arguments)
         with in_memory(hidden) as given, in_memory(program()) as calls:
             words = [names.program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *command]
-            return start(words, self._user, (control, self._info, given.fileno(), calls.fileno()), errors)
+            popen = start(words, self._user, (control, self._info, given.fileno(), calls.fileno()), errors)
+        self._machine.guard.watch(popen.pid)
+        return popen
 
     def _mounts(self) -> Iterable[Mount]:
         """The box's own folders, then what lies in or beside them; in the spawner's thread."""
@@ -91,12 +93,13 @@ class LocalBox(AgentBox):
         info = json.loads(os.pread(self._info, 4096, 0))
         self._root = Pidfd(info["child-pid"])
         self._close_info()
+        self._forget_group()
 
     def strike(self) -> None:
         if self._root is not None:
             self._root.kill()
         elif self._child is not None:
-            self._child.kill()
+            self._child.kill_group()
 
     def pids(self) -> Iterable[int]:
         """The program, and all below it: idle ones of ours, until the first command."""
@@ -113,6 +116,7 @@ class LocalBox(AgentBox):
 
     async def release(self) -> None:
         self._close_info()
+        self._forget_group()
         if self._root is not None:
             self._root.close()
         await self._machine.spawner.run(self._dismiss)
@@ -122,6 +126,10 @@ class LocalBox(AgentBox):
         if self._info >= 0:
             os.close(self._info)
             self._info = -1
+
+    def _forget_group(self) -> None:
+        if self._child is not None:
+            self._machine.guard.forget(self._child.pid)
 
     def _dismiss(self) -> None:
         while self._admitted:

@@ -24,6 +24,7 @@ from orchestrator.service.devboxes.local.advice import explain
 from orchestrator.service.devboxes.local.binary import copy_for_others, find_bubblewrap
 from orchestrator.service.devboxes.local.commandline import Interpreter, isolation, system
 from orchestrator.service.devboxes.local.filter import program
+from orchestrator.service.devboxes.local.guard import Guard
 from orchestrator.service.devboxes.local.shared import furnish
 from orchestrator.service.devboxes.local.spawner import Spawner
 from orchestrator.service.devboxes.local.users import Users
@@ -52,6 +53,7 @@ class Machine:
     groups: Groups
     interpreter: Interpreter
     names: Names
+    guard: Guard
     hidden: tuple[Path, ...] = ()
 
     @classmethod
@@ -69,7 +71,7 @@ class Machine:
         if furnished:
             await anyio.to_thread.run_sync(furnish, state / "shared", interpreter.program)
         groups = await anyio.to_thread.run_sync(Groups.find)
-        spawner = Spawner()
+        spawner, guard = Spawner(), await anyio.to_thread.run_sync(Guard)
         try:
             names = await spawner.run(partial(_admit_all, spawner, state, program, interpreter))
             machine = cls(
@@ -79,12 +81,14 @@ class Machine:
                 groups=groups,
                 interpreter=interpreter,
                 names=names,
+                guard=guard,
                 hidden=hidden,
             )
             await machine.check()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(spawner.close)
+                await anyio.to_thread.run_sync(guard.close)
                 await anyio.to_thread.run_sync(groups.close)
             raise
         return machine
@@ -115,6 +119,7 @@ class Machine:
 
     async def close(self) -> None:
         await anyio.to_thread.run_sync(self.spawner.close)
+        await anyio.to_thread.run_sync(self.guard.close)
         await anyio.to_thread.run_sync(self.groups.close)
 
 
@@ -129,6 +134,7 @@ def start(arguments: Sequence[str], user: int | None, fds: Sequence[int], errors
         env={},
         umask=0o022,
         pass_fds=fds,
+        process_group=0,  # its own: see Guard
         user=user,
         group=user,
         extra_groups=None if user is None else [],
