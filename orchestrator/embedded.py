@@ -92,7 +92,7 @@ class Service:
             nonce = secrets.token_hex(16)
             answer = await http.get(f"{url}/v1/sweep/proof", params={"nonce": nonce})
             proof = str(answer.json()["proof"])
-        except (OSError, ValueError, KeyError, httpx.HTTPError):
+        except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
             return None
         expected = hmac.new(token.encode(), nonce.encode(), sha256).hexdigest()
         return cls(url=url, token=token) if hmac.compare_digest(proof, expected) else None
