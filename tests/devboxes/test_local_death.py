@@ -88,7 +88,7 @@ async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(
     assert service.stdout is not None
     with anyio.fail_after(20):
         assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
-    await wait_until(lambda: len(in_session(service.pid)) > booting, "boxes boot")
+    await wait_until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
     service.send_signal(signal.SIGKILL)
     service.communicate()
     await wait_until(lambda: not in_session(service.pid), "nothing is left of those that booted")

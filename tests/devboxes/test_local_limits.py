@@ -1,6 +1,7 @@
 """Limits of sandboxed boxes: what is said to be enforced is."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +102,14 @@ def test_groups_of_a_service_that_is_no_more_are_removed(tmp_path: Path) -> None
     living.mkdir()
     remove_stale(tmp_path)
     assert [folder.name for folder in tmp_path.iterdir()] == [living.name]
+
+
+def test_services_that_start_at_once_may_remove_the_same_groups(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"sweep-1-never{number}-1" / "dbx-1").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as services:
+        list(services.map(remove_stale, [tmp_path] * 4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_control_groups_nothing_is_claimed(tmp_path: Path) -> None:

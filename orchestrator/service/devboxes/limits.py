@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +132,10 @@ def remove_stale(parent: Path) -> None:
     for home in parent.glob(f"{PREFIX}*-*"):
         pid, start, *_ = home.name.removeprefix(PREFIX).split("-")
         if pid.isdigit() and _start_time(int(pid)) != start:
-            for folder in home.iterdir():
-                if folder.is_dir():
-                    _remove_group(folder, 0)
+            with suppress(FileNotFoundError):  # another service that starts removes it too
+                for folder in home.iterdir():
+                    if folder.is_dir():
+                        _remove_group(folder, 0)
             _remove_group(home, 0)
 
 

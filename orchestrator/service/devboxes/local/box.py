@@ -20,7 +20,7 @@ from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.limits import box_rlimits
 from orchestrator.service.devboxes.local.commandline import Mount, agent_command, box_arguments, veils
 from orchestrator.service.devboxes.local.filter import program
-from orchestrator.service.devboxes.local.machine import Machine, in_memory, start
+from orchestrator.service.devboxes.local.machine import Machine, in_memory
 from orchestrator.service.devboxes.local.shared import USER
 
 
@@ -67,9 +67,8 @@ class LocalBox(AgentBox):
         hidden = b"".join(os.fsencode(word) + b"\0" for word in arguments)
         with in_memory(hidden) as given, in_memory(program()) as calls:
             words = [names.program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *command]
-            popen = start(words, self._user, (control, self._info, given.fileno(), calls.fileno()), errors)
-        self._machine.guard.watch(popen.pid)
-        return popen
+            fds = (control, self._info, given.fileno(), calls.fileno())
+            return self._machine.guard.start(words, user=self._user, fds=fds, errors=errors)
 
     def _mounts(self) -> Iterable[Mount]:
         """The box's own folders, then what lies in or beside them; in the spawner's thread."""

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,10 +108,11 @@ class Machine:
         with tempfile.TemporaryFile() as errors, in_memory(program()) as calls:
             arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:
-                with start(arguments, user, (calls.fileno(),), errors) as popen:
+                with self.guard.start(arguments, user=user, fds=(calls.fileno(),), errors=errors) as popen:
                     status = _outcome(popen)
             except OSError as error:
                 return str(error)
+            self.guard.forget(popen.pid)
             errors.seek(0)
             words = errors.read(4096).decode(errors="replace")
         return words if status != 0 else None
@@ -121,24 +121,6 @@ class Machine:
         await anyio.to_thread.run_sync(self.spawner.close)
         await anyio.to_thread.run_sync(self.guard.close)
         await anyio.to_thread.run_sync(self.groups.close)
-
-
-def start(arguments: Sequence[str], user: int | None, fds: Sequence[int], errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start bubblewrap as `user` of the host (None: as ourselves), with no environment. Run in the spawner's thread."""
-    return subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        cwd="/",
-        env={},
-        umask=0o022,
-        pass_fds=fds,
-        process_group=0,  # its own: see Guard
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-    )
 
 
 def in_memory(data: bytes) -> IO[bytes]:
