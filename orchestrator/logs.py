@@ -1,9 +1,12 @@
 """structlog, set up once: JSON lines to a file or to standard error. Nobody else configures logging."""
 
 import logging
+import os
 import sys
+from contextlib import suppress
+from io import FileIO, TextIOBase
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import orjson
 import structlog
@@ -15,8 +18,26 @@ def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
 
 
 def to_file(path: Path, *, level: int = logging.INFO) -> None:
-    """Log to the end of a file."""
-    _configure(structlog.WriteLoggerFactory(file=path.open("a", encoding="utf-8", buffering=1)), level)
+    """Log to the end of a file. A line that the disk does not take is dropped: nothing fails because of it."""
+    _configure(structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile(path))), level)
+
+
+class _LogFile(TextIOBase):
+    """The end of a file, line by line: each is there as a whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
+        self.write("")  # it is there from the start
+
+    def write(self, text: str, /) -> int:
+        data = text.encode(errors="replace")
+        with suppress(OSError):
+            self._file = file = self._file or FileIO(self._path, "a")
+            written = file.write(data)
+            if written < len(data):
+                file.truncate(os.fstat(file.fileno()).st_size - written)
+        return len(text)
 
 
 def _configure(factory: structlog.WriteLoggerFactory, level: int) -> None:

@@ -4,7 +4,7 @@ The rest is set aside as it is, never thrown away: a later version may know what
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import orjson
 
 from orchestrator import events
 from orchestrator.errors import InternalError, JournalError, UsageError
-from orchestrator.journal import JOURNAL, locked, write_atomically
+from orchestrator.journal import CHECKPOINT, JOURNAL, locked, write_atomically
 from orchestrator.ledger import Ledger
 
 
@@ -27,7 +27,7 @@ class Lost:
 
 
 def repair(folder: Path) -> Lost | None:
-    """Rewrite the journal without its damaged lines; None if there are none.
+    """Rewrite the journal without its damaged lines; None if there are none. A checkpoint goes: it is not asked.
 
     Raises UsageError if the folder has no journal or another process has it.
     """
@@ -35,36 +35,37 @@ def repair(folder: Path) -> Lost | None:
     if not path.is_file():
         raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
     with locked(folder):
-        kept, damaged = bytearray(), []
-        for line, is_good in _judged(path):
-            if is_good:
-                kept += line
-            else:
-                damaged.append(line)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        damaged = dict(_damaged(path))
         if not damaged:
             return None
         aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-        write_atomically(aside, b"".join(damaged))
-        write_atomically(path, bytes(kept))
+        write_atomically(aside, damaged.values())
+        with path.open("rb") as file:
+            write_atomically(path, (line for number, line in enumerate(file) if number not in damaged))
     return Lost(
-        lines=len(damaged), bytes=sum(map(len, damaged)), file=aside, trials=tuple(dict.fromkeys(_trials(damaged)))
+        lines=len(damaged),
+        bytes=sum(map(len, damaged.values())),
+        file=aside,
+        trials=tuple(dict.fromkeys(_trials(damaged.values()))),
     )
 
 
-def _judged(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """Each line, and whether it is an event that can follow those kept so far."""
+def _damaged(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are no event that can follow those before it, each with its number, from 0."""
     ledger = Ledger()
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
             try:
-                ledger.apply(events.from_dict(orjson.loads(line)))
+                if line.endswith(b"\n"):
+                    ledger.apply(events.from_dict(orjson.loads(line)))
+                    continue
             except (orjson.JSONDecodeError, JournalError, InternalError):
-                yield line, False
-            else:
-                yield line, line.endswith(b"\n")
+                pass
+            yield number, line
 
 
-def _trials(damaged: list[bytes]) -> Iterator[str]:
+def _trials(damaged: Iterable[bytes]) -> Iterator[str]:
     """The trials that damaged lines name, as far as they can be read."""
     for line in damaged:
         _, found, rest = line.partition(b'"trial":"')

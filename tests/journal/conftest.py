@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE, Popen
 from sys import executable
 
 import pytest
 
-from orchestrator.events import StageEntered, TrialFinished
+from orchestrator.events import Event, StageEntered, TrialFinished
+from orchestrator.ledger import Ledger
 
 Spawn = Callable[[str], AbstractContextManager["Popen[str]"]]
 
@@ -18,6 +20,16 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "sweep"
     path.mkdir()
     return path
+
+
+@dataclass(eq=False)
+class Told(Ledger):
+    """A ledger that takes anything, and remembers what it was told."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def apply(self, event: Event) -> None:
+        self.events.append(event)
 
 
 def entered(number: int, padding: str = "") -> StageEntered:

@@ -11,7 +11,7 @@ from orchestrator.events import Event, SweepOpened, TrialReopened, Unknown, to_d
 from orchestrator.journal import JOURNAL, RESULTS, Journal, read_events, read_manifest, write_atomically
 from orchestrator.ledger import Ledger
 
-from .conftest import Spawn, entered, finished
+from .conftest import Spawn, Told, entered, finished
 
 pytestmark = pytest.mark.anyio
 
@@ -20,9 +20,10 @@ import anyio, sys
 from pathlib import Path
 from orchestrator.events import StageEntered
 from orchestrator.journal import Journal
+from orchestrator.ledger import Ledger
 
 async def main():
-    async with Journal.open(Path(sys.argv[1]), lambda event: None) as journal:
+    async with Journal.open(Path(sys.argv[1]), Ledger()) as journal:
         for number in range(100000):
             await journal.append(StageEntered(trial=f"s{number}/a/1", attempt=1, stage="start"))
             print(number, flush=True)
@@ -38,14 +39,13 @@ def trials(path: Path) -> list[str]:
 
 async def reopened(folder: Path) -> list[Event]:
     """The events that a process which opens the folder now is told of."""
-    events: list[Event] = []
-    async with Journal.open(folder, events.append):
-        return events
+    async with Journal.open(folder, told := Told()):
+        return told.events
 
 
 async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(folder: Path) -> None:
-    seen: list[Event] = []
-    async with Journal.open(folder, seen.append) as journal:
+    seen = (told := Told()).events
+    async with Journal.open(folder, told) as journal:
         await journal.append(entered(1), entered(2))
         assert trials(folder) == ["s1/a/1", "s2/a/1"]
         assert [to_dict(event) for event in seen] == [
@@ -66,9 +66,9 @@ async def test_a_killed_process_has_written_all_that_it_was_told_was_written(fol
 
 
 async def test_two_hundred_appenders_at_once_keep_their_order_and_share_their_syncs(folder: Path) -> None:
-    seen: list[Event] = []
-    async with Journal.open(folder, seen.append) as journal:
-        counters = Path(f"/proc/self/task/{journal._thread.native_id}/io")
+    seen = (told := Told()).events
+    async with Journal.open(folder, told) as journal:
+        counters = Path(f"/proc/self/task/{journal._writer.thread.native_id}/io")
         before = _writes(counters)
         async with anyio.create_task_group() as tasks:
             for number in range(200):
@@ -86,7 +86,7 @@ def _writes(counters: Path) -> int:
 
 
 async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_somebody_does(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))
         await journal.append(entered(3))
@@ -97,15 +97,15 @@ async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_some
 
 
 async def test_what_was_appended_before_the_journal_closes_is_written(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))
     assert trials(folder) == ["s1/a/1", "s2/a/1"]
 
 
 async def test_an_appender_that_is_canceled_has_its_event_written_all_the_same(folder: Path) -> None:
-    seen: list[Event] = []
-    async with Journal.open(folder, seen.append) as journal:
+    seen = (told := Told()).events
+    async with Journal.open(folder, told) as journal:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await journal.append(entered(1))
@@ -114,7 +114,7 @@ async def test_an_appender_that_is_canceled_has_its_event_written_all_the_same(f
 
 
 async def test_after_the_end_nothing_is_taken_and_nobody_hangs(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         pass
     with anyio.fail_after(5), pytest.raises(JournalError, match="is closed"):
         await journal.append(entered(1))
@@ -124,7 +124,7 @@ async def test_after_the_end_nothing_is_taken_and_nobody_hangs(folder: Path) -> 
 
 def test_a_loop_that_ends_with_appenders_in_it_ends(folder: Path) -> None:
     async def main() -> None:
-        async with Journal.open(folder, lambda event: None) as journal, anyio.create_task_group() as tasks:
+        async with Journal.open(folder, Told()) as journal, anyio.create_task_group() as tasks:
             tasks.start_soon(journal.append, entered(1))
             tasks.start_soon(journal.append, entered(2))
             await anyio.lowlevel.checkpoint()
@@ -135,14 +135,14 @@ def test_a_loop_that_ends_with_appenders_in_it_ends(folder: Path) -> None:
 
 
 async def test_an_event_that_cannot_follow_is_told_to_its_appender_who_would_hang_otherwise(folder: Path) -> None:
-    async with Journal.open(folder, Ledger().apply) as journal:
+    async with Journal.open(folder, Ledger()) as journal:
         with anyio.fail_after(5), pytest.raises(InternalError, match="reopens trial never/a/1"):
             await journal.append(_impossible())
         await journal.append(entered(1))
 
 
 async def test_an_impossible_event_that_nobody_waits_for_is_told_to_the_next_who_waits(folder: Path) -> None:
-    async with Journal.open(folder, Ledger().apply) as journal:
+    async with Journal.open(folder, Ledger()) as journal:
         journal.append_nowait(_impossible())
         journal.append_nowait(entered(1))
         with pytest.raises(InternalError):
@@ -158,7 +158,7 @@ async def test_a_journal_that_does_not_add_up_says_where(folder: Path) -> None:
     lines = [orjson.dumps(to_dict(event)) + b"\n" for event in (entered(1), _impossible(), entered(2))]
     (folder / JOURNAL).write_bytes(b"".join(lines))
     with pytest.raises(JournalError, match=rf"{JOURNAL}, byte {len(lines[0])}: .*reopens trial never/a/1"):
-        async with Journal.open(folder, Ledger().apply):
+        async with Journal.open(folder, Ledger()):
             pass
     assert (folder / JOURNAL).read_bytes() == b"".join(lines)
 
@@ -173,7 +173,7 @@ async def test_events_of_a_later_version_stay_as_they_are(folder: Path) -> None:
 async def test_a_journal_whose_events_mean_something_else_is_refused_with_the_version_that_reads_it(
     folder: Path,
 ) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         await journal.append(SweepOpened(sweep="x", schema=99, version="7.1", pid=1))
     with pytest.raises(UsageError, match=r"written by sweep 7\.1"):
         await reopened(folder)
@@ -191,7 +191,7 @@ async def test_a_new_folder_has_an_empty_journal_and_no_results(folder: Path) ->
 
 
 async def test_results_follow_the_journal_line_by_line(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         await journal.append(entered(1), finished(1))
         await journal.append(finished(2, 0.5))
         lines = (folder / RESULTS).read_bytes().splitlines()
@@ -199,7 +199,7 @@ async def test_results_follow_the_journal_line_by_line(folder: Path) -> None:
 
 
 async def test_results_are_made_anew_byte_for_byte_when_they_are_missing_cut_longer_or_wrong(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
+    async with Journal.open(folder, Told()) as journal:
         await journal.append(finished(1), finished(2), entered(3), finished(3, 0.25))
     whole = (folder / RESULTS).read_bytes()
     wrong = [None, *(whole[:cut] for cut in range(0, len(whole), 7)), whole + whole, whole + b"{", whole.upper()]
@@ -209,12 +209,32 @@ async def test_results_are_made_anew_byte_for_byte_when_they_are_missing_cut_lon
         assert (folder / RESULTS).read_bytes() == whole
 
 
-async def test_a_reopened_trial_has_its_latest_result_only_and_in_its_new_place(folder: Path) -> None:
-    async with Journal.open(folder, lambda event: None) as journal:
-        await journal.append(finished(1, 0.0), finished(2), TrialReopened(trial="s1/a/1"), finished(1, 1.0))
-    await reopened(folder)
+def scores(folder: Path) -> list[tuple[str, float]]:
     lines = [orjson.loads(line) for line in (folder / RESULTS).read_bytes().splitlines()]
-    assert [(line["scenario"], line["score"]) for line in lines] == [("s2", 1.0), ("s1", 1.0)]
+    return [(line["scenario"], line["score"]) for line in lines]
+
+
+async def test_a_reopened_trial_has_its_latest_result_only_and_in_its_new_place(folder: Path) -> None:
+    async with Journal.open(folder, Told()) as journal:
+        await journal.append(finished(1, 0.0), finished(2), TrialReopened(trial="s1/a/1"), finished(1, 1.0))
+        assert scores(folder) == [("s2", 1.0), ("s1", 1.0)]
+    await reopened(folder)
+    assert scores(folder) == [("s2", 1.0), ("s1", 1.0)]
+
+
+async def test_a_reopening_takes_the_result_away_at_once_and_replaces_the_file_as_a_whole(folder: Path) -> None:
+    async with Journal.open(folder, Told()) as journal:
+        await journal.append(finished(1, 0.0), finished(2), finished(3))
+        with (folder / RESULTS).open("rb") as before:
+            await journal.append(TrialReopened(trial="s1/a/1"), TrialReopened(trial="s3/a/1"))
+            assert before.read().count(b"\n") == 3
+        assert scores(folder) == [("s2", 1.0)]
+        await journal.append(finished(3, 0.5))
+        assert scores(folder) == [("s2", 1.0), ("s3", 0.5)]
+        assert len(trials(folder)) == 6
+    async with Journal.open(folder, Told()) as journal:
+        await journal.append(TrialReopened(trial="s2/a/1"))
+        assert scores(folder) == [("s3", 0.5)]
 
 
 def test_each_event_is_read_with_the_offset_behind_its_line(folder: Path) -> None:

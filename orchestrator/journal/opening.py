@@ -1,0 +1,138 @@
+"""The journal as the event loop sees it."""
+
+from asyncio import get_running_loop
+from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+import structlog
+
+from orchestrator.errors import JournalError
+from orchestrator.events import Event
+from orchestrator.journal.files import JOURNAL, locked
+from orchestrator.journal.store import Store
+from orchestrator.journal.writer import Batch, Habits, Writer
+from orchestrator.ledger import Ledger
+
+#: Seconds for a disk that neither writes nor refuses, when the journal closes.
+_CLOSING: Final = 5.0
+_HABITS: Final = Habits()
+
+
+class Journal:
+    """Use `async with Journal.open(folder, ledger) as journal`: the ledger has every event once it is durable.
+
+    They are applied in order. The events that are there already are applied before `open` returns.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, store: Store, habits: Habits) -> None:
+        self._path = path
+        self._ledger = ledger
+        self._writer = Writer(store, ledger, habits, settle=self._settle, say=self._hear)
+        self._loop = get_running_loop()
+        self._is_closed = False
+        #: What the ledger said of an event that nobody waited for; the next who waits hears of it.
+        self._refusal: Exception | None = None
+        self._trouble: str | None = None
+        self._failure: JournalError | None = None
+        self._changed = anyio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path, ledger: Ledger, habits: Habits = _HABITS) -> AsyncIterator[Self]:
+        """Lock the folder, fold what is there into an empty ledger, and be ready to append.
+
+        Raises UsageError when another process has the folder, JournalError when the journal is damaged or the disk
+        refuses.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder))
+                store = await anyio.to_thread.run_sync(Store.recover, folder, ledger)
+            except OSError as error:
+                raise JournalError(f"{folder} cannot be opened: {error}") from error
+            journal = cls(folder / JOURNAL, ledger, store, habits)
+            journal._writer.thread.start()
+            try:
+                yield journal
+            finally:
+                await journal._close(stack)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the disk takes nothing, or next to nothing, and what is waited for, for people; None if all is well."""
+        return self._trouble
+
+    async def wait_writable(self) -> None:
+        """Returns when new work may begin: at once, if there is no trouble. Raises JournalError if there is no hope."""
+        while self._trouble is not None and self._failure is None:
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def append(self, *batch: Event) -> None:
+        """Write events; returns when they are durable and applied, however long the disk takes.
+
+        Raises JournalError when they cannot be written for too long, and what the ledger raises; the events are durable
+        then.
+        """
+        done = self._loop.create_future()
+        self._put(Batch(batch, done))
+        await done
+
+    def append_nowait(self, *batch: Event) -> None:
+        """Write events, without waiting. They are durable no later than the next that somebody waits for."""
+        self._put(Batch(batch, None))
+
+    def _put(self, batch: Batch) -> None:
+        if self._is_closed:  # nobody would ever write it
+            raise JournalError(f"{self._path} is closed.")
+        self._writer.put(batch)
+
+    async def _close(self, stack: ExitStack) -> None:
+        """Write what is there, within bounds: what the disk refuses now was not reported as durable."""
+        self._is_closed = True
+        self._writer.close()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._writer.thread.join, _CLOSING)
+        if self._writer.thread.is_alive():  # it may yet write: the lock is held until the process ends
+            self._writer.lock = stack.pop_all()
+
+    def _hear(self, trouble: str | None) -> None:
+        self._trouble = trouble
+        if trouble is None:
+            structlog.get_logger().info("journal.writable", path=str(self._path))
+        else:
+            structlog.get_logger().warning("journal.trouble", path=str(self._path), trouble=trouble)
+        self._turn()
+
+    def _turn(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    def _settle(self, batches: list[Batch], failure: Exception | None) -> None:
+        if failure is not None and self._failure is None:
+            self._failure = JournalError(f"{self._path} cannot be written: {failure}")
+            self._turn()
+        for batch in batches:
+            error = self._failure or self._apply(batch.events) or self._refusal
+            if batch.done is None or batch.done.done():
+                self._refusal = error
+                continue
+            self._refusal = None
+            if error is None:
+                batch.done.set_result(None)
+            else:
+                batch.done.set_exception(error)
+
+    def _apply(self, batch: Iterable[Event]) -> Exception | None:
+        """Apply events; returns what was raised, because here nobody would hear it and the appender would hang."""
+        try:
+            for event in batch:
+                self._ledger.apply(event)
+        except Exception as error:  # noqa: BLE001 - it is raised where the event was appended
+            self._writer.is_in_step = False
+            return error
+        return None

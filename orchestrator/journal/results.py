@@ -1,0 +1,120 @@
+"""results.jsonl: the latest result of each finished trial, in the order they finished; all of it from the journal.
+
+What is kept in memory of a result is where in the journal its line is, so that the file can be compared with the
+journal, and written anew, however large it is.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import orjson
+
+from orchestrator import events
+from orchestrator.errors import InternalError
+from orchestrator.events import Event, TrialFinished, TrialReopened
+from orchestrator.journal.files import JOURNAL, RESULTS, write_atomically
+from orchestrator.journal.reading import to_result
+from orchestrator.journal.tail import Proof, Sum, Tail
+
+
+class Results:
+    """The file, and where in the journal its lines come from: trial to byte offset, in the order of both files."""
+
+    def __init__(self, folder: Path, offsets: dict[str, int]) -> None:
+        self._journal = folder / JOURNAL
+        self._path = folder / RESULTS
+        self.offsets = offsets
+        #: What waits to be added to the file.
+        self._pending = bytearray()
+        #: None while the file is not known to be right, and is to be written anew.
+        self._tail: Tail | None = None
+
+    def proof(self) -> Proof | None:
+        """What is in the file; None if that is not all that it must have."""
+        return None if self._tail is None or self._pending else self._tail.sum.proof()
+
+    def note(self, event: Event, offset: int) -> None:
+        """Take in an event whose line begins at this offset of the journal. It shows in the file after `flush`."""
+        match event:
+            case TrialFinished():
+                self.offsets[event.trial] = offset
+                if self._tail is not None:
+                    self._pending += to_result(event)
+            case TrialReopened():
+                self.offsets.pop(event.trial, None)
+                self._forget()
+            case _:
+                pass
+
+    def flush(self) -> None:
+        """Bring the file up to date. Raises OSError; it may be tried again."""
+        if self._tail is not None and self._pending:
+            try:
+                self._tail.append(bytes(self._pending), sync=False)
+            except FileNotFoundError:
+                self._forget()
+            else:
+                self._pending.clear()
+        if self._tail is None:
+            self._rewrite()
+
+    def restore(self, known: Proof | None, rows: int) -> None:
+        """Make the file what the journal says, if it is not. `known` is its beginning if it is right, so many rows.
+
+        Raises OSError.
+        """
+        try:
+            has = self._compare(known, rows)
+        except FileNotFoundError:
+            has = None
+        if has is None:
+            self._rewrite()
+        else:
+            self._tail = Tail(self._path, has)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._forget()
+
+    def _compare(self, known: Proof | None, rows: int) -> Sum | None:
+        """What is in the file, None if that is not what the journal says."""
+        has, skipped = Sum(), 0
+        if known is not None:
+            begun = Sum().read(self._path, known.size)
+            if begun.proof() == known:
+                has, skipped = begun, rows
+        with self._path.open("rb") as file:
+            file.seek(has.size)
+            for line in self._derive(skipped):
+                if file.read(len(line)) != line:
+                    return None
+                has.add(line)
+            return None if file.read(1) else has
+
+    def _rewrite(self) -> None:
+        has = Sum()
+
+        def lines() -> Iterator[bytes]:
+            for line in self._derive():
+                has.add(line)
+                yield line
+
+        write_atomically(self._path, lines())
+        self._tail = Tail(self._path, has)
+
+    def _derive(self, skipped: int = 0) -> Iterator[bytes]:
+        """The lines that the file must have, without the first."""
+        with self._journal.open("rb", buffering=1 << 16) as file:
+            for offset in islice(self.offsets.values(), skipped, None):
+                file.seek(offset)
+                event = events.from_dict(orjson.loads(file.readline()))
+                if not isinstance(event, TrialFinished):
+                    raise InternalError(f"{self._journal}, byte {offset}: the end of a trial was there before.")
+                yield to_result(event)
+
+    def _forget(self) -> None:
+        self._pending.clear()
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
