@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+import structlog
 from anyio.abc import TaskStatus
 
 from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.errors import UsageError
 from orchestrator.service.address import Address
+from orchestrator.service.chaos.rules import read_rules
+from orchestrator.service.dialect import FOREIGN, OURS
 from orchestrator.service.server import Isolation, serve
 
 
@@ -22,6 +25,8 @@ async def run(
     benchmarks: Sequence[Path],
     isolation: str,
     linger: float | None,
+    is_foreign: bool,
+    chaos: Path | None,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -32,6 +37,10 @@ async def run(
     isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
     if isolation not in isolations:
         raise UsageError(f"--isolation {isolation!r}: write local or none.")
+    rules = None if chaos is None else await anyio.to_thread.run_sync(read_rules, chaos)
+    if rules is not None:
+        words = {"file": str(chaos), "rules": len(rules.rules), "seed": rules.seed}
+        structlog.get_logger().warning("chaos.on", **words)
     where = await anyio.to_thread.run_sync(lambda: state.expanduser().resolve())
     async with anyio.create_task_group() as tasks:
 
@@ -39,7 +48,18 @@ async def run(
             # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
             folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
             chosen = isolations[isolation]
-            await serve(host, port, token, where, folders, chosen, linger, task_status=task_status)
+            await serve(
+                host,
+                port,
+                token,
+                where,
+                folders,
+                chosen,
+                linger,
+                dialect=FOREIGN if is_foreign else OURS,
+                chaos=rules,
+                task_status=task_status,
+            )
 
         address: Address = await tasks.start(listen)
         if not is_quiet:

@@ -32,12 +32,47 @@ def serve(
     linger: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End when no client has asked anything for so long. [never]")
     ] = None,
+    foreign: Annotated[
+        bool,
+        typer.Option(
+            "--foreign",
+            help="Behave like an endpoint that is not sweep's: nothing beyond the published protocol, no memory of "
+            "requests, no second scoring.",
+        ),
+    ] = False,
+    chaos: Annotated[
+        Path | None,
+        typer.Option("--chaos", metavar="FILE", help="Misbehave as this file says, to rehearse a night: see above."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only; print no address.")] = False,
 ) -> None:
     """Serve benchmarks, scenarios, runs and devboxes to any Runloop client (1.x).
 
     Point clients at it with RUNLOOP_BASE_URL and RUNLOOP_API_KEY, both printed at the start.
-    """
+
+    A --chaos file has a seed and rules. The same seed and the same course of things give the same faults.
+
+    \b
+      seed = 7
+      [[ rules ]]
+      fault = "429"
+      route = "POST /v1/scenarios/*"   # of all requests, these
+      probability = 0.2                # of these, every fifth
+      retry_after = 1.5
+      [[ rules ]]
+      fault = "dies-solving"
+      times = 2                        # at most
+      seconds = 1                      # after the start of a command
+
+    To requests happen 429 500 502 503 504 (retry_after), hang late (seconds),
+    drop drop-mid-body vanish list-repeats list-skips.
+
+    To devboxes happen slow-boot dies-solving dies-scoring (seconds), boot-fails,
+    scorer-error (scorings: so many of each devbox it strikes).
+
+    Even an empty file lets a request ask: x-sweep-chaos: drop, or late=2.5.
+    Spared are /v1/sweep and the shutdown of devboxes.
+    """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.app import serving
 
     anyio.run(
@@ -49,6 +84,8 @@ def serve(
             benchmarks=benchmarks or [],
             isolation=isolation,
             linger=linger,
+            is_foreign=foreign,
+            chaos=chaos,
             is_quiet=quiet,
         )
     )

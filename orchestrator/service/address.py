@@ -6,6 +6,7 @@ may outlive a killed service; whoever reads it has the service prove itself befo
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from orchestrator.errors import UsageError
 
 LOCK: Final = "lock"
 ADDRESS: Final = "address.json"
+#: A sweep that looks whether the lock is free, before it starts a service, holds it for an instant.
+_TRIES, _INSTANT = 3, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +56,16 @@ def hold_lock(state: Path) -> Iterator[None]:
 
 
 def _take(lock: int, state: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(_INSTANT)
+    else:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         raise UsageError(
             f"A service (pid {holder}) already holds the state folder {state}: use that one, stop it, or name another."
-        ) from None
+        )
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 

@@ -25,6 +25,7 @@ import structlog
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from orchestrator.errors import UsageError, leaf
@@ -34,6 +35,7 @@ from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
 from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
 from orchestrator.service.api.protocol import BoundedHeads
+from orchestrator.service.api.published import PLACES, PublishedOnly
 from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
 from orchestrator.service.api.scorers import Scorers
@@ -41,9 +43,16 @@ from orchestrator.service.api.sweep import Facts, Sweep
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.catalog.environments import Environments
-from orchestrator.service.devboxes.contract import Provider
+from orchestrator.service.chaos.boxes import ChaosProvider
+from orchestrator.service.chaos.dice import Dice
+from orchestrator.service.chaos.executions import ChaosExecutions
+from orchestrator.service.chaos.requests import Droppable, RequestFaults
+from orchestrator.service.chaos.rules import Rules
+from orchestrator.service.chaos.scoring import ChaosScoring
+from orchestrator.service.devboxes.contract import Capability, Provider
 from orchestrator.service.devboxes.local.provider import LocalProvider
 from orchestrator.service.devboxes.process import ProcessProvider
+from orchestrator.service.dialect import OURS, Dialect
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
@@ -81,22 +90,32 @@ class Service:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, *, state: Path, benchmarks: Sequence[Path], isolation: Isolation, token: str
+        cls,
+        *,
+        state: Path,
+        benchmarks: Sequence[Path],
+        isolation: Isolation,
+        token: str,
+        dialect: Dialect = OURS,
+        chaos: Rules | None = None,
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        Raises UsageError, SandboxUnavailable among them.
+        With `chaos` it misbehaves. Raises UsageError, SandboxUnavailable among them.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
         isolation = Isolation(isolation)
+        dice = None if chaos is None else Dice(chaos)
         async with (
             Store.open(state / "service.sqlite") as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks)
+            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice)
             facts = Facts(instance=instance, isolation=isolation, capabilities=tuple(sorted(provider.capabilities)))
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
-            app = application(routes=[*own.routes(), *parts.routes()], token=token, activity=activity)
+            routes = [*(own.routes() if dialect.has_own_routes else ()), *parts.routes()]
+            layers = _layers(dialect, dice, provider, routes, stopping)
+            app = application(routes=routes, token=token, activity=activity, layers=layers)
             async with parts.scorings, parts.fleet:
                 await parts.scenario_runs.recover()
                 try:
@@ -104,6 +123,18 @@ class Service:
                 finally:
                     activity.is_ending = True
                     await parts.scorings.wait_idle(GRACE)
+
+
+def _layers(
+    dialect: Dialect, dice: Dice | None, provider: Provider, routes: Sequence[Route], stopping: anyio.Event
+) -> list[Middleware]:
+    layers = []
+    if dice is not None:
+        layers.append(Middleware(RequestFaults, dice=dice, routes=routes, stopping=stopping))
+    if dialect.is_published_only:
+        kept = () if Capability.ROOTED in provider.capabilities else PLACES
+        layers.append(Middleware(PublishedOnly, kept=kept))
+    return layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +150,23 @@ class _Parts:
     logs: Logs
 
     @classmethod
-    def build(cls, store: Store, provider: Provider, state: Path, benchmarks: Sequence[Path]) -> Self:
-        known = dict(os.environ)
-        scoring = Scoring(cache=state / "cache")
+    def build(
+        cls,
+        store: Store,
+        provider: Provider,
+        state: Path,
+        benchmarks: Sequence[Path],
+        dialect: Dialect,
+        dice: Dice | None,
+    ) -> Self:
+        known, cache = dict(os.environ), state / "cache"
+        scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
         catalog = Catalog(benchmarks)
-        environments = Environments(catalog=catalog, provider=provider, cache=state / "cache")
+        environments = Environments(catalog=catalog, provider=provider, cache=cache)
         definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
-        fleet = Fleet(store=store, provider=provider, state=state, blueprints=environments.prepare)
-        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring)
+        boots = ChaosProvider(provider, dice) if dice else provider
+        fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare)
+        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring, dialect=dialect)
         scenario_runs = ScenarioRuns(
             store=store,
             definitions=definitions,
@@ -134,12 +174,13 @@ class _Parts:
             environments=environments,
             scoring=scoring,
             scorings=scorings,
+            dialect=dialect,
             secrets=known,
         )
         return cls(
             definitions=definitions,
             fleet=fleet,
-            executions=Executions(store=store, fleet=fleet, state=state),
+            executions=ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state),
             scorings=scorings,
             scenario_runs=scenario_runs,
             benchmark_runs=BenchmarkRuns(
@@ -169,12 +210,15 @@ async def serve(
     isolation: Isolation,
     linger: float | None,
     *,
+    dialect: Dialect = OURS,
+    chaos: Rules | None = None,
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
 
     Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
-    ends it at once. Raises UsageError for a bad address, a state folder in use, and what `Service.open` raises.
+    ends it at once. With `chaos` it misbehaves. Raises UsageError for a bad address, a state folder in use, and what
+    `Service.open` raises.
     """
     if token is None and not is_loopback(host):
         raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
@@ -186,9 +230,16 @@ async def serve(
             try:
                 async with (
                     _http(listener) as http,
-                    Service.open(state=state, benchmarks=benchmarks, isolation=isolation, token=token) as service,
+                    Service.open(
+                        state=state,
+                        benchmarks=benchmarks,
+                        isolation=isolation,
+                        token=token,
+                        dialect=dialect,
+                        chaos=chaos,
+                    ) as service,
                 ):
-                    http.answer(service.app)
+                    http.answer(service.app, BoundedHeads if chaos is None else Droppable)
                     address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:
@@ -234,12 +285,12 @@ class _Http:
         self._listener = listener
         self._server: _Server | None = None
 
-    def answer(self, app: Starlette) -> None:
+    def answer(self, app: Starlette, connections: type[BoundedHeads]) -> None:
         """Start to answer requests, those too that wait in the backlog."""
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=BoundedHeads,
+                http=connections,
                 ws="none",
                 lifespan="off",
                 backlog=BACKLOG,

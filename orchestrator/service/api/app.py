@@ -34,13 +34,16 @@ IDLE_PATHS: Final = OPEN_PATHS | {"/v1/sweep"}
 _RETRY_AFTER: Final = "5"
 
 
-def application(*, routes: Sequence[BaseRoute], token: str, activity: Activity) -> Starlette:
-    """The service's application; routes are tried in order."""
+def application(
+    *, routes: Sequence[BaseRoute], token: str, activity: Activity, layers: Sequence[Middleware] = ()
+) -> Starlette:
+    """The service's application; routes are tried in order. `layers` see the requests of those who have the token."""
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(_Failures),
             Middleware(_Doorkeeper, token=token, activity=activity),
+            *layers,
         ],
         exception_handlers={
             ServiceError: _service_error,

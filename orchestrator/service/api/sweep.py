@@ -51,6 +51,8 @@ class Sweep:
         self._activity = activity
         self._store = store
         self._stop = stop
+        #: Requests to end, which are no use of the service: of those that come at once each would refuse the other.
+        self._asking = 0
 
     def routes(self) -> list[Route]:
         return [
@@ -82,9 +84,13 @@ class Sweep:
     async def stop(self, request: Request) -> Response:
         """End the service, unless it is in use."""
         client = (await parse(request, ClientBody)).client
-        with self._activity.deciding():
-            in_use = await self._in_use(client)
-            self._activity.is_ending = not in_use
+        self._asking += 1
+        try:
+            with self._activity.deciding():
+                in_use = await self._in_use(client)
+                self._activity.is_ending = not in_use
+        finally:
+            self._asking -= 1
         if in_use:
             raise Conflict(f"The service is in use: {in_use}. It ends by itself when nobody needs it.")
         self._stop()
@@ -97,7 +103,7 @@ class Sweep:
             "devboxes alive": devboxes,
             "scenario runs alive": runs,
             "other clients": self._activity.others(client),
-            "other requests": self._activity.requests - 1,
+            "other requests": self._activity.requests - self._asking,
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 

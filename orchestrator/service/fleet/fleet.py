@@ -28,6 +28,7 @@ from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.fleet.boot import run_setup, write_mounts
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.launch import Launch, parse_launch
+from orchestrator.service.fleet.pruning import prune_hourly
 from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.fleet.rows import DevboxRows, OnEnd, new_devbox, not_running
 from orchestrator.service.fleet.states import (
@@ -94,6 +95,7 @@ class Fleet:
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
         self._tasks = await anyio.create_task_group().__aenter__()
+        self.start_soon(prune_hourly, self._store, self.output)
         return self
 
     async def __aexit__(

@@ -15,6 +15,7 @@ from orchestrator.errors import BadRequest
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
+from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.fleet.requests import DevboxRequest, mounted_files
 from orchestrator.service.runs import tally
@@ -54,6 +55,7 @@ class ScenarioRuns:
         environments: Environments,
         scoring: Scoring,
         scorings: Scorings,
+        dialect: Dialect,
         secrets: Mapping[str, str],
     ) -> None:
         self._store = store
@@ -62,6 +64,7 @@ class ScenarioRuns:
         self._environments = environments
         self._scoring = scoring
         self._scorings = scorings
+        self._dialect = dialect
         self._secrets = secrets
         fleet.on_end.append(_devbox_ended)
 
@@ -88,7 +91,8 @@ class ScenarioRuns:
         check_startable("Scenario", scenario, profile)
         prepare = self._prepare(scenario, secret_values(profile, self._secrets))
         run = {"id": SCENARIO_RUNS.new_id(), "scenario_id": scenario["id"], **request.view(profile)}
-        devbox = _devbox_request(scenario, run, profile)
+        labels = run["metadata"] if self._dialect.is_devbox_labelled else {}
+        devbox = _devbox_request(scenario, run, profile, labels)
 
         def effect(db: sqlite3.Connection) -> tuple[Document, bool]:
             return once(db, key, lambda: view(self._insert(db, request, run, devbox)))
@@ -118,11 +122,14 @@ class ScenarioRuns:
     async def score(self, run_id: str) -> Document:
         """Start to score a run, unless it is scoring or scored already.
 
-        Raises NotFound, and BadRequest naming the state if the run is over or its devbox is not running.
+        Raises NotFound, and BadRequest naming the state if the run is over or its devbox is not running. In a dialect
+        without rescoring, that is every run that is not running.
         """
 
         def flip(db: sqlite3.Connection) -> tuple[Document, bool]:
             run = SCENARIO_RUNS.get(db, run_id)
+            if not self._dialect.is_rescoring and run["state"] != RunState.RUNNING:
+                raise BadRequest(f"Scenario run {run_id} is {run['state']}: only a running one can be scored.")
             if run["state"] in {RunState.SCORING, RunState.SCORED}:
                 return run, False
             move_run(run, RunState.SCORING)
@@ -206,13 +213,13 @@ def _check_benchmark_run(db: sqlite3.Connection, benchmark_run_id: str, scenario
     return benchmark_run_id
 
 
-def _devbox_request(scenario: Document, run: Document, profile: Profile) -> DevboxRequest:
+def _devbox_request(scenario: Document, run: Document, profile: Profile, labels: Mapping[str, str]) -> DevboxRequest:
     environment = scenario.get("environment") or {}
     if environment.get("snapshot_id"):
         raise BadRequest(f"Scenario {scenario['id']}: environment.snapshot_id: snapshots are not served here.")
     return DevboxRequest(
         name=run.get("name") or scenario["name"],
-        metadata=run["metadata"],
+        metadata=labels,
         environment_variables=dict(profile.environment),
         blueprint_id=environment.get("blueprint_id"),
         launch_parameters={**(environment.get("launch_parameters") or {}), **profile.launch_parameters},

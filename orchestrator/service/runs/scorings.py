@@ -13,6 +13,7 @@ import structlog
 
 from orchestrator.errors import ServiceError, WorldError
 from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.states import RunState, move_run
@@ -30,11 +31,14 @@ IN_PLACE: Final = "."
 class Scorings:
     """Use it as a context around the fleet's: when it ends, the boxes have ended, and with them what was scored."""
 
-    def __init__(self, *, store: Store, definitions: Definitions, fleet: Fleet, scoring: Scoring) -> None:
+    def __init__(
+        self, *, store: Store, definitions: Definitions, fleet: Fleet, scoring: Scoring, dialect: Dialect
+    ) -> None:
         self._store = store
         self._definitions = definitions
         self._fleet = fleet
         self._scoring = scoring
+        self._dialect = dialect
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._change = anyio.Event()
         self._tasks = anyio.create_task_group()
@@ -97,7 +101,7 @@ class Scorings:
         except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
             structlog.get_logger().exception("scoring.crashed", run=run["id"])
             return None, f"The service could not score: {type(error).__name__}: {error}"
-        return result, _fault(result)
+        return result, _fault(result) if self._dialect.is_error_failure else None
 
     async def _finish(self, run_id: str, result: Document | None, reason: str | None) -> None:
         """Note how the scoring ended, however long the disk refuses; not on a run that ended meanwhile."""

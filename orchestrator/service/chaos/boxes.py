@@ -1,0 +1,39 @@
+"""Faults of boots: boxes that come late, and boxes that never come."""
+
+from typing import Final
+
+import anyio
+
+from orchestrator.service.chaos.dice import Dice, faults_of
+from orchestrator.service.chaos.rules import Seam
+from orchestrator.service.devboxes.contract import Box, BoxSpec, BoxStartFailed, Capability, Provider
+
+_OF_BOOTS: Final = faults_of(Seam.BOOT)
+
+
+class ChaosProvider:
+    """Implements `devboxes.contract.Provider` around a sound one."""
+
+    def __init__(self, provider: Provider, dice: Dice) -> None:
+        self._provider = provider
+        self._dice = dice
+
+    @property
+    def name(self) -> str:
+        return self._provider.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._provider.capabilities
+
+    async def start(self, spec: BoxSpec) -> Box:
+        """Raises BoxStartFailed."""
+        rule = self._dice.throw("boot", _OF_BOOTS, devbox=spec.id)
+        if rule is not None and rule.fault == "boot-fails":
+            raise BoxStartFailed(f"devbox {spec.id}: this is chaos: the service was told to fail this boot")
+        if rule is not None:
+            await anyio.sleep(rule.number or 0.0)
+        return await self._provider.start(spec)
+
+    async def close(self) -> None:
+        await self._provider.close()
