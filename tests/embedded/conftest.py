@@ -1,0 +1,78 @@
+"""A runs folder whose services are gone when the test is, and what tests ask about them."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from orchestrator.app import BUNDLED
+from orchestrator.embedded import Service, _state_folder
+
+PATIENCE: Final = 60.0
+
+
+async def until(holds: Callable[[], object], what: str) -> None:
+    """Wait for something in the world that nobody announces."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await anyio.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A runs folder, and the service of one sweep in it, which needs no sandbox."""
+
+    runs: Path
+
+    @property
+    def state(self) -> Path:
+        return _state_folder(self.runs, [BUNDLED], "none")
+
+    @property
+    def address(self) -> Path:
+        """The address file, which may not be there."""
+        return self.state / "address.json"
+
+    @property
+    def pid(self) -> int:
+        """The service's, as it says itself."""
+        pid: int = json.loads(self.address.read_bytes())["pid"]
+        return pid
+
+    def open(self) -> AbstractAsyncContextManager[Service]:
+        return Service.open(self.runs, benchmarks=[BUNDLED], isolation="none")
+
+    def services(self) -> list[int]:
+        """The processes that serve, or are about to."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"serve" in words and os.fsencode(self.state) in words:
+                    found.append(int(folder.name))
+        return found
+
+    def kill(self) -> int:
+        """Kill the services; returns how many there were."""
+        victims = self.services()
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(victims)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path / "runs")
+    yield place
+    while place.kill():
+        time.sleep(0.02)

@@ -1,0 +1,118 @@
+"""A service that dies while sweeps need it is replaced, and they go on with the one that is there then."""
+
+import os
+import signal
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from orchestrator.embedded import Address, Service
+from orchestrator.errors import Unavailable, leaf
+
+from .conftest import Place, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+FOLDER = Path(__file__).parents[2]
+
+
+def addresses_of(service: Service) -> list[Address]:
+    """Where it was told to be, one after the other."""
+    told: list[Address] = []
+    service.follow(lambda url, token: told.append(Address(url=url, token=token)))
+    return told
+
+
+async def serves(address: Address) -> bool:
+    headers = {"authorization": f"Bearer {address.token}"}
+    async with httpx.AsyncClient(trust_env=False, headers=headers) as http:
+        return (await http.get(f"{address.url}/v1/sweep")).is_success
+
+
+async def test_sweeps_that_lose_it_share_the_next_one(place: Place) -> None:
+    async with place.open() as one, place.open() as other:
+        told, told_other = addresses_of(one), addresses_of(other)
+        assert place.kill() == 1
+        await until(lambda: len(told) == len(told_other) == 2, "both are told of another")
+        assert told == told_other
+        assert told[0].token != told[1].token
+        assert await serves(told[1])
+        await until(lambda: len(place.services()) == 1, "there is one")
+    await until(lambda: not place.services(), "it ends with them")
+
+
+async def test_one_that_somebody_else_has_started_meanwhile_will_do(place: Place) -> None:
+    async with place.open() as service:
+        told = addresses_of(service)
+        place.kill()
+        command = [sys.executable, "-m", "orchestrator", "serve", "--state", str(place.state), "--port", "0", "--quiet"]
+        elses = await anyio.open_process([*command, "--isolation", "none"], cwd=FOLDER, stdout=None, stderr=None)
+        await until(lambda: len(told) == 2, "we are told of another")
+        assert await serves(told[1])
+        await until(lambda: len(place.services()) == 1, "there is one")
+    await elses.wait()
+
+
+async def test_one_that_ended_in_order_is_replaced_too(place: Place) -> None:
+    async with place.open() as service:
+        told = addresses_of(service)
+        os.kill(place.pid, signal.SIGTERM)
+        await until(lambda: len(told) == 2, "we are told of another")
+        assert await serves(told[1])
+
+
+async def test_one_that_does_not_answer_for_a_while_is_waited_for(place: Place) -> None:
+    """It lives: nobody starts another, and it is the same afterwards."""
+    async with place.open() as service:
+        told = addresses_of(service)
+        pid = place.pid
+        os.kill(pid, signal.SIGSTOP)
+        await anyio.sleep(7)  # two looks are due; that nothing happens cannot be waited for
+        os.kill(pid, signal.SIGCONT)
+        assert await serves(service.address)
+        assert place.services() == [pid]
+        assert len(told) == 1
+
+
+async def test_when_none_can_be_started_again_the_sweep_ends_and_says_so(place: Place) -> None:
+    async def sweep() -> None:
+        async with place.open():
+            with closing(sqlite3.connect(place.state / "service.sqlite")) as db:
+                db.execute("PRAGMA user_version = 99")
+            place.kill()
+            with anyio.fail_after(30):
+                await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await sweep()
+    error = leaf(raised.value)
+    assert isinstance(error, Unavailable)
+    assert "cannot start: The service's state has schema 99" in error.message
+    assert error.message.endswith("Nothing finished is lost: mend this, then resume.")
+
+
+async def test_it_lingers_after_the_last_sign_of_life_and_not_longer(place: Place) -> None:
+    """Of a sweep that was killed, say; what it had in the service is shut down with it."""
+    place.state.mkdir(parents=True)
+    command = [sys.executable, "-m", "orchestrator", "serve", "--state", str(place.state), "--port", "0", "--quiet"]
+    serving = await anyio.open_process(
+        [*command, "--isolation", "none", "--linger", "2"], cwd=FOLDER, stdout=None, stderr=None
+    )
+    await until(place.address.exists, "it serves")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        address = await Address.read(http, place.state)
+        assert address is not None
+        headers = {"authorization": f"Bearer {address.token}"}
+        await http.post(f"{address.url}/v1/devboxes", json={}, headers=headers)
+        for _ in range(10):
+            assert await address.post(http, "heartbeat", "a sweep")
+            await anyio.sleep(0.5)
+        assert serving.returncode is None
+    with anyio.fail_after(30):
+        assert await serving.wait() == 0
+    assert not place.address.exists()
