@@ -21,6 +21,8 @@
     │   ├── AgentCrashed        it ended with a status other than 0
     │   └── AgentTimedOut       it used up its time
     ├── ScoringFault            a scorer's: scored again, the agent is not run again
+    ├── SweepCanceled           somebody else canceled our benchmark run: an order to stop
+    ├── SweepHalted             the rest would fail like what failed: stop, and say what to mend
     ├── JournalError            the run folder cannot be written or read: stop, the journal stays as it is
     ├── InternalError           ours: stop loudly
     └── ServiceError            what our service answers instead of a result; carries the HTTP status
@@ -136,6 +138,14 @@ class AgentTimedOut(AgentError):
 
 class ScoringFault(SweepError):
     """A scorer's fault."""
+
+
+class SweepCanceled(SweepError):
+    """Somebody else canceled the benchmark run that our trials belong to."""
+
+
+class SweepHalted(SweepError):
+    """Too many failures that are no trial's fault; the message names the cause and the fix."""
 
 
 class JournalError(SweepError):

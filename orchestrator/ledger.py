@@ -6,16 +6,19 @@ Progress, report, resume and tests read the same fold, so they cannot disagree; 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
+    AgentStarted,
     AttemptEnded,
     BenchmarkRunEnded,
     BenchmarkRunIntended,
     BenchmarkRunStarted,
     Event,
     ExecutionStarted,
+    OutputKept,
     RunStarted,
     StageEntered,
     StageFinished,
@@ -42,10 +45,20 @@ class Attempt:
     run: str | None = None
     devbox: str | None = None
     execution: str | None = None
+    #: The host agent's process, and what tells it from a later one of that number.
+    pid: int | None = None
+    birth: str = ""
+    #: How much of the execution's output is in its log: the next byte to ask for, and the log's length then.
+    offset: int = 0
+    length: int = 0
+    #: How often its stage was entered in a row.
+    entries: int = 0
     #: The last stage that was finished, and what each found out and took.
     finished: Stage | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: When its devbox was up, by the journal's clock; None before, and after its release.
+    up_since: float | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -93,23 +106,29 @@ class Notice:
     is_final: bool
 
 
+@dataclass
 class Ledger:
     """The state of a sweep after the events applied so far."""
 
     LATEST = 5
 
-    def __init__(self) -> None:
-        self.trials: dict[TrialKey, Trial] = {}
-        self.benchmark_runs: dict[tuple[str, int], BenchmarkRunState] = {}
-        #: The finished trials, in the order they finished.
-        self.finished: list[TrialKey] = []
-        self.opened = 0
-        self.ended: str | None = None
-        self.stages: Counter[Stage] = Counter()
-        self.outcomes: Counter[Outcome] = Counter()
-        self.latest_failures: list[Notice] = []
-        #: Attempts that were followed by another before their release was known to have happened.
-        self.leftovers: dict[tuple[TrialKey, int], Attempt] = {}
+    trials: dict[TrialKey, Trial] = field(default_factory=dict)
+    benchmark_runs: dict[tuple[str, int], BenchmarkRunState] = field(default_factory=dict)
+    #: The finished trials, in the order they finished.
+    finished: list[TrialKey] = field(default_factory=list)
+    opened: int = 0
+    ended: str | None = None
+    stages: Counter[Stage] = field(default_factory=Counter)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    latest_failures: list[Notice] = field(default_factory=list)
+    #: Attempts that were followed by another before their release was known to have happened.
+    leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
+    #: US dollars that agents report to have spent, in every attempt.
+    cost: float = 0.0
+    #: Seconds of the devboxes that are released; how many are up, and the sum of the times since when they are.
+    released_seconds: float = 0.0
+    up: int = 0
+    up_since: float = 0.0
 
     def apply(self, event: Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
@@ -127,6 +146,12 @@ class Ledger:
                 attempt.run, attempt.devbox = event.run, event.devbox
             case ExecutionStarted():
                 self._attempt(event.trial, event.attempt).execution = event.execution
+            case AgentStarted():
+                attempt = self._attempt(event.trial, event.attempt)
+                attempt.pid, attempt.birth = event.pid, event.birth
+            case OutputKept():
+                attempt = self._attempt(event.trial, event.attempt)
+                attempt.offset, attempt.length = event.offset, event.length
             case StageFinished():
                 self._finish_stage(event)
             case AttemptEnded():
@@ -149,6 +174,10 @@ class Ledger:
             case _:
                 pass
 
+    def devbox_seconds(self, now: float) -> float:
+        """Seconds between boot and release, of all devboxes so far; `now` is by the journal's clock."""
+        return self.released_seconds + max(0.0, self.up * now - self.up_since)
+
     def is_finished(self, key: TrialKey) -> bool:
         trial = self.trials.get(key)
         return trial is not None and trial.outcome is not None
@@ -159,6 +188,11 @@ class Ledger:
         if trial is None or trial.attempt is None or trial.outcome is not None:
             return None
         return trial.attempt if trial.attempt.number > trial.last_ended else None
+
+    def has_run(self, key: TrialKey) -> bool:
+        """Whether an attempt that a process began and did not end got as far as a run with its devbox."""
+        attempt = self.under_way(key)
+        return attempt is not None and attempt.run is not None
 
     def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
         """Attempts whose release is not known to have happened."""
@@ -191,6 +225,7 @@ class Ledger:
             move(trial.attempt.stage, stage)
             self._leave_stage(trial)
         attempt = trial.attempt
+        attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
         attempt.stage, attempt.since = stage, event.at
         self.stages[stage] += 1
 
@@ -201,7 +236,7 @@ class Ledger:
     def _finish_stage(self, event: StageFinished) -> None:
         leftover = (TrialKey.parse(event.trial), event.attempt)
         if leftover in self.leftovers and event.stage == Stage.RELEASE:
-            del self.leftovers[leftover]
+            self._put_down(self.leftovers.pop(leftover), event.at)
             return
         attempt = self._attempt(event.trial, event.attempt)
         if attempt.stage != event.stage:
@@ -209,10 +244,24 @@ class Ledger:
         attempt.finished = Stage(event.stage)
         attempt.facts |= event.facts
         attempt.stages[event.stage] = {"seconds": event.seconds, "waited": event.waited}
+        self.cost += _cost(event.facts)
+        if event.stage == Stage.BOOT and attempt.up_since is None:
+            attempt.up_since = event.at
+            self.up += 1
+            self.up_since += event.at
         if event.stage == Stage.RELEASE:
             trial = self.trials[TrialKey.parse(event.trial)]
             self._leave_stage(trial)
+            self._put_down(attempt, event.at)
             trial.attempt = None
+
+    def _put_down(self, attempt: Attempt, at: float) -> None:
+        """The devbox of an attempt, if it had one, is gone."""
+        if attempt.up_since is not None:
+            self.released_seconds += max(0.0, at - attempt.up_since)
+            self.up -= 1
+            self.up_since -= attempt.up_since
+            attempt.up_since = None
 
     def _end_attempt(self, event: AttemptEnded) -> None:
         self._attempt(event.trial, event.attempt)
@@ -239,6 +288,8 @@ class Ledger:
         if failure:
             self._notice(key, failure, is_final=True)
         trial = self.trials.setdefault(key, Trial())
+        if trial.attempt is None or "usage" not in trial.attempt.facts:
+            self.cost += _cost(result)
         trial.outcome, trial.score, trial.flags, trial.seconds = outcome, result.get("score"), flags, seconds
         trial.failure = failure["class"] if failure else None
         trial.failures = []
@@ -258,11 +309,20 @@ class Ledger:
         self.outcomes[trial.outcome] -= 1
         self.finished.remove(key)
         self._leave_stage(trial)
+        if trial.attempt is not None:
+            self.leftovers[key, trial.attempt.number] = trial.attempt
         self.trials[key] = Trial(attempts=trial.attempts)
 
     def _notice(self, key: TrialKey, failure: Mapping[str, Any], *, is_final: bool) -> None:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
         self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
+
+
+def _cost(facts: Mapping[str, Any]) -> float:
+    """The dollars in the usage that an agent reported; it may report anything."""
+    usage = facts.get("usage")
+    cost = usage.get("cost_usd") if isinstance(usage, Mapping) else None
+    return float(cost) if isinstance(cost, int | float) and 0 < cost < inf else 0.0
 
 
 _NO_TRIAL = Trial()

@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from re import sub
-from typing import Any, Self
+from typing import Any, Final, Self
 
 DEVBOX_BOOTING = frozenset({"queued", "scheduled", "provisioning", "initializing", "resuming"})
+DEVBOX_ALIVE: Final = (
+    "queued",
+    "scheduled",
+    "provisioning",
+    "initializing",
+    "running",
+    "suspending",
+    "suspended",
+    "resuming",
+)
 DEVBOX_DEAD = frozenset({"failure", "shutdown"})
 RUN_ALIVE = frozenset({"running", "scoring", "scored"})
 RUN_RESULT = frozenset({"scored", "completed"})
@@ -36,6 +47,7 @@ class TrialKey:
         return f"{self.scenario}/{self.arm}/{self.number}"
 
     @classmethod
+    @lru_cache(1024)  # each event of a trial names it
     def parse(cls, text: str) -> Self:
         scenario, rest = text.split("/", 1)
         arm, number = rest.rsplit("/", 1)
@@ -97,6 +109,7 @@ class ScenarioRun:
     state: str
     score: float | None = None
     scorers: tuple[ScorerResult, ...] = ()
+    benchmark_run_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -108,6 +121,7 @@ class BenchmarkRun:
     benchmark_id: str
     state: str
     name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +136,7 @@ class Devbox:
     failure: str = ""
     home: str = "/home/user"
     working_directory: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
     start → boot → prepare → solve → gather → score → release
       └───────┴───────┴────────┴───────┴────────┴──────→ release     an attempt may be given up at any point
+      └───────┴───────┴────────┴───────┴───────→ score               a result that is there already is taken
                                                  start → start       what a process that died had begun is taken up
                                                   boot → boot        again where it was; an install is not, and an
                                                  solve → solve       agent is waited for, never run twice
@@ -39,10 +40,10 @@ class Stage(StrEnum):
 
 MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     None: frozenset({Stage.START}),
-    Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.RELEASE}),
-    Stage.BOOT: frozenset({Stage.BOOT, Stage.PREPARE, Stage.RELEASE}),
-    Stage.PREPARE: frozenset({Stage.SOLVE, Stage.RELEASE}),
-    Stage.SOLVE: frozenset({Stage.SOLVE, Stage.GATHER, Stage.RELEASE}),
+    Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.SCORE, Stage.RELEASE}),
+    Stage.BOOT: frozenset({Stage.BOOT, Stage.PREPARE, Stage.SCORE, Stage.RELEASE}),
+    Stage.PREPARE: frozenset({Stage.SOLVE, Stage.SCORE, Stage.RELEASE}),
+    Stage.SOLVE: frozenset({Stage.SOLVE, Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
     Stage.GATHER: frozenset({Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
     Stage.SCORE: frozenset({Stage.SCORE, Stage.RELEASE}),
     Stage.RELEASE: frozenset({Stage.RELEASE}),

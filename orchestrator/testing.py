@@ -18,6 +18,8 @@ from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, U
 from orchestrator.events import Event
 from orchestrator.ledger import Ledger
 from orchestrator.model import (
+    DEVBOX_ALIVE,
+    RUN_ALIVE,
     Benchmark,
     BenchmarkRun,
     Devbox,
@@ -71,20 +73,24 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class MemorySink:
-    """A journal without a disk: events are in the ledger at once."""
+    """A journal without a disk: events are in the ledger at once, at the loop's time."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.events: list[Event] = []
 
     async def append(self, *batch: Event) -> None:
-        await anyio.lowlevel.checkpoint()
         self.append_nowait(*batch)
+        await anyio.lowlevel.checkpoint()
 
     def append_nowait(self, *batch: Event) -> None:
-        for event in batch:
+        for each in batch:
+            event = replace(each, at=anyio.current_time())
             self.events.append(event)
             self.ledger.apply(event)
+
+    async def wait_writable(self) -> None:
+        """Memory never refuses."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,6 +111,8 @@ class Script:
     #: Devboxes that never boot, and devboxes that die while the agent works: so many of the first.
     failing_boots: int = 0
     dying_devboxes: int = 0
+    #: Whether a repeated call has its effect again, as on an endpoint that keeps no idempotency keys.
+    is_forgetful: bool = False
 
 
 class MemoryEndpoint:
@@ -145,21 +153,41 @@ class MemoryEndpoint:
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
     ) -> BenchmarkRun:
-        del metadata
         await self._call("start_benchmark_run")
         run = BenchmarkRun(
-            id=f"bmr_{len(self.benchmark_runs) + 1}", benchmark_id=benchmark_id, state="running", name=name
+            id=f"bmr_{len(self.benchmark_runs) + 1}",
+            benchmark_id=benchmark_id,
+            state="running",
+            name=name,
+            metadata=metadata,
         )
-        run = self._answers.setdefault(key, run)
+        run = self._answers.setdefault(self._known(key), run)
         return self.benchmark_runs.setdefault(run.id, run)
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
         await self._call("benchmark_run")
         return self.benchmark_runs[run_id]
 
+    async def list_benchmark_runs(
+        self, *, benchmark: str | None = None, state: str | None = None
+    ) -> list[BenchmarkRun]:
+        await self._call("list_benchmark_runs")
+        return [
+            run
+            for run in self.benchmark_runs.values()
+            if benchmark in {None, run.benchmark_id} and state in {None, run.state}
+        ]
+
     async def complete_benchmark_run(self, run_id: str) -> None:
         await self._call("complete_benchmark_run")
         self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="completed")
+
+    async def cancel_benchmark_run(self, run_id: str) -> None:
+        await self._call("cancel_benchmark_run")
+        self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="canceled")
+        for run in list(self.runs.values()):
+            if run.benchmark_run_id == run_id and run.state in RUN_ALIVE:
+                self._end(run.id, "canceled")
 
     async def start_run(
         self,
@@ -171,16 +199,21 @@ class MemoryEndpoint:
         keep_alive: int,
         key: str,
     ) -> ScenarioRun:
-        del benchmark_run_id, name, keep_alive
+        del name, keep_alive
         await self._call("start_run")
-        if key in self._answers:
+        if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
         number = len(self.runs) + 1
-        self.devboxes[f"dbx_{number}"] = Devbox(id=f"dbx_{number}", status="provisioning")
+        self.devboxes[f"dbx_{number}"] = Devbox(id=f"dbx_{number}", status="provisioning", metadata=metadata)
         run = ScenarioRun(
-            id=f"scr_{number}", scenario_id=scenario_id, devbox_id=f"dbx_{number}", state="running", metadata=metadata
+            id=f"scr_{number}",
+            scenario_id=scenario_id,
+            devbox_id=f"dbx_{number}",
+            state="running",
+            benchmark_run_id=benchmark_run_id,
+            metadata=metadata,
         )
-        self._answers[key] = run.id
+        self._answers[self._known(key)] = run.id
         self.runs[run.id] = run
         self.most_alive = max(self.most_alive, self.alive)
         return run
@@ -188,6 +221,18 @@ class MemoryEndpoint:
     async def run(self, run_id: str) -> ScenarioRun:
         await self._call("run")
         return self.runs[run_id]
+
+    async def list_runs(
+        self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
+    ) -> list[ScenarioRun]:
+        await self._call("list_runs")
+        return [
+            run
+            for run in self.runs.values()
+            if benchmark_run in {None, run.benchmark_run_id}
+            and scenario in {None, run.scenario_id}
+            and state in {None, run.state}
+        ]
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         del key
@@ -199,6 +244,7 @@ class MemoryEndpoint:
         return self.runs[run_id]
 
     async def wait_scored(self, run_id: str) -> ScenarioRun:
+        await self._call("wait_scored")
         await anyio.sleep(self.script.scoring)
         is_broken = self.script.broken_scorings > 0
         self.script.broken_scorings -= is_broken
@@ -231,10 +277,18 @@ class MemoryEndpoint:
         await self._call("devbox")
         return self.devboxes[devbox_id]
 
+    async def list_devboxes(self) -> list[Devbox]:
+        await self._call("list_devboxes")
+        return [devbox for devbox in self.devboxes.values() if devbox.status in DEVBOX_ALIVE]
+
+    async def shutdown(self, devbox_id: str) -> None:
+        await self._call("shutdown")
+        self._set(devbox_id, "shutdown")
+
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         await self._call("execute")
         self._check(devbox_id)
-        identity = self._answers.setdefault(key, f"exec_{len(self.executions) + 1}")
+        identity = self._answers.setdefault(self._known(key), f"exec_{len(self.executions) + 1}")
         self.executions.setdefault(identity, command)
         return Execution(id=identity, devbox_id=devbox_id, is_completed=False)
 
@@ -273,6 +327,10 @@ class MemoryEndpoint:
     async def devbox_log(self, devbox_id: str) -> str:
         await self._call("devbox_log")
         return f"log of {devbox_id}\n"
+
+    def _known(self, key: str) -> str:
+        """The idempotency key as this endpoint keeps it: one that forgets keys takes each call for a new one."""
+        return f"{key} {sum(self.calls.values())}" if self.script.is_forgetful else key
 
     async def _call(self, name: str) -> None:
         if self.is_gone:

@@ -19,7 +19,7 @@ class Task:
 
     `reference_output` is the solution, for agents that may see it (none but `oracle` may). `time_limit` is in seconds.
     `folder` is this attempt's own folder on this host; `devbox_id` and `endpoint` let a host agent use a client of its
-    own. `settings` come from the arm.
+    own. `settings` come from the arm. A host agent tells `started` the id of its process.
     """
 
     scenario_id: str
@@ -29,6 +29,7 @@ class Task:
     folder: Path
     devbox_id: str
     endpoint: str
+    started: Callable[[int], None] = field(default=lambda _: None, repr=False, compare=False)
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     reference_output: str | None = None

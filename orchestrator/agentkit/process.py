@@ -50,15 +50,18 @@ async def run_worker(
     answer: Answer,
     log: Callable[[bytes], None],
     time_limit: float,
+    started: Callable[[int], None] = lambda _: None,
     linger: float = LINGER,
 ) -> Ended:
     """Run a job in a worker of its own to the end, or end it with all it started after `time_limit` seconds.
 
     Each request of the worker goes to `answer`, up to 64 at once; what `answer` or `log` raises ends the worker and is
-    raised here. Raises UsageError if the interpreter cannot be started. No process is left on return, whatever happens.
+    raised here. `started` is told the worker's process id. Raises UsageError if the interpreter cannot be started. No
+    process is left on return, whatever happens.
     """
     with anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
         process, reader, writer = await _start(python, environment)
+    started(process.pid)
     conversation = _Conversation(process=process, reader=reader, writer=writer, answer=answer, log=log, linger=linger)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(conversation.collect)
@@ -68,6 +71,30 @@ async def run_worker(
         finally:
             await conversation.end()
     return conversation.ended()
+
+
+def birth(pid: int) -> str:
+    """What tells a process from a later one with its number: the boot, and the clock ticks from it to its start.
+
+    Empty if there is no such process any more.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+
+
+async def end_process(pid: int, its_birth: str) -> None:
+    """Make sure that a worker of an earlier process of ours is gone, with its session. Bounded."""
+    if not its_birth or birth(pid) != its_birth:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with anyio.move_on_after(_END):
+        while birth(pid) == its_birth:  # noqa: ASYNC110 - not a child of ours: nobody announces its end
+            await anyio.sleep(0.05)
 
 
 async def _start(

@@ -122,6 +122,7 @@ class PythonAgent:
             environment={**self.environ, **_facts(task)},
             answer=answer,
             log=log,
+            started=task.started,
             time_limit=task.time_limit,
         )
         return _result(ended)

@@ -5,8 +5,10 @@ completed when nothing of it will be attempted any more.
 import anyio
 
 from orchestrator.engine.sink import Sink
+from orchestrator.errors import SweepCanceled
 from orchestrator.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
 from orchestrator.ledger import Ledger
+from orchestrator.model import BenchmarkRun
 from orchestrator.runloop.contract import Endpoint
 
 
@@ -24,11 +26,21 @@ class BenchmarkRuns:
         self._alive: dict[tuple[str, int], str] = {}
 
     async def of(self, arm: str, number: int) -> str:
-        """The running benchmark run of an arm and number; another is started when an earlier one is over."""
+        """The running benchmark run of an arm and number; another is started when an earlier one is over.
+
+        Raises SweepCanceled when somebody canceled it.
+        """
         async with self._lock:
             if (arm, number) not in self._alive:
                 self._alive[arm, number] = await self._find(arm, number) or await self._start(arm, number)
             return self._alive[arm, number]
+
+    async def following(self, arm: str, number: int, run: str) -> str:
+        """The running benchmark run of an arm and number, now that `run` may have ended by somebody else's hand."""
+        async with self._lock:
+            if self._alive.get((arm, number)) == run:
+                del self._alive[arm, number]
+        return await self.of(arm, number)
 
     async def complete_all(self) -> None:
         """Nothing will be attempted any more: complete what is not known to have ended."""
@@ -43,18 +55,31 @@ class BenchmarkRuns:
         if known is None or known.run is None or known.is_ended:
             return None
         run = await self._endpoint.benchmark_run(known.run)
+        if run.state == "canceled":
+            raise SweepCanceled(
+                f"Benchmark run {run.id} ({arm}, trial {number}) was canceled by somebody else, so the sweep stops. "
+                "Its results are kept; to run what is left, give another --name."
+            )
         return run.id if run.state == "running" else None
 
     async def _start(self, arm: str, number: int) -> str:
         known = self._ledger.benchmark_runs.get((arm, number))
         is_owed = known is not None and known.run is None
         number_of_run = known.round + (not is_owed) if known else 1
-        await self._sink.append(BenchmarkRunIntended(arm=arm, number=number, round=number_of_run))
-        run = await self._endpoint.start_benchmark_run(
-            self._benchmark_id,
-            name=f"{self._sweep}/{arm}/{number}",
-            metadata={"sweep": self._sweep, "arm": arm, "number": str(number)},
-            key=f"{self._sweep} {arm} {number} run {number_of_run}",
-        )
+        run = await self._adopt(arm, number) if is_owed else None
+        if run is None:
+            await self._sink.append(BenchmarkRunIntended(arm=arm, number=number, round=number_of_run))
+            run = await self._endpoint.start_benchmark_run(
+                self._benchmark_id,
+                name=f"{self._sweep}/{arm}/{number}",
+                metadata={"sweep": self._sweep, "arm": arm, "number": str(number)},
+                key=f"{self._sweep} {arm} {number} run {number_of_run}",
+            )
         await self._sink.append(BenchmarkRunStarted(arm=arm, number=number, run=run.id, round=number_of_run))
         return run.id
+
+    async def _adopt(self, arm: str, number: int) -> BenchmarkRun | None:
+        """The run that was asked for and whose id we never heard: not every endpoint knows our keys again."""
+        name = f"{self._sweep}/{arm}/{number}"
+        runs = await self._endpoint.list_benchmark_runs(benchmark=self._benchmark_id, state="running")
+        return next((run for run in runs if run.name == name), None)

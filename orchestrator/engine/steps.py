@@ -4,21 +4,28 @@ Each runs inside its stage's deadline and raises the errors of `errors.py`; none
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
+import structlog
+
 from orchestrator.agentkit.contract import Result, Task
-from orchestrator.engine.work import Context, Work, given
+from orchestrator.agentkit.process import birth
+from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import (
     AgentCrashed,
     AgentTimedOut,
+    Conflicted,
     DevboxLost,
+    Interrupted,
     RunLost,
     ScoringFault,
     WorldError,
 )
-from orchestrator.events import ExecutionStarted, RunStarted
-from orchestrator.model import DEVBOX_DEAD, RUN_RESULT, Devbox, Scenario, ScenarioRun, path_part
+from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
+from orchestrator.ledger import Attempt
+from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Scenario, ScenarioRun, path_part
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -30,18 +37,43 @@ async def start(ctx: Context, work: Work) -> Facts:
     work.scenario = await ctx.endpoint.scenario(work.key.scenario)
     if ctx.benchmark_runs is not None:
         work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
-    work.run = await ctx.endpoint.start_run(
-        work.key.scenario,
-        benchmark_run_id=work.benchmark_run,
-        name=f"{work.arm.name}/{work.key.number}/{work.number}",
-        metadata=work.metadata,
-        keep_alive=ctx.config.timeouts.keep_alive(agent=work.summary.agent_timeout, scorer=work.summary.scorer_timeout),
-        key=work.idempotency_key("start"),
-    )
+    work.run = (await _find_run(ctx, work) if work.is_again else None) or await _start_run(ctx, work)
     await ctx.sink.append(
         RunStarted(trial=str(work.key), attempt=work.number, run=work.run.id, devbox=work.run.devbox_id)
     )
+    if work.run.state not in RUN_ALIVE | RUN_RESULT:
+        raise Interrupted(f"run {work.run.id}, which this attempt had started before, is {work.run.state}")
     return {}
+
+
+async def _find_run(ctx: Context, work: Work) -> ScenarioRun | None:
+    """The run of this attempt that was started and whose id we never heard: not every endpoint knows our keys again."""
+    if work.benchmark_run is None:
+        return None
+    runs = await ctx.endpoint.list_runs(benchmark_run=work.benchmark_run, scenario=work.key.scenario)
+    return next((run for run in runs if run.metadata == work.metadata and run.state in RUN_ALIVE), None)
+
+
+async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
+    """Start the run; in the benchmark run that follows, if somebody has ended ours. Raises SweepCanceled."""
+    timeouts, summary = ctx.config.timeouts, work.summary
+    while True:
+        try:
+            return await ctx.endpoint.start_run(
+                work.key.scenario,
+                benchmark_run_id=work.benchmark_run,
+                name=f"{work.arm.name}/{work.key.number}/{work.number}",
+                metadata=work.metadata,
+                keep_alive=timeouts.keep_alive(agent=summary.agent_timeout, scorer=summary.scorer_timeout),
+                key=work.idempotency_key("start"),
+            )
+        except Conflicted:
+            if ctx.benchmark_runs is None or work.benchmark_run is None:
+                raise
+            following = await ctx.benchmark_runs.following(work.key.arm, work.key.number, work.benchmark_run)
+            if following == work.benchmark_run:
+                raise
+            work.benchmark_run = following
 
 
 async def boot(ctx: Context, work: Work) -> Facts:
@@ -51,15 +83,17 @@ async def boot(ctx: Context, work: Work) -> Facts:
     return {}
 
 
-def open_workspace(ctx: Context, work: Work, devbox: Devbox, execution: str | None = None) -> None:
-    """Make the workspace of a devbox that runs; `execution` is the agent's, if it has been started."""
+def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | None = None) -> None:
+    """Make the workspace of a devbox that runs; `left` is what an earlier process knew of the attempt."""
     scenario: Scenario = given(work.scenario, "the scenario")
 
     async def announce(execution: str) -> None:
         await ctx.sink.append(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
 
-    log = work.folder / "agent.log"
-    log.touch()
+    def keep(offset: int, length: int) -> None:
+        ctx.sink.append_nowait(OutputKept(trial=str(work.key), attempt=work.number, offset=offset, length=length))
+
+    log = work.folder / LOG
     work.list_file("agent_log", log)
     work.workspace = DevboxWorkspace(
         ctx.endpoint,
@@ -67,8 +101,9 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, execution: str | No
         working_directory=devbox.working_directory or scenario.working_directory or devbox.home,
         key=work.idempotency_key,
         announce=announce,
+        keep=keep,
         log=log,
-        execution=execution,
+        left=left,
     )
 
 
@@ -92,34 +127,50 @@ async def solve(ctx: Context, work: Work) -> Facts:
 async def gather(ctx: Context, work: Work) -> Facts:
     """Bring home what scoring would mix with hidden tests."""
     run: ScenarioRun = given(work.run, "the run")
-    work.keep("devbox_log", "devbox.log", (await ctx.endpoint.devbox_log(run.devbox_id)).encode(errors="replace"))
+    log = await ctx.endpoint.devbox_log(run.devbox_id)
+    await work.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
     return {}
 
 
 async def score(ctx: Context, work: Work) -> Facts:
     """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
-    scored: ScenarioRun = given(work.run, "the run")
+    run: ScenarioRun = given(work.run, "the run")
     work.scorings += 1
-    if scored.state not in RUN_RESULT:
-        await ctx.endpoint.score(scored.id, key=work.idempotency_key(f"score-{work.scorings}"))
-        work.run = scored = await ctx.endpoint.wait_scored(scored.id)
+    if run.state != "scoring" and (run.state not in RUN_RESULT or _faults(run)):
+        await _ask_for_score(ctx, work, run)
+    if run.state not in RUN_RESULT or _faults(run):
+        work.run = await ctx.endpoint.wait_scored(run.id)
+    scored: ScenarioRun = given(work.run, "the run")
     for scorer in scored.scorers:
         log = f"scorers/{path_part(scorer.name)}.log"
-        work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
-    faulty = [scorer for scorer in scored.scorers if scorer.is_faulty]
-    if faulty:
-        words = "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
+        await work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
+    if words := _faults(scored):
         raise ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
     return {"score": scored.score}
 
 
+def _faults(run: ScenarioRun) -> str:
+    """What the scorers in error said; nothing if none is."""
+    faulty = [scorer for scorer in run.scorers if scorer.is_faulty]
+    return "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
+
+
+async def _ask_for_score(ctx: Context, work: Work, run: ScenarioRun) -> None:
+    """Start the scoring, or find it started: not every endpoint takes a second order for the first."""
+    try:
+        await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}"))
+    except Conflicted:
+        if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {"scoring"}:
+            raise
+
+
 async def release(ctx: Context, work: Work) -> Facts:
     """Complete a scored run, cancel any other; the devbox goes with it."""
-    if work.run is not None:
-        scored = work.run.state in RUN_RESULT
-        await (ctx.endpoint.complete if scored else ctx.endpoint.cancel)(work.run.id)
+    run = work.run or await _find_run(ctx, work)
+    if run is not None:
+        await (ctx.endpoint.complete if run.state in RUN_RESULT else ctx.endpoint.cancel)(run.id)
     return {}
 
 
@@ -142,6 +193,7 @@ def _task(ctx: Context, work: Work) -> Task:
         scenario_name=scenario.name,
         prompt=scenario.prompt,
         time_limit=ctx.config.timeouts.solve_for(work.summary.agent_timeout),
+        started=partial(_note_process, ctx, work),
         folder=work.folder,
         devbox_id=run.devbox_id,
         endpoint=ctx.endpoint.url,
@@ -151,10 +203,17 @@ def _task(ctx: Context, work: Work) -> Task:
     )
 
 
+def _note_process(ctx: Context, work: Work, pid: int) -> None:
+    ctx.sink.append_nowait(AgentStarted(trial=str(work.key), attempt=work.number, pid=pid, birth=birth(pid)))
+
+
 def _log(work: Work) -> Callable[[bytes], None]:
     def write(data: bytes) -> None:
-        with (work.folder / "agent.log").open("ab") as log:
-            log.write(data)
+        try:
+            with (work.folder / LOG).open("ab") as log:
+                log.write(data)
+        except OSError as error:  # what a process of ours prints cannot wait for the disk
+            structlog.get_logger().warning("log.cut", trial=str(work.key), error=str(error))
 
     return write
 

@@ -1,15 +1,19 @@
 """What the parts of the engine share: the sweep's context, and the working papers of one attempt."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.agentkit.contract import Agent, Result
 from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.breaker import Breaker
+from orchestrator.engine.disk import persist
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.remote import Remote
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import InternalError
@@ -17,6 +21,9 @@ from orchestrator.ledger import Ledger
 from orchestrator.model import Scenario, ScenarioRun, ScenarioSummary, TrialKey, path_part
 from orchestrator.runloop.contract import Endpoint
 from orchestrator.stages import Stage
+
+#: What the agent prints, in the attempt's folder.
+LOG: Final = "agent.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,14 @@ class Context:
     scenarios: Mapping[str, ScenarioSummary]
     #: None where scenarios are run by themselves.
     benchmark_runs: BenchmarkRuns | None
+    remote: Remote
     #: A uniform random number in [0, 1), for jitter.
     dice: Callable[[], float]
+    #: How often each trial was put off since this process began.
+    delays: Counter[TrialKey] = field(default_factory=Counter)
+    #: The trials that workers are at.
+    in_flight: set[TrialKey] = field(default_factory=set)
+    breaker: Breaker = field(default_factory=Breaker)
 
     def has(self, key: TrialKey) -> bool:
         """Whether the sweep still asks for a trial."""
@@ -66,6 +79,10 @@ class Work:
     summary: ScenarioSummary
     folder: Path
     stage: Stage | None = None
+    #: Whether its score was given to the journal; until it is durable there, its devbox keeps it.
+    has_score: bool = False
+    #: Whether the run may have been asked for before, and its id was not heard.
+    is_again: bool = False
     scenario: Scenario | None = None
     benchmark_run: str | None = None
     run: ScenarioRun | None = None
@@ -90,11 +107,15 @@ class Work:
         spent["seconds"] = round(spent["seconds"] + seconds, 3)
         spent["waited"] = round(spent["waited"] + waited, 3)
 
-    def keep(self, label: str, name: str, data: bytes) -> None:
+    async def keep(self, label: str, name: str, data: bytes) -> None:
         """Write a file of this attempt and list it under `label`, relative to the run folder."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+        await persist(write)
         self.list_file(label, path)
 
     def list_file(self, label: str, path: Path) -> None:

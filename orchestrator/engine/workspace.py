@@ -5,16 +5,22 @@ that no endpoint can start an agent twice. It ends the agent at its time limit w
 not, and records how it ended. Environment values travel in a file that the script reads and removes, never in argv.
 """
 
+import os
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import anyio
+import structlog
 
 from orchestrator.agentkit.contract import ExecResult
-from orchestrator.errors import AgentTimedOut, Conflicted, Missing, Unavailable, leaf
+from orchestrator.engine.disk import persist
+from orchestrator.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, leaf
+from orchestrator.ledger import Attempt
 from orchestrator.model import Devbox
 from orchestrator.runloop.contract import Endpoint
 
@@ -30,11 +36,15 @@ WRAPPER: Final = r"""#!/bin/bash
 cd "$(dirname "$0")" || exit 125
 here=$PWD
 if ! mkdir marker 2>/dev/null; then
-    until [ -e status ]; do sleep 0.2; done
+    until [ -e status ]; do
+        if [ -e marker/pid ] && ! kill -0 "$(cat marker/pid)" 2>/dev/null && [ ! -e status ]; then exit 125; fi
+        sleep 0.2
+    done
     read -r status <status
     [ "$status" = timed-out ] && exit 124
     exit "$status"
 fi
+echo $$ >marker/pid
 leftovers() { # every process that carries our mark, or that the agent orphaned to our own parent
     for process in /proc/[0-9]*; do
         pid=${process#/proc/}
@@ -67,14 +77,23 @@ echo $status >status.new && mv status.new status
 exit $status
 """
 
+#: What the wrapper ends with where the agent was ended with it, unrecorded.
+_VANISHED: Final = 125
+#: How often an agent's execution may be lost sight of.
+_SIGHTS: Final = 5
+#: Seconds between two notes of how far the log has come.
+NOTE_EVERY: Final = 5.0
+
 Announce = Callable[[str], Awaitable[None]]
+Keep = Callable[[int, int], None]
 
 
 class DevboxWorkspace:
     """Implements `agentkit.contract.Workspace` for one attempt.
 
     `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution and
-    returns when that is durable; `log` is the attempt's agent.log. `execution` is the agent's if it was started before.
+    returns when that is durable; `log` is the attempt's agent.log, and `keep` is told now and then from which byte of
+    the output on to read, and how long the log is that has all before it. `left` is what an earlier process knew.
     """
 
     def __init__(
@@ -85,16 +104,21 @@ class DevboxWorkspace:
         working_directory: str,
         key: Callable[[str], str],
         announce: Announce,
+        keep: Keep,
         log: Path,
-        execution: str | None = None,
+        left: Attempt | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._devbox = devbox
         self._working_directory = working_directory
         self._key = key
         self._announce = announce
+        self._keep = keep
         self._log = log
-        self._execution = execution
+        self._execution = left.execution if left else None
+        self._is_again = left is not None
+        #: The next byte of the output to ask for, and the length of the log that has all before it.
+        self._offset, self._length = (left.offset, left.length) if left else (0, 0)
         self._calls = 0
 
     @property
@@ -121,9 +145,12 @@ class DevboxWorkspace:
         line = f". {quoted}/env; rm -f {quoted}/env; cd {shlex.quote(self._absolute(cwd or '.'))} && . {quoted}/command"
         execution = await self._endpoint.execute(self._devbox.id, line, key=self._key(f"exec-{self._calls}"))
         with anyio.move_on_after(timeout):
-            ended = await self._endpoint.wait_completed(self._devbox.id, execution.id)
+            try:
+                ended = await self._endpoint.wait_completed(self._devbox.id, execution.id)
+            except Missing as error:
+                raise DevboxLost(f"devbox {self._devbox.id} forgot a command: {error}") from None
             return ExecResult(exit_status=ended.exit_status, stdout=ended.stdout, stderr=ended.stderr)
-        await self._endpoint.kill(self._devbox.id, execution.id)
+        await self._kill(execution.id)
         return ExecResult(exit_status=None, stdout="", stderr=f"ended after {timeout:g} s")
 
     async def run(
@@ -134,17 +161,21 @@ class DevboxWorkspace:
         environment: Mapping[str, str] | None = None,
         stdin_file: str | None = None,
     ) -> ExecResult:
-        if self._execution is not None:
-            return await self._watch(self._execution, time_limit)
         folder = f"{self.scratch}/agent"
-        await self.write(f"{folder}/env", _exports(environment or {}))
-        await self.write(f"{folder}/command", command.encode())
-        await self.write(f"{folder}/run", WRAPPER.encode())
         stdin = self._absolute(stdin_file) if stdin_file else "/dev/null"
         words = ("bash", f"{folder}/run", f"{time_limit:g}", stdin, self._absolute("."))
-        execution = await self._endpoint.execute(self._devbox.id, shlex.join(words), key=self._key("solve"))
-        await self._announce(execution.id)
-        return await self._watch(execution.id, time_limit)
+        if self._execution is None:
+            if not (self._is_again and await self._is_begun()):
+                await self.write(f"{folder}/env", _exports(environment or {}))
+                await self.write(f"{folder}/command", command.encode())
+                await self.write(f"{folder}/run", WRAPPER.encode())
+            await self._execute(words, 1)
+        with anyio.move_on_after(time_limit + BACKSTOP):
+            return await self._watch(words)
+        await self._kill(str(self._execution))
+        raise AgentTimedOut(
+            f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
+        )
 
     async def read(self, path: str) -> bytes:
         try:
@@ -158,16 +189,38 @@ class DevboxWorkspace:
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.")
 
-    async def _watch(self, execution: str, time_limit: float) -> ExecResult:
-        with anyio.move_on_after(time_limit + BACKSTOP):
-            status = await self._end(execution)
-            if status == _TIMED_OUT and await self._is_timed_out():
-                status = None
-            return ExecResult(exit_status=status, stdout=_tail(self._log), stderr="")
-        await self._endpoint.kill(self._devbox.id, execution)
-        raise AgentTimedOut(
-            f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
-        )
+    async def _is_begun(self) -> bool:
+        """Whether the agent's command was started: what it runs must not be written anew under it then."""
+        with suppress(FileNotFoundError):
+            return bool(await self.read(f"{self.scratch}/agent/marker/pid"))
+        return False
+
+    async def _execute(self, words: Sequence[str], sight: int) -> None:
+        """Start the wrapper; it is the agent's only where it finds no other."""
+        step = "solve" if sight == 1 else f"solve-{sight}"
+        execution = await self._endpoint.execute(self._devbox.id, shlex.join(words), key=self._key(step))
+        await self._announce(execution.id)
+        self._execution = execution.id
+
+    async def _watch(self, words: Sequence[str]) -> ExecResult:
+        """Wait for the agent. An execution that the endpoint forgets is waited for by another in the same devbox."""
+        for sight in range(2, _SIGHTS + 2):
+            try:
+                status = await self._end(str(self._execution))
+                break
+            except Missing as error:
+                if sight > _SIGHTS:
+                    raise DevboxLost(f"devbox {self._devbox.id} forgets the agent: {error}") from None
+                structlog.get_logger().warning("execution.vanished", execution=self._execution, error=str(error))
+                await self._execute(words, sight)
+                self._note(0)
+        if status == _TIMED_OUT and await self._is_timed_out():
+            status = None
+        return ExecResult(exit_status=status, stdout=_tail(self._log), stderr="")
+
+    async def _kill(self, execution: str) -> None:
+        with suppress(Missing, Conflicted):  # it is over, or its devbox is
+            await self._endpoint.kill(self._devbox.id, execution)
 
     async def _end(self, execution: str) -> int | None:
         """Stream the output while waiting for the end. Raises what the wait raises."""
@@ -181,14 +234,34 @@ class DevboxWorkspace:
         return ended.exit_status
 
     async def _stream(self, execution: str) -> None:
-        """Write what the agent prints to its log, from its first byte, until it has ended or its devbox has."""
-        with self._log.open("wb") as log:
+        """Bring the agent's output home until it has ended or its devbox has; what is in the log already is not asked
+        for again.
+        """
+        with await persist(self._open_log) as log:
+            noted_at = anyio.current_time()
             try:
-                async with aclosing(self._endpoint.output(self._devbox.id, execution)) as pieces:
-                    async for text, _ in pieces:
-                        _append(log, text)
+                async with aclosing(self._endpoint.output(self._devbox.id, execution, self._offset)) as pieces:
+                    async for text, offset in pieces:
+                        await persist(partial(_write_at, log, self._length, text.encode("utf-8", "replace")))
+                        self._offset, self._length = offset, log.tell()
+                        if anyio.current_time() >= noted_at + NOTE_EVERY:
+                            self._note(offset)
+                            noted_at = anyio.current_time()
             except (Missing, Conflicted, Unavailable):
                 return  # the devbox is gone; whoever waits for the command hears of it and says so
+
+    def _open_log(self) -> FileIO:
+        """The log, cut to the length that goes with the offset; from the start if less of it is there."""
+        log = FileIO(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
+        if log.seek(0, os.SEEK_END) < self._length:
+            self._offset = self._length = 0
+        log.truncate(self._length)
+        log.seek(self._length)
+        return log
+
+    def _note(self, offset: int) -> None:
+        self._offset = offset
+        self._keep(offset, self._length)
 
     async def _is_timed_out(self) -> bool:
         try:
@@ -197,9 +270,12 @@ class DevboxWorkspace:
             return False
 
 
-def _append(log: BinaryIO, text: str) -> None:
-    log.write(text.encode("utf-8", "replace"))
-    log.flush()
+def _write_at(log: FileIO, position: int, data: bytes) -> None:
+    """Write it all, unbuffered, and again from the same place after a failure."""
+    log.seek(position)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[log.write(rest) :]
 
 
 def _exports(environment: Mapping[str, str]) -> bytes:
@@ -208,6 +284,7 @@ def _exports(environment: Mapping[str, str]) -> bytes:
 
 def _tail(log: Path) -> str:
     """The end of a log as text."""
-    with log.open("rb") as file:
+    with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         return file.read().decode("utf-8", "replace")
+    return ""

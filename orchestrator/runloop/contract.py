@@ -27,11 +27,21 @@ class Endpoint(Protocol):
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
-    ) -> BenchmarkRun: ...
+    ) -> BenchmarkRun:
+        """Ask for a benchmark run, once: as `start_run`."""
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun: ...
 
-    async def complete_benchmark_run(self, run_id: str) -> None: ...
+    async def list_benchmark_runs(
+        self, *, benchmark: str | None = None, state: str | None = None
+    ) -> list[BenchmarkRun]:
+        """Every benchmark run, of one benchmark or in one state where these are given."""
+
+    async def complete_benchmark_run(self, run_id: str) -> None:
+        """End a benchmark run; what of it still runs is canceled. Raises nothing if it is over already."""
+
+    async def cancel_benchmark_run(self, run_id: str) -> None:
+        """Give a benchmark run up, with all that runs in it. Raises nothing if it is over already."""
 
     async def start_run(
         self,
@@ -42,9 +52,15 @@ class Endpoint(Protocol):
         metadata: Mapping[str, str],
         keep_alive: int,
         key: str,
-    ) -> ScenarioRun: ...
+    ) -> ScenarioRun:
+        """Ask for a run and its devbox, once: not tried again here, because whoever waits then should hold nothing."""
 
     async def run(self, run_id: str) -> ScenarioRun: ...
+
+    async def list_runs(
+        self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
+    ) -> list[ScenarioRun]:
+        """Every scenario run, of one benchmark run, of one scenario, or in one state where these are given."""
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         """Start the scoring; it goes on after the answer."""
@@ -62,6 +78,12 @@ class Endpoint(Protocol):
         """Wait until the devbox runs. Raises DevboxFailed when it never will."""
 
     async def devbox(self, devbox_id: str) -> Devbox: ...
+
+    async def list_devboxes(self) -> list[Devbox]:
+        """Every devbox that lives."""
+
+    async def shutdown(self, devbox_id: str) -> None:
+        """End a devbox. Raises nothing if it is over already."""
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         """Start a shell command; returns at once."""

@@ -3,8 +3,9 @@
 The client is told to retry nothing, and its replies are not trusted to be what they should.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -16,6 +17,7 @@ from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAs
 
 from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable
 from orchestrator.model import (
+    DEVBOX_ALIVE,
     DEVBOX_BOOTING,
     DEVBOX_DEAD,
     Benchmark,
@@ -69,18 +71,15 @@ class Gateway:
     def url(self) -> str:
         return self._url
 
+    def move(self, url: str, token: str) -> None:
+        """Ask there from now on; what is tried again is tried there."""
+        self._url = self._client.base_url = url
+        self._client.bearer_token = token
+
     async def benchmarks(self) -> list[Benchmark]:
-        what = "listing the benchmarks"
-        found: dict[str, Benchmark] = {}
-
-        async def read() -> None:
-            for lister in (self._client.benchmarks.list, self._client.benchmarks.list_public):
-                with views.shaped(what):
-                    async for view in lister(limit=PAGE, include_total_count=False):
-                        found[view.id] = views.benchmark(view)
-
-        await patiently(what, read)
-        return list(found.values())
+        listers = (self._client.benchmarks.list, self._client.benchmarks.list_public)
+        found = [await _all("listing the benchmarks", lister, views.benchmark) for lister in listers]
+        return list({benchmark.id: benchmark for page in found for benchmark in page}.values())
 
     async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
         summaries: dict[str, ScenarioSummary] = {}
@@ -108,6 +107,7 @@ class Gateway:
                 benchmark_id=benchmark_id, run_name=name, metadata=dict(metadata), idempotency_key=key
             ),
             views.benchmark_run,
+            ask=_once,
         )
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
@@ -115,8 +115,17 @@ class Gateway:
             f"reading benchmark run {run_id}", lambda: self._client.benchmark_runs.retrieve(run_id), views.benchmark_run
         )
 
+    async def list_benchmark_runs(
+        self, *, benchmark: str | None = None, state: str | None = None
+    ) -> list[BenchmarkRun]:
+        lister = partial(self._client.benchmark_runs.list, benchmark_id=benchmark or omit, state=state or omit)
+        return await _all("listing the benchmark runs", lister, views.benchmark_run)
+
     async def complete_benchmark_run(self, run_id: str) -> None:
-        await patiently(f"completing benchmark run {run_id}", lambda: self._client.benchmark_runs.complete(run_id))
+        await self._end_benchmark_run(run_id, "completing", self._client.benchmark_runs.complete)
+
+    async def cancel_benchmark_run(self, run_id: str) -> None:
+        await self._end_benchmark_run(run_id, "canceling", self._client.benchmark_runs.cancel)
 
     async def start_run(
         self,
@@ -139,10 +148,22 @@ class Gateway:
                 idempotency_key=key,
             ),
             views.run,
+            ask=_once,
         )
 
     async def run(self, run_id: str) -> ScenarioRun:
         return await _ask(f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id), views.run)
+
+    async def list_runs(
+        self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
+    ) -> list[ScenarioRun]:
+        lister = partial(
+            self._client.scenarios.runs.list,
+            benchmark_run_id=benchmark_run or omit,
+            scenario_id=scenario or omit,
+            state=state or omit,
+        )
+        return await _all("listing the scenario runs", lister, views.run)
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         return await _ask(
@@ -168,6 +189,17 @@ class Gateway:
         return await _ask(
             f"reading devbox {devbox_id}", lambda: self._client.devboxes.retrieve(devbox_id), views.devbox
         )
+
+    async def list_devboxes(self) -> list[Devbox]:
+        found = []
+        for status in DEVBOX_ALIVE:
+            lister = partial(self._client.devboxes.list, status=status)
+            found += await _all(f"listing the devboxes that are {status}", lister, views.devbox)
+        return list({devbox.id: devbox for devbox in found}.values())
+
+    async def shutdown(self, devbox_id: str) -> None:
+        with suppress(Conflicted, Missing):
+            await patiently(f"shutting down devbox {devbox_id}", lambda: self._client.devboxes.shutdown(devbox_id))
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         return await self._in_devbox(
@@ -250,6 +282,13 @@ class Gateway:
             if (await self.run(run_id)).state in {"running", "scoring", "scored"}:
                 raise
 
+    async def _end_benchmark_run(self, run_id: str, doing: str, call: Callable[[str], Awaitable[object]]) -> None:
+        try:
+            await patiently(f"{doing} benchmark run {run_id}", lambda: call(run_id))
+        except Conflicted:
+            if (await self.benchmark_run(run_id)).state == "running":
+                raise
+
     async def _wait_status(self, devbox_id: str) -> Devbox | None:
         body = {"statuses": ["running", "failure", "shutdown", "suspended"], "timeout_seconds": HOLD}
         path = f"/v1/devboxes/{devbox_id}/wait_for_status"
@@ -301,8 +340,30 @@ class Gateway:
             raise DevboxLost(f"devbox {devbox_id} is gone: {devbox.failure or devbox.status}")
 
 
-async def _ask(what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]) -> T:
-    """Call until it is answered, and read the answer as a record of ours."""
+async def _all(what: str, lister: Callable[..., AsyncIterable[V]], read: Callable[[V], T]) -> list[T]:
+    """Every item of a list, from its first page again where one fails; the caller tells doubles by their ids."""
+
+    async def walk() -> list[T]:
+        with views.shaped(what):
+            return [read(view) async for view in lister(limit=PAGE, include_total_count=False)]
+
+    return await patiently(what, walk)
+
+
+async def _once(what: str, call: Callable[[], Awaitable[V]]) -> V:
+    """Call once. Raises the fault."""
+    with translated(what):
+        return await call()
+
+
+async def _ask(
+    what: str,
+    call: Callable[[], Awaitable[V]],
+    read: Callable[[V], T],
+    *,
+    ask: Callable[[str, Callable[[], Awaitable[V]]], Awaitable[V]] = patiently,
+) -> T:
+    """Call, again until it is answered unless told otherwise, and read the answer as a record of ours."""
 
     async def answer() -> V:
         view = await call()
@@ -310,6 +371,6 @@ async def _ask(what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], 
             raise Unavailable(f"{what}: the endpoint's answer is not JSON: {view[:100]!r}")
         return view
 
-    view = await patiently(what, answer)
+    view = await ask(what, answer)
     with views.shaped(what):
         return read(view)

@@ -114,6 +114,7 @@ def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
         benchmark_id=view.benchmark_id or "",
         state=_required(view.state, "a benchmark run's state"),
         name=view.name or "",
+        metadata=view.metadata or {},
     )
 
 
@@ -130,6 +131,7 @@ def run(view: ScenarioRunView) -> ScenarioRun:
         state=_required(view.state, "a run's state"),
         score=result.score if result else None,
         scorers=tuple(scorers),
+        benchmark_run_id=view.benchmark_run_id,
         metadata=view.metadata or {},
     )
 
@@ -143,6 +145,7 @@ def devbox(view: DevboxView) -> Devbox:
         failure=str(reason),
         home=str(extra.get("home") or HOME),
         working_directory=extra.get("working_directory"),
+        metadata=view.metadata or {},
     )
 
 

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
+    AgentStarted,
     AttemptEnded,
     BenchmarkRunEnded,
     BenchmarkRunIntended,
     BenchmarkRunStarted,
     Event,
     ExecutionStarted,
+    OutputKept,
     RunStarted,
     StageEntered,
     StageFinished,
@@ -51,6 +53,14 @@ def finished(*, trial: str = "s/a/1", attempt: int = 1, outcome: str = "scored",
     return TrialFinished(trial=trial, attempt=attempt, result=result | {"stages": stages})
 
 
+def while_solving(trial: str, attempt: int) -> list[Event]:
+    return [
+        ExecutionStarted(trial=trial, attempt=attempt, execution="exec"),
+        AgentStarted(trial=trial, attempt=attempt, pid=7, birth="boot 1"),
+        OutputKept(trial=trial, attempt=attempt, offset=9, length=8),
+    ]
+
+
 @st.composite
 def trial_events(draw: st.DrawFn, trial: str) -> list[Event]:
     """What can happen to one trial until its process ends, at any point."""
@@ -59,8 +69,12 @@ def trial_events(draw: st.DrawFn, trial: str) -> list[Event]:
         is_last = draw(st.booleans())
         for stage in ROAD if is_last else ROAD[: draw(st.integers(1, len(ROAD)))]:
             events.append(entered(stage, trial=trial, attempt=attempt))
+            if stage is not Stage.PREPARE:
+                events += [entered(stage, trial=trial, attempt=attempt)] * draw(st.integers(0, 2))
             if stage is Stage.START:
                 events.append(RunStarted(trial=trial, attempt=attempt, run="scr", devbox="dbx"))
+            if stage is Stage.SOLVE:
+                events += draw(st.permutations(while_solving(trial, attempt)))
             events.append(left(stage, trial=trial, attempt=attempt))
         events.append(
             finished(trial=trial, attempt=attempt, outcome=draw(st.sampled_from(["scored", "failed"])))

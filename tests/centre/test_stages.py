@@ -32,12 +32,13 @@ def test_an_attempt_may_be_given_up_at_any_point_and_is_over_then() -> None:
 
 
 def test_the_drawing_at_the_top_of_the_file_agrees_with_the_table() -> None:
-    """Its first line is the road, its second the ways out, and the others are moves of their own."""
+    """Its first line is the road, lines with corners lead from so many of its stages, others are moves of their own."""
     drawing = [line.strip() for line in (stages.__doc__ or "").splitlines() if "→" in line]
     road = [Stage(word.strip()) for word in drawing[0].split("→")]
     drawn = {(None, road[0]), *pairwise(road)}
-    drawn |= {(stage, Stage.RELEASE) for stage in road[: sum(drawing[1].count(corner) for corner in "└┴")]}
-    for line in drawing[2:]:
-        at, to = line.split("→")
-        drawn.add((Stage(at.strip()), Stage(to.split()[0])))
+    for line in drawing[1:]:
+        at, _, to = line.partition("→")
+        corners = sum(at.count(corner) for corner in "└┴")
+        sources = road[:corners] if corners else [Stage(at.strip())]
+        drawn |= {(source, Stage(to.split()[0])) for source in sources}
     assert drawn == {(at, to) for at, follow in MOVES.items() for to in follow}

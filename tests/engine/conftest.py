@@ -11,7 +11,9 @@ import pytest
 from orchestrator.agentkit import loader
 from orchestrator.config import resolve
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Arm, Context
@@ -95,7 +97,9 @@ def _make(
         arms=arms,
         scenarios={summary.id: summary for summary in summaries},
         benchmark_runs=BenchmarkRuns(sweep="0190", benchmark_id="bmd_1", endpoint=endpoint, sink=sink, ledger=ledger),
+        remote=Remote("0190", endpoint),
         dice=lambda: 0.5,
+        breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
     )
     plan = Plan(benchmark="memory", scenarios=summaries, arms=tuple(arms), trials=config.trials)
     return Sweep(ctx=ctx, plan=plan, endpoint=endpoint, sink=sink, stopping=Stopping())

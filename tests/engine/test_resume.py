@@ -39,19 +39,29 @@ def executions_of_agents(endpoint: MemoryEndpoint) -> list[str]:
     return [command for command in endpoint.executions.values() if command.startswith("bash ")]
 
 
+def devboxes_of_agents(endpoint: MemoryEndpoint) -> set[str]:
+    """In each of them the wrapper runs the agent once, however often it is executed."""
+    return {devbox for (devbox, path) in endpoint.files if path.endswith("/agent/command")}
+
+
 def total_events(make_sweep: MakeSweep) -> int:
     return len(make_sweep(scenarios=3, devboxes=2).run().sink.events)
 
 
-def test_killed_at_any_event_every_trial_ends_with_one_result_and_no_agent_runs_twice(make_sweep: MakeSweep) -> None:
+@pytest.mark.parametrize("is_forgetful", [False, True])
+def test_killed_at_any_event_every_trial_ends_with_one_result_and_no_agent_runs_twice(
+    make_sweep: MakeSweep, *, is_forgetful: bool
+) -> None:
+    """On our service and on an endpoint that takes each repeated call for a new one."""
     for count in range(1, total_events(make_sweep) + 1):
-        first = make_sweep(scenarios=3, devboxes=2)
+        first = make_sweep(scenarios=3, devboxes=2, script=Script(is_forgetful=is_forgetful))
         die_after(first, count)
         ledger = fold(first.sink.events)
         second = make_sweep(scenarios=3, devboxes=2, endpoint=first.endpoint, ledger=ledger).run()
         assert ledger.outcomes == {Outcome.SCORED: 3}, count
         assert len(first.results) + len(second.results) == 3, count
-        assert len(executions_of_agents(first.endpoint)) == 3, count
+        assert len(executions_of_agents(first.endpoint)) <= 3 + is_forgetful, count
+        assert len(devboxes_of_agents(first.endpoint)) == 3, count
         assert first.endpoint.alive == 0, count
         assert {run.state for run in first.endpoint.runs.values()} <= {"completed", "canceled"}, count
         assert sum(run.state == "completed" for run in first.endpoint.runs.values()) == 3, count
@@ -121,10 +131,13 @@ def test_interruptions_use_up_no_attempt_but_have_a_limit_of_their_own(make_swee
     assert ledger.trials[next(iter(ledger.trials))].counted == 0
 
 
-def test_a_release_that_failed_is_made_good_by_the_next_process(make_sweep: MakeSweep) -> None:
-    script = Script(failing_boots=1, faults={"cancel": [Unavailable("down")]})
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_a_release_that_failed_is_made_good_before_the_end_or_by_the_next_process(
+    make_sweep: MakeSweep, refusals: int
+) -> None:
+    script = Script(failing_boots=1, faults={"cancel": [Unavailable("down")] * refusals})
     sweep = make_sweep(scenarios=1, script=script).run()
-    assert len(sweep.ledger.unreleased()) == 1
+    assert len(sweep.ledger.unreleased()) == refusals - 1
     make_sweep(scenarios=1, endpoint=sweep.endpoint, ledger=sweep.ledger).run()
     assert sweep.ledger.unreleased() == []
     assert [run.state for run in sweep.endpoint.runs.values()] == ["canceled", "completed"]

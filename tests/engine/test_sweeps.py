@@ -1,6 +1,7 @@
 """The engine on a virtual clock: what a sweep does with a night of any kind."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.errors import Refused, Throttled, Unauthorized, Unavailable
-from orchestrator.model import Outcome, TrialKey
+from orchestrator.model import Outcome, ScenarioRun, TrialKey
 from orchestrator.stages import Stage
 from orchestrator.testing import MemoryEndpoint, Script, run_virtually
 
@@ -155,9 +156,20 @@ def test_a_throttled_endpoint_gets_fewer_devboxes_and_then_more_again(make_sweep
 
 
 def test_retry_after_is_honoured_and_holds_no_worker(make_sweep: MakeSweep) -> None:
+    """The worker is free, and nobody asks again before it is time."""
     script = Script(faults={"start_run": [Unavailable("later", retry_after=500)]})
-    sweep = make_sweep(scenarios=3, devboxes=1, script=script).run()
-    assert [result["scenario"] for result in sweep.results] == ["scn_1", "scn_2", "scn_0"]
+    sweep = make_sweep(scenarios=3, devboxes=1, script=script)
+    asked_at: list[float] = []
+    start_run = sweep.endpoint.start_run
+
+    async def note_when(*words: Any, **named: Any) -> ScenarioRun:
+        asked_at.append(anyio.current_time())
+        return await start_run(*words, **named)
+
+    sweep.endpoint.start_run = note_when  # type: ignore[method-assign]
+    sweep.run()
+    assert asked_at[1] - asked_at[0] >= 500
+    assert len(sweep.results) == 3
 
 
 def test_draining_finishes_what_is_in_flight_and_starts_nothing_new(make_sweep: MakeSweep) -> None:

@@ -10,7 +10,16 @@ from anyio.abc import SocketStream
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Refused, Unavailable, WorldError
+from orchestrator.errors import (
+    Conflicted,
+    DevboxFailed,
+    DevboxLost,
+    Missing,
+    Refused,
+    Throttled,
+    Unavailable,
+    WorldError,
+)
 from orchestrator.runloop.gateway import Gateway
 
 from .conftest import Misbehaving
@@ -304,3 +313,42 @@ async def test_a_stream_of_a_devbox_that_is_gone_raises(gateway: Gateway, endpoi
     with pytest.raises(WorldError, match="reading the output of exec_1"):
         async for _ in gateway.output("dbx_1", "exec_1"):
             pass
+
+
+async def test_a_start_that_is_refused_for_now_is_not_asked_for_again_here(
+    gateway: Gateway, endpoint: Misbehaving
+) -> None:
+    """Whoever waits then should hold neither a worker nor a deadline."""
+    answer = JSONResponse({"message": "slow down"}, 429, {"retry-after": "90"})
+    endpoint.on("/scenarios/start_run", answer, RUN)
+    with anyio.fail_after(5), pytest.raises(Throttled) as caught:
+        await gateway.start_run("scn_1", benchmark_run_id=None, name="n", metadata={}, keep_alive=60, key="k")
+    assert caught.value.retry_after == 90
+
+
+async def test_runs_and_devboxes_are_listed_over_all_their_pages(gateway: Gateway, endpoint: Misbehaving) -> None:
+    more = RUN | {"id": "scr_2", "metadata": {"sweep": "s"}, "benchmark_run_id": "bmr_1"}
+    endpoint.on("/scenarios/runs", {"runs": [RUN], "has_more": True}, {"runs": [more], "has_more": False})
+    runs = await gateway.list_runs(benchmark_run="bmr_1")
+    assert [(run.id, run.benchmark_run_id) for run in runs] == [("scr_1", None), ("scr_2", "bmr_1")]
+    assert runs[1].metadata == {"sweep": "s"}
+    endpoint.on("/devboxes", {"devboxes": [{"id": "dbx_1", "status": "running"}], "has_more": False})
+    assert [devbox.id for devbox in await gateway.list_devboxes()] == ["dbx_1"]
+    endpoint.on("/benchmark_runs", {"runs": [{"id": "bmr_1", "state": "running", "name": "n"}], "has_more": False})
+    assert [run.name for run in await gateway.list_benchmark_runs(state="running")] == ["n"]
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_devbox_that_is_gone_is_shut_down_enough(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
+    endpoint.on(f"{DEVBOX_PATH}/shutdown", JSONResponse({"message": "gone"}, status))
+    await gateway.shutdown("dbx_1")
+
+
+@pytest.mark.parametrize("verb", ["complete", "cancel"])
+async def test_a_benchmark_run_that_is_over_is_ended_enough(gateway: Gateway, endpoint: Misbehaving, verb: str) -> None:
+    endpoint.on(f"/benchmark_runs/bmr_1/{verb}", JSONResponse({"message": "it is over"}, 400))
+    endpoint.on("/benchmark_runs/bmr_1", {"id": "bmr_1", "state": "completed"}, {"id": "bmr_1", "state": "running"})
+    end = gateway.complete_benchmark_run if verb == "complete" else gateway.cancel_benchmark_run
+    await end("bmr_1")
+    with pytest.raises(Conflicted):
+        await end("bmr_1")

@@ -1,0 +1,55 @@
+"""Which process is meant by a number that an earlier process of ours wrote down."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from orchestrator.agentkit.process import birth, end_process
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in a session of its own, with a child."""
+    code = "import subprocess, sys; subprocess.Popen(['sleep', '1000']); print('up', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdout.readline()
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+async def test_an_agent_of_a_dead_process_is_ended_with_what_it_started(sleeper: "subprocess.Popen[bytes]") -> None:
+    await end_process(sleeper.pid, birth(sleeper.pid))
+    assert sleeper.wait(5) == -9
+    with anyio.fail_after(5), suppress(ProcessLookupError):
+        while True:  # its child's end is noticed by whoever adopted it
+            os.killpg(sleeper.pid, 0)
+            await anyio.sleep(0.01)
+
+
+async def test_a_process_that_only_has_the_number_is_left_alone(sleeper: "subprocess.Popen[bytes]") -> None:
+    boot, _, ticks = birth(sleeper.pid).rpartition(" ")
+    for other in (f"{boot} {int(ticks) - 1}", f"another-boot {ticks}", ""):
+        await end_process(sleeper.pid, other)
+    assert sleeper.poll() is None
+
+
+def test_a_process_that_is_gone_has_no_birth(sleeper: "subprocess.Popen[bytes]") -> None:
+    sleeper.kill()
+    sleeper.wait()
+    assert birth(sleeper.pid) == ""
