@@ -1,20 +1,81 @@
 """Every knob of a sweep, with its default and the reason for it; named alike in sweep.toml and on the command line."""
 
+import re
 import tomllib
 from collections.abc import Container, Mapping
+from datetime import date, datetime, time, timedelta
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from orchestrator.errors import UsageError
+from orchestrator.stages import Stage
 
 MAX_KEEP_ALIVE: Final = 48 * 3600
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)")
+_TIME_OF_DAY: Final = re.compile(r"(\d{1,2}):(\d\d)(?::00)?")
+_UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MARGIN: Final = 300.0
 #: Suffixes that are no part of an agent's name; `.5` is.
 _FILES: Final = frozenset({".toml", ".py"})
+
+
+def seconds(value: Any) -> Any:
+    """A duration as people write it: `90` and `90s` are seconds, `10m` minutes, `8h` hours. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip().lower())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration; write for example 90, 90s, 10m or 8h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def moment(text: str, now: datetime) -> float:
+    """A deadline as seconds since 1970: `07:00` is the next such time, `8h` is from now, a date and time is itself.
+
+    `now` is this machine's time without a zone, and so are dates that name none. Raises ValueError.
+    """
+    if _DURATION.fullmatch(text.strip().lower()):
+        return now.timestamp() + float(seconds(text))
+    of_day = _TIME_OF_DAY.fullmatch(text)
+    try:
+        at = (
+            datetime.combine(now.date(), time(int(of_day[1]), int(of_day[2])))
+            if of_day
+            else datetime.fromisoformat(text)
+        )
+    except ValueError:
+        raise ValueError(f"{text!r} is not a deadline; write 07:00, 8h or 2026-11-24T07:00") from None
+    if of_day and at <= now:
+        at += timedelta(days=1)
+    return at.timestamp()
+
+
+def _deadline(value: Any) -> Any:
+    """TOML has dates and times of its own. Raises ValueError for what is no deadline."""
+    text = value.isoformat() if isinstance(value, date | time) else value
+    if isinstance(text, str):
+        moment(text, datetime(2000, 1, 1))  # noqa: DTZ001 - whether it can be read does not depend on the day
+    return text
+
+
+Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
+#: As `Duration`, or none at all.
+Patience = Annotated[NonNegativeFloat, BeforeValidator(seconds)]
+Deadline = Annotated[str, BeforeValidator(_deadline)]
 
 
 class Knobs(BaseModel):
@@ -24,22 +85,22 @@ class Knobs(BaseModel):
 
 
 class Timeouts(Knobs):
-    """Seconds that each stage may take; a stage that takes longer is ended, for real."""
+    """How long each stage may take, in seconds or as `10m`; a stage that takes longer is ended, for real."""
 
     #: The endpoint answers a request for a run at once; two minutes cover its bad days.
-    start: PositiveFloat = 120
+    start: Duration = 120
     #: Cloud devboxes with large images take minutes.
-    boot: PositiveFloat = 900
+    boot: Duration = 900
     #: Installing an agent over a slow network.
-    prepare: PositiveFloat = 900
+    prepare: Duration = 900
     #: None: the scenario's own limit, or an hour where it has none.
-    solve: PositiveFloat | None = None
+    solve: Duration | None = None
     #: Bringing files home never holds up a score for long.
-    gather: PositiveFloat = 300
+    gather: Duration = 300
     #: None: the scenario's own limit, or half an hour where it has none.
-    score: PositiveFloat | None = None
+    score: Duration | None = None
     #: A devbox that does not go away goes away by its keep-alive.
-    release: PositiveFloat = 120
+    release: Duration = 120
 
     def solve_for(self, scenario: float | None) -> float:
         """The agent's time: what the user says, else what the scenario says, else an hour."""
@@ -48,6 +109,16 @@ class Timeouts(Knobs):
     def score_for(self, scenario: float | None) -> float:
         """The scorers' time: what the user says, else what the scenario says, else half an hour."""
         return self.score or scenario or 1800.0
+
+    def limit(self, stage: Stage, *, agent: float | None, scorer: float | None) -> float:
+        """Seconds that a stage may take. The agent's own limit is enforced beside it, this is the backstop."""
+        match stage:
+            case Stage.SOLVE:
+                return self.solve_for(agent) + 2 * self.start
+            case Stage.SCORE:
+                return self.score_for(scorer) + self.start
+            case _:
+                return float(getattr(self, stage.value))
 
     def keep_alive(self, *, agent: float | None, scorer: float | None) -> int:
         """How long a devbox must live: every stage that needs it, one agent's time of waiting for a turn, a margin.
@@ -98,6 +169,22 @@ class SweepConfig(Knobs):
     #: Partial work can pass, so an agent that crashed or ran out of time is scored all the same.
     on_agent_failure: Literal["score", "fail"] = "score"
     timeouts: Timeouts = Timeouts()
+    #: What a sweep may use up: then it starts no new trial, and goes on when it is run again with more. None: no limit.
+    #: The deadline is a time of day (the next one), a time from now, or a date and time: mornings have one.
+    deadline: Deadline | None = None
+    #: US dollars, as far as agents report what they spend.
+    max_cost: PositiveFloat | None = None
+    #: Hours between a devbox's boot and its release, summed: what a cloud bills.
+    max_devbox_hours: PositiveFloat | None = None
+    #: A night in which much fails is better looked at than paid for.
+    max_failures: PositiveInt | None = None
+    #: How long those in flight may go on after a stop; None: to their end after Ctrl-C at a terminal and at the end of
+    #: a budget, 5 minutes after a signal from whoever cannot wait for ever (a service manager, a shutdown).
+    drain: Patience | None = None
+    #: So many failures in a row that are no trial's fault stop the sweep: it would go on for the rest of the night.
+    same_failures: PositiveInt = 10
+    #: For so long no run may be granted, with none of ours alive, before the endpoint is called gone or used up.
+    unreachable: Duration = 1800
     endpoint: str | None = None
     #: `local` boxes are isolated; `none` is for machines that permit no sandboxes, and for nothing else.
     isolation: Literal["local", "none"] = "local"

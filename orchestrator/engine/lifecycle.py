@@ -6,27 +6,29 @@ release destroys the only other copy. A devbox whose score is not durable is lef
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import anyio
 import structlog
 
+from orchestrator.engine.disk import PATIENCE, persist
 from orchestrator.engine.result import result_line
-from orchestrator.engine.resume import take_up
+from orchestrator.engine.resume import has_result, take_up
 from orchestrator.engine.steps import STEPS
-from orchestrator.engine.work import Context, Work, attempt_folder
-from orchestrator.errors import AllowanceUsedUp, Interrupted, JournalError, StageTimeout, SweepError, WorldError
+from orchestrator.engine.work import LOG, Context, Work, attempt_folder
+from orchestrator.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, SweepHalted, WorldError
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
-from orchestrator.ledger import INTERRUPTED, Attempt
+from orchestrator.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.model import Failure, Outcome, TrialKey
-from orchestrator.policy import Action, Decision, decide
+from orchestrator.policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
 from orchestrator.stages import Stage, move
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 LAST_RITES = 8.0
-#: How often a trial may be interrupted before it is given up.
-INTERRUPTIONS = 5
-ROAD = (Stage.START, Stage.BOOT, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE)
+#: From the devbox on.
+ROAD = (Stage.BOOT, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE)
 
 
 async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
@@ -35,7 +37,7 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
     Raises what concerns the whole sweep: UsageError, Unauthorized, JournalError, InternalError.
     """
     left = ctx.ledger.under_way(key)
-    work = _begin(ctx, key, left)
+    work = await _begin(ctx, key, left)
     try:
         return await _try_once(ctx, work, left)
     except anyio.get_cancelled_exc_class():
@@ -47,42 +49,71 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
 async def _try_once(ctx: Context, work: Work, left: Attempt | None) -> Decision | None:
     try:
         first = await take_up(ctx, work, left) if left else Stage.START
+    except SweepError as error:
+        return await _end_without_score(ctx, work, error, rule(error, Stage.START))
+    try:
+        if first is Stage.START:
+            await _walk(ctx, work, Stage.START)
+            first = Stage.SCORE if has_result(work.run) else Stage.BOOT
         for stage in ROAD[ROAD.index(first) :]:
             await WALKS.get(stage, _walk)(ctx, work, stage)
     except SweepError as error:
-        return await _end_without_score(ctx, work, error)
+        return await _end_without_score(ctx, work, error, rule(error, work.stage))
     await _finish(ctx, work, Outcome.SCORED)
     return None
 
 
-def _begin(ctx: Context, key: TrialKey, left: Attempt | None) -> Work:
+async def _begin(ctx: Context, key: TrialKey, left: Attempt | None) -> Work:
     trial = ctx.ledger.trials.get(key)
     number = left.number if left else trial.attempts + 1 if trial else 1
     summary = ctx.scenarios[key.scenario]
     folder = attempt_folder(ctx.folder, key, summary.name, number)
-    folder.mkdir(parents=True, exist_ok=True)
+    await persist(partial(_lay_out, folder), patience=PATIENCE)
     return Work(key=key, number=number, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder)
 
 
-def _limit(ctx: Context, work: Work, stage: Stage) -> float:
-    """Seconds that a stage may take. The agent's own limit is enforced beside it, ours is the backstop."""
-    timeouts = ctx.config.timeouts
-    match stage:
-        case Stage.SOLVE:
-            return timeouts.solve_for(work.summary.agent_timeout) + 2 * timeouts.start
-        case Stage.SCORE:
-            return timeouts.score_for(work.summary.scorer_timeout) + timeouts.start
-        case _:
-            return float(getattr(timeouts, stage.value))
+def _lay_out(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOG).touch()
+
+
+def _limit(ctx: Context, key: TrialKey, stage: Stage) -> float:
+    summary = ctx.scenarios[key.scenario]
+    return ctx.config.timeouts.limit(stage, agent=summary.agent_timeout, scorer=summary.scorer_timeout)
+
+
+def longest_left(ctx: Context, now: float) -> float:
+    """Seconds that the limits of those in flight allow yet, `now` by the journal's clock: for people.
+
+    Each stage is counted once: a scorer that must be asked again takes longer.
+    """
+    return max((_left(ctx, key, now) for key in ctx.in_flight), default=0.0)
+
+
+def _left(ctx: Context, key: TrialKey, now: float) -> float:
+    trial = ctx.ledger.trials.get(key) or Trial()
+    attempt = trial.attempt or Attempt(number=0, stage=Stage.START, since=now)
+    at = attempt.stage or Stage.START
+    stages = list(Stage)
+    ahead = stages[stages.index(at) + 1 :]
+    spent = now - attempt.since
+    left = 0.0 if attempt.finished is at else max(0.0, _limit(ctx, key, at) - spent)
+    if Stage.SOLVE in ahead and ctx.config.agents is not None:
+        left += ctx.config.timeouts.solve_for(ctx.scenarios[key.scenario].agent_timeout)  # it waits for its turn
+    return left + sum(_limit(ctx, key, stage) for stage in ahead)
 
 
 async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
     """Take one stage: journal the intent, do the work within its limit, journal the fact."""
     async with _turn(ctx, work, stage) as waited:
         work.stage = move(work.stage, stage)
-        await ctx.sink.append(StageEntered(trial=str(work.key), attempt=work.number, stage=stage))
+        entered = StageEntered(trial=str(work.key), attempt=work.number, stage=stage)
+        if stage is Stage.RELEASE:  # one that was not announced is made again, and a full disk keeps no devbox
+            ctx.sink.append_nowait(entered)
+        else:
+            await ctx.sink.append(entered)
         began = anyio.current_time()
-        limit = _limit(ctx, work, stage)
+        limit = _limit(ctx, work.key, stage)
         try:
             with anyio.fail_after(limit):
                 facts = await STEPS[stage](ctx, work)
@@ -100,6 +131,7 @@ async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
                 facts=facts,
             )
         )
+        ctx.breaker.passed(stage, work.arm.name)
 
 
 @asynccontextmanager
@@ -133,11 +165,9 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
         try:
             await _walk(ctx, work, stage)
         except SweepError as error:
-            decision = decide(error, tries=work.scorings, allowed=ctx.config.scorings, dice=ctx.dice())
-            if decision.action is not Action.SCORE_AGAIN:
+            if _decide(ctx, work, error, rule(error)).action is not Action.SCORE_AGAIN:
                 raise
             structlog.get_logger().info("score.again", trial=str(work.key), error=error.message)
-            await anyio.sleep(decision.delay)
         else:
             return
 
@@ -145,21 +175,27 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
 WALKS: Final = {Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
 
 
-async def _end_without_score(ctx: Context, work: Work, error: SweepError) -> Decision | None:
+async def _end_without_score(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision | None:
     """Journal why the attempt ended, release what it holds, and say what follows."""
     if isinstance(error, JournalError):
         raise error
     failure = Failure(error=type(error).__name__, message=error.message, stage=str(work.stage))
-    counted = not isinstance(error, AllowanceUsedUp | Interrupted)
-    decision = _decide(ctx, work, error, counted=counted)
-    counted &= decision.action is not Action.STOP  # nobody's trial's fault
+    verdict = ctx.breaker.failed(
+        error, work.stage, work.arm.name, now=anyio.current_time(), is_busy=any(map(ctx.ledger.has_run, ctx.in_flight))
+    )
+    if verdict is not None:
+        error, its_rule = SweepHalted(verdict), rule(SweepHalted())
+    decision = _decide(ctx, work, error, its_rule)
+    if decision.action is Action.LATER:
+        ctx.delays[work.key] += 1
+        return decision
     if work.stage is not None:
         await ctx.sink.append(
             AttemptEnded(
                 trial=str(work.key),
                 attempt=work.number,
                 failure=failure.as_dict(),
-                counted=counted,
+                counted=its_rule.is_counted,
                 retry_in=round(decision.delay, 3) if decision.action is Action.NEW_ATTEMPT else None,
             )
         )
@@ -173,20 +209,32 @@ async def _end_without_score(ctx: Context, work: Work, error: SweepError) -> Dec
     return None
 
 
-def _decide(ctx: Context, work: Work, error: SweepError, *, counted: bool) -> Decision:
-    trial = ctx.ledger.trials.get(work.key)
-    if isinstance(error, Interrupted):
-        tries, allowed = (trial.interrupted if trial else 0) + 1, INTERRUPTIONS
-    else:
-        tries, allowed = (trial.counted if trial else 0) + counted, ctx.config.attempts
-    return decide(error, tries=tries, allowed=allowed, dice=ctx.dice())
+def _decide(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision:
+    tries, allowed = _tries(ctx, work, its_rule)
+    return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())
+
+
+def _tries(ctx: Context, work: Work, its_rule: Rule) -> tuple[int, int | None]:
+    """Which failure of its kind this is, and how many are allowed."""
+    trial = ctx.ledger.trials.get(work.key) or Trial()
+    match its_rule.bound:
+        case "attempts":
+            return trial.counted + 1, ctx.config.attempts
+        case "scorings":
+            return work.scorings, ctx.config.scorings
+        case "delays":
+            return ctx.delays[work.key] + 1, DELAYS
+        case "interruptions":
+            return trial.interrupted + 1, INTERRUPTIONS
+        case None:
+            return 1, None
 
 
 async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None = None) -> None:
     """The result is durable first; then the devbox may go."""
     result = result_line(ctx, work, outcome, failure)
-    with anyio.CancelScope(shield=True):  # a result that is there is never interrupted away
-        await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
+    work.has_score = outcome is Outcome.SCORED
+    await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
     await _release(ctx, work)
 
 
@@ -202,7 +250,9 @@ async def _abandon(ctx: Context, work: Work) -> None:
     """We are stopping: the attempt ends, uncounted, and its devbox goes back."""
     if work.stage is None:
         return
-    if work.stage is not Stage.RELEASE and not ctx.ledger.is_finished(work.key):
+    if work.has_score:
+        await ctx.sink.append()  # its score is on its way to the disk: if that takes too long, the devbox keeps it
+    elif work.stage is not Stage.RELEASE and not ctx.ledger.is_finished(work.key):
         failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(work.stage))
         ctx.sink.append_nowait(
             AttemptEnded(trial=str(work.key), attempt=work.number, failure=failure.as_dict(), counted=False)

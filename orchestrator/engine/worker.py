@@ -5,12 +5,13 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from orchestrator.engine.lifecycle import attempt
-from orchestrator.engine.resume import settle
+from orchestrator.engine.resume import reconcile
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Context
-from orchestrator.errors import InternalError, SweepError
+from orchestrator.errors import InternalError, SweepError, SweepHalted
 from orchestrator.model import TrialKey
+from orchestrator.policy import Action
 
 
 async def serve(
@@ -21,6 +22,8 @@ async def serve(
         async for key in queue:
             try:
                 await _serve_one(ctx, scheduler, key, stopping)
+            except SweepHalted as halted:
+                stopping.drain(halted.message)
             except SweepError as error:
                 stopping.fail(error)
             except Exception as error:  # noqa: BLE001 - a mistake of ours must stop the sweep, whatever it is
@@ -29,29 +32,41 @@ async def serve(
 
 
 async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping: Stopping) -> None:
+    with stopping.until_draining():
+        await ctx.sink.wait_writable()
     async with ctx.limits.devbox():
-        if stopping.is_draining:
+        if not stopping.may_start() and not ctx.ledger.has_run(key):
             return
-        with structlog.contextvars.bound_contextvars(trial=str(key)):
-            decision = await attempt(ctx, key)
+        if not scheduler.is_calm:  # it was handed out before somebody else was refused
+            scheduler.retry(key, 0)
+            return
+        ctx.in_flight.add(key)
+        try:
+            with structlog.contextvars.bound_contextvars(trial=str(key)):
+                decision = await attempt(ctx, key)
+        finally:
+            ctx.in_flight.discard(key)
     if decision is None:
         scheduler.finished()
         return
     if decision.is_push_back:
         ctx.limits.push_back()
-    scheduler.retry(key, decision.delay)
+    again = scheduler.put_off if decision.action is Action.LATER else scheduler.retry
+    again(key, decision.delay)
 
 
 async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> None:
-    """Settle what an earlier process left, then run every trial that the scheduler has.
+    """Settle what an earlier process left, run every trial that the scheduler has, and leave nothing behind.
 
     There are as many workers as devboxes may be in flight.
     """
     send, receive = anyio.create_memory_object_stream[TrialKey](0)
     async with anyio.create_task_group() as tasks:
         stopping.bind(tasks.cancel_scope)
-        await settle(ctx)
-        for _ in range(ctx.config.devboxes):
-            tasks.start_soon(serve, ctx, scheduler, receive.clone(), stopping)
-        receive.close()
-        await scheduler.feed(send)
+        await reconcile(ctx)
+        async with anyio.create_task_group() as workers:
+            for _ in range(ctx.config.devboxes):
+                workers.start_soon(serve, ctx, scheduler, receive.clone(), stopping)
+            receive.close()
+            await scheduler.feed(send)
+        await reconcile(ctx)

@@ -3,9 +3,12 @@
 Three styles of one picture: a screen that redraws itself, lines where there is no terminal, JSON lines for programs.
 """
 
+import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -29,6 +32,22 @@ Style = Literal["terminal", "plain", "json"]
 REDRAW: Final = 0.2
 #: Seconds between two summaries where lines are all there is.
 SUMMARY_EVERY: Final = 30.0
+#: Seconds that a phase may last before it is told where nothing redraws itself; before there is a picture, a log needs
+#: no word of a start that is merely slow.
+SLOW: Final = 2.0
+SLOW_START: Final = 10.0
+#: Phases in which trials finish, or what is in flight is told of.
+TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
+#: What an attempt does in a stage.
+DOING: Final = {
+    Stage.START: "starting",
+    Stage.BOOT: "booting",
+    Stage.PREPARE: "installing",
+    Stage.SOLVE: "solving",
+    Stage.GATHER: "bringing files home",
+    Stage.SCORE: "scoring",
+    Stage.RELEASE: "releasing",
+}
 #: Columns of the table where there is no terminal to measure.
 LINE: Final = 200
 
@@ -37,7 +56,32 @@ class State(Protocol):
     """What a picture shows that is not in the ledger."""
 
     @property
-    def is_draining(self) -> bool: ...
+    def phase(self) -> str:
+        """What is being done, in few words."""
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What holds it up, or might; a sentence each."""
+
+    @property
+    def stop(self) -> str | None:
+        """Why no new trial is started; None while they are."""
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether it was a signal that stopped it."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what is in flight is being ended."""
+
+    @property
+    def in_flight(self) -> Mapping[Stage, int]:
+        """How many attempts are being made, by their stage."""
+
+    @property
+    def longest_left(self) -> float:
+        """Seconds that those in flight may take yet."""
 
     @property
     def devboxes(self) -> int:
@@ -48,12 +92,49 @@ class State(Protocol):
         """Whether the endpoint pushed back."""
 
 
-class Progress:
-    """`show()` runs until it is canceled; `finish()` draws the end."""
+class SlowPhases:
+    """What is being done, told once it takes long; what runs trials shows by itself."""
 
-    def __init__(
-        self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, style: Style, is_resumed: bool
-    ) -> None:
+    def __init__(self, state: State, slow: float = SLOW) -> None:
+        self._state = state
+        self._slow = slow
+        self._phase = ""
+        #: The loop's time.
+        self._since = 0.0
+        self._is_told = False
+
+    def due(self) -> str | None:
+        """The phase, when it has lasted long enough and was not told."""
+        phase, now = self._state.phase, anyio.current_time()
+        if phase != self._phase:
+            self._phase, self._since, self._is_told = phase, now, phase in TRIALS_RUN
+        if self._is_told or now - self._since < self._slow:
+            return None
+        self._is_told = True
+        return f"{phase[0].upper()}{phase[1:]} …"
+
+
+async def tell_slow_phases(state: State, style: Style, until: anyio.Event) -> None:
+    """Tell what is being done before there is a picture, where it takes long."""
+    out = Out(highlight=False, emoji=False, soft_wrap=True, stderr=style == "json")
+    slow = SlowPhases(state, SLOW if style == "terminal" else SLOW_START)
+    while not until.is_set():
+        if (words := slow.due()) is not None:
+            out.print(words, markup=False)
+        await anyio.sleep(REDRAW)
+
+
+def leave_screen() -> None:
+    """Give the terminal back as it was. May be called from anywhere, at any time."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")
+
+
+class Progress:
+    """`show()` runs until it is canceled; `finish()` draws the end. `opening` says what happens to which sweep."""
+
+    def __init__(self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, style: Style, opening: str) -> None:
         self._ledger = ledger
         self._plan = plan
         self._state = state
@@ -73,7 +154,10 @@ class Progress:
         self._look()
         self._done_before = self._told = len(self._done)
         self._notices: list[str] = []
-        self._say_opening(is_resumed)
+        self._slow = SlowPhases(state)
+        self._remarked: set[str] = set()
+        owed = len(plan) - len(self._done)
+        self._out.print(f"{opening}: {len(plan)} trials, {owed} to do.", markup=False)
 
     def say(self, message: str) -> None:
         """Tell the person at the screen something now."""
@@ -97,25 +181,51 @@ class Progress:
         for line in self._new_lines():
             self._line(line)
         summaries = summarise(self._ledger, self._plan)
+        left = len(self._plan) - len(self._done)
+        stop = self._state.stop if left else None
         if self._style == "json":
-            self._emit({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)})
+            stopped = {"stopped": stop} if stop else {}
+            self._emit({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)} | stopped)
         else:
             self._out.print(as_table(summaries, self._folder))
-
-    def _say_opening(self, is_resumed: bool) -> None:  # noqa: FBT001 - a fact, not a switch
-        owed = len(self._plan) - len(self._done)
-        verb = "Resuming" if is_resumed else "Starting"
-        self._out.print(f"{verb} {self._folder.name}: {len(self._plan)} trials, {owed} to do.", markup=False)
+        if stop:
+            words = f"Stopped: {stop}. {left} of {len(self._plan)} trials are left: run the sweep again for them."
+            self._out.print(words, markup=False)
 
     async def _show_lines(self) -> None:
         due = anyio.current_time() + SUMMARY_EVERY
         while True:
             for line in self._new_lines():
                 self._line(line)
+            for words in self._news():
+                self._out.print(words, markup=False)
             if self._style == "plain" and anyio.current_time() >= due:
                 self._out.print(self._headline(), markup=False)
                 due += SUMMARY_EVERY
             await anyio.sleep(REDRAW)
+
+    def _news(self) -> Iterator[str]:
+        """What has changed besides the trials, once."""
+        if (words := self._slow.due()) is not None:
+            yield words
+        remarks = self._remarks()
+        yield from (words for about, words in remarks.items() if about not in self._remarked)
+        self._remarked = set(remarks)
+
+    def _remarks(self) -> dict[str, str]:
+        """What holds the sweep up or ends it: lines, by what each is about however its numbers change."""
+        remarks = {re.sub(r"\d[\d:.]*", "", trouble): trouble for trouble in self._state.troubles}
+        stages = [f"{count} {DOING[stage]}" for stage, count in self._state.in_flight.items()]
+        if self._state.stop is None or not stages:
+            return remarks
+        if self._state.is_ending:
+            return remarks | {"end": "Ending the agents and releasing the devboxes."}
+        again = "again" if self._state.is_asked_to_stop else "twice"
+        words = (
+            f"Stopping: {self._state.stop}. No new trials, those in flight finish: {', '.join(stages)}; "
+            f"at most {duration(self._state.longest_left)} more. Press Ctrl-C {again} to end them now."
+        )
+        return remarks | {f"stop {again}": words}
 
     def _new_lines(self) -> Iterator[TrialKey]:
         """Trials finished since the last look."""
@@ -173,7 +283,8 @@ class Progress:
             verb = "failed" if notice.is_final else "again"
             words = f"{verb}  {self._label(notice.trial)}  {notice.error}: {printable(notice.message)}"
             parts.append(Text(words, style="red", no_wrap=True, overflow="ellipsis"))
-        parts += [Text(notice, style="yellow") for notice in self._notices]
+        lines = (*self._remarks().values(), *self._notices)
+        parts += [Text(printable(line), style="yellow") for line in lines]
         return Group(*parts)
 
     def _headline(self) -> str:
@@ -194,14 +305,12 @@ class Progress:
         counts = [f"{stage} {self._ledger.stages[stage]}" for stage in Stage if self._ledger.stages[stage]]
         elapsed = time.monotonic() - self._began
         fresh = len(self._done) - self._done_before
-        parts = [" ".join(counts) or "waiting", duration(elapsed)]
+        parts = [self._state.phase, " ".join(counts) or "waiting", duration(elapsed)]
         if fresh:
             left = len(self._plan) - len(self._done)
             parts += [f"{fresh / elapsed * 60:.1f}/min", f"about {duration(elapsed / fresh * left)} left"]
         if self._state.is_reduced:
             parts.append(f"the endpoint pushes back: {self._state.devboxes} devboxes")
-        if self._state.is_draining:
-            parts.append("stopping: waiting for those in flight")
         return " · ".join(parts)
 
     def _count_running(self) -> int:

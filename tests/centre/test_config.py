@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import SweepConfig, Timeouts, arm_name, load_file, resolve
+from orchestrator.config import SweepConfig, Timeouts, arm_name, load_file, resolve, seconds
 from orchestrator.errors import UsageError
+from orchestrator.stages import Stage
 
 
 def config(**settings: Any) -> SweepConfig:
@@ -39,6 +40,16 @@ def test_a_benchmark_and_an_agent_are_enough() -> None:
         ({"arms": [{"model": "x"}]}, ["arms.0.agent: ", "required"]),
         ({"arms": "oracle"}, ["arms: "]),
         ({"benchmark": None}, ["benchmark: "]),
+        ({"timeouts": {"boot": "10 minutes"}}, ["timeouts.boot: '10 minutes' is not a duration", "10m or 8h"]),
+        ({"timeouts": {"boot": "0s"}}, ["timeouts.boot: ", "greater than 0"]),
+        ({"drain": "-1"}, ["drain: '-1' is not a duration"]),
+        ({"unreachable": 0}, ["unreachable: ", "greater than 0"]),
+        ({"deadline": "soon"}, ["deadline: 'soon' is not a deadline; write 07:00, 8h or 2026-11-24T07:00"]),
+        ({"deadline": 7}, ["deadline: ", "string"]),
+        ({"max_cost": 0}, ["max_cost: ", "greater than 0"]),
+        ({"max_devbox_hours": -1}, ["max_devbox_hours: "]),
+        ({"max_failures": 0}, ["max_failures: "]),
+        ({"same_failures": 0}, ["same_failures: "]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place_and_what_was_expected(
@@ -130,3 +141,32 @@ def test_an_unreadable_settings_file_is_named(tmp_path: Path, content: bytes | N
 def test_a_folder_in_place_of_a_settings_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         load_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("8h", 28800), ("1.5h", 5400), (" 2 M ", 120), (7, 7), (0.5, 0.5)],
+)
+def test_a_duration_is_seconds_or_names_its_unit(text: str | float, expected: float) -> None:
+    assert seconds(text) == expected
+    assert config(timeouts={"boot": text}, unreachable=text).timeouts.boot == expected
+
+
+def test_those_in_flight_may_be_given_no_time_at_all() -> None:
+    assert config(drain="0").drain == 0
+    assert config().drain is None
+
+
+def test_a_settings_file_may_write_a_deadline_as_toml_does(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    for written, read in (("07:00:00", "07:00:00"), ("2026-11-24T07:00:00", "2026-11-24T07:00:00"), ('"8h"', "8h")):
+        path.write_text(f'benchmark = "b"\ndeadline = {written}\n[[arms]]\nagent = "oracle"\n')
+        assert resolve(load_file(path)).deadline == read
+
+
+def test_each_stage_has_a_limit_and_the_agents_own_comes_first() -> None:
+    timeouts = Timeouts(start=10, boot=20)
+    limits = {stage: timeouts.limit(stage, agent=100, scorer=50) for stage in Stage}
+    assert limits[Stage.BOOT] == 20
+    assert limits[Stage.SOLVE] == 120
+    assert limits[Stage.SCORE] == 60

@@ -91,7 +91,7 @@ def test_ctrl_c_lets_those_in_flight_finish_and_starts_no_more(served: "Desk", s
     assert entered == finished
     assert 1 <= len(finished) < 6
     assert not served.journal("runs/mine", "attempt.ended")
-    assert served.journal("runs/mine")[-1]["reason"] == "stopped"
+    assert served.journal("runs/mine")[-1]["reason"] == "interrupted: SIGINT"
     assert all(result["score"] == 1.0 for result in served.results("runs/mine"))
 
     assert f"Resuming mine: 6 trials, {6 - len(finished)} to do." in served.sweep(*command).out

@@ -1,18 +1,25 @@
 """Ledgers to look at."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from orchestrator.events import AttemptEnded, Event, StageEntered, TrialFinished
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
+from orchestrator.stages import Stage
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
     """What a picture shows that is not in the ledger."""
 
-    is_draining: bool = False
+    phase: str = "running"
+    troubles: Sequence[str] = ()
+    stop: str | None = None
+    is_asked_to_stop: bool = False
+    is_ending: bool = False
+    in_flight: Mapping[Stage, int] = field(default_factory=dict)
+    longest_left: float = 0.0
     devboxes: int = 8
     is_reduced: bool = False
 

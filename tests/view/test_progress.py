@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import anyio
 import orjson
@@ -12,8 +13,9 @@ from rich.console import Console
 from orchestrator.events import Event, StageEntered, StageFinished
 from orchestrator.ledger import Ledger, fold
 from orchestrator.plan import Plan
+from orchestrator.stages import Stage
 from orchestrator.testing import run_virtually
-from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style
+from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style, tell_slow_phases
 
 from .conftest import State, again, failed, make_plan, scored
 
@@ -24,14 +26,16 @@ NIGHT: list[Event] = [
 ]
 
 
-def make(ledger: Ledger, plan: Plan, style: Style, state: State | None = None, *, is_resumed: bool = False) -> Progress:
+def make(
+    ledger: Ledger, plan: Plan, style: Style, state: State | None = None, *, opening: str = "Starting night"
+) -> Progress:
     return Progress(
         ledger=ledger,
         plan=plan,
         state=state or State(),
         folder=Path("runs/night"),
         style=style,
-        is_resumed=is_resumed,
+        opening=opening,
     )
 
 
@@ -74,7 +78,7 @@ def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture
 
 def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = fold(NIGHT)
-    progress = make(ledger, make_plan("x", "y", "z"), "plain", is_resumed=True)
+    progress = make(ledger, make_plan("x", "y", "z"), "plain", opening="Resuming night")
     watch(progress, ledger, iter([scored("s1/a/1", 0.0)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Resuming night: 3 trials, 1 to do."
@@ -111,7 +115,7 @@ def test_json_lines_are_one_a_trial_and_the_arms_at_the_end(capsys: pytest.Captu
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_the_screen_fits_any_width_and_tells_of_failures(width: int) -> None:
-    state = State(is_draining=True, devboxes=3, is_reduced=True)
+    state = State(stop="SIGINT", in_flight={Stage.SOLVE: 2}, devboxes=3, is_reduced=True)
     progress = make(fold(NIGHT), make_plan("x", "y", "z"), "terminal", state)
     drawn = screen(progress, width)
     assert max(len(line) for line in drawn.splitlines()) <= width
@@ -120,12 +124,13 @@ def test_the_screen_fits_any_width_and_tells_of_failures(width: int) -> None:
 
 
 def test_the_screen_says_how_far_it_is_and_what_holds_it_up() -> None:
-    state = State(is_draining=True, devboxes=3, is_reduced=True)
+    state = State(phase="draining", devboxes=3, is_reduced=True, troubles=["New work waits: the disk is full."])
     drawn = screen(make(fold(NIGHT), make_plan("x", "y", "z", "w"), "terminal", state), 200)
     assert "2/4 done · 1 running · 1 queued · mean 1.000 · 1 failed" in drawn
     assert "start 1" in drawn
     assert "the endpoint pushes back: 3 devboxes" in drawn
-    assert "stopping: waiting for those in flight" in drawn
+    assert "draining · start 1" in drawn
+    assert "New work waits: the disk is full." in drawn
     assert "again  y  DevboxLost: devbox dbx_7 died" in drawn
 
 
@@ -186,3 +191,113 @@ def test_what_an_agent_said_cannot_take_over_the_terminal(capsys: pytest.Capture
     assert "\x1b" not in drawn
     assert "\x07" not in drawn
     assert "boom" in drawn
+
+
+def asked(**more: Any) -> State:
+    """A stop by Ctrl-C, with three at work and one being scored."""
+    facts: dict[str, Any] = {"stop": "SIGINT", "is_asked_to_stop": True, "longest_left": 2460.0}
+    return State(**facts | {"in_flight": {Stage.SOLVE: 3, Stage.SCORE: 1}} | more)
+
+
+@pytest.mark.parametrize("style", ["plain", "json"])
+def test_a_stop_says_once_what_it_waits_for_and_how_long_at_most(
+    capsys: pytest.CaptureFixture[str], style: Style
+) -> None:
+    state, ledger = asked(), Ledger()
+    progress = make(ledger, make_plan("x", "y"), style, state)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(progress.show)
+            await anyio.sleep(3)
+            state.in_flight, state.longest_left = {Stage.SOLVE: 2}, 2457.0
+            await anyio.sleep(3)
+            state.is_ending = True
+            await anyio.sleep(3)
+            tasks.cancel_scope.cancel()
+        progress.finish()
+
+    run_virtually(main)
+    out, err = capsys.readouterr()
+    lines = [line for line in (err if style == "json" else out).splitlines() if "Stopp" in line or "Ending" in line]
+    assert lines == [
+        (
+            "Stopping: SIGINT. No new trials, those in flight finish: 3 solving, 1 scoring; at most 41:00 more. "
+            "Press Ctrl-C again to end them now."
+        ),
+        "Ending the agents and releasing the devboxes.",
+        "Stopped: SIGINT. 2 of 2 trials are left: run the sweep again for them.",
+    ]
+    if style == "json":
+        assert orjson.loads(out.splitlines()[-1])["stopped"] == "SIGINT"
+
+
+def test_the_screen_counts_down_what_a_stop_waits_for() -> None:
+    state = asked()
+    progress = make(Ledger(), make_plan("x"), "terminal", state)
+    assert "3 solving, 1 scoring; at most 41:00 more. Press Ctrl-C again" in screen(progress, 200)
+    state.longest_left = 60.0
+    assert "at most 1:00 more" in screen(progress, 200)
+
+
+def test_a_budget_that_stops_the_sweep_takes_two_ctrl_cs_to_end_what_is_in_flight() -> None:
+    state = asked(stop="--max-cost 5 is used up", is_asked_to_stop=False)
+    drawn = screen(make(Ledger(), make_plan("x"), "terminal", state), 300)
+    assert "Stopping: --max-cost 5 is used up." in drawn
+    assert "Press Ctrl-C twice" in drawn
+
+
+def test_a_stop_with_nothing_left_to_do_is_not_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    make(fold([scored("s0/a/1", 1.0)]), make_plan("x"), "plain", State(stop="SIGINT")).finish()
+    assert "Stopped" not in capsys.readouterr().out
+
+
+def test_a_phase_that_takes_long_is_told_once_and_a_short_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    state = State(phase="reconciling")
+    progress = make(Ledger(), make_plan("x"), "plain", state)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(progress.show)
+            for phase, seconds in (("reconciling", 5), ("running", 9), ("completing", 1), ("reconciling", 3)):
+                state.phase = phase
+                await anyio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+
+    run_virtually(main)
+    assert [line for line in capsys.readouterr().out.splitlines() if "…" in line] == ["Reconciling …"] * 2
+
+
+@pytest.mark.parametrize(("style", "seconds"), [("terminal", 4), ("plain", 12)])
+def test_what_comes_before_the_picture_is_told_where_it_takes_long(
+    capsys: pytest.CaptureFixture[str], style: Style, seconds: float
+) -> None:
+    state = State(phase="starting the service")
+
+    async def main() -> None:
+        opened = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_slow_phases, state, style, opened)
+            await anyio.sleep(seconds)
+            state.phase = "opening the journal"
+            await anyio.sleep(1)
+            opened.set()
+
+    run_virtually(main)
+    assert capsys.readouterr().out == "Starting the service …\n"
+
+
+def test_a_trouble_is_told_when_it_comes_and_again_when_it_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    state = State()
+    progress = make(Ledger(), make_plan("x"), "plain", state)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(progress.show)
+            for troubles in (["full for 1 s"], ["full for 2 s"], [], ["full for 1 s"]):
+                state.troubles = troubles
+                await anyio.sleep(1)
+            tasks.cancel_scope.cancel()
+
+    run_virtually(main)
+    assert [line for line in capsys.readouterr().out.splitlines() if "full" in line] == ["full for 1 s"] * 2

@@ -1,0 +1,54 @@
+"""What a sweep may use up. Decided from its ledger, so that what was spent before a resume counts, and from the wall
+clock where a deadline is asked for: the night is over when people come to work, however long the machine slept.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from orchestrator.config import SweepConfig
+from orchestrator.engine.shutdown import Stopping
+from orchestrator.ledger import Ledger
+from orchestrator.model import Outcome
+
+#: Seconds between two looks; every trial that is to start looks, too.
+LOOK_EVERY: Final = 2.0
+HOUR: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """`deadline` is in seconds since 1970, as `now` and the journal's times are."""
+
+    config: SweepConfig
+    ledger: Ledger
+    deadline: float | None = None
+    now: Callable[[], float] = time.time
+
+    def used_up(self) -> str | None:
+        """Which budget is used up, and how, for people; None if none is."""
+        config, ledger = self.config, self.ledger
+        if self.deadline is not None and self.now() >= self.deadline:
+            return f"--deadline {config.deadline} has come; it takes a later one to go on"
+        if config.max_cost is not None and ledger.cost >= config.max_cost:
+            return f"--max-cost {config.max_cost:g} is used up ({ledger.cost:.2f} USD); it takes more to go on"
+        if config.max_devbox_hours is not None:
+            hours = ledger.devbox_seconds(self.now()) / HOUR
+            if hours >= config.max_devbox_hours:
+                return (
+                    f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); it takes more to go on"
+                )
+        failures = ledger.outcomes[Outcome.FAILED]
+        if config.max_failures is not None and failures >= config.max_failures:
+            return f"--max-failures {config.max_failures} is reached; it takes more to go on"
+        return None
+
+
+async def watch(stopping: Stopping) -> None:
+    """Drain when a budget is used up. Runs until canceled."""
+    while True:
+        stopping.check()
+        await anyio.sleep(LOOK_EVERY)

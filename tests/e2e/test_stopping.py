@@ -1,0 +1,142 @@
+"""The real command told to stop, by signals, by a closed terminal, by a budget; whatever else is broken meanwhile."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from .conftest import MARK, PATIENCE, read, within
+
+if TYPE_CHECKING:
+    from .conftest import Desk, Running, Service
+
+FOREVER = "command:exec sleep 31536043"
+
+
+def handles(running: "Running", number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    for line in read(Path(f"/proc/{running.process.pid}/status")).splitlines():
+        if line.startswith(b"SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6])
+def test_a_signal_before_anything_has_begun_ends_it_quietly(desk: "Desk", number: signal.Signals, delay: float) -> None:
+    """While it loads, looks for its agents and starts its service."""
+    running = desk.start("run", "bugfix-mini", "--agent", "oracle", "--limit", "1")
+    within(PATIENCE, lambda: handles(running, signal.SIGTERM), lambda: str(running))
+    time.sleep(delay)
+    running.process.send_signal(number)
+    ended = running.end(30)
+    assert ended.status == 130, str(ended)
+    assert not ended.err, str(ended)
+
+
+def test_the_second_signal_ends_it_in_time_though_the_service_stands_still(desk: "Desk") -> None:
+    running = desk.start("run", "bugfix-mini", "--agent", FOREVER, "--limit", "2", "--name", "mine")
+    within(PATIENCE, lambda: len(desk.journal("runs/mine", "execution.started")) == 2, lambda: str(running))
+    (address,) = desk.folder.glob("runs/.service/*/address.json")
+    service = int(orjson.loads(address.read_bytes())["pid"])
+    os.kill(service, signal.SIGSTOP)
+    try:
+        running.process.terminate()
+        running.wait_for("Press Ctrl-C again")
+        assert "2 solving; at most " in running.out
+        running.process.terminate()
+        began = time.monotonic()
+        ended = running.end()
+        assert time.monotonic() - began < 10
+        assert ended.status == 130, str(ended)
+    finally:
+        os.kill(service, signal.SIGCONT)
+    assert desk.results("runs/mine") == []
+    ends = desk.journal("runs/mine", "attempt.ended")
+    assert {(end["failure"]["class"], end["counted"]) for end in ends} <= {("Interrupted", False)}
+
+
+def test_a_drain_that_takes_longer_than_asked_ends_what_is_in_flight(served: "Desk", service: "Service") -> None:
+    running = served.start("run", "six", "--agent", FOREVER, "--limit", "1", "--name", "mine", "--drain", "1s")
+    within(PATIENCE, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(running))
+    running.process.terminate()
+    ended = running.end(20)
+    assert ended.status == 130, str(ended)
+    assert "Stopped: SIGTERM. 1 of 1 trials are left: run the sweep again for them." in ended.out
+    assert not service.alive()
+
+
+def test_a_closed_terminal_lets_those_in_flight_finish(desk: "Desk") -> None:
+    """Nothing can be drawn any more, and nothing else suffers from it."""
+    words = ["run", "bugfix-mini", "--agent", "command:sleep 3", "--limit", "3", "--devboxes", "1", "--name", "mine"]
+    words += ["--isolation", "none"] if desk.isolation == "none" else []
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=desk.folder,
+        env=desk.environment({"TERM": "xterm"}),
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+
+        def solves() -> bool:
+            if select.select([ours], [], [], 0)[0]:
+                os.read(ours, 65536)
+            return bool(desk.journal("runs/mine", "execution.started"))
+
+        within(PATIENCE, solves, lambda: MARK)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 130
+    assert [result["outcome"] for result in desk.results("runs/mine")] == ["scored"]
+    assert desk.journal("runs/mine")[-1]["reason"] == "interrupted: SIGHUP"
+
+
+def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk") -> None:
+    command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
+    ended = served.sweep(*command, "--max-failures", "2", status=1)
+    run = ended.folder
+    assert "Stopped: --max-failures 2 is reached; it takes more to go on. 4 of 6 trials are left" in ended.out
+    assert len(served.results(run)) == 2
+    assert served.journal(run)[-1]["reason"].startswith("stopped: --max-failures 2 is reached")
+
+    again = served.sweep(*command, "--max-failures", "2", status=1)
+    assert "Resuming" in again.out
+    assert "Stopped: --max-failures 2 is reached" in again.out
+    assert len(served.results(run)) == 2
+
+    more = served.sweep(*command, "--max-failures", "9", status=1)
+    assert "Stopped" not in more.out
+    assert len(served.results(run)) == 6
+
+
+def test_a_deadline_in_the_past_starts_nothing_and_says_so(served: "Desk") -> None:
+    ended = served.sweep("run", "six", "--agent", "nop", "--deadline", "2020-01-01T07:00", "--name", "mine", status=1)
+    assert "Stopped: --deadline 2020-01-01T07:00 has come; it takes a later one to go on. 6 of 6" in ended.out
+    assert not served.journal("runs/mine", "stage.entered")
+
+
+def test_a_budget_in_a_settings_file_is_heeded(served: "Desk") -> None:
+    file = served.folder / "sweep.toml"
+    file.write_text(
+        'benchmark = "six"\nmax_failures = 1\non_agent_failure = "fail"\n[[arms]]\nagent = "command:false"\n'
+    )
+    ended = served.sweep("run", "--config", "sweep.toml", "--devboxes", "1", status=1)
+    assert "--max-failures 1 is reached" in ended.out
+
+
+@pytest.mark.parametrize("words", [["--deadline", "soon"], ["--drain", "10 minutes"], ["--max-cost", "0"]])
+def test_a_budget_that_makes_no_sense_is_refused_by_name(served: "Desk", words: list[str]) -> None:
+    ended = served.sweep("run", "six", "--agent", "nop", *words, status=2)
+    assert words[0].removeprefix("--").replace("-", "_") in ended.err.replace("-", "_"), str(ended)
