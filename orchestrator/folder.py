@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import randbits
@@ -20,15 +20,20 @@ import orjson
 
 from orchestrator import __version__
 from orchestrator.config import ArmConfig, SweepConfig
-from orchestrator.errors import JournalError, SweepError, UsageError
-from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest, write_atomically
+from orchestrator.errors import JournalError, UsageError
+from orchestrator.journal import MANIFEST, locked, read_manifest, write_atomically
+from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
+from orchestrator.runs import is_finished, sweeps
 
 SCHEMA: Final = 1
 SETTINGS: Final = "sweep.toml"
+EMBEDDED: Final = "embedded"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 #: Characters of a name that we make ourselves; file systems allow 255.
 _LONGEST: Final = 150
+#: Characters of a value that is shown beside the name of what changed; digests are longer.
+_SHORT: Final = 50
 
 
 class Agent(Protocol):
@@ -62,20 +67,22 @@ class RunFolder:
 
 
 def choose_folder(
-    runs: Path, config: SweepConfig, plan: Plan, arms: Mapping[str, Arm], *, endpoint: str | None
+    runs: Path,
+    config: SweepConfig,
+    plan: Plan,
+    arms: Mapping[str, Arm],
+    *,
+    endpoint: str | None,
+    is_again: bool = False,
 ) -> RunFolder:
-    """The named folder, else the newest unfinished sweep of the same kind, else a new one; its manifest is written.
+    """The folder that `find_folder` finds, else a new one; its manifest is written.
 
     Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use;
     JournalError when the disk refuses.
     """
-    identity = _identity(config, plan, arms)
-    if config.name is None:
-        path = next(_unfinished(runs, identity), None) or _new_path(runs, plan)
-    elif _NAME.fullmatch(config.name):
-        path = runs / config.name
-    else:
-        raise UsageError(f"--name {config.name!r}: use letters, digits, dots, dashes, underscores and plus signs.")
+    path = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
+    if path is None:
+        path = runs / config.name if config.name else _new_path(runs, plan)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,9 +91,67 @@ def choose_folder(
         ) from None
     try:
         with locked(path):  # two that start at once must not both write it, nor one change it under another
-            return _write_manifest(path, config, plan, identity, endpoint)
+            return _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
     except OSError as error:
         raise JournalError(f"{path} cannot be written: {error}") from error
+
+
+def find_folder(
+    runs: Path,
+    config: SweepConfig,
+    plan: Plan,
+    arms: Mapping[str, Arm],
+    *,
+    endpoint: str | None,
+    is_again: bool = False,
+) -> Path | None:
+    """The named folder, else the newest unfinished sweep of the same kind in the same place; None if there is none.
+
+    `is_again` finds finished ones too: something of them is to be run again. Changes nothing. Raises UsageError for a
+    bad name, and for a folder whose sweep is of another kind.
+    """
+    identity, place = _identity(config, plan, arms), _place(endpoint, config.isolation)
+    if config.name is not None and not _NAME.fullmatch(config.name):
+        raise UsageError(f"--name {config.name!r}: use letters, digits, dots, dashes, underscores and plus signs.")
+    if config.name is not None:
+        found = [runs / config.name] if (runs / config.name / MANIFEST).exists() else []
+    else:
+        found = [
+            path
+            for path, manifest in sweeps(runs)
+            if manifest.get("identity") == identity
+            and _place_of(manifest) == place
+            and (is_again or not is_finished(path, manifest))
+        ]
+    if not found:
+        return None
+    _check_same(found[0], read_manifest(found[0]), identity, place, plan)
+    return found[0]
+
+
+def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:
+    """Raise UsageError if the sweep in this folder, if there is one, runs on another endpoint: its devboxes are there.
+
+    `endpoint` is None for the embedded service.
+    """
+    if not (path / MANIFEST).exists():
+        return
+    there, here = _place_of(read_manifest(path)), _place(endpoint, isolation)
+    if there != here:
+        raise UsageError(
+            f"{path} runs on {there}, and this would go on with it on {here}. "
+            "Go on with it there, or give another --name to start a sweep of its own."
+        )
+
+
+def _place_of(manifest: Mapping[str, Any]) -> str:
+    endpoint = manifest.get("endpoint")
+    isolation = manifest.get("config", {}).get("isolation", "local")
+    return _place(None if endpoint == EMBEDDED else endpoint, isolation)
+
+
+def _place(endpoint: str | None, isolation: str) -> str:
+    return endpoint.rstrip("/") if endpoint else f"the embedded service (--isolation {isolation})"
 
 
 def _write_manifest(
@@ -95,17 +160,24 @@ def _write_manifest(
     is_resumed = (path / MANIFEST).exists()
     if is_resumed:
         manifest = read_manifest(path)
-        _check_same(path, manifest, identity, plan)
+        _check_same(path, manifest, identity, _place(endpoint, config.isolation), plan)
     else:
         manifest = _manifest(path, identity, endpoint)
     manifest |= {
         "trials": len(plan),
         "config": config.model_dump(mode="json"),
-        "scenarios": manifest.get("scenarios", {})
-        | {scenario.id: {"name": scenario.name, "digest": scenario.digest} for scenario in plan.scenarios},
+        "started_in": str(Path.cwd()),  # where its relative paths mean something
+        "scenarios": manifest.get("scenarios", {}) | dict(map(_entry, plan.scenarios)),
+        "selected": [scenario.id for scenario in plan.scenarios],
     }
     write_atomically(path / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return RunFolder(path=path, sweep=manifest["sweep"], is_resumed=is_resumed)
+
+
+def _entry(scenario: ScenarioSummary) -> tuple[str, dict[str, Any]]:
+    """A scenario's id, and the rest of it."""
+    entry = asdict(scenario)
+    return entry.pop("id"), entry
 
 
 def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[str, Any]:
@@ -136,16 +208,17 @@ def _manifest(path: Path, identity: Mapping[str, Any], endpoint: str | None) -> 
         "version": __version__,
         "python": platform.python_version(),
         "git_commit": _git_commit(),
-        "endpoint": endpoint or "embedded",
+        "endpoint": endpoint or EMBEDDED,
         "identity": identity,
     }
 
 
-def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], plan: Plan) -> None:
+def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], place: str, plan: Plan) -> None:
     """Raises UsageError naming every way in which the sweep in the folder is of another kind."""
     if manifest.get("schema", 0) > SCHEMA:
         raise UsageError(f"{path} was written by sweep {manifest.get('version')}; this is {__version__}. Upgrade it.")
     differing = list(_differences(manifest.get("identity", {}), identity))
+    differing += _differences(_place_of(manifest), place, "endpoint")
     known = manifest.get("scenarios", {})
     changed = [s.name for s in plan.scenarios if s.id in known and known[s.id]["digest"] != s.digest]
     if changed:
@@ -158,27 +231,14 @@ def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, 
 
 
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """The keys whose values differ, with both values where they are short."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
     elif old != new:
-        yield at
-
-
-def _unfinished(runs: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
-    """Folders of unfinished sweeps of this kind, newest first."""
-    folders = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
-    for folder in sorted(folders, key=lambda path: (path / MANIFEST).stat().st_mtime, reverse=True):
-        try:
-            manifest = read_manifest(folder)
-        except SweepError:
-            continue
-        if manifest.get("identity") == identity and _count_lines(folder / RESULTS) < manifest.get("trials", 0):
-            yield folder
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+        values = [orjson.dumps(value).decode() for value in (old, new)]
+        is_short = max(map(len, values)) <= _SHORT
+        yield f"{at} ({values[0]}, now {values[1]})" if is_short else at
 
 
 def _new_path(runs: Path, plan: Plan) -> Path:

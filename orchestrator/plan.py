@@ -31,7 +31,9 @@ class Plan:
                 for arm in self.arms:
                     yield TrialKey(scenario.id, arm, number)
 
-    def __contains__(self, key: TrialKey) -> bool:
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, TrialKey):
+            return False
         return key.arm in self.arms and key.number <= self.trials and key.scenario in self.scenario_ids
 
     @cached_property

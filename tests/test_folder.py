@@ -16,10 +16,11 @@ import pytest
 
 from orchestrator.config import ArmConfig, SweepConfig, resolve
 from orchestrator.errors import JournalError, UsageError
-from orchestrator.folder import RunFolder, choose_folder
-from orchestrator.journal import MANIFEST, RESULTS, locked, read_manifest
+from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.journal import JOURNAL, MANIFEST, RESULTS, locked, read_manifest
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
+from orchestrator.runs import planned
 
 STARTED = re.compile(r"(.*)-\d{8}-\d{6}(-\d+)?")
 
@@ -43,8 +44,8 @@ class Sweep:
     plan: Plan
     arms: Mapping[str, Arm]
 
-    def choose(self, runs: Path) -> RunFolder:
-        return choose_folder(runs, self.config, self.plan, self.arms, endpoint=None)
+    def choose(self, runs: Path, *, endpoint: str | None = None, is_again: bool = False) -> RunFolder:
+        return choose_folder(runs, self.config, self.plan, self.arms, endpoint=endpoint, is_again=is_again)
 
 
 def sweep(
@@ -68,6 +69,7 @@ def sweep(
 
 def finish(folder: RunFolder, trials: int = 2) -> None:
     (folder.path / RESULTS).write_bytes(b"{}\n" * trials)
+    (folder.path / JOURNAL).write_bytes(b'{"event":"trial.finished"}\n{"event":"sweep.ended","reason":"finished"}\n')
 
 
 def test_a_new_sweep_is_named_for_benchmark_arm_and_time_and_has_an_id_of_its_own(tmp_path: Path) -> None:
@@ -137,13 +139,26 @@ def test_how_fast_and_how_much_may_differ_from_day_to_day(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (sweep(digest="d2", name="n"), r"arms\.oracle\.digest changed"),
-        (sweep({"agent": "nop", "name": "oracle"}, name="n"), r"arms\.oracle\.agent changed"),
-        (sweep({"agent": "oracle", "name": "oracle", "model": "m"}, name="n"), r"arms\.oracle\.model changed"),
-        (sweep({"agent": "oracle", "settings": {"a": {"b": 2}}}, name="n"), r"arms\.oracle\.settings\.a changed"),
+        (sweep(digest="d" * 64, name="n"), r"arms\.oracle\.digest changed"),
+        (sweep({"agent": "nop", "name": "oracle"}, name="n"), r'arms\.oracle\.agent \("oracle", now "nop"\) changed'),
+        (
+            sweep({"agent": "oracle", "name": "oracle", "model": "m"}, name="n"),
+            r'arms\.oracle\.model \(null, now "m"\) changed',
+        ),
+        (
+            sweep({"agent": "oracle", "settings": {"a": {"b": 2}}}, name="n"),
+            r'arms\.oracle\.settings\.a \(null, now {"b":2}\) changed',
+        ),
         (sweep({"agent": "nop"}, name="n"), r"arms\.nop, arms\.oracle changed"),
-        (sweep(benchmark="other", name="n"), "benchmark changed"),
-        (sweep(on_agent_failure="fail", digest="d2", name="n"), r"arms\.oracle\.digest, on_agent_failure changed"),
+        (sweep(benchmark="other", name="n"), r'benchmark \("bugs", now "other"\) changed'),
+        (
+            sweep(on_agent_failure="fail", digest="d" * 64, name="n"),
+            r'arms\.oracle\.digest, on_agent_failure \("score", now "fail"\) changed',
+        ),
+        (
+            sweep(isolation="none", name="n"),
+            r"endpoint \(.*--isolation local.*, now .*--isolation none.*\) changed",
+        ),
         (sweep(contents="13", name="n"), "the content of two changed"),
         (sweep(contents="34", name="n"), "the content of one, two changed"),
     ],
@@ -229,7 +244,8 @@ def test_the_manifest_says_what_the_sweep_is(tmp_path: Path) -> None:
     assert manifest["sweep"] == chosen.sweep
     assert manifest["endpoint"] == "embedded"
     assert manifest["identity"]["arms"]["oracle"]["digest"] == "d1"
-    assert manifest["scenarios"]["scn_two"] == {"name": "two", "digest": "2"}
+    assert manifest["scenarios"]["scn_two"] | {"name": "two", "digest": "2"} == manifest["scenarios"]["scn_two"]
+    assert manifest["started_in"] == str(Path.cwd())
     assert {"schema", "version", "python", "git_commit", "created", "name", "trials", "config"} <= manifest.keys()
 
 
@@ -243,3 +259,93 @@ def test_a_full_disk_leaves_the_old_manifest_and_nothing_beside_it(tmp_path: Pat
     ended = run([executable, "-c", script, tmp_path / MANIFEST], capture_output=True, text=True, check=False)
     assert "File too large" in ended.stderr
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(MANIFEST, b"old")]
+
+
+def test_a_named_sweep_is_not_gone_on_with_elsewhere_and_both_places_are_named(tmp_path: Path) -> None:
+    """Its devboxes and results are where it began; a slash at the end is no other place."""
+    there, here = "http://there:1", "http://here:2"
+    first = sweep(name="n").choose(tmp_path, endpoint=there)
+    before = (first.path / MANIFEST).read_bytes()
+    for endpoint in (here, None):
+        with pytest.raises(UsageError, match=rf"endpoint \(\"{there}\", now \"({here}|the embedded service .*)\"\)"):
+            sweep(name="n").choose(tmp_path, endpoint=endpoint)
+    with pytest.raises(UsageError, match=f"n runs on {there}, and this would go on with it on {here}"):
+        refuse_elsewhere(first.path, here, "local")
+    assert (first.path / MANIFEST).read_bytes() == before
+    refuse_elsewhere(first.path, f"{there}/", "none")
+    refuse_elsewhere(tmp_path / "new", here, "local")
+    assert sweep(name="n").choose(tmp_path, endpoint=f"{there}/").sweep == first.sweep
+
+
+def test_without_a_name_a_sweep_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    first = sweep().choose(tmp_path, endpoint="http://there:1")
+    others = [
+        sweep().choose(tmp_path, endpoint="http://here:2"),
+        sweep().choose(tmp_path),
+        sweep(isolation="none").choose(tmp_path),
+    ]
+    assert len({folder.sweep for folder in (first, *others)}) == 4
+    assert sweep().choose(tmp_path, endpoint="http://there:1").sweep == first.sweep
+
+
+def test_what_is_run_again_is_looked_for_in_finished_sweeps_too(tmp_path: Path) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    finish(first)
+    assert sweep().choose(tmp_path, is_again=True).sweep == first.sweep
+
+
+def test_a_sweep_whose_process_had_something_left_to_do_is_not_finished(tmp_path: Path) -> None:
+    """All results are there, and a devbox may be, too."""
+    first = sweep(name="n").choose(tmp_path)
+    finish(first)
+    with (first.path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"event":"sweep.opened"}\n')
+    assert sweep().choose(tmp_path).sweep == first.sweep
+
+
+def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> None:
+    whole = sweep(
+        {"agent": "a", "name": "x", "model": "m", "settings": {"deep": [1, {"y": None}]}},
+        {"agent": "b"},
+        name="n",
+        trials=3,
+        include=["o*"],
+        exclude=["z"],
+        limit=2,
+        devboxes=5,
+        agents=2,
+        rate=3.5,
+        attempts=4,
+        scorings=2,
+        on_agent_failure="fail",
+        timeouts={"solve": 7, "score": 9},
+        deadline="07:00",
+        max_cost=2.5,
+        max_devbox_hours=8,
+        max_failures=6,
+        drain=0,
+        same_failures=3,
+        unreachable=60,
+        endpoint="http://there:1",
+        isolation="none",
+        python="some/python",
+    )
+    given = whole.config.model_dump(exclude_unset=True)
+    assert given.keys() == type(whole.config).model_fields.keys()
+    folder = whole.choose(tmp_path, endpoint="http://there:1")
+    assert resolve(read_manifest(folder.path)["config"]) == whole.config
+
+
+def test_the_plan_comes_back_from_the_manifest(tmp_path: Path) -> None:
+    """That of the last time, though the manifest remembers every scenario there ever was."""
+    whole = sweep(name="n", trials=2)
+    whole.choose(tmp_path)
+    part = Sweep(
+        config=whole.config,
+        arms=whole.arms,
+        plan=Plan(benchmark="bugs", scenarios=whole.plan.scenarios[1:], arms=("oracle",), trials=2),
+    )
+    folder = part.choose(tmp_path)
+    manifest = read_manifest(folder.path)
+    assert planned(manifest) == part.plan
+    assert len(manifest["scenarios"]) == 2

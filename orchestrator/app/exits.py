@@ -1,13 +1,18 @@
 """Exit codes, and the one line that a failure deserves."""
 
+from collections.abc import Collection
 from typing import Final
 
 from orchestrator.errors import SweepError, Unauthorized, UsageError, leaf
+from orchestrator.ledger import Ledger
+from orchestrator.model import Outcome, TrialKey
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_MISUSE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+#: How the reason of `sweep.ended` begins where somebody asked for it; a budget, or a fault, says `stopped`.
+INTERRUPTED: Final = "interrupted"
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
@@ -19,3 +24,11 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
         raise error
     is_misuse = isinstance(cause, UsageError | Unauthorized)
     return (EXIT_MISUSE if is_misuse else EXIT_FAILED), cause.message
+
+
+def exit_code(trials: Collection[TrialKey], ledger: Ledger, *, is_stopped: bool) -> int:
+    """The exit code of a sweep that was to run these trials."""
+    outcomes = [ledger.trials[key].outcome for key in trials if ledger.is_finished(key)]
+    if len(outcomes) < len(trials):
+        return EXIT_INTERRUPTED if is_stopped else EXIT_FAILED
+    return EXIT_OK if all(outcome is Outcome.SCORED for outcome in outcomes) else EXIT_FAILED

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -20,7 +20,7 @@ import anyio
 from orchestrator.app import BUNDLED
 from orchestrator.embedded import Service
 from orchestrator.errors import Unauthorized, UsageError, WorldError
-from orchestrator.model import Benchmark
+from orchestrator.model import Benchmark, Scenario, ScenarioSummary
 
 if TYPE_CHECKING:
     from orchestrator.runloop.gateway import Gateway
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
 #: Seconds that an endpoint may take to answer the first questions.
 GREETING: Final = 10.0
 DEFAULT_RATE: Final = 20.0
+
+
+class Definitions(Protocol):
+    """Where a plan comes from: an endpoint, or what answers for one."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def benchmarks(self) -> list[Benchmark]: ...
+
+    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]: ...
+
+    async def scenario(self, scenario_id: str) -> Scenario: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +90,22 @@ async def open_endpoint(
     """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing."""
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
+        service = None
         if place.endpoint is None:
             service = await stack.enter_async_context(
                 Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation)
             )
-            url, token = service.url, service.token
+            url, token = service.address.url, service.address.token
         else:
             url, token = place.endpoint, os.environ.get("RUNLOOP_API_KEY", "")
             if not token:
                 raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
             rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
         gateway = await anyio.to_thread.run_sync(_import_gateway)
-        yield await stack.enter_async_context(gateway.open(url, token, rate=rate, on_push_back=on_push_back))
+        endpoint = await stack.enter_async_context(gateway.open(url, token, rate=rate, on_push_back=on_push_back))
+        if service is not None:
+            service.follow(endpoint.move)
+        yield endpoint
 
 
 def _import_gateway() -> "type[Gateway]":
@@ -96,7 +113,7 @@ def _import_gateway() -> "type[Gateway]":
     return gateway
 
 
-async def list_benchmarks(endpoint: "Gateway") -> list[Benchmark]:
+async def list_benchmarks(endpoint: Definitions) -> list[Benchmark]:
     """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes."""
     try:
         with anyio.fail_after(GREETING):
@@ -117,7 +134,7 @@ def _in_short(error: WorldError) -> str:
     return shorten(error.message, 300, placeholder=" …")
 
 
-async def find_benchmark(endpoint: "Gateway", name: str) -> Benchmark:
+async def find_benchmark(endpoint: Definitions, name: str) -> Benchmark:
     """The benchmark with this name or id. Raises UsageError suggesting near names."""
     known = await list_benchmarks(endpoint)
     found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]

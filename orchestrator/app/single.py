@@ -14,7 +14,8 @@ from orchestrator.app.sweeps import load_arms
 from orchestrator.config import SweepConfig
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.limits import Limits
-from orchestrator.engine.work import Context, attempt_folder
+from orchestrator.engine.remote import Remote
+from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.events import Event
 from orchestrator.ledger import Ledger
@@ -33,6 +34,9 @@ class Teller:
 
     async def append(self, *batch: Event) -> None:
         self.append_nowait(*batch)
+
+    async def wait_writable(self) -> None:
+        """Nothing is written here."""
 
     def append_nowait(self, *batch: Event) -> None:
         for event in batch:
@@ -68,13 +72,14 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
             arms=arms,
             scenarios={summary.id: summary},
             benchmark_runs=None,
+            remote=Remote(folder.name, endpoint),
             dice=random.random,
         )
         with listening:
             await attempt(ctx, key)
     if listening.cancel_called:
         raise BrokenPipeError
-    log = attempt_folder(folder, key, summary.name, 1) / "agent.log"
+    log = attempt_folder(folder, key, summary.name, 1) / LOG
     if log.exists():
         out.print(log.read_text(errors="replace").rstrip(), markup=False)
     out.print(f"Files: {log.parent}", markup=False)

@@ -3,60 +3,55 @@
 import os
 import random
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio
+import structlog
 
 from orchestrator import __version__, logs
 from orchestrator.agentkit import loader
-from orchestrator.app.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from orchestrator.app.places import find_benchmark, open_endpoint, where
-from orchestrator.config import ArmConfig, SweepConfig
+from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, exit_code
+from orchestrator.app.places import Definitions, find_benchmark, open_endpoint, where
+from orchestrator.app.state import State
+from orchestrator.config import ArmConfig, SweepConfig, moment
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.breaker import Breaker
+from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler
-from orchestrator.engine.shutdown import Stopping, obey_signals
+from orchestrator.engine.shutdown import Stopping, obeying_signals
+from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
-from orchestrator.errors import Refused, UsageError
-from orchestrator.events import SCHEMA, SweepEnded, SweepOpened
-from orchestrator.folder import RunFolder, choose_folder
+from orchestrator.errors import JournalError, Refused, Unavailable, UsageError, WorldError
+from orchestrator.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
+from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
-from orchestrator.model import Benchmark, Outcome
+from orchestrator.model import Benchmark, TrialKey
 from orchestrator.plan import Plan, select
+from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import Endpoint
-from orchestrator.view.progress import Progress, Style
+from orchestrator.view.progress import Progress, Style, leave_screen, tell_slow_phases
 
 #: Agents of the user's own win over ours.
 SEARCH: Final = (Path("agents"),)
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What the picture shows of the engine."""
-
-    stopping: Stopping
-    limits: Limits
-
-    @property
-    def is_draining(self) -> bool:
-        return self.stopping.is_draining
-
-    @property
-    def devboxes(self) -> int:
-        return self.limits.devboxes
-
-    @property
-    def is_reduced(self) -> bool:
-        return self.limits.is_reduced
+NOTHING_AGAIN: Final = Again()
+#: Seconds in which an endpoint must say which scenarios there are.
+LISTING: Final = 300.0
+#: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
+COMPLETING: Final = 60.0
+#: Seconds that the last word may take to reach the disk.
+LAST_WORD: Final = 2.0
 
 
 async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mapping[str, Arm]:
@@ -69,56 +64,114 @@ async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mappin
     return arms
 
 
-async def run(config: SweepConfig, *, runs: Path, style: Style, file: Path | None = None) -> int:
+async def run(
+    config: SweepConfig,
+    *,
+    runs: Path,
+    style: Style,
+    file: Path | None = None,
+    again: Again = NOTHING_AGAIN,
+    begun: Callable[[Path], None] = lambda _: None,
+) -> int:
     """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
 
-    `file` is the sweep.toml that the config came from: the run folder keeps it as given.
+    `file` is the sweep.toml that the config came from: the run folder keeps it as given. `again` is what is to be run
+    once more though it is finished; `begun` hears of the run folder once it is ours.
     """
     _fit_open_files(config)
+    ledger, deadline = Ledger(), None
+    if config.deadline is not None:
+        deadline = moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
+    stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline).used_up)
+    state = State(
+        stopping=stopping,
+        limits=Limits(devboxes=config.devboxes, agents=config.agents),
+        watchdog=Watchdog(lambda _: stopping.check()),
+    )
+    with (
+        anyio.CancelScope() as opening,
+        obeying_signals(stopping, drain=config.drain, leave=leave_screen),
+        state.watchdog.watching(),
+    ):
+        stopping.open(opening)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_slow_phases, state, style, state.opened)
+            return await _run(config, state, ledger, runs=runs, style=style, file=file, again=again, begun=begun)
+    return EXIT_INTERRUPTED
+
+
+async def _run(
+    config: SweepConfig,
+    state: State,
+    ledger: Ledger,
+    *,
+    runs: Path,
+    style: Style,
+    file: Path | None,
+    again: Again,
+    begun: Callable[[Path], None],
+) -> int:
     arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
-    stopping, ledger, limits = Stopping(), Ledger(), Limits(devboxes=config.devboxes, agents=config.agents)
+    if config.name is not None:  # before a key goes to another endpoint than the sweep's
+        refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
+    stopping, limits = state.stopping, state.limits
+    state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
     async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
-        plan = await _make_plan(config, benchmark, arms, endpoint)
-        folder = choose_folder(runs, config, plan, arms, endpoint=place.endpoint)
-        async with Journal.open(folder.path, ledger.apply) as journal:
+        plan = await make_plan(config, benchmark, arms, endpoint)
+        named(plan, again)  # a mistake in it costs nothing yet
+        choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+        state.step = "opening the journal"
+        folder = await anyio.to_thread.run_sync(choose)
+        async with Journal.open(folder.path, ledger) as journal:
             logs.to_file(folder.path / "sweep.log")
             if file is not None:
                 folder.keep_settings(file)
             ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger, limits)
+            state.ctx, state.journal = ctx, journal
+            chosen = await _open(ctx, plan, again)
+            begun(folder.path)
             progress = Progress(
                 ledger=ledger,
                 plan=plan,
-                state=State(stopping=stopping, limits=limits),
+                state=state,
                 folder=folder.path,
                 style=style,
-                is_resumed=folder.is_resumed,
+                opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
+            state.opened.set()
+            if again.only:
+                now = sum(key in chosen for key in plan.pending(ledger))
+                progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
             try:
-                await _conduct(ctx, plan, stopping, progress)
+                await _conduct(ctx, plan, chosen, state, progress)
             finally:
                 for arm in arms.values():
                     with anyio.move_on_after(5, shield=True):
                         await arm.agent.aclose()
     if stopping.fault is not None:
         raise stopping.fault
-    return _exit_code(plan, ledger, stopping)
+    return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
 
 
-async def _make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Endpoint) -> Plan:
+async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
     """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
     is_filtered = bool(config.include or config.exclude)
-    summaries = await endpoint.summaries(benchmark, None if is_filtered else config.limit)
-    if not config.include and len(summaries) != config.limit:
-        await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
+    try:
+        with anyio.fail_after(LISTING):
+            summaries = await endpoint.summaries(benchmark, None if is_filtered else config.limit)
+            if not config.include and len(summaries) != config.limit:
+                await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
+    except TimeoutError:
+        raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
     scenarios = select(summaries, include=config.include, exclude=config.exclude, limit=config.limit)
     for scenario in scenarios:
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
 
 
-async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Endpoint) -> None:
+async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
     """A scenario that the benchmark names and the endpoint has no use of would be missing from every mean, unseen.
 
     Raises UsageError with the endpoint's reason.
@@ -173,29 +226,53 @@ def _context(
         arms=arms,
         scenarios={scenario.id: scenario for scenario in plan.scenarios},
         benchmark_runs=benchmark_runs,
+        remote=Remote(folder.sweep, endpoint),
         dice=random.random,
+        breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
     )
 
 
-async def _conduct(ctx: Context, plan: Plan, stopping: Stopping, progress: Progress) -> None:
+async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
+    """Journal that we are here, and which finished trials are run once more; returns the trials that may run now."""
+    opened = SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid())
+    found = list(verdicts(plan, ctx.ledger, again)) if again else []
+    reopened = [TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN]
+    await ctx.sink.append(opened, *reopened)
+    return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
+
+
+async def _conduct(ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress) -> None:
     """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
-    await ctx.sink.append(SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid()))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(obey_signals, stopping, progress.say)
+        tasks.start_soon(watch, state.stopping)
         tasks.start_soon(progress.show)
         try:
-            await run_all(ctx, Scheduler(plan.pending(ctx.ledger), stopping), stopping)
-            is_finished = next(plan.pending(ctx.ledger), None) is None
-            if is_finished and ctx.benchmark_runs is not None:
-                await ctx.benchmark_runs.complete_all()
-            await ctx.sink.append(SweepEnded(reason="finished" if is_finished else "stopped"))
+            pending = filter(chosen.__contains__, plan.pending(ctx.ledger))
+            left = [key for key in chosen if ctx.ledger.has_run(key)]
+            state.scheduler, state.step = Scheduler(pending, state.stopping, left), ""
+            await run_all(ctx, state.scheduler, state.stopping)
+            state.step = "completing"
+            await complete(ctx, plan, state.stopping)
         finally:
             tasks.cancel_scope.cancel()
     progress.finish()
 
 
-def _exit_code(plan: Plan, ledger: Ledger, stopping: Stopping) -> int:
-    outcomes = [ledger.trials[key].outcome for key in plan if ledger.is_finished(key)]
-    if len(outcomes) < len(plan):
-        return EXIT_INTERRUPTED if stopping.is_draining else EXIT_FAILED
-    return EXIT_OK if all(outcome is Outcome.SCORED for outcome in outcomes) else EXIT_FAILED
+async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
+    """Close the benchmark runs if nothing is owed, and write down how the sweep ended. Bounded."""
+    is_finished = next(plan.pending(ctx.ledger), None) is None
+    with anyio.CancelScope(deadline=anyio.current_time() + COMPLETING) as closing:
+        stopping.bind(closing)
+        if is_finished and ctx.benchmark_runs is not None:
+            try:
+                await ctx.benchmark_runs.complete_all()
+            except WorldError as error:
+                structlog.get_logger().warning("benchmark_runs.not_completed", error=error.message)
+    how = INTERRUPTED if stopping.is_by_signal else "stopped"
+    reason = "finished" if is_finished else f"{how}: {stopping.reason or 'the others were not selected'}"
+    try:
+        with anyio.move_on_after(LAST_WORD, shield=True):
+            await ctx.sink.append(SweepEnded(reason=reason))
+    except JournalError:
+        if not stopping.is_by_signal:
+            raise

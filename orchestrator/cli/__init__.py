@@ -1,12 +1,14 @@
 """The `sweep` command: words in, exit codes out. One file per command group; decisions are made elsewhere."""
 
+import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import benchmarks, check, repair, run, scenario, serve
+from orchestrator.cli import attach, benchmarks, check, reap, repair, resume, run, scenario, serve, stop
 
 app = typer.Typer(
     name="sweep",
@@ -18,6 +20,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("run")(run.run)
+app.command("resume")(resume.resume)
+app.command("attach")(attach.attach)
+app.command("stop")(stop.stop)
+app.command("reap")(reap.reap)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
 app.command("repair")(repair.repair)
@@ -44,13 +50,17 @@ def options(
 
 def main() -> None:
     """Run the command line; a failure of ours is one line on standard error and an exit code."""
-    from orchestrator.app.exits import EXIT_INTERRUPTED, exit_code_of
-
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(130)  # Python's own way out would be the signal again, if that had come while a string was executed
     except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
+        from orchestrator.app.exits import exit_code_of
+
         code, message = exit_code_of(error)
         if message:
             sys.stderr.write(f"sweep: {message}\n")

@@ -1,13 +1,17 @@
 """Options that several commands share, and small helpers for all of them."""
 
 import sys
+from collections.abc import Callable, Container
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style
+
+T = TypeVar("T")
 
 EndpointOption = Annotated[
     str | None,
@@ -21,15 +25,38 @@ EndpointOption = Annotated[
 RunsOption = Annotated[
     Path, typer.Option("--runs", metavar="DIR", envvar="SWEEP_RUNS", help="Where sweeps are kept.", show_default=True)
 ]
-IsolationOption = Annotated[
-    str,
+_ISOLATION: Final = typer.Option(
+    "--isolation",
+    metavar="local|none",
+    help="Where the embedded service's devboxes come from: sandboxes, or plain processes without any isolation.",
+)
+IsolationOption = Annotated[str, _ISOLATION]
+#: None where nobody says, so that a settings file may.
+IsolationChoice = Annotated[str | None, _ISOLATION]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
+RetryOption = Annotated[
+    list[str] | None,
     typer.Option(
-        "--isolation",
-        metavar="local|none",
-        help="Where the embedded service's devboxes come from: sandboxes, or plain processes without any isolation.",
+        "--retry",
+        metavar="CLASS,…",
+        help="Run finished trials again that failed so, or have such a flag: WorldError, StageTimeout, agent_crashed …",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="SCENARIOS|failed|unscored",
+        help="Run these only, finished or not: ids, names or globs, comma separated. The others stay owed.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing, change nothing.")
+]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Return when it runs; `sweep attach` follows it, `sweep stop` ends it.")
+]
+SweepArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="The sweep's name, or its folder.")]
 
 RUNS: Final = Path("runs")
 
@@ -39,3 +66,20 @@ def style(*, as_json: bool) -> "Style":
     if as_json:
         return "json"
     return "terminal" if sys.stdout.isatty() else "plain"
+
+
+def borrowing(command: Callable[..., Any], *, but: Container[str]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a function that takes `**options` the options of another command, all but these."""
+
+    def borrow(function: Callable[..., T]) -> Callable[..., T]:
+        own = signature(function)
+        named = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        borrowed = [
+            each
+            for name, each in signature(command).parameters.items()
+            if name not in own.parameters and name not in but
+        ]
+        vars(function)["__signature__"] = own.replace(parameters=[*named, *borrowed])
+        return function
+
+    return borrow

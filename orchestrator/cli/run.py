@@ -1,14 +1,26 @@
 """`sweep run`: a whole benchmark."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
-import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, EndpointOption, IsolationOption, JsonOption, RunsOption, style
+from orchestrator.cli.options import (
+    RUNS,
+    DetachOption,
+    DryRunOption,
+    EndpointOption,
+    IsolationChoice,
+    JsonOption,
+    OnlyOption,
+    RetryOption,
+    RunsOption,
+)
+from orchestrator.cli.starting import rate_of, start
 
-Timeout = float | None
+#: As `config.seconds` reads it.
+Timeout = str | None
+DURATION: Final = "SECONDS|10m|8h"
 
 
 def run(
@@ -37,11 +49,13 @@ def run(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N of them.")] = None,
     devboxes: Annotated[int | None, typer.Option("--devboxes", "-n", min=1, help="Devboxes in flight. [8]")] = None,
     agents: Annotated[
-        int | None, typer.Option("--agents", min=1, help="Agents working at once. [as many as devboxes]")
+        int | None, typer.Option("--agents", min=1, help="Agents working at once. \\[as many as devboxes]")
     ] = None,
     rate: Annotated[
-        str | None,
-        typer.Option("--rate", metavar="N/s", help="HTTP requests a second. [20/s; no limit on loopback]"),
+        float | None,
+        typer.Option(
+            "--rate", metavar="N/s", parser=rate_of, help="HTTP requests a second. [20/s; no limit on loopback]"
+        ),
     ] = None,
     attempts: Annotated[
         int | None, typer.Option("--attempts", min=1, help="Tries per trial when the world fails. [3]")
@@ -51,21 +65,53 @@ def run(
         typer.Option(
             "--on-agent-failure",
             metavar="score|fail",
-            help="What to do when an agent crashes or times out. [score]",
+            help="What to do when an agent crashes or times out. \\[score]",
         ),
     ] = None,
-    timeout_start: Annotated[Timeout, typer.Option(metavar="SECONDS", help="For the run to be granted. [120]")] = None,
-    timeout_boot: Annotated[Timeout, typer.Option(metavar="SECONDS", help="For the devbox to run. [900]")] = None,
-    timeout_prepare: Annotated[Timeout, typer.Option(metavar="SECONDS", help="For the agent's install. [900]")] = None,
+    timeout_start: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the run to be granted. [120]")] = None,
+    timeout_boot: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the devbox to run. [900]")] = None,
+    timeout_prepare: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the agent's install. [900]")] = None,
     timeout_solve: Annotated[
-        Timeout, typer.Option(metavar="SECONDS", help="For the agent to work. [the scenario's, else 3600]")
+        Timeout, typer.Option(metavar=DURATION, help="For the agent to work. \\[the scenario's, else 3600]")
     ] = None,
-    timeout_gather: Annotated[Timeout, typer.Option(metavar="SECONDS", help="For files to come home. [300]")] = None,
+    timeout_gather: Annotated[Timeout, typer.Option(metavar=DURATION, help="For files to come home. [300]")] = None,
     timeout_score: Annotated[
-        Timeout, typer.Option(metavar="SECONDS", help="For the scorers. [the scenario's, else 1800]")
+        Timeout, typer.Option(metavar=DURATION, help="For the scorers. \\[the scenario's, else 1800]")
     ] = None,
-    timeout_release: Annotated[
-        Timeout, typer.Option(metavar="SECONDS", help="For the devbox to go away. [120]")
+    timeout_release: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the devbox to go away. [120]")] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="07:00|8h|DATE", help="Start no trial after this time of day, so long from now, or this moment."
+        ),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(metavar="USD", help="Start no trial once agents report to have spent so much, in all attempts."),
+    ] = None,
+    max_devbox_hours: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", help="Start no trial once devboxes have been up for so long, all together."),
+    ] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Start no trial once so many have failed.")
+    ] = None,
+    drain: Annotated[
+        Timeout,
+        typer.Option(
+            metavar=DURATION,
+            help="How long those in flight may go on after a stop; then they are ended, and run again by a resume. "
+            "\\[to their end after Ctrl-C at a terminal or at the end of a budget, 5m after any other signal]",
+        ),
+    ] = None,
+    same_failures: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Stop when so many devboxes, or installs of one agent, fail in a row. [10]"
+        ),
+    ] = None,
+    unreachable: Annotated[
+        Timeout, typer.Option(metavar=DURATION, help="Stop when the endpoint has granted no run for so long. [30m]")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The sweep's folder below --runs; an existing one is resumed.")
@@ -74,16 +120,25 @@ def run(
         Path | None, typer.Option("--config", metavar="FILE", help="A sweep.toml; options given here override it.")
     ] = None,
     python: Annotated[
-        Path | None, typer.Option("--python", help="The interpreter for Python agents. [the active environment's]")
+        Path | None, typer.Option("--python", help="The interpreter for Python agents. \\[the active environment's]")
     ] = None,
     endpoint: EndpointOption = None,
-    isolation: IsolationOption = "local",
+    isolation: IsolationChoice = None,
+    retry: RetryOption = None,
+    only: OnlyOption = None,
+    dry_run: DryRunOption = False,
+    detach: DetachOption = False,
     runs: RunsOption = RUNS,
     json: JsonOption = False,
 ) -> None:
     """Run agents over a benchmark and score every scenario.
 
     Results stream to runs/<sweep>/results.jsonl. Running the same command again goes on where it was.
+
+    Ctrl-C: no new trials, those in flight finish. Again: they are ended, in 10 s.
+    A third time leaves at once. No stop fails a trial: running it again goes on.
+    A used up budget (--deadline, --max-...) stops as one Ctrl-C does, with status
+    1; running the sweep again with more of it goes on.
 
     Examples:
       sweep run bugfix-mini --agent oracle
@@ -93,56 +148,11 @@ def run(
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
     """
-    from orchestrator.app import sweeps
-    from orchestrator.config import load_file, resolve
+    from orchestrator.config import load_file
 
-    settings: dict[str, Any] = load_file(config) if config else {}
-    given: dict[str, Any] = {
-        "benchmark": benchmark,
-        "trials": trials,
-        "include": include,
-        "exclude": exclude,
-        "limit": limit,
-        "devboxes": devboxes,
-        "agents": agents,
-        "rate": _rate(rate),
-        "attempts": attempts,
-        "on_agent_failure": on_agent_failure,
-        "endpoint": endpoint,
-        "isolation": isolation if isolation != "local" else None,
-        "python": python,
-        "name": name,
-    }
-    settings |= {key: value for key, value in given.items() if value is not None and value != []}
-    timeouts = {
-        "start": timeout_start,
-        "boot": timeout_boot,
-        "prepare": timeout_prepare,
-        "solve": timeout_solve,
-        "gather": timeout_gather,
-        "score": timeout_score,
-        "release": timeout_release,
-    }
-    settings["timeouts"] = settings.get("timeouts", {}) | {
-        key: value for key, value in timeouts.items() if value is not None
-    }
+    typed = dict(locals())
+    settings = load_file(config) if config else {}
     if agent:
         models: list[str | None] = [*model] if model else [None]
         settings["arms"] = [{"agent": each, "model": which} for each in agent for which in models]
-    resolved = resolve(settings, source=str(config) if config else "sweep run")
-    raise typer.Exit(anyio.run(lambda: sweeps.run(resolved, runs=runs, style=style(as_json=json), file=config)))
-
-
-def _rate(text: str | None) -> float | None:
-    """`20/s`, `20` or `300/min` as requests a second."""
-    if text is None:
-        return None
-    number, _, unit = text.partition("/")
-    seconds = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0}.get(unit.strip())
-    try:
-        rate = float(number) / seconds if seconds else 0.0
-    except ValueError:
-        rate = 0.0
-    if rate <= 0:
-        raise typer.BadParameter(f"{text!r} is not a rate; write for example 20/s or 300/min", param_hint="--rate")
-    return rate
+    start(settings, typed, source=str(config) if config else "sweep run")

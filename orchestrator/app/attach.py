@@ -1,0 +1,94 @@
+"""A sweep of this machine seen from outside: what it has done so far, and what it does until it ends.
+
+All is read from its folder and without its lock, so that whoever looks is never in the way of the process at work.
+"""
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, exit_code
+from orchestrator.journal import read_manifest
+from orchestrator.ledger import Ledger
+from orchestrator.runs import Reader, holder, planned
+from orchestrator.stages import Stage
+from orchestrator.view.out import Out
+from orchestrator.view.progress import Progress, Style
+
+#: Seconds between two looks at the folder.
+LOOK: Final = 0.2
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Implements `view.progress.State` for a process of which only the journal is seen."""
+
+    ledger: Ledger
+    devboxes: int
+    is_over: bool
+    phase: str = "running"
+    troubles: Sequence[str] = ()
+    is_asked_to_stop: bool = False
+    is_ending: bool = False
+    in_flight: Mapping[Stage, int] = field(default_factory=dict)
+    longest_left: float = 0.0
+    is_reduced: bool = False
+
+    @property
+    def stop(self) -> str | None:
+        if not self.is_over:
+            return None
+        return self.ledger.ended.partition(": ")[2] if self.ledger.ended else "its process ended without a word"
+
+
+async def run(folder: Path, *, style: Style) -> int:
+    """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code."""
+    manifest, at_work = read_manifest(folder), holder(folder)
+    plan, reader, ledger = planned(manifest), Reader(folder), Ledger()
+    await catch_up(reader, ledger)
+    state = State(ledger=ledger, devboxes=manifest["config"]["devboxes"], is_over=at_work is None)
+    progress = Progress(
+        ledger=ledger,
+        plan=plan,
+        state=state,
+        folder=folder,
+        style=style,
+        opening=f"Following {folder.name} ({at_work.name})" if at_work else f"{folder.name} is not running",
+    )
+    if at_work and not await _follow(folder, reader, ledger, progress):
+        words = f"{folder.name} goes on: `sweep attach {folder.name}` follows it, `sweep stop {folder.name}` ends it."
+        Out(highlight=False, soft_wrap=True, stderr=style == "json").print(words, markup=False)
+        return EXIT_INTERRUPTED
+    state.is_over = True
+    progress.finish()
+    return exit_code(plan, ledger, is_stopped=(ledger.ended or "").startswith(INTERRUPTED))
+
+
+async def _follow(folder: Path, reader: Reader, ledger: Ledger, progress: Progress) -> bool:
+    """Show the sweep until it ends; False if the person at the screen leaves before."""
+    async with anyio.create_task_group() as tasks:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def leave() -> None:
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave)
+            tasks.start_soon(progress.show)
+            while await anyio.to_thread.run_sync(holder, folder):
+                await catch_up(reader, ledger)
+                await anyio.sleep(LOOK)
+            await catch_up(reader, ledger)  # what was written between the last look and the end
+        tasks.cancel_scope.cancel()
+        return True
+    return False
+
+
+async def catch_up(reader: Reader, ledger: Ledger) -> None:
+    """Apply what was written since the last time."""
+    for event in await anyio.to_thread.run_sync(reader.read):
+        ledger.apply(event)

@@ -1,0 +1,73 @@
+"""A sweep that outlives the terminal it was started from.
+
+The same command is started once more in a session of its own, with a pipe. It speaks to the terminal until the run
+folder is its own: what it cannot do is said there, and its exit code is ours. Then it names the folder in the pipe and
+turns its words to a file in it. Why not a fork: threads and open connections do not survive one.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Final
+
+import orjson
+
+from orchestrator.app.exits import EXIT_OK
+
+#: The number of the pipe's end, in the environment of the process that was detached.
+READY: Final = "SWEEP_READY"
+OUT: Final = "sweep.out"
+
+
+def claim() -> Callable[[Path], None] | None:
+    """What the detached process does once a run folder is its own; None in every other process.
+
+    Nothing that we start inherits the pipe, or the word of it.
+    """
+    number = os.environ.pop(READY, None)
+    if number is None:
+        return None
+    os.set_inheritable(int(number), False)  # noqa: FBT003 - takes no keyword
+    return lambda folder: _turn_away(folder, int(number))
+
+
+def _turn_away(folder: Path, pipe: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
+    with os.fdopen(pipe, "w") as ready:
+        ready.write(str(folder))
+
+
+def start(*, as_json: bool) -> int:
+    """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
+    read, write = os.pipe()
+    child = Popen(
+        [sys.executable, "-m", "orchestrator", *sys.argv[1:]],
+        stdin=DEVNULL,
+        start_new_session=True,
+        pass_fds=[write],
+        env=os.environ | {READY: str(write)},
+    )
+    os.close(write)
+    with os.fdopen(read) as ready:
+        try:
+            folder = ready.read()
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+            raise
+    if not folder:
+        return child.wait()
+    name = Path(folder).name
+    if as_json:
+        words = orjson.dumps({"event": "detached", "folder": folder, "pid": child.pid}).decode()
+    else:
+        words = f"{name} runs as process {child.pid}: `sweep attach {name}` follows it, `sweep stop {name}` ends it."
+    sys.stdout.write(f"{words}\n")
+    return EXIT_OK

@@ -1,0 +1,171 @@
+"""What a sweep would do now, and why: the dry run. No service is started, no file changed, no lock taken."""
+
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from orchestrator.app.attach import catch_up
+from orchestrator.app.exits import EXIT_OK
+from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.app.shelf import Shelf
+from orchestrator.app.sweeps import load_arms, make_plan
+from orchestrator.config import SweepConfig, Timeouts
+from orchestrator.folder import find_folder, refuse_elsewhere
+from orchestrator.ledger import Ledger
+from orchestrator.model import TrialKey
+from orchestrator.plan import Plan
+from orchestrator.reopen import Again, Fate, Verdict, verdicts
+from orchestrator.runs import Holder, Reader, holder
+from orchestrator.view.out import Out
+from orchestrator.view.report import printable
+
+#: Trials named for each reason; `--json` names them all.
+NAMED: Final = 12
+#: What the plan repeats of the configuration.
+LIMITS: Final = (
+    "devboxes",
+    "agents",
+    "rate",
+    "attempts",
+    "deadline",
+    "max_cost",
+    "max_devbox_hours",
+    "max_failures",
+)
+ACTIVE: Final = (Fate.AGAIN, Fate.TAKE_UP, Fate.RUN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What was found out. `folder` is None for a new sweep."""
+
+    config: SweepConfig
+    plan: Plan
+    folder: Path | None
+    at_work: Holder | None
+    found: Sequence[Verdict]
+
+    @property
+    def counts(self) -> Mapping[Fate, int]:
+        return Counter(each.fate for each in self.found)
+
+
+async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool) -> int:
+    """Tell what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
+    arms = await load_arms(config.arms, config.python)
+    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    if config.name is not None:
+        refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
+    async with _definitions(place) as source:
+        plan = await make_plan(config, await find_benchmark(source, name), arms, source)
+    folder = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+    ledger = Ledger()
+    if folder is not None:
+        await catch_up(Reader(folder), ledger)
+    dry = DryRun(
+        config=config,
+        plan=plan,
+        folder=folder,
+        at_work=holder(folder) if folder else None,
+        found=list(verdicts(plan, ledger, again)),
+    )
+    (_as_json if as_json else _as_text)(dry)
+    return EXIT_OK
+
+
+@asynccontextmanager
+async def _definitions(place: Where) -> AsyncIterator[Definitions]:
+    if place.endpoint is None:
+        yield Shelf(place.folders)
+    else:
+        async with open_endpoint(place) as endpoint:
+            yield endpoint
+
+
+def _as_json(dry: DryRun) -> None:
+    config, plan = dry.config, dry.plan
+    names = {scenario.id: scenario.name for scenario in plan.scenarios}
+    head: dict[str, Any] = {
+        "event": "plan",
+        "folder": str(dry.folder) if dry.folder else None,
+        "in_use_by": dry.at_work.name if dry.at_work else None,
+        "benchmark": plan.benchmark,
+        "scenarios": len(plan.scenarios),
+        "arms": plan.arms,
+        "trials": len(plan),
+        "limits": {name: getattr(config, name) for name in LIMITS},
+        "timeouts": config.timeouts.model_dump(),
+        "counts": {fate.value: dry.counts.get(fate, 0) for fate in Fate},
+    }
+    lines = [
+        {"event": "trial"}
+        | {"scenario": key.scenario, "scenario_name": names[key.scenario], "arm": key.arm, "trial": key.number}
+        | {"fate": each.fate, "why": each.why}
+        for each in dry.found
+        for key in (each.trial,)
+    ]
+    sys.stdout.writelines(orjson.dumps(line).decode() + "\n" for line in [head, *lines])
+
+
+def _as_text(dry: DryRun) -> None:
+    out = Out(highlight=False, emoji=False, soft_wrap=True)
+    for line in (*_head(dry), *_reasons(dry), "This was a dry run: nothing was started or changed."):
+        out.print(line, markup=False)
+
+
+def _head(dry: DryRun) -> list[str]:
+    config, plan, folder = dry.config, dry.plan, dry.folder
+    active = sum(dry.counts.get(fate, 0) for fate in ACTIVE)
+    sizes = f"{len(plan.scenarios)} scenarios x {len(plan.arms)} arms x {plan.trials} trials of each = {len(plan)}"
+    limits = [
+        f"{name.replace('_', ' ')} {getattr(config, name)}" for name in LIMITS if getattr(config, name) is not None
+    ]
+    what = f"This would go on with {folder.name} ({folder})" if folder else "This would be a new sweep"
+    lines = [f"{what}: {active} of {len(plan)} trials to run."]
+    if dry.at_work:
+        lines.append(f"Now it is in use by {dry.at_work.name}: `sweep attach {folder.name if folder else ''}`.")
+    return [
+        *lines,
+        f"Benchmark: {plan.benchmark}, {sizes}",
+        f"Arms:      {printable(', '.join(plan.arms))}",
+        f"Limits:    {', '.join(limits)}",
+        f"Timeouts:  {_timeouts(config.timeouts, plan)}",
+    ]
+
+
+def _timeouts(timeouts: Timeouts, plan: Plan) -> str:
+    """Seconds for each stage, from the least to the most where scenarios differ."""
+    solve = [timeouts.solve_for(scenario.agent_timeout) for scenario in plan.scenarios]
+    score = [timeouts.score_for(scenario.scorer_timeout) for scenario in plan.scenarios]
+    spans = {"solve": (min(solve), max(solve)), "score": (min(score), max(score))}
+    fixed = {name: (seconds, seconds) for name, seconds in timeouts.model_dump().items() if name not in spans}
+    ordered = {name: (fixed | spans)[name] for name in Timeouts.model_fields}
+    return ", ".join(
+        f"{name} {low:g} s" if low == high else f"{name} {low:g}-{high:g} s" for name, (low, high) in ordered.items()
+    )
+
+
+def _reasons(dry: DryRun) -> list[str]:
+    """A line for each fate and reason: how many, why, and which, as far as they are few."""
+    groups: dict[tuple[Fate, str], list[TrialKey]] = {}
+    for each in dry.found:
+        groups.setdefault((each.fate, each.why), []).append(each.trial)
+    order = list(Fate)
+    lines = []
+    for (fate, why), keys in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
+        shown = ", ".join(_label(key, dry.plan) for key in keys[:NAMED])
+        more = f" and {len(keys) - NAMED} more (--json names all)" if len(keys) > NAMED else ""
+        lines.append(f"{fate:>10} {len(keys):>5}  {why}: {shown}{more}")
+    return lines
+
+
+def _label(key: TrialKey, plan: Plan) -> str:
+    name = next(scenario.name for scenario in plan.scenarios if scenario.id == key.scenario)
+    arm = f" {key.arm}" if len(plan.arms) > 1 else ""
+    return printable(f"{name}{arm} #{key.number}" if plan.trials > 1 else f"{name}{arm}")

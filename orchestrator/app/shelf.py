@@ -1,0 +1,56 @@
+"""The benchmarks of folders, read as the embedded service reads them but without one: enough to make a plan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.errors import BadRequest, Refused
+from orchestrator.model import Benchmark, Scenario, ScenarioSummary
+from orchestrator.service.catalog.catalog import Catalog
+
+#: Scenarios read at a time: they carry whole scripts.
+_AT_A_TIME: Final = 200
+
+
+class Shelf:
+    """Answers the first questions to an endpoint."""
+
+    url = "the embedded service"
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._catalog = Catalog(folders)
+
+    async def benchmarks(self) -> list[Benchmark]:
+        documents = await self._catalog.benchmarks()
+        return [
+            Benchmark(id=each["id"], name=each["name"], scenario_ids=tuple(each["scenarioIds"])) for each in documents
+        ]
+
+    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
+        ids, found = benchmark.scenario_ids, list[ScenarioSummary]()
+        for start in range(0, len(ids), _AT_A_TIME):
+            if at_most is None or len(found) < at_most:
+                usable = await self._catalog.scenarios(ids[start : start + _AT_A_TIME])
+                found += [_summary(each) for each in usable.values()]
+        return found[:at_most]
+
+    async def scenario(self, scenario_id: str) -> Scenario:
+        """Raises Refused with what is wrong with it."""
+        try:
+            document = await self._catalog.scenario(scenario_id)
+        except BadRequest as error:
+            raise Refused(error.message) from None
+        if document is None:
+            raise Refused(f"there is no scenario {scenario_id}")
+        return Scenario(id=scenario_id, name=document["name"], prompt=document["input_context"]["problem_statement"])
+
+
+def _summary(document: dict[str, Any]) -> ScenarioSummary:
+    agent, scorer = document["metadata"].get("agent_timeout_sec"), document.get("scorer_timeout_sec")
+    return ScenarioSummary(
+        id=document["id"],
+        name=document["name"],
+        digest=document["metadata"]["digest"],
+        agent_timeout=float(agent) if agent else None,
+        scorer_timeout=float(scorer) if scorer else None,
+    )

@@ -1,0 +1,19 @@
+"""`sweep attach`: a sweep that runs elsewhere on this machine."""
+
+import anyio
+import typer
+
+from orchestrator.cli.options import RUNS, JsonOption, RunsOption, SweepArgument, style
+
+
+def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOption = False) -> None:
+    """Follow a running sweep of this machine: by default the one that runs.
+
+    Ctrl-C leaves it running. When it ends, its summary is printed and its exit code is this command's. Of a sweep that
+    does not run the summary is printed at once.
+    """
+    from orchestrator.app import attach
+    from orchestrator.runs import find, find_running
+
+    folder = find(runs, name) if name else find_running(runs)
+    raise typer.Exit(anyio.run(lambda: attach.run(folder, style=style(as_json=json))))

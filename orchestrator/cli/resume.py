@@ -1,0 +1,48 @@
+"""`sweep resume`: a sweep that is not finished, or something of it once more."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import typer
+
+from orchestrator.cli.options import RUNS, JsonOption, RunsOption, SweepArgument, borrowing, style
+from orchestrator.cli.run import run
+from orchestrator.cli.starting import start
+
+#: What tells one sweep from another cannot change, and the folder is known.
+FIXED = ("benchmark", "agent", "model", "on_agent_failure", "isolation", "python", "name", "config")
+#: What changes nothing of a finished sweep.
+IDLE = ("endpoint", "detach")
+
+
+@borrowing(run, but=FIXED)
+def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOption = False, **options: Any) -> None:
+    """Go on with a sweep: by default the newest unfinished one.
+
+    Everything is as its manifest says, keys are read from the environment as before, and what is given here changes
+    from now on. Its agents, models and scoring cannot change: results of two kinds do not belong together. A finished
+    sweep prints its summary.
+
+    Examples:
+      sweep resume
+
+      sweep resume my-sweep --devboxes 40 --trials 5
+
+      sweep resume my-sweep --retry DevboxLost,StageTimeout --dry-run
+
+      sweep resume my-sweep --only failed
+
+    """
+    from orchestrator.app import attach
+    from orchestrator.journal import read_manifest
+    from orchestrator.runs import find, find_unfinished, is_finished
+
+    folder = find(runs, name) if name else find_unfinished(runs)
+    manifest = read_manifest(folder)
+    is_changed = any(value for option, value in options.items() if option not in IDLE)
+    if is_finished(folder, manifest) and not is_changed:
+        raise typer.Exit(anyio.run(lambda: attach.run(folder, style=style(as_json=json))))
+    typed = {**options, "runs": folder.parent, "json": json}
+    settings = manifest["config"] | {"name": folder.name}
+    start(settings, typed, source=f"sweep resume {folder.name}", folder=Path(manifest.get("started_in", ".")))

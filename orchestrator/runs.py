@@ -1,0 +1,137 @@
+"""The sweeps of a runs folder: found by name or newest first, and who is at work in one. Reads only."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.errors import SweepError, UsageError
+from orchestrator.events import Event
+from orchestrator.journal import JOURNAL, LOCK, MANIFEST, RESULTS, read_events, read_manifest
+from orchestrator.model import ScenarioSummary
+from orchestrator.plan import Plan
+
+_HOLDER: Final = re.compile(r"process (\d+) on (.*)")
+#: Bytes at the end of a journal in which its last line is looked for; that of an end is short.
+_TAIL: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who is at work in a run folder. `pid` is None unless it is surely a process of this machine."""
+
+    name: str
+    pid: int | None
+
+
+def holder(folder: Path) -> Holder | None:
+    """The process that holds the folder's lock; None if nobody does."""
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            name = lock.read(200).decode(errors="replace").strip()
+            match = _HOLDER.fullmatch(name)
+            is_here = match is not None and match[2] == os.uname().nodename and _has_open(match[1], lock.fileno())
+    except FileNotFoundError:
+        return None
+    return Holder(name=name or "another process", pid=int(match[1]) if match and is_here else None)
+
+
+def _has_open(pid: str, fd: int) -> bool:
+    """Whether a process has this file open: a number alone may be that of another one by now."""
+    wanted = os.fstat(fd)
+    try:
+        for each in Path("/proc", pid, "fd").iterdir():
+            with suppress(FileNotFoundError):
+                if os.path.samestat(each.stat(), wanted):
+                    return True
+    except OSError:
+        return False
+    return False
+
+
+def sweeps(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run folders with their manifests, newest first; those that cannot be read are left out."""
+    folders = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
+    for folder in sorted(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True):
+        with suppress(SweepError, OSError):
+            yield folder, read_manifest(folder)
+
+
+def is_finished(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every trial that was last asked for has a result, and its process had nothing left to do."""
+    results = folder / RESULTS
+    lines = results.read_bytes().count(b"\n") if results.exists() else 0
+    return lines >= manifest.get("trials", 0) and _is_ended(folder / JOURNAL)
+
+
+def _is_ended(journal: Path) -> bool:
+    if not journal.exists():
+        return False
+    with journal.open("rb") as file:
+        file.seek(max(0, journal.stat().st_size - _TAIL))
+        return b'"event":"sweep.ended"' in file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+
+
+def find(runs: Path, name: str) -> Path:
+    """The run folder with this name below `runs`, or at this path. Raises UsageError that suggests near names."""
+    for folder in (runs / name, Path(name).expanduser()):
+        if (folder / MANIFEST).is_file():
+            return folder if folder.name not in {"", ".."} else folder.resolve()
+    known = [folder.name for folder, _ in sweeps(runs)]
+    near = get_close_matches(name, known, 3)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(known[:10]) or 'none'}."
+    raise UsageError(f"There is no sweep {name!r} in {runs}. {hint}")
+
+
+def find_unfinished(runs: Path) -> Path:
+    """The newest unfinished sweep. Raises UsageError if there is none."""
+    found = next((folder for folder, manifest in sweeps(runs) if not is_finished(folder, manifest)), None)
+    if found is None:
+        raise UsageError(f"There is no unfinished sweep in {runs}: name one, or say with --runs where it is.")
+    return found
+
+
+def find_running(runs: Path) -> Path:
+    """The sweep that somebody is at work in. Raises UsageError if there is none, or more than one."""
+    found = [folder for folder, _ in sweeps(runs) if holder(folder)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"Several sweeps are running; name one: {', '.join(folder.name for folder in found)}.")
+    raise UsageError(f"No sweep of {runs} is running: name one, or say with --runs where it is.")
+
+
+def planned(manifest: Mapping[str, Any]) -> Plan:
+    """The trials that the sweep was last asked for."""
+    scenarios, config = manifest["scenarios"], manifest["config"]
+    return Plan(
+        benchmark=manifest["identity"]["benchmark"],
+        scenarios=tuple(ScenarioSummary(id=each, **scenarios[each]) for each in manifest.get("selected", scenarios)),
+        arms=tuple(arm["name"] for arm in config["arms"]),
+        trials=config["trials"],
+    )
+
+
+class Reader:
+    """Reads a journal that another process may be writing, without the lock; a torn line is left for the next time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / JOURNAL
+        self._offset = self._lines = 0
+
+    def read(self) -> list[Event]:
+        """The events since the last time. Raises JournalError as `read_events` does."""
+        found = []
+        if self._path.exists():
+            for event, offset in read_events(self._path, self._offset, self._lines):
+                found.append(event)
+                self._offset, self._lines = offset, self._lines + 1
+        return found
