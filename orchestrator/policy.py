@@ -124,7 +124,11 @@ _OFTEN: Final[Mapping[Bound | None, str]] = {
 
 def _classes(cls: type[SweepError]) -> list[type[SweepError]]:
     """The classes that a rule is for: its own, and those below that have none of theirs."""
-    below = (sub for sub in cls.__subclasses__() if sub not in RULES and sub is not errors.ServiceError)
+    below = (
+        sub
+        for sub in cls.__subclasses__()
+        if sub not in RULES and sub is not errors.ServiceError and sub.__module__ == errors.__name__
+    )
     return [cls, *(each for sub in below for each in _classes(sub))]
 
 

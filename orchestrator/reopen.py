@@ -17,7 +17,7 @@ from orchestrator.model import Outcome, TrialKey
 from orchestrator.plan import Plan, select
 
 #: What a result may be flagged with.
-FLAGS: Final = ("agent_crashed", "agent_timed_out", "gather_incomplete")
+FLAGS: Final = ("agent_crashed", "agent_timed_out", "gather_incomplete", "log_incomplete")
 #: Words that select trials by how they ended.
 KINDS: Final = frozenset({"failed", "unscored"})
 #: The trees of failures that a trial can end with.

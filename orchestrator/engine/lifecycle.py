@@ -7,6 +7,7 @@ release destroys the only other copy. A devbox whose score is not durable is lef
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -17,18 +18,25 @@ from orchestrator.engine.disk import PATIENCE, persist
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import has_result, take_up
 from orchestrator.engine.steps import STEPS
-from orchestrator.engine.work import LOG, Context, Work, attempt_folder
-from orchestrator.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, SweepHalted, WorldError
+from orchestrator.engine.work import LOG, Context, Work, attempt_folder, given
+from orchestrator.errors import (
+    AllowanceUsedUp,
+    DevboxFailed,
+    JournalError,
+    StageTimeout,
+    SweepError,
+    SweepHalted,
+    WorldError,
+)
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
 from orchestrator.ledger import INTERRUPTED, Attempt, Trial
-from orchestrator.model import Failure, Outcome, TrialKey
+from orchestrator.model import Failure, Outcome, ScenarioRun, TrialKey
 from orchestrator.policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
 from orchestrator.stages import Stage, move
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 LAST_RITES = 8.0
-#: From the devbox on.
-ROAD = (Stage.BOOT, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE)
+ROAD = (Stage.START, Stage.BOOT, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE)
 
 
 async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
@@ -52,15 +60,21 @@ async def _try_once(ctx: Context, work: Work, left: Attempt | None) -> Decision 
     except SweepError as error:
         return await _end_without_score(ctx, work, error, rule(error, Stage.START))
     try:
-        if first is Stage.START:
-            await _walk(ctx, work, Stage.START)
-            first = Stage.SCORE if has_result(work.run) else Stage.BOOT
-        for stage in ROAD[ROAD.index(first) :]:
+        stage: Stage | None = first
+        while stage is not None:
             await WALKS.get(stage, _walk)(ctx, work, stage)
+            stage = _after(stage, work)
     except SweepError as error:
         return await _end_without_score(ctx, work, error, rule(error, work.stage))
     await _finish(ctx, work, Outcome.SCORED)
     return None
+
+
+def _after(stage: Stage, work: Work) -> Stage | None:
+    """The stage that follows; None at the end of the road."""
+    if stage in {Stage.START, Stage.BOOT} and has_result(work.run):
+        return Stage.SCORE
+    return dict(pairwise(ROAD)).get(stage)
 
 
 async def _begin(ctx: Context, key: TrialKey, left: Attempt | None) -> Work:
@@ -150,6 +164,17 @@ async def _turn(ctx: Context, work: Work, stage: Stage) -> AsyncIterator[float]:
         raise AllowanceUsedUp(f"no agent's turn came in {allowance:g} s")
 
 
+async def _walk_boot(ctx: Context, work: Work, stage: Stage) -> None:
+    """Wait for the devbox. It is not needed where the journal had lost sight of a run that is scored already."""
+    try:
+        await _walk(ctx, work, stage)
+    except DevboxFailed:
+        run: ScenarioRun = given(work.run, "the run")
+        work.run = await ctx.endpoint.run(run.id)
+        if not has_result(work.run):
+            raise
+
+
 async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
     """Bring home what there is; what is missing is noted and fails nothing."""
     try:
@@ -172,7 +197,7 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
             return
 
 
-WALKS: Final = {Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
+WALKS: Final = {Stage.BOOT: _walk_boot, Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
 
 
 async def _end_without_score(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision | None:

@@ -167,12 +167,13 @@ class _Obeying:
 
     def _act(self, count: int, which: signal.Signals) -> None:
         self._stopping.is_by_signal = True
+        name = "sweep stop --now" if which is NOW else which.name
         if count == 2:
-            self._stopping.cancel(which.name)
+            self._stopping.cancel(name)
             return
         is_attended = which is signal.SIGINT and any(map(os.isatty, (0, 1, 2)))
         within = self._drain if self._drain is not None else float("inf") if is_attended else UNATTENDED
-        self._stopping.drain(which.name, within=within)
+        self._stopping.drain(name, within=within)
         if within < float("inf"):
             self._last_moments.put(time.monotonic() + within + LAST)
 

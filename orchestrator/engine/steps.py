@@ -120,6 +120,8 @@ async def solve(ctx: Context, work: Work) -> Facts:
         work.result = await work.arm.agent.solve(_task(ctx, work), given(work.workspace, "the workspace"), _log(work))
     except AgentTimedOut as error:
         work.result = Result(exit_status=None, message=str(error))
+    if work.workspace is not None and work.workspace.is_log_incomplete:
+        work.flags.append("log_incomplete")
     _judge_agent(ctx, work, work.result)
     return {"exit_status": work.result.exit_status, "usage": dict(work.result.usage), "flags": list(work.flags)}
 

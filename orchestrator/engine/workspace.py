@@ -120,6 +120,8 @@ class DevboxWorkspace:
         #: The next byte of the output to ask for, and the length of the log that has all before it.
         self._offset, self._length = (left.offset, left.length) if left else (0, 0)
         self._calls = 0
+        #: Whether an execution vanished with what the agent had printed and was not in the log yet.
+        self.is_log_incomplete = False
 
     @property
     def working_directory(self) -> str:
@@ -212,6 +214,7 @@ class DevboxWorkspace:
                 if sight > _SIGHTS:
                     raise DevboxLost(f"devbox {self._devbox.id} forgets the agent: {error}") from None
                 structlog.get_logger().warning("execution.vanished", execution=self._execution, error=str(error))
+                self.is_log_incomplete = True
                 await self._execute(words, sight)
                 self._note(0)
         if status == _TIMED_OUT and await self._is_timed_out():

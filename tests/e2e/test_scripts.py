@@ -190,7 +190,16 @@ def test_the_readme_names_no_script_that_is_not_there() -> None:
 def test_every_option_and_file_that_the_readme_names_exists() -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     known = set()
-    for words in (["run"], ["serve"], ["check", "x"], ["benchmarks", "list"], ["scenario", "run", "x", "-a", "nop"]):
+    commands = (
+        ["run"],
+        ["resume"],
+        ["stop"],
+        ["reap"],
+        ["serve"],
+        ["check", "x"],
+        ["scenario", "run", "x", "-a", "nop"],
+    )
+    for words in commands:
         known |= {f"--{name.replace('_', '-')}" for name in parse(words)}
     assert options - known - {"--help"} == set()
     paths = set(re.findall(r"`((?:scripts|docker|agents|tests)/[\w./-]+)`", README))

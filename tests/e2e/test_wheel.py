@@ -61,7 +61,7 @@ def test_the_wheel_has_one_command(wheel: Path) -> None:
         points = configparser.ConfigParser()
         points.read_string(archive.read(entry).decode())
         metadata = archive.read(entry.replace("entry_points.txt", "METADATA")).decode()
-    assert dict(points["console_scripts"]) == {"sweep": "orchestrator.cli:main"}
+    assert dict(points["console_scripts"]) == {"sweep": "orchestrator.__main__:main"}
     assert "Requires-Dist: runloop-api-client[aiohttp]<2,>=1.32" in metadata
 
 

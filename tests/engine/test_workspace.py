@@ -96,6 +96,7 @@ def test_an_execution_that_the_endpoint_forgets_is_waited_for_by_another(watch: 
     assert watcher.run().exit_status == 0
     assert watcher.announced == ["exec_1", "exec_2", "exec_3"]
     assert len(set(watcher.endpoint.executions.values())) == 1
+    assert watcher.workspace.is_log_incomplete, "what it had printed may be lost, and the result says so"
 
 
 def test_an_execution_that_is_forgotten_again_and_again_is_the_worlds_failure(watch: Watch) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 #: Seconds after which a client that sends no heartbeat is taken for gone.
-HEARTBEAT: Final = 90.0
+HEARTBEAT: Final = 20.0
 
 
 class Activity:
