@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
+import pytest
 
 from .conftest import carrying, read, within
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service
+
+# Agents are told from those of other tests by their arguments: these share them.
+pytestmark = pytest.mark.xdist_group("detach")
 
 SLOW = "command:sleep 1; touch done"
 FOREVER = "31536043"

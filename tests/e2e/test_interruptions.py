@@ -11,6 +11,9 @@ from .conftest import carrying, read, within
 if TYPE_CHECKING:
     from .conftest import Desk, Service
 
+# Agents are told from those of other tests by their arguments: these share them.
+pytestmark = pytest.mark.xdist_group("interruptions")
+
 #: Solves the scenario, slowly enough to be caught at it.
 SLOW = "command:sleep 1; touch done"
 #: Works on this machine and in the devbox at once, for ever, until there is a file `go` here.

@@ -15,6 +15,8 @@ from .conftest import KEY, new_desk, write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
 
+pytestmark = pytest.mark.xdist_group("mistakes")
+
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:

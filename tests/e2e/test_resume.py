@@ -135,7 +135,7 @@ def test_a_name_with_a_typo_is_answered_with_the_near_one(served: "Desk") -> Non
 
 
 def test_a_sweep_in_use_is_said_with_its_process(served: "Desk") -> None:
-    first = served.start("run", "six", "--agent", "command:exec sleep 31536042", "--limit", "1", "--name", "mine")
+    first = served.start("run", "six", "--agent", "command:exec sleep 31536045", "--limit", "1", "--name", "mine")
     first.wait_for("Starting mine")
     line = served.refused("resume")
     assert f"runs/mine is in use by process {first.process.pid} " in line

@@ -18,7 +18,7 @@ from .conftest import MARK, PATIENCE, read, within
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
 
-FOREVER = "command:exec sleep 31536043"
+FOREVER = "command:exec sleep 31536044"
 
 
 def handles(running: "Running", number: signal.Signals) -> bool:

@@ -20,7 +20,7 @@ from .conftest import ROOT
 if TYPE_CHECKING:
     from .conftest import Desk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 
 @pytest.fixture(scope="module")
