@@ -178,7 +178,7 @@ class Desk:
     isolation: str
     service: Service | None = None
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _count: int = 0
+    _started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
         """Nothing of the tester's but PATH."""
@@ -197,8 +197,7 @@ class Desk:
         self, command: list[str], environment: Mapping[str, str] | None = None, out: int | None = None
     ) -> Running:
         """Start any command here, in an environment with nothing of the tester's."""
-        self._count += 1
-        files = self.home.parent / f"command-{self._count}"
+        files = self.home.parent / f"command-{len(self._started)}"
         with files.with_suffix(".out").open("wb") as output, files.with_suffix(".err").open("wb") as errors:
             process = subprocess.Popen(
                 command,
@@ -209,6 +208,7 @@ class Desk:
                 stderr=errors,
                 start_new_session=True,
             )
+        self._started.append(process)
         return Running(process=process, command=shlex.join(command), files=files)
 
     def sweep(self, *words: str, status: int = 0, environment: Mapping[str, str] | None = None) -> Ended:
@@ -245,7 +245,10 @@ class Desk:
         return carrying(self.mark)
 
     def clear(self) -> None:
-        """End what is left: the service first, so that it can end its devboxes, then the rest by force."""
+        """End what is left: commands at once, then the service, so that it can end its devboxes, the rest by force."""
+        for process in self._started:
+            process.kill()
+            process.wait(LAST_RITES)
         for address in self.folder.glob("*/.service/*/address.json"):
             pid = orjson.loads(address.read_bytes())["pid"]
             if pid in self.processes():

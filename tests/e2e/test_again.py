@@ -11,6 +11,8 @@ from .conftest import within, write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Service
 
+pytestmark = pytest.mark.slow
+
 #: Fails in two scenarios for as long as there is no file `mended` here: in one it crashes, in one it cannot be started.
 FLAKY = """
 from pathlib import Path

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .conftest import Desk, Service
 
 # Agents are told from those of other tests by their arguments: these share them.
-pytestmark = pytest.mark.xdist_group("detach")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("detach")]
 
 SLOW = "command:sleep 1; touch done"
 FOREVER = "31536043"

@@ -9,10 +9,14 @@ import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .conftest import within
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
+
+pytestmark = pytest.mark.slow
 
 
 def left_behind(desk: "Desk", name: str, *words: str) -> "Running":

@@ -11,6 +11,8 @@ from .conftest import KEY, write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
 
+pytestmark = pytest.mark.slow
+
 SLOW = "command:sleep 1; touch done"
 
 

@@ -18,6 +18,8 @@ from .conftest import MARK, PATIENCE, read, within
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
 
+pytestmark = pytest.mark.slow
+
 FOREVER = "command:exec sleep 31536044"
 
 
