@@ -217,8 +217,11 @@ class DevboxWorkspace:
                 self.is_log_incomplete = True
                 await self._execute(words, sight)
                 self._note(0)
-        if status == _TIMED_OUT and await self._is_timed_out():
-            status = None
+        if status in {_TIMED_OUT, _VANISHED}:
+            ending = await self._read_ending()
+            if status == _VANISHED and not ending:
+                raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
+            status = None if ending == b"timed-out" else status
         return ExecResult(exit_status=status, stdout=_tail(self._log), stderr="")
 
     async def _kill(self, execution: str) -> None:
@@ -266,11 +269,11 @@ class DevboxWorkspace:
         self._offset = offset
         self._keep(offset, self._length)
 
-    async def _is_timed_out(self) -> bool:
-        try:
-            return (await self.read(f"{self.scratch}/agent/status")).strip() == b"timed-out"
-        except FileNotFoundError:
-            return False
+    async def _read_ending(self) -> bytes:
+        """What the script recorded of the agent's end; nothing if it did not come to that."""
+        with suppress(FileNotFoundError):
+            return (await self.read(f"{self.scratch}/agent/status")).strip()
+        return b""
 
 
 def _write_at(log: FileIO, position: int, data: bytes) -> None:

@@ -122,3 +122,18 @@ def test_where_nothing_was_begun_the_command_is_written(watch: Watch) -> None:
     watcher = watch(left(execution=None))
     watcher.run()
     assert watcher.endpoint.files["dbx_1", "/home/user/.sweep/agent/command"] == b"work"
+
+
+def test_an_agent_that_was_ended_unrecorded_is_the_worlds_failure(watch: Watch) -> None:
+    """Whoever waited for it finds its process gone: no crash of the agent's, whatever the wrapper ends with."""
+    watcher = watch()
+    watcher.endpoint.script.exit_status = 125
+    with pytest.raises(DevboxLost):
+        watcher.run()
+
+
+def test_an_agent_may_end_with_the_same_status_itself(watch: Watch) -> None:
+    watcher = watch()
+    watcher.endpoint.script.exit_status = 125
+    watcher.endpoint.files["dbx_1", "/home/user/.sweep/agent/status"] = b"125\n"
+    assert watcher.run().exit_status == 125
