@@ -16,11 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import anyio
 import pytest
-
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.local import check_sandbox
 
 from .witness import WORK, Result, carrying, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
 
@@ -355,16 +351,6 @@ class Ground:
             assert sweep.problems(known, status) == [], str(sweep)
             self._known[story] = known
         return self._known[story]
-
-
-@pytest.fixture(scope="session")
-def isolation() -> str:
-    """Sandboxes where the machine permits them; without isolation a sweep must survive all the same."""
-    try:
-        anyio.run(check_sandbox)
-    except SandboxUnavailable:
-        return "none"
-    return "local"
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import anyio
 import httpx
 import orjson
 import pytest
-
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.local import check_sandbox
 
 ROOT: Final = Path(__file__).parents[2]
 #: Seconds for one command: machines are slow when they are busy, and waiting for what comes at once costs nothing.
@@ -258,16 +254,6 @@ class Desk:
             time.sleep(0.05)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-def isolation() -> str:
-    """Sandboxes where the machine permits them; without isolation the command must work all the same."""
-    try:
-        anyio.run(check_sandbox)
-    except SandboxUnavailable:
-        return "none"
-    return "local"
 
 
 def new_desk(place: Path, isolation: str, service: Service | None = None) -> Desk:
