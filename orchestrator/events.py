@@ -1,4 +1,4 @@
-"""What can happen in a sweep, as one line of its journal each; to and from plain dicts.
+"""What can happen in a sweep, each as one line of its journal.
 
 Intents are written before the call they announce, facts after it. A kind this version does not know is kept as
 `Unknown` and skipped by the fold, so that an older version can read a newer journal of the same schema.
@@ -20,115 +20,97 @@ Intents are written before the call they announce, facts after it. A kind this v
 | sweep.ended | fact | and why |
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from operator import itemgetter
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+import orjson
+from msgspec import Struct, field, structs
+from msgspec.json import Decoder
 
 from orchestrator.errors import JournalError
+from orchestrator.stages import Stage
 
 SCHEMA: Final = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True, gc=False, tag_field="event"):
     """Something that happened. `at` is wall-clock seconds since 1970, for people: nothing is decided by it."""
 
-    kind: ClassVar[str]
     at: float = 0.0
 
+    @property
+    def kind(self) -> str:
+        return _kind(type(self))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEvent(Event):
+
+class AttemptEvent(Event, frozen=True, kw_only=True):
     """Something that happened to one attempt at a trial."""
 
     trial: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepOpened(Event):
-    kind: ClassVar[str] = "sweep.opened"
+class SweepOpened(Event, frozen=True, kw_only=True, tag="sweep.opened"):
     sweep: str
     schema: int
     version: str
     pid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkRunIntended(Event):
-    kind: ClassVar[str] = "benchmark_run.intended"
+class BenchmarkRunIntended(Event, frozen=True, kw_only=True, tag="benchmark_run.intended"):
     arm: str
     number: int
     #: Counts the benchmark runs of this arm and number: another follows when one is over while trials are owed.
     round: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkRunStarted(Event):
-    kind: ClassVar[str] = "benchmark_run.started"
+class BenchmarkRunStarted(Event, frozen=True, kw_only=True, tag="benchmark_run.started"):
     arm: str
     number: int
     run: str
     round: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkRunEnded(Event):
-    kind: ClassVar[str] = "benchmark_run.ended"
+class BenchmarkRunEnded(Event, frozen=True, kw_only=True, tag="benchmark_run.ended"):
     arm: str
     number: int
     run: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageEntered(AttemptEvent):
-    kind: ClassVar[str] = "stage.entered"
-    stage: str
+class StageEntered(AttemptEvent, frozen=True, kw_only=True, tag="stage.entered"):
+    stage: Stage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(AttemptEvent):
-    kind: ClassVar[str] = "run.started"
+class RunStarted(AttemptEvent, frozen=True, kw_only=True, tag="run.started"):
     run: str
     devbox: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutionStarted(AttemptEvent):
-    kind: ClassVar[str] = "execution.started"
+class ExecutionStarted(AttemptEvent, frozen=True, kw_only=True, tag="execution.started"):
     execution: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStarted(AttemptEvent):
-    kind: ClassVar[str] = "agent.started"
+class AgentStarted(AttemptEvent, frozen=True, kw_only=True, tag="agent.started"):
     pid: int
     #: Tells this process from a later one with its number: see `agentkit.process.birth`.
     birth: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputKept(AttemptEvent):
-    kind: ClassVar[str] = "output.kept"
+class OutputKept(AttemptEvent, frozen=True, kw_only=True, tag="output.kept"):
     #: The next byte of the command's output to ask for, and the length of the log that has all before it.
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageFinished(AttemptEvent):
-    kind: ClassVar[str] = "stage.finished"
-    stage: str
+class StageFinished(AttemptEvent, frozen=True, kw_only=True, tag="stage.finished"):
+    stage: Stage
     seconds: float
     waited: float = 0.0
     #: What the stage found out, such as the agent's exit status.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded(AttemptEvent):
-    kind: ClassVar[str] = "attempt.ended"
+class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag="attempt.ended"):
     #: `{class, message, stage}`, see `model.Failure`.
     failure: Mapping[str, Any]
     #: Whether it used up one of the trial's attempts.
@@ -137,108 +119,81 @@ class AttemptEnded(AttemptEvent):
     retry_in: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialFinished(AttemptEvent):
-    kind: ClassVar[str] = "trial.finished"
+class TrialFinished(AttemptEvent, frozen=True, kw_only=True, tag="trial.finished"):
     #: The line of results.jsonl.
     result: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialReopened(Event):
-    kind: ClassVar[str] = "trial.reopened"
+class TrialReopened(Event, frozen=True, kw_only=True, tag="trial.reopened"):
     trial: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrayFound(Event):
-    kind: ClassVar[str] = "stray.found"
+class StrayFound(Event, frozen=True, kw_only=True, tag="stray.found"):
     #: Ids on the endpoint; a devbox may live without its run.
     run: str | None
     devbox: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepEnded(Event):
-    kind: ClassVar[str] = "sweep.ended"
+class SweepEnded(Event, frozen=True, kw_only=True, tag="sweep.ended"):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unknown(Event):
+class Unknown(Event, frozen=True, kw_only=True, tag="unknown"):
     """An event of a later version."""
 
-    kind: ClassVar[str] = "unknown"
     data: Mapping[str, Any]
 
 
-KINDS: Final[dict[str, type[Event]]] = {
-    cls.kind: cls
-    for cls in (
-        SweepOpened,
-        BenchmarkRunIntended,
-        BenchmarkRunStarted,
-        BenchmarkRunEnded,
-        StageEntered,
-        RunStarted,
-        ExecutionStarted,
-        AgentStarted,
-        OutputKept,
-        StageFinished,
-        AttemptEnded,
-        TrialFinished,
-        TrialReopened,
-        StrayFound,
-        SweepEnded,
-    )
-}
+Known = (
+    SweepOpened
+    | BenchmarkRunIntended
+    | BenchmarkRunStarted
+    | BenchmarkRunEnded
+    | StageEntered
+    | RunStarted
+    | ExecutionStarted
+    | AgentStarted
+    | OutputKept
+    | StageFinished
+    | AttemptEnded
+    | TrialFinished
+    | TrialReopened
+    | StrayFound
+    | SweepEnded
+)
 
 
-#: The names of each one's fields: asked of a dataclass every time, they would be most of what reading a journal costs.
-_NAMES: Final = {cls: tuple(f.name for f in fields(cls)) for cls in KINDS.values()}
+def _kind(cls: type[Event]) -> str:
+    return str(cls.__struct_config__.tag)
 
 
-def _maker(cls: type[Event]) -> Callable[[Mapping[str, Any]], Event]:
-    """How to make an event of a dict that has every field: half the time that the constructor of a frozen one takes."""
-    values = itemgetter(*_NAMES[cls])
-    slots = [getattr(cls, name).__set__ for name in _NAMES[cls]]
-
-    def make(data: Mapping[str, Any]) -> Event:
-        event = object.__new__(cls)
-        for put, value in zip(slots, values(data), strict=True):
-            put(event, value)
-        return event
-
-    return make
+KINDS: Final[dict[str, type[Event]]] = {_kind(cls): cls for cls in get_args(Known)}
+_DECODER: Final[Decoder[Event]] = Decoder(Known)
 
 
-_MAKERS: Final = {kind: _maker(cls) for kind, cls in KINDS.items()}
+def to_line(event: Event) -> bytes:
+    """The line of an event in the journal. Raises TypeError for a value that JSON has not."""
+    data = event.data if isinstance(event, Unknown) else {"event": event.kind} | structs.asdict(event)
+    return orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def to_dict(event: Event) -> dict[str, Any]:
-    """An event as a JSON object, its kind under `event`."""
-    if isinstance(event, Unknown):
-        return dict(event.data)
-    return {"event": event.kind} | {name: getattr(event, name) for name in _NAMES[type(event)]}
-
-
-def from_dict(data: Mapping[str, Any]) -> Event:
-    """The event that a JSON object says. Raises JournalError if it names no kind, or lacks a key its kind needs."""
+def from_line(line: bytes) -> Event:
+    """The event of a line. Raises JournalError that says what is wrong with it."""
     try:
-        return _MAKERS[data["event"]](data)
-    except (KeyError, TypeError):
-        return _from_unusual(data)
+        return _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:  # also of msgspec: not JSON, not UTF-8, a value amiss, all too deep
+        return _from_unusual(line, error)
 
 
-def _from_unusual(data: Mapping[str, Any]) -> Event:
-    """An event of a later version, one that lacks a field, or none."""
-    kind = data.get("event") if isinstance(data, Mapping) else None
+def _from_unusual(line: bytes, error: Exception) -> Unknown:
+    """An event of a later version, if it is one."""
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError as damage:
+        raise JournalError(str(damage)) from None
+    kind = data.get("event") if isinstance(data, dict) else None
     if not isinstance(kind, str):
         raise JournalError("an object with an `event` was expected")
-    cls = KINDS.get(kind)
-    if cls is None:
-        return Unknown(at=data.get("at", 0.0), data=data)
-    try:
-        return cls(**{name: data[name] for name in _NAMES[cls] if name in data})
-    except TypeError as error:
-        raise JournalError(f"event {cls.kind}: {error}") from None
+    if kind in KINDS:
+        raise JournalError(f"event {kind}: {error}")
+    return Unknown(at=data.get("at", 0.0), data=data)

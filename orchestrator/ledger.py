@@ -4,15 +4,16 @@ Progress, report, resume and tests read the same fold, so they cannot disagree; 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
     AgentStarted,
     AttemptEnded,
+    AttemptEvent,
     BenchmarkRunEnded,
     BenchmarkRunIntended,
     BenchmarkRunStarted,
@@ -123,8 +124,8 @@ class Ledger:
     latest_failures: list[Notice] = field(default_factory=list)
     #: Attempts that were followed by another before their release was known to have happened.
     leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
-    #: US dollars that agents report to have spent, in every attempt.
-    cost: float = 0.0
+    #: US dollars that the agents of each arm report to have spent, in every attempt.
+    costs: dict[str, float] = field(default_factory=dict)
     #: Seconds of the devboxes that are released; how many are up, and the sum of the times since when they are.
     released_seconds: float = 0.0
     up: int = 0
@@ -132,47 +133,18 @@ class Ledger:
 
     def apply(self, event: Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
+        add = self._BY_TYPE.get(type(event))
+        if add is None:
+            return
         try:
-            self._add(event)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            add(self, event)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InternalError(f"The journal has a malformed {event.kind}: {error!r}.") from error
 
-    def _add(self, event: Event) -> None:
-        match event:
-            case StageEntered():
-                self._enter(event)
-            case RunStarted():
-                attempt = self._attempt(event.trial, event.attempt)
-                attempt.run, attempt.devbox = event.run, event.devbox
-            case ExecutionStarted():
-                self._attempt(event.trial, event.attempt).execution = event.execution
-            case AgentStarted():
-                attempt = self._attempt(event.trial, event.attempt)
-                attempt.pid, attempt.birth = event.pid, event.birth
-            case OutputKept():
-                attempt = self._attempt(event.trial, event.attempt)
-                attempt.offset, attempt.length = event.offset, event.length
-            case StageFinished():
-                self._finish_stage(event)
-            case AttemptEnded():
-                self._end_attempt(event)
-            case TrialFinished():
-                self._finish(event)
-            case TrialReopened():
-                self._reopen(TrialKey.parse(event.trial))
-            case BenchmarkRunIntended():
-                self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round)
-            case BenchmarkRunStarted():
-                self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
-            case BenchmarkRunEnded():
-                self._end_benchmark_run(event)
-            case SweepOpened():
-                self.opened += 1
-                self.ended = None
-            case SweepEnded():
-                self.ended = event.reason
-            case _:
-                pass
+    @property
+    def cost(self) -> float:
+        """US dollars that agents report to have spent, in all arms."""
+        return sum(self.costs.values())
 
     def devbox_seconds(self, now: float) -> float:
         """Seconds between boot and release, of all devboxes so far; `now` is by the journal's clock."""
@@ -199,61 +171,91 @@ class Ledger:
         newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
         return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
 
-    def _attempt(self, trial: str, number: int) -> Attempt:
-        attempt = self.trials.get(TrialKey.parse(trial), _NO_TRIAL).attempt
-        if attempt is None or attempt.number != number:
-            raise InternalError(f"The journal speaks of attempt {number} of {trial}, which is not under way.")
+    def _attempt(self, event: AttemptEvent) -> Attempt:
+        attempt = self.trials.get(TrialKey.parse(event.trial), _NO_TRIAL).attempt
+        if attempt is None or attempt.number != event.attempt:
+            raise InternalError(
+                f"The journal speaks of attempt {event.attempt} of {event.trial}, which is not under way."
+            )
         return attempt
 
     def _enter(self, event: StageEntered) -> None:
-        key, stage = TrialKey.parse(event.trial), Stage(event.stage)
-        if (key, event.attempt) in self.leftovers:
+        key, stage = TrialKey.parse(event.trial), event.stage
+        trial = self.trials.get(key, _NO_TRIAL)
+        attempt = trial.attempt
+        if attempt is not None and attempt.number == event.attempt:
+            move(attempt.stage, stage)
+            self._leave_stage(attempt)
+        elif self.leftovers and (key, event.attempt) in self.leftovers:
             move(self.leftovers[key, event.attempt].stage, stage)
             return
-        trial = self.trials.get(key, _NO_TRIAL)
-        if trial.attempt is None or trial.attempt.number != event.attempt:
-            move(None, stage)
-            if trial.outcome is not None or event.attempt != trial.attempts + 1:
-                raise InternalError(f"The journal begins attempt {event.attempt} of {key}, which is not its next.")
-            trial = self.trials.setdefault(key, Trial())
-            self._leave_stage(trial)
-            if trial.attempt is not None:
-                self.leftovers[key, trial.attempt.number] = trial.attempt
-            trial.attempts += 1
-            trial.attempt = Attempt(number=event.attempt)
         else:
-            move(trial.attempt.stage, stage)
-            self._leave_stage(trial)
-        attempt = trial.attempt
+            move(None, stage)
+            attempt = self._begin(key, event.attempt)
         attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
         attempt.stage, attempt.since = stage, event.at
         self.stages[stage] += 1
 
-    def _leave_stage(self, trial: Trial) -> None:
-        if trial.attempt is not None and trial.attempt.stage is not None:
-            self.stages[trial.attempt.stage] -= 1
+    def _begin(self, key: TrialKey, number: int) -> Attempt:
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.outcome is not None or number != trial.attempts + 1:
+            raise InternalError(f"The journal begins attempt {number} of {key}, which is not its next.")
+        trial = self.trials.setdefault(key, Trial())
+        self._set_aside(key, trial)
+        trial.attempts = number
+        trial.attempt = attempt = Attempt(number=number)
+        return attempt
+
+    def _set_aside(self, key: TrialKey, trial: Trial) -> None:
+        """The attempt that another takes the place of is still to be released."""
+        if trial.attempt is not None:
+            self._leave_stage(trial.attempt)
+            self.leftovers[key, trial.attempt.number] = trial.attempt
+
+    def _start_run(self, event: RunStarted) -> None:
+        attempt = self._attempt(event)
+        attempt.run, attempt.devbox = event.run, event.devbox
+
+    def _start_execution(self, event: ExecutionStarted) -> None:
+        self._attempt(event).execution = event.execution
+
+    def _start_agent(self, event: AgentStarted) -> None:
+        attempt = self._attempt(event)
+        attempt.pid, attempt.birth = event.pid, event.birth
+
+    def _keep_output(self, event: OutputKept) -> None:
+        attempt = self._attempt(event)
+        attempt.offset, attempt.length = event.offset, event.length
+
+    def _leave_stage(self, attempt: Attempt) -> None:
+        if attempt.stage is not None:
+            self.stages[attempt.stage] -= 1
 
     def _finish_stage(self, event: StageFinished) -> None:
-        leftover = (TrialKey.parse(event.trial), event.attempt)
-        if leftover in self.leftovers and event.stage == Stage.RELEASE:
-            self._put_down(self.leftovers.pop(leftover), event.at)
+        key, stage = TrialKey.parse(event.trial), event.stage
+        if self.leftovers and (key, event.attempt) in self.leftovers and stage is Stage.RELEASE:
+            self._put_down(self.leftovers.pop((key, event.attempt)), event.at)
             return
-        attempt = self._attempt(event.trial, event.attempt)
-        if attempt.stage != event.stage:
-            raise InternalError(f"The journal finishes stage {event.stage} of {event.trial}, which is not under way.")
-        attempt.finished = Stage(event.stage)
+        attempt = self._attempt(event)
+        if attempt.stage is not stage:
+            raise InternalError(f"The journal finishes stage {stage} of {event.trial}, which is not under way.")
+        attempt.finished = stage
         attempt.facts |= event.facts
-        attempt.stages[event.stage] = {"seconds": event.seconds, "waited": event.waited}
-        self.cost += _cost(event.facts)
-        if event.stage == Stage.BOOT and attempt.up_since is None:
+        attempt.stages[str(stage)] = {"seconds": event.seconds, "waited": event.waited}
+        self._spend(key.arm, event.facts)
+        if stage is Stage.BOOT and attempt.up_since is None:
             attempt.up_since = event.at
             self.up += 1
             self.up_since += event.at
-        if event.stage == Stage.RELEASE:
-            trial = self.trials[TrialKey.parse(event.trial)]
-            self._leave_stage(trial)
+        elif stage is Stage.RELEASE:
+            self._leave_stage(attempt)
             self._put_down(attempt, event.at)
-            trial.attempt = None
+            self.trials[key].attempt = None
+
+    def _spend(self, arm: str, facts: Mapping[str, Any]) -> None:
+        cost = _cost(facts) if "usage" in facts else 0.0
+        if cost:
+            self.costs[arm] = self.costs.get(arm, 0.0) + cost
 
     def _put_down(self, attempt: Attempt, at: float) -> None:
         """The devbox of an attempt, if it had one, is gone."""
@@ -264,7 +266,7 @@ class Ledger:
             attempt.up_since = None
 
     def _end_attempt(self, event: AttemptEnded) -> None:
-        self._attempt(event.trial, event.attempt)
+        self._attempt(event)
         key = TrialKey.parse(event.trial)
         trial = self.trials[key]
         if trial.outcome is not None or event.attempt <= trial.last_ended:
@@ -279,7 +281,8 @@ class Ledger:
 
     def _finish(self, event: TrialFinished) -> None:
         key = TrialKey.parse(event.trial)
-        if self.is_finished(key):
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.outcome is not None:
             raise InternalError(f"The journal finishes trial {event.trial} twice.")
         result = event.result
         outcome, flags = Outcome(result["outcome"]), tuple(result.get("flags", ()))
@@ -289,12 +292,18 @@ class Ledger:
             self._notice(key, failure, is_final=True)
         trial = self.trials.setdefault(key, Trial())
         if trial.attempt is None or "usage" not in trial.attempt.facts:
-            self.cost += _cost(result)
+            self._spend(key.arm, result)
         trial.outcome, trial.score, trial.flags, trial.seconds = outcome, result.get("score"), flags, seconds
         trial.failure = failure["class"] if failure else None
         trial.failures = []
         self.outcomes[outcome] += 1
         self.finished.append(key)
+
+    def _intend_benchmark_run(self, event: BenchmarkRunIntended) -> None:
+        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round)
+
+    def _start_benchmark_run(self, event: BenchmarkRunStarted) -> None:
+        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
 
     def _end_benchmark_run(self, event: BenchmarkRunEnded) -> None:
         state = self.benchmark_runs.get((event.arm, event.number))
@@ -302,26 +311,50 @@ class Ledger:
             raise InternalError(f"The journal ends benchmark run {event.run}, which it never began.")
         state.is_ended = True
 
-    def _reopen(self, key: TrialKey) -> None:
+    def _reopen(self, event: TrialReopened) -> None:
+        key = TrialKey.parse(event.trial)
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is None:
             raise InternalError(f"The journal reopens trial {key}, which is not finished.")
         self.outcomes[trial.outcome] -= 1
         self.finished.remove(key)
-        self._leave_stage(trial)
-        if trial.attempt is not None:
-            self.leftovers[key, trial.attempt.number] = trial.attempt
+        self._set_aside(key, trial)
         self.trials[key] = Trial(attempts=trial.attempts)
 
     def _notice(self, key: TrialKey, failure: Mapping[str, Any], *, is_final: bool) -> None:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
         self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
 
+    def _open(self, _: SweepOpened) -> None:
+        self.opened += 1
+        self.ended = None
+
+    def _end(self, event: SweepEnded) -> None:
+        self.ended = event.reason
+
+    #: What each event adds; the others add nothing. A million are looked up here when a long journal is read.
+    _BY_TYPE: ClassVar[dict[type[Event], Callable[["Ledger", Any], None]]] = {
+        SweepOpened: _open,
+        BenchmarkRunIntended: _intend_benchmark_run,
+        BenchmarkRunStarted: _start_benchmark_run,
+        BenchmarkRunEnded: _end_benchmark_run,
+        StageEntered: _enter,
+        RunStarted: _start_run,
+        ExecutionStarted: _start_execution,
+        AgentStarted: _start_agent,
+        OutputKept: _keep_output,
+        StageFinished: _finish_stage,
+        AttemptEnded: _end_attempt,
+        TrialFinished: _finish,
+        TrialReopened: _reopen,
+        SweepEnded: _end,
+    }
+
 
 def _cost(facts: Mapping[str, Any]) -> float:
     """The dollars in the usage that an agent reported; it may report anything."""
     usage = facts.get("usage")
-    cost = usage.get("cost_usd") if isinstance(usage, Mapping) else None
+    cost = usage.get("cost_usd") if isinstance(usage, dict) else None
     return float(cost) if isinstance(cost, int | float) and 0 < cost < inf else 0.0
 
 

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
-from orchestrator import events
 from orchestrator.errors import InternalError, JournalError, UsageError
-from orchestrator.journal import CHECKPOINT, JOURNAL, locked, write_atomically
+from orchestrator.events import SCHEMA, Event, SweepOpened, TrialFinished, from_line
+from orchestrator.journal import CHECKPOINT, JOURNAL, locked, result_line, write_atomically
 from orchestrator.ledger import Ledger
 
 
@@ -29,20 +27,28 @@ class Lost:
 def repair(folder: Path) -> Lost | None:
     """Rewrite the journal without its damaged lines; None if there are none. A checkpoint goes: it is not asked.
 
-    Raises UsageError if the folder has no journal or another process has it.
+    Raises UsageError if the folder has no journal, another process has it, or a later version wrote it; JournalError if
+    the disk refuses: the journal is as it was then.
     """
     path = folder / JOURNAL
     if not path.is_file():
         raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
-    with locked(folder):
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        damaged = dict(_damaged(path))
-        if not damaged:
-            return None
-        aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-        write_atomically(aside, damaged.values())
-        with path.open("rb") as file:
-            write_atomically(path, (line for number, line in enumerate(file) if number not in damaged))
+    try:
+        with locked(folder):
+            return _repair(folder, path)
+    except OSError as error:
+        raise JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error
+
+
+def _repair(folder: Path, path: Path) -> Lost | None:
+    damaged = dict(_damaged(path))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if not damaged:
+        return None
+    aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    write_atomically(aside, damaged.values())
+    with path.open("rb") as file:
+        write_atomically(path, (line for number, line in enumerate(file) if number not in damaged))
     return Lost(
         lines=len(damaged),
         bytes=sum(map(len, damaged.values())),
@@ -58,11 +64,21 @@ def _damaged(path: Path) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(file):
             try:
                 if line.endswith(b"\n"):
-                    ledger.apply(events.from_dict(orjson.loads(line)))
+                    _follow(ledger, from_line(line), path)
                     continue
-            except (orjson.JSONDecodeError, JournalError, InternalError):
+            except (JournalError, InternalError):
                 pass
             yield number, line
+
+
+def _follow(ledger: Ledger, event: Event, path: Path) -> None:
+    """Take in an event. Raises JournalError or InternalError for one that cannot be kept."""
+    match event:
+        case SweepOpened() if event.schema > SCHEMA:
+            raise UsageError(f"{path} was written by sweep {event.version}; this one is older. Upgrade it.")
+        case TrialFinished():
+            result_line(event)
+    ledger.apply(event)
 
 
 def _trials(damaged: Iterable[bytes]) -> Iterator[str]:

@@ -14,9 +14,8 @@ import anyio
 
 from orchestrator import events
 from orchestrator.app import sweeps
-from orchestrator.events import Event
+from orchestrator.events import Event, to_line
 from orchestrator.journal import CHECKPOINT, JOURNAL, Journal
-from orchestrator.journal.reading import to_line
 from orchestrator.ledger import Ledger
 from orchestrator.stages import Stage
 

@@ -7,7 +7,7 @@ where, never a guess. A disk that refuses is waited for. Why not a database: one
 that can be durable, and people can read it.
 
     files       names, the lock, writes that a crash cannot halve
-    reading     events from lines, lines from events
+    reading     the events of a journal, line by line
     tail        a file that only grows, and what becomes of a write that failed
     ballast     room held in reserve for a full disk
     results     results.jsonl out of the journal
@@ -30,7 +30,8 @@ from orchestrator.journal.files import (
     write_atomically,
 )
 from orchestrator.journal.opening import Journal
-from orchestrator.journal.reading import read_events
+from orchestrator.journal.reading import fold_events, read_events
+from orchestrator.journal.results import result_line
 from orchestrator.journal.writer import Habits
 
 __all__ = [
@@ -42,9 +43,11 @@ __all__ = [
     "RESULTS",
     "Habits",
     "Journal",
+    "fold_events",
     "locked",
     "read_events",
     "read_manifest",
+    "result_line",
     "sync_folder",
     "write_atomically",
 ]

@@ -7,7 +7,7 @@ ledger needs nothing here. It is not a pickle, because a folder that somebody se
 It counts only if the journal begins with the very bytes that were folded, by the same code. All of these bytes are
 read and hashed for that: a size and a date would not show a repaired, restored or edited journal, and damage that a
 checkpoint hides would come up in the night that it is lost. It costs a second for a gigabyte; reading the events of a
-gigabyte takes forty. Whatever is wrong with a checkpoint, the journal is read from its start.
+gigabyte takes thirty. Whatever is wrong with a checkpoint, the journal is read from its start.
 """
 
 from collections import Counter

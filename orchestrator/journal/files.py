@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -16,6 +17,12 @@ JOURNAL: Final = "journal.jsonl"
 RESULTS: Final = "results.jsonl"
 MANIFEST: Final = "manifest.json"
 LOCK: Final = "lock"
+#: What every manifest says.
+_SAID: Final = frozenset({"sweep", "identity", "config", "scenarios"})
+_FIX: Final = "Put it back from a copy, or start anew with another --name."
+#: Who looks whether a folder is in use holds its lock for an instant: so often is it tried, so many seconds apart.
+_TRIES: Final = 20
+_INSTANT: Final = 0.005
 
 
 def write_all(file: FileIO, data: bytes) -> None:
@@ -52,14 +59,17 @@ def sync_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises UsageError naming the process that has it."""
     with (folder / LOCK).open("a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_INSTANT)
+        else:
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another process"
             raise UsageError(
                 f"{folder} is in use by {holder}. Wait for it or stop it; to run beside it, give another --name."
-            ) from None
+            )
         with suppress(OSError):  # a full disk has no room for the name, and the lock holds without it
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
@@ -74,7 +84,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder} is not a sweep: it has no {MANIFEST}.") from None
     except orjson.JSONDecodeError as error:
-        raise JournalError(f"{path} is damaged: {error}.") from None
-    if not isinstance(manifest, dict):
-        raise JournalError(f"{path} is damaged: a JSON object was expected.")
+        raise JournalError(f"{path} is damaged: {error}. {_FIX}") from None
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}.") from None
+    if not isinstance(manifest, dict) or not manifest.keys() >= _SAID:
+        raise JournalError(f"{path} is damaged: a JSON object with {', '.join(sorted(_SAID))} was expected. {_FIX}")
     return manifest

@@ -7,12 +7,11 @@ from typing import Self
 
 import structlog
 
-from orchestrator.errors import JournalError, SweepError
 from orchestrator.events import Event
 from orchestrator.journal import checkpoint
 from orchestrator.journal.checkpoint import Folded
 from orchestrator.journal.files import JOURNAL, sync_folder
-from orchestrator.journal.reading import read_events
+from orchestrator.journal.reading import fold_events
 from orchestrator.journal.results import Results
 from orchestrator.journal.tail import Tail
 from orchestrator.ledger import Ledger
@@ -40,11 +39,7 @@ class Store:
         kept = checkpoint.load(folder, ledger) or Folded()
         folded, rows = kept.journal.size, len(kept.offsets)
         end, lines, results = folded, kept.lines, Results(folder, kept.offsets)
-        for event, offset in read_events(path, end, lines):
-            try:
-                ledger.apply(event)
-            except SweepError as error:
-                raise JournalError(f"{path}, byte {end}: {error} Nothing was changed.") from error
+        for event, offset in fold_events(path, ledger, end, lines):
             results.note(event, end)
             end, lines = offset, lines + 1
         if path.stat().st_size > end:

@@ -15,10 +15,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from orchestrator import events
-from orchestrator.events import Event
+from msgspec import structs
+
+from orchestrator.events import Event, from_line, to_line
 from orchestrator.journal.ballast import FULL, Ballast
-from orchestrator.journal.reading import to_line
 from orchestrator.journal.store import Store
 from orchestrator.ledger import Ledger
 
@@ -48,9 +48,10 @@ class Batch:
     __slots__ = ("done", "events", "lines")
 
     def __init__(self, batch: Iterable[Event], done: "Future[None] | None") -> None:
-        now = {"at": round(time.time(), 3)}
-        self.events = [events.from_dict(events.to_dict(event) | now) for event in batch]
-        self.lines = [to_line(event) for event in self.events]
+        now = round(time.time(), 3)
+        self.lines = [to_line(structs.replace(event, at=now)) for event in batch]
+        #: As they will be read: what no line can say never gets into the journal, nor into the ledger.
+        self.events = [from_line(line) for line in self.lines]
         self.done = done
 
 

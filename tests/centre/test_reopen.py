@@ -11,6 +11,7 @@ from orchestrator.ledger import Ledger, fold
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
 from orchestrator.reopen import Again, Fate, ask, named, verdicts
+from orchestrator.stages import Stage
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 PLAN = Plan(
@@ -29,7 +30,7 @@ def finished(name: str, *, failure: str | None = None, flags: Iterable[str] = ()
 
 def begun(name: str, *, number: int = 1, error: str | None = None) -> list[Event]:
     trial = f"scn_{name}/arm/1"
-    events: list[Event] = [StageEntered(trial=trial, attempt=number, stage="start")]
+    events: list[Event] = [StageEntered(trial=trial, attempt=number, stage=Stage.START)]
     if error is not None:
         failure = {"class": error, "message": "it went wrong", "stage": "start"}
         events.append(AttemptEnded(trial=trial, attempt=number, failure=failure, counted=True))
@@ -161,3 +162,13 @@ def test_every_verdict_says_why() -> None:
     }
     assert list(verdicts(PLAN, NIGHT, Again()))[-1].why == "attempt 1 ended with Throttled"
     assert {each.why for each in verdicts(PLAN, Ledger(), Again())} == {"never begun"}
+
+
+@pytest.mark.parametrize("nothing", ["", " , "])
+def test_a_list_of_nothing_does_not_mean_everything(nothing: str) -> None:
+    """A script may have come to an empty list."""
+    with pytest.raises(UsageError, match="--only names nothing"):
+        ask([], [nothing])
+    with pytest.raises(UsageError, match="--retry names nothing"):
+        ask([nothing], [])
+    assert not ask([], [])

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.events import Event, StageEntered, TrialFinished
 from orchestrator.ledger import Ledger
+from orchestrator.stages import Stage
 
 Spawn = Callable[[str], AbstractContextManager["Popen[str]"]]
 
@@ -33,7 +34,7 @@ class Told(Ledger):
 
 
 def entered(number: int, padding: str = "") -> StageEntered:
-    return StageEntered(trial=f"s{number}{padding}/a/1", attempt=1, stage="start")
+    return StageEntered(trial=f"s{number}{padding}/a/1", attempt=1, stage=Stage.START)
 
 
 def finished(number: int, score: float = 1.0) -> TrialFinished:

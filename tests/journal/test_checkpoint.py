@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from orchestrator import events
 from orchestrator.errors import InternalError, JournalError
-from orchestrator.events import Event, TrialReopened
+from orchestrator.events import Event, TrialReopened, to_line
 from orchestrator.journal import CHECKPOINT, JOURNAL, RESULTS, Habits, Journal
 from orchestrator.journal.checkpoint import load
-from orchestrator.journal.reading import to_line
 from orchestrator.journal.store import Store
 from orchestrator.ledger import Ledger, fold
 from orchestrator.salvage import repair

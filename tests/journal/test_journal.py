@@ -1,15 +1,18 @@
 """The journal: what is appended is there, in order, and a crash costs nothing but what nobody was told of."""
 
+from math import nan
 from pathlib import Path
 
 import anyio
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.errors import InternalError, JournalError, UsageError
-from orchestrator.events import Event, SweepOpened, TrialReopened, Unknown, to_dict
+from orchestrator.events import Event, StageFinished, SweepOpened, TrialReopened, Unknown, to_line
 from orchestrator.journal import JOURNAL, RESULTS, Journal, read_events, read_manifest, write_atomically
 from orchestrator.ledger import Ledger
+from orchestrator.stages import Stage
 
 from .conftest import Spawn, Told, entered, finished
 
@@ -21,16 +24,20 @@ from pathlib import Path
 from orchestrator.events import StageEntered
 from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
+from orchestrator.stages import Stage
 
 async def main():
     async with Journal.open(Path(sys.argv[1]), Ledger()) as journal:
         for number in range(100000):
-            await journal.append(StageEntered(trial=f"s{number}/a/1", attempt=1, stage="start"))
+            await journal.append(StageEntered(trial=f"s{number}/a/1", attempt=1, stage=Stage.START))
             print(number, flush=True)
 
 sys.argv = ["", %r]
 anyio.run(main)
 """
+
+
+LEFT = StageFinished(trial="s1/a/1", attempt=1, stage=Stage.BOOT, seconds=1.0)
 
 
 def trials(path: Path) -> list[str]:
@@ -48,10 +55,25 @@ async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(f
     async with Journal.open(folder, told) as journal:
         await journal.append(entered(1), entered(2))
         assert trials(folder) == ["s1/a/1", "s2/a/1"]
-        assert [to_dict(event) for event in seen] == [
-            orjson.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines()
-        ]
+        assert (folder / JOURNAL).read_bytes() == b"".join(map(to_line, seen))
         assert all(event.at > 1e9 for event in seen)
+
+
+async def test_what_is_applied_is_what_will_be_read(folder: Path) -> None:
+    seen = (told := Told()).events
+    async with Journal.open(folder, told) as journal:
+        await journal.append(replace(LEFT, facts={"stage": Stage.BOOT, "two": (1, 2), "none": nan}))
+        [event] = seen
+        assert replace(event, at=0.0) == replace(LEFT, facts={"stage": "boot", "two": [1, 2], "none": None})
+    assert await reopened(folder) == seen
+
+
+@pytest.mark.parametrize("event", [replace(LEFT, seconds=nan), replace(LEFT, stage="nowhere")])
+async def test_an_event_that_could_not_be_read_again_is_refused_and_not_written(folder: Path, event: Event) -> None:
+    async with Journal.open(folder, Told()) as journal:
+        with pytest.raises(JournalError, match=r"event stage\.finished: "):
+            await journal.append(event)
+    assert (folder / JOURNAL).read_bytes() == b""
 
 
 async def test_a_killed_process_has_written_all_that_it_was_told_was_written(folder: Path, spawn: Spawn) -> None:
@@ -75,7 +97,7 @@ async def test_two_hundred_appenders_at_once_keep_their_order_and_share_their_sy
                 tasks.start_soon(journal.append, entered(number))
         writes = _writes(counters) - before
     assert trials(folder) == [f"s{number}/a/1" for number in range(200)]
-    assert [to_dict(event)["trial"] for event in seen] == trials(folder)
+    assert (folder / JOURNAL).read_bytes() == b"".join(map(to_line, seen))
     assert writes < 100
 
 
@@ -110,7 +132,8 @@ async def test_an_appender_that_is_canceled_has_its_event_written_all_the_same(f
             scope.cancel()
             await journal.append(entered(1))
         await journal.append(entered(2))
-        assert [to_dict(event)["trial"] for event in seen] == trials(folder) == ["s1/a/1", "s2/a/1"]
+        assert trials(folder) == ["s1/a/1", "s2/a/1"]
+        assert (folder / JOURNAL).read_bytes() == b"".join(map(to_line, seen))
 
 
 async def test_after_the_end_nothing_is_taken_and_nobody_hangs(folder: Path) -> None:
@@ -155,7 +178,7 @@ def _impossible() -> Event:
 
 
 async def test_a_journal_that_does_not_add_up_says_where(folder: Path) -> None:
-    lines = [orjson.dumps(to_dict(event)) + b"\n" for event in (entered(1), _impossible(), entered(2))]
+    lines = [to_line(event) for event in (entered(1), _impossible(), entered(2))]
     (folder / JOURNAL).write_bytes(b"".join(lines))
     with pytest.raises(JournalError, match=rf"{JOURNAL}, byte {len(lines[0])}: .*reopens trial never/a/1"):
         async with Journal.open(folder, Ledger()):
@@ -238,7 +261,7 @@ async def test_a_reopening_takes_the_result_away_at_once_and_replaces_the_file_a
 
 
 def test_each_event_is_read_with_the_offset_behind_its_line(folder: Path) -> None:
-    lines = [orjson.dumps(to_dict(event)) + b"\n" for event in (entered(1), finished(2))]
+    lines = [to_line(event) for event in (entered(1), finished(2))]
     (folder / JOURNAL).write_bytes(b"".join(lines) + b'{"event"')
     ends = [end for _, end in read_events(folder / JOURNAL)]
     assert ends == [len(lines[0]), len(lines[0] + lines[1])]
@@ -250,7 +273,10 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(folder: Pat
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("x", b"two")]
 
 
-@pytest.mark.parametrize(("content", "error"), [(None, UsageError), (b"{", JournalError), (b"[]", JournalError)])
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(None, UsageError), (b"{", JournalError), (b"[]", JournalError), (b'{"sweep": "0190"}', JournalError)],
+)
 def test_a_manifest_that_is_not_one_is_named(folder: Path, content: bytes | None, error: type[Exception]) -> None:
     if content is not None:
         (folder / "manifest.json").write_bytes(content)

@@ -8,9 +8,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from orchestrator.events import Event, TrialFinished
+from orchestrator.events import Event, TrialFinished, to_line
 from orchestrator.journal import JOURNAL, RESULTS
-from orchestrator.journal.reading import to_line
 from orchestrator.journal.store import Store
 from orchestrator.ledger import Ledger, fold
 from orchestrator.salvage import repair

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-import orjson
 import pytest
 
 from orchestrator.errors import JournalError, UsageError
-from orchestrator.events import Event, to_dict
+from orchestrator.events import Event, to_line
 from orchestrator.journal import JOURNAL, RESULTS, Habits, Journal, locked
 
 from .conftest import Spawn, Told, entered, finished
@@ -25,7 +24,7 @@ with locked(Path(%r)):
 
 
 def lines(*events: Event) -> bytes:
-    return b"".join(orjson.dumps(to_dict(event)) + b"\n" for event in events)
+    return b"".join(map(to_line, events))
 
 
 async def opened(folder: Path) -> list[Event]:

@@ -2,21 +2,22 @@
 
 from pathlib import Path
 
-import orjson
 import pytest
 
 from orchestrator.errors import JournalError, UsageError
-from orchestrator.events import StageEntered, SweepOpened, TrialFinished, to_dict
-from orchestrator.journal import JOURNAL, locked, read_events
+from orchestrator.events import StageEntered, SweepOpened, TrialFinished, to_line
+from orchestrator.journal import JOURNAL, RESULTS, Journal, locked, read_events
+from orchestrator.ledger import Ledger
 from orchestrator.salvage import repair
+from orchestrator.stages import Stage
 
 EVENTS = (
     SweepOpened(sweep="0190", schema=1, version="0", pid=1),
-    StageEntered(trial="s/a/1", attempt=1, stage="start"),
-    StageEntered(trial="s/a/1", attempt=1, stage="boot"),
+    StageEntered(trial="s/a/1", attempt=1, stage=Stage.START),
+    StageEntered(trial="s/a/1", attempt=1, stage=Stage.BOOT),
     TrialFinished(trial="s/a/2", attempt=1, result={"outcome": "scored", "score": 1.0}),
 )
-LINES = [orjson.dumps(to_dict(event)) + b"\n" for event in EVENTS]
+LINES = [to_line(event) for event in EVENTS]
 
 
 def journal(folder: Path, *lines: bytes) -> Path:
@@ -28,6 +29,10 @@ def test_a_sound_journal_is_left_as_it_is(tmp_path: Path) -> None:
     before = (journal(tmp_path, *LINES) / JOURNAL).read_bytes()
     assert repair(tmp_path) is None
     assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+#: More than a result can say: msgspec reads it, orjson does not write it.
+HUGE = b'{"event":"trial.finished","trial":"s/a/9","attempt":1,"result":{"outcome":"scored","x":%d}}\n' % 10**30
 
 
 @pytest.mark.parametrize(
@@ -58,3 +63,34 @@ def test_a_folder_that_is_in_use_or_no_sweep_is_not_touched(tmp_path: Path) -> N
     with locked(tmp_path), pytest.raises(UsageError, match="is in use by process"):
         repair(tmp_path)
     assert (tmp_path / JOURNAL).read_bytes() == b"garbage\n"
+
+
+@pytest.mark.anyio
+async def test_a_result_that_cannot_be_written_is_named_and_set_aside(tmp_path: Path) -> None:
+    journal(tmp_path, *LINES, HUGE)
+    with pytest.raises(JournalError, match=rf"byte {len(b''.join(LINES))}: this result is damaged .*`sweep repair`"):
+        async with Journal.open(tmp_path, Ledger()):
+            pass
+    lost = repair(tmp_path)
+    assert lost is not None
+    assert (lost.trials, lost.file.read_bytes()) == (("s/a/9",), HUGE)
+    async with Journal.open(tmp_path, Ledger()):
+        assert (tmp_path / RESULTS).read_bytes() == b'{"outcome":"scored","score":1.0}\n'
+
+
+def test_what_a_later_version_wrote_is_left_to_it(tmp_path: Path) -> None:
+    """It may mean something else by the same words: here all of it would look damaged."""
+    opened = SweepOpened(sweep="0190", schema=2, version="7.1", pid=1)
+    before = (journal(tmp_path, to_line(opened), b'{"event":"stage.entered"}\n') / JOURNAL).read_bytes()
+    with pytest.raises(UsageError, match=r"written by sweep 7\.1"):
+        repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == [JOURNAL]
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_disk_that_refuses_is_named_and_the_journal_stays(tmp_path: Path) -> None:
+    journal(tmp_path, *LINES, b"garbage\n")
+    (tmp_path / f".{JOURNAL}.new").mkdir()
+    with pytest.raises(JournalError, match=r"cannot be repaired: .*as it was"):
+        repair(tmp_path)
+    assert (tmp_path / JOURNAL).read_bytes() == b"".join(LINES) + b"garbage\n"
