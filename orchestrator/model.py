@@ -129,6 +129,9 @@ class Devbox:
     """A devbox; `failure` says in words why it is not running.
 
     `home` and `working_directory` are paths as commands in it see them; the latter is None where it does not say.
+    `installed` are the keys of the installs that are there already, `failed_install` that of the one it failed for.
+    `reached` and `refused` count the connections to each host that its rules let out, and did not; None where the
+    endpoint does not count.
     """
 
     id: str
@@ -136,7 +139,41 @@ class Devbox:
     failure: str = ""
     home: str = "/home/user"
     working_directory: str | None = None
+    installed: frozenset[str] = frozenset()
+    failed_install: str | None = None
+    reached: Mapping[str, int] | None = None
+    refused: Mapping[str, int] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Install:
+    """Software that a devbox needs: a shell script that puts all of it below the folder `prefix`.
+
+    `prefix` is absolute in the devbox, and the script's $SWEEP_AGENT_PREFIX. Two with one `key` have the same result in
+    the same environment, so an endpoint may run the script once and show what it made, read-only, to every devbox.
+    """
+
+    key: str
+    script: str
+    prefix: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a run's devbox must have beside what its scenario says.
+
+    `hosts` are the names that may be reached from it, as `network_policies` has them; none, nothing but what the
+    scenario asks for. `is_closed` means nothing at all, `is_open` everything. `secrets` are variable to the name of a
+    secret that the endpoint keeps.
+    """
+
+    hosts: tuple[str, ...] = ()
+    is_closed: bool = False
+    is_open: bool = False
+    install: Install | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,23 @@
 """What the engine needs of an endpoint, in our words and records.
 
-Every method raises the `WorldError`s of `errors.py` and nothing else. Short calls are tried again by the gateway while
-the caller's deadline allows; a wait has no deadline of its own. A `key` makes a call safe to repeat: the endpoint has
-its effect once.
+Every method raises the `WorldError`s of `errors.py` and nothing else, unless it says so. Short calls are tried again by
+the gateway while the caller's deadline allows; a wait has no deadline of its own. A `key` makes a call safe to repeat:
+the endpoint has its effect once.
 """
 
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
-from orchestrator.model import Benchmark, BenchmarkRun, Devbox, Execution, Scenario, ScenarioRun, ScenarioSummary
+from orchestrator.model import (
+    Benchmark,
+    BenchmarkRun,
+    Devbox,
+    Execution,
+    Needs,
+    Scenario,
+    ScenarioRun,
+    ScenarioSummary,
+)
 
 
 class Endpoint(Protocol):
@@ -16,6 +25,16 @@ class Endpoint(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def token(self) -> str:
+        """Our key to it."""
+
+    async def features(self) -> frozenset[str]:
+        """What it can do beside the published protocol, such as `installs`; nothing, for one that is not ours."""
+
+    async def secret_names(self) -> frozenset[str]:
+        """The secrets that it keeps for us, by name; none where it keeps none."""
 
     async def benchmarks(self) -> list[Benchmark]:
         """Every benchmark there is for us, ours and public ones."""
@@ -43,6 +62,9 @@ class Endpoint(Protocol):
     async def cancel_benchmark_run(self, run_id: str) -> None:
         """Give a benchmark run up, with all that runs in it. Raises nothing if it is over already."""
 
+    async def check(self, needs: Needs) -> None:
+        """Raise UsageError if devboxes cannot have what is needed; what it takes is made ready."""
+
     async def start_run(
         self,
         scenario_id: str,
@@ -51,6 +73,7 @@ class Endpoint(Protocol):
         name: str,
         metadata: Mapping[str, str],
         keep_alive: int,
+        needs: Needs,
         key: str,
     ) -> ScenarioRun:
         """Ask for a run and its devbox, once: not tried again here, because whoever waits then should hold nothing."""
@@ -75,7 +98,7 @@ class Endpoint(Protocol):
         """Give a run up; its devbox goes away. Raises nothing if it is over already."""
 
     async def wait_running(self, devbox_id: str) -> Devbox:
-        """Wait until the devbox runs. Raises DevboxFailed when it never will."""
+        """Wait until the devbox runs. Raises DevboxFailed if it never will, AgentSetupFailed if its install failed."""
 
     async def devbox(self, devbox_id: str) -> Devbox: ...
 

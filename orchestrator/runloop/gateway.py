@@ -5,6 +5,7 @@ The client is told to retry nothing, and its replies are not trusted to be what 
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -14,8 +15,9 @@ from httpx_aiohttp import AiohttpTransport
 from runloop_api_client import APIStatusError, AsyncRunloop, DefaultAioHttpClient, omit
 from runloop_api_client.types import DevboxView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
+from runloop_api_client.types.shared_params.run_profile import RunProfile
 
-from orchestrator.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable
+from orchestrator.errors import AgentSetupFailed, Conflicted, DevboxFailed, DevboxLost, Missing, Refused, Unavailable
 from orchestrator.model import (
     DEVBOX_ALIVE,
     DEVBOX_BOOTING,
@@ -24,12 +26,14 @@ from orchestrator.model import (
     BenchmarkRun,
     Devbox,
     Execution,
+    Needs,
     Scenario,
     ScenarioRun,
     ScenarioSummary,
 )
 from orchestrator.runloop import views
 from orchestrator.runloop.faults import translated
+from orchestrator.runloop.policies import Policies
 from orchestrator.runloop.throttle import Throttle
 from orchestrator.runloop.waiting import FIRST_PAUSE, HOLD, LONGEST_PAUSE, hold, patiently, poll
 
@@ -51,6 +55,9 @@ class Gateway:
     def __init__(self, client: AsyncRunloop, url: str) -> None:
         self._client = client
         self._url = url
+        self._policies = Policies(client)
+        self._features: frozenset[str] | None = None
+        self._asking = anyio.Lock()
 
     @classmethod
     @asynccontextmanager
@@ -71,10 +78,36 @@ class Gateway:
     def url(self) -> str:
         return self._url
 
+    @property
+    def token(self) -> str:
+        return self._client.bearer_token
+
     def move(self, url: str, token: str) -> None:
         """Ask there from now on; what is tried again is tried there."""
         self._url = self._client.base_url = url
         self._client.bearer_token = token
+
+    async def features(self) -> frozenset[str]:
+        """Asked once: who replaces a service of ours while we live was started as it was."""
+        async with self._asking:
+            if self._features is None:
+                self._features = await self._ask_features()
+        return self._features
+
+    async def _ask_features(self) -> frozenset[str]:
+        def call() -> Awaitable[dict[str, Any]]:
+            return self._client.get("/v1/sweep", cast_to=dict[str, Any])
+
+        try:
+            return await _ask("asking what the endpoint can do", call, views.features)
+        except Missing:
+            return frozenset()
+
+    async def secret_names(self) -> frozenset[str]:
+        try:
+            return await _ask("listing the secrets", lambda: self._client.secrets.list(limit=PAGE), views.secret_names)
+        except Refused:  # it keeps none, or not for us
+            return frozenset()
 
     async def benchmarks(self) -> list[Benchmark]:
         listers = (self._client.benchmarks.list, self._client.benchmarks.list_public)
@@ -127,6 +160,9 @@ class Gateway:
     async def cancel_benchmark_run(self, run_id: str) -> None:
         await self._end_benchmark_run(run_id, "canceling", self._client.benchmark_runs.cancel)
 
+    async def check(self, needs: Needs) -> None:
+        await self._policies.check(needs)
+
     async def start_run(
         self,
         scenario_id: str,
@@ -135,8 +171,10 @@ class Gateway:
         name: str,
         metadata: Mapping[str, str],
         keep_alive: int,
+        needs: Needs,
         key: str,
     ) -> ScenarioRun:
+        profile = await self._profile(keep_alive, needs)
         return await _ask(
             f"starting a run of scenario {scenario_id}",
             lambda: self._client.scenarios.start_run(
@@ -144,7 +182,7 @@ class Gateway:
                 benchmark_run_id=benchmark_run_id or omit,
                 run_name=name,
                 metadata=dict(metadata),
-                run_profile={"launch_parameters": {"keep_alive_time_seconds": keep_alive}},
+                run_profile=profile,
                 idempotency_key=key,
             ),
             views.run,
@@ -182,7 +220,8 @@ class Gateway:
     async def wait_running(self, devbox_id: str) -> Devbox:
         devbox = await hold(lambda: self._wait_status(devbox_id))
         if devbox.status != "running":
-            raise DevboxFailed(f"devbox {devbox_id} never ran: {devbox.failure or devbox.status}")
+            kind = DevboxFailed if devbox.failed_install is None else AgentSetupFailed
+            raise kind(f"devbox {devbox_id} never ran: {devbox.failure or devbox.status}")
         return devbox
 
     async def devbox(self, devbox_id: str) -> Devbox:
@@ -266,6 +305,19 @@ class Gateway:
         return await _ask(
             f"reading the log of {devbox_id}", lambda: self._client.devboxes.logs.list(devbox_id), views.log_text
         )
+
+    async def _profile(self, keep_alive: int, needs: Needs) -> RunProfile:
+        """The run profile for what a devbox needs."""
+        profile: RunProfile = {"launch_parameters": {"keep_alive_time_seconds": keep_alive}}
+        policy = await self._policies.identity(needs)
+        if policy is not None:
+            profile["launch_parameters"] = {"keep_alive_time_seconds": keep_alive, "network_policy_id": policy}
+        if needs.secrets:
+            profile["secrets"] = dict(needs.secrets)
+        if needs.install is not None and "installs" in await self.features():
+            mount: Any = {"type": "install_mount", **asdict(needs.install)}  # the client's types know none of ours
+            profile["mounts"] = [mount]
+        return profile
 
     async def _definitions(self, benchmark: Benchmark, cursor: str | None) -> tuple[list[ScenarioSummary], bool]:
         """One page, and whether there are more."""

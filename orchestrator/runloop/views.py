@@ -4,12 +4,19 @@ The client builds its views without a look at them: what is missing is None, wha
 id is a fault of the endpoint, named as such.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, Final, TypeVar
 
-from runloop_api_client.types import BenchmarkRunView, BenchmarkView, DevboxView, ScenarioRunView, ScenarioView
+from runloop_api_client.types import (
+    BenchmarkRunView,
+    BenchmarkView,
+    DevboxView,
+    ScenarioRunView,
+    ScenarioView,
+    SecretListView,
+)
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.devboxes.devbox_logs_list_view import DevboxLogsListView
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
@@ -136,6 +143,14 @@ def run(view: ScenarioRunView) -> ScenarioRun:
     )
 
 
+def features(view: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(map(str, view.get("features") or ()))
+
+
+def secret_names(view: SecretListView) -> frozenset[str]:
+    return frozenset(secret.name for secret in view.secrets)
+
+
 def devbox(view: DevboxView) -> Devbox:
     extra = view.model_extra or {}
     reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
@@ -145,6 +160,10 @@ def devbox(view: DevboxView) -> Devbox:
         failure=str(reason),
         home=str(extra.get("home") or HOME),
         working_directory=extra.get("working_directory"),
+        installed=frozenset(extra.get("installed") or ()),
+        failed_install=extra.get("failed_install"),
+        reached=extra.get("reached"),
+        refused=extra.get("refused"),
         metadata=view.metadata or {},
     )
 

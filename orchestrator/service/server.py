@@ -34,11 +34,13 @@ from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
 from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
+from orchestrator.service.api.policies import NetworkPolicyRoutes
 from orchestrator.service.api.protocol import BoundedHeads
 from orchestrator.service.api.published import PLACES, PublishedOnly
 from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
 from orchestrator.service.api.scorers import Scorers
+from orchestrator.service.api.secrets import Secrets
 from orchestrator.service.api.sweep import Facts, Sweep
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.definitions import Definitions
@@ -53,8 +55,11 @@ from orchestrator.service.devboxes.contract import Capability, Provider
 from orchestrator.service.devboxes.local.provider import LocalProvider
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.dialect import OURS, Dialect
+from orchestrator.service.egress.policies import NetworkPolicies
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.installs.installs import Installs
+from orchestrator.service.installs.layers import cache_folder
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
@@ -98,10 +103,12 @@ class Service:
         token: str,
         dialect: Dialect = OURS,
         chaos: Rules | None = None,
+        secret_names: Sequence[str] = (),
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        With `chaos` it misbehaves. Raises UsageError, SandboxUnavailable among them.
+        With `chaos` it misbehaves. `secret_names` are the variables of this process that it says to have. Raises
+        UsageError, SandboxUnavailable among them.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
         isolation = Isolation(isolation)
@@ -111,9 +118,18 @@ class Service:
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts.build(store, provider, state, benchmarks, dialect, dice)
-            facts = Facts(instance=instance, isolation=isolation, capabilities=tuple(sorted(provider.capabilities)))
+            facts = Facts(
+                instance=instance,
+                isolation=isolation,
+                capabilities=tuple(sorted(provider.capabilities)),
+                features=("installs",) if parts.installs.is_possible else (),
+            )
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
-            routes = [*(own.routes() if dialect.has_own_routes else ()), *parts.routes()]
+            routes = [
+                *(own.routes() if dialect.has_own_routes else ()),
+                *Secrets(secret_names).routes(),
+                *parts.routes(),
+            ]
             layers = _layers(dialect, dice, provider, routes, stopping)
             app = application(routes=routes, token=token, activity=activity, layers=layers)
             async with parts.scorings, parts.fleet:
@@ -142,12 +158,14 @@ class _Parts:
     """The parts of a service, made for each other and not opened yet."""
 
     definitions: Definitions
+    installs: Installs
     fleet: Fleet
     executions: Executions
     scorings: Scorings
     scenario_runs: ScenarioRuns
     benchmark_runs: BenchmarkRuns
     logs: Logs
+    policies: NetworkPolicies
 
     @classmethod
     def build(
@@ -165,7 +183,9 @@ class _Parts:
         environments = Environments(catalog=catalog, provider=provider, cache=cache)
         definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         boots = ChaosProvider(provider, dice) if dice else provider
-        fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare)
+        installs = Installs(cache=cache_folder(), provider=provider)
+        fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare, installs=installs)
+        executions = ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state)
         scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring, dialect=dialect)
         scenario_runs = ScenarioRuns(
             store=store,
@@ -176,17 +196,20 @@ class _Parts:
             scorings=scorings,
             dialect=dialect,
             secrets=known,
+            forget=executions.forget,
         )
         return cls(
             definitions=definitions,
+            installs=installs,
             fleet=fleet,
-            executions=ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state),
+            executions=executions,
             scorings=scorings,
             scenario_runs=scenario_runs,
             benchmark_runs=BenchmarkRuns(
                 store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=known
             ),
             logs=Logs(store=store, output=fleet.output),
+            policies=NetworkPolicies(store, provider.capabilities),
         )
 
     def routes(self) -> list[Route]:
@@ -198,6 +221,7 @@ class _Parts:
             *Scorers(self.definitions).routes(),
             *Scenarios(self.definitions, self.scenario_runs).routes(),
             *devbox_routes.routes(self.fleet, self.executions),
+            *NetworkPolicyRoutes(self.policies).routes(),
         ]
 
 
@@ -212,16 +236,19 @@ async def serve(
     *,
     dialect: Dialect = OURS,
     chaos: Rules | None = None,
+    secret_names: Sequence[str] = (),
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
 
     Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
-    ends it at once. With `chaos` it misbehaves. Raises UsageError for a bad address, a state folder in use, and what
-    `Service.open` raises.
+    ends it at once. With `chaos` it misbehaves. Raises UsageError for a bad address, a state folder in use, a secret
+    that is not in the environment, and what `Service.open` raises.
     """
     if token is None and not is_loopback(host):
         raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
+    if missing := [name for name in secret_names if name not in os.environ]:
+        raise UsageError(f"--secret {missing[0]}: there is no such variable in the environment of the service.")
     token = token or secrets.token_urlsafe(32)
     raise_open_files()
     with hold_lock(state), _listen(host, port) as listener, _ungrouped():
@@ -237,6 +264,7 @@ async def serve(
                         token=token,
                         dialect=dialect,
                         chaos=chaos,
+                        secret_names=secret_names,
                     ) as service,
                 ):
                     http.answer(service.app, BoundedHeads if chaos is None else Droppable)

@@ -99,6 +99,9 @@ class Table:
         """Replace a document that exists."""
         db.execute(f"UPDATE {self.name} SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
 
+    def delete(self, db: sqlite3.Connection, identity: str) -> None:
+        db.execute(f"DELETE FROM {self.name} WHERE id = ?", (identity,))
+
     def update(self, db: sqlite3.Connection, identity: str, changes: Mapping[str, Any]) -> Document:
         """Replace some keys of a document; returns it as it is then. Raises NotFound."""
         doc = {**self.get(db, identity), **changes}
@@ -154,7 +157,11 @@ SCENARIO_RUNS: Final = Table(
 )
 DEVBOXES: Final = Table("devboxes", "devbox", "dbx", ("status",))
 EXECUTIONS: Final = Table("executions", "execution", "exec", ("devbox_id",))
-TABLES: Final = (BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS)
+NETWORK_POLICIES: Final = Table("network_policies", "network policy", "npo", ("name",))
+TABLES: Final = (
+    *(BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS),
+    NETWORK_POLICIES,
+)
 
 
 def now_ms() -> int:

@@ -46,6 +46,8 @@ EXTRAS = {
     "enforced_limits",  # of a devbox: what the kernel really holds it to
     "home",  # of a devbox: its user's folder, as commands in it see it
     "working_directory",  # of a devbox: where commands start
+    "installed",  # of a devbox: the keys of the installs that are in it
+    "failed_install",  # of a devbox: the key of the install that it could not be given
 }
 RESOURCES = (
     "benchmarks",
@@ -57,6 +59,7 @@ RESOURCES = (
     "devboxes",
     "devboxes.executions",
     "devboxes.logs",
+    "secrets",
 )
 #: What no provider of ours can do, or what `sweep` itself is for: answered 404 or 405 with a word of explanation.
 REFUSED = {
@@ -77,6 +80,10 @@ REFUSED = {
     "devboxes.snapshot_disk_async": {"id": "dbx_1"},
     "devboxes.suspend": {"id": "dbx_1"},
     "devboxes.watch_evictions": None,
+    "secrets.create": {"name": "KEY", "value": "v"},
+    "secrets.delete": {"name": "KEY"},
+    "secrets.retrieve": {"name": "KEY"},
+    "secrets.update": {"name": "KEY", "value": "v"},
 }
 #: Waits for what never happens here.
 NOT_CALLED = {"devboxes.await_suspended"}
@@ -241,6 +248,7 @@ async def test_every_method_of_the_client_is_answered(address: Address, kind: st
         await walk_devbox(walk)
         await walk_benchmark_run(walk, scenarios)
         await walk_scorers(walk)
+        assert (await walk.call("secrets.list")).secrets == []
         await walk_refusals(walk)
         assert run
         assert walk.called | NOT_CALLED == served_methods()

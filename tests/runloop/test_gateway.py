@@ -20,6 +20,7 @@ from orchestrator.errors import (
     Unavailable,
     WorldError,
 )
+from orchestrator.model import Needs
 from orchestrator.runloop.gateway import Gateway
 
 from .conftest import Misbehaving
@@ -324,7 +325,9 @@ async def test_a_start_that_is_refused_for_now_is_not_asked_for_again_here(
     answer = JSONResponse({"message": "slow down"}, 429, {"retry-after": "90"})
     endpoint.on("/scenarios/start_run", answer, RUN)
     with anyio.fail_after(5), pytest.raises(Throttled) as caught:
-        await gateway.start_run("scn_1", benchmark_run_id=None, name="n", metadata={}, keep_alive=60, key="k")
+        await gateway.start_run(
+            "scn_1", benchmark_run_id=None, name="n", metadata={}, keep_alive=60, needs=Needs(), key="k"
+        )
     assert caught.value.retry_after == 90
 
 
@@ -354,3 +357,15 @@ async def test_a_benchmark_run_that_is_over_is_ended_enough(gateway: Gateway, en
     await end("bmr_1")
     with pytest.raises(Conflicted):
         await end("bmr_1")
+
+
+async def test_the_names_of_secrets_are_all_there_is_of_them(gateway: Gateway, endpoint: Misbehaving) -> None:
+    secrets = [{"id": f"sec_{name}", "name": name, "create_time_ms": 1, "update_time_ms": 1} for name in ("A", "B")]
+    endpoint.on("/secrets", {"secrets": secrets, "has_more": False, "total_count": 2})
+    assert await gateway.secret_names() == {"A", "B"}
+
+
+@pytest.mark.parametrize("status", [403, 404, 405])
+async def test_an_endpoint_that_keeps_no_secrets_has_none(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
+    endpoint.on("/secrets", JSONResponse({"message": "no"}, status_code=status))
+    assert await gateway.secret_names() == frozenset()

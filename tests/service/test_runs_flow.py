@@ -485,3 +485,28 @@ async def test_the_logs_of_a_run_come_as_one_zip(tmp_path: Path) -> None:
             outputs = [archive.read(name) for name in names if name.startswith("executions/")]
             assert outputs == [b"from the agent\n"]
             assert orjson.loads(archive.read("run.json"))["state"] == "scored"
+
+
+@pytest.mark.parametrize("verb", ["complete", "cancel"])
+async def test_what_was_printed_in_a_sweeps_devbox_goes_when_the_sweep_is_done_with_its_run(
+    tmp_path: Path, verb: str
+) -> None:
+    """It may have secrets, and the sweep has at home what it wants; of a run of anybody else it stays for a day."""
+    async with desk(tmp_path) as client:
+        scenario = await client.scenario()
+        runs = [await client.start(scenario, metadata=metadata) for metadata in ({"sweep": "s1"}, {"who": "else"})]
+        for run in runs:
+            path = f"/v1/devboxes/{run['devbox_id']}"
+            await client.post(f"{path}/execute_sync", {"command": "echo a secret"})
+            await client.post(f"{path}/execute_async", {"command": "while :; do echo more; sleep 0.01; done"})
+            await client.score(run["id"])
+        gone, kept = (tmp_path / "output" / run["devbox_id"] for run in runs)
+        assert gone.exists()
+        for run in runs:
+            await client.post(f"/v1/scenarios/runs/{run['id']}/{verb}")
+        with anyio.fail_after(30):
+            while gone.exists():  # noqa: ASYNC110 - nobody announces it
+                await anyio.sleep(0.02)
+        await client.wait_devbox(runs[1]["devbox_id"], "shutdown")
+        assert list(kept.iterdir())
+        assert not gone.exists()

@@ -69,6 +69,20 @@ class ScorerBody(Body):
     bash_script: str | None = None
 
 
+class NetworkPolicyBody(Body):
+    """To create or update a network policy."""
+
+    name: str | None = None
+    description: str | None = None
+    allow_all: bool | None = None
+    allowed_hostnames: list[str] | None = None
+    allowed_cidrs: list[Any] | None = None
+    allow_agent_gateway: bool | None = None
+    allow_devbox_to_devbox: bool | None = None
+    allow_mcp_gateway: bool | None = None
+    allow_runloop_mirrors: bool | None = None
+
+
 class RunProfileBody(Body):
     env_vars: dict[str, str] | None = Field(default=None, alias="envVars")
     launch_parameters: dict[str, Any] | None = Field(default=None, alias="launchParameters")

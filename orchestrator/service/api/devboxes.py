@@ -16,7 +16,7 @@ from orchestrator.service.api.executions import execution_routes
 from orchestrator.service.api.files import file_routes
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.requests import DevboxRequest, check_variables, mounted_files
+from orchestrator.service.fleet.requests import DevboxRequest, check_variables, mounted_files, mounted_install
 from orchestrator.service.fleet.states import Status
 from orchestrator.service.wire import Body, choice, list_query, parse, reply, reply_page, request_key
 
@@ -174,4 +174,5 @@ def _devbox_request(body: _CreateBody) -> DevboxRequest:
         blueprint_id=body.blueprint_id,
         launch_parameters=body.launch_parameters or {},
         file_mounts={**(body.file_mounts or {}), **mounted_files("mounts", body.mounts or ())},
+        install=mounted_install("mounts", body.mounts or ()),
     )

@@ -18,7 +18,8 @@ PLACES: Final = frozenset({"home", "working_directory"})
 ADDED: Final[Mapping[str, frozenset[str]]] = {
     BENCHMARK_RUNS.prefix: frozenset({"pending_scenarios", "scenario_runs"}),
     SCENARIO_RUNS.prefix: frozenset({"failure_reason"}),
-    DEVBOXES.prefix: frozenset({"failure_message", "isolation", "enforced_limits"}) | PLACES,
+    DEVBOXES.prefix: PLACES
+    | {"failure_message", "isolation", "enforced_limits", "reached", "refused", "installed", "failed_install"},
 }
 ADDED_TO_FUNCTIONS: Final = frozenset({"seconds", "python"})
 _KEY: Final = b"x-request-id"

@@ -26,11 +26,12 @@ _LIVING: Final = tuple(status.value for status in Status if status not in TERMIN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the service tells about itself."""
+    """What the service tells about itself; `features` are what it does for clients beyond the published protocol."""
 
     instance: str
     isolation: str
     capabilities: tuple[str, ...]
+    features: tuple[str, ...] = ()
 
     def document(self) -> Document:
         return {
@@ -39,6 +40,7 @@ class Facts:
             "instance": self.instance,
             "isolation": self.isolation,
             "capabilities": list(self.capabilities),
+            "features": list(self.features),
         }
 
 

@@ -43,6 +43,7 @@ class Blueprint:
     working_directory: str = WORKING_DIRECTORY
     environment: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
+    hosts: tuple[str, ...] = ()
     setup: str | None = None
     resources: Resources = field(default_factory=Resources)
     build_timeout: float = 600.0
@@ -65,7 +66,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, digests: dict[str
     working_directory = task.workdir or recipe.working_directory
     resources = _resources(task)
     known = [_VERSION, digest(files.nodes, digests), working_directory, {**recipe.environment, **task.variables}]
-    known += [task.network, setup, resources, task.build_timeout]
+    known += [task.network, setup, resources, task.build_timeout, *task.hosts]
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
         files=files,
@@ -73,6 +74,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, digests: dict[str
         working_directory=working_directory,
         environment={**recipe.environment, **task.variables},
         network=task.network,
+        hosts=task.hosts,
         setup=setup,
         resources=resources,
         build_timeout=task.build_timeout,

@@ -23,7 +23,7 @@ from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.problems import text
 from orchestrator.service.devboxes.contract import BoxStartFailed, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.devboxes.trees import remove
+from orchestrator.service.devboxes.trees import amount, remove
 from orchestrator.service.flights import Flights
 
 BUILDS: Final = 4
@@ -100,7 +100,7 @@ class Environments:
         entry = tree.parent / "entry"
         entry.mkdir()
         tree.rename(entry / "root")
-        (entry / _FACTS).write_bytes(orjson.dumps({**_facts(blueprint), "amount": _amount(entry / "root")}))
+        (entry / _FACTS).write_bytes(orjson.dumps({**_facts(blueprint), "amount": amount(entry / "root")}))
         place = self._folder / name
         if place.exists():
             place.rename(tree.parent / "torn")
@@ -124,13 +124,15 @@ def _read(place: Path, *, is_trusted: bool) -> Prepared:
     """Read an entry. Raises OSError, and ValueError, KeyError or TypeError when it is torn."""
     facts = orjson.loads((place / _FACTS).read_bytes())
     root = place / "root"
-    if not root.is_dir() or not (is_trusted or facts["amount"] == _amount(root)):
+    if not root.is_dir() or not (is_trusted or facts["amount"] == amount(root)):
         raise ValueError("it does not hold what it should")
     return Prepared(
+        name=place.name,
         root=root,
         working_directory=facts["working_directory"],
         environment=facts["environment"],
         network=facts["network"],
+        hosts=tuple(facts.get("hosts", ())),
         setup=tuple(facts["setup"]),
         resources=Resources(**facts["resources"]),
     )
@@ -142,18 +144,10 @@ def _facts(blueprint: Blueprint) -> dict[str, object]:
         "working_directory": blueprint.working_directory,
         "environment": blueprint.environment,
         "network": blueprint.network,
+        "hosts": blueprint.hosts,
         "setup": [blueprint.setup] if blueprint.setup is not None else [],
         "resources": blueprint.resources,
     }
-
-
-def _amount(root: Path) -> list[int]:
-    """How many entries a tree has, and how many bytes its files."""
-    count = size = 0
-    for folder, folders, files in os.walk(root):
-        count += len(folders) + len(files)
-        size += sum(os.lstat(f"{folder}/{name}").st_size for name in files)
-    return [count, size]
 
 
 def _remove_quietly(folder: Path) -> None:

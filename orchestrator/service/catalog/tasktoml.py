@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
 from orchestrator.service.catalog.problems import Report, nearest
+from orchestrator.service.egress.rules import check_hosts
 
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]
@@ -59,7 +60,8 @@ class Task:
     """What a task.toml says. Times are seconds, sizes mebibytes; None is what it does not say.
 
     `variables` reach the devbox; `required` must come with the run. `verifier_env` and `solution_env` may hold
-    templates (`${NAME}`), which are filled in where the scripts run. `refusals` are (key, why) of environments that
+    templates (`${NAME}`), which are filled in where the scripts run. `hosts` may be reached though `network` is off, by
+    devboxes with walls. `refusals` are (key, why) of environments that
     cannot be had here.
     """
 
@@ -73,6 +75,7 @@ class Task:
     memory_mb: float | None = None
     storage_mb: float | None = None
     network: bool = False
+    hosts: tuple[str, ...] = ()
     workdir: str | None = None
     docker_image: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +118,7 @@ class _Reader:
             memory_mb=self._size("environment.memory_mb", "environment.memory"),
             storage_mb=self._size("environment.storage_mb", "environment.storage"),
             network=self._network(),
+            hosts=self._hosts(),
             workdir=self._workdir(),
             docker_image=self._value("environment.docker_image", str, "a text"),
             variables=variables,
@@ -170,15 +174,25 @@ class _Reader:
     def _network(self) -> bool:
         mode = self._value("environment.network_mode", str, "a text")
         allowed = self._value("environment.allow_internet", bool, "true or false")
-        if mode in {"public", "no-network"}:
+        if mode in {"public", "no-network", "allowlist"}:
             return mode == "public"
-        if mode is None and allowed is None and not self._get("environment.allowed_hosts"):
+        if mode is None and allowed is None and self._get("environment.allowed_hosts") is None:
             self._report.warn(FILE, "environment.allow_internet", "is not given: the devbox has no network")
-        elif mode not in {None, "allowlist"}:
+        elif mode is not None:
             self._report.error(
                 FILE, "environment.network_mode", f'expected "public", "no-network" or "allowlist", got {mode!r}'
             )
         return bool(allowed)
+
+    def _hosts(self) -> tuple[str, ...]:
+        key = "environment.allowed_hosts"
+        hosts = [str(host) for host in self._value(key, list, "a list of hosts") or ()]
+        try:
+            check_hosts(hosts)
+        except ValueError as error:
+            self._report.error(FILE, key, str(error))
+            return ()
+        return () if self._get("environment.network_mode") == "no-network" else tuple(hosts)
 
     def _workdir(self) -> str | None:
         key = "environment.workdir"
@@ -240,9 +254,6 @@ class _Reader:
             found.append((key, "devboxes have none: leave it out, or run the task elsewhere"))
         if self._get("environment.os") not in {None, "linux"}:
             found.append(("environment.os", "devboxes run Linux only"))
-        if self._get("environment.network_mode") == "allowlist" or self._get("environment.allowed_hosts"):
-            key = "environment.network_mode" if self._get("environment.network_mode") else "environment.allowed_hosts"
-            found.append((key, 'devboxes cannot limit hosts: choose network_mode = "public" or "no-network"'))
         return tuple(found)
 
     def _judge_keys(self) -> None:

@@ -160,8 +160,13 @@ class AgentBox(ABC):
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
         return self._link.spawn(self.path(str(folder)), command.argv, environment, stdin=command.stdin)
 
-    async def export(self, target: Path) -> None:
-        await anyio.to_thread.run_sync(self.folder.export, target, self.spec)
+    async def listen(self, port: int) -> socket.socket:
+        if self._why is not None or self._link is None:
+            raise BoxDied(f"devbox {self.id}: {self._why}")
+        return await self._link.listen(port)
+
+    async def export(self, target: Path, only: str = "") -> None:
+        await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
     async def wait_dead(self) -> str:
         await self._dead.wait()

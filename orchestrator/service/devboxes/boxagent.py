@@ -6,8 +6,9 @@ imports nothing that costs time or memory (C modules, not the wrappers above the
 trusted by nobody: the host validates what it says.
 
 The host sends frames, four bytes of length and then fields joined by NUL, the first byte of a `spawn` carrying the
-command's pipes: `spawn ID CWD ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`. The answers are lines: `ready`, and
-`exit ID STATUS`. Output never passes through here: the command holds the host's own pipe.
+command's pipes: `spawn ID CWD ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`, `listen ID PORT`. The answers are
+lines: `ready`, `exit ID STATUS`, and `listening ID ERRNO`, with a socket where the number is 0: the host itself accepts
+what connects to it. Output never passes through here: the command holds the host's own pipe.
 
 Each command runs under a helper, a fork of this process that adopts orphans (PR_SET_CHILD_SUBREAPER): a daemon can
 leave its session and its parents, but not the helper, so that `kill` finds it. When the command has ended by itself the
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GRACE = 1.0
+BACKLOG = 128
 PAUSE = 0.01
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
@@ -133,6 +135,8 @@ class Agent:
         verb, number, *rest = self.receive(int.from_bytes(head, "big")).split(b"\0")
         if verb == b"spawn":
             self.spawn(int(number), rest, fds)
+        elif verb == b"listen":
+            self.listen(int(number), int(rest[0]))
         else:
             for helper, owner in self.running.items():
                 if owner == int(number):
@@ -174,6 +178,19 @@ class Agent:
         for fd in fds:
             os.close(fd)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def listen(self, number: int, port: int) -> None:
+        """Give the host a socket that listens on the box's own loopback."""
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            self.tell(f"listening {number} {error.errno}")
+        else:
+            passed = listener.fileno().to_bytes(4, sys.byteorder)
+            self.control.sendmsg([b"listening %d 0\n" % number], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        listener.close()
 
     def reap(self) -> None:
         while True:

@@ -1,9 +1,11 @@
 """What a provider of devboxes promises: boot a box, run commands in it, end it.
 
 A box offers one verb, `spawn`. Reading and writing files, scoring, building environments: all are commands, so that a
-provider has nothing else to get right, and nothing outside a box ever opens a path that somebody inside it controls.
+provider has little else to get right, and nothing outside a box ever opens a path that somebody inside it controls. The
+other one, `listen`, is the only way out of a box whose network is off.
 """
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,6 +39,8 @@ class Capability(StrEnum):
     """The network can be switched off."""
     NETWORK_ON = "network_on"
     """The network can be switched on."""
+    EGRESS = "egress"
+    """A box whose network is off can be let out to some hosts: `Box.listen` opens its own loopback to the service."""
     TREE_KILL = "tree_kill"
     """`Process.kill` and `Box.stop` end every descendant, daemons included."""
     DIES_WITH_SERVICE = "dies_with_service"
@@ -158,11 +162,20 @@ class Box(Protocol):
         A program that cannot be started is a process that ends with 126 or 127 and says why on stderr.
         """
 
+    async def listen(self, port: int) -> socket.socket:
+        """A non-blocking socket that listens at 127.0.0.1:port in the box's own network, where there is one (EGRESS).
+
+        The caller closes it. Raises BoxDied, and OSError if the port cannot be had.
+        """
+
     def path(self, path: str) -> str:
         """What a path of the devbox is called inside the box; the same, unless the provider is not ROOTED."""
 
-    async def export(self, target: Path) -> None:
-        """Copy the box's own folders, in the form of `BoxSpec.root`, into the empty folder `target` of the host."""
+    async def export(self, target: Path, only: str = "") -> None:
+        """Copy the box's own folders, in the form of `BoxSpec.root`, into the empty folder `target` of the host.
+
+        With a path `only`, nothing but what is there and the folders above it.
+        """
 
     async def wait_dead(self) -> str:
         """Wait until the box has ended; returns how ("stopped", "killed by signal 9", …). May be called often."""

@@ -48,10 +48,10 @@ class BoxFolder:
         except OSError as error:
             raise BoxStartFailed(f"devbox {spec.id}: its folders could not be made: {error}") from error
 
-    def export(self, target: Path, spec: BoxSpec) -> None:
-        """Copy the box's own folders into the empty folder `target`. Raises OSError."""
+    def export(self, target: Path, spec: BoxSpec, only: str = "") -> None:
+        """Copy the box's own folders, or what of them is at `only`, into the empty folder `target`. Raises OSError."""
         binds = frozenset(bind.target.strip("/") for bind in spec.binds)
-        Copier(skip=binds).copy(self.files, target)
+        Copier(skip=binds, only=only.strip("/")).copy(self.files, target)
 
     def remove(self) -> None:
         remove(self.base)

@@ -14,7 +14,7 @@ from orchestrator.errors import WorldError
 
 #: No answer is longer; a box that sends more without a newline is not our agent.
 MAX_LINE = 64
-ANSWER = re.compile(rb"(ready)|exit (\d{1,15}) (\d{1,3})")
+ANSWER = re.compile(rb"(?P<verb>ready|exit|listening)(?: (?P<number>\d{1,15}) (?P<status>\d{1,3}))?")
 
 
 class WireError(WorldError):
@@ -34,14 +34,25 @@ class Exited:
     status: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Order `number` made a socket, which came with this answer; unless `errno` says why not."""
+
+    number: int
+    errno: int
+
+
+Answer = Ready | Exited | Listening
+
+
 def spawn_frame(number: int, folder: str, argv: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """The order to start a program. Raises ValueError for a NUL inside a field."""
     variables = [f"{name}={value}" for name, value in environment.items()]
     return _frame("spawn", str(number), folder, str(len(argv)), *argv, *variables)
 
 
-def order_frame(verb: str, number: int) -> bytes:
-    return _frame(verb, str(number))
+def order_frame(verb: str, number: int, *rest: str) -> bytes:
+    return _frame(verb, str(number), *rest)
 
 
 def _frame(*fields: str) -> bytes:
@@ -57,7 +68,7 @@ class Answers:
 
     _rest: bytes = field(default=b"", init=False)
 
-    def feed(self, data: bytes) -> list[Ready | Exited]:
+    def feed(self, data: bytes) -> list[Answer]:
         """The answers that are complete now. Raises WireError."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
@@ -65,13 +76,15 @@ class Answers:
         return [_parse(line) for line in lines]
 
 
-def _parse(line: bytes) -> Ready | Exited:
+def _parse(line: bytes) -> Answer:
     found = ANSWER.fullmatch(line)
-    if found is None:
+    if found is None or (found["verb"] == b"ready") != (found["number"] is None):
         raise WireError(f"its agent sent {line[:MAX_LINE]!r}")
-    if found[1]:
+    if found["number"] is None:
         return Ready()
-    status = int(found[3])
+    number, status = int(found["number"]), int(found["status"])
+    if found["verb"] == b"listening":
+        return Listening(number=number, errno=status)
     if status > 255:
         raise WireError(f"its agent sent the exit status {status}")
-    return Exited(number=int(found[2]), status=status)
+    return Exited(number=number, status=status)

@@ -9,14 +9,25 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import anyio
 
 from orchestrator.service.devboxes.contract import BoxDied
-from orchestrator.service.devboxes.frames import Answers, Ready, WireError, order_frame, spawn_frame
+from orchestrator.service.devboxes.frames import (
+    Answer,
+    Answers,
+    Exited,
+    Listening,
+    Ready,
+    WireError,
+    order_frame,
+    spawn_frame,
+)
 from orchestrator.service.devboxes.pipes import Drain, InputPipe, OutputPipe, Pipe, open_pipes
 
+#: Sockets that one look at what the agent sent may bring; they come one by one.
+MAX_SOCKETS = 4
 #: The agent asks politely for a second and then kills; what lives on after this many seconds ends with its box.
 KILL_PATIENCE = 3.0
 
@@ -91,6 +102,8 @@ class Link:
         self._owner = owner
         self._answers = Answers()
         self._running: dict[int, AgentProcess] = {}
+        self._listening: dict[int, tuple[int, asyncio.Future[socket.socket]]] = {}
+        self._received: deque[int] = deque()
         self._last = 0
         self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -117,6 +130,16 @@ class Link:
         self._send(frame, theirs)
         return process
 
+    async def listen(self, port: int) -> socket.socket:
+        """A socket that listens at 127.0.0.1 in the box. Raises BoxDied, and OSError if it cannot."""
+        if not self._open:
+            raise BoxDied(self.reason)
+        self._last += 1
+        answer: asyncio.Future[socket.socket] = self._loop.create_future()
+        self._listening[self._last] = port, answer
+        self._send(order_frame("listen", self._last, str(port)), ())
+        return await answer
+
     def order(self, verb: str, number: int) -> None:
         if self._open:
             self._send(order_frame(verb, number), ())
@@ -137,6 +160,8 @@ class Link:
             self._sock.close()
             while self._outgoing:
                 _close_all(self._outgoing.popleft()[1])
+            _close_all(self._received)
+            self._received.clear()
 
     def close(self, reason: str) -> None:
         """The box has ended: so has everything in it."""
@@ -146,25 +171,43 @@ class Link:
         running, self._running = self._running, {}
         for process in running.values():
             process.finish(None)
+        listening, self._listening = self._listening, {}
+        for _, answer in listening.values():
+            if not answer.done():
+                answer.set_exception(BoxDied(reason))
 
     def _receive(self) -> None:
         try:
-            data = self._sock.recv(4096)
+            data, fds, _, _ = socket.recv_fds(self._sock, 4096, MAX_SOCKETS)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
+        for fd in fds:
+            os.set_inheritable(fd, False)  # noqa: FBT003
+        self._received += fds
         if not data:
             self.break_off(None)
             return
         try:
             for answer in self._answers.feed(data):
-                if isinstance(answer, Ready):
-                    self._greet()
-                else:
-                    self._finish(answer.number, answer.status)
+                self._take(answer)
+            self._check_received()
         except WireError as error:
             self.break_off(str(error))
+
+    def _take(self, answer: Answer) -> None:
+        match answer:
+            case Ready():
+                self._greet()
+            case Exited():
+                self._finish(answer.number, answer.status)
+            case Listening():
+                self._hand_over(answer.number, answer.errno)
+
+    def _check_received(self) -> None:
+        if len(self._received) > len(self._listening):
+            raise WireError("its agent sent what nobody asked for")
 
     def _greet(self) -> None:
         if self.ready.is_set():
@@ -176,6 +219,19 @@ class Link:
         if process is None:
             raise WireError(f"its agent ended command {number}, which does not run")
         process.finish(status)
+
+    def _hand_over(self, number: int, errno: int) -> None:
+        if number not in self._listening or (errno == 0 and not self._received):
+            raise WireError(f"its agent listens for order {number}, which did not ask for it")
+        port, answer = self._listening[number]
+        listener = _listener(self._received.popleft(), port) if errno == 0 else None
+        del self._listening[number]
+        if not answer.done() and listener is not None:
+            answer.set_result(listener)
+        elif not answer.done():
+            answer.set_exception(OSError(errno, f"port {port}: {os.strerror(errno)}"))
+        elif listener is not None:  # nobody waits any more
+            listener.close()
 
     def _send(self, frame: bytes, fds: tuple[int, ...]) -> None:
         self._outgoing.append((memoryview(frame), fds))
@@ -201,6 +257,21 @@ class Link:
         self._loop.remove_writer(self._sock)
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def _listener(fd: int, port: int) -> socket.socket:
+    """The socket that was asked for. Raises WireError if it is another, and closes it."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise WireError("its agent sent a file for a socket") from None
+    listener.settimeout(0)
+    is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if listener.family != socket.AF_INET or not is_listening or listener.getsockname() != ("127.0.0.1", port):
+        listener.close()
+        raise WireError("its agent sent another socket than it was asked for")
+    return listener
+
+
+def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)

@@ -12,16 +12,19 @@ from orchestrator.service.devboxes.contract import HOME, Bind, Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A prepared environment.
+    """A prepared environment; two with one `name` are the same, empty where it has none.
 
     `root` is a tree as `BoxSpec.root` wants it. `setup` are shell scripts, run in the devbox's working directory
-    before the launch commands. `resources` count when the launch parameters say nothing.
+    before the launch commands. `resources` count when the launch parameters say nothing. Without `network`, `hosts`
+    are what may be reached all the same, as `egress.rules` reads them.
     """
 
+    name: str = ""
     root: Path | None = None
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
+    hosts: tuple[str, ...] = ()
     binds: tuple[Bind, ...] = ()
     setup: tuple[str, ...] = ()
     resources: Resources | None = None

@@ -41,11 +41,12 @@ class Copier:
     """Copies trees: folders, files (holes stay holes) and symbolic links, with modes and times; nothing else.
 
     The copy belongs to user and group `owner`, None meaning whoever runs this. Paths in `skip` (relative, as
-    "home/user/x") stay out.
+    "home/user/x") stay out; of a path `only`, nothing else gets in but the folders above it.
     """
 
     owner: int | None = None
     skip: frozenset[str] = frozenset()
+    only: str = ""
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy what is in folder `source` into folder `target`, which exists. Raises OSError."""
@@ -57,11 +58,15 @@ class Copier:
             raise TooDeep
         for name in _names(source):
             below = f"{path}/{name}" if path else name
-            if below not in self.skip:
+            if below not in self.skip and self._is_asked(below):
                 try:
                     self._entry(source, target, name, below, depth)
                 except FileNotFoundError:
                     continue  # removed while we looked
+
+    def _is_asked(self, path: str) -> bool:
+        only = self.only
+        return not only or path == only or path.startswith(f"{only}/") or only.startswith(f"{path}/")
 
     def _entry(self, source: int, target: int, name: str, path: str, depth: int) -> None:
         found = os.lstat(name, dir_fd=source)
@@ -117,6 +122,15 @@ def _usage(folder: int, depth: int) -> int:
             except OSError:
                 continue
     return total
+
+
+def amount(root: Path) -> list[int]:
+    """How many entries a tree of ours has, and how many bytes its files."""
+    count = size = 0
+    for folder, folders, files in os.walk(root):
+        count += len(folders) + len(files)
+        size += sum(os.lstat(f"{folder}/{name}").st_size for name in files)
+    return [count, size]
 
 
 def remove(root: Path) -> None:

@@ -5,6 +5,7 @@ request finds the execution of the first, whatever became of the reply. A devbox
 executions in its own transaction. Nothing is kept of an execution in memory once it has completed.
 """
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
@@ -264,6 +265,14 @@ class Executions:
                     await event.wait()
                 if not event.is_set():
                     yield None
+
+    async def forget(self, devbox_id: str) -> None:
+        """Remove what the commands of a devbox printed, once all of them have ended: it may have secrets in it."""
+        docs = await self._store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox_id}))
+        for execution in [self._live[doc["id"]] for doc in docs if doc["id"] in self._live]:
+            await execution.done.wait()
+        remove = partial(shutil.rmtree, self._output / devbox_id, ignore_errors=True)
+        await anyio.to_thread.run_sync(remove)
 
     async def logs(self, devbox_id: str, *, execution_id: str | None, shell_name: str | None) -> list[Document]:
         """The log of a devbox, or of one execution or named shell in it. Raises NotFound."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +25,15 @@ from anyio.abc import TaskGroup
 from orchestrator.errors import BadRequest, InternalError, NotFound, SweepError, Unwritable, WaitExpired
 from orchestrator.service.devboxes.contract import HOME, Box, BoxDied, BoxSpec, BoxStartFailed, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
+from orchestrator.service.egress.addresses import Resolver
+from orchestrator.service.egress.policies import policy_of
+from orchestrator.service.egress.proxy import Egress
+from orchestrator.service.egress.rules import Network
 from orchestrator.service.fleet.boot import run_setup, write_mounts
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.launch import Launch, parse_launch
+from orchestrator.service.fleet.logs import append_setup, entry
+from orchestrator.service.fleet.network import network_of, way_out
 from orchestrator.service.fleet.pruning import prune_hourly
 from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.fleet.rows import DevboxRows, OnEnd, new_devbox, not_running
@@ -40,7 +46,9 @@ from orchestrator.service.fleet.states import (
     is_ended,
     shutdown,
 )
-from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, once
+from orchestrator.service.installs.install import MOUNT, InstallFailed
+from orchestrator.service.installs.installs import Installs
+from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
 
 STOP_TIMEOUT: Final = 20.0
 #: Seconds after which a request whose transaction was undone is forgotten.
@@ -54,11 +62,18 @@ class _Live:
     id: str
     request: DevboxRequest
     launch: Launch
+    policies: Sequence[Network]
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: str = Status.PROVISIONING
     box: Box | None = None
+    egress: Egress | None = None
     users: int = 0
+
+    @property
+    def counts(self) -> Document:
+        """What its way out has counted so far, if it has one."""
+        return {} if self.egress is None else {**self.egress.tally.document()}
 
     def touch(self) -> None:
         """Idle time starts again; the keep-alive of a devbox without an idle setting does not."""
@@ -79,16 +94,20 @@ class Fleet:
         provider: Provider,
         state: Path,
         blueprints: Callable[[str], Awaitable[Prepared]],
+        installs: Installs | None = None,
+        resolve: Resolver | None = None,
     ) -> None:
         self._rows = DevboxRows(store)
         self.output = state / "output"
         self._store = store
         self._provider = provider
         self._blueprints = blueprints
+        self._installs = installs
+        self._resolve = resolve
         self._changes = Changes()
         self._live: dict[str, _Live] = {}
         self._ended: dict[str, str] = {}
-        self._requests: dict[str, tuple[DevboxRequest, float]] = {}
+        self._requests: dict[str, tuple[DevboxRequest, Sequence[Network], float]] = {}
         self._requests_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
 
@@ -124,11 +143,15 @@ class Fleet:
 
     def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> Document:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
+        if request.install is not None and (self._installs is None or not self._installs.is_possible):
+            raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
         launch = parse_launch(request.launch_parameters)
+        ids = (request.scenario_policy_id, request.launch_parameters.get("network_policy_id"))
+        policies = [policy_of(db, each, self._provider.capabilities) for each in ids if each]
         doc = new_devbox(request, launch)
         DEVBOXES.insert(db, doc)
         with self._requests_lock:
-            self._requests[doc["id"]] = (request, time.monotonic())
+            self._requests[doc["id"]] = request, policies, time.monotonic()
         return doc
 
     async def create(self, request: DevboxRequest, key: str | None) -> Document:
@@ -145,40 +168,45 @@ class Fleet:
 
     def boot_soon(self, devbox_id: str, prepare: Prepare | None = None) -> None:
         """Boot a devbox whose insertion is committed, from what `prepare` says, else from its blueprint, else bare."""
-        request = self._take_request(devbox_id)
-        live = _Live(id=devbox_id, request=request, launch=parse_launch(request.launch_parameters))
+        request, policies = self._take_request(devbox_id)
+        live = _Live(id=devbox_id, request=request, launch=parse_launch(request.launch_parameters), policies=policies)
         if live.launch.idle is None:
             live.scope.deadline = anyio.current_time() + live.launch.keep_alive
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
-    def _take_request(self, devbox_id: str) -> DevboxRequest:
+    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Sequence[Network]]:
         now = time.monotonic()
         with self._requests_lock:
             found = self._requests.pop(devbox_id, None)
-            for identity, (_, since) in list(self._requests.items()):
+            for identity, (*_, since) in list(self._requests.items()):
                 if since > now - FORGET:
                     break
                 del self._requests[identity]
         if found is None:
             raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
-        return found[0]
+        return found[:2]
 
     async def _life(self, live: _Live, prepare: Prepare | None) -> None:
         end = shutdown("api_shutdown", "The service stopped.")
         try:
             with live.scope:
-                end = await self._boot_and_watch(live, prepare)
+                async with anyio.create_task_group() as helpers:
+                    end = await self._boot_and_watch(live, prepare, helpers)
+                    helpers.cancel_scope.cancel()
             if live.scope.cancelled_caught:
                 end = shutdown("keep_alive_timeout" if live.launch.idle is None else "idle")
         finally:
             with anyio.CancelScope(shield=True):
                 await self._finish(live, end)
 
-    async def _boot_and_watch(self, live: _Live, prepare: Prepare | None) -> End:
+    async def _boot_and_watch(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> End:
         log = structlog.get_logger().bind(devbox=live.id)
         try:
-            box = await self._boot(live, prepare)
+            box = await self._boot(live, prepare, helpers)
+        except InstallFailed as error:
+            install = live.request.install
+            return failure("execution_failed", error.message, install=install.key if install else None)
         except (BoxStartFailed, BoxDied) as error:
             return failure(failure_reason(error.message), error.message)
         except SweepError as error:
@@ -190,15 +218,21 @@ class Fleet:
         how = await box.wait_dead()
         return failure(failure_reason(how), f"The devbox ended by itself: {how}.")
 
-    async def _boot(self, live: _Live, prepare: Prepare | None) -> Box:
-        prepared = await self._prepared(live, prepare)
-        box = live.box = await self._provider.start(_spec(live, prepared))
+    async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Box:
+        prepared = await self._installed(live, await self._prepared(live, prepare))
+        network = network_of(prepared, live.policies, self._provider.capabilities)
+        live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
+        box = live.box = await self._provider.start(_spec(live, prepared, network))
+        if live.egress is not None:
+            await helpers.start(live.egress.serve, box)
         shown = {
             "isolation": self._provider.name,
             "enforced_limits": sorted(box.enforced),
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
         }
+        if live.request.install is not None:
+            shown["installed"] = [live.request.install.key]
         await self._advance(live, Status.INITIALIZING, shown)
         await write_mounts(box, live.request.file_mounts)
         problem = await run_setup(box, (*prepared.setup, *live.launch.commands), self.output)
@@ -214,6 +248,18 @@ class Fleet:
         if live.request.blueprint_id is not None:
             return await self._blueprints(live.request.blueprint_id)
         return Prepared()
+
+    async def _installed(self, live: _Live, prepared: Prepared) -> Prepared:
+        """With what the request wants installed. Raises InstallFailed."""
+        install = live.request.install
+        if install is None or self._installs is None:
+            return prepared
+
+        async def tell(message: str) -> None:
+            said = [entry("setup_commands", now_ms(), message=message)]
+            await anyio.to_thread.run_sync(append_setup, self.output, live.id, said)
+
+        return await self._installs.add(install, prepared, start_soon=self.start_soon, tell=tell)
 
     async def _advance(self, live: _Live, status: Status, shown: Document) -> None:
         """Record the next status; a devbox that was shut down meanwhile is not booted further."""
@@ -248,7 +294,7 @@ class Fleet:
         """Until it is written: a full disk must not leave a devbox that looks alive. A closing service gives up."""
         while True:
             try:
-                doc = await self._rows.end(live.id, end)
+                doc = await self._rows.end(live.id, end, live.counts)
             except Unwritable:
                 if self._tasks is None:
                     return
@@ -263,10 +309,18 @@ class Fleet:
 
     async def retrieve(self, devbox_id: str) -> Document:
         """Raises NotFound."""
-        return await self._store.read(partial(DEVBOXES.get, identity=devbox_id))
+        counted = self._counting()
+        return counted(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
 
     async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page:
-        return await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
+        counted = self._counting()
+        page = await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
+        return replace(page, items=list(map(counted, page.items)))
+
+    def _counting(self) -> Callable[[Document], Document]:
+        """Adds what its way out has counted to a devbox that lives now; its record gets that at the end."""
+        living = self._live.copy()
+        return lambda doc: doc | living[doc["id"]].counts if doc["id"] in living else doc
 
     async def update(self, devbox_id: str, changes: Document) -> Document:
         """Replace the keys given (`name`, `metadata`). Raises NotFound."""
@@ -347,13 +401,14 @@ class Fleet:
         self._changes.announce(devbox_id)
 
 
-def _spec(live: _Live, prepared: Prepared) -> BoxSpec:
+def _spec(live: _Live, prepared: Prepared, network: Network) -> BoxSpec:
+    variables = {} if live.egress is None else live.egress.variables
     return BoxSpec(
         id=live.id,
         resources=live.launch.resources or prepared.resources or Resources(),
-        network=prepared.network,
+        network=network.is_open,
         working_directory=prepared.working_directory,
-        environment={**prepared.environment, **live.request.environment_variables},
+        environment={**prepared.environment, **variables, **live.request.environment_variables},
         root=prepared.root,
         binds=prepared.binds,
     )

@@ -99,8 +99,6 @@ def _name(*parts: object) -> str:
 
 
 def _refuse_unsupported(parsed: _Parameters) -> None:
-    if parsed.network_policy_id:
-        raise BadRequest(f"{_name('network_policy_id')}: not supported by this service.")
     if parsed.required_services:
         raise BadRequest(f"{_name('required_services')}: not supported by this service.")
     if parsed.user_parameters and parsed.user_parameters.username != "user":

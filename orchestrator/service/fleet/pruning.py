@@ -1,5 +1,7 @@
 """What commands print does not stay for ever: a day after its devbox has ended it goes, and with it the devbox's log.
 
+That of a sweep's devbox goes as soon as its run is completed or canceled (`Executions.forget`).
+
 What is known of the devbox and its executions stays in the store; only what they printed is gone.
 """
 

@@ -5,18 +5,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import BadRequest
+from orchestrator.service.installs.install import MOUNT, Install
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevboxRequest:
-    """What a devbox is asked to be; `launch_parameters` as sent, `file_mounts` from path to contents."""
+    """What a devbox is asked to be; `launch_parameters` as sent, `file_mounts` from path to contents.
+
+    `scenario_policy_id` is the network policy of the scenario, which that in the launch parameters may add to.
+    """
 
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     blueprint_id: str | None = None
     launch_parameters: Mapping[str, Any] = field(default_factory=dict)
+    scenario_policy_id: str | None = None
     file_mounts: Mapping[str, str] = field(default_factory=dict)
+    install: Install | None = None
     initiator_type: str = "api"
     initiator_id: str | None = None
 
@@ -29,9 +35,11 @@ def check_variables(key: str, variables: Mapping[str, str]) -> None:
 
 
 def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Path to contents. Raises BadRequest for mounts of another type, and for one without a target."""
+    """Path to contents. Raises BadRequest for mounts that nobody reads, and for one without a target."""
     files: dict[str, str] = {}
     for number, mount in enumerate(mounts):
+        if mount.get("type") == MOUNT:
+            continue
         if mount.get("type") != "file_mount":
             raise BadRequest(f"{key}.{number}: {mount.get('type')!r} is not supported by this service; use file_mount.")
         target, content = mount.get("target"), mount.get("content") or ""
@@ -39,3 +47,11 @@ def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, st
             raise BadRequest(f"{key}.{number}: a file_mount needs target and content, both texts.")
         files[target] = content
     return files
+
+
+def mounted_install(key: str, mounts: Iterable[Mapping[str, Any]]) -> Install | None:
+    """The install among mounts. Raises BadRequest for one that is not whole, and for a second one."""
+    found = [(number, mount) for number, mount in enumerate(mounts) if mount.get("type") == MOUNT]
+    if len(found) > 1:
+        raise BadRequest(f"{key}.{found[1][0]}: a devbox has one {MOUNT}.")
+    return Install.read(f"{key}.{found[0][0]}", found[0][1]) if found else None

@@ -35,8 +35,14 @@ class DevboxRows:
 
         return await self._store.write(change)
 
-    async def end(self, devbox_id: str, end: End) -> Document:
-        return await self._store.write(lambda db: self.end_in(db, devbox_id, end))
+    async def end(self, devbox_id: str, end: End, shown: Document) -> Document:
+        """End a devbox, and add to what its record shows; that also where it has ended before."""
+
+        def change(db: sqlite3.Connection) -> Document:
+            doc = self.end_in(db, devbox_id, end)
+            return DEVBOXES.update(db, devbox_id, shown) if shown else doc
+
+        return await self._store.write(change)
 
     def end_in(self, db: sqlite3.Connection, devbox_id: str, end: End) -> Document:
         """Idempotent: what has ended stays as it ended. Raises NotFound."""

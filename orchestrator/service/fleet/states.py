@@ -38,15 +38,16 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a devbox ended: its last status, the published reason, and words for people."""
+    """How a devbox ended: its last status, the published reason, words for people, and the key of a failed install."""
 
     status: Status
     reason: str
     message: str | None = None
+    install: str | None = None
 
 
-def failure(reason: str, message: str) -> End:
-    return End(status=Status.FAILURE, reason=reason, message=message)
+def failure(reason: str, message: str, *, install: str | None = None) -> End:
+    return End(status=Status.FAILURE, reason=reason, message=message, install=install)
 
 
 def shutdown(reason: str, message: str | None = None) -> End:
@@ -80,6 +81,8 @@ def ended(doc: Document, end: End, *, at: int) -> Document:
     doc = moved(doc, end.status, at=at) | {"end_time_ms": at}
     if end.message is not None:
         doc["_failure"] = end.message
+    if end.install is not None:
+        doc["failed_install"] = end.install
     if end.status is Status.SHUTDOWN:
         return doc | {"shutdown_reason": end.reason}
     doc["state_transitions"][-1]["failure_reason"] = end.reason

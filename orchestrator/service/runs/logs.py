@@ -4,7 +4,8 @@
     devbox.json           its devbox                          executions/<id>.stdout    what commands printed; .stderr
     devbox.log.jsonl      the devbox's log, one entry a line  LEFT-OUT.txt              what was too large, if anything
 
-It is built on disk, so that a run with gigabytes of output costs no memory.
+What commands of a sweep's run printed is gone once it is completed or canceled (`ScenarioRuns.ended`). The zip is built
+on disk, so that a run with gigabytes of output costs no memory.
 """
 
 import shutil

@@ -6,8 +6,9 @@ request that caused it.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from typing import Any, Final
 
 import anyio
 
@@ -17,7 +18,7 @@ from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.requests import DevboxRequest, mounted_files
+from orchestrator.service.fleet.requests import DevboxRequest, mounted_files, mounted_install
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scorings import Scorings, end_run
 from orchestrator.service.runs.starting import (
@@ -44,6 +45,9 @@ from orchestrator.service.store import (
 )
 from orchestrator.service.wire import view
 
+#: The key in its metadata that says that a run is a sweep's.
+SWEEP: Final = "sweep"
+
 
 class ScenarioRuns:
     def __init__(
@@ -57,6 +61,7 @@ class ScenarioRuns:
         scorings: Scorings,
         dialect: Dialect,
         secrets: Mapping[str, str],
+        forget: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         self._store = store
         self._definitions = definitions
@@ -66,6 +71,7 @@ class ScenarioRuns:
         self._scorings = scorings
         self._dialect = dialect
         self._secrets = secrets
+        self._forget = forget
         fleet.on_end.append(_devbox_ended)
 
     async def recover(self) -> None:
@@ -192,9 +198,14 @@ class ScenarioRuns:
         self._fleet.shutdown_in(db, run["devbox_id"], "api_shutdown")
 
     def ended(self, run: Document) -> None:
-        """What follows the commit of a run's end: stop its scoring, end its box."""
+        """What follows the commit of a run's end: stop its scoring, end its box.
+
+        A sweep has brought home what it wants to keep; what else was printed in the devbox may have its secrets.
+        """
         self._scorings.stop(run["id"])
         self._fleet.shutdown_soon(run["devbox_id"])
+        if SWEEP in run["metadata"] and run["state"] in {RunState.COMPLETED, RunState.CANCELED}:
+            self._fleet.start_soon(self._forget, run["devbox_id"])
 
 
 def _base_profile(db: sqlite3.Connection, request: StartRequest) -> Profile | None:
@@ -217,13 +228,16 @@ def _devbox_request(scenario: Document, run: Document, profile: Profile, labels:
     environment = scenario.get("environment") or {}
     if environment.get("snapshot_id"):
         raise BadRequest(f"Scenario {scenario['id']}: environment.snapshot_id: snapshots are not served here.")
+    launch = environment.get("launch_parameters") or {}
     return DevboxRequest(
         name=run.get("name") or scenario["name"],
         metadata=labels,
         environment_variables=dict(profile.environment),
         blueprint_id=environment.get("blueprint_id"),
-        launch_parameters={**(environment.get("launch_parameters") or {}), **profile.launch_parameters},
+        launch_parameters={**launch, **profile.launch_parameters},
+        scenario_policy_id=launch.get("network_policy_id"),
         file_mounts=mounted_files("runProfile.mounts", profile.mounts),
+        install=mounted_install("runProfile.mounts", profile.mounts),
         initiator_type="scenario",
         initiator_id=run["id"],
     )

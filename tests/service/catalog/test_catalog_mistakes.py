@@ -35,6 +35,7 @@ def test_all_mistakes_are_told_at_once(scenario: Make) -> None:
     allow_internet = "no"
     workdir = "app"
     network_mode = "sometimes"
+    allowed_hosts = ["https://a.test"]
     env = { "1A" = "x", B = 3 }
     """
     files = {"task.toml": task, "instruction.md": " \n", "tests/test.sh": None, "tests/other": "x"}
@@ -48,6 +49,9 @@ def test_all_mistakes_are_told_at_once(scenario: Make) -> None:
         ("task.toml", "environment.workdir"): "expected an absolute path below /, got 'app'",
         ("task.toml", "environment.network_mode"): (
             'expected "public", "no-network" or "allowlist", got \'sometimes\''
+        ),
+        ("task.toml", "environment.allowed_hosts"): (
+            "'https://a.test' is not a host: write name, *.name, name:port or an address"
         ),
         ("task.toml", "environment.env.1A"): "is not the name of an environment variable",
         ("task.toml", "environment.env.B"): "expected a text, got 3",
@@ -71,15 +75,12 @@ def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readab
     docker_image = "org/image"
     gpus = 1
     os = "windows"
-    network_mode = "allowlist"
-    allowed_hosts = ["example.org"]
     """
     folder = scenario({"task.toml": task, "environment/docker-compose.yaml": "services: {}\n"})
     errors = found(folder)
     assert {key: message.split(":")[0] for key, message in errors.items()} == {
         ("task.toml", "environment.gpus"): "devboxes have none",
         ("task.toml", "environment.os"): "devboxes run Linux only",
-        ("task.toml", "environment.network_mode"): "devboxes cannot limit hosts",
         ("task.toml", "environment.docker_image"): "org/image cannot be fetched",
         ("environment/docker-compose.yaml", ""): "several containers are not supported",
     }

@@ -115,6 +115,7 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         ('network_mode = "public"', True),
         ('network_mode = "no-network"', False),
         ('allow_internet = true\nnetwork_mode = "no-network"', False),
+        ('allow_internet = true\nnetwork_mode = "allowlist"\nallowed_hosts = ["a.test"]', False),
     ],
 )
 def test_the_network_is_off_unless_the_task_asks_for_it(scenario: Make, table: str, *, network: bool) -> None:
@@ -122,6 +123,15 @@ def test_the_network_is_off_unless_the_task_asks_for_it(scenario: Make, table: s
     assert found.blueprint.network is network
     warned = [problem.key for problem in found.problems if problem.severity == "warning"]
     assert warned == ([] if table else ["environment.allow_internet"])
+
+
+def test_hosts_that_a_task_may_reach_are_part_of_its_environment(scenario: Make) -> None:
+    allowed = 'allowed_hosts = ["a.test", "*.b.test:8443"]'
+    found = read(scenario({"task.toml": f'[environment]\nnetwork_mode = "allowlist"\n{allowed}\n'}))
+    assert found.blueprint.hosts == ("a.test", "*.b.test:8443")
+    closed = read(scenario({"task.toml": f'[environment]\nnetwork_mode = "no-network"\n{allowed}\n'}))
+    assert closed.blueprint.hosts == ()
+    assert closed.blueprint.id != found.blueprint.id
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,14 @@ async def test_without_a_dockerfile_the_files_are_in_the_working_directory(scena
         "environment/setup.sh": "echo ready\n",
         "environment/.hidden": "h",
         "environment/tests/test_it.py": "t",
-        "task.toml": '[environment]\nallow_internet = true\nmemory_mb = 512\nenv = { MODE = "fast" }\n',
+        "task.toml": '[environment]\nallow_internet = true\nallowed_hosts = ["a.test"]\nmemory_mb = 512\n'
+        'env = { MODE = "fast" }\n',
     }
     found = await prepared(scenario(files), process)
     assert tree(found) == {"app/main.py": "print('hello')\n", "app/.hidden": "h", "app/tests/test_it.py": "t"}
     assert (found.working_directory, found.environment, found.network) == ("/app", {"MODE": "fast"}, True)
     assert found.setup == ("echo ready\n",)
+    assert found.hosts == ("a.test",)
     assert found.resources is not None
     assert found.resources.memory == 512 << 20
 

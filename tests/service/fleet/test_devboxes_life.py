@@ -91,7 +91,7 @@ async def test_an_unknown_blueprint_is_a_failure_that_names_it(served: "Served")
         ({"environment_variables": {"A=B": "c"}}, "'A=B' cannot be set"),
         ({"launch_parameters": {"keep_alive_time_seconds": 172_801}}, "launch_parameters.keep_alive_time_seconds"),
         ({"launch_parameters": {"resource_size_request": "HUGE"}}, "unknown size 'HUGE'"),
-        ({"launch_parameters": {"network_policy_id": "npl_1"}}, "network_policy_id: not supported"),
+        ({"launch_parameters": {"network_policy_id": "npo_1"}}, "network_policy_id: there is no network policy"),
     ],
 )
 async def test_what_is_not_supported_is_refused_by_name_and_creates_nothing(

@@ -1,0 +1,132 @@
+"""Which hosts a devbox may reach: rules as people write them, and who wins where two say something.
+
+    name       ports 443 and 80 of this host       name:port                                        this port alone
+    *.name     the same of every host below it     127.0.0.1:8765, [::1]:8765, localhost:8765       an address
+
+An address that is no public one (this machine's, its neighbours') can be reached only where a rule names that address,
+or `localhost`: what a name leads to is decided by whoever owns the name. Pure.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, Self
+
+Address = IPv4Address | IPv6Address
+
+DEFAULT_PORTS: Final = frozenset({443, 80})
+LOCALHOST: Final = "localhost"
+#: Lower ones nobody in a devbox may listen at.
+FIRST_FREE_PORT: Final = 1024
+MAX_HOSTS: Final = 1000
+_LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_RULE: Final = re.compile(r"(?P<below>\*\.)?(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\[\]*]+))(?::(?P<port>[0-9]{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One host or, with `is_below`, all hosts whose names end with a dot and `host`; and its ports."""
+
+    host: str
+    ports: frozenset[int] = DEFAULT_PORTS
+    is_below: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError saying what was expected."""
+        found = _RULE.fullmatch(text.strip())
+        host = "" if found is None else known_host(found["six"] or found["name"] or "")
+        if found is None or not host or (found["below"] and is_address(host)):
+            raise ValueError(f"{text!r} is not a host: write name, *.name, name:port or an address")
+        port = int(found["port"]) if found["port"] else None
+        if port is not None and not 1 <= port <= 65535:
+            raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
+        ports = DEFAULT_PORTS if port is None else frozenset({port})
+        return cls(host=host, ports=ports, is_below=bool(found["below"]))
+
+    def __str__(self) -> str:
+        name = f"*.{self.host}" if self.is_below else self.host
+        return " or ".join(dict.fromkeys(spelled(name, port) for port in sorted(self.ports)))
+
+    def lets(self, host: str, port: int) -> bool:
+        is_meant = host.endswith(f".{self.host}") and not is_address(host) if self.is_below else host == self.host
+        return is_meant and port in self.ports
+
+    def names(self, address: Address, port: int) -> bool:
+        """Whether this very address is named."""
+        if self.is_below or port not in self.ports:
+            return False
+        return address.is_loopback if self.host == LOCALHOST else self.host == str(address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """All rules of one devbox. Hosts are asked for as `known_host` writes them."""
+
+    all: tuple[Rule, ...]
+
+    @classmethod
+    def parse(cls, hosts: Iterable[str]) -> Self:
+        """Raises ValueError naming the first that is wrong."""
+        return cls(all=tuple(Rule.parse(host) for host in hosts))
+
+    def lets(self, host: str, port: int) -> bool:
+        return any(rule.lets(host, port) for rule in self.all)
+
+    def names(self, address: Address, port: int) -> bool:
+        return any(rule.names(address, port) for rule in self.all)
+
+    @property
+    def straight(self) -> dict[int, str]:
+        """Port to host of what is named on this machine's loopback: it is to be found at the same port in the box."""
+        named = [rule for rule in self.all if rule.host in {LOCALHOST, "127.0.0.1"} and not rule.is_below]
+        return {port: rule.host for rule in named for port in rule.ports if port >= FIRST_FREE_PORT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """All there is, the hosts named, or nothing."""
+
+    is_open: bool = False
+    hosts: tuple[str, ...] = ()
+
+    def under(self, policy: "Network") -> "Network":
+        """What follows of a scenario's network and the policy of whoever runs it.
+
+        A policy of nothing wins, so does one of everything; one of hosts adds to what the scenario has.
+        """
+        if policy.is_open or not policy.hosts:
+            return policy
+        return Network(is_open=self.is_open, hosts=tuple(dict.fromkeys((*self.hosts, *policy.hosts))))
+
+
+def known_host(text: str) -> str:
+    """A host as rules compare it: lower case, no dot at the end, addresses in their shortest form; "" if it is none."""
+    host = text.lower().removesuffix(".")
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return host if len(host) <= 253 and _NAME.fullmatch(host) else ""
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def spelled(host: str, port: int) -> str:
+    """A destination as a rule for it would be written."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port in DEFAULT_PORTS else f"{name}:{port}"
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Raise ValueError for what is no rule, and for more rules than anybody means."""
+    if len(hosts) > MAX_HOSTS:
+        raise ValueError(f"{len(hosts)} hosts are more than the {MAX_HOSTS} that a policy may name")
+    Rules.parse(hosts)

@@ -1,0 +1,90 @@
+"""What the gateway does about installs: it leaves them to an endpoint that can do them, and to no other."""
+
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from orchestrator.errors import AgentSetupFailed, Refused
+from orchestrator.model import Install, Needs
+from orchestrator.runloop.gateway import Gateway
+
+from .conftest import Misbehaving
+
+pytestmark = pytest.mark.anyio
+
+RUN = {"id": "scr_1", "devbox_id": "dbx_1", "scenario_id": "scn_1", "state": "running", "metadata": {}}
+INSTALL = Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"})
+
+
+async def sent(gateway: Gateway, endpoint: Misbehaving) -> Any:
+    """The run profile that a run is started with."""
+    bodies: list[bytes] = []
+
+    async def start(request: Request) -> Response:
+        bodies.append(await request.body())
+        return JSONResponse(RUN)
+
+    endpoint.on("/scenarios/start_run", start)
+    await gateway.start_run(
+        "scn_1",
+        benchmark_run_id=None,
+        name="n",
+        metadata={},
+        keep_alive=60,
+        needs=Needs(install=INSTALL),
+        key="k",
+    )
+    return orjson.loads(bodies[0])["runProfile"]
+
+
+async def test_an_endpoint_that_can_install_is_told_to(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/sweep", {"service": "sweep", "features": ["installs", "more"]})
+    assert await gateway.features() == {"installs", "more"}
+    assert (await sent(gateway, endpoint))["mounts"] == [
+        {
+            "type": "install_mount",
+            "key": "k1",
+            "script": "npm install",
+            "prefix": "/home/user/.agent",
+            "environment": {"A": "b"},
+        }
+    ]
+
+
+async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, endpoint: Misbehaving) -> None:
+    """It has no such page."""
+    assert "mounts" not in await sent(gateway, endpoint)
+    assert await gateway.features() == frozenset()
+
+
+async def test_it_is_asked_once_by_all(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/sweep", JSONResponse({}, status_code=503), {"features": []})
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(gateway.features)
+    gateway.move(endpoint.url, "another token")
+    await gateway.features()
+    assert endpoint.calls["/sweep"] == 2
+
+
+async def test_a_refusal_is_no_answer(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/sweep", JSONResponse({"message": "no"}, status_code=403), {"features": ["installs"]})
+    with pytest.raises(Refused):
+        await gateway.features()
+    assert await gateway.features() == {"installs"}
+
+
+async def test_a_devbox_says_what_is_installed(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/devboxes/dbx_1", {"id": "dbx_1", "status": "running", "installed": ["k1"]})
+    assert (await gateway.devbox("dbx_1")).installed == {"k1"}
+
+
+async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, endpoint: Misbehaving) -> None:
+    failed = {"id": "dbx_1", "status": "failure", "failure_message": "no such package", "failed_install": "k1"}
+    endpoint.on("/devboxes/dbx_1/wait_for_status", failed)
+    with pytest.raises(AgentSetupFailed, match="devbox dbx_1 never ran: no such package"):
+        await gateway.wait_running("dbx_1")

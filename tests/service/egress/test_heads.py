@@ -1,0 +1,61 @@
+"""What the proxy makes of a request's head, however it comes in."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.service.egress.heads import Asked, BadHead, Head, refusal
+
+REQUEST = (
+    b"POST http://Model.test:8080/v1/messages?x=1#y HTTP/1.1\r\nHost: other.test\r\nProxy-Authorization: Basic eA==\r\n"
+    b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Kept: 2\r\nContent-Length: 4\r\n\r\nbody"
+)
+
+
+def test_a_request_is_sent_on_as_to_its_server_and_for_one_answer() -> None:
+    asked = Head().feed(REQUEST)
+    assert asked == Asked(
+        host="model.test",
+        port=8080,
+        first=b"POST /v1/messages?x=1 HTTP/1.1\r\nHost: Model.test:8080\r\nX-Kept: 2\r\nContent-Length: 4\r\n"
+        b"Connection: close\r\n\r\nbody",
+        is_tunnel=False,
+    )
+
+
+def test_what_comes_behind_a_tunnels_head_goes_through_it() -> None:
+    asked = Head().feed(b"CONNECT [::1]:8443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03")
+    assert asked == Asked(host="::1", port=8443, first=b"\x16\x03", is_tunnel=True)
+
+
+@given(st.lists(st.integers(0, len(REQUEST))))
+def test_a_head_may_come_in_any_pieces(cuts: list[int]) -> None:
+    ends = sorted({*cuts, len(REQUEST)} - {0})
+    head, asked, first = Head(), None, 0
+    for end in ends:
+        asked = head.feed(REQUEST[first:end])
+        if asked is not None:
+            break
+        first = end
+    assert asked is not None
+    assert (asked.host, asked.port) == ("model.test", 8080)
+    assert b"other.test" not in asked.first
+
+
+@given(st.binary(min_size=1))
+def test_whatever_is_said_is_understood_waited_for_or_refused(said: bytes) -> None:
+    try:
+        asked = Head().feed(said + b"\r\n\r\n")
+    except BadHead as error:
+        assert refusal(error.status, "no", str(error)).startswith(b"HTTP/1.1 4")  # noqa: PT017
+    else:
+        assert asked is None or asked.host
+
+
+def test_a_head_without_end_is_refused() -> None:
+    head = Head()
+    for _ in range(16):
+        assert head.feed(b"X: y\r\n" * 682) is None
+    with pytest.raises(BadHead) as refused:
+        head.feed(b"X: y\r\n" * 682)
+    assert refused.value.status == 431

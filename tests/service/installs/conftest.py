@@ -1,0 +1,111 @@
+"""Sandboxes, and installs whose scripts need no network."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+
+from orchestrator.errors import SandboxUnavailable
+from orchestrator.service.devboxes.commands import Finished, run
+from orchestrator.service.devboxes.contract import Box, BoxSpec, Provider, shell
+from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.installs.install import Install
+from orchestrator.service.installs.installs import Installs
+
+PREFIX = "/home/user/.agent"
+#: Each making of it differs.
+SCRIPT = "mkdir -p $SWEEP_AGENT_PREFIX/bin && cat /proc/sys/kernel/random/uuid > $SWEEP_AGENT_PREFIX/id"
+
+
+@pytest.fixture
+async def provider(tmp_path: Path) -> AsyncIterator[LocalProvider]:
+    """Skipped where the machine permits no sandboxes."""
+    try:
+        await check_sandbox()
+    except SandboxUnavailable as error:
+        pytest.skip(f"no sandboxes here: {error}")
+    local = LocalProvider(tmp_path / "devboxes")
+    yield local
+    await local.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    """One service's installs, with the tasks that make them."""
+
+    installs: Installs
+    provider: Provider
+    tasks: TaskGroup
+    told: list[str] = field(default_factory=list)
+
+    async def add(self, install: Install, prepared: Prepared | None = None) -> Prepared:
+        async def tell(message: str) -> None:
+            self.told.append(message)
+
+        return await self.installs.add(install, prepared or Prepared(), start_soon=self.tasks.start_soon, tell=tell)
+
+    async def made(self, install: Install, prepared: Prepared | None = None) -> str:
+        """Which making of SCRIPT a devbox gets."""
+        return (self.layer(await self.add(install, prepared)) / "id").read_text()
+
+    @staticmethod
+    def layer(prepared: Prepared) -> Path:
+        return prepared.binds[-1].source
+
+    @asynccontextmanager
+    async def box(self, prepared: Prepared) -> AsyncIterator[Box]:
+        spec = BoxSpec(id=f"box-{token_hex(4)}", environment=prepared.environment, binds=prepared.binds)
+        box = await self.provider.start(spec)
+        try:
+            yield box
+        finally:
+            await box.stop()
+
+    @staticmethod
+    async def said(box: Box, script: str) -> Finished:
+        return await run(box, shell(script), timeout=20)
+
+
+@asynccontextmanager
+async def opened(provider: Provider, cache: Path) -> AsyncIterator[Shop]:
+    async with anyio.create_task_group() as tasks:
+        yield Shop(installs=Installs(cache=cache, provider=provider), provider=provider, tasks=tasks)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+async def shop(provider: LocalProvider, cache: Path) -> AsyncIterator[Shop]:
+    async with opened(provider, cache) as one:
+        yield one
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """Wait for what tells nobody when it comes true, for at most 20 s."""
+
+    async def until(condition: Callable[[], object]) -> None:
+        with anyio.fail_after(20):
+            while not condition():  # noqa: ASYNC110 - there is no event to wait for
+                await anyio.sleep(0.01)
+
+    return until
+
+
+def files(folder: Path, pattern: str) -> list[str]:
+    """Their names."""
+    return [file.name for file in folder.glob(pattern)]
+
+
+def wanted(script: str = SCRIPT, *, key: str = "k1", **environment: str) -> Install:
+    return Install(key=key, script=script, prefix=PREFIX, environment=environment)

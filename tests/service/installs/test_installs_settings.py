@@ -1,0 +1,133 @@
+"""This machine's settings of npm, pip and uv reach the box that installs, and no other."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.service.devboxes.contract import HOME
+from orchestrator.service.installs.settings import Settings
+
+from .conftest import Shop, wanted
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = "npm_0123456789abcdef-planted"
+Machine = Callable[..., Path]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A user's home with these files and variables."""
+
+    def make(files: dict[str, str] | None = None, **variables: str) -> Path:
+        home = tmp_path / "somebody"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        for name, text in (files or {}).items():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text(text)
+            (home / name).chmod(0o600)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return home
+
+    return make
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """The files, by where they are in the box."""
+    return {bind.target: bind.source.read_text() for bind in settings.binds if bind.source.is_file()}
+
+
+def holding(folder: Path, text: str) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and text in file.read_text(errors="replace")]
+
+
+def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: Path) -> None:
+    machine(
+        {".npmrc": "a=1\n", ".config/pip/pip.conf": "b=2\n", ".config/uv/uv.toml": "c=3\n"},
+        PIP_INDEX_URL="https://mirror.example/simple",
+        npm_config_registry="https://mirror.example/npm",
+        UV_INDEX_URL="https://mirror.example/uv",
+        https_proxy="http://proxy.example:3128",
+        OPENAI_API_KEY="not yours",
+    )
+    (tmp_path / "copies").mkdir()
+    settings = Settings.of_this_machine(tmp_path / "copies")
+    assert {"PIP_INDEX_URL", "npm_config_registry", "UV_INDEX_URL", "https_proxy"} <= settings.variables.keys()
+    assert "OPENAI_API_KEY" not in settings.variables
+    found = shown(settings)
+    assert found[f"{HOME}/.npmrc"] == "a=1\n"
+    assert found[f"{HOME}/.config/pip/pip.conf"] == "b=2\n"
+    assert found[f"{HOME}/.config/uv/uv.toml"] == "c=3\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["PIP_TARGET", "PIP_USER", "npm_config_prefix", "NPM_CONFIG_USERCONFIG", "UV_TOOL_DIR", "UV_PYTHON", "UV"]
+)
+def test_where_this_machine_writes_is_none_of_its_business(machine: Machine, tmp_path: Path, name: str) -> None:
+    machine(**{name: "/somewhere"}, PIP_CACHE_DIR="/mine", npm_config_cache="/mine")
+    (tmp_path / "copies").mkdir()
+    variables = Settings.of_this_machine(tmp_path / "copies").variables
+    assert name not in variables
+    assert "/mine" not in variables.values()
+
+
+def test_what_settings_speak_of_is_there_too(machine: Machine, tmp_path: Path) -> None:
+    """Certificates, and folders of packages; nothing that is only part of an address."""
+    wheels, index, certificate = tmp_path / "wheels", tmp_path / "index" / "simple", tmp_path / "ca.pem"
+    for folder in (wheels, index, tmp_path / "copies"):
+        folder.mkdir(parents=True)
+    certificate.write_text("certificate")
+    certificate.chmod(0o600)
+    lines = f"[global]\nfind-links = {wheels}\nextra-index-url = file://{index} https://x{wheels}\n"
+    machine(
+        {".config/pip/pip.conf": lines},
+        SSL_CERT_FILE=str(certificate),
+        PIP_EXTRA_INDEX_URL=f"https://user:word@mirror.example{tmp_path}",
+    )
+    settings = Settings.of_this_machine(tmp_path / "copies")
+    targets = {bind.target: bind.source for bind in settings.binds}
+    assert (targets[str(wheels)], targets[str(index)]) == (wheels, index)
+    assert shown(settings)[str(certificate)] == "certificate"
+    assert str(tmp_path) not in targets
+
+
+async def test_a_token_reaches_the_install_and_no_devbox(shop: Shop, machine: Machine, cache: Path) -> None:
+    machine(
+        {".npmrc": f"//mirror.example/:_authToken={TOKEN}\n", ".config/pip/pip.conf": f"# {TOKEN}\n"},
+        PIP_INDEX_URL=f"https://me:{TOKEN}@mirror.example/simple",
+    )
+    where = "~/.npmrc ~/.config/pip/pip.conf"
+    script = f"cat {where} > /tmp/seen; env >> /tmp/seen; grep -c {TOKEN} /tmp/seen > $SWEEP_AGENT_PREFIX/count"
+    prepared = await shop.add(wanted(script))
+    assert (shop.layer(prepared) / "count").read_text().strip() == "3"
+    async with shop.box(prepared) as box:
+        look = f"cat {where}; env; cat ~/.agent/count; cat /proc/*/environ /proc/*/cmdline; ls -AR ~ /run /tmp; mount"
+        seen = (await shop.said(box, f"exec 2>&1; {look}; grep -rl {TOKEN[:8]} ~ /tmp /run /etc /app")).output
+    assert "No such file" in seen
+    assert TOKEN not in seen
+    assert not holding(cache, TOKEN)
+
+
+@pytest.mark.slow
+async def test_npm_and_pip_install_from_where_this_machine_gets_its_packages(shop: Shop) -> None:
+    """Skipped where there is none of them, or nowhere to get anything."""
+    script = """
+    npm install --global --prefix $SWEEP_AGENT_PREFIX cowsay@1.6.0 &&
+    python3 -m venv $SWEEP_AGENT_PREFIX/python && $SWEEP_AGENT_PREFIX/python/bin/pip install cowsay==6.1
+    """
+    async with shop.box(await shop.add(wanted("touch $SWEEP_AGENT_PREFIX/it", key="none"))) as box:
+        if (await shop.said(box, "type npm && python3 -c 'import venv, ensurepip'")).status != 0:
+            pytest.skip("npm, or venv, is not installed here")
+    try:
+        prepared = await shop.add(wanted(script))
+    except Exception as error:
+        if re.search("ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|No matching distribution", str(error)):
+            pytest.skip(f"nothing can be downloaded here: {error}")
+        raise
+    async with shop.box(prepared) as box:
+        assert "moo" in (await shop.said(box, "~/.agent/bin/cowsay moo")).output
+        assert "moo" in (await shop.said(box, "~/.agent/python/bin/cowsay -t moo")).output
