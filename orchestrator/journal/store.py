@@ -7,10 +7,11 @@ from typing import Self
 
 import structlog
 
+from orchestrator.errors import JournalError
 from orchestrator.events import Event
 from orchestrator.journal import checkpoint
 from orchestrator.journal.checkpoint import Folded
-from orchestrator.journal.files import JOURNAL, sync_folder
+from orchestrator.journal.files import JOURNAL, RESULTS, sync_folder
 from orchestrator.journal.reading import fold_events
 from orchestrator.journal.results import Results
 from orchestrator.journal.tail import Tail
@@ -42,6 +43,8 @@ class Store:
         for event, offset in fold_events(path, ledger, end, lines):
             results.note(event, end)
             end, lines = offset, lines + 1
+        if not lines:
+            _check_new(folder)
         if path.stat().st_size > end:
             os.truncate(path, end)
         are_first = sum(offset < folded for offset in results.offsets.values()) == rows  # none was reopened since
@@ -88,3 +91,13 @@ class Store:
         """Let go of the files."""
         self._journal.close()
         self._results.close()
+
+
+def _check_new(folder: Path) -> None:
+    """Raise JournalError where a journal without a line had some: what it said is gone, but for the results."""
+    results = folder / RESULTS
+    if results.is_file() and results.stat().st_size:
+        raise JournalError(
+            f"{folder / JOURNAL} has no whole line, and {results} has results of this sweep. Nothing was changed: "
+            "put the journal back, or start another sweep with --name and keep these results."
+        )

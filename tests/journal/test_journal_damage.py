@@ -54,6 +54,17 @@ async def test_a_tail_of_zeros_is_cut(folder: Path, tail: bytes) -> None:
     assert (folder / JOURNAL).read_bytes() == whole
 
 
+@pytest.mark.parametrize("left", [None, b"", b"\0" * 4096, b'{"event":"swe'])
+async def test_a_journal_that_lost_every_line_is_not_taken_for_a_new_one(folder: Path, left: bytes | None) -> None:
+    """Begun anew, the results that are there would be written over with none, and all of it run again."""
+    (folder / RESULTS).write_bytes(b'{"trial":"s1/a/1"}\n')
+    if left is not None:
+        (folder / JOURNAL).write_bytes(left)
+    with pytest.raises(JournalError, match="put the journal back"):
+        await opened(folder)
+    assert (folder / RESULTS).read_bytes() == b'{"trial":"s1/a/1"}\n'
+
+
 @pytest.mark.parametrize(
     "damage", [b"{oops}\n", b"\n", b"[]\n", b"{}\n", b'{"event":"trial.finished"}\n', b"\0\0\0\n", b'{"event":["a"]}\n']
 )
