@@ -144,6 +144,10 @@ class ArmConfig(Knobs):
     name: str = ""
     model: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    #: How many of its trials may be in flight, so that it leaves devboxes to the others; None: its fair share.
+    agents: PositiveInt | None = None
+    #: US dollars that it may spend; then no trial of it is started any more, and the other arms go on.
+    cost: PositiveFloat | None = None
 
 
 class SweepConfig(Knobs):
@@ -186,6 +190,8 @@ class SweepConfig(Knobs):
     #: For so long no run may be granted, with none of ours alive, before the endpoint is called gone or used up.
     unreachable: Duration = 1800
     endpoint: str | None = None
+    #: What a devbox may reach: what its scenario and its agent name, nothing, or all that this machine can.
+    network: Literal["agent", "none", "host"] = "agent"
     #: `local` boxes are isolated; `none` is for machines that permit no sandboxes, and for nothing else.
     isolation: Literal["local", "none"] = "local"
     #: The interpreter that runs Python agents; None: the active virtual environment's, else ours.

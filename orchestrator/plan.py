@@ -1,7 +1,7 @@
 """Which trials a sweep has, and in which order. Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -44,6 +44,10 @@ class Plan:
         """The trials without an outcome, found one at a time; first those that hold a devbox already."""
         begun = {key: None for key, attempt in ledger.unreleased() if key in self and ledger.under_way(key) is attempt}
         return chain(begun, (key for key in self if key not in begun and not ledger.is_finished(key)))
+
+    def pending_by_arm(self, ledger: Ledger) -> dict[str, Iterator[TrialKey]]:
+        """The same for each arm by itself: whoever takes from one does not walk past the trials of another."""
+        return {arm: replace(self, arms=(arm,)).pending(ledger) for arm in self.arms}
 
 
 def select(

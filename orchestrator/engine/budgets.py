@@ -9,7 +9,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome
@@ -45,6 +45,14 @@ class Budgets:
         if config.max_failures is not None and failures >= config.max_failures:
             return f"--max-failures {config.max_failures} is reached; it takes more to go on"
         return None
+
+
+def arm_used_up(arm: ArmConfig, ledger: Ledger) -> str | None:
+    """How the budget that an arm has of its own is used up, for people; None if it is not, or it has none."""
+    spent = ledger.costs.get(arm.name, 0.0)
+    if arm.cost is None or spent < arm.cost:
+        return None
+    return f"the cost of arm {arm.name}, {arm.cost:g}, is used up ({spent:.2f} USD); it takes more to go on"
 
 
 async def watch(stopping: Stopping) -> None:

@@ -1,33 +1,90 @@
 """Feeds the bounded queue: pending trials one at a time, and those to be tried again when their back-off is over.
 
 Nothing is created for a trial before a worker can take it, so memory does not grow with the benchmark; a back-off is an
-entry in a heap, and holds neither a worker nor a devbox.
+entry in a heap, and holds neither a worker nor a devbox. The next trial is of the arm with the fewest in flight: taken
+in turn, the trials of a slow arm would come to hold every devbox.
 """
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import filterfalse
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
+from orchestrator.config import ArmConfig
+from orchestrator.engine.budgets import arm_used_up
 from orchestrator.engine.shutdown import Stopping
+from orchestrator.engine.work import Context
 from orchestrator.model import TrialKey
 
 
+@dataclass(slots=True, kw_only=True)
+class Lane:
+    """The trials of one arm. `at_once` may be in flight; `used_up` says why none is to be started any more, or None."""
+
+    pending: Iterator[TrialKey]
+    at_once: float = float("inf")
+    used_up: Callable[[], str | None] = lambda: None
+    in_flight: int = 0
+    #: How many were handed out so far.
+    begun: int = 0
+    #: When to try which again.
+    again: list[tuple[float, TrialKey]] = field(default_factory=list)
+
+    def take(self) -> TrialKey | None:
+        """The next trial that may begin now, if there is one; it is in flight then."""
+        key = self._next()
+        if key is not None:
+            self.in_flight += 1
+            self.begun += 1
+        return key
+
+    def _next(self) -> TrialKey | None:
+        if self.in_flight >= self.at_once or self.used_up() is not None:
+            return None
+        if self.again and self.again[0][0] <= anyio.current_time():
+            return heapq.heappop(self.again)[1]
+        return next(self.pending, None)
+
+    @property
+    def due_at(self) -> float:
+        """The loop's time at which the first back-off is over."""
+        return self.again[0][0] if self.again and self.used_up() is None else float("inf")
+
+    def owed(self) -> str | None:
+        """Why trials are left that will not be started; None if none is."""
+        reason = self.used_up()
+        return reason if reason is not None and (self.again or next(self.pending, None) is not None) else None
+
+
+def lanes_of(ctx: Context, pending: Mapping[str, Iterator[TrialKey]]) -> dict[str, Lane]:
+    """The lanes of a sweep, by arm, with the limits that its arms have."""
+
+    def lane(arm: ArmConfig) -> Lane:
+        return Lane(
+            pending=pending[arm.name],
+            at_once=arm.agents or float("inf"),
+            used_up=lambda: arm_used_up(arm, ctx.ledger),
+        )
+
+    return {arm.name: lane(arm) for arm in ctx.config.arms}
+
+
 class Scheduler:
-    """`pending` is asked for the next trial only when the queue has room for it.
+    """A lane's `pending` is asked for the next trial only when the queue has room for it.
 
     `left` are trials of it whose devboxes an earlier process left behind: handed out first, and though we are stopping,
     for they are in flight already.
     """
 
-    def __init__(self, pending: Iterator[TrialKey], stopping: Stopping, left: Collection[TrialKey] = ()) -> None:
+    def __init__(self, lanes: Mapping[str, Lane], stopping: Stopping, left: Collection[TrialKey] = ()) -> None:
         self._left = left
-        self._pending = filterfalse(frozenset(left).__contains__, pending)
+        self._lanes = lanes
+        for lane in lanes.values():
+            lane.pending = filterfalse(frozenset(left).__contains__, lane.pending)
         self._stopping = stopping
-        self._again: list[tuple[float, TrialKey]] = []
-        self._in_flight = 0
         #: Nothing is handed out before.
         self._calm_at = float("-inf")
         #: Whether trials are handed out now.
@@ -39,17 +96,19 @@ class Scheduler:
         self.is_feeding = True
         async with queue:
             for left in self._left:
-                self._in_flight += 1
+                self._lanes[left.arm].in_flight += 1
                 await queue.send(left)
             with self._stopping.until_draining():
                 while (key := await self._next()) is not None:
                     await queue.send(key)
+                for reason in filter(None, [lane.owed() for lane in self._lanes.values()]):
+                    self._stopping.drain(reason)
         self.is_feeding = False
 
     def retry(self, key: TrialKey, delay: float) -> None:
         """Try this trial again, in `delay` seconds."""
-        heapq.heappush(self._again, (anyio.current_time() + delay, key))
-        self._settle()
+        heapq.heappush(self._lanes[key.arm].again, (anyio.current_time() + delay, key))
+        self.finished(key)
 
     def put_off(self, key: TrialKey, delay: float) -> None:
         """As `retry`, and begin no other trial before: whatever refused this one would refuse them all."""
@@ -61,33 +120,25 @@ class Scheduler:
         """Whether trials may begin now."""
         return anyio.current_time() >= self._calm_at
 
-    def finished(self) -> None:
-        """A trial that was handed out is over."""
-        self._settle()
+    def may_begin(self, key: TrialKey) -> bool:
+        """Whether a trial that was handed out may still begin: somebody may have been refused since, or paid."""
+        return self.is_calm and self._lanes[key.arm].used_up() is None
 
-    def _settle(self) -> None:
-        self._in_flight -= 1
+    def finished(self, key: TrialKey) -> None:
+        """A trial that was handed out is over, for now at least."""
+        self._lanes[key.arm].in_flight -= 1
         self._changed.set()
 
     async def _next(self) -> TrialKey | None:
         """The next trial to try; None when there will be none."""
         while True:
-            key = (self._due() or next(self._pending, None)) if self.is_calm else None
-            if key is not None:
-                self._in_flight += 1
-                return key
-            if self.is_calm and not self._in_flight and not self._again:
+            if self.is_calm:
+                for lane in sorted(self._lanes.values(), key=lambda lane: (lane.in_flight, lane.begun)):
+                    if (key := lane.take()) is not None:
+                        return key
+            due_at = min((lane.due_at for lane in self._lanes.values()), default=float("inf"))
+            if self.is_calm and due_at == float("inf") and not any(lane.in_flight for lane in self._lanes.values()):
                 return None
-            await self._wait()
-
-    def _due(self) -> TrialKey | None:
-        if self._again and self._again[0][0] <= anyio.current_time():
-            return heapq.heappop(self._again)[1]
-        return None
-
-    async def _wait(self) -> None:
-        """Until a trial is over, or the first back-off is."""
-        until = max(self._again[0][0], self._calm_at) if self._again else float("inf")
-        with anyio.CancelScope(deadline=until):
-            await self._changed.wait()
-        self._changed = anyio.Event()
+            with anyio.CancelScope(deadline=due_at if self.is_calm else self._calm_at):
+                await self._changed.wait()
+            self._changed = anyio.Event()

@@ -28,18 +28,20 @@ async def serve(
                 stopping.fail(error)
             except Exception as error:  # noqa: BLE001 - a mistake of ours must stop the sweep, whatever it is
                 structlog.get_logger().exception("worker.broken", trial=str(key))
-                stopping.fail(InternalError(f"{type(error).__name__}: {error} (in trial {key}; see sweep.log)"))
+                words = ctx.redactor.text(f"{type(error).__name__}: {error}")
+                stopping.fail(InternalError(f"{words} (in trial {key}; see sweep.log)"))
 
 
 async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping: Stopping) -> None:
     with stopping.until_draining():
         await ctx.sink.wait_writable()
     async with ctx.limits.devbox():
-        if not stopping.may_start() and not ctx.ledger.has_run(key):
-            return
-        if not scheduler.is_calm:  # it was handed out before somebody else was refused
-            scheduler.retry(key, 0)
-            return
+        if not ctx.ledger.has_run(key):
+            if not stopping.may_start():
+                return
+            if not scheduler.may_begin(key):
+                scheduler.retry(key, 0)
+                return
         ctx.in_flight.add(key)
         try:
             with structlog.contextvars.bound_contextvars(trial=str(key)):
@@ -47,7 +49,7 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
         finally:
             ctx.in_flight.discard(key)
     if decision is None:
-        scheduler.finished()
+        scheduler.finished(key)
         return
     if decision.is_push_back:
         ctx.limits.push_back()

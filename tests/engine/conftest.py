@@ -1,6 +1,6 @@
 """A sweep in memory, on a virtual clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.limits import Limits
 from orchestrator.engine.remote import Remote
-from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
 from orchestrator.ledger import Ledger
-from orchestrator.model import ScenarioSummary
+from orchestrator.model import ScenarioSummary, TrialKey
 from orchestrator.plan import Plan
 from orchestrator.testing import MemoryEndpoint, MemorySink, Script, run_virtually
 
@@ -46,7 +46,10 @@ class Sweep:
         return [dict(event.result) for event in self.events("trial.finished")]
 
     async def conduct(self) -> None:
-        await run_all(self.ctx, Scheduler(self.plan.pending(self.ledger), self.stopping), self.stopping)
+        await run_all(self.ctx, self.scheduler(), self.stopping)
+
+    def scheduler(self, left: Collection[TrialKey] = ()) -> Scheduler:
+        return Scheduler(lanes_of(self.ctx, self.plan.pending_by_arm(self.ledger)), self.stopping, left)
 
     def run(self) -> "Sweep":
         run_virtually(self.conduct)

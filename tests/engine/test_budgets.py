@@ -8,12 +8,12 @@ import pytest
 
 from orchestrator.config import SweepConfig, moment, resolve
 from orchestrator.engine.budgets import LOOK_EVERY, Budgets, watch
-from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.events import Event, StageEntered, StageFinished, TrialFinished
 from orchestrator.ledger import Ledger, fold
 from orchestrator.model import Outcome
+from orchestrator.stages import Stage
 from orchestrator.testing import Script, run_virtually
 
 from .conftest import MakeSweep, Sweep
@@ -29,8 +29,8 @@ def config(**settings: Any) -> SweepConfig:
 def stage(name: str, at: float, *, trial: str = "s/a/1", attempt: int = 1, **facts: Any) -> list[Event]:
     """A stage that was entered and finished at a time."""
     return [
-        StageEntered(trial=trial, attempt=attempt, stage=name, at=at),
-        StageFinished(trial=trial, attempt=attempt, stage=name, seconds=1, at=at, facts=facts),
+        StageEntered(trial=trial, attempt=attempt, stage=Stage(name), at=at),
+        StageFinished(trial=trial, attempt=attempt, stage=Stage(name), seconds=1, at=at, facts=facts),
     ]
 
 
@@ -148,7 +148,7 @@ def conduct(sweep: Sweep) -> Sweep:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, sweep.stopping)
             left = [key for key in sweep.plan if sweep.ledger.has_run(key)]
-            await run_all(sweep.ctx, Scheduler(sweep.plan.pending(sweep.ledger), sweep.stopping, left), sweep.stopping)
+            await run_all(sweep.ctx, sweep.scheduler(left), sweep.stopping)
             tasks.cancel_scope.cancel()
 
     run_virtually(main)

@@ -1,7 +1,7 @@
 """A sweep that is to stop: what still happens, for how long, and that nothing makes it wait for ever."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -9,7 +9,6 @@ import pytest
 
 from orchestrator.app.sweeps import complete
 from orchestrator.engine.lifecycle import LAST_RITES
-from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.errors import AgentSetupFailed, DevboxFailed, Throttled, Unavailable
 from orchestrator.events import Event
@@ -247,6 +246,8 @@ def test_what_the_breaker_stopped_goes_on_when_it_is_mended(make_sweep: MakeSwee
 def test_an_agent_that_cannot_be_installed_stops_the_sweep_with_one_message(make_sweep: MakeSweep) -> None:
     class Broken:
         where, needs_reference, digest, name = "devbox", False, "", "broken"
+        hosts, install, time_limit = (), None, None
+        endpoint_secrets: Mapping[str, str] = {}
 
         async def prepare(self, workspace: object) -> None:
             del workspace
@@ -298,9 +299,7 @@ def test_a_budget_is_asked_at_each_admission(make_sweep: MakeSweep) -> None:
     """Three trials are done, the budget is for three: not one more is begun."""
     sweep = make_sweep(scenarios=20, devboxes=1)
     sweep.stopping._ask = lambda: "used up" if len(sweep.results) >= 3 else None
-    run_virtually(
-        lambda: run_all(sweep.ctx, Scheduler(sweep.plan.pending(sweep.ledger), sweep.stopping), sweep.stopping)
-    )
+    run_virtually(lambda: run_all(sweep.ctx, sweep.scheduler(), sweep.stopping))
     assert len(sweep.results) == 3
     assert sweep.stopping.reason == "used up"
 

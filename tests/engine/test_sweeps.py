@@ -1,13 +1,15 @@
 """The engine on a virtual clock: what a sweep does with a night of any kind."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.scheduler import Lane, Scheduler
 from orchestrator.engine.worker import run_all
+from orchestrator.engine.workspace import BACKSTOP
 from orchestrator.errors import Refused, Throttled, Unauthorized, Unavailable
 from orchestrator.model import Outcome, ScenarioRun, TrialKey
 from orchestrator.stages import Stage
@@ -108,6 +110,23 @@ def test_an_agent_that_never_ends_is_killed_and_flagged(make_sweep: MakeSweep) -
     [result] = sweep.results
     assert (result["outcome"], result["flags"]) == ("scored", ["agent_timed_out"])
     assert sweep.endpoint.calls["kill"] == 1
+
+
+@pytest.mark.parametrize(("of_scenario", "of_user", "limit"), [(None, None, 50), (80, None, 80), (80, 90, 90)])
+def test_an_agents_own_time_limit_counts_where_nobody_says_another(
+    make_sweep: MakeSweep, tmp_path: Path, of_scenario: float | None, of_user: float | None, limit: float
+) -> None:
+    (tmp_path / "mine.toml").write_text("run = 'work'\ntime_limit = 50\n")
+    sweep = make_sweep(
+        scenarios=1,
+        agent=f"{tmp_path}/mine.toml",
+        agent_timeout=of_scenario,
+        timeouts={"solve": of_user},
+        script=Script(solve=1e9),
+    ).run()
+    [result] = sweep.results
+    assert result["flags"] == ["agent_timed_out"]
+    assert result["stages"]["solve"]["seconds"] == pytest.approx(limit + BACKSTOP, abs=2)
 
 
 def test_a_stage_that_hangs_ends_by_its_deadline(make_sweep: MakeSweep) -> None:
@@ -250,7 +269,9 @@ def test_memory_does_not_grow_with_the_benchmark(make_sweep: MakeSweep) -> None:
 
     async def conduct() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run_all, sweep.ctx, Scheduler(pending(), sweep.stopping), sweep.stopping)
+            tasks.start_soon(
+                run_all, sweep.ctx, Scheduler({"command": Lane(pending=pending())}, sweep.stopping), sweep.stopping
+            )
             await anyio.sleep(60)
             sweep.stopping.cancel()
 
