@@ -119,7 +119,7 @@ def find_folder(
         found = [
             path
             for path, manifest in sweeps(runs)
-            if manifest.get("identity") == identity
+            if _identity_of(manifest) == identity
             and _place_of(manifest) == place
             and (is_again or not is_finished(path, manifest))
         ]
@@ -142,6 +142,11 @@ def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:
             f"{path} runs on {there}, and this would go on with it on {here}. "
             "Go on with it there, or give another --name to start a sweep of its own."
         )
+
+
+def _identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Sweeps did without a word on the network once."""
+    return {"network": "agent", **manifest.get("identity", {})}
 
 
 def _place_of(manifest: Mapping[str, Any]) -> str:
@@ -185,6 +190,7 @@ def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[
     identity = {
         "benchmark": plan.benchmark,
         "on_agent_failure": config.on_agent_failure,
+        "network": config.network,
         "arms": {
             name: {
                 "agent": arm.config.agent,
@@ -217,7 +223,7 @@ def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, 
     """Raises UsageError naming every way in which the sweep in the folder is of another kind."""
     if manifest.get("schema", 0) > SCHEMA:
         raise UsageError(f"{path} was written by sweep {manifest.get('version')}; this is {__version__}. Upgrade it.")
-    differing = list(_differences(manifest.get("identity", {}), identity))
+    differing = list(_differences(_identity_of(manifest), identity))
     differing += _differences(_place_of(manifest), place, "endpoint")
     known = manifest.get("scenarios", {})
     changed = [s.name for s in plan.scenarios if s.id in known and known[s.id]["digest"] != s.digest]

@@ -64,13 +64,19 @@ class Again:
 
 
 def ask(retry: Sequence[str], only: Sequence[str]) -> Again:
-    """What `--retry` and `--only` ask for; each may be a list with commas. Raises UsageError for an unknown failure."""
-    wanted = [name for each in _split(retry) for name in _failures(each)]
-    return Again(retry=frozenset(wanted), only=tuple(_split(only)))
+    """What `--retry` and `--only` ask for; each may be a list with commas.
+
+    Raises UsageError for an unknown failure, and for a list of nothing, which must not mean everything.
+    """
+    wanted = [name for each in _split("--retry", retry) for name in _failures(each)]
+    return Again(retry=frozenset(wanted), only=tuple(_split("--only", only)))
 
 
-def _split(lists: Sequence[str]) -> list[str]:
-    return [word for each in lists for word in map(str.strip, each.split(",")) if word]
+def _split(option: str, lists: Sequence[str]) -> list[str]:
+    found = [word for each in lists for word in map(str.strip, each.split(",")) if word]
+    if lists and not found:
+        raise UsageError(f"{option} names nothing: name something, or leave it out.")
+    return found
 
 
 def _failures(name: str) -> list[str]:
@@ -90,7 +96,8 @@ def _failures(name: str) -> list[str]:
 def _tree(root: type[SweepError]) -> Iterator[type[SweepError]]:
     yield root
     for cls in root.__subclasses__():
-        yield from _tree(cls)
+        if cls.__module__ == root.__module__:  # the service has some of its own, which no trial ends with
+            yield from _tree(cls)
 
 
 def _flag(name: str) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from typing import Any, Final
 
 from orchestrator.errors import SweepError, UsageError
 from orchestrator.events import Event
-from orchestrator.journal import JOURNAL, LOCK, MANIFEST, RESULTS, read_events, read_manifest
+from orchestrator.journal import JOURNAL, LOCK, MANIFEST, RESULTS, fold_events, read_events, read_manifest
+from orchestrator.journal.checkpoint import Folded, load
+from orchestrator.ledger import Ledger
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
 
+#: Where sweeps are kept unless somebody says otherwise.
+RUNS: Final = "runs"
 _HOLDER: Final = re.compile(r"process (\d+) on (.*)")
 #: Bytes at the end of a journal in which its last line is looked for; that of an end is short.
 _TAIL: Final = 1000
@@ -91,6 +96,12 @@ def find(runs: Path, name: str) -> Path:
     raise UsageError(f"There is no sweep {name!r} in {runs}. {hint}")
 
 
+def as_typed(folder: Path) -> str:
+    """What a command is to be told to find this folder: its name where that is enough, else its path."""
+    runs = Path(os.environ.get("SWEEP_RUNS") or RUNS)
+    return shlex.quote(folder.name if folder.resolve().parent == runs.resolve() else str(folder))
+
+
 def find_unfinished(runs: Path) -> Path:
     """The newest unfinished sweep. Raises UsageError if there is none."""
     found = next((folder for folder, manifest in sweeps(runs) if not is_finished(folder, manifest)), None)
@@ -124,14 +135,20 @@ class Reader:
     """Reads a journal that another process may be writing, without the lock; a torn line is left for the next time."""
 
     def __init__(self, folder: Path) -> None:
+        """Fold what is there, from its checkpoint on if it has one. Raises JournalError for damage. Blocking."""
+        self.ledger = Ledger()
+        kept = load(folder, self.ledger) or Folded()
         self._path = folder / JOURNAL
-        self._offset = self._lines = 0
+        self._offset, self._lines = kept.journal.size, kept.lines
+        with suppress(FileNotFoundError):
+            for _, end in fold_events(self._path, self.ledger, self._offset, self._lines):
+                self._offset, self._lines = end, self._lines + 1
 
     def read(self) -> list[Event]:
-        """The events since the last time. Raises JournalError as `read_events` does."""
+        """The events since the last time, which the ledger has not yet. Raises JournalError for damage. Blocking."""
         found = []
-        if self._path.exists():
-            for event, offset in read_events(self._path, self._offset, self._lines):
+        with suppress(FileNotFoundError):
+            for event, end in read_events(self._path, self._offset, self._lines):
                 found.append(event)
-                self._offset, self._lines = offset, self._lines + 1
+                self._offset, self._lines = end, self._lines + 1
         return found

@@ -288,6 +288,17 @@ def test_without_a_name_a_sweep_elsewhere_is_left_alone(tmp_path: Path) -> None:
     assert sweep().choose(tmp_path, endpoint="http://there:1").sweep == first.sweep
 
 
+def test_what_devboxes_reached_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
+    """Older folders say nothing of it: they had what agents and scenarios name."""
+    first = sweep(name="n").choose(tmp_path)
+    manifest = read_manifest(first.path)
+    del manifest["identity"]["network"]
+    (first.path / MANIFEST).write_bytes(orjson.dumps(manifest))
+    assert sweep().choose(tmp_path).sweep == first.sweep
+    with pytest.raises(UsageError, match=r'network \("agent", now "host"\) changed since'):
+        sweep(name="n", network="host").choose(tmp_path)
+
+
 def test_what_is_run_again_is_looked_for_in_finished_sweeps_too(tmp_path: Path) -> None:
     first = sweep(name="n").choose(tmp_path)
     finish(first)
@@ -327,6 +338,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         same_failures=3,
         unreachable=60,
         endpoint="http://there:1",
+        network="host",
         isolation="none",
         python="some/python",
     )

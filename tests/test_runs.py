@@ -1,25 +1,32 @@
 """Sweeps found in a runs folder, and who is at work in one."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import orjson
 import pytest
 
 from orchestrator.errors import JournalError, UsageError
-from orchestrator.events import SweepEnded
+from orchestrator.events import SweepEnded, SweepOpened, to_line
 from orchestrator.journal import JOURNAL, LOCK, MANIFEST, locked
-from orchestrator.runs import Reader, find, find_running, find_unfinished, holder
+from orchestrator.journal.checkpoint import Folded, save
+from orchestrator.journal.tail import Sum
+from orchestrator.ledger import Ledger
+from orchestrator.runs import Reader, as_typed, find, find_running, find_unfinished, holder
+
+IDENTITY = {"sweep": "0190", "identity": {}, "config": {}, "scenarios": {}}
 
 
 def make(runs: Path, name: str, *, trials: int = 0) -> Path:
     folder = runs / name
     folder.mkdir(parents=True)
-    (folder / MANIFEST).write_bytes(orjson.dumps({"trials": trials}))
+    (folder / MANIFEST).write_bytes(orjson.dumps(IDENTITY | {"trials": trials}))
     return folder
 
 
@@ -42,6 +49,43 @@ def test_a_sweep_is_found_by_its_name_or_its_path(tmp_path: Path, monkeypatch: p
     assert find(tmp_path / "runs", "mine") == find(tmp_path / "elsewhere", str(mine)) == mine
     monkeypatch.chdir(mine)
     assert find(tmp_path / "elsewhere", ".").name == "mine"
+
+
+def test_a_folder_that_its_name_does_not_find_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWEEP_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    near, far = make(Path("runs"), "mine"), make(Path("else where"), "mine")
+    assert (as_typed(near), as_typed(near.resolve()), as_typed(far)) == ("mine", "mine", "'else where/mine'")
+    monkeypatch.setenv("SWEEP_RUNS", "else where")
+    assert (as_typed(near), as_typed(far)) == ("runs/mine", "mine")
+
+
+def test_a_journal_is_read_from_its_checkpoint_on(tmp_path: Path) -> None:
+    events = [SweepOpened(sweep="0190", schema=1, version="0", pid=1), SweepEnded(reason="stopped: r0")]
+    (tmp_path / JOURNAL).write_bytes(b"".join(map(to_line, events)))
+    folded = Folded(journal=Sum().read(tmp_path / JOURNAL, len(to_line(events[0]))), lines=1)
+    save(tmp_path, Ledger(opened=7), folded)
+    reader = Reader(tmp_path)
+    assert (reader.ledger.opened, reader.ledger.ended) == (7, "stopped: r0")
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(to_line(events[0]) + b"what\n")
+    with pytest.raises(JournalError, match="line 4, byte"):
+        reader.read()
+
+
+def test_who_looks_is_never_in_the_way_of_who_works(tmp_path: Path) -> None:
+    """To look is to hold the lock for an instant."""
+    folder = make(tmp_path, "mine")
+    with locked(folder):
+        pass
+    with (folder / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        done = Timer(0.02, fcntl.flock, (lock, fcntl.LOCK_UN))
+        done.start()
+        with locked(folder):
+            done.join()
 
 
 def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:

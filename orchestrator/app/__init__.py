@@ -7,3 +7,5 @@ import orchestrator
 
 #: The benchmarks that come with the project.
 BUNDLED: Final = Path(orchestrator.__file__).parent / "benchmarks"
+#: Agents of the user's own win over ours.
+AGENTS: Final = (Path("agents"),)

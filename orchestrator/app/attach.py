@@ -11,10 +11,10 @@ from typing import Final
 
 import anyio
 
-from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, exit_code
+from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
 from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger
-from orchestrator.runs import Reader, holder, planned
+from orchestrator.runs import Reader, as_typed, holder, planned
 from orchestrator.stages import Stage
 from orchestrator.view.out import Out
 from orchestrator.view.progress import Progress, Style
@@ -48,8 +48,8 @@ class State:
 async def run(folder: Path, *, style: Style) -> int:
     """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code."""
     manifest, at_work = read_manifest(folder), holder(folder)
-    plan, reader, ledger = planned(manifest), Reader(folder), Ledger()
-    await catch_up(reader, ledger)
+    plan, reader = planned(manifest), await anyio.to_thread.run_sync(Reader, folder)
+    ledger = reader.ledger
     state = State(ledger=ledger, devboxes=manifest["config"]["devboxes"], is_over=at_work is None)
     progress = Progress(
         ledger=ledger,
@@ -59,16 +59,19 @@ async def run(folder: Path, *, style: Style) -> int:
         style=style,
         opening=f"Following {folder.name} ({at_work.name})" if at_work else f"{folder.name} is not running",
     )
-    if at_work and not await _follow(folder, reader, ledger, progress):
-        words = f"{folder.name} goes on: `sweep attach {folder.name}` follows it, `sweep stop {folder.name}` ends it."
+    if at_work and not await _follow(folder, reader, progress):
+        typed = as_typed(folder)
+        words = f"{folder.name} goes on: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
         Out(highlight=False, soft_wrap=True, stderr=style == "json").print(words, markup=False)
         return EXIT_INTERRUPTED
     state.is_over = True
     progress.finish()
-    return exit_code(plan, ledger, is_stopped=(ledger.ended or "").startswith(INTERRUPTED))
+    ended = ledger.ended or ""
+    trials = filter(ledger.is_finished, plan) if ended.endswith(NOT_SELECTED) else plan
+    return exit_code(list(trials), ledger, is_stopped=ended.startswith(INTERRUPTED))
 
 
-async def _follow(folder: Path, reader: Reader, ledger: Ledger, progress: Progress) -> bool:
+async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:
     """Show the sweep until it ends; False if the person at the screen leaves before."""
     async with anyio.create_task_group() as tasks:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -80,15 +83,15 @@ async def _follow(folder: Path, reader: Reader, ledger: Ledger, progress: Progre
             tasks.start_soon(leave)
             tasks.start_soon(progress.show)
             while await anyio.to_thread.run_sync(holder, folder):
-                await catch_up(reader, ledger)
+                await catch_up(reader)
                 await anyio.sleep(LOOK)
-            await catch_up(reader, ledger)  # what was written between the last look and the end
+            await catch_up(reader)  # what was written between the last look and the end
         tasks.cancel_scope.cancel()
         return True
     return False
 
 
-async def catch_up(reader: Reader, ledger: Ledger) -> None:
+async def catch_up(reader: Reader) -> None:
     """Apply what was written since the last time."""
     for event in await anyio.to_thread.run_sync(reader.read):
-        ledger.apply(event)
+        reader.ledger.apply(event)

@@ -15,6 +15,8 @@ from typing import Final
 import orjson
 
 from orchestrator.app.exits import EXIT_OK
+from orchestrator.errors import JournalError
+from orchestrator.runs import as_typed
 
 #: The number of the pipe's end, in the environment of the process that was detached.
 READY: Final = "SWEEP_READY"
@@ -36,7 +38,10 @@ def claim() -> Callable[[Path], None] | None:
 def _turn_away(folder: Path, pipe: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise JournalError(f"{folder / OUT} cannot be written: {error.strerror}.") from None
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.close(out)
@@ -63,11 +68,12 @@ def start(*, as_json: bool) -> int:
             child.wait()
             raise
     if not folder:
-        return child.wait()
-    name = Path(folder).name
+        status = child.wait()
+        return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
+    name, typed = Path(folder).name, as_typed(Path(folder))
     if as_json:
         words = orjson.dumps({"event": "detached", "folder": folder, "pid": child.pid}).decode()
     else:
-        words = f"{name} runs as process {child.pid}: `sweep attach {name}` follows it, `sweep stop {name}` ends it."
+        words = f"{name} runs as process {child.pid}: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
     sys.stdout.write(f"{words}\n")
     return EXIT_OK

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import orjson
 
-from orchestrator.app.attach import catch_up
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.shelf import Shelf
-from orchestrator.app.sweeps import load_arms, make_plan
+from orchestrator.app.sweeps import fit_open_files, load_arms, make_plan, supply_arms
 from orchestrator.config import SweepConfig, Timeouts
+from orchestrator.engine.work import Arm
 from orchestrator.folder import find_folder, refuse_elsewhere
 from orchestrator.ledger import Ledger
 from orchestrator.model import TrialKey
 from orchestrator.plan import Plan
 from orchestrator.reopen import Again, Fate, Verdict, verdicts
-from orchestrator.runs import Holder, Reader, holder
+from orchestrator.runs import Holder, Reader, as_typed, holder
 from orchestrator.view.out import Out
 from orchestrator.view.report import printable
 
@@ -47,6 +48,7 @@ class DryRun:
 
     config: SweepConfig
     plan: Plan
+    arms: Mapping[str, Arm]
     folder: Path | None
     at_work: Holder | None
     found: Sequence[Verdict]
@@ -56,21 +58,23 @@ class DryRun:
         return Counter(each.fate for each in self.found)
 
 
-async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool) -> int:
+async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, given: Mapping[str, str]) -> int:
     """Tell what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
-    arms = await load_arms(config.arms, config.python)
+    fit_open_files(config)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    arms = await load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     async with _definitions(place) as source:
-        plan = await make_plan(config, await find_benchmark(source, name), arms, source)
+        benchmark = await find_benchmark(source, name)
+        arms = await supply_arms(arms, source)
+        plan = await make_plan(config, benchmark, arms, source)
     folder = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
-    ledger = Ledger()
-    if folder is not None:
-        await catch_up(Reader(folder), ledger)
+    ledger = Ledger() if folder is None else (await anyio.to_thread.run_sync(Reader, folder)).ledger
     dry = DryRun(
         config=config,
         plan=plan,
+        arms=arms,
         folder=folder,
         at_work=holder(folder) if folder else None,
         found=list(verdicts(plan, ledger, again)),
@@ -128,21 +132,23 @@ def _head(dry: DryRun) -> list[str]:
     ]
     what = f"This would go on with {folder.name} ({folder})" if folder else "This would be a new sweep"
     lines = [f"{what}: {active} of {len(plan)} trials to run."]
-    if dry.at_work:
-        lines.append(f"Now it is in use by {dry.at_work.name}: `sweep attach {folder.name if folder else ''}`.")
+    if folder and dry.at_work:
+        lines.append(f"Now it is in use by {dry.at_work.name}: `sweep attach {as_typed(folder)}`.")
     return [
         *lines,
         f"Benchmark: {plan.benchmark}, {sizes}",
         f"Arms:      {printable(', '.join(plan.arms))}",
         f"Limits:    {', '.join(limits)}",
-        f"Timeouts:  {_timeouts(config.timeouts, plan)}",
+        f"Timeouts:  {_timeouts(dry)}",
     ]
 
 
-def _timeouts(timeouts: Timeouts, plan: Plan) -> str:
-    """Seconds for each stage, from the least to the most where scenarios differ."""
-    solve = [timeouts.solve_for(scenario.agent_timeout) for scenario in plan.scenarios]
-    score = [timeouts.score_for(scenario.scorer_timeout) for scenario in plan.scenarios]
+def _timeouts(dry: DryRun) -> str:
+    """Seconds for each stage, from the least to the most where scenarios and agents differ."""
+    timeouts = dry.config.timeouts
+    asked = [arm.summary_of(scenario) for scenario in dry.plan.scenarios for arm in dry.arms.values()]
+    solve = [timeouts.solve_for(summary.agent_timeout) for summary in asked]
+    score = [timeouts.score_for(summary.scorer_timeout) for summary in asked]
     spans = {"solve": (min(solve), max(solve)), "score": (min(score), max(score))}
     fixed = {name: (seconds, seconds) for name, seconds in timeouts.model_dump().items() if name not in spans}
     ordered = {name: (fixed | spans)[name] for name in Timeouts.model_fields}

@@ -13,6 +13,8 @@ EXIT_MISUSE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 #: How the reason of `sweep.ended` begins where somebody asked for it; a budget, or a fault, says `stopped`.
 INTERRUPTED: Final = "interrupted"
+#: How it ends where all that was selected was done.
+NOT_SELECTED: Final = "the others were not selected"
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:

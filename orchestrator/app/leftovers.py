@@ -5,15 +5,14 @@ through its journal and under its lock, so that its next resume knows and begins
 scored is completed, never canceled: its result stays on the endpoint, where the resume finds it.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import anyio
 
-from orchestrator.app.attach import catch_up
-from orchestrator.errors import WorldError
+from orchestrator.errors import SweepError, WorldError
 from orchestrator.events import AttemptEnded, BenchmarkRunEnded, Event, SweepEnded
 from orchestrator.journal import Journal
 from orchestrator.ledger import INTERRUPTED, Ledger
@@ -28,12 +27,13 @@ _RELEASED: Final = "it was released by `sweep reap`"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """A sweep whose folder is on this machine, and how it stands."""
+    """A sweep whose folder is on this machine, and how it stands. `trouble` is why that cannot be read."""
 
     folder: Path
     plan: Plan
     at_work: Holder | None
-    done: int
+    done: int = 0
+    trouble: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,12 +48,20 @@ class Left:
 
     @property
     def is_free(self) -> bool:
-        """Whether it is ours to end: the folder is here, and nobody is at work in it."""
-        return self.here is not None and self.here.at_work is None
+        """Whether it is ours to end: the folder is here, sound, and nobody is at work in it."""
+        return self.here is not None and self.here.at_work is None and self.here.trouble is None
 
 
 async def look(endpoint: Endpoint, runs: Path) -> tuple[list[Left], int]:
     """What lives of each sweep, and how many devboxes are of none. Raises WorldError."""
+    lefts = await _list(endpoint)
+    nobodys = lefts.pop("", Left(sweep=""))
+    await anyio.to_thread.run_sync(_look_here, runs, lefts)
+    return [lefts[sweep] for sweep in sorted(lefts)], len(nobodys.devboxes)
+
+
+async def _list(endpoint: Endpoint) -> dict[str, Left]:
+    """What lives of each sweep, by the sweep's id; what is of none is under no id."""
     benchmark_runs = await endpoint.list_benchmark_runs(state="running")
     found = [run for state in sorted(RUN_ALIVE) for run in await endpoint.list_runs(state=state)]
     devboxes = await endpoint.list_devboxes()
@@ -65,9 +73,7 @@ async def look(endpoint: Endpoint, runs: Path) -> tuple[list[Left], int]:
         _of(run, lefts).runs.append(run)
     for devbox in devboxes:
         _of(devbox, lefts).devboxes.append(devbox)
-    nobodys = lefts.pop("", Left(sweep=""))
-    await _look_here(runs, lefts)
-    return [lefts[sweep] for sweep in sorted(lefts)], len(nobodys.devboxes)
+    return lefts
 
 
 def _of(thing: BenchmarkRun | ScenarioRun | Devbox, lefts: dict[str, Left]) -> Left:
@@ -75,29 +81,37 @@ def _of(thing: BenchmarkRun | ScenarioRun | Devbox, lefts: dict[str, Left]) -> L
     return lefts.setdefault(sweep, Left(sweep=sweep))
 
 
-async def _look_here(runs: Path, lefts: dict[str, Left]) -> None:
-    """Find the folders of these sweeps, and how they stand."""
-    for folder, manifest in await anyio.to_thread.run_sync(lambda: list(sweeps(runs))):
-        left = lefts.get(manifest.get("sweep", ""))
-        if left is not None:
-            plan, ledger = planned(manifest), Ledger()
-            await catch_up(Reader(folder), ledger)
-            done = sum(map(ledger.is_finished, plan))
-            left.here = Here(folder=folder, plan=plan, at_work=holder(folder), done=done)
+def _look_here(runs: Path, lefts: Mapping[str, Left]) -> None:
+    """Find the folders of these sweeps, and how they stand. Of a folder and its copies, one that is in use counts."""
+    for folder, manifest in sweeps(runs):
+        left = lefts.get(manifest["sweep"])
+        if left is not None and (left.here is None or holder(folder) is not None):
+            left.here = _stand(folder, planned(manifest))
+
+
+def _stand(folder: Path, plan: Plan) -> Here:
+    at_work = holder(folder)
+    try:
+        ledger = Reader(folder).ledger
+    except SweepError as error:
+        return Here(folder=folder, plan=plan, at_work=at_work, trouble=error.message)
+    return Here(folder=folder, plan=plan, at_work=at_work, done=sum(map(ledger.is_finished, plan)))
 
 
 async def release(endpoint: Endpoint, left: Left) -> list[str]:
-    """End all of it; returns what refused to end, and why.
+    """End all of it; returns what refused to end, and why. Of a sweep that is here, it is what is there by now.
 
-    Raises UsageError if somebody is at work in the folder by now, JournalError if its journal cannot be written.
+    Raises UsageError if somebody is at work in the folder by now, JournalError if its journal cannot be written, and
+    WorldError.
     """
     if left.here is None:
-        return await _end_all(endpoint, left)
+        return await _end_all(endpoint, left, is_finished=False)
     ledger = Ledger()
     async with Journal.open(left.here.folder, ledger) as journal:
-        await journal.append(*_notes(ledger, left))
-        refused = await _end_all(endpoint, left)
+        now = (await _list(endpoint)).get(left.sweep) or Left(sweep=left.sweep)
         is_finished = next(left.here.plan.pending(ledger), None) is None
+        await journal.append(*_notes(ledger, now))
+        refused = await _end_all(endpoint, now, is_finished=is_finished)
         await journal.append(SweepEnded(reason="finished" if is_finished else "released"))
     return refused
 
@@ -118,16 +132,18 @@ def _notes(ledger: Ledger, left: Left) -> Iterator[Event]:
             yield BenchmarkRunEnded(arm=arm, number=number, run=state.run)
 
 
-async def _end_all(endpoint: Endpoint, left: Left) -> list[str]:
-    """Runs first, because their devboxes go with them; then devboxes without one; then what held them together."""
+async def _end_all(endpoint: Endpoint, left: Left, *, is_finished: bool) -> list[str]:
+    """Runs first, because their devboxes go with them; then devboxes without one; then what held them together.
+
+    That stays if something refused to end: it would cancel what is left in it, a result that is there included.
+    """
     with_run = {run.devbox_id for run in left.runs}
     refused = await _each(
         (run.id, endpoint.complete if run.state == "scored" else endpoint.cancel) for run in left.runs
     )
     refused += await _each((each.id, endpoint.shutdown) for each in left.devboxes if each.id not in with_run)
-    is_done = left.here is not None and left.here.done == len(left.here.plan)
-    end = endpoint.complete_benchmark_run if is_done else endpoint.cancel_benchmark_run
-    return refused + await _each((run.id, end) for run in left.benchmark_runs)
+    end = endpoint.complete_benchmark_run if is_finished else endpoint.cancel_benchmark_run
+    return refused or await _each((run.id, end) for run in left.benchmark_runs)
 
 
 async def _each(calls: Iterable[tuple[str, Callable[[str], Awaitable[None]]]]) -> list[str]:

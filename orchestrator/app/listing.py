@@ -21,7 +21,7 @@ async def benchmarks(*, endpoint: str | None, isolation: str, runs: Path, as_jso
     async with places.open_endpoint(place) as opened:
         known = await places.list_benchmarks(opened)
     rows = [{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known]
-    _print(rows, as_json=as_json)
+    print_rows(rows, as_json=as_json)
 
 
 async def scenarios(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, as_json: bool) -> None:
@@ -29,7 +29,7 @@ async def scenarios(benchmark: str, *, endpoint: str | None, isolation: str, run
     place, name = places.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs)
     async with places.open_endpoint(place) as opened:
         summaries = await opened.summaries(await places.find_benchmark(opened, name))
-    _print([_row(summary) for summary in summaries], as_json=as_json)
+    print_rows([_row(summary) for summary in summaries], as_json=as_json)
 
 
 def _row(summary: ScenarioSummary) -> dict[str, object]:
@@ -41,7 +41,8 @@ def _row(summary: ScenarioSummary) -> dict[str, object]:
     }
 
 
-def _print(rows: list[dict[str, object]], *, as_json: bool) -> None:
+def print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
+    """Print rows with the same keys: as a table, or as JSON lines."""
     if as_json:
         sys.stdout.writelines(orjson.dumps(row).decode() + "\n" for row in rows)
         return

@@ -5,7 +5,7 @@ The published client takes as long to import as the embedded service takes to st
 
 import importlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -41,6 +41,8 @@ class Definitions(Protocol):
     async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]: ...
 
     async def scenario(self, scenario_id: str) -> Scenario: ...
+
+    async def secret_names(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +87,22 @@ def _name_of(folder: Path) -> str:
 
 @asynccontextmanager
 async def open_endpoint(
-    place: Where, *, rate: float | None = None, on_push_back: Callable[[], None] = lambda: None
+    place: Where,
+    *,
+    rate: float | None = None,
+    on_push_back: Callable[[], None] = lambda: None,
+    hidden: Collection[str] = (),
 ) -> AsyncIterator["Gateway"]:
-    """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing."""
+    """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing.
+
+    An embedded service that is started for it does not get the `hidden` variables of our environment.
+    """
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         service = None
         if place.endpoint is None:
             service = await stack.enter_async_context(
-                Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation)
+                Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation, hidden=hidden)
             )
             url, token = service.address.url, service.address.token
         else:

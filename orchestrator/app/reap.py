@@ -20,6 +20,7 @@ from orchestrator.runloop.contract import Endpoint
 from orchestrator.runloop.gateway import Gateway
 from orchestrator.runs import find
 from orchestrator.view.out import Out
+from orchestrator.view.report import printable
 
 
 async def run(endpoint: str | None, *, runs: Path, sweep: str | None, is_sure: bool, as_json: bool) -> int:
@@ -67,7 +68,7 @@ async def _reap(endpoint: Endpoint, out: Out, runs: Path, sweep: str | None, *, 
     lefts, nobodys = await look(endpoint, runs)
     lefts = [left for left in lefts if sweep in {None, left.sweep}]
     if not as_json:
-        for line in _listed(endpoint.url, lefts, nobodys):
+        for line in _listed(endpoint.url, sweep, lefts, nobodys):
             out.print(line, markup=False)
     ready = [left for left in lefts if left.is_free or (left.here is None and sweep is not None and is_sure)]
     is_wanted = bool(ready) and (is_sure or (not as_json and await _ask(ready)))
@@ -100,28 +101,37 @@ async def _ask(ready: Sequence[Left]) -> bool:
     question = f"Release what is not in use ({devboxes} devboxes)?"
     if owed:
         question += f" Sweeps with {owed} trials to do are among it: a resume runs again what is released now."
-    return await anyio.to_thread.run_sync(lambda: Confirm.ask(question, default=False), abandon_on_cancel=True)
+    try:
+        return await anyio.to_thread.run_sync(lambda: Confirm.ask(question, default=False), abandon_on_cancel=True)
+    except EOFError:  # Ctrl-D
+        return False
 
 
-def _listed(url: str, lefts: Sequence[Left], nobodys: int) -> Iterator[str]:
-    yield f"{url}: " + ("this is there of sweeps:" if lefts else "nothing there is of a sweep.")
+def _listed(url: str, sweep: str | None, lefts: Sequence[Left], nobodys: int) -> Iterator[str]:
+    yield f"{url}: " + ("this is there of sweeps:" if lefts else f"nothing there is of {_called(sweep)}.")
     for left in lefts:
-        yield f"sweep {left.sweep}: {_standing(left)}"
+        yield f"sweep {printable(left.sweep)}: {_standing(left)}"
         things = [
             *(("run", run.id, run.state, run.metadata) for run in left.runs),
             *(("devbox", devbox.id, devbox.status, devbox.metadata) for devbox in left.devboxes),
             *(("benchmark run", run.id, run.state, run.metadata) for run in left.benchmark_runs),
         ]
         for kind, identity, state, metadata in things:
-            yield f"  {kind} {identity}  {state}  {_what(left, metadata)}"
+            yield f"  {kind} {identity}  {state}  {printable(_what(left, metadata))}"
     if nobodys:
         yield f"{nobodys} devboxes there are of no sweep of ours; they are left alone."
+
+
+def _called(sweep: str | None) -> str:
+    return "a sweep" if sweep is None else f"sweep {sweep}"
 
 
 def _standing(left: Left) -> str:
     here = left.here
     if here is None:
         return f"its folder is not here. If it is yours and nobody is at work with it: --sweep {left.sweep} --yes"
+    if here.trouble is not None:
+        return here.trouble
     stands = f"{here.folder}, {here.done} of {len(here.plan)} trials done"
     return f"{stands}, in use by {here.at_work.name}" if here.at_work else f"{stands}, not in use"
 
@@ -131,7 +141,10 @@ def _what(left: Left, metadata: Mapping[str, str]) -> str:
     trial, attempt = metadata.get("trial"), metadata.get("attempt")
     if trial is None:
         return f"{metadata.get('arm', '')} #{metadata.get('number', '')}"
-    key = TrialKey.parse(trial)
+    try:
+        key = TrialKey.parse(trial)
+    except ValueError:
+        return trial  # who else says `sweep` may mean anything
     names = {scenario.id: scenario.name for scenario in left.here.plan.scenarios} if left.here else {}
     return f"{names.get(key.scenario, key.scenario)} {key.arm} #{key.number}, attempt {attempt}"
 
@@ -152,4 +165,4 @@ def _emit(url: str, left: Left, refused: list[str] | None) -> None:
         "released": None if refused is None else not refused,
         "refused": refused or [],
     }
-    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    sys.stdout.write(orjson.dumps(line, default=sorted).decode() + "\n")  # a set has no order

@@ -27,6 +27,7 @@ async def run(
     linger: float | None,
     is_foreign: bool,
     chaos: Path | None,
+    secret_names: Sequence[str],
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -58,6 +59,7 @@ async def run(
                 linger,
                 dialect=FOREIGN if is_foreign else OURS,
                 chaos=rules,
+                secret_names=secret_names,
                 task_status=task_status,
             )
 

@@ -44,6 +44,10 @@ class Shelf:
             raise Refused(f"there is no scenario {scenario_id}")
         return Scenario(id=scenario_id, name=document["name"], prompt=document["input_context"]["problem_statement"])
 
+    async def secret_names(self) -> frozenset[str]:
+        """A service of ours keeps none but those that this environment has."""
+        return frozenset()
+
 
 def _summary(document: dict[str, Any]) -> ScenarioSummary:
     agent, scorer = document["metadata"].get("agent_timeout_sec"), document.get("scorer_timeout_sec")

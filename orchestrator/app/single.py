@@ -2,18 +2,29 @@
 
 import random
 import time
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Final
 
 import anyio
 
 from orchestrator import events
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.app.places import find_benchmark, open_endpoint, where
-from orchestrator.app.sweeps import load_arms
+from orchestrator.app.sweeps import (
+    OPEN_NETWORK,
+    TOO_SHORT,
+    check_needs,
+    load_arms,
+    redactor_of,
+    secrets_of,
+    supply_arms,
+)
 from orchestrator.config import SweepConfig
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.redact import MaskingSink
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
@@ -22,6 +33,9 @@ from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
 from orchestrator.view.out import Out
 from orchestrator.view.report import duration, number
+
+#: Facts that are told otherwise, or not worth a line.
+_UNTOLD: Final = ("files", "network")
 
 
 class Teller:
@@ -49,15 +63,22 @@ class Teller:
                     self._scope.cancel()
 
 
-async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
+async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
-    arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    arms = await load_arms(config.arms, config.python, given, place=place)
     out, ledger = Out(highlight=False, soft_wrap=True), Ledger()
     listening = anyio.CancelScope()
-    async with open_endpoint(place, rate=config.rate) as endpoint:
+    redactor = redactor_of(arms)
+    async with open_endpoint(place, rate=config.rate, hidden=secrets_of(arms)) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
+        arms = await supply_arms(arms, endpoint)
         summary = _choose(scenario, await endpoint.summaries(benchmark))
+        await check_needs(config, arms, endpoint)
+        if config.network == "host":
+            out.print(OPEN_NETWORK, markup=False)
+        if redactor.unmasked:
+            out.print(TOO_SHORT.format(", ".join(redactor.unmasked)), markup=False)
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         key = TrialKey(summary.id, config.arms[0].name, 1)
         ctx = Context(
@@ -65,7 +86,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
             benchmark=benchmark.name,
             config=config,
             endpoint=endpoint,
-            sink=Teller(ledger, out, listening),
+            sink=MaskingSink(Teller(ledger, out, listening), redactor),
             ledger=ledger,
             limits=Limits(devboxes=1, agents=1),
             folder=folder,
@@ -74,6 +95,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path) -> int:
             benchmark_runs=None,
             remote=Remote(folder.name, endpoint),
             dice=random.random,
+            redactor=redactor,
         )
         with listening:
             await attempt(ctx, key)
@@ -104,7 +126,11 @@ def _tell(event: Event) -> str:
         case events.ExecutionStarted():
             return f"  the agent works in the devbox, execution {event.execution}"
         case events.StageFinished():
-            facts = "".join(f", {name} {value}" for name, value in event.facts.items() if value not in ({}, [], None))
+            facts = "".join(
+                f", {name} {value}"
+                for name, value in event.facts.items()
+                if name not in _UNTOLD and value not in ({}, [], None, "")
+            )
             return f"  {event.stage} done in {duration(event.seconds)}{facts}"
         case events.AttemptEnded():
             return f"  {event.failure['class']}: {event.failure['message']}"

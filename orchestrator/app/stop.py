@@ -14,7 +14,7 @@ from orchestrator.engine.shutdown import NOW
 from orchestrator.errors import UsageError
 from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger
-from orchestrator.runs import Holder, Reader, holder, planned
+from orchestrator.runs import Holder, Reader, as_typed, holder, planned
 from orchestrator.stages import Stage
 from orchestrator.view.out import Out
 
@@ -40,7 +40,7 @@ async def run(folder: Path, *, is_now: bool) -> int:
     done = sum(map(ledger.is_finished, plan))
     out.print(f"{folder.name} has stopped: {done} of {len(plan)} trials are done.", markup=False)
     if done < len(plan):
-        out.print(f"`sweep resume {folder.name}` goes on with the others.", markup=False)
+        out.print(f"`sweep resume {as_typed(folder)}` goes on with the others.", markup=False)
     return EXIT_OK
 
 
@@ -59,18 +59,18 @@ def _signal(folder: Path, at_work: Holder, number: signal.Signals) -> None:
 
 async def _wait(folder: Path, at_work: Holder, out: Out) -> Ledger:
     """Wait until the process has let go of the folder, telling what it waits for; returns how the sweep stands."""
-    reader, ledger = Reader(folder), Ledger()
+    reader = await anyio.to_thread.run_sync(Reader, folder)
     names = {each: entry["name"] for each, entry in read_manifest(folder)["scenarios"].items()}
     told, told_at = "", float("-inf")
     while await anyio.to_thread.run_sync(holder, folder) == at_work:
-        await catch_up(reader, ledger)
-        words = _in_flight(ledger, names)
+        await catch_up(reader)
+        words = _in_flight(reader.ledger, names)
         if words != told and time.monotonic() - told_at >= TELL_EVERY:
             out.print(words, markup=False)
             told, told_at = words, time.monotonic()
         await anyio.sleep(LOOK)
-    await catch_up(reader, ledger)
-    return ledger
+    await catch_up(reader)
+    return reader.ledger
 
 
 def _in_flight(ledger: Ledger, names: dict[str, str]) -> str:

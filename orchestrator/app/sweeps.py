@@ -5,6 +5,7 @@ import random
 import resource
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,21 @@ import structlog
 
 from orchestrator import __version__, logs
 from orchestrator.agentkit import loader
-from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, exit_code
-from orchestrator.app.places import Definitions, find_benchmark, open_endpoint, where
+from orchestrator.app import AGENTS
+from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
+from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.state import State
 from orchestrator.config import ArmConfig, SweepConfig, moment
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.redact import MaskingSink, Redactor
 from orchestrator.engine.remote import Remote
-from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
+from orchestrator.engine.sink import Sink
+from orchestrator.engine.steps import needs_of
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
@@ -40,12 +45,13 @@ from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import Endpoint
 from orchestrator.view.progress import Progress, Style, leave_screen, tell_slow_phases
 
-#: Agents of the user's own win over ours.
-SEARCH: Final = (Path("agents"),)
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
 NOTHING_AGAIN: Final = Again()
+NOTHING_GIVEN: Final[Mapping[str, str]] = {}
+TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
+OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
 #: Seconds in which an endpoint must say which scenarios there are.
 LISTING: Final = 300.0
 #: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
@@ -54,14 +60,53 @@ COMPLETING: Final = 60.0
 LAST_WORD: Final = 2.0
 
 
-async def load_arms(configs: Sequence[ArmConfig], python: Path | None) -> Mapping[str, Arm]:
-    """The agents of all arms, found and checked before anything is spent. Raises UsageError."""
-    arms = {}
+async def load_arms(
+    configs: Sequence[ArmConfig], python: Path | None, given: Mapping[str, str], *, place: Where
+) -> Mapping[str, Arm]:
+    """The agents of all arms, found and checked before anything is spent. Raises UsageError.
+
+    `given` are variables of the user's beside the environment. What an agent lacks may still be a secret of an endpoint
+    elsewhere: then `supply_arms` has the last word.
+    """
+    arms, environ = {}, {**os.environ, **given}
     for config in configs:
-        agent = loader.load(config.agent, python=python, search=SEARCH, settings=config.settings, environ=os.environ)
+        agent = loader.load(
+            config.agent,
+            python=python,
+            search=AGENTS,
+            settings=config.settings,
+            environ=environ,
+            model=config.model,
+            secret=given.keys(),
+        )
+        if place.endpoint is None:
+            agent = loader.supply(agent)
         await loader.check(agent)
         arms[config.name] = Arm(config=config, agent=agent)
     return arms
+
+
+def secrets_of(arms: Mapping[str, Arm]) -> Collection[str]:
+    """The variables that are secret to any of the arms."""
+    return {name for arm in arms.values() for name in arm.agent.secrets}
+
+
+def redactor_of(arms: Mapping[str, Arm]) -> Redactor:
+    """What keeps the secrets of all arms, and our own key, out of all that is written."""
+    ours = [("RUNLOOP_API_KEY", os.environ.get("RUNLOOP_API_KEY", ""))]
+    return Redactor([*ours, *(pair for arm in arms.values() for pair in arm.agent.secrets.items())])
+
+
+async def supply_arms(arms: Mapping[str, Arm], endpoint: Definitions) -> Mapping[str, Arm]:
+    """The arms with what their agents lack in the environment taken from the endpoint's secrets. Raises UsageError."""
+    if not any(loader.lacking(arm.agent) for arm in arms.values()):
+        return arms
+    try:
+        with anyio.fail_after(LISTING):
+            names = await endpoint.secret_names()
+    except TimeoutError:
+        raise Unavailable(f"{endpoint.url} did not list its secrets in {LISTING:g} s.") from None
+    return {name: replace(arm, agent=loader.supply(arm.agent, names)) for name, arm in arms.items()}
 
 
 async def run(
@@ -71,14 +116,16 @@ async def run(
     style: Style,
     file: Path | None = None,
     again: Again = NOTHING_AGAIN,
+    given: Mapping[str, str] = NOTHING_GIVEN,
     begun: Callable[[Path], None] = lambda _: None,
 ) -> int:
     """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
 
     `file` is the sweep.toml that the config came from: the run folder keeps it as given. `again` is what is to be run
-    once more though it is finished; `begun` hears of the run folder once it is ours.
+    once more though it is finished, `given` are variables for the agents beside the environment; `begun` hears of the
+    run folder once it is ours.
     """
-    _fit_open_files(config)
+    fit_open_files(config)
     ledger, deadline = Ledger(), None
     if config.deadline is not None:
         deadline = moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
@@ -96,7 +143,9 @@ async def run(
         stopping.open(opening)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(tell_slow_phases, state, style, state.opened)
-            return await _run(config, state, ledger, runs=runs, style=style, file=file, again=again, begun=begun)
+            return await _run(
+                config, state, ledger, runs=runs, style=style, file=file, again=again, given=given, begun=begun
+            )
     return EXIT_INTERRUPTED
 
 
@@ -109,26 +158,31 @@ async def _run(
     style: Style,
     file: Path | None,
     again: Again,
+    given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
-    arms = await load_arms(config.arms, config.python)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    arms = await load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     stopping, limits = state.stopping, state.limits
     state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
-    async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back) as endpoint:
+    redactor, hidden = redactor_of(arms), secrets_of(arms)
+    async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back, hidden=hidden) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
+        arms = await supply_arms(arms, endpoint)
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet
+        await check_needs(config, arms, endpoint)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
         async with Journal.open(folder.path, ledger) as journal:
-            logs.to_file(folder.path / "sweep.log")
+            logs.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
-            ctx = _context(config, folder, plan, benchmark, arms, endpoint, journal, ledger, limits)
+            sink = MaskingSink(journal, redactor)
+            ctx = _context(config, folder, plan, benchmark, arms, endpoint, sink, ledger, limits, redactor)
             state.ctx, state.journal = ctx, journal
             chosen = await _open(ctx, plan, again)
             begun(folder.path)
@@ -141,6 +195,10 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
+            if config.network == "host":
+                progress.say(OPEN_NETWORK)
+            if redactor.unmasked:
+                progress.say(TOO_SHORT.format(", ".join(redactor.unmasked)))
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
@@ -155,6 +213,12 @@ async def _run(
     return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
 
 
+async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:
+    """Raises UsageError for what no devbox of this endpoint can have."""
+    for arm in arms.values():
+        await endpoint.check(needs_of(config, arm.agent))
+
+
 async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
     """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
     is_filtered = bool(config.include or config.exclude)
@@ -166,7 +230,7 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     except TimeoutError:
         raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
     scenarios = select(summaries, include=config.include, exclude=config.exclude, limit=config.limit)
-    for scenario in scenarios:
+    for scenario in (arm.summary_of(each) for each in scenarios for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
 
@@ -187,7 +251,7 @@ async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpo
             ) from None
 
 
-def _fit_open_files(config: SweepConfig) -> None:
+def fit_open_files(config: SweepConfig) -> None:
     """Raise the soft limit on open files, and refuse more devboxes than the hard one has room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < hard:
@@ -207,19 +271,20 @@ def _context(
     benchmark: Benchmark,
     arms: Mapping[str, Arm],
     endpoint: Endpoint,
-    journal: Journal,
+    sink: Sink,
     ledger: Ledger,
     limits: Limits,
+    redactor: Redactor,
 ) -> Context:
     benchmark_runs = BenchmarkRuns(
-        sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=journal, ledger=ledger
+        sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=sink, ledger=ledger
     )
     return Context(
         sweep=folder.sweep,
         benchmark=benchmark.name,
         config=config,
         endpoint=endpoint,
-        sink=journal,
+        sink=sink,
         ledger=ledger,
         limits=limits,
         folder=folder.path,
@@ -229,6 +294,7 @@ def _context(
         remote=Remote(folder.sweep, endpoint),
         dice=random.random,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
+        redactor=redactor,
     )
 
 
@@ -247,9 +313,10 @@ async def _conduct(ctx: Context, plan: Plan, chosen: Collection[TrialKey], state
         tasks.start_soon(watch, state.stopping)
         tasks.start_soon(progress.show)
         try:
-            pending = filter(chosen.__contains__, plan.pending(ctx.ledger))
+            pending = plan.pending_by_arm(ctx.ledger)
+            lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
-            state.scheduler, state.step = Scheduler(pending, state.stopping, left), ""
+            state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
             await run_all(ctx, state.scheduler, state.stopping)
             state.step = "completing"
             await complete(ctx, plan, state.stopping)
@@ -269,7 +336,7 @@ async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
             except WorldError as error:
                 structlog.get_logger().warning("benchmark_runs.not_completed", error=error.message)
     how = INTERRUPTED if stopping.is_by_signal else "stopped"
-    reason = "finished" if is_finished else f"{how}: {stopping.reason or 'the others were not selected'}"
+    reason = "finished" if is_finished else f"{how}: {stopping.reason or NOT_SELECTED}"
     try:
         with anyio.move_on_after(LAST_WORD, shield=True):
             await ctx.sink.append(SweepEnded(reason=reason))

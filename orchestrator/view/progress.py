@@ -147,17 +147,24 @@ class Progress:
             stderr=style == "json",
             width=None if style == "terminal" else LINE,
         )
-        self._began = time.monotonic()
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
-        self._looked = 0
-        self._done: list[TrialKey] = []
-        self._look()
-        self._done_before = self._told = len(self._done)
+        self._begin()
         self._notices: list[str] = []
         self._slow = SlowPhases(state)
         self._remarked: set[str] = set()
         owed = len(plan) - len(self._done)
         self._out.print(f"{opening}: {len(plan)} trials, {owed} to do.", markup=False)
+
+    def _begin(self) -> None:
+        """Take what is finished now as told; it is counted once, and not for each picture."""
+        self._began = time.monotonic()
+        #: How many finished trials were looked at, and the last of them.
+        self._looked, self._last = 0, list[TrialKey]()
+        self._done: list[TrialKey] = []
+        self._failed = self._scored = 0
+        self._score = 0.0
+        self._look()
+        self._done_before = self._told = len(self._done)
 
     def say(self, message: str) -> None:
         """Tell the person at the screen something now."""
@@ -236,11 +243,22 @@ class Progress:
 
     def _look(self) -> None:
         """Note the trials of the plan that have finished since the last look."""
-        while self._looked < len(self._ledger.finished):
-            key = self._ledger.finished[self._looked]
-            self._looked += 1
+        finished = self._ledger.finished
+        is_as_it_was = finished[max(0, self._looked - 1) : self._looked] == self._last
+        if not is_as_it_was:  # something of it was reopened
+            self._begin()
+        for key in finished[self._looked :]:
             if key in self._plan:
-                self._done.append(key)
+                self._count(key)
+        self._looked, self._last = len(finished), finished[-1:]
+
+    def _count(self, key: TrialKey) -> None:
+        trial = self._ledger.trials[key]
+        self._done.append(key)
+        self._failed += trial.outcome is Outcome.FAILED
+        if trial.score is not None:
+            self._scored += 1
+            self._score += trial.score
 
     def _line(self, key: TrialKey) -> None:
         trial = self._ledger.trials[key]
@@ -289,16 +307,14 @@ class Progress:
 
     def _headline(self) -> str:
         done, running = len(self._done), self._count_running()
-        scores = [score for score in (self._ledger.trials[key].score for key in self._done) if score is not None]
         parts = [
             f"{done}/{len(self._plan)} done",
             f"{running} running",
             f"{max(0, len(self._plan) - done - running)} queued",
-            f"mean {number(sum(scores) / len(scores) if scores else None)}",
+            f"mean {number(self._score / self._scored if self._scored else None)}",
         ]
-        failed = sum(self._ledger.trials[key].outcome is Outcome.FAILED for key in self._done)
-        if failed:
-            parts.append(f"{failed} failed")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
         return " · ".join(parts)
 
     def _stage_line(self) -> str:

@@ -81,6 +81,7 @@ def test_only_some_run_and_the_others_stay_owed(night: "Desk") -> None:
     (night.folder / "mended").touch()
     ended = night.sweep("resume", "mine", "--include", "*", "--only", "failed")
     assert "Of these 2 run now" in ended.out
+    assert "2 of 6 trials are left" in night.sweep("attach", "mine").out, "and its exit code is the sweep's"
     assert len(night.results("runs/mine")) == 4
     ended = night.sweep("resume", "mine", "--only", "eel,ant")
     assert len(night.results("runs/mine")) == 5
@@ -127,6 +128,7 @@ def test_a_dry_run_of_a_new_sweep_prints_the_plan_and_starts_no_service(desk: "D
     for words in ("3 scenarios x 2 arms x 2 trials", "oracle, nop", "devboxes 3", "boot 11 s", "solve 60 s"):
         assert words in ended.out
     assert "Did you mean three" in desk.refused(*command, "--include", "thre")
+    assert "use at most" in desk.refused(*command, "--devboxes", "100000000")
     assert not (desk.folder / "runs").exists()
     assert not desk.processes()
 

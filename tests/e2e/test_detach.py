@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,20 @@ def test_a_detached_sweep_that_cannot_begin_says_so_with_its_exit_code(served: "
     assert "Did you mean six?" in served.refused("run", "sx", "--agent", "oracle", "--detach")
     assert "Did you mean ant" in served.refused("run", "six", "--agent", "oracle", "--include", "aint", "--detach")
     assert not (served.folder / "runs").exists()
+    (served.folder / "runs/mine/sweep.out").mkdir(parents=True)
+    ended = served.sweep("run", "six", "--agent", "oracle", "--name", "mine", "--detach", status=1)
+    assert ended.err.endswith("runs/mine/sweep.out cannot be written: Is a directory.\n")
     within(10, lambda: not served.processes(), lambda: f"left behind: {served.processes()}")
+
+
+def test_a_detached_sweep_that_is_killed_before_it_begins_ends_as_a_shell_says_it(served: "Desk") -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silence = {"RUNLOOP_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        started = served.start("run", "six", "--agent", "oracle", "--detach", environment=silence)
+        within(20, lambda: len(served.processes()) == 2, lambda: str(started))
+        (detached,) = {*served.processes()} - {started.process.pid}
+        os.kill(detached, signal.SIGKILL)
+        assert started.end().status == 128 + signal.SIGKILL
 
 
 def test_programs_learn_the_folder_of_a_detached_sweep(served: "Desk") -> None:

@@ -42,6 +42,6 @@ def failed(trial: str, *, outcome: str = "failed", message: str = "it is gone") 
 def again(trial: str, message: str) -> list[Event]:
     failure = {"class": "DevboxLost", "message": message, "stage": "start"}
     return [
-        StageEntered(trial=trial, attempt=1, stage="start"),
+        StageEntered(trial=trial, attempt=1, stage=Stage.START),
         AttemptEnded(trial=trial, attempt=1, failure=failure, counted=True),
     ]

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from orchestrator.events import Event, StageEntered, StageFinished
+from orchestrator.events import Event, StageEntered, StageFinished, TrialReopened
 from orchestrator.ledger import Ledger, fold
 from orchestrator.plan import Plan
 from orchestrator.stages import Stage
@@ -85,6 +85,15 @@ def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[st
     assert [line for line in lines if line.startswith("[")] == ["[3/3] y  0.000  1:00"]
 
 
+def test_a_trial_that_is_run_again_while_somebody_follows_is_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = fold([scored("s0/a/1", 1.0), scored("s1/a/1", 0.0), scored("s2/a/1", 1.0)])
+    progress = make(ledger, make_plan("x", "y", "z"), "plain")
+    watch(progress, ledger, iter([TrialReopened(trial="s1/a/1"), scored("s1/a/1", 1.0)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("[")] == ["[3/3] y  1.000  1:00"]
+    assert progress._headline() == "3/3 done · 0 running · 0 queued · mean 1.000"
+
+
 def test_what_finished_after_the_last_look_is_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
     progress = make(ledger, make_plan("x"), "plain")
@@ -96,7 +105,8 @@ def test_what_finished_after_the_last_look_is_told_at_the_end(capsys: pytest.Cap
 def test_plain_lines_have_a_summary_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
     progress = make(ledger, make_plan("x", "y"), "plain")
-    watch(progress, ledger, iter([StageEntered(trial="s0/a/1", attempt=1, stage="start")]), every=3.5 * SUMMARY_EVERY)
+    start = StageEntered(trial="s0/a/1", attempt=1, stage=Stage.START)
+    watch(progress, ledger, iter([start]), every=3.5 * SUMMARY_EVERY)
     summaries = [line for line in capsys.readouterr().out.splitlines() if " queued · " in line]
     assert summaries == ["0/2 done · 0 running · 2 queued · mean -"] * 3
 
@@ -136,10 +146,10 @@ def test_the_screen_says_how_far_it_is_and_what_holds_it_up() -> None:
 
 def test_a_devbox_on_its_way_out_runs_no_trial() -> None:
     start = [
-        StageEntered(trial="s0/a/1", attempt=1, stage="start"),
-        StageFinished(trial="s0/a/1", attempt=1, stage="start", seconds=1),
+        StageEntered(trial="s0/a/1", attempt=1, stage=Stage.START),
+        StageFinished(trial="s0/a/1", attempt=1, stage=Stage.START, seconds=1),
     ]
-    events = [*start, StageEntered(trial="s0/a/1", attempt=1, stage="release")]
+    events = [*start, StageEntered(trial="s0/a/1", attempt=1, stage=Stage.RELEASE)]
     assert "0/1 done · 0 running" in screen(make(fold(events), make_plan("x"), "terminal"), 200)
 
 
