@@ -13,7 +13,7 @@ import hmac
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,6 +80,7 @@ class _Seeker:
     state: Path
     command: Sequence[str]
     http: httpx.AsyncClient
+    hidden: Collection[str] = ()
     client: str = field(default_factory=lambda: secrets.token_hex(8))
     children: list[Popen[bytes]] = field(default_factory=list)
 
@@ -123,7 +124,7 @@ class _Seeker:
         if child is not None and child.returncode > 0:
             raise UsageError(f"The benchmark service cannot start: {_last_words(self.state)}")
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.children.append(_spawn(self.command, self.state))
+        self.children.append(_spawn(self.command, self.state, self.hidden))
         return self.children[-1]
 
     def disown(self, *, is_found: bool) -> None:
@@ -143,15 +144,19 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, runs: Path, *, benchmarks: Sequence[Path], isolation: str) -> AsyncIterator[Self]:
+    async def open(
+        cls, runs: Path, *, benchmarks: Sequence[Path], isolation: str, hidden: Collection[str] = ()
+    ) -> AsyncIterator[Self]:
         """Find or start the service; keep it there meanwhile; ask it to end afterwards if nothing is in flight in it.
 
+        One that is started gets our environment without the `hidden` variables, and lives in it for as long as it is.
         Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
         started again.
         """
         state, service = _state_folder(runs, benchmarks, isolation), None
         async with _loopback() as http:
-            seeker = _Seeker(state=state, command=_command(state, benchmarks, isolation), http=http)
+            command = _command(state, benchmarks, isolation)
+            seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
                 service = cls(address=await seeker.find_or_start())
                 async with anyio.create_task_group() as tasks:
@@ -219,9 +224,10 @@ def _command(state: Path, benchmarks: Sequence[Path], isolation: str) -> list[st
     return command
 
 
-def _spawn(command: Sequence[str], state: Path) -> Popen[bytes]:
+def _spawn(command: Sequence[str], state: Path, hidden: Collection[str]) -> Popen[bytes]:
     """Start the service in its own session, so that a Ctrl-C meant for us does not reach it. Raises OSError."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNLOOP_")}
+    kept = [name for name in os.environ if not name.startswith("RUNLOOP_") and name not in hidden]
+    environment = {name: os.environ[name] for name in kept}
     with (state / LOG).open("ab") as log:
         log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {_STARTED} {os.getpid()}\n".encode())
         log.flush()  # a full disk refuses here, where it can be said

@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO, TextIOBase
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -17,9 +18,12 @@ def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
     _configure(structlog.WriteLoggerFactory(file=stream or sys.stderr), level)
 
 
-def to_file(path: Path, *, level: int = logging.INFO) -> None:
-    """Log to the end of a file. A line that the disk does not take is dropped: nothing fails because of it."""
-    _configure(structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile(path))), level)
+def to_file(path: Path, *, level: int = logging.INFO, mask: Callable[[Any], Any] = lambda value: value) -> None:
+    """Log to the end of a file. A line that the disk does not take is dropped: nothing fails because of it.
+
+    `mask` takes what must not be written out of everything that a line will say.
+    """
+    _configure(structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile(path))), level, mask)
 
 
 class _LogFile(TextIOBase):
@@ -40,13 +44,21 @@ class _LogFile(TextIOBase):
         return len(text)
 
 
-def _configure(factory: structlog.WriteLoggerFactory, level: int) -> None:
+def _plain(value: Any) -> Any:
+    """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
+    return orjson.loads(orjson.dumps(value, default=str))
+
+
+def _configure(
+    factory: structlog.WriteLoggerFactory, level: int, mask: Callable[[Any], Any] = lambda value: value
+) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            lambda _logger, _method, event: mask(_plain(event)),
             structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

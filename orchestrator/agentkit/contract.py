@@ -5,12 +5,16 @@ one `Workspace.run`, which survives us and can be waited for again; an agent on 
 with us.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from orchestrator.model import Install
+
 Where = Literal["devbox", "host"]
+#: Takes a piece of what a command prints.
+OnOutput = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +23,9 @@ class Task:
 
     `reference_output` is the solution, for agents that may see it (none but `oracle` may). `time_limit` is in seconds.
     `folder` is this attempt's own folder on this host; `devbox_id` and `endpoint` let a host agent use a client of its
-    own. `settings` come from the arm. A host agent tells `started` the id of its process.
+    own; `upstream` tells where the endpoint is just now, and our key to it. `log` is the attempt's agent.log, which has
+    everything that the agent printed once it has ended. `settings` come from the arm. A host agent tells `started` the
+    id of its process.
     """
 
     scenario_id: str
@@ -27,12 +33,27 @@ class Task:
     prompt: str
     time_limit: float
     folder: Path
+    log: Path
     devbox_id: str
     endpoint: str
+    upstream: Callable[[], tuple[str, str]] = field(default=lambda: ("", ""), repr=False, compare=False)
     started: Callable[[int], None] = field(default=lambda _: None, repr=False, compare=False)
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     reference_output: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leavings:
+    """What an agent leaves in its devbox that is to come home: paths and globs, absolute or relative to its home.
+
+    `artifacts` are taken as they are. `trajectory` has what it did, in the format of that name (see
+    `agentkit.trajectory`); an empty one is no file but what the agent printed.
+    """
+
+    artifacts: tuple[str, ...] = ()
+    trajectory: tuple[str, ...] = ()
+    trajectory_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +72,13 @@ class ExecResult:
 class Result:
     """How the agent ended: exit status (None: its time was over) and what it reports of itself.
 
-    `usage` may have the keys input_tokens, output_tokens, cached_tokens, cost_usd, turns.
+    `usage` may have the keys input_tokens, output_tokens, cached_tokens, cost_usd, turns. `exit_reason` is the agent's
+    own word for why it ended, empty where it has none.
     """
 
     exit_status: int | None
     usage: Mapping[str, float] = field(default_factory=dict)
+    exit_reason: str = ""
     message: str = ""
 
     @property
@@ -70,6 +93,14 @@ class Workspace(Protocol):
     def working_directory(self) -> str: ...
 
     @property
+    def home(self) -> str:
+        """The home of the devbox's user; absolute."""
+
+    @property
+    def installed(self) -> frozenset[str]:
+        """The keys of the installs that the endpoint made already."""
+
+    @property
     def scratch(self) -> str:
         """A folder for files about the task, outside the working directory; absolute, as commands there see it."""
 
@@ -80,8 +111,12 @@ class Workspace(Protocol):
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
-        """Run a shell command to its end, or kill it with all it started after `timeout` seconds."""
+        """Run a shell command to its end, or kill it with all it started after `timeout` seconds, or when canceled.
+
+        What it prints on its standard output goes to `on_output` while it runs, whole and in order.
+        """
 
     async def run(
         self,
@@ -123,8 +158,32 @@ class Agent(Protocol):
         """Changes when the agent's definition does; two results compare only if it is the same."""
 
     @property
+    def version(self) -> str | None:
+        """Which version of itself is run; None where it has none."""
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds it may work where neither the user nor the scenario says; None: as long as everybody."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that it must reach from the devbox: `name`, `*.name` or `name:port`."""
+
+    @property
+    def install(self) -> Install | None:
+        """What it needs in the devbox. `prepare` does it where the endpoint did not."""
+
+    @property
+    def leavings(self) -> Leavings:
+        """What is to come home of it."""
+
+    @property
     def secrets(self) -> Mapping[str, str]:
         """Environment variables whose values must never be written anywhere."""
+
+    @property
+    def endpoint_secrets(self) -> Mapping[str, str]:
+        """Variable to the name of the endpoint's secret that it comes from, where its value is not here."""
 
     async def prepare(self, workspace: Workspace) -> None:
         """Install what the agent needs in the devbox. Raises AgentSetupFailed."""

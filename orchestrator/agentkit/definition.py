@@ -1,28 +1,62 @@
-"""A declarative agent as data: what one small TOML file may say, and how it says no.
+"""A declarative agent as data: what one small TOML file may say.
 
 The file names environment variables, never their values, so it can be shared and committed. It is read strictly: a key
 with a typing error would otherwise become an agent that quietly runs without its time limit or its secret.
 """
 
-import difflib
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from orchestrator.errors import UsageError
+from orchestrator.agentkit.trajectory import FORMATS
+
+#: What an agent may report of itself, as numbers.
+NUMBERS: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
+#: The `from` that means what the agent printed, and no file.
+OUTPUT: Final = "output"
+VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+
+_HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)"
+
+
+def refusal(key: str, message: str) -> PydanticCustomError:
+    """An error about a key below the table that is being checked; dots lead into tables of it."""
+    return PydanticCustomError("agent_file", "{message}", {"message": message, "key": key})
+
+
+def _compiles(path: str) -> str:
+    import jsonpath  # takes longer than all else here
+
+    try:
+        jsonpath.compile(path, strict=True)
+    except jsonpath.JSONPathError as error:
+        raise refusal("", f"not a JSONPath (RFC 9535): {str(error).splitlines()[0]}: {path}") from None
+    return path
+
+
+def _is_format(name: str) -> str:
+    if name not in FORMATS:
+        raise refusal("", f"{name!r} is no format we read; there are {', '.join(sorted(FORMATS))}")
+    return name
+
+
+def _one_of(names: Any) -> Any:
+    return [[name] if isinstance(name, str) else name for name in names] if isinstance(names, list) else names
+
+
+def _with_defaults(reading: Any) -> Any:
+    return {"path": reading} if isinstance(reading, str) else reading
+
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Script = Annotated[str, Field(pattern=r"\S")]
-
-_TABLE = re.compile(r"^\s*\[\s*(?P<table>[\w.-]+)\s*\]")
-_KEY = re.compile(r"^\s*(?P<key>[\w.-]+)\s*=")
+VariableNames = Annotated[tuple[VariableName, ...], Field(strict=False)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+JsonPath = Annotated[Text, AfterValidator(_compiles)]
 
 
 class _Strict(BaseModel):
@@ -32,50 +66,126 @@ class _Strict(BaseModel):
 class Variables(_Strict):
     """The environment variables an agent uses: those it cannot do without, those it may have, and which are secret.
 
-    A secret need not be listed again as required or optional: it is optional then.
+    Of each group in `required` one is enough. A secret need not be listed again as required or optional: it is optional
+    then. `constants` (`set` in the file) have the same value for everybody.
     """
 
-    required: tuple[VariableName, ...] = Field(default=(), strict=False)
-    optional: tuple[VariableName, ...] = Field(default=(), strict=False)
-    secret: tuple[VariableName, ...] = Field(default=(), strict=False)
+    required: Annotated[
+        tuple[Annotated[VariableNames, Field(min_length=1)], ...], BeforeValidator(_one_of), Field(strict=False)
+    ] = ()
+    optional: VariableNames = ()
+    secret: VariableNames = ()
+    constants: dict[VariableName, str] = Field(default_factory=dict, alias="set")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, once each, in the order of the file."""
-        return tuple(dict.fromkeys((*self.required, *self.optional, *self.secret)))
+        """All that come from the user's environment, once each, in the order of the file."""
+        groups = (name for group in self.required for name in group)
+        return tuple(dict.fromkeys((*groups, *self.optional, *self.secret)))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if both := set(self.constants) & set(self.names):
+            raise refusal(f"set.{min(both)}", "is a constant and comes from the environment too: it can only be one")
+        return self
+
+
+class Model(_Strict):
+    """How the agent is told its model, beside SWEEP_MODEL."""
+
+    required: bool = False
+    default: Text | None = None
+    variable: VariableName | None = None
+
+
+class Network(_Strict):
+    """What the agent must reach from its devbox: `name`, `*.name`, `name:port`, or `$VARIABLE` with a URL."""
+
+    hosts: Annotated[tuple[Annotated[str, Field(pattern=f"^{_HOST}$")], ...], Field(strict=False)] = ()
+
+
+class Reading(_Strict):
+    """Where a number stands, and what becomes of several."""
+
+    path: JsonPath
+    combine: Literal["sum", "last", "max", "count"] = "sum"
+
+
+Number = Annotated[Reading, BeforeValidator(_with_defaults)]
+
+
+class Usage(_Strict):
+    """Where the agent says what it used: `source` (`from` in the file) is what it printed, or a path in the devbox.
+
+    With `jsonl` every line that is JSON is looked at by itself, as the only element of a list; with `json` there is one
+    document. Of words the last counts.
+    """
+
+    source: Text = Field(default=OUTPUT, alias="from")
+    format: Literal["jsonl", "json"] = "jsonl"
+    input_tokens: Number | None = None
+    output_tokens: Number | None = None
+    cached_tokens: Number | None = None
+    cost_usd: Number | None = None
+    turns: Number | None = None
+    exit_reason: JsonPath | None = None
+
+    @property
+    def numbers(self) -> Mapping[str, Reading]:
+        """What is to be read, by the name it is reported under."""
+        return {name: reading for name in NUMBERS if (reading := getattr(self, name)) is not None}
+
+
+class Trajectory(_Strict):
+    """Where the agent leaves what it did (`from` in the file), and in which format."""
+
+    source: Text = Field(alias="from")
+    format: Annotated[str, AfterValidator(_is_format)]
+
+
+class Gather(_Strict):
+    """Files in the devbox that come home."""
+
+    files: Texts = ()
 
 
 class Definition(_Strict):
     """One agent file.
 
-    `install` and `run` are shell scripts for the devbox. An agent with `argument` takes its `run` from the command line
-    instead, `--agent NAME:ARGUMENT`, and `argument` is the word for it in messages. `time_limit` is in seconds.
+    `install` and `run` are shell scripts; what `install` makes lies below $SWEEP_AGENT_PREFIX. An agent with `argument`
+    takes its `run` from the command line instead, `--agent NAME:ARGUMENT`, and `argument` is the word for it in
+    messages. `time_limit` is in seconds.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     description: str = ""
+    version: Annotated[str, Field(pattern=f"^{VERSION}$")] | None = None
     where: Literal["devbox", "host"] = "devbox"
-    install: Script | None = None
-    run: Script | None = None
+    install: Text | None = None
+    run: Text | None = None
     argument: str | None = None
     env: Variables = Variables()
+    model: Model = Model()
+    network: Network = Network()
+    usage: Usage | None = None
+    trajectory: Trajectory | None = None
+    gather: Gather = Gather()
     time_limit: float | None = Field(default=None, gt=0)
     reference_output: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.where == "host":
-            raise _refusal(
-                "where",
-                'agents that run on this host are not supported in agent files yet: use where = "devbox", '
-                "or a Python agent (--agent ./file.py:CLASS)",
-            )
         if self.run is None and self.argument is None:
-            raise _refusal("run", "is missing: the shell command that is the agent")
+            raise refusal("run", "is missing: the shell command that is the agent")
         if self.run is not None and self.argument is not None:
-            raise _refusal("argument", "an agent has either run or argument, not both")
+            raise refusal("argument", "an agent has either run or argument, not both")
+        if self.where == "host" and self.install is not None:
+            raise refusal("install", "a program on this machine is installed by you: only a devbox is installed into")
         if self.reference_output and self.name != "oracle":
-            raise _refusal("reference_output", "only the agent named oracle may see the reference output")
+            raise refusal("reference_output", "only the agent named oracle may see the reference output")
+        for host in self.network.hosts:
+            if host.startswith("$") and host[1:] not in {*self.env.names, *self.env.constants}:
+                raise refusal("network.hosts", f"{host} is none of the variables that [env] names")
         return self
 
     @property
@@ -88,72 +198,6 @@ class Definition(_Strict):
         """The agent that `NAME:ARGUMENT` means."""
         return self.model_copy(update={"run": argument, "argument": None})
 
-
-def read_definition(path: Path) -> Definition:
-    """Read an agent file; its name is the file's. Raises UsageError that names file, line and key."""
-    try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: an agent file is UTF-8 text: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: the agent file cannot be read: {error.strerror}") from error
-    return parse_definition(text, name=path.stem, file=str(path))
-
-
-def parse_definition(text: str, *, name: str, file: str) -> Definition:
-    """Make a definition of the text of an agent file. Raises UsageError that names file, line and key."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from error
-    if data.setdefault("name", name) != name:
-        raise UsageError(f"{file}{_line(text, ('name',))}: key name: must be {name!r}, as the file is, or left out")
-    try:
-        return Definition.model_validate(data)
-    except ValidationError as error:
-        problems = [f"{file}{_describe(text, problem)}" for problem in error.errors(include_url=False)]
-        raise UsageError("\n".join(problems)) from error
-
-
-def _refusal(key: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("agent_file", "{message}", {"message": message, "key": key})
-
-
-def _describe(text: str, problem: ErrorDetails) -> str:
-    """The line and key of one problem, and what is wrong with it."""
-    location = tuple(str(part) for part in problem["loc"])
-    if not location:
-        location = (str(problem.get("ctx", {}).get("key", "")),)
-    message = problem["msg"]
-    if problem["type"] == "extra_forbidden":
-        message = f"there is no such key{_nearest(location)}"
-    return f"{_line(text, location)}: key {'.'.join(location)}: {message}"
-
-
-def _nearest(location: tuple[str, ...]) -> str:
-    model: type[BaseModel] = Variables if location[0] == "env" and len(location) > 1 else Definition
-    near = difflib.get_close_matches(location[-1], model.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(model.model_fields)}"
-
-
-def _line(text: str, location: tuple[str, ...]) -> str:
-    """Where a key stands, as `, line 7`; empty where that cannot be told, e.g. for a key that is missing."""
-    lines = _lines(text)
-    for length in range(len(location), 0, -1):
-        found = lines.get(".".join(location[:length]))
-        if found is not None:
-            return f", line {found}"
-    return ""
-
-
-def _lines(text: str) -> Mapping[str, int]:
-    """The line of each table and key, by dotted name. Approximate: lines inside multi-line strings count as well."""
-    lines: dict[str, int] = {}
-    prefix = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if table := _TABLE.match(line):
-            lines.setdefault(table["table"], number)
-            prefix = table["table"] + "."
-        elif key := _KEY.match(line):
-            lines.setdefault(prefix + key["key"], number)
-    return lines
+    def with_version(self, version: str) -> "Definition":
+        """The agent that `NAME@VERSION` means."""
+        return self.model_copy(update={"version": version})

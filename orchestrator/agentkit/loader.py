@@ -1,6 +1,7 @@
 """From what stands after `--agent` to an agent.
 
     oracle                    a definition by name: ./agents/oracle.toml of the user, else one of ours
+    claude-code@2.0.1         … in this version instead of the one that it names
     ./mine.toml               a definition by path
     command:pytest -q         a definition that takes an argument
     ./file.py:MyAgent         a class or function of a Python file
@@ -11,18 +12,35 @@ package our users have installed. What the user can mend is a UsageError here, b
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import orchestrator
+from orchestrator.agentkit.agentfile import read_definition
+from orchestrator.agentkit.builtin import BUILTIN
 from orchestrator.agentkit.command import CommandAgent
 from orchestrator.agentkit.contract import Agent
-from orchestrator.agentkit.definition import Definition, Variables, read_definition
-from orchestrator.agentkit.python import PythonAgent, Target, digest_of, find_interpreter
+from orchestrator.agentkit.definition import VERSION, Definition
+from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.python import NOTHING_LEFT, PythonAgent, Target, digest_of, find_interpreter
 from orchestrator.errors import UsageError
 
-_FORMS: Final = "a name, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
+_FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
+_VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """An agent that has a name; without a definition there is a problem with its file."""
+
+    name: str
+    file: Path
+    definition: Definition | None = None
+    problem: str = ""
 
 
 def load(
@@ -32,17 +50,20 @@ def load(
     search: Sequence[Path],
     settings: Mapping[str, Any],
     environ: Mapping[str, str],
+    model: str | None = None,
+    secret: Collection[str] = (),
 ) -> Agent:
-    """Make the agent that `reference` means, with the user's environment.
+    """Make the agent that `reference` means, with the user's environment, for an arm with this model.
 
-    `search` are folders of definitions that win over ours. Reads files, runs nothing; `check` sees whether a Python
-    agent can be loaded. Raises UsageError for an unknown agent, a wrong definition, a missing variable or interpreter.
+    `search` are folders of definitions that win over ours; `secret` names the variables in `environ` that the user
+    keeps in a file. Reads files, runs nothing; `check` sees whether a Python agent can be loaded, `supply` whether one
+    has all its variables. Raises UsageError for an unknown agent, a wrong definition, a missing model or interpreter.
     """
     head, colon, rest = reference.partition(":")
     definition = _definition(head, search)
     if definition is not None and (not colon or definition.argument is not None):
-        name = reference if colon else definition.name
-        return _command(name, _filled(definition, rest, reference), settings, environ)
+        name = reference if colon or "@" in head else definition.name
+        return _command(name, _filled(definition, rest, reference), settings, environ, model, secret)
     target = _target(reference, search)
     interpreter = find_interpreter(python, environ)
     return PythonAgent(
@@ -52,7 +73,38 @@ def load(
         digest=digest_of(target, interpreter, environ),
         environ=environ,
         settings=settings,
+        confidential=frozenset(secret),
+        leavings=BUILTIN[reference].leavings if reference in BUILTIN else NOTHING_LEFT,
     )
+
+
+def supply(agent: Agent, secret_names: Collection[str] = ()) -> Agent:
+    """The agent with what it lacks in its environment taken from the endpoint's secrets of the same name.
+
+    Raises UsageError for what is in neither.
+    """
+    if not isinstance(agent, CommandAgent):
+        return agent
+    groups = lacking(agent)
+    if agent.where == "host":  # the endpoint's secrets are for its devboxes
+        secret_names = ()
+    found = [next((name for name in group if name in secret_names), None) for group in groups]
+    missing = [group for group, name in zip(groups, found, strict=True) if name is None]
+    if missing:
+        export, it = ("them", "them") if len(missing) > 1 else ("it" if len(missing[0]) == 1 else "one of them", "it")
+        raise UsageError(
+            f"{agent.name} needs {', and '.join(map(' or '.join, missing))}: export {export}, "
+            f"or put {it} in a file and give --env-file FILE"
+        )
+    return replace(agent, endpoint_secrets={name: name for name in found if name}) if found else agent
+
+
+def lacking(agent: Agent) -> list[tuple[str, ...]]:
+    """The groups of variables of which the agent needs one and has none."""
+    if not isinstance(agent, CommandAgent):
+        return []
+    here = {*agent.environment, *agent.secrets, *agent.endpoint_secrets}
+    return [group for group in agent.definition.env.required if here.isdisjoint(group)]
 
 
 async def check(agent: Agent) -> None:
@@ -64,9 +116,17 @@ async def check(agent: Agent) -> None:
         await agent.check()
 
 
-def available(search: Sequence[Path]) -> list[tuple[str, str, Path]]:
-    """The agents that have a name: that, what it says of itself, and its file. A broken file says how it is broken."""
-    return [(name, _description(file), file) for name, file in sorted(_files(search).items())]
+def available(search: Sequence[Path]) -> list[Named]:
+    """The agents that have a name, a broken file with what is wrong with it."""
+    return [_named(name, file) for name, file in sorted(_files(search).items())]
+
+
+def find(reference: str, search: Sequence[Path]) -> Definition:
+    """The definition that a reference means. Raises UsageError for an unknown one, and for Python agents."""
+    definition = _definition(reference.partition(":")[0], search)
+    if definition is None:
+        raise UsageError(_unknown(reference, search))
+    return definition
 
 
 def builtin_folder() -> Path:
@@ -84,18 +144,26 @@ def _files(search: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _description(file: Path) -> str:
+def _named(name: str, file: Path) -> Named:
     try:
-        return read_definition(file).description
+        return Named(name=name, file=file, definition=read_definition(file))
     except UsageError as error:
-        return f"cannot be used: {error}"
+        return Named(name=name, file=file, problem=error.message)
 
 
 def _definition(head: str, search: Sequence[Path]) -> Definition | None:
     if head.endswith(".toml"):
         return read_definition(Path(head))
     file = _files(search).get(head)
-    return None if file is None else read_definition(file)
+    if file is not None:
+        return read_definition(file)
+    versioned = _VERSIONED.fullmatch(head)
+    definition = _definition(versioned["head"], search) if versioned else None
+    if versioned is None or definition is None:
+        return None
+    if definition.version is None:
+        raise UsageError(f"--agent {head}: {definition.name} has no versions; its file would name one: version = …")
+    return definition.with_version(versioned["version"])
 
 
 def _filled(definition: Definition, argument: str, reference: str) -> Definition:
@@ -109,30 +177,66 @@ def _filled(definition: Definition, argument: str, reference: str) -> Definition
 
 
 def _command(
-    name: str, definition: Definition, settings: Mapping[str, Any], environ: Mapping[str, str]
+    name: str,
+    definition: Definition,
+    settings: Mapping[str, Any],
+    environ: Mapping[str, str],
+    model: str | None,
+    secret: Collection[str],
 ) -> CommandAgent:
     if settings:
         raise UsageError(
             f"agent {name} takes no settings ({', '.join(settings)}): only Python agents do; "
             "a command reads its environment"
         )
-    _require(definition.env, name, environ)
+    model = model or definition.model.default
+    if model is None and definition.model.required:
+        raise UsageError(f"{name} needs a model: --model NAME")
     values = {variable: environ[variable] for variable in definition.env.names if environ.get(variable)}
     secrets = {variable: value for variable, value in values.items() if variable in definition.env.secret}
     plain = {variable: value for variable, value in values.items() if variable not in secrets}
-    return CommandAgent(name=name, definition=definition, environment=plain, secrets=secrets)
+    agent = CommandAgent(
+        name=name,
+        definition=definition,
+        environment=plain,
+        secrets=secrets,
+        model=model,
+        hosts=_hosts(name, definition, values),
+    )
+    if definition.where == "devbox":
+        return agent
+    return HostCommandAgent.of(agent, environ, confidential=secret)
 
 
-def _require(variables: Variables, name: str, environ: Mapping[str, str]) -> None:
-    missing = [variable for variable in variables.required if not environ.get(variable)]
-    if missing:
-        raise UsageError(
-            f"agent {name} needs {' and '.join(missing)} in the environment: export {missing[0]}=… and try again"
-        )
+def _hosts(name: str, definition: Definition, values: Mapping[str, str]) -> tuple[str, ...]:
+    """The hosts that the definition names, once each; those of a variable, where it has a value."""
+    known = {**definition.env.constants, **values}
+    hosts = []
+    for host in definition.network.hosts:
+        if not host.startswith("$"):
+            hosts.append(host)
+        elif url := known.get(host[1:]):
+            hosts.append(_host_of(url, f"{name}: {host[1:]}"))
+    return tuple(dict.fromkeys(hosts))
+
+
+def _host_of(url: str, where: str) -> str:
+    """`host` or `host:port` of a URL; the port only where it says one. Raises UsageError that does not repeat it."""
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host:
+        raise UsageError(f"{where} is to be a URL, such as https://api.example.com, and is none")
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
 
 
 def _target(reference: str, search: Sequence[Path]) -> Target:
     """What a reference to Python code means. Raises UsageError, which is also where everything unknown ends."""
+    if reference in BUILTIN:
+        return Target(file=BUILTIN[reference].file, entry=BUILTIN[reference].entry)
     where, _, entry = reference.rpartition(":")
     if not where and entry.endswith(".py"):
         raise UsageError(f"--agent {reference}: say which class or function of it: --agent {reference}:CLASS")

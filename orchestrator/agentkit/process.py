@@ -1,4 +1,4 @@
-"""Our end of a worker process: starts `worker.py`, talks frames with it, brings home what it prints, and ends it.
+"""Our end of a worker process: starts `worker/`, talks frames with it, brings home what it prints, and ends it.
 
 Ending is one act, closing the socket: the supervisor in the worker then kills the agent's whole tree. The kernel closes
 the socket for us when we are killed, so nothing outlives a `kill -9` of the sweep, and no signal has to find its way
@@ -11,20 +11,23 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 from anyio.abc import Process, TaskGroup
 
 from orchestrator.agentkit import worker
+from orchestrator.agentkit.worker import frames
 from orchestrator.errors import UsageError
 
 Header = Mapping[str, Any]
 Frame = tuple[Header, bytes]
-Answer = Callable[[Header, bytes], Awaitable[Frame]]
+#: Sends a piece of an answer ahead of its end.
+Send = Callable[[Header], Awaitable[None]]
+Answer = Callable[[Header, bytes, Send], Awaitable[Frame]]
 
 #: Seconds a worker may take to end by itself after it reported, e.g. for threads the agent left running.
 LINGER: Final = 10.0
@@ -35,42 +38,91 @@ _TAIL: Final = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: its exit status (None: out of time), its report if it made one, the end of its output."""
+    """How a worker ended: its exit status (None: out of time), its report if it made one, the end of its output.
+
+    `is_loaded` says whether it came so far as to have loaded its agent.
+    """
 
     exit_status: int | None
     report: Header | None
     output: str
+    is_loaded: bool
 
 
-async def run_worker(
-    python: Path,
-    job: Frame,
-    *,
-    environment: Mapping[str, str],
-    answer: Answer,
-    log: Callable[[bytes], None],
-    time_limit: float,
-    started: Callable[[int], None] = lambda _: None,
-    linger: float = LINGER,
-) -> Ended:
-    """Run a job in a worker of its own to the end, or end it with all it started after `time_limit` seconds.
+async def unanswered(_header: Header, _body: bytes, _send: Send) -> Frame:
+    """What a worker is told that has no workspace."""
+    return {"error": "RuntimeError", "message": "there is no devbox here"}, b""
 
-    Each request of the worker goes to `answer`, up to 64 at once; what `answer` or `log` raises ends the worker and is
-    raised here. `started` is told the worker's process id. Raises UsageError if the interpreter cannot be started. No
-    process is left on return, whatever happens.
+
+def unnoted(_header: Header) -> None:
+    """For workers that have nothing to note."""
+
+
+class Worker:
+    """A worker process that has its first frame, `job`, and waits for the frame that it is run with.
+
+    Whoever starts one ends it, by `run` or by `end`.
     """
-    with anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
-        process, reader, writer = await _start(python, environment)
-    started(process.pid)
-    conversation = _Conversation(process=process, reader=reader, writer=writer, answer=answer, log=log, linger=linger)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(conversation.collect)
-        try:
-            with anyio.move_on_after(time_limit) as conversation.scope:
-                await conversation.hold(job)
-        finally:
-            await conversation.end()
-    return conversation.ended()
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls, python: Path, job: Header, *, environment: Mapping[str, str]) -> Self:
+        """Raises UsageError if the interpreter cannot be started."""
+        with anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
+            process, reader, writer = await _start(python, environment)
+        writer.write(frames.encode_frame(dict(job)))
+        return cls(process, reader, writer)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def run(
+        self,
+        *frame: Frame,
+        log: Callable[[bytes], None],
+        time_limit: float,
+        answer: Answer = unanswered,
+        note: Callable[[Header], None] = unnoted,
+        started: Callable[[int], None] = lambda _: None,
+        loaded: Callable[[], None] = lambda: None,
+        linger: float = LINGER,
+    ) -> Ended:
+        """See the job to its end, or end it with all it started after `time_limit` seconds.
+
+        A worker with an agent loads it only and ends unless it is given a `frame` to run it with. Each request of the
+        worker goes to `answer`, up to 64 at once, and what it has to say besides to `note`; what these or `log` raise
+        ends the worker and is raised here. `started` is told the worker's process id, `loaded` that it has loaded its
+        agent. No process is left on return, whatever happens.
+        """
+        conversation = _Conversation(
+            process=self._process,
+            reader=self._reader,
+            writer=self._writer,
+            answer=answer,
+            note=note,
+            loaded=loaded,
+            log=log,
+            linger=linger,
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(conversation.collect)
+            try:
+                started(self._process.pid)
+                with anyio.move_on_after(time_limit) as conversation.scope:
+                    await conversation.hold(frame)
+            finally:
+                await conversation.end()
+        return conversation.ended()
+
+    async def end(self) -> None:
+        """End one that is not needed. Bounded."""
+        with anyio.CancelScope(shield=True):
+            await self.run(log=lambda _: None, time_limit=0)
 
 
 def birth(pid: int) -> str:
@@ -105,7 +157,7 @@ async def _start(
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             process = await anyio.open_process(
-                [str(python), worker.__file__],
+                [str(python), str(Path(worker.__file__).parent)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -126,6 +178,8 @@ class _Conversation:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     answer: Answer
+    note: Callable[[Header], None]
+    loaded: Callable[[], None]
     log: Callable[[bytes], None]
     linger: float
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -133,7 +187,10 @@ class _Conversation:
     collected: anyio.Event = field(default_factory=anyio.Event)
     heard_all: anyio.Event = field(default_factory=anyio.Event)
     output: bytearray = field(default_factory=bytearray)
+    asked: dict[str, anyio.CancelScope] = field(default_factory=dict)
     report: Header | None = None
+    is_loaded: bool = False
+    owes_report: bool = False
     failure: Exception | None = None
     is_broken: bool = False
 
@@ -149,11 +206,15 @@ class _Conversation:
                 self._fail(error)
         self.collected.set()
 
-    async def hold(self, job: Frame) -> None:
-        """Give the worker its job and answer its requests until it has ended."""
+    async def hold(self, given: Sequence[Frame]) -> None:
+        """Give the worker what it is to be given, and answer its requests until it has ended."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._listen, tasks)
-            await self._send(*job)
+            self.owes_report = bool(given)
+            for frame in given:
+                await self._send(*frame)
+            if not given:
+                self.writer.write_eof()
             await self.process.wait()
             with anyio.move_on_after(_END):
                 await self.heard_all.wait()
@@ -164,12 +225,22 @@ class _Conversation:
         try:
             while True:
                 header, body = await self._receive()
-                if header.get("op") == "result":
-                    self.report = {**header, "status": int(header.get("status", 1))}
-                    tasks.start_soon(self._linger)
-                    break
-                await free.acquire()
-                tasks.start_soon(self._answer, header, body, free)
+                match header.get("op"):
+                    case "result":
+                        self.report = {**header, "status": int(header.get("status", 1))}
+                        tasks.start_soon(self._linger)
+                        break
+                    case "loaded":
+                        self.is_loaded = True
+                        self.loaded()
+                    case "note":
+                        self.note(header)
+                    case "cancel":
+                        if (asked := self.asked.get(repr(header.get("number")))) is not None:
+                            asked.cancel()
+                    case _:
+                        await free.acquire()
+                        tasks.start_soon(self._answer, header, body, free)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # it has ended, which is seen elsewhere
         except (ValueError, TypeError, RecursionError) as error:
@@ -184,26 +255,33 @@ class _Conversation:
         self.scope.cancel()
 
     async def _answer(self, header: Header, body: bytes, free: anyio.Semaphore) -> None:
+        number = header.get("id")
+
+        async def send(piece: Header) -> None:
+            await self._send({**piece, "id": number}, b"")
+
         try:
-            reply, data = await self.answer(header, body)
-            await self._send({**reply, "id": header.get("id")}, data)
+            with anyio.CancelScope() as self.asked[repr(number)]:
+                reply, data = await self.answer(header, body, send)
+                await self._send({**reply, "id": number}, data)
         except ConnectionError:
             pass  # nobody waits for it any more
         except Exception as error:  # noqa: BLE001 - raised again by `ended`
             self._fail(error)
         finally:
+            self.asked.pop(repr(number), None)
             free.release()
 
     async def _receive(self) -> Frame:
-        sizes = worker.decode_sizes(await self.reader.readexactly(worker.FRAME_START))
-        header = worker.decode_header(await self.reader.readexactly(sizes[0]))
+        sizes = frames.decode_sizes(await self.reader.readexactly(frames.FRAME_START))
+        header = frames.decode_header(await self.reader.readexactly(sizes[0]))
         return header, await self.reader.readexactly(sizes[1])
 
     async def _send(self, header: Header, body: bytes) -> None:
         try:
-            frame = worker.encode_frame(dict(header), body)
+            frame = frames.encode_frame(dict(header), body)
         except ValueError as error:
-            frame = worker.encode_frame({"id": header.get("id"), "error": "ValueError", "message": str(error)})
+            frame = frames.encode_frame({"id": header.get("id"), "error": "ValueError", "message": str(error)})
         self.writer.write(frame)
         with contextlib.suppress(ConnectionError):
             await self.writer.drain()
@@ -236,7 +314,9 @@ class _Conversation:
         """How it ended; raises what stopped us from going on."""
         if self.failure is not None:
             raise self.failure
-        return Ended(exit_status=self._status(), report=self.report, output=self.output.decode(errors="replace"))
+        status = self._status()
+        output = self.output.decode(errors="replace")
+        return Ended(exit_status=status, report=self.report, output=output, is_loaded=self.is_loaded)
 
     def _status(self) -> int | None:
         if self.is_broken:
@@ -246,7 +326,7 @@ class _Conversation:
         if self.scope.cancelled_caught:
             return None
         status = self.process.returncode
-        if not status:
+        if status is None or (status == 0 and self.owes_report):
             self._note("the agent's process ended before the agent had returned\n")
             return 1
-        return status if status > 0 else 128 - status
+        return status if status >= 0 else 128 - status

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import attach, benchmarks, check, reap, repair, resume, run, scenario, serve, stop
+from orchestrator.cli import (
+    agents,
+    attach,
+    benchmarks,
+    check,
+    logs,
+    reap,
+    repair,
+    resume,
+    run,
+    scenario,
+    serve,
+    stop,
+    workspace,
+)
 
 app = typer.Typer(
     name="sweep",
@@ -22,11 +36,14 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
 app.command("attach")(attach.attach)
+app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("reap")(reap.reap)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
 app.command("repair")(repair.repair)
+app.command("workspace", add_help_option=False, context_settings=workspace.EVERYTHING)(workspace.workspace)
+app.add_typer(agents.app, name="agents")
 app.add_typer(benchmarks.app, name="benchmarks")
 app.add_typer(scenario.app, name="scenario")
 

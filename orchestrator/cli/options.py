@@ -50,6 +50,24 @@ OnlyOption = Annotated[
         help="Run these only, finished or not: ids, names or globs, comma separated. The others stay owed.",
     ),
 ]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="agent|none|host",
+        help="What devboxes reach: the hosts that scenario and agent name, nothing, or all that their host reaches. "
+        "\\[agent]",
+    ),
+]
+EnvFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--env-file",
+        metavar="FILE",
+        help="Variables for the agents, KEY=VALUE lines; they win over the environment. Kept nowhere: a resume needs "
+        "the file again, or the environment.",
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing, change nothing.")
 ]

@@ -11,9 +11,12 @@ from orchestrator.cli.run import run
 from orchestrator.cli.starting import start
 
 #: What tells one sweep from another cannot change, and the folder is known.
-FIXED = ("benchmark", "agent", "model", "on_agent_failure", "isolation", "python", "name", "config")
+FIXED = (
+    *("benchmark", "agent", "model", "setting", "on_agent_failure"),
+    *("network", "isolation", "python", "name", "config"),
+)
 #: What changes nothing of a finished sweep.
-IDLE = ("endpoint", "detach")
+IDLE = ("endpoint", "detach", "env_file")
 
 
 @borrowing(run, but=FIXED)

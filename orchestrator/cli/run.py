@@ -10,13 +10,15 @@ from orchestrator.cli.options import (
     DetachOption,
     DryRunOption,
     EndpointOption,
+    EnvFileOption,
     IsolationChoice,
     JsonOption,
+    NetworkOption,
     OnlyOption,
     RetryOption,
     RunsOption,
 )
-from orchestrator.cli.starting import rate_of, start
+from orchestrator.cli.starting import rate_of, settings_of, start
 
 #: As `config.seconds` reads it.
 Timeout = str | None
@@ -33,11 +35,16 @@ def run(
         typer.Option(
             "--agent",
             "-a",
-            help="oracle, nop, 'command:SHELL COMMAND', module:Class, file.py:Class, a .toml; repeat it for more arms.",
+            help="A name (sweep agents list), NAME@VERSION, a .toml, 'command:SHELL COMMAND', file.py:Class or "
+            "module:Class. Repeat it for more arms.",
         ),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="The model the agents use. Repeat it for more arms.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting for the Python agents named here. Repeat it."),
     ] = None,
     trials: Annotated[int | None, typer.Option("--trials", "-k", min=1, help="Trials of each scenario.")] = None,
     include: Annotated[
@@ -122,6 +129,8 @@ def run(
     python: Annotated[
         Path | None, typer.Option("--python", help="The interpreter for Python agents. \\[the active environment's]")
     ] = None,
+    network: NetworkOption = None,
+    env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,
     isolation: IsolationChoice = None,
     retry: RetryOption = None,
@@ -154,5 +163,10 @@ def run(
     settings = load_file(config) if config else {}
     if agent:
         models: list[str | None] = [*model] if model else [None]
-        settings["arms"] = [{"agent": each, "model": which} for each in agent for which in models]
+        chosen = settings_of(setting or ())
+        settings["arms"] = [{"agent": each, "model": which, "settings": chosen} for each in agent for which in models]
+    elif setting:
+        raise typer.BadParameter(
+            "is for agents named with --agent; others have their settings in the file", param_hint="--set"
+        )
     start(settings, typed, source=str(config) if config else "sweep run")

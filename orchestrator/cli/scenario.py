@@ -6,7 +6,8 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, EndpointOption, IsolationOption, RunsOption
+from orchestrator.cli.options import RUNS, EndpointOption, EnvFileOption, IsolationOption, NetworkOption, RunsOption
+from orchestrator.cli.starting import settings_of, variables_of
 
 app = typer.Typer(help="One scenario at a time.", no_args_is_help=True)
 
@@ -17,10 +18,13 @@ def run(
     *,
     agent: Annotated[str, typer.Option("--agent", "-a", help="As for `sweep run`.")],
     model: Annotated[str | None, typer.Option("--model", help="The model the agent uses.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for `sweep run`.")] = None,
     benchmark: Annotated[
         str, typer.Option("--benchmark", "-b", help="Where to look the scenario up: a name, an id, or a folder.")
     ] = "bugfix-mini",
     python: Annotated[Path | None, typer.Option("--python", help="The interpreter for Python agents.")] = None,
+    network: NetworkOption = None,
+    env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,
     isolation: IsolationOption = "local",
     runs: RunsOption = RUNS,
@@ -32,12 +36,14 @@ def run(
     config = resolve(
         {
             "benchmark": benchmark,
-            "arms": [{"agent": agent, "model": model}],
+            "arms": [{"agent": agent, "model": model, "settings": settings_of(setting or ())}],
             "attempts": 1,
             "endpoint": endpoint,
             "isolation": isolation,
+            **({"network": network} if network else {}),
             "python": python,
         },
         source="sweep scenario run",
     )
-    raise typer.Exit(anyio.run(lambda: single.run(scenario, config, runs=runs)))
+    given = variables_of(env_file)
+    raise typer.Exit(anyio.run(lambda: single.run(scenario, config, runs=runs, given=given)))

@@ -44,6 +44,15 @@ def serve(
         Path | None,
         typer.Option("--chaos", metavar="FILE", help="Misbehave as this file says, to rehearse a night: see above."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret",
+            metavar="NAME",
+            help="A variable of this environment that clients may give to their devboxes, and are told of, by name. "
+            "Repeat it.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only; print no address.")] = False,
 ) -> None:
     """Serve benchmarks, scenarios, runs and devboxes to any Runloop client (1.x).
@@ -86,6 +95,7 @@ def serve(
             linger=linger,
             is_foreign=foreign,
             chaos=chaos,
+            secret_names=secret or [],
             is_quiet=quiet,
         )
     )

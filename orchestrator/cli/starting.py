@@ -1,7 +1,8 @@
 """What `run` and `resume` have in common: a configuration from what was typed, and the sweep that it asks for."""
 
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ def start(
 
     config, again = resolve(_overlay(settings, typed), source=source), ask(typed["retry"] or (), typed["only"] or ())
     runs, json, file = typed["runs"], typed["json"], typed.get("config")
+    given = variables_of(typed["env_file"])
     begun = detach.claim()
     if typed["detach"] and not typed["dry_run"] and begun is None:
         raise typer.Exit(detach.start(as_json=json))
@@ -32,13 +34,28 @@ def start(
         runs = runs.resolve()
         os.chdir(folder)
     if typed["dry_run"]:
-        raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=json)))
+        raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=json, given=given)))
     look = style(as_json=json) if begun is None else "json" if json else "plain"
     raise typer.Exit(
         anyio.run(
-            lambda: sweeps.run(config, runs=runs, style=look, file=file, again=again, begun=begun or (lambda _: None))
+            lambda: sweeps.run(
+                config,
+                runs=runs,
+                style=look,
+                file=file,
+                again=again,
+                given=given,
+                begun=begun or (lambda _: None),
+            )
         )
     )
+
+
+def variables_of(file: Path | None) -> dict[str, str]:
+    """What an --env-file says; nothing without one. Raises UsageError."""
+    from orchestrator.app.envfile import read_variables
+
+    return {} if file is None else read_variables(file)
 
 
 def _overlay(settings: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +72,20 @@ def _overlay(settings: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str,
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def settings_of(words: Sequence[str]) -> dict[str, Any]:
+    """What `--set KEY=VALUE` says: a value is read as TOML where it is that (3, true, [1, 2], "3"), else as text."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise typer.BadParameter(f"{word!r} is not a setting; write KEY=VALUE", param_hint="--set")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
 
 
 def rate_of(text: str) -> float:

@@ -13,7 +13,7 @@ from orchestrator.stages import Stage
 #: What is no trial's fault, by stage.
 _KINDS: dict[Stage, tuple[type[SweepError], ...]] = {
     Stage.START: (Throttled, Unavailable, StageTimeout),
-    Stage.BOOT: (DevboxFailed, StageTimeout),
+    Stage.BOOT: (DevboxFailed, AgentSetupFailed, StageTimeout),
     Stage.PREPARE: (AgentSetupFailed, StageTimeout),
 }
 
@@ -41,6 +41,8 @@ class Breaker:
         """
         if stage is None or not isinstance(error, _KINDS.get(stage, ())):
             return None
+        if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
+            stage = Stage.PREPARE
         words = shorten(error.message, 400, placeholder=" …")
         if stage is Stage.START:
             return self._wait_for_run(error, words, now, is_busy=is_busy)

@@ -80,10 +80,18 @@ def _after(stage: Stage, work: Work) -> Stage | None:
 async def _begin(ctx: Context, key: TrialKey, left: Attempt | None) -> Work:
     trial = ctx.ledger.trials.get(key)
     number = left.number if left else trial.attempts + 1 if trial else 1
-    summary = ctx.scenarios[key.scenario]
+    summary = ctx.summary(key)
     folder = attempt_folder(ctx.folder, key, summary.name, number)
     await persist(partial(_lay_out, folder), patience=PATIENCE)
-    return Work(key=key, number=number, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder)
+    return Work(
+        key=key,
+        number=number,
+        sweep=ctx.sweep,
+        arm=ctx.arms[key.arm],
+        summary=summary,
+        folder=folder,
+        redactor=ctx.redactor,
+    )
 
 
 def _lay_out(folder: Path) -> None:
@@ -92,7 +100,7 @@ def _lay_out(folder: Path) -> None:
 
 
 def _limit(ctx: Context, key: TrialKey, stage: Stage) -> float:
-    summary = ctx.scenarios[key.scenario]
+    summary = ctx.summary(key)
     return ctx.config.timeouts.limit(stage, agent=summary.agent_timeout, scorer=summary.scorer_timeout)
 
 
@@ -113,7 +121,7 @@ def _left(ctx: Context, key: TrialKey, now: float) -> float:
     spent = now - attempt.since
     left = 0.0 if attempt.finished is at else max(0.0, _limit(ctx, key, at) - spent)
     if Stage.SOLVE in ahead and ctx.config.agents is not None:
-        left += ctx.config.timeouts.solve_for(ctx.scenarios[key.scenario].agent_timeout)  # it waits for its turn
+        left += ctx.config.timeouts.solve_for(ctx.summary(key).agent_timeout)  # it waits for its turn
     return left + sum(_limit(ctx, key, stage) for stage in ahead)
 
 
@@ -180,7 +188,7 @@ async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
     try:
         await _walk(ctx, work, stage)
     except WorldError as error:
-        work.flags.append("gather_incomplete")
+        work.flag("gather_incomplete")
         structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=error.message)
 
 
@@ -202,6 +210,7 @@ WALKS: Final = {Stage.BOOT: _walk_boot, Stage.GATHER: _walk_gather, Stage.SCORE:
 
 async def _end_without_score(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision | None:
     """Journal why the attempt ended, release what it holds, and say what follows."""
+    ctx.redactor.clean(error)
     if isinstance(error, JournalError):
         raise error
     failure = Failure(error=type(error).__name__, message=error.message, stage=str(work.stage))

@@ -12,6 +12,13 @@ SCHEMA: Final = 1
 def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
     """Compose the line.
 
+    `version` is the agent's, null where it has none; `exit_reason` is its own word for why it ended, null where it said
+    none. `network` counts the connections that its devbox made, `reached`, and was not let out with, `refused`, by
+    host; each is null where the endpoint does not count. `flags` are what belongs beside a score: agent_crashed,
+    agent_timed_out, log_incomplete (something of the agent's output never arrived), log_truncated (its middle is left
+    out), no_patch and gather_truncated (LEFT-OUT.txt says what, and why), gather_incomplete (sweep.log says why),
+    trajectory_unread (it could not be converted).
+
     `score` is null unless the outcome is `scored`; `stages` has seconds at work and seconds waiting for a turn, of the
     last attempt; `attempts` has every attempt that ended without a score, with its failure; `files` are relative to the
     run folder; `ids` are the endpoint's.
@@ -27,6 +34,7 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "scenario_name": work.summary.name,
         "arm": work.key.arm,
         "agent": work.arm.config.agent,
+        "version": work.arm.agent.version,
         "model": work.arm.config.model,
         "trial": work.key.number,
         "outcome": outcome,
@@ -39,7 +47,9 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "failure": failure.as_dict() if failure else None,
         "attempts": failures if failure else [*failures, {"attempt": work.number, "failure": None}],
         "stages": work.stages,
+        "exit_reason": (work.result.exit_reason or None) if work.result else None,
         "usage": dict(work.result.usage) if work.result else {},
+        "network": work.network,
         "ids": {
             "benchmark_run": work.benchmark_run,
             "scenario_run": run.id if run else None,

@@ -106,8 +106,14 @@ def _recall(ctx: Context, work: Work, left: Attempt, devbox: Devbox) -> None:
     open_workspace(ctx, work, devbox, left)
     work.scorings = left.entries if left.stage is Stage.SCORE else 0
     if "exit_status" in left.facts:
-        work.result = Result(exit_status=left.facts["exit_status"], usage=left.facts.get("usage", {}))
+        work.result = Result(
+            exit_status=left.facts["exit_status"],
+            exit_reason=left.facts.get("exit_reason", ""),
+            usage=left.facts.get("usage", {}),
+        )
         work.flags = list(left.facts.get("flags", ()))
+    work.files |= left.facts.get("files", {})
+    work.network = dict(left.facts.get("network", work.network))
 
 
 async def reconcile(ctx: Context) -> None:

@@ -3,14 +3,18 @@
 Each runs inside its stage's deadline and raises the errors of `errors.py`; none journals intents, retries or releases.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
-from orchestrator.agentkit.contract import Result, Task
+from orchestrator.agentkit.contract import Agent, Result, Task
 from orchestrator.agentkit.process import birth
+from orchestrator.config import SweepConfig
+from orchestrator.engine.agent_log import AgentLog
+from orchestrator.engine.gather import bring_home, take_snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import (
@@ -25,7 +29,7 @@ from orchestrator.errors import (
 )
 from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
 from orchestrator.ledger import Attempt
-from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Scenario, ScenarioRun, path_part
+from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Needs, Scenario, ScenarioRun, path_part
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -65,6 +69,7 @@ async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
                 name=f"{work.arm.name}/{work.key.number}/{work.number}",
                 metadata=work.metadata,
                 keep_alive=timeouts.keep_alive(agent=summary.agent_timeout, scorer=summary.scorer_timeout),
+                needs=needs_of(ctx.config, work.arm.agent),
                 key=work.idempotency_key("start"),
             )
         except Conflicted:
@@ -74,6 +79,17 @@ async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
             if following == work.benchmark_run:
                 raise
             work.benchmark_run = following
+
+
+def needs_of(config: SweepConfig, agent: Agent) -> Needs:
+    """What devboxes need for an agent."""
+    return Needs(
+        hosts=agent.hosts if config.network == "agent" else (),
+        is_closed=config.network == "none",
+        is_open=config.network == "host",
+        install=agent.install,
+        secrets=agent.endpoint_secrets,
+    )
 
 
 async def boot(ctx: Context, work: Work) -> Facts:
@@ -104,34 +120,44 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | Non
         keep=keep,
         log=log,
         left=left,
+        redactor=ctx.redactor,
     )
 
 
 async def prepare(ctx: Context, work: Work) -> Facts:
-    """Install the agent."""
+    """Install the agent, then remember how things stand."""
     del ctx
     await work.arm.agent.prepare(given(work.workspace, "the workspace"))
+    await take_snapshot(work)
     return {}
 
 
 async def solve(ctx: Context, work: Work) -> Facts:
     """Let the agent work. How it ended is a fact; whether that is a failure is the user's choice."""
-    try:
-        work.result = await work.arm.agent.solve(_task(ctx, work), given(work.workspace, "the workspace"), _log(work))
-    except AgentTimedOut as error:
-        work.result = Result(exit_status=None, message=str(error))
-    if work.workspace is not None and work.workspace.is_log_incomplete:
-        work.flags.append("log_incomplete")
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    log = AgentLog(work.folder / LOG, ctx.redactor)
+    with _logging(work, log) as write:
+        try:
+            work.result = await work.arm.agent.solve(_task(ctx, work), workspace, write)
+        except AgentTimedOut as error:
+            work.result = Result(exit_status=None, message=str(error))
+    if workspace.is_log_incomplete:
+        work.flag("log_incomplete")
+    if workspace.is_log_truncated or log.is_truncated:
+        work.flag("log_truncated")
     _judge_agent(ctx, work, work.result)
-    return {"exit_status": work.result.exit_status, "usage": dict(work.result.usage), "flags": list(work.flags)}
+    return {
+        "exit_status": work.result.exit_status,
+        "exit_reason": work.result.exit_reason,
+        "usage": dict(work.result.usage),
+        "flags": list(work.flags),
+    }
 
 
 async def gather(ctx: Context, work: Work) -> Facts:
     """Bring home what scoring would mix with hidden tests."""
-    run: ScenarioRun = given(work.run, "the run")
-    log = await ctx.endpoint.devbox_log(run.devbox_id)
-    await work.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
-    return {}
+    await bring_home(ctx, work)
+    return {"files": dict(work.files), "network": work.network, "flags": list(work.flags)}
 
 
 async def score(ctx: Context, work: Work) -> Facts:
@@ -197,8 +223,10 @@ def _task(ctx: Context, work: Work) -> Task:
         time_limit=ctx.config.timeouts.solve_for(work.summary.agent_timeout),
         started=partial(_note_process, ctx, work),
         folder=work.folder,
+        log=work.folder / LOG,
         devbox_id=run.devbox_id,
         endpoint=ctx.endpoint.url,
+        upstream=lambda: (ctx.endpoint.url, ctx.endpoint.token),
         model=work.arm.config.model,
         settings=work.arm.config.settings,
         reference_output=scenario.reference_output if agent.needs_reference else None,
@@ -209,22 +237,31 @@ def _note_process(ctx: Context, work: Work, pid: int) -> None:
     ctx.sink.append_nowait(AgentStarted(trial=str(work.key), attempt=work.number, pid=pid, birth=birth(pid)))
 
 
-def _log(work: Work) -> Callable[[bytes], None]:
-    def write(data: bytes) -> None:
+@contextmanager
+def _logging(work: Work, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
+    """Gives what takes what a process of ours prints, which cannot wait for the disk; the log is begun with it."""
+
+    def attempting(act: Callable[[], None]) -> None:
         try:
-            with (work.folder / LOG).open("ab") as log:
-                log.write(data)
-        except OSError as error:  # what a process of ours prints cannot wait for the disk
+            if log.is_closed:
+                log.open()
+            act()
+        except OSError as error:
             structlog.get_logger().warning("log.cut", trial=str(work.key), error=str(error))
 
-    return write
+    try:
+        yield lambda data: attempting(partial(log.write_nowait, data))
+    finally:
+        if not log.is_closed:
+            attempting(log.finish_nowait)
+            log.close()
 
 
 def _judge_agent(ctx: Context, work: Work, result: Result) -> None:
     """Flag an agent that timed out or crashed; raise where the user wants that to be a failure."""
     if result.exit_status == 0:
         return
-    work.flags.append("agent_timed_out" if result.is_timed_out else "agent_crashed")
+    work.flag("agent_timed_out" if result.is_timed_out else "agent_crashed")
     if ctx.config.on_agent_failure == "score":
         return
     if result.is_timed_out:

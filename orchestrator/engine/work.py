@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.disk import persist
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.workspace import DevboxWorkspace
@@ -36,6 +37,10 @@ class Arm:
     @property
     def name(self) -> str:
         return self.config.name
+
+    def summary_of(self, scenario: ScenarioSummary) -> ScenarioSummary:
+        """A scenario with the agent's time limit where it has none of its own."""
+        return scenario if scenario.agent_timeout else replace(scenario, agent_timeout=self.agent.time_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +67,16 @@ class Context:
     #: The trials that workers are at.
     in_flight: set[TrialKey] = field(default_factory=set)
     breaker: Breaker = field(default_factory=Breaker)
+    #: Knows the secrets of all arms: nothing that we write has them.
+    redactor: Redactor = NO_SECRETS
 
     def has(self, key: TrialKey) -> bool:
         """Whether the sweep still asks for a trial."""
         return key.scenario in self.scenarios and key.arm in self.arms and key.number <= self.config.trials
+
+    def summary(self, key: TrialKey) -> ScenarioSummary:
+        """A trial's scenario, with the time that its agent has."""
+        return self.arms[key.arm].summary_of(self.scenarios[key.scenario])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +89,7 @@ class Work:
     arm: Arm
     summary: ScenarioSummary
     folder: Path
+    redactor: Redactor = NO_SECRETS
     stage: Stage | None = None
     #: Whether its score was given to the journal; until it is durable there, its devbox keeps it.
     has_score: bool = False
@@ -91,6 +103,8 @@ class Work:
     scorings: int = 0
     flags: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    #: The connections that its devbox made and was refused, by host; None where that is not known.
+    network: dict[str, Mapping[str, int] | None] = field(default_factory=lambda: {"reached": None, "refused": None})
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def idempotency_key(self, step: str) -> str:
@@ -108,8 +122,9 @@ class Work:
         spent["waited"] = round(spent["waited"] + waited, 3)
 
     async def keep(self, label: str, name: str, data: bytes) -> None:
-        """Write a file of this attempt and list it under `label`, relative to the run folder."""
+        """Write a file of this attempt without secrets and list it under `label`, relative to the run folder."""
         path = self.folder / name
+        data = self.redactor.mask(data)
 
         def write() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +132,11 @@ class Work:
 
         await persist(write)
         self.list_file(label, path)
+
+    def flag(self, flag: str) -> None:
+        """Say something about the attempt that belongs beside its score, once."""
+        if flag not in self.flags:
+            self.flags.append(flag)
 
     def list_file(self, label: str, path: Path) -> None:
         self.files[label] = str(path.relative_to(self.folder.parents[4]))

@@ -5,30 +5,35 @@ that no endpoint can start an agent twice. It ends the agent at its time limit w
 not, and records how it ended. Environment values travel in a file that the script reads and removes, never in argv.
 """
 
-import os
 import shlex
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from functools import partial
-from io import FileIO
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import anyio
 import structlog
 
-from orchestrator.agentkit.contract import ExecResult
-from orchestrator.engine.disk import persist
-from orchestrator.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, leaf
+from orchestrator.agentkit.contract import ExecResult, OnOutput
+from orchestrator.engine.agent_log import AgentLog
+from orchestrator.engine.redact import NO_SECRETS, Redactor
+from orchestrator.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
 from orchestrator.ledger import Attempt
-from orchestrator.model import Devbox
+from orchestrator.model import Devbox, Execution
 from orchestrator.runloop.contract import Endpoint
 
 #: Seconds that our own timer leaves the script to end the agent itself.
 BACKSTOP: Final = 60.0
 TAIL: Final = 20_000
-#: Seconds that the output of an ended agent may take to arrive.
+#: Seconds for ending a command that nobody waits for any more.
+PARTING: Final = 1.0
+#: Seconds that the output of an ended agent may stand still before it is given up, and take altogether.
 LAST_WORDS: Final = 15.0
+ALL_WORDS: Final = 45.0
+#: Seconds in which what a command did not come to read must be taken away again.
+TIDYING: Final = 5.0
 _TIMED_OUT: Final = 124
 
 WRAPPER: Final = r"""#!/bin/bash
@@ -94,6 +99,7 @@ class DevboxWorkspace:
     `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution and
     returns when that is durable; `log` is the attempt's agent.log, and `keep` is told now and then from which byte of
     the output on to read, and how long the log is that has all before it. `left` is what an earlier process knew.
+    What `redactor` knows never gets into the log.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class DevboxWorkspace:
         keep: Keep,
         log: Path,
         left: Attempt | None = None,
+        redactor: Redactor = NO_SECRETS,
     ) -> None:
         self._endpoint = endpoint
         self._devbox = devbox
@@ -115,17 +122,34 @@ class DevboxWorkspace:
         self._announce = announce
         self._keep = keep
         self._log = log
+        self._redactor = redactor
         self._execution = left.execution if left else None
         self._is_again = left is not None
         #: The next byte of the output to ask for, and the length of the log that has all before it.
         self._offset, self._length = (left.offset, left.length) if left else (0, 0)
-        self._calls = 0
-        #: Whether an execution vanished with what the agent had printed and was not in the log yet.
+        #: When all of the output must have arrived, once the agent has ended.
+        self._last_word = inf
+        #: Whether something of what the agent printed did not arrive: its execution vanished, or it took too long.
         self.is_log_incomplete = False
+        #: Whether the log was too long to be kept as a whole.
+        self.is_log_truncated = False
+
+    @property
+    def devbox(self) -> Devbox:
+        """As it was when this was made."""
+        return self._devbox
 
     @property
     def working_directory(self) -> str:
         return self._working_directory
+
+    @property
+    def home(self) -> str:
+        return self._devbox.home
+
+    @property
+    def installed(self) -> frozenset[str]:
+        return self._devbox.installed
 
     @property
     def scratch(self) -> str:
@@ -138,22 +162,66 @@ class DevboxWorkspace:
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
-        self._calls += 1
-        folder = f"{self.scratch}/exec-{self._calls}"
-        await self.write(f"{folder}/env", _exports(environment or {}))
+        folder = f"{self.scratch}/exec-{uuid4().hex[:12]}"  # an earlier process's commands were others
         await self.write(f"{folder}/command", command.encode())
         quoted = shlex.quote(folder)
         line = f". {quoted}/env; rm -f {quoted}/env; cd {shlex.quote(self._absolute(cwd or '.'))} && . {quoted}/command"
-        execution = await self._endpoint.execute(self._devbox.id, line, key=self._key(f"exec-{self._calls}"))
-        with anyio.move_on_after(timeout):
-            try:
-                ended = await self._endpoint.wait_completed(self._devbox.id, execution.id)
-            except Missing as error:
-                raise DevboxLost(f"devbox {self._devbox.id} forgot a command: {error}") from None
-            return ExecResult(exit_status=ended.exit_status, stdout=ended.stdout, stderr=ended.stderr)
-        await self._kill(execution.id)
+        async with self._lending(f"{folder}/env", environment):
+            execution = await self._endpoint.execute(self._devbox.id, line, key=self._key(folder))
+        return await self._complete(execution.id, timeout, on_output)
+
+    async def tend(self, step: str, script: str, *, timeout: float) -> ExecResult:
+        """Run a script of ours to its end: once for each step of this attempt, also if it is asked for again."""
+        path = f"{self.scratch}/{step}.sh"
+        await self.write(path, script.encode())
+        execution = await self._endpoint.execute(self._devbox.id, f"exec bash {shlex.quote(path)}", key=self._key(step))
+        return await self._complete(execution.id, timeout)
+
+    async def _complete(self, execution: str, timeout: float, on_output: OnOutput | None = None) -> ExecResult:
+        """Wait for a command, or end it after so many seconds."""
+        try:
+            with anyio.move_on_after(timeout):
+                ended = await self._completed(execution, on_output)
+                return ExecResult(exit_status=ended.exit_status, stdout=ended.stdout, stderr=ended.stderr)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(PARTING, shield=True), suppress(WorldError):
+                await self._kill(execution)
+            raise
+        await self._kill(execution)
         return ExecResult(exit_status=None, stdout="", stderr=f"ended after {timeout:g} s")
+
+    async def _completed(self, execution: str, on_output: OnOutput | None) -> Execution:
+        """Wait for a command of the agent's, and for somebody to have taken all it prints."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                if on_output is not None:
+                    tasks.start_soon(self._tell, execution, on_output)
+                ended = await self._endpoint.wait_completed(self._devbox.id, execution)
+        except BaseExceptionGroup as group:
+            error = leaf(group)
+            if isinstance(error, Missing):
+                raise DevboxLost(f"devbox {self._devbox.id} forgot a command: {error}") from None
+            raise error from None
+        return ended
+
+    async def _tell(self, execution: str, on_output: OnOutput) -> None:
+        with suppress(Missing, Conflicted, Unavailable):  # whoever waits for the command hears of it and says so
+            async with aclosing(self._endpoint.output(self._devbox.id, execution)) as pieces:
+                async for text, _ in pieces:
+                    await on_output(text)
+
+    @asynccontextmanager
+    async def _lending(self, path: str, environment: Mapping[str, str] | None) -> AsyncIterator[None]:
+        """Lay out the values for a command that reads and removes them; take them away if it cannot be started."""
+        try:
+            await self.write(path, _exports(environment or {}))
+            yield
+        except BaseException:
+            with anyio.move_on_after(TIDYING, shield=True), suppress(WorldError):
+                await self.write(path, b"")
+            raise
 
     async def run(
         self,
@@ -167,11 +235,13 @@ class DevboxWorkspace:
         stdin = self._absolute(stdin_file) if stdin_file else "/dev/null"
         words = ("bash", f"{folder}/run", f"{time_limit:g}", stdin, self._absolute("."))
         if self._execution is None:
-            if not (self._is_again and await self._is_begun()):
-                await self.write(f"{folder}/env", _exports(environment or {}))
+            if self._is_again and await self._is_begun():
+                await self._execute(words, 1)
+            else:
                 await self.write(f"{folder}/command", command.encode())
                 await self.write(f"{folder}/run", WRAPPER.encode())
-            await self._execute(words, 1)
+                async with self._lending(f"{folder}/env", environment):
+                    await self._execute(words, 1)
         with anyio.move_on_after(time_limit + BACKSTOP):
             return await self._watch(words)
         await self._kill(str(self._execution))
@@ -230,40 +300,47 @@ class DevboxWorkspace:
 
     async def _end(self, execution: str) -> int | None:
         """Stream the output while waiting for the end. Raises what the wait raises."""
+        words = anyio.CancelScope()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._stream, execution)
+                tasks.start_soon(self._stream, execution, words)
                 ended = await self._endpoint.wait_completed(self._devbox.id, execution)
-                tasks.cancel_scope.deadline = anyio.current_time() + LAST_WORDS
+                self._last_word = anyio.current_time() + ALL_WORDS
+                words.deadline = anyio.current_time() + LAST_WORDS
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         return ended.exit_status
 
-    async def _stream(self, execution: str) -> None:
-        """Bring the agent's output home until it has ended or its devbox has; what is in the log already is not asked
-        for again.
-        """
-        with await persist(self._open_log) as log:
-            noted_at = anyio.current_time()
-            try:
-                async with aclosing(self._endpoint.output(self._devbox.id, execution, self._offset)) as pieces:
-                    async for text, offset in pieces:
-                        await persist(partial(_write_at, log, self._length, text.encode("utf-8", "replace")))
-                        self._offset, self._length = offset, log.tell()
-                        if anyio.current_time() >= noted_at + NOTE_EVERY:
-                            self._note(offset)
-                            noted_at = anyio.current_time()
-            except (Missing, Conflicted, Unavailable):
-                return  # the devbox is gone; whoever waits for the command hears of it and says so
+    async def _stream(self, execution: str, words: anyio.CancelScope) -> None:
+        """Bring the agent's output home until it has ended, its devbox has, or nothing more of an ended agent comes.
 
-    def _open_log(self) -> FileIO:
-        """The log, cut to the length that goes with the offset; from the start if less of it is there."""
-        log = FileIO(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
-        if log.seek(0, os.SEEK_END) < self._length:
-            self._offset = self._length = 0
-        log.truncate(self._length)
-        log.seek(self._length)
-        return log
+        What is in the log already is not asked for again.
+        """
+        async with AgentLog(self._log, self._redactor, length=self._length) as log:
+            if log.length < self._length:
+                self._offset = self._length = 0
+            with words:
+                try:
+                    async with aclosing(self._endpoint.output(self._devbox.id, execution, self._offset)) as pieces:
+                        await self._follow(pieces, log, words)
+                except (Missing, Conflicted, Unavailable):
+                    pass  # the devbox is gone; whoever waits for the command hears of it and says so
+            await log.finish()
+            self._length = log.length
+            self.is_log_truncated = log.is_truncated
+            self.is_log_incomplete |= words.cancelled_caught
+
+    async def _follow(self, pieces: AsyncIterator[tuple[str, int]], log: AgentLog, words: anyio.CancelScope) -> None:
+        noted_at, cuts = anyio.current_time(), 0
+        async for text, offset in pieces:
+            await log.write(text.encode("utf-8", "replace"))
+            if log.is_settled:  # else what waits must be asked for again by whoever goes on
+                self._offset, self._length = offset, log.length
+                if log.cuts > cuts or anyio.current_time() >= noted_at + NOTE_EVERY:
+                    self._note(offset)
+                    noted_at, cuts = anyio.current_time(), log.cuts
+            if words.deadline < inf:
+                words.deadline = min(self._last_word, anyio.current_time() + LAST_WORDS)
 
     def _note(self, offset: int) -> None:
         self._offset = offset
@@ -274,14 +351,6 @@ class DevboxWorkspace:
         with suppress(FileNotFoundError):
             return (await self.read(f"{self.scratch}/agent/status")).strip()
         return b""
-
-
-def _write_at(log: FileIO, position: int, data: bytes) -> None:
-    """Write it all, unbuffered, and again from the same place after a failure."""
-    log.seek(position)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[log.write(rest) :]
 
 
 def _exports(environment: Mapping[str, str]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio
 import pytest
 
-from orchestrator.agentkit.contract import ExecResult, Task, Workspace
+from orchestrator.agentkit.contract import ExecResult, OnOutput, Task, Workspace
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class LocalWorkspace:
     """Implements `Workspace`. `fault` is raised by every call, if it is set; `log` is what the agent's run printed."""
 
     root: Path
+    installed: frozenset[str] = frozenset()
     fault: Exception | None = None
     log: bytes = b""
     runs: list[Mapping[str, str]] = field(default_factory=list)
@@ -28,6 +29,10 @@ class LocalWorkspace:
 
     @property
     def working_directory(self) -> str:
+        return str(self.root)
+
+    @property
+    def home(self) -> str:
         return str(self.root)
 
     @property
@@ -41,10 +46,12 @@ class LocalWorkspace:
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
         if self.fault is not None:
             raise self.fault
-        return await self._bash(command, timeout, environment or {}, self.root / (cwd or "."), Path(os.devnull))
+        folder, stdin = self.root / (cwd or "."), Path(os.devnull)
+        return await self._bash(command, timeout, environment or {}, folder, stdin, on_output)
 
     async def run(
         self,
@@ -74,7 +81,13 @@ class LocalWorkspace:
         self.written.append(path)
 
     async def _bash(
-        self, command: str, timeout: float, environment: Mapping[str, str], cwd: Path, stdin_file: Path
+        self,
+        command: str,
+        timeout: float,
+        environment: Mapping[str, str],
+        cwd: Path,
+        stdin_file: Path,
+        on_output: OnOutput | None = None,
     ) -> ExecResult:
         # The program may run before `open_process` returns: canceled in between, nobody would know what to end.
         with stdin_file.open("rb") as stdin, anyio.CancelScope(shield=True):
@@ -93,7 +106,7 @@ class LocalWorkspace:
             try:
                 with anyio.move_on_after(timeout):
                     async with anyio.create_task_group() as tasks:
-                        tasks.start_soon(_drain, process.stdout, out)
+                        tasks.start_soon(_drain, process.stdout, out, on_output)
                         tasks.start_soon(_drain, process.stderr, err)
                         status = await process.wait()
             finally:
@@ -104,10 +117,14 @@ class LocalWorkspace:
         return ExecResult(exit_status=status, stdout=out.decode(errors="replace"), stderr=err.decode(errors="replace"))
 
 
-async def _drain(stream: anyio.abc.ByteReceiveStream | None, into: bytearray) -> None:
+async def _drain(
+    stream: anyio.abc.ByteReceiveStream | None, into: bytearray, on_output: OnOutput | None = None
+) -> None:
     assert stream is not None
     async for chunk in stream:
         into += chunk
+        if on_output is not None:
+            await on_output(chunk.decode(errors="replace"))
 
 
 @pytest.fixture
@@ -141,6 +158,8 @@ class MakeTask(Protocol):
 
 @pytest.fixture
 def make_task(tmp_path: Path) -> MakeTask:
+    numbers = itertools.count()
+
     def make(
         prompt: str = "Mend it.",
         *,
@@ -149,12 +168,15 @@ def make_task(tmp_path: Path) -> MakeTask:
         reference_output: str | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> Task:
+        folder = tmp_path / f"attempt-{next(numbers)}"
+        folder.mkdir()
         return Task(
             scenario_id="scn_1",
             scenario_name="csv-quoted-newlines",
             prompt=prompt,
             time_limit=time_limit,
-            folder=tmp_path,
+            folder=folder,
+            log=folder / "agent.log",
             devbox_id="dbx_1",
             endpoint="http://127.0.0.1:9",
             model=model,

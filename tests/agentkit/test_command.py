@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.agentkit.agentfile import parse_definition
 from orchestrator.agentkit.command import CommandAgent, tail
-from orchestrator.agentkit.definition import parse_definition
 from orchestrator.agentkit.loader import load
 from orchestrator.errors import AgentSetupFailed
 
@@ -27,6 +27,11 @@ def make_agent(
 ) -> CommandAgent:
     definition = parse_definition(text, name="mine", file="mine.toml")
     return CommandAgent(name="mine", definition=definition, environment=environment or {}, secrets=secrets or {})
+
+
+def load_text(text: str) -> CommandAgent:
+    definition = parse_definition(text, name="mine", file="mine.toml")
+    return CommandAgent(name="mine", definition=definition, model=definition.model.default)
 
 
 def builtin(reference: str) -> CommandAgent:
@@ -59,13 +64,56 @@ async def test_a_failed_install_is_told_with_the_end_of_its_output(workspace: Lo
     assert len(lines) < 30
 
 
-async def test_secrets_reach_the_run_and_not_the_install_step(workspace: LocalWorkspace) -> None:
-    text = "install = 'env > installed'\nrun = 'true'"
+async def test_an_install_step_sees_its_prefix_its_version_and_constants_and_nothing_of_the_user(
+    workspace: LocalWorkspace,
+) -> None:
+    text = "version = '1.2'\ninstall = 'env > installed'\nrun = 'true'\n[env]\nset = { QUIET = '1' }"
     agent = make_agent(text, environment={"PLAIN": "a"}, secrets={"KEY": "hunter2"})
     await agent.prepare(workspace)
     installed = (workspace.root / "installed").read_text()
-    assert "PLAIN=a" in installed
+    assert f"SWEEP_AGENT_PREFIX={workspace.home}/.agent\n" in installed
+    assert "SWEEP_AGENT_VERSION=1.2\n" in installed
+    assert "QUIET=1\n" in installed
+    assert "PLAIN" not in installed
     assert "hunter2" not in installed
+
+
+async def test_what_the_endpoint_installed_is_not_installed_again_and_found_where_it_says(
+    workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    agent = make_agent("install = 'touch again'\nrun = 'echo $SWEEP_AGENT_PREFIX > prefix'")
+    assert agent.install is not None
+    workspace.installed = frozenset({agent.install.key})
+    await agent.prepare(workspace)
+    await agent.solve(make_task(), workspace, unheard)
+    assert not (workspace.root / "again").exists()
+    assert (workspace.root / "prefix").read_text().strip() == agent.install.prefix
+
+
+async def test_what_was_installed_is_on_the_path_of_the_run(workspace: LocalWorkspace, make_task: MakeTask) -> None:
+    install = 'mkdir -p "$SWEEP_AGENT_PREFIX/bin"; cd "$SWEEP_AGENT_PREFIX/bin"; printf "echo mine > $HOME/ran" > mine'
+    agent = make_agent(f"install = '''{install}; chmod +x mine'''\nrun = 'mine'")
+    await agent.prepare(workspace)
+    result = await agent.solve(make_task(), workspace, unheard)
+    assert (result.exit_status, result.message) == (0, "")
+    assert (workspace.root / "ran").read_text() == "mine\n"
+
+
+def test_an_install_has_one_key_as_long_as_its_result_is_the_same() -> None:
+    def key(text: str, **values: Mapping[str, str]) -> str:
+        install = make_agent(text, **values).install
+        assert install is not None
+        return install.key
+
+    text = "version = '1'\ninstall = 'y'\nrun = 'x'"
+    same = [
+        key(text),
+        key(text.replace("'x'", "'z'")),
+        key(text, environment={"A": "1"}, secrets={"B": "2"}),
+    ]
+    other = [key(text.replace("'1'", "'2'")), key(text.replace("'y'", "'z'")), key(text + "\nenv.set = { A = '1' }")]
+    assert len(set(same)) == 1
+    assert len({*same, *other}) == 4
 
 
 async def test_the_run_is_told_problem_scenario_model_and_its_variables(
@@ -81,6 +129,28 @@ async def test_the_run_is_told_problem_scenario_model_and_its_variables(
         "SWEEP_MODEL": "gpt-x",
         "SWEEP_PROBLEM_FILE": f"{workspace.scratch}/problem.md",
     }
+
+
+async def test_a_model_is_told_in_the_agents_own_variable_too(workspace: LocalWorkspace, make_task: MakeTask) -> None:
+    text = "run = 'true'\n[model]\ndefault = 'small'\nvariable = 'OUR_MODEL'"
+    agent = load_text(text)
+    await agent.solve(make_task(model="large"), workspace, unheard)
+    await agent.solve(make_task(), workspace, unheard)
+    models = [(run["SWEEP_MODEL"], run["OUR_MODEL"]) for run in workspace.runs]
+    assert models == [("large", "large"), ("small", "small")]
+
+
+def test_what_an_agent_leaves_is_what_its_file_says() -> None:
+    text = "run = 'x'\n[gather]\nfiles = ['~/a.md']\n[trajectory]\nfrom = '~/.x/*.jsonl'\nformat = 'codex'"
+    leavings = make_agent(text).leavings
+    assert (leavings.artifacts, leavings.trajectory, leavings.trajectory_format) == (
+        ("~/a.md",),
+        ("~/.x/*.jsonl",),
+        "codex",
+    )
+    printed = make_agent("run = 'x'\n[trajectory]\nfrom = 'output'\nformat = 'codex'").leavings
+    assert (printed.trajectory, printed.trajectory_format) == ((), "codex")
+    assert make_agent("run = 'x'").leavings.trajectory_format is None
 
 
 async def test_without_a_model_there_is_no_model_variable(workspace: LocalWorkspace, make_task: MakeTask) -> None:

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.agentkit.loader import check, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from orchestrator.agentkit.contract import Agent
     from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
@@ -77,6 +77,13 @@ def definition(behaviour: str, folder: Path) -> Agent:
     return load(behaviour, python=None, search=(folder,), settings={}, environ={})
 
 
+def host(behaviour: str, folder: Path) -> Agent:
+    """As `definition`; a program of this machine finds this workspace, which is a folder here, by its name."""
+    (folder / f"{behaviour}.sh").write_text(f'cd "$SWEEP_WORKING_DIRECTORY" || exit\n{SHELL[behaviour]}')
+    (folder / f"{behaviour}.toml").write_text(f"where = 'host'\nrun = '. {folder}/{behaviour}.sh'")
+    return load(behaviour, python=None, search=(folder,), settings={}, environ=os.environ)
+
+
 def python(template: str, define: str, entry: str) -> Callable[[str, Path], Agent]:
     def make(behaviour: str, folder: Path) -> Agent:
         (folder / f"{behaviour}.py").write_text(template.format(define=define, body=BODY[behaviour]))
@@ -89,6 +96,7 @@ def python(template: str, define: str, entry: str) -> Callable[[str, Path], Agen
 KINDS: Final = (
     Kind(name="command", make=command),
     Kind(name="definition", make=definition),
+    Kind(name="host command", make=host),
     Kind(name="class", make=python(CLASS, "def", "MyAgent")),
     Kind(name="async class", make=python(CLASS, "async def", "MyAgent")),
     Kind(name="function", make=python(FUNCTION, "def", "solve")),
@@ -97,9 +105,17 @@ KINDS: Final = (
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
-def make_agent(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Agent]:
+async def make_agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[str], Agent]]:
     kind: Kind = request.param
-    return lambda behaviour: kind.make(behaviour, tmp_path)
+    agents: list[Agent] = []
+
+    def make(behaviour: str) -> Agent:
+        agents.append(kind.make(behaviour, tmp_path))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        await agent.aclose()
 
 
 def ignore(chunk: bytes) -> None:
@@ -214,6 +230,8 @@ async def test_attempts_leave_no_child_and_no_descriptor(
     for _ in range(3):
         assert (await solves.solve(make_task(), make_workspace(), ignore)).exit_status == 0
         assert (await hangs.solve(make_task(time_limit=0.2), make_workspace(), ignore)).is_timed_out
+    await solves.aclose()
+    await hangs.aclose()
     assert open_descriptors() == descriptors
     assert living_children() == children
 

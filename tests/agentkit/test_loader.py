@@ -13,7 +13,8 @@ import pytest
 import orchestrator
 from orchestrator.agentkit.command import CommandAgent
 from orchestrator.agentkit.contract import Agent
-from orchestrator.agentkit.loader import available, builtin_folder, check, load
+from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.loader import available, builtin_folder, check, lacking, load, supply
 from orchestrator.agentkit.python import PythonAgent, find_interpreter
 from orchestrator.errors import UsageError
 
@@ -29,9 +30,10 @@ def load_agent(
     settings: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     python: Path | None = None,
+    model: str | None = None,
 ) -> Agent:
     environ = os.environ if environ is None else environ
-    return load(reference, python=python, search=search, settings=settings or {}, environ=environ)
+    return load(reference, python=python, search=search, settings=settings or {}, environ=environ, model=model)
 
 
 def refusal(reference: str, **rest: Any) -> str:
@@ -54,12 +56,13 @@ def test_built_in_agents_have_names() -> None:
 
 
 def test_every_built_in_agent_can_be_read() -> None:
-    listed = {name: (description, file) for name, description, file in available(())}
-    assert {"oracle", "nop", "command"} <= set(listed)
-    for description, file in listed.values():
-        assert file.parent == builtin_folder()
-        assert description
-        assert not description.startswith("cannot be used")
+    listed = available(())
+    assert {"oracle", "nop", "command"} <= {each.name for each in listed}
+    for each in listed:
+        assert each.file.parent == builtin_folder()
+        assert not each.problem
+        assert each.definition is not None
+        assert each.definition.description
 
 
 def test_an_agent_of_the_user_wins_over_ours_of_the_same_name(tmp_path: Path) -> None:
@@ -74,9 +77,9 @@ def test_a_broken_file_of_the_user_is_listed_as_broken_and_stops_nobody_else(tmp
     file = define(tmp_path / "agents", "mine", 'rum = "x"')
     search = (tmp_path / "agents",)
     assert load_agent("oracle", search=search).name == "oracle"
-    [(description, path)] = [(entry[1], entry[2]) for entry in available(search) if entry[0] == "mine"]
-    assert path == file
-    assert "did you mean run?" in description
+    [mine] = [each for each in available(search) if each.name == "mine"]
+    assert (mine.file, mine.definition) == (file, None)
+    assert "did you mean run?" in mine.problem
     assert "did you mean run?" in refusal("mine", search=search)
 
 
@@ -102,7 +105,9 @@ def test_an_unknown_agent_is_answered_with_near_names_all_names_and_all_forms() 
     message = refusal("orakle")
     assert "there is no such agent. Did you mean oracle?" in message
     assert "./file.py:CLASS" in message
-    assert "By name there are command, nop, oracle." in refusal("claude")
+    message = refusal("xyz")
+    assert "By name there are " in message
+    assert "nop, " in message
 
 
 @pytest.mark.parametrize("reference", ["", ":", "oracle:", "my-module:Agent", "file.py:not valid", "../oracle", "a b"])
@@ -110,10 +115,96 @@ def test_what_is_no_reference_at_all_is_unknown_too(reference: str) -> None:
     assert "there is no such agent" in refusal(reference)
 
 
-def test_all_missing_variables_are_named_before_anything_is_spent(tmp_path: Path) -> None:
-    file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A_KEY", "B_KEY", "C"]\nsecret = ["A_KEY"]')
-    message = refusal(str(file), environ={"C": "1", "B_KEY": ""})
-    assert message == "agent mine needs A_KEY and B_KEY in the environment: export A_KEY=… and try again"
+@pytest.mark.parametrize(
+    ("required", "says"),
+    [
+        ('"C", "A_KEY"', "needs A_KEY: export it, or put it in a file and give --env-file FILE"),
+        ('"C", ["A_KEY", "B_KEY"]', "needs A_KEY or B_KEY: export one of them, or put it in a file and"),
+        ('"C", ["A_KEY", "B_KEY"], "D"', "needs A_KEY or B_KEY, and D: export them, or put them in a file and"),
+    ],
+)
+def test_all_missing_variables_are_named(tmp_path: Path, required: str, says: str) -> None:
+    file = define(tmp_path, "mine", f'run = "x"\n[env]\nrequired = [{required}]\nsecret = ["A_KEY"]')
+    agent = load_agent(str(file), environ={"C": "1", "B_KEY": ""})
+    with pytest.raises(UsageError) as caught:
+        supply(agent)
+    assert says in caught.value.message
+
+
+def test_of_a_group_of_variables_one_is_enough(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = [["A", "B"], "C"]')
+    agent = load_agent(str(file), environ={"B": "1", "C": "2"})
+    assert lacking(agent) == []
+    assert supply(agent) is agent
+
+
+def test_what_is_lacking_comes_from_the_endpoints_secrets_where_it_has_them(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A", ["B", "C"]]\nsecret = ["A", "B", "C"]')
+    agent = supply(load_agent(str(file), environ={"A": "1"}), {"A", "C", "D"})
+    assert agent.endpoint_secrets == {"C": "C"}
+    assert agent.secrets == {"A": "1"}
+    with pytest.raises(UsageError, match="needs B or C"):
+        supply(load_agent(str(file), environ={"A": "1"}), {"D"})
+
+
+def test_a_version_after_an_at_sign_overrides_the_one_in_the_file(tmp_path: Path) -> None:
+    file = define(tmp_path / "agents", "mine", 'version = "1.0"\ninstall = "y"\nrun = "x"')
+    for reference in ("mine@2.0-rc.1", f"{file}@2.0-rc.1"):
+        agent = load_agent(reference, search=(tmp_path / "agents",))
+        plain = load_agent("mine", search=(tmp_path / "agents",))
+        assert (agent.name, agent.version, plain.version) == (reference, "2.0-rc.1", "1.0")
+        assert agent.digest != plain.digest
+        assert agent.install is not None
+        assert plain.install is not None
+        assert agent.install.environment == {"SWEEP_AGENT_VERSION": "2.0-rc.1"}
+        assert agent.install.key != plain.install.key
+
+
+def test_a_version_and_an_argument_go_together(tmp_path: Path) -> None:
+    define(tmp_path, "mine", 'version = "1.0"\nargument = "COMMAND"')
+    agent = load_agent("mine@2:echo a@b:c", search=(tmp_path,))
+    assert isinstance(agent, CommandAgent)
+    assert (agent.name, agent.version, agent.definition.run) == ("mine@2:echo a@b:c", "2", "echo a@b:c")
+
+
+def test_an_agent_without_versions_refuses_one() -> None:
+    assert "nop has no versions" in refusal("nop@2")
+    assert "there is no such agent" in refusal("claude@2")
+
+
+def test_a_model_is_the_arms_else_the_files_else_missed_where_one_is_required(tmp_path: Path) -> None:
+    define(tmp_path, "must", 'run = "x"\n[model]\nrequired = true')
+    define(tmp_path, "may", 'run = "x"\n[model]\nrequired = true\ndefault = "small"')
+    assert "must needs a model: --model NAME" in refusal("must", search=(tmp_path,))
+    chosen = {
+        (reference, model): load_agent(reference, search=(tmp_path,), model=model)
+        for reference, model in (("must", "large"), ("may", "large"), ("may", None))
+    }
+    models = [agent.model for agent in chosen.values() if isinstance(agent, CommandAgent)]
+    assert models == ["large", "large", "small"]
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://Models.example.com/v1", "models.example.com"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("http://user:key@models.example.com:443/", "models.example.com:443"),
+        ("http://[::1]:8080/v1", "[::1]:8080"),
+        ("models.example.com:8080", "models.example.com:8080"),
+    ],
+)
+def test_a_host_may_be_named_by_the_url_in_a_variable(tmp_path: Path, url: str, host: str) -> None:
+    text = 'run = "x"\n[env]\noptional = ["A", "B"]\n[network]\nhosts = ["api.example.com", "$A", "$B"]'
+    file = define(tmp_path, "mine", text)
+    assert load_agent(str(file), environ={"A": url}).hosts == ("api.example.com", host)
+
+
+def test_a_url_that_is_none_is_named_by_its_variable_and_not_repeated(tmp_path: Path) -> None:
+    file = define(tmp_path, "mine", 'run = "x"\n[env]\nsecret = ["A"]\n[network]\nhosts = ["$A"]')
+    message = refusal(str(file), environ={"A": "http://:hidden"})
+    assert "mine: A is to be a URL" in message
+    assert "hidden" not in message
 
 
 def test_secrets_are_kept_apart_from_the_rest_of_the_environment_and_out_of_sight(tmp_path: Path) -> None:
@@ -123,6 +214,27 @@ def test_secrets_are_kept_apart_from_the_rest_of_the_environment_and_out_of_sigh
     assert agent.secrets == {"B": "hidden-b", "C": "hidden-c"}
     assert agent.environment == {"A": "plain"}
     assert "hidden" not in repr(agent)
+
+
+def test_an_agent_of_this_machine_gets_no_secret_of_the_endpoint(tmp_path: Path) -> None:
+    text = 'run = "x"\nwhere = "host"\n[env]\nrequired = ["A"]\n[network]\nhosts = ["api.example.com"]'
+    agent = load_agent(str(define(tmp_path, "mine", text)), environ={})
+    assert isinstance(agent, HostCommandAgent)
+    assert (agent.where, agent.hosts) == ("host", ())
+    with pytest.raises(UsageError, match="mine needs A: export it"):
+        supply(agent, {"A"})
+
+
+@pytest.mark.parametrize("reference", ["file.py:MyAgent", "host.toml"])
+def test_what_the_user_keeps_in_a_file_is_secret_for_all_that_runs_here(tmp_path: Path, reference: str) -> None:
+    (tmp_path / "file.py").write_text(AGENT)
+    define(tmp_path, "host", 'run = "x"\nwhere = "host"')
+    environ = {**os.environ, "FROM_A_FILE": "hunter2", "OTHER": "plain"}
+    agent = load(
+        f"{tmp_path}/{reference}", python=None, search=(), settings={}, environ=environ, secret={"FROM_A_FILE"}
+    )
+    assert agent.secrets.get("FROM_A_FILE") == "hunter2"
+    assert "OTHER" not in agent.secrets
 
 
 def test_settings_for_an_agent_that_takes_none_are_refused() -> None:
@@ -166,7 +278,7 @@ def test_a_file_without_a_class_is_told_how_to_name_one() -> None:
     ("code", "entry", "says"),
     [
         (AGENT, "MyAgnet", "has no 'MyAgnet'; did you mean MyAgent?"),
-        ("class A:\n    def __init__(self, prompt): ...\n", "A", "none of run, solve, __call__"),
+        ("class A:\n    def __init__(self, prompt): ...\n", "A", "none of run, __call__, solve"),
         ("def f(prompt, temperature): ...\n", "f", "f asks for temperature; what it can ask for by name is prompt,"),
         ("class A:\n    def __init__(self, p, /): ...\n    run = None\n", "A", "A asks for p;"),
         ("A = 3\n", "A", "neither a class nor a function"),
@@ -220,8 +332,9 @@ def test_nothing_of_ours_is_importable_as_agents() -> None:
     code = (
         "import sys; before = list(sys.path)\n"
         "from orchestrator.agentkit.loader import available, load\n"
-        "for name, _, _ in available(()):\n"
-        "    load('command:true' if name == 'command' else name, python=None, search=(), settings={}, environ={})\n"
+        "for name in [each.name for each in available(())]:\n"
+        "    reference = 'command:true' if name == 'command' else name\n"
+        "    load(reference, python=None, search=(), settings={}, environ={}, model='m')\n"
         "assert sys.path == before and 'agents' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(orchestrator.__file__).parent)
@@ -231,10 +344,10 @@ def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> N
     """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
     package = tmp_path / "orchestrator"
     shutil.copytree(Path(orchestrator.__file__).parent / "agentkit", package / "agentkit")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "model.py"):
         shutil.copy(Path(orchestrator.__file__).with_name(name), package / name)
     shutil.copytree(builtin_folder(), package / "agents")
-    code = "from orchestrator.agentkit.loader import available; print(*(file for _, _, file in available(())))"
+    code = "from orchestrator.agentkit.loader import available; print(*(each.file for each in available(())))"
     listed = subprocess.run(
         [sys.executable, "-c", code],
         check=True,

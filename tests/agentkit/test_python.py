@@ -8,20 +8,19 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import pytest
 
-from orchestrator.agentkit import worker
 from orchestrator.agentkit.contract import Result
-from orchestrator.agentkit.loader import load
-from orchestrator.agentkit.process import run_worker
+from orchestrator.agentkit.loader import check, load
 from orchestrator.agentkit.python import PythonAgent
-from orchestrator.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized
+from orchestrator.agentkit.worker import job
+from orchestrator.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from orchestrator.agentkit.contract import Task
     from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
@@ -37,6 +36,7 @@ class Bench:
         self.workspace = workspace
         self.make_task = make_task
         self.log = bytearray()
+        self.agents: list[PythonAgent] = []
 
     def load(self, code: str, entry: str = "MyAgent", **rest: Any) -> PythonAgent:
         (self.folder / "my_agent.py").write_text(textwrap.dedent(code))
@@ -46,7 +46,12 @@ class Bench:
         reference = f"{self.folder}/my_agent.py:{entry}"
         agent = load(reference, python=python, search=(), settings=settings, environ=environ)
         assert isinstance(agent, PythonAgent)
+        self.agents.append(agent)
         return agent
+
+    async def aclose(self) -> None:
+        for agent in self.agents:
+            await agent.aclose()
 
     async def run(self, code: str, entry: str = "MyAgent", *, task: Task | None = None, **rest: Any) -> Result:
         return await self.load(code, entry, **rest).solve(task or self.make_task(), self.workspace, self.log.extend)
@@ -57,8 +62,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask) -> Bench:
-    return Bench(tmp_path, workspace, make_task)
+async def bench(tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path, workspace, make_task)
+    yield bench
+    await bench.aclose()
 
 
 def is_alive(pid: int) -> bool:
@@ -81,8 +88,8 @@ async def test_the_documented_shape_works_as_it_stands(bench: Bench) -> None:
     assert bench.printed == "asked to Mend it.\n"
 
 
-@pytest.mark.parametrize("has", ["run solve __call__", "solve __call__", "__call__"])
-async def test_the_entry_point_is_run_else_solve_else_call(bench: Bench, has: str) -> None:
+@pytest.mark.parametrize("has", ["run __call__ solve", "__call__ solve", "solve"])
+async def test_the_entry_point_is_run_else_call_else_solve(bench: Bench, has: str) -> None:
     methods = "".join(f"\n    def {name}(self): print('{name}')" for name in has.split()[::-1])
     await bench.run(f"class MyAgent:\n    def __init__(self, prompt): pass{methods}")
     assert bench.printed == has.split(maxsplit=1)[0] + "\n"
@@ -441,7 +448,7 @@ DRIVER = """
     async def main():
         agent = load(f"{folder}/my_agent.py:MyAgent", python=None, search=(), settings={}, environ=os.environ)
         task = Task(scenario_id="s", scenario_name="s", prompt="", time_limit=600, folder=Path(folder), devbox_id="d",
-                    endpoint="")
+                    endpoint="", log=Path(folder) / "agent.log")
         await agent.solve(task, local.LocalWorkspace(root=Path(root)), lambda chunk: None)
 
     anyio.run(main)
@@ -453,21 +460,11 @@ async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> 
         "import threading, time\ndef MyAgent(prompt):\n    threading.Thread(target=time.sleep, args=(600,)).start()"
     )
     with anyio.fail_after(20):
-        ended = await run_worker(
-            agent.python,
-            (agent._job(bench.make_task(), bench.workspace), b""),
-            environment=os.environ,
-            answer=unanswered,
-            log=bench.log.extend,
-            time_limit=600,
-            linger=0.2,
-        )
+        worker = await agent._start()
+        task = (agent._job(bench.make_task(), bench.workspace), b"")
+        ended = await worker.run(task, log=bench.log.extend, time_limit=600, linger=0.2)
     assert ended.exit_status == 0
     assert "had not ended 0.2 seconds after the agent" in bench.printed
-
-
-async def unanswered(header: Mapping[str, Any], body: bytes) -> tuple[Mapping[str, Any], bytes]:
-    raise AssertionError("nothing was asked")
 
 
 async def test_garbage_on_the_socket_is_the_agents_failure(bench: Bench) -> None:
@@ -551,7 +548,7 @@ async def test_a_forked_process_is_told_that_the_workspace_is_not_its(bench: Ben
 
 
 async def test_the_worker_can_be_imported_without_effects() -> None:
-    assert callable(worker.main)
+    assert callable(job.main)
 
 
 def other_interpreters() -> list[str]:
@@ -571,11 +568,284 @@ async def test_other_pythons_of_this_machine_run_agents_too(bench: Bench) -> Non
     found = other_interpreters()
     if not found:
         pytest.skip("no other Python on PATH")
+    (bench.folder / "kit").mkdir()
+    (bench.folder / "kit" / "a").write_text("hi")
+    code = f"""
+        import sys
+        async def MyAgent(prompt, workspace, log):
+            log.usage(turns=1)
+            workspace.upload({str(bench.folder / "kit")!r}, "kit")
+            workspace.download("kit", {str(bench.folder / "back")!r})
+            lines = [line async for line in workspace.stream("cat kit/a; echo; echo end >&2")]
+            print(sys.version_info[1], workspace.exec("cat kit/a").stdout, *lines)
+    """
     for name in found:
         where = await anyio.run_process([name, "-c", "import sys; print(sys.executable)"])
-        code = (
-            "import sys\ndef MyAgent(prompt, workspace): print(sys.version_info[1], workspace.exec('echo hi').stdout)"
-        )
         result = await bench.run(code, python=Path(where.stdout.decode().strip()))
-        assert result.exit_status == 0, (name, result.message)
-        assert bench.printed.endswith(f"{name.partition('.')[2]} hi\n\n")
+        assert (result.exit_status, result.usage) == (0, {"turns": 1}), (name, result.message)
+        assert bench.printed.endswith(f"{name.rpartition('.')[2]} hi hi end\n")
+        assert (bench.folder / "back" / "a").read_text() == "hi"
+
+
+async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench: Bench, eventually: Eventually) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            wait = 'until test -e go; do sleep 0.05; done'
+            lines = workspace.stream('echo one; echo two >&2; ' + wait + '; printf three; exit 4')
+            for line in lines:
+                print(line)
+            print(lines.exit_status)
+    """
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.run, code)
+        await eventually(lambda: bench.printed == "one\ntwo\n")
+        (bench.workspace.root / "go").touch()
+    assert bench.printed == "one\ntwo\nthree\n4\n"
+
+
+async def test_lines_come_to_asynchronous_code_several_commands_at_once(bench: Bench) -> None:
+    code = """
+        import asyncio
+        async def MyAgent(prompt, workspace):
+            async def count(n):
+                return [line async for line in workspace.stream(f"for i in 1 2 3; do echo {n}.$i; sleep 0.05; done")]
+            print(*await asyncio.gather(*(count(n) for n in range(5))))
+            late = workspace.stream("echo x; sleep 60", timeout=0.5)
+            print([line async for line in late], late.exit_status)
+    """
+    assert (await bench.run(code)).exit_status == 0
+    counted = " ".join(str([f"{n}.{i}" for i in (1, 2, 3)]) for n in range(5))
+    assert bench.printed == f"{counted}\n['x'] None\n"
+
+
+async def test_all_of_a_long_output_comes(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            total = 0
+            for number, line in enumerate(workspace.stream("seq 200000"), start=1):
+                assert line == str(number), (line, number)
+            print(number)
+    """
+    assert (await bench.run(code)).exit_status == 0
+    assert bench.printed == "200000\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for line in workspace.stream('echo $$; sleep 600'): break",
+        "async for line in workspace.stream('echo $$; sleep 600'): break",
+        "await asyncio.wait_for(workspace.aexec('echo $$ > pid; sleep 600'), 0.5)",
+    ],
+)
+async def test_a_command_that_nobody_waits_for_any_more_is_killed(
+    bench: Bench, eventually: Eventually, code: str
+) -> None:
+    whole = f"""
+        import asyncio
+        async def MyAgent(prompt, workspace):
+            try:
+                {code}
+                workspace.write("pid", line)
+            except asyncio.TimeoutError:
+                pass
+            await workspace.aexec("until test -e go; do sleep 0.05; done")
+    """
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.run, whole)
+        file = bench.workspace.root / "pid"
+        await eventually(lambda: file.exists() and bool(file.read_text()) and not is_alive(int(file.read_text())))
+        (bench.workspace.root / "go").touch()
+
+
+async def test_what_goes_wrong_in_a_stream_is_raised_where_its_lines_are_read(bench: Bench) -> None:
+    bench.workspace.fault = Refused("no more commands")
+    result = await bench.run("def MyAgent(prompt, workspace):\n    for line in workspace.stream('echo x'): print(line)")
+    assert result.message.endswith("WorkspaceError: no more commands")
+
+
+async def test_the_workspaces_environment_is_every_commands_and_a_call_may_say_otherwise(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, workspace):
+            workspace.environment["A"] = "it's"
+            workspace.environment.update(B="b")
+            print(workspace.exec('echo "$A $B"', environment={"B": "c"}).stdout, *workspace.stream('echo "$A $B"'))
+    """
+    await bench.run(code)
+    assert bench.printed == "it's c\n it's b\n"
+
+
+async def test_files_and_folders_go_to_the_devbox_and_come_back(bench: Bench) -> None:
+    here = bench.folder / "here"
+    (here / "sub").mkdir(parents=True)
+    (here / "sub" / "data").write_bytes(bytes(range(256)))
+    (here / "tool").write_text("#!/bin/sh\necho ran")
+    (here / "tool").chmod(0o755)
+    (here / "link").symlink_to("sub/data")
+    code = f"""
+        import os
+        async def MyAgent(prompt, workspace):
+            here = {str(here)!r}
+            workspace.upload(here, "there/deep")
+            print(workspace.exec("there/deep/tool").stdout, workspace.exec("readlink there/deep/link").stdout)
+            await workspace.aupload(here + "/tool", "bin/")
+            print(workspace.exec("bin/tool").stdout)
+            await workspace.adownload("there/deep", here + "2")
+            workspace.download("there/deep/sub/data", here + "3/data")
+            workspace.download("bin/tool", here + "3")
+            print(sorted(os.listdir(here + "2")), sorted(os.listdir(here + "3")), os.readlink(here + "2/link"))
+            for name in ("2/sub/data", "3/data"):
+                assert open(here + name, "rb").read() == bytes(range(256))
+            for wrong in (lambda: workspace.download("gone", here), lambda: workspace.upload(here + "/gone", "x")):
+                try:
+                    wrong()
+                except FileNotFoundError:
+                    print("not there")
+    """
+    result = await bench.run(code)
+    assert result.exit_status == 0, result.message
+    names = "['link', 'sub', 'tool'] ['data', 'tool'] sub/data"
+    assert bench.printed == f"ran\n sub/data\n\nran\n\n{names}\nnot there\nnot there\n"
+    assert (await bench.workspace.exec(f"ls {bench.workspace.scratch}")).stdout == ""
+
+
+async def test_nothing_that_is_downloaded_gets_out_of_its_folder(bench: Bench) -> None:
+    """Whoever works in the devbox makes what is in the archive: two links may lead out together."""
+    (bench.workspace.root / "bait").mkdir()
+    code = f"""
+        import io, os, tarfile
+        def MyAgent(prompt, workspace):
+            def evil(path):
+                data = io.BytesIO()
+                with tarfile.open(fileobj=data, mode="w") as tar:
+                    def add(name, link=None, content=b"bad"):
+                        member = tarfile.TarInfo(name)
+                        if link:
+                            member.type, member.linkname = tarfile.SYMTYPE, link
+                            return tar.addfile(member)
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+                    add("../escaped"); add("/tmp/never"); add("out", "/etc"); add("d", "."); add("d/e", "..")
+                    add("e/escaped"); add("fine", content=b"good")
+                return data.getvalue()
+            workspace.read = evil
+            workspace.download("bait", {str(bench.folder / "got")!r})
+    """
+    result = await bench.run(code)
+    assert result.exit_status == 0, result.message
+    assert (bench.folder / "got" / "fine").read_text() == "good"
+    assert not [path for path in bench.folder.rglob("escaped") if (bench.folder / "got") not in path.parents]
+    assert not (bench.folder / "got" / "out").exists()
+
+
+async def test_the_log_writes_lines_with_facts(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, log):
+            log("plain", 1)
+            log.info("read %s of %d", "a", 3, lines=4)
+            log.warning("100%"); log.debug("x %d", "y"); log.error(KeyError("z"))
+            try:
+                raise ValueError("no")
+            except ValueError:
+                log.exception("failed")
+    """
+    await bench.run(code)
+    lines = bench.printed.splitlines()
+    assert lines[:5] == ["plain 1", "info: read a of 3 lines=4", "warning: 100%", "debug: x %d y", "error: 'z'"]
+    assert (lines[5], lines[-1]) == ("error: failed", "ValueError: no")
+
+
+async def test_what_an_agent_noted_of_its_usage_counts_whatever_becomes_of_it(bench: Bench) -> None:
+    code = """
+        import os
+        def MyAgent(prompt, log):
+            for _ in range(3):
+                log.usage(input_tokens=100, output_tokens=10, cost_usd=0.25, turns=1)
+            log.exit_reason("gave up")
+            os._exit(3)
+    """
+    result = await bench.run(code)
+    assert result.exit_status == 3
+    assert result.usage == {"input_tokens": 300, "output_tokens": 30, "cost_usd": 0.75, "turns": 3}
+    assert result.exit_reason == "gave up"
+
+
+async def test_what_an_agent_returns_of_its_usage_wins_over_what_it_noted(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, log):
+            log.usage(input_tokens=100, turns=2)
+            log.exit_reason("noted")
+            return {"usage": {"input_tokens": 150}, "exit_reason": "returned"}
+    """
+    assert await bench.run(code) == Result(
+        exit_status=0, usage={"input_tokens": 150, "turns": 2}, exit_reason="returned"
+    )
+
+
+async def test_a_usage_that_there_is_not_is_the_agents_mistake(bench: Bench) -> None:
+    result = await bench.run("def MyAgent(prompt, log): log.usage(tokens=1)")
+    assert result.exit_status == 1
+    assert "tokens" in result.message
+
+
+IMPORTED: Final = """
+    import os
+    with open(__file__ + ".loads", "a") as file: file.write(f"{os.getpid()}\\n")
+    def MyAgent(prompt): print(os.getpid(), os.environ["SWEEP_SCENARIO"])
+"""
+
+
+async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(
+    bench: Bench, eventually: Eventually
+) -> None:
+    agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
+    for _ in range(2):
+        await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
+    await eventually(lambda: len(loads.read_text().split()) == 4)
+    await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
+    *earlier, last = [line.split()[0] for line in bench.printed.splitlines()]
+    assert last in set(loads.read_text().split()[:4]) - set(earlier)
+    assert len(set(earlier)) == 2
+    await agent.aclose()
+    assert living_children() == []
+
+
+async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench, eventually: Eventually) -> None:
+    agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
+    for _ in range(2):
+        await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
+    await eventually(lambda: len(loads.read_text().split()) == 4)
+    for pid in set(loads.read_text().split()) - {line.split()[0] for line in bench.printed.splitlines()}:
+        os.kill(int(pid), signal.SIGKILL)
+    await eventually(lambda: not any(worker.is_alive for worker in agent._arm.spares))
+    assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
+
+
+async def test_an_agent_that_ends_itself_with_words_while_it_is_loaded_refuses_with_them(bench: Bench) -> None:
+    with pytest.raises(UsageError, match=r"my_agent.py:MyAgent: it needs a package\Z"):
+        await bench.load("import sys\nsys.exit('it needs a package')").check()
+
+
+@pytest.mark.parametrize("reference", ["./mine.py:MyAgent", "mine:MyAgent"])
+async def test_a_package_called_agents_and_a_folder_of_agent_files_do_not_meet(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """`agents` is what the package openai-agents is imported as, and where users keep their agent files."""
+    packages, place = bench.folder / "site-packages", bench.folder / "place"
+    for folder in (packages / "agents", packages / "openai_agents-1.0.dist-info", place / "agents"):
+        folder.mkdir(parents=True)
+    (packages / "agents" / "__init__.py").write_text("NAME = 'theirs'")
+    (packages / "openai_agents-1.0.dist-info" / "METADATA").write_text("Name: openai-agents\nVersion: 1.0\n")
+    (place / "agents" / "other.toml").write_text("run = 'true'")
+    (place / "mine.py").write_text(
+        "import agents, importlib.metadata as m\ndef MyAgent(prompt): print(agents.NAME, m.version('openai-agents'))\n"
+    )
+    monkeypatch.chdir(place)
+    environ = {**os.environ, "PYTHONPATH": str(packages)}
+    search = (Path("agents"),)
+    agent = load(reference, python=Path(sys.executable), search=search, settings={}, environ=environ)
+    await check(agent)
+    assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
+    assert bench.printed == "theirs 1.0\n"
+    other = load("other", python=None, search=search, settings={}, environ=environ)
+    assert other.name == "other"

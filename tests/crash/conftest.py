@@ -29,8 +29,8 @@ TOKEN: Final = "a-key-for-tests"
 BENCHMARK: Final = "tiny"
 #: Installs something, then says one word, does its work, and a moment later says another.
 AGENT: Final = f"""
-install = "echo installed >$HOME/installed"
-run = 'cat $HOME/installed; {WORK}; sleep 0.1; echo done'
+install = "mkdir -p $SWEEP_AGENT_PREFIX; echo installed >$SWEEP_AGENT_PREFIX/installed"
+run = 'cat $HOME/.agent/installed; {WORK}; sleep 0.1; echo done'
 """
 SAID: Final = "installed\ndone\n"
 #: Can never be installed.
@@ -133,9 +133,10 @@ class Service:
         self.start()
 
     def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-            self.forks.wait()
+        if self.pid:  # 0, which never came up, would be our own group
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+                self.forks.wait()
         self.forks.close()
 
 

@@ -24,6 +24,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "scenario_name": str,
     "arm": str,
     "agent": str,
+    "version": (str, type(None)),
     "model": (str, type(None)),
     "trial": int,
     "outcome": str,
@@ -33,7 +34,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "failure": (dict, type(None)),
     "attempts": list,
     "stages": dict,
+    "exit_reason": (str, type(None)),
     "usage": dict,
+    "network": dict,
     "ids": dict,
     "files": dict,
 }

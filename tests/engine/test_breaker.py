@@ -59,6 +59,14 @@ def test_installs_are_counted_for_each_arm() -> None:
     assert verdict == "the agent of a could not be installed 3 times in a row: npm: 404. Mend its install step"
 
 
+def test_an_install_that_the_endpoint_tried_is_an_install() -> None:
+    told = Told(same_failures=2)
+    assert told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "a") is None
+    assert told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "b") is None
+    verdict = told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "a")
+    assert verdict == "the agent of a could not be installed 2 times in a row: npm: 404. Mend its install step"
+
+
 def test_once_it_is_enough_it_stays_so_until_one_passes() -> None:
     told = Told(same_failures=1)
     assert told.fail(DevboxFailed(), Stage.BOOT)

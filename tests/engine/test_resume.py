@@ -6,10 +6,11 @@ The dead process is one whose journal stops and whom nobody hears: what it had d
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from orchestrator.engine.resume import next_stage
 from orchestrator.errors import Unavailable
-from orchestrator.events import Event
+from orchestrator.events import Event, StageFinished
 from orchestrator.ledger import Attempt, fold
 from orchestrator.model import Devbox, Outcome, ScenarioRun
 from orchestrator.stages import Stage
@@ -113,6 +114,20 @@ def test_where_an_interrupted_attempt_goes_on(
 def test_a_result_that_is_there_wins_over_a_dead_devbox(status: str) -> None:
     attempt = Attempt(number=1, stage=Stage.SCORE, finished=Stage.GATHER)
     assert next_stage(attempt, run("scored", 0.5), devbox(status), where="devbox") is Stage.SCORE
+
+
+def test_what_the_stages_found_out_is_in_the_result_of_the_process_that_goes_on(make_sweep: MakeSweep) -> None:
+    """The agent's own words, what it reached, and the files that had come home."""
+    found = {"exit_reason": "max_turns", "network": {"reached": {"a.example:443": 2}, "refused": {}}}
+    first = make_sweep(scenarios=1)
+    die_after(first, [event.kind for event in make_sweep(scenarios=1).run().sink.events].index("trial.finished") - 2)
+    *before, last = first.sink.events
+    assert isinstance(last, StageFinished)
+    assert last.stage is Stage.GATHER
+    events = [*before, structs.replace(last, facts={**last.facts, **found})]
+    (result,) = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=fold(events)).run().results
+    assert {name: result[name] for name in found} == found
+    assert {"agent_log", "devbox_log", "scorer_tests"} <= result["files"].keys()
 
 
 def test_interruptions_use_up_no_attempt_but_have_a_limit_of_their_own(make_sweep: MakeSweep) -> None:

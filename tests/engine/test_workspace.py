@@ -1,13 +1,16 @@
 """The agent's command in a devbox, watched by a process that may be the second to do so."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.agentkit.contract import ExecResult
+from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.errors import DevboxLost, Missing
+from orchestrator.errors import DevboxLost, Missing, Unavailable
 from orchestrator.ledger import Attempt
 from orchestrator.model import Devbox
 from orchestrator.testing import MemoryEndpoint, Script, run_virtually
@@ -19,7 +22,9 @@ OUTPUT = "first line\nsecond line\nthird line\n"
 class Watcher:
     """One process's view of an attempt: what it was told to keep, and how often it started something."""
 
-    def __init__(self, folder: Path, endpoint: MemoryEndpoint, left: Attempt | None = None) -> None:
+    def __init__(
+        self, folder: Path, endpoint: MemoryEndpoint, left: Attempt | None = None, redactor: Redactor = NO_SECRETS
+    ) -> None:
         self.log = folder / "agent.log"
         self.announced: list[str] = []
         self.kept: list[tuple[int, int]] = []
@@ -37,7 +42,11 @@ class Watcher:
             keep=lambda offset, length: self.kept.append((offset, length)),
             log=self.log,
             left=left,
+            redactor=redactor,
         )
+
+    def exec(self, command: str) -> ExecResult:
+        return run_virtually(lambda: self.workspace.exec(command))
 
     def run(self) -> ExecResult:
         return run_virtually(lambda: self.workspace.run("work", time_limit=100))
@@ -137,3 +146,55 @@ def test_an_agent_may_end_with_the_same_status_itself(watch: Watch) -> None:
     watcher.endpoint.script.exit_status = 125
     watcher.endpoint.files["dbx_1", "/home/user/.sweep/agent/status"] = b"125\n"
     assert watcher.run().exit_status == 125
+
+
+class Piecemeal(MemoryEndpoint):
+    """Hands output on in pieces of a few bytes."""
+
+    SIZE = 5
+
+    async def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
+        async for text, _ in super().output(devbox_id, execution_id, offset):
+            for at in range(0, len(text), self.SIZE):
+                piece = text[at : at + self.SIZE]
+                yield piece, offset + at + len(piece)
+
+
+def test_wherever_another_process_goes_on_no_secret_gets_into_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits to be told from a secret is asked for again: the noted offset is before it."""
+    monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY", 0.0)
+    endpoint = Piecemeal((), Script(output="the key is hunter2hunter2, hunter too, and hunter2hunter2"))
+    endpoint.devboxes["dbx_1"] = DEVBOX
+    known = Redactor([("KEY", "hunter2hunter2")])
+    expected = endpoint.script.output.replace("hunter2hunter2", "*" * 14)
+    first = Watcher(tmp_path, endpoint, redactor=known)
+    first.run()
+    assert first.log.read_text() == expected
+    assert len(first.kept) > 3
+    for offset, length in first.kept:
+        second = Watcher(tmp_path, endpoint, left(offset=offset, length=length), redactor=known)
+        second.log.write_text(expected[:length] + "torn")
+        second.run()
+        assert second.log.read_text() == expected, (offset, length)
+
+
+def test_the_environment_is_taken_back_from_a_command_that_could_not_be_started(watch: Watch) -> None:
+    for call in ("run", "exec"):
+        watcher = watch()
+        watcher.endpoint.script.faults["execute"] = [Unavailable("nobody answers")]
+        options: dict[str, Any] = {"time_limit": 100.0} if call == "run" else {}
+        starting = partial(getattr(watcher.workspace, call), "work", environment={"KEY": "hunter2hunter2"}, **options)
+        with pytest.raises(Unavailable):
+            run_virtually(starting)
+        files = watcher.endpoint.files
+        assert any(path.endswith("/env") for _, path in files)
+        assert not any(b"hunter2" in data for data in files.values())
+
+
+def test_a_command_of_a_later_process_is_another_one(watch: Watch) -> None:
+    """Its key is its own: an endpoint that knows it would answer with what an earlier process had asked for."""
+    watch().exec("echo one")
+    watch(left()).exec("echo two")
+    assert len(watch().endpoint.executions) == 2

@@ -82,12 +82,17 @@ def _is_setting(name: str) -> bool:
 def _named(texts: Iterable[str]) -> Iterator[Path]:
     """Files and folders of this machine that settings speak of: certificates, folders of packages."""
     home = Path.home()
-    for match in chain.from_iterable(map(_PATH.finditer, texts)):
-        place = Path(os.path.normpath(match[0]))
+    matches = chain.from_iterable(map(_PATH.finditer, texts))
+    for place in chain.from_iterable(_with_files(Path(os.path.normpath(match[0]))) for match in matches):
         if place in _BOXES or home.is_relative_to(place) or any(place.is_relative_to(own) for own in _MACHINES):
             continue
         if os.access(place, os.R_OK) and (place.is_dir() or place.is_file()):
             yield place
+
+
+def _with_files(place: Path) -> tuple[Path, ...]:
+    """A copy of a package index is a folder `simple` with pages, which lead to files in another folder beside it."""
+    return (place, place.parent) if place.name == "simple" else (place,)
 
 
 def _outermost(places: Iterable[Path]) -> list[Path]:

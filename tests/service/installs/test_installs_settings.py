@@ -90,7 +90,7 @@ def test_what_settings_speak_of_is_there_too(machine: Machine, tmp_path: Path) -
     )
     settings = Settings.of_this_machine(tmp_path / "copies")
     targets = {bind.target: bind.source for bind in settings.binds}
-    assert (targets[str(wheels)], targets[str(index)]) == (wheels, index)
+    assert (targets[str(wheels)], targets[str(index.parent)]) == (wheels, index.parent), "files lie beside an index"
     assert shown(settings)[str(certificate)] == "certificate"
     assert str(tmp_path) not in targets
 

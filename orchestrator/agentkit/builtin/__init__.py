@@ -1,0 +1,28 @@
+"""The Python agents that come with us, by name: each is a file that the user's interpreter runs by path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orchestrator.agentkit.contract import Leavings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builtin:
+    """Which class of which file, and what it leaves in the devbox."""
+
+    description: str
+    file: Path
+    entry: str
+    leavings: Leavings
+
+
+BUILTIN: Final[Mapping[str, Builtin]] = {
+    "mini": Builtin(
+        description="mini-swe-agent's loop on this machine, over the devbox; needs the package (the extra mini)",
+        file=Path(__file__).with_name("mini.py"),
+        entry="Mini",
+        leavings=Leavings(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
+    )
+}

@@ -1,0 +1,72 @@
+"""OpenHands' conversation folder: one JSON file for each event, in the order of their names, and a state with numbers.
+
+Source: version 1 of its software development kit. Calls of one reply are events of their own with one response id; the
+numbers of that reply are in the state, under the same id.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
+from orchestrator.agentkit.trajectory.reading import arguments, integer, json_document, text
+
+_STATE: Final = "base_state.json"
+
+
+def read(files: Sequence[Path]) -> Iterator[Event]:
+    """What happened, of all the files of a conversation. Raises TrajectoryError."""
+    numbers = {id_: each for file in files if file.name == _STATE for id_, each in _numbers(json_document(file))}
+    events = [json_document(file) for file in sorted(files, key=lambda file: file.name) if file.name != _STATE]
+    for id_, group in groupby(events, key=lambda event: event.get("llm_response_id")):
+        together = list(group)
+        yield from [_step(together, numbers.get(id_))] if id_ else map(_other, together)
+
+
+def _numbers(state: Mapping[str, Any]) -> Iterator[tuple[str, Metrics]]:
+    """What each reply took, by its id. Costs are listed for replies of known price only, so they are left out."""
+    metrics = ((state.get("stats") or {}).get("usage_to_metrics") or {}).values()
+    for usage in (usage for each in metrics for usage in each.get("token_usages") or ()):
+        yield (
+            usage.get("response_id", ""),
+            Metrics(
+                prompt_tokens=integer(usage.get("prompt_tokens")),
+                completion_tokens=integer(usage.get("completion_tokens")),
+                cached_tokens=integer(usage.get("cache_read_tokens")),
+            ),
+        )
+
+
+def _step(replies: Sequence[Mapping[str, Any]], metrics: Metrics | None) -> Step:
+    """One reply of the model; the calls that it made, if any, share its thought."""
+    first = replies[0]
+    message = first.get("llm_message") or {}
+    return Step(
+        source="agent",
+        message=text(message.get("content")) or text(first.get("thought")),
+        timestamp=first.get("timestamp"),
+        reasoning=text(first.get("reasoning_content") or message.get("reasoning_content")),
+        calls=tuple(_call(each) for each in replies if each.get("tool_call_id")),
+        metrics=metrics,
+    )
+
+
+def _call(event: Mapping[str, Any]) -> ToolCall:
+    call = event.get("tool_call") or {}
+    return ToolCall(
+        id=event["tool_call_id"], name=event.get("tool_name") or "", arguments=arguments(call.get("arguments"))
+    )
+
+
+def _other(event: Mapping[str, Any]) -> Event:
+    """What came from elsewhere than the model."""
+    if event.get("tool_call_id"):
+        seen = event.get("observation") or {}
+        return ToolResult(call_id=event["tool_call_id"], content=text(seen.get("content")) or text(event.get("error")))
+    said = (event.get("llm_message") or event.get("system_prompt") or {}).get("content") or event.get("system_prompt")
+    return Step(
+        source="user" if event.get("source") == "user" else "system",
+        message=text(said) or text(event.get("detail") or event.get("kind")),
+        timestamp=event.get("timestamp"),
+    )

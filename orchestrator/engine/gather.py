@@ -1,0 +1,208 @@
+"""What comes home of an attempt, before scoring brings hidden tests into its devbox.
+
+The patch, the artifacts that the agent's file names, its trajectory as it is and in the format for everybody, what it
+left in `/logs/agent`, and the devbox's log. The protocol has no way to attach files to a run, so the attempt's folder
+is where they are.
+
+One script in the devbox packs all of it into pieces that are read one by one, so that a call takes no more memory than
+a piece, whatever the agent left. What is too large, torn or strange is left out and said in LEFT-OUT.txt; nothing here
+fails a trial that can be scored.
+"""
+
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Final
+
+import anyio
+import orjson
+import structlog
+
+from orchestrator.agentkit.trajectory import convert
+from orchestrator.engine.disk import persist
+from orchestrator.engine.packing import GROUPS, packing
+from orchestrator.engine.parcel import Limits, clear, join, unpack
+from orchestrator.engine.redact import Redactor
+from orchestrator.engine.snapshot import PATIENCE, PIECE, patching, snapshot
+from orchestrator.engine.work import LOG, Context, Work, given
+from orchestrator.engine.workspace import DevboxWorkspace
+from orchestrator.errors import DevboxLost, WorldError
+
+#: How much of the stage's time the devbox may take to pack; the rest is for the way home.
+PACKING: Final = 0.5
+PATCH_FILE: Final = "patch.diff"
+CONVERTED: Final = "trajectory.json"
+LEFT_OUT: Final = "LEFT-OUT.txt"
+_NAME: Final = re.compile(rf"({'|'.join(GROUPS)})\.(near|far|cut)\.[a-z]+")
+#: Seconds for packing where no deadline says less.
+_LONGEST: Final = 3600.0
+
+
+async def take_snapshot(work: Work) -> None:
+    """Remember how things stand in the devbox before the agent begins. Raises DevboxLost and nothing else."""
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    try:
+        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATIENCE)
+    except DevboxLost:
+        raise
+    except WorldError as error:
+        _warn(work, "snapshot.failed", error.message)
+    else:
+        if ended.exit_status != 0:
+            _warn(work, "snapshot.failed", ended.stderr or f"status {ended.exit_status}")
+
+
+async def bring_home(ctx: Context, work: Work) -> None:
+    """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others."""
+    coming = _Coming(ctx, work, given(work.workspace, "the workspace"))
+    missing: WorldError | None = None
+    for part in (coming.clear, coming.patch, coming.files, coming.trajectory, coming.say, coming.log, coming.network):
+        try:
+            await part()
+        except DevboxLost:
+            raise
+        except WorldError as error:
+            missing = error
+        except OSError as error:
+            missing = WorldError(f"what came home could not be written: {error}")
+    if missing is not None:
+        raise missing
+
+
+class _Coming:
+    """What comes home of one attempt, part by part."""
+
+    def __init__(self, ctx: Context, work: Work, workspace: DevboxWorkspace) -> None:
+        self._ctx = ctx
+        self._work = work
+        self._workspace = workspace
+        self._limits = Limits()
+        self._left_out: list[str] = []
+
+    async def clear(self) -> None:
+        """Remove what an earlier process brought home: all of it comes again."""
+        for name in (PATCH_FILE, CONVERTED, LEFT_OUT, *GROUPS):
+            await persist(partial(clear, self._work.folder / name))
+
+    async def patch(self) -> None:
+        told = await self._tend("patch", patching(self._limits.file, **_places(self._workspace)), PATIENCE)
+        if reasons := told.get("no-patch"):
+            self._work.flag("no_patch")
+            self._left_out += [f"{PATCH_FILE}: {reason}" for reason in reasons]
+        elif told["piece"]:
+            async with self._archive("patch", told["piece"]) as archive:
+                await self._come("patch", PATCH_FILE, partial(join, archive))
+
+    async def files(self) -> None:
+        """The folders: all are packed in one go."""
+        script = packing(self._work.arm.agent.leavings, self._limits, **_places(self._workspace))
+        told = await self._tend("gather", script, _LONGEST)
+        self._cut(told.get("note", []))
+        pieces = filter(_NAME.fullmatch, told.get("piece", []))
+        for unit, names in groupby(pieces, key=lambda name: name.rpartition(".")[0]):
+            group = unit.partition(".")[0]
+            async with self._archive("gather", names) as archive:
+                await self._come(group, group, partial(unpack, archive))
+
+    async def trajectory(self) -> None:
+        """Convert what is there of it; one that cannot be read is flagged."""
+        work, agent = self._work, self._work.arm.agent
+        if agent.leavings.trajectory_format is None:
+            return
+        reading = partial(
+            convert,
+            agent.leavings.trajectory_format,
+            _by_age(work.folder / "trajectory") if agent.leavings.trajectory else [work.folder / LOG],
+            agent=agent.name,
+            version=agent.version,
+            model=work.arm.config.model,
+            session=f"{self._ctx.sweep}/{work.key}/{work.number}",
+        )
+        try:
+            document = await anyio.to_thread.run_sync(lambda: orjson.dumps(reading(), option=orjson.OPT_INDENT_2))
+        except Exception as error:  # noqa: BLE001 - what an agent wrote, and a reader of it, are no reason to fail a trial
+            work.flag("trajectory_unread")
+            _warn(work, "trajectory.unread", str(error))
+        else:
+            await work.keep("trajectory_atif", CONVERTED, document)
+
+    async def say(self) -> None:
+        """What did not come home, and why."""
+        if self._left_out:
+            words = "".join(f"{line}\n" for line in self._left_out)
+            await self._work.keep("left_out", LEFT_OUT, words.encode(errors="replace"))
+
+    async def log(self) -> None:
+        log = await self._ctx.endpoint.devbox_log(self._workspace.devbox.id)
+        await self._work.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
+
+    async def network(self) -> None:
+        if self._workspace.devbox.reached is None:  # an endpoint that does not count need not be asked
+            return
+        devbox = await self._ctx.endpoint.devbox(self._workspace.devbox.id)
+        self._work.network = {"reached": devbox.reached, "refused": devbox.refused}
+
+    async def _tend(self, step: str, script: str, at_most: float) -> dict[str, list[str]]:
+        """What a script of ours told, by the first word of each line. Raises WorldError if it came to no end."""
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        ended = await self._workspace.tend(step, script, timeout=min(left * PACKING, at_most))
+        if ended.exit_status != 0:
+            raise WorldError(f"{step}.sh in the devbox: {ended.stderr or f'status {ended.exit_status}'}")
+        told: dict[str, list[str]] = {"piece": []}
+        for line in ended.stdout.splitlines():
+            word, _, rest = line.partition(" ")
+            told.setdefault(word, []).append(rest)
+        return told
+
+    @asynccontextmanager
+    async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
+        """What was packed, from its pieces: it has secrets yet, so the file has no name."""
+        with await persist(partial(_open_nameless, self._work.folder)) as file:
+            size = 0
+            for name in names:
+                data = await self._workspace.read(f"{self._workspace.scratch}/{step}/{name}")
+                await persist(partial(_write_at, file, size, data))
+                size += len(data)
+                if size > self._limits.room + PIECE:  # more than the script was to pack
+                    break
+            file.seek(0)
+            yield file
+
+    async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], list[str]]) -> None:
+        target = self._work.folder / name
+        left_out = await anyio.to_thread.run_sync(unpacking, target, self._limits, self._work.redactor)
+        self._cut(f"{name}: {line}" for line in left_out)
+        if target.exists():
+            self._work.list_file(label, target)
+
+    def _cut(self, lines: Iterable[str]) -> None:
+        if new := list(lines):
+            self._work.flag("gather_truncated")
+            self._left_out += new
+
+
+def _open_nameless(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
+    file.seek(position)
+    file.write(data)
+    file.flush()
+
+
+def _by_age(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def _places(workspace: DevboxWorkspace) -> dict[str, str]:
+    return {"scratch": workspace.scratch, "directory": workspace.working_directory, "home": workspace.home}
+
+
+def _warn(work: Work, fact: str, words: str) -> None:
+    structlog.get_logger().warning(fact, trial=str(work.key), error=words)

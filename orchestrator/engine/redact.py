@@ -1,0 +1,183 @@
+"""Secrets out of everything we write: each byte of a value becomes a `*`, wherever the value turns up.
+
+As many bytes as before, so that offsets, lengths and the columns of a log stay what they were. A value is looked for as
+it is, line by line, and in the guises in which programs print what they were given: JSON, URLs, shells, Python, base64.
+What is compressed or encrypted is beyond it.
+"""
+
+import base64
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote, quote_plus
+
+from msgspec import structs
+
+from orchestrator.engine.sink import Sink
+from orchestrator.errors import SweepError
+from orchestrator.events import Event
+
+#: Bytes below which a value cannot be told from ordinary words.
+SHORTEST: Final = 6
+_MASK: Final = b"*"
+#: Where a value may begin in the groups of three bytes that base64 takes.
+_ALIGNMENTS: Final = range(3)
+
+
+class Redactor:
+    """Knows the values, given with the names of their variables.
+
+    `mask`, `text` and `value` return what they are given without them.
+    """
+
+    def __init__(self, secrets: Iterable[tuple[str, str]] = ()) -> None:
+        known = set(secrets)
+        #: The variables whose values are too short to be masked.
+        self.unmasked = sorted({name for name, value in known if 0 < len(_encoded(value)) < SHORTEST})
+        found = {guise for _, value in known for guise in _guises(value)}
+        self._guises = sorted(found, key=len, reverse=True)
+        self._pattern = re.compile(b"|".join(map(re.escape, self._guises))) if found else None
+
+    def mask(self, data: bytes) -> bytes:
+        """Mask whole values."""
+        if self._pattern is None or not any(guise in data for guise in self._guises):
+            return data
+        return self._pattern.sub(lambda match: _MASK * len(match[0]), data)
+
+    def text(self, text: str) -> str:
+        if self._pattern is None:
+            return text
+        data = text.encode("utf-8", "surrogatepass")
+        masked = self.mask(data)
+        return text if masked is data else masked.decode("utf-8", "surrogatepass")
+
+    def value(self, value: Any) -> Any:
+        """A JSON-like value with all its strings masked, keys too; numbers and words of ours (enums) stay."""
+        if type(value) is str:
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.value(key): self.value(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(each) for each in value]
+        return value
+
+    def clean(self, error: SweepError) -> None:
+        """Mask what an error says."""
+        error.args = tuple(map(self.value, error.args))
+
+    def split(self, data: bytes) -> int:
+        """Where the longest end of `data` begins that more bytes could make a value of; its length if there is none.
+
+        What is before it is masked by `mask` as well as it would be with what follows.
+        """
+        end = len(data)
+        return min((_open_end(data, guise) for guise in self._guises), default=end)
+
+    def stream(self) -> "Stream":
+        return Stream(self)
+
+
+class Stream:
+    """Masks what comes in pieces: the end of a piece that may be the beginning of a value waits for the next."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._held = b""
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self._held)
+
+    def feed(self, piece: bytes) -> bytes:
+        data = self._held + piece
+        # A value may end in what begins another one: only what is left after masking is held.
+        masked = self._redactor.mask(data)
+        cut = self._redactor.split(masked)
+        self._held = masked[cut:]
+        return masked[:cut]
+
+    def finish(self) -> bytes:
+        """What was held. As much of a value as would be masked by itself is masked: it was cut off, not harmless."""
+        held, self._held = self._held, b""
+        return held if len(held) < SHORTEST else _MASK * len(held)
+
+
+class MaskingSink:
+    """A sink whose events have no secrets in what was not ours to word: failures, facts and results."""
+
+    def __init__(self, sink: Sink, redactor: Redactor) -> None:
+        self._sink = sink
+        self._redactor = redactor
+
+    async def append(self, *batch: Event) -> None:
+        await self._sink.append(*map(self._masked, batch))
+
+    def append_nowait(self, *batch: Event) -> None:
+        self._sink.append_nowait(*map(self._masked, batch))
+
+    async def wait_writable(self) -> None:
+        await self._sink.wait_writable()
+
+    def _masked(self, event: Event) -> Event:
+        words = {name: each for name in _WORDS if (each := getattr(event, name, None)) is not None}
+        masked = {name: self._redactor.value(each) for name, each in words.items()}
+        return event if masked == words else structs.replace(event, **masked)
+
+
+#: The fields of events in which there may be words of others.
+_WORDS: Final = ("failure", "facts", "result", "reason")
+
+
+NO_SECRETS: Final = Redactor()
+
+
+def _open_end(data: bytes, guise: bytes) -> int:
+    """Where the longest proper beginning of `guise` starts that `data` ends with; the end if it does not."""
+    at = max(0, len(data) - len(guise) + 1)
+    while (at := data.find(guise[:1], at)) >= 0:
+        if guise.startswith(data[at:]):
+            return at
+        at += 1
+    return len(data)
+
+
+def _guises(value: str) -> Iterator[bytes]:
+    plain = _encoded(value)
+    if len(plain) < SHORTEST:
+        return
+    lines = [line.strip() for line in plain.splitlines()] if plain.strip().count(b"\n") else []
+    for each in (plain, plain.strip(), *lines):
+        if len(each) >= SHORTEST:
+            yield each
+            yield each.decode("utf-8", "replace").encode()  # as an endpoint hands it on that speaks of text only
+            yield from (base64 for base64 in _base64s(each) if len(base64) >= SHORTEST)
+    yield from (guise for guise in _escaped(value) if len(guise) >= SHORTEST)
+
+
+def _escaped(value: str) -> Iterable[bytes]:
+    """As it stands between the quotes of other languages."""
+    text = _encoded(value).decode("utf-8", "replace")
+    jsons = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+    jsons += [jsons[0].replace("/", "\\/"), json.dumps(jsons[0])[1:-1], json.dumps(jsons[1])[1:-1]]
+    urls = [quote(_encoded(value), safe=safe) for safe in ("", "/")] + [quote_plus(_encoded(value))]
+    urls += [re.sub("%..", lambda code: code[0].lower(), url) for url in urls]
+    shells = [shlex.quote(text)[1:-1] if shlex.quote(text) != text else text, text.replace("'", "'\\''")]
+    shells += [re.sub(r'(["\\$`])', r"\\\1", text), re.sub(r"([^\w@%+=:,./\n-])", r"\\\1", text)]
+    pythons = [repr(text)[1:-1], repr(_encoded(value))[2:-1], ascii(text)[1:-1]]
+    return (guise.encode() for guise in (*jsons, *urls, *shells, *pythons))
+
+
+def _base64s(plain: bytes) -> Iterator[bytes]:
+    """What of its base64 is the same whatever stands around it, for each place it may begin at."""
+    for shift in _ALIGNMENTS:
+        whole = (len(plain) + shift) // 3 * 3 - shift
+        code = base64.b64encode(bytes(shift) + plain[:whole])[(shift * 8 + 5) // 6 :]
+        yield code
+        yield code.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def _encoded(value: str) -> bytes:
+    """The bytes that an environment variable has."""
+    return value.encode("utf-8", "surrogateescape")

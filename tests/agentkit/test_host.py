@@ -1,0 +1,163 @@
+"""Programs of this machine as agents: what they are given, what comes home of them, and how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import pytest
+
+from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.loader import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+
+pytestmark = pytest.mark.anyio
+
+
+def ignore(chunk: bytes) -> None:
+    pass
+
+
+def make(folder: Path, run: str, more: str = "", environ: Mapping[str, str] = os.environ) -> HostCommandAgent:
+    (folder / "mine.toml").write_text(f"where = 'host'\nrun = '''{textwrap.dedent(run)}'''\n{textwrap.dedent(more)}")
+    agent = load(str(folder / "mine.toml"), python=None, search=(), settings={}, environ=environ, model="m-1")
+    assert isinstance(agent, HostCommandAgent)
+    return agent
+
+
+async def test_a_program_is_told_where_its_devbox_is_and_gets_a_key_of_its_own(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    heard, task = bytearray(), make_task("Mend it.", model="m-1")
+    environ = {"PATH": os.environ["PATH"], "MINE": "1", "TOKEN": "t-1", "RUNLOOP_API_KEY": "the-users"}
+    agent = make(
+        tmp_path,
+        """
+        echo "$SWEEP_DEVBOX_ID|$SWEEP_MODEL|$SWEEP_SCENARIO|$MINE|$TOKEN|$FLAG|$(cat "$SWEEP_PROBLEM_FILE")|$(cat)"
+        case $RUNLOOP_BASE_URL in http://127.0.0.1:*) echo near; esac
+        case $RUNLOOP_API_KEY in devbox_*) echo own key; esac
+        pwd; ls -A; command -v sweep
+        """,
+        "env = { secret = ['TOKEN'], set = { FLAG = 'on' } }",
+        environ,
+    )
+    assert (await agent.solve(task, workspace, heard.extend)).exit_status == 0
+    folder = task.folder
+    assert heard.decode().splitlines() == [
+        "dbx_1|m-1|csv-quoted-newlines|1|t-1|on|Mend it.|Mend it.",
+        "near",
+        "own key",
+        str(folder / "work"),
+        str(folder / "bin" / "sweep"),
+    ]
+    assert agent.secrets == {"TOKEN": "t-1"}
+    assert "t-1" not in repr(agent)
+
+
+async def test_a_second_try_in_the_same_folder_finds_it_fresh(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    agent, task = make(tmp_path, "mkdir mine"), make_task()
+    assert [(await agent.solve(task, workspace, ignore)).exit_status for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(("run", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -SEGV $$", 139), ("exit 0", 0)])
+async def test_how_a_program_ends_is_its_result(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask, run: str, status: int
+) -> None:
+    result = await make(tmp_path, f"echo last words\n{run}").solve(make_task(), workspace, ignore)
+    assert (result.exit_status, result.message) == (status, "last words" if status else "")
+
+
+async def test_a_program_that_writes_to_nobody_ends_as_in_a_shell(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    """Python ignores SIGPIPE; what it starts must not."""
+    heard = bytearray()
+    await make(tmp_path, 'yes | head -1\necho "${PIPESTATUS[0]}"').solve(make_task(), workspace, heard.extend)
+    assert heard.decode() == "y\n141\n"
+
+
+async def test_what_its_file_names_goes_the_devboxs_way_home(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    agent = make(
+        tmp_path,
+        """
+        mkdir -p logs/a; echo '{"n": 1}' > logs/a/one.jsonl; echo report > report.md; echo '{"used": 7}' > usage.json
+        """,
+        """
+        usage = { from = "usage.json", format = "json", input_tokens = "$.used" }
+        trajectory = { from = "logs/**/*.jsonl", format = "claude-code" }
+        gather = { files = ["*.md", "none*"] }
+        """,
+    )
+    await agent.solve(make_task(), workspace, ignore)
+    host = f"{workspace.home}/.sweep-host"
+    assert await workspace.read(f"{host}/artifacts/report.md") == b"report\n"
+    assert await workspace.read(f"{host}/trajectory/one.jsonl") == b'{"n": 1}\n'
+    assert agent.leavings.trajectory == ("~/.sweep-host/trajectory/*",)
+    assert agent.leavings.artifacts == ("~/.sweep-host/artifacts/*",)
+
+
+DRIVER: Final = """
+    import importlib.util, os, sys
+    from pathlib import Path
+    import anyio
+    from orchestrator.agentkit.contract import Task
+    from orchestrator.agentkit.loader import load
+
+    conftest, folder, root = sys.argv[1:]
+    spec = importlib.util.spec_from_file_location("local", conftest)
+    local = importlib.util.module_from_spec(spec)
+    sys.modules["local"] = local
+    spec.loader.exec_module(local)
+
+    async def main():
+        agent = load(f"{folder}/mine.toml", python=None, search=(), settings={}, environ=os.environ)
+        task = Task(scenario_id="s", scenario_name="s", prompt="", time_limit=600, folder=Path(folder), devbox_id="d",
+                    endpoint="", log=Path(folder) / "agent.log")
+        await agent.solve(task, local.LocalWorkspace(root=Path(root)), lambda chunk: None)
+
+    anyio.run(main)
+"""
+
+
+async def test_a_program_dies_with_us_on_sigkill(
+    tmp_path: Path, workspace: LocalWorkspace, eventually: Eventually
+) -> None:
+    """A sweep that is killed with SIGKILL leaves nothing of it, daemons included."""
+    pids = tmp_path / "pids"
+    run = f"""
+        setsid sh -c 'echo $$ >> {pids}; exec sleep 600' &
+        (setsid sh -c 'echo $$ >> {pids}; sleep 600; true' &) &
+        echo $$ >> {pids}; wait; sleep 600
+    """
+    make(tmp_path, run)
+    driver = tmp_path / "driver.py"
+    driver.write_text(textwrap.dedent(DRIVER))
+    arguments = [str(Path(__file__).with_name("conftest.py")), str(tmp_path), str(workspace.root)]
+    async with await anyio.open_process([sys.executable, str(driver), *arguments], stdout=None, stderr=None) as process:
+        try:
+            await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 3, within=20)
+            alive = [int(pid) for pid in pids.read_text().split()]
+            assert all(is_alive(pid) for pid in alive)
+        finally:
+            process.kill()
+    await eventually(lambda: not any(is_alive(pid) for pid in alive))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
