@@ -8,9 +8,15 @@ with us.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeGuard
 
 from orchestrator.model import Install
+
+#: What an agent may report of itself, as numbers; what is as large as the limit, infinite or not a number is none.
+NUMBERS: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
+MAX_USAGE: Final = 1e15
+#: Characters of an exit reason.
+MAX_REASON: Final = 200
 
 Where = Literal["devbox", "host"]
 #: Takes a piece of what a command prints.
@@ -72,8 +78,8 @@ class ExecResult:
 class Result:
     """How the agent ended: exit status (None: its time was over) and what it reports of itself.
 
-    `usage` may have the keys input_tokens, output_tokens, cached_tokens, cost_usd, turns. `exit_reason` is the agent's
-    own word for why it ended, empty where it has none.
+    `usage` may have the keys in `NUMBERS`. `exit_reason` is the agent's own word for why it ended, empty where it has
+    none.
     """
 
     exit_status: int | None
@@ -84,6 +90,11 @@ class Result:
     @property
     def is_timed_out(self) -> bool:
         return self.exit_status is None
+
+
+def is_usage(found: object) -> TypeGuard[float]:
+    """Whether what an agent reports is a number that can be meant; it may report anything."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < MAX_USAGE
 
 
 class Workspace(Protocol):
@@ -160,6 +171,10 @@ class Agent(Protocol):
     @property
     def version(self) -> str | None:
         """Which version of itself is run; None where it has none."""
+
+    @property
+    def model(self) -> str | None:
+        """The model that it works with where the task names none; None where it knows best itself."""
 
     @property
     def time_limit(self) -> float | None:

@@ -12,10 +12,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from orchestrator.agentkit.contract import NUMBERS
 from orchestrator.agentkit.trajectory import FORMATS
 
-#: What an agent may report of itself, as numbers.
-NUMBERS: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
 #: The `from` that means what the agent printed, and no file.
 OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

@@ -20,7 +20,7 @@ from threading import Thread
 from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from orchestrator.agentkit.worker.workspace import ExecResult, Transfers, WorkspaceError
+from orchestrator.agentkit.worker.transfers import ExecResult, Transfers, WorkspaceError
 
 MISUSE: Final = 2
 #: What `timeout` ends with.

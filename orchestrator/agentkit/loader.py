@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 
 import orchestrator
 from orchestrator.agentkit.agentfile import read_definition
-from orchestrator.agentkit.builtin import BUILTIN
+from orchestrator.agentkit.builtin import BUILTIN, Builtin
 from orchestrator.agentkit.command import CommandAgent
 from orchestrator.agentkit.contract import Agent
 from orchestrator.agentkit.definition import VERSION, Definition
 from orchestrator.agentkit.host import HostCommandAgent
-from orchestrator.agentkit.python import NOTHING_LEFT, PythonAgent, Target, digest_of, find_interpreter
+from orchestrator.agentkit.interpreter import Target, digest_of, find_interpreter
+from orchestrator.agentkit.python import NOTHING_LEFT, PythonAgent
 from orchestrator.errors import UsageError
 
 _FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
@@ -35,11 +36,11 @@ _VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """An agent that has a name; without a definition there is a problem with its file."""
+    """An agent that has a name: a definition, or Python that comes with us; else there is a problem with its file."""
 
     name: str
     file: Path
-    definition: Definition | None = None
+    agent: Definition | Builtin | None = None
     problem: str = ""
 
 
@@ -72,6 +73,7 @@ def load(
         python=interpreter,
         digest=digest_of(target, interpreter, environ),
         environ=environ,
+        model=model,
         settings=settings,
         confidential=frozenset(secret),
         leavings=BUILTIN[reference].leavings if reference in BUILTIN else NOTHING_LEFT,
@@ -107,6 +109,14 @@ def lacking(agent: Agent) -> list[tuple[str, ...]]:
     return [group for group in agent.definition.env.required if here.isdisjoint(group)]
 
 
+def tells_cost(agent: Agent) -> bool:
+    """Whether it may say what it costs: an agent file says where, other agents may at any time."""
+    if not isinstance(agent, CommandAgent):
+        return True
+    usage = agent.definition.usage
+    return usage is not None and usage.cost_usd is not None
+
+
 async def check(agent: Agent) -> None:
     """See once, before anything is spent, whether an agent can be loaded; only Python agents need that.
 
@@ -118,15 +128,17 @@ async def check(agent: Agent) -> None:
 
 def available(search: Sequence[Path]) -> list[Named]:
     """The agents that have a name, a broken file with what is wrong with it."""
-    return [_named(name, file) for name, file in sorted(_files(search).items())]
+    python = {name: Named(name=name, file=builtin.file, agent=builtin) for name, builtin in BUILTIN.items()}
+    files = {name: _named(name, file) for name, file in _files(search).items()}
+    return [named for _, named in sorted({**python, **files}.items())]
 
 
-def find(reference: str, search: Sequence[Path]) -> Definition:
-    """The definition that a reference means. Raises UsageError for an unknown one, and for Python agents."""
-    definition = _definition(reference.partition(":")[0], search)
-    if definition is None:
+def find(reference: str, search: Sequence[Path]) -> Definition | Builtin:
+    """What a reference to an agent with a name or a file means. Raises UsageError for an unknown one."""
+    agent = _definition(reference.partition(":")[0], search) or BUILTIN.get(reference)
+    if agent is None:
         raise UsageError(_unknown(reference, search))
-    return definition
+    return agent
 
 
 def builtin_folder() -> Path:
@@ -146,7 +158,7 @@ def _files(search: Sequence[Path]) -> dict[str, Path]:
 
 def _named(name: str, file: Path) -> Named:
     try:
-        return Named(name=name, file=file, definition=read_definition(file))
+        return Named(name=name, file=file, agent=read_definition(file))
     except UsageError as error:
         return Named(name=name, file=file, problem=error.message)
 
@@ -262,7 +274,7 @@ def _python_file(path: Path, reference: str) -> Path:
 
 
 def _unknown(reference: str, search: Sequence[Path]) -> str:
-    names = sorted(_files(search))
+    names = sorted({*_files(search), *BUILTIN})
     near = difflib.get_close_matches(reference.partition(":")[0], names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"By name there are {', '.join(names)}."
     return f"--agent {reference}: there is no such agent. {hint} An agent is {_FORMS}."

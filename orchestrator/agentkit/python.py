@@ -5,12 +5,8 @@ interpreter, because that is where those packages are. It reaches the devbox thr
 comes here, and goes to the very `Workspace` that the attempt was given.
 """
 
-import hashlib
-import os
-import shutil
-import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +14,13 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.agentkit.command import tail
-from orchestrator.agentkit.contract import Leavings, Result, Task, Where, Workspace
+from orchestrator.agentkit.command import as_bytes, tail
+from orchestrator.agentkit.contract import MAX_REASON, NUMBERS, Leavings, Result, Task, Where, Workspace, is_usage
+from orchestrator.agentkit.interpreter import Target
 from orchestrator.agentkit.process import Ended, Frame, Header, Send, Worker
 from orchestrator.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, leaf
 from orchestrator.model import Install
 
-USAGE: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
-#: What is larger, infinite or not a number is not usage.
-MAX_USAGE: Final = 1e15
-MAX_REASON: Final = 200
 #: Seconds; no devbox lives longer.
 MAX_TIMEOUT: Final = 48 * 3600.0
 NOTHING_LEFT: Final = Leavings()
@@ -35,19 +28,6 @@ NOTHING_LEFT: Final = Leavings()
 SPARES: Final = 2
 #: Seconds for importing the agent to see whether it is there: some import a machine-learning framework.
 CHECK_TIMEOUT: Final = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Which class or function: `entry` of a file (an absolute path) or of a module."""
-
-    entry: str
-    file: Path | None = None
-    module: str | None = None
-
-    def as_header(self) -> Header:
-        file = None if self.file is None else str(self.file)
-        return {"op": "load", "file": file, "module": self.module, "entry": self.entry}
 
 
 @dataclass(slots=True)
@@ -101,6 +81,7 @@ class PythonAgent:
     python: Path
     digest: str
     environ: Mapping[str, str] = field(repr=False)
+    model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     leavings: Leavings = NOTHING_LEFT
     confidential: frozenset[str] = frozenset()
@@ -182,7 +163,7 @@ class PythonAgent:
         worker = await self._arm.take() or await self._start()
         loaded = anyio.Event()
         run = worker.run(
-            (self._job(task, workspace), task.prompt.encode(errors="surrogateescape")),
+            (self._job(task, workspace), as_bytes(task.prompt)),
             answer=answer,
             note=noted.take,
             log=log,
@@ -217,54 +198,6 @@ class PythonAgent:
     async def aclose(self) -> None:
         """End the workers that no attempt needed."""
         await self._arm.close()
-
-
-def find_interpreter(python: Path | None, environ: Mapping[str, str]) -> Path:
-    """The interpreter the user means: the one given, else the active virtual environment's, else ours.
-
-    One without a folder in its name is looked up on PATH. Raises UsageError if the one given is not there.
-    """
-    if python is not None:
-        found = shutil.which(python, path=environ.get("PATH"))
-        if found is None:
-            raise UsageError(f"--python {python}: there is no such program; give the path of a Python interpreter")
-        return Path(found).absolute()
-    active = environ.get("VIRTUAL_ENV")
-    if active and os.access(mine := Path(active) / "bin" / "python", os.X_OK):
-        return mine.absolute()
-    return Path(sys.executable)
-
-
-def digest_of(target: Target, python: Path, environ: Mapping[str, str]) -> str:
-    """The digest of the agent's own file, and of its name; of the name alone for a module that cannot be found.
-
-    Modules are looked up without importing them: in the current folder, PYTHONPATH and the interpreter's packages.
-    """
-    file = target.file
-    if target.module is not None:
-        file = _module_file(target.module, python, environ)
-    name = f"{target.module or ''}:{target.entry}"
-    content = b"" if file is None else file.read_bytes()
-    return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
-
-
-def _module_file(module: str, python: Path, environ: Mapping[str, str]) -> Path | None:
-    path = Path(*module.split("."))
-    for folder in _folders(python, environ):
-        for candidate in (folder / path.with_suffix(".py"), folder / path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-def _folders(python: Path, environ: Mapping[str, str]) -> Iterator[Path]:
-    yield Path.cwd()
-    yield from (Path(entry) for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
-    for packages in sorted(python.parent.parent.glob("lib/python3*/site-packages")):
-        yield packages
-        for file in sorted(packages.glob("*.pth")):  # editable installs
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            yield from (Path(line) for line in lines if line.startswith("/"))
 
 
 def _facts(task: Task) -> dict[str, str]:
@@ -304,8 +237,7 @@ def _usage(reported: object) -> dict[str, float]:
     """The numbers we know of; a report comes from the agent's process, and may be anything."""
     if not isinstance(reported, dict):
         return {}
-    numbers = {key: reported[key] for key in USAGE if isinstance(reported.get(key), int | float)}
-    return {key: number for key, number in numbers.items() if abs(number) < MAX_USAGE}
+    return {name: reported[name] for name in NUMBERS if is_usage(reported.get(name))}
 
 
 def _discard(_chunk: bytes) -> None:

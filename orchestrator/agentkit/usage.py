@@ -19,7 +19,7 @@ import jsonpath
 import orjson
 import structlog
 
-from orchestrator.agentkit.contract import Workspace
+from orchestrator.agentkit.contract import MAX_REASON, Workspace, is_usage
 from orchestrator.agentkit.definition import OUTPUT, Usage
 from orchestrator.errors import WorldError
 
@@ -27,10 +27,6 @@ from orchestrator.errors import WorldError
 MAX_LINE: Final = 4 * 2**20
 MAX_DOCUMENT: Final = 16 * 2**20
 MAX_FILE: Final = 64 * 2**20
-#: What is larger, infinite or not a number is not usage.
-MAX_USAGE: Final = 1e15
-#: Characters of an exit reason.
-MAX_REASON: Final = 200
 #: Lines that may begin a document, counted from the end.
 ATTEMPTS: Final = 100
 #: Seconds that finding a file in the devbox may take.
@@ -60,7 +56,7 @@ async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Map
 
     `log` is what it printed. A file in the devbox is the newest that matches.
     """
-    numbers = {name: _Finder(reading.path, _is_number, reading.combine) for name, reading in usage.numbers.items()}
+    numbers = {name: _Finder(reading.path, is_usage, reading.combine) for name, reading in usage.numbers.items()}
     words = [] if usage.exit_reason is None else [_Finder(usage.exit_reason, _is_word, "last")]
     finders = [*numbers.values(), *words]
     try:
@@ -105,10 +101,6 @@ class _Finder:
 
     def _add(self, new: Any) -> None:
         self.value = new if self.value is None else self._fold(self.value, new)
-
-
-def _is_number(found: object) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < MAX_USAGE
 
 
 def _is_word(found: object) -> bool:

@@ -1,8 +1,10 @@
 """Agents that have a name: listed, explained, and begun from a template."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from textwrap import indent
 from typing import Any, Final
 
@@ -10,7 +12,9 @@ import orjson
 
 from orchestrator.agentkit import loader
 from orchestrator.agentkit.agentfile import parse_definition
+from orchestrator.agentkit.builtin import Builtin
 from orchestrator.agentkit.definition import OUTPUT, Definition, Usage
+from orchestrator.agentkit.interpreter import find_interpreter, has_module
 from orchestrator.app import AGENTS
 from orchestrator.app.listing import print_rows
 from orchestrator.errors import UsageError
@@ -91,14 +95,22 @@ def list_agents(*, as_json: bool) -> None:
     print_rows([_row(each, as_json=as_json) for each in loader.available(AGENTS)], as_json=as_json)
 
 
-def show(reference: str, *, given: Mapping[str, str], as_json: bool) -> None:
-    """Explain an agent, and whether this environment has what it needs. Raises UsageError for an unknown one."""
-    definition, environ = loader.find(reference, AGENTS), {**os.environ, **given}
+def show(reference: str, *, python: Path | None, given: Mapping[str, str], as_json: bool) -> None:
+    """Explain an agent, and whether this environment has what it needs. Raises UsageError for an unknown one.
+
+    `python` is the interpreter that a Python agent is to be run by.
+    """
+    agent, environ = loader.find(reference, AGENTS), {**os.environ, **given}
+    if isinstance(agent, Builtin):
+        document = _as_python_document(reference, agent, find_interpreter(python, environ), environ)
+        lines = _python_explained(document)
+    else:
+        document, lines = _as_document(agent, environ), _explained(agent, environ)
     if as_json:
-        sys.stdout.write(orjson.dumps(_as_document(definition, environ)).decode() + "\n")
+        sys.stdout.write(orjson.dumps(document).decode() + "\n")
         return
     out = Out(highlight=False, emoji=False, soft_wrap=True)
-    for line in _explained(definition, environ):
+    for line in lines:
         out.print(line, markup=False)
 
 
@@ -120,18 +132,19 @@ def new(name: str) -> None:
     sys.stdout.write(f"Wrote {file}.{wins} Say in it what to run; `sweep agents show {name}` explains it.\n")
 
 
-def _row(agent: loader.Named, *, as_json: bool) -> dict[str, object]:
-    definition = agent.definition
-    if definition is None:
-        facts = {"version": None, "where": None, "description": f"CANNOT BE USED: {agent.problem}", "needs": None}
-    else:
-        facts = {
-            "version": definition.version,
-            "where": definition.where,
-            "description": definition.description,
-            "needs": ", ".join(_needs(definition)) or None,
-        }
-    return {"name": agent.name, **facts, **({"file": str(agent.file)} if as_json else {})}
+def _row(named: loader.Named, *, as_json: bool) -> dict[str, object]:
+    version, where, description, needs = _facts(named)
+    file = {"file": str(named.file)} if as_json else {}
+    return {"name": named.name, "version": version, "where": where, "description": description, "needs": needs, **file}
+
+
+def _facts(named: loader.Named) -> tuple[str | None, ...]:
+    agent = named.agent
+    if agent is None:
+        return None, None, f"CANNOT BE USED: {named.problem}", None
+    if isinstance(agent, Builtin):
+        return None, "host", agent.description, f"--model, the package {agent.package}"
+    return agent.version, agent.where, agent.description, ", ".join(_needs(agent)) or None
 
 
 def _needs(definition: Definition) -> Iterator[str]:
@@ -171,7 +184,7 @@ def _explained(definition: Definition, environ: Mapping[str, str]) -> Iterator[s
         "Trajectory": _trajectory(definition),
         "Brings home": ", ".join(definition.gather.files),
     }
-    yield from (f"{name + ':':<12} {words}" for name, words in facts.items() if words)
+    yield from _table(facts)
     for title, script in {"Install": definition.install, "Run": definition.run}.items():
         if script is not None:
             yield f"{title}:"
@@ -180,6 +193,38 @@ def _explained(definition: Definition, environ: Mapping[str, str]) -> Iterator[s
         yield f"Run:         what stands after the colon: --agent '{definition.name}:{definition.argument}'"
     missing = _missing(definition, environ)
     yield f"Missing:     {', and '.join(map(' or '.join, missing))}" if missing else "Missing:     nothing"
+
+
+def _as_python_document(name: str, agent: Builtin, python: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": agent.description,
+        "where": "host",
+        "file": str(agent.file),
+        "model": agent.model,
+        "python": str(python),
+        "package": agent.package,
+        "install": shlex.join([str(python), "-m", "pip", "install", agent.package]),
+        "missing": [] if has_module(python, agent.module, environ) else [[agent.package]],
+    }
+
+
+def _python_explained(document: Mapping[str, Any]) -> Iterator[str]:
+    is_there = "missing" if document["missing"] else "there"
+    yield f"{document['name']}: {document['description']}"
+    yield from _table(
+        {
+            "Works": f"on this machine: {document['file']}",
+            "Model": f"--model is required: {document['model']}",
+            "Needs": f"the package {document['package']} for {document['python']} ({is_there})",
+            "Install": document["install"],
+            "Missing": ", and ".join(map(" or ".join, document["missing"])) or "nothing",
+        }
+    )
+
+
+def _table(facts: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"{name + ':':<12} {words}" for name, words in facts.items() if words)
 
 
 def _model(definition: Definition) -> str:

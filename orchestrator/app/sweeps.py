@@ -3,7 +3,7 @@
 import os
 import random
 import resource
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime
@@ -52,6 +52,7 @@ NOTHING_AGAIN: Final = Again()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
+UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 #: Seconds in which an endpoint must say which scenarios there are.
 LISTING: Final = 300.0
 #: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
@@ -66,7 +67,8 @@ async def load_arms(
     """The agents of all arms, found and checked before anything is spent. Raises UsageError.
 
     `given` are variables of the user's beside the environment. What an agent lacks may still be a secret of an endpoint
-    elsewhere: then `supply_arms` has the last word.
+    elsewhere: then `supply_arms` has the last word. An arm's model is the one it works with: where nobody says, its
+    agent's own.
     """
     arms, environ = {}, {**os.environ, **given}
     for config in configs:
@@ -82,7 +84,7 @@ async def load_arms(
         if place.endpoint is None:
             agent = loader.supply(agent)
         await loader.check(agent)
-        arms[config.name] = Arm(config=config, agent=agent)
+        arms[config.name] = Arm(config=config.model_copy(update={"model": agent.model}), agent=agent)
     return arms
 
 
@@ -195,10 +197,8 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            if config.network == "host":
-                progress.say(OPEN_NETWORK)
-            if redactor.unmasked:
-                progress.say(TOO_SHORT.format(", ".join(redactor.unmasked)))
+            for notice in _notices(config, arms, redactor):
+                progress.say(notice)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
@@ -211,6 +211,17 @@ async def _run(
     if stopping.fault is not None:
         raise stopping.fault
     return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
+
+
+def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor) -> Iterator[str]:
+    """What is better known before the night than after it."""
+    if config.network == "host":
+        yield OPEN_NETWORK
+    if redactor.unmasked:
+        yield TOO_SHORT.format(", ".join(redactor.unmasked))
+    limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
+    if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
+        yield UNCOUNTED.format(", ".join(silent))
 
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:

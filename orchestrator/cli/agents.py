@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import EnvFileOption, JsonOption
+from orchestrator.cli.options import EnvFileOption, JsonOption, PythonOption
 
 app = typer.Typer(help="Who there is to do the work.", no_args_is_help=True)
 
@@ -21,6 +21,7 @@ def list_(*, json: JsonOption = False) -> None:
 def show(
     agent: Annotated[str, typer.Argument(metavar="NAME", help="A name, NAME@VERSION, or the path of a .toml.")],
     *,
+    python: PythonOption = None,
     env_file: EnvFileOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -28,7 +29,7 @@ def show(
     from orchestrator.app import agents
     from orchestrator.cli.starting import variables_of
 
-    agents.show(agent, given=variables_of(env_file), as_json=json)
+    agents.show(agent, python=python, given=variables_of(env_file), as_json=json)
 
 
 @app.command("new")

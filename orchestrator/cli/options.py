@@ -59,6 +59,9 @@ NetworkOption = Annotated[
         "\\[agent]",
     ),
 ]
+PythonOption = Annotated[
+    Path | None, typer.Option("--python", help="The interpreter for Python agents. \\[the active environment's]")
+]
 EnvFileOption = Annotated[
     Path | None,
     typer.Option(

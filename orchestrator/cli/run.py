@@ -15,6 +15,7 @@ from orchestrator.cli.options import (
     JsonOption,
     NetworkOption,
     OnlyOption,
+    PythonOption,
     RetryOption,
     RunsOption,
 )
@@ -126,9 +127,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="A sweep.toml; options given here override it.")
     ] = None,
-    python: Annotated[
-        Path | None, typer.Option("--python", help="The interpreter for Python agents. \\[the active environment's]")
-    ] = None,
+    python: PythonOption = None,
     network: NetworkOption = None,
     env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,

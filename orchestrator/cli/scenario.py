@@ -1,12 +1,19 @@
 """`sweep scenario`: one scenario at a time."""
 
-from pathlib import Path
 from typing import Annotated
 
 import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, EndpointOption, EnvFileOption, IsolationOption, NetworkOption, RunsOption
+from orchestrator.cli.options import (
+    RUNS,
+    EndpointOption,
+    EnvFileOption,
+    IsolationOption,
+    NetworkOption,
+    PythonOption,
+    RunsOption,
+)
 from orchestrator.cli.starting import settings_of, variables_of
 
 app = typer.Typer(help="One scenario at a time.", no_args_is_help=True)
@@ -22,7 +29,7 @@ def run(
     benchmark: Annotated[
         str, typer.Option("--benchmark", "-b", help="Where to look the scenario up: a name, an id, or a folder.")
     ] = "bugfix-mini",
-    python: Annotated[Path | None, typer.Option("--python", help="The interpreter for Python agents.")] = None,
+    python: PythonOption = None,
     network: NetworkOption = None,
     env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,

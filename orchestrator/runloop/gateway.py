@@ -219,10 +219,12 @@ class Gateway:
 
     async def wait_running(self, devbox_id: str) -> Devbox:
         devbox = await hold(lambda: self._wait_status(devbox_id))
-        if devbox.status != "running":
-            kind = DevboxFailed if devbox.failed_install is None else AgentSetupFailed
-            raise kind(f"devbox {devbox_id} never ran: {devbox.failure or devbox.status}")
-        return devbox
+        if devbox.status == "running":
+            return devbox
+        reason = devbox.failure or devbox.status
+        if devbox.failed_install is not None:  # so it is in every devbox: which one it was says nothing
+            raise AgentSetupFailed(reason)
+        raise DevboxFailed(f"devbox {devbox_id} never ran: {reason}")
 
     async def devbox(self, devbox_id: str) -> Devbox:
         return await _ask(

@@ -68,14 +68,6 @@ async def bench(tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask) 
     await bench.aclose()
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
 async def test_the_documented_shape_works_as_it_stands(bench: Bench) -> None:
     code = """
         class MyAgent:
@@ -430,29 +422,6 @@ async def test_the_agent_dies_with_us_on_sigkill(bench: Bench, eventually: Event
         finally:
             process.kill()
     await eventually(lambda: not any(is_alive(pid) for pid in alive))
-
-
-DRIVER = """
-    import importlib.util, os, sys
-    from pathlib import Path
-    import anyio
-    from orchestrator.agentkit.contract import Task
-    from orchestrator.agentkit.loader import load
-
-    conftest, folder, root = sys.argv[1:]
-    spec = importlib.util.spec_from_file_location("local", conftest)
-    local = importlib.util.module_from_spec(spec)
-    sys.modules["local"] = local
-    spec.loader.exec_module(local)
-
-    async def main():
-        agent = load(f"{folder}/my_agent.py:MyAgent", python=None, search=(), settings={}, environ=os.environ)
-        task = Task(scenario_id="s", scenario_name="s", prompt="", time_limit=600, folder=Path(folder), devbox_id="d",
-                    endpoint="", log=Path(folder) / "agent.log")
-        await agent.solve(task, local.LocalWorkspace(root=Path(root)), lambda chunk: None)
-
-    anyio.run(main)
-"""
 
 
 async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> None:

@@ -255,8 +255,8 @@ class Sweep:
         trials = [trial_of(result) for result in results]
         if len(trials) != len(set(trials)):
             yield f"results doubled: {sorted(trials)}"
-        if lasting(results) != known.results:
-            yield f"results differ: {lasting(results)}"
+        if (kept := lasting(self.run_folder)) != known.results:
+            yield f"results differ: {kept} instead of {known.results}"
         said = [self._said(result) for result in results]
         if any(words not in {SAID, ""} for words in said):
             yield f"agents' logs differ: {said}"
@@ -348,7 +348,7 @@ class Ground:
             sweep = self.sweep(story)
             sweep.begin()
             status = sweep.run()
-            known = Undisturbed(points=sweep.passed(), status=status, results=lasting(read_results(sweep.run_folder)))
+            known = Undisturbed(points=sweep.passed(), status=status, results=lasting(sweep.run_folder))
             assert sweep.problems(known, status) == [], str(sweep)
             self._known[story] = known
         return self._known[story]

@@ -5,10 +5,10 @@ journal (whatever lines it makes durable) and the methods of the gateway. They a
 
     stage.entered/solve:before   power goes before the line is on disk: it is lost     (:torn  half of it is there)
     stage.entered/solve:after    the line is on disk, and nobody has heard of it
-    execute@solve:before         the call is not made                 (:after  it has had its effect, unheard of)
+    execute(run)@solve:before    the call is not made                 (:after  it has had its effect, unheard of)
     sync:manifest.json:before    another file, in the same way
 
-and each may name a trial: `execute@solve scn_1/oracle/1:after`. The first one that is reached kills: the sweep itself,
+and each may name a trial: `score@score scn_1/oracle/1:after`. The first one that is reached kills: the sweep itself,
 or with DYING_VICTIM=service|both the service whose lock file matches the pattern DYING_SERVICE. Every point passed is
 noted in the file DYING_NOTES.
 
@@ -42,6 +42,10 @@ from orchestrator.runloop.contract import Endpoint
 from orchestrator.runloop.gateway import Gateway
 
 JOURNAL: Final = "journal.jsonl"
+#: Run by other interpreters, by path: no part of what is imported here.
+ELSEWHERE: Final = ("orchestrator.agentkit.builtin.", "orchestrator.agentkit.worker.")
+#: Calls of which there are several kinds in one stage: each is a point of its own.
+IN_DEVBOX: Final = frozenset({"execute", "read_file", "write_file"})
 
 
 class Fate:
@@ -127,7 +131,7 @@ def haunt(fate: Fate) -> None:
 def _call(fate: Fate, method: str, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(real)
     async def call(*args: Any, **named: Any) -> Any:
-        name, trial = _place(fate, method)
+        name, trial = _place(fate, method, args)
         fate.meet(name, trial, "before")
         answer = await real(*args, **named)
         fate.meet(name, trial, "after")
@@ -141,7 +145,7 @@ def _stream(
 ) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(real)
     async def stream(*args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        name, trial = _place(fate, method)
+        name, trial = _place(fate, method, args)
         fate.meet(name, trial, "before")
         async for piece in real(*args, **named):
             fate.meet(name, trial, "after")
@@ -150,11 +154,19 @@ def _stream(
     return stream
 
 
-def _place(fate: Fate, method: str) -> tuple[str, str]:
+def _place(fate: Fate, method: str, args: Sequence[Any]) -> tuple[str, str]:
     """The name of a call and the trial it is for, which the engine binds for its log."""
+    if method in IN_DEVBOX:
+        method = f"{method}({_file(args[2])})"
     trial = structlog.contextvars.get_contextvars().get("trial", "")
     stage = fate.stages.get(trial)
     return f"{method}@{stage}" if stage else method, trial
+
+
+def _file(text: str) -> str:
+    """The name of the first file of ours in a command, or of the file that a path is."""
+    found = re.search(r"/\.sweep/[^\s';]+", text)
+    return (found[0] if found else text).rpartition("/")[2]
 
 
 def perform(words: Sequence[str], points: Iterable[str]) -> None:
@@ -168,7 +180,7 @@ def perform(words: Sequence[str], points: Iterable[str]) -> None:
 def serve_forks() -> None:
     """For each `{words, points, cwd, env, out}`: fork, say the pid, wait, say the exit status (-9: killed)."""
     for module in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and not module.name.startswith(ELSEWHERE):
             importlib.import_module(module.name)
     anyio.run(anyio.sleep, 0)  # imports the loop
     for line in sys.stdin:

@@ -20,6 +20,8 @@ _TEST: Final = (
 _OVER: Final = {"shutdown", "failure", "completed", "canceled", "failed", "timeout"}
 #: Of a result, what no death may change; the rest says how it came about.
 _LASTING: Final = ("scenario_name", "arm", "trial", "outcome", "score", "scorers", "flags", "failure", "usage")
+#: What of a result's files is the same, whoever brings it home and however often.
+_BROUGHT: Final = ("patch", "artifacts", "traces", "trajectory", "trajectory_atif", "left_out")
 
 Result = dict[str, Any]
 
@@ -47,10 +49,22 @@ def read_results(folder: Path) -> list[Result]:
     return [json.loads(line) for line in data.splitlines()]
 
 
-def lasting(results: list[Result]) -> list[Result]:
-    """What two runs of a sweep must have in common, in one order."""
-    kept = [{key: result[key] for key in _LASTING} for result in results]
+def lasting(folder: Path) -> list[Result]:
+    """Of the results of a sweep what two runs of it must have in common, in one order."""
+    kept = [
+        {**{key: result[key] for key in _LASTING}, "brought": brought(folder, result)}
+        for result in read_results(folder)
+    ]
     return sorted(kept, key=lambda each: (each["scenario_name"], each["arm"], each["trial"]))
+
+
+def brought(folder: Path, result: Result) -> dict[str, str]:
+    """The text of each file that came home with a result, by its path below the attempt's folder."""
+    texts = {}
+    for path in (folder / result["files"][label] for label in _BROUGHT if label in result["files"]):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            texts[str(file.relative_to(path.parent))] = file.read_text()
+    return texts
 
 
 def trial_of(result: Result) -> tuple[str, str, int]:

@@ -60,3 +60,27 @@ def test_a_scorer_that_breaks_its_own_rules_is_a_fault_and_never_a_zero(served: 
     assert len(served.journal("runs/mine", "execution.started")) == 1
     table = next(line.split() for line in ended.out.splitlines() if line.startswith("oracle "))
     assert table[1:4] == ["0/1", "1", "-"]
+
+
+def test_an_arm_has_a_limit_and_a_budget_of_its_own_and_who_says_no_cost_is_named(served: "Desk") -> None:
+    """The arm that spends stops at its cost; the other one goes to its end."""
+    spends = "[usage]\ncost_usd = '$[0].cost'\n"
+    (served.folder / "dear.toml").write_text(f"run = '''touch done; echo '{{\"cost\": 1.5}}' '''\n{spends}")
+    (served.folder / "mute.toml").write_text("run = 'touch done'\n")
+    (served.folder / "sweep.toml").write_text(
+        'benchmark = "six"\nname = "arms"\n'
+        '[[arms]]\nagent = "./dear.toml"\ncost = 3\nagents = 1\n[[arms]]\nagent = "./mute.toml"\ncost = 3\n'
+    )
+    ended = served.sweep("run", "--config", "sweep.toml", status=1)
+    arms = [result["arm"] for result in served.results("runs/arms")]
+    assert (arms.count("dear"), arms.count("mute")) == (2, 6)
+    assert "the cost of arm dear, 3, is used up (3.00 USD)" in str(ended)
+    assert "What mute spends is not counted" in str(ended)
+
+
+def test_settings_can_be_typed(served: "Desk") -> None:
+    (served.folder / "mine.py").write_text("def agent(prompt, settings):\n    print(sorted(settings.items()))\n")
+    typed = ("--set", "depth=2", "--set", "mood=good", "--set", "flags=[true, 'x']")
+    folder = served.sweep("run", "six", "--limit", "1", "--agent", "./mine.py:agent", *typed).folder
+    (result,) = served.results(folder)
+    assert served.log(folder, result) == "[('depth', 2), ('flags', [True, 'x']), ('mood', 'good')]\n"

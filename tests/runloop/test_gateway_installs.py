@@ -86,5 +86,5 @@ async def test_a_devbox_says_what_is_installed(gateway: Gateway, endpoint: Misbe
 async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, endpoint: Misbehaving) -> None:
     failed = {"id": "dbx_1", "status": "failure", "failure_message": "no such package", "failed_install": "k1"}
     endpoint.on("/devboxes/dbx_1/wait_for_status", failed)
-    with pytest.raises(AgentSetupFailed, match="devbox dbx_1 never ran: no such package"):
+    with pytest.raises(AgentSetupFailed, match="^no such package$"):
         await gateway.wait_running("dbx_1")

@@ -10,19 +10,28 @@ from orchestrator.agentkit.contract import Leavings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builtin:
-    """Which class of which file, and what it leaves in the devbox."""
+    """Which class of which file, what it leaves in the devbox, and what it needs.
+
+    That is a model, `model` in words, and a `package` that brings `module`, for the interpreter that runs it.
+    """
 
     description: str
     file: Path
     entry: str
     leavings: Leavings
+    model: str
+    package: str
+    module: str
 
 
 BUILTIN: Final[Mapping[str, Builtin]] = {
     "mini": Builtin(
-        description="mini-swe-agent's loop on this machine, over the devbox; needs the package (the extra mini)",
+        description="mini-swe-agent's loop on this machine, over the devbox.",
         file=Path(__file__).with_name("mini.py"),
         entry="Mini",
         leavings=Leavings(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
+        model="PROVIDER/NAME, as litellm calls it",
+        package="mini-swe-agent>=2.4,<3",
+        module="minisweagent",
     )
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import arguments, integer, printed_objects, text, timestamp
+from orchestrator.agentkit.trajectory.reading import arguments, integer, number, printed_objects, text, timestamp
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ def read(files: Sequence[Path]) -> Iterator[Event]:
                 prompt_tokens=integer(line.get("input_tokens")),
                 completion_tokens=integer(line.get("output_tokens")),
                 cached_tokens=integer(line.get("cache_read_input_tokens")),
+                cost_usd=number(line.get("cost_usd")),
             )
         elif line.get("type") == "error":
             yield Step(source="system", message=text(line.get("error")))

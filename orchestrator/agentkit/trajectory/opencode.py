@@ -4,13 +4,12 @@ Its session is a database that the program may hold open; what it prints has the
 the statement it was given.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import arguments, integer, text, timestamp
+from orchestrator.agentkit.trajectory.reading import arguments, integer, printed_objects, text, timestamp
 
 
 def read(files: Sequence[Path]) -> Iterator[Event]:
@@ -27,14 +26,7 @@ def read(files: Sequence[Path]) -> Iterator[Event]:
 
 
 def _printed(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("part"), dict):
-                yield event
+    return (event for event in printed_objects(path) if isinstance(event.get("part"), dict))
 
 
 def _step(events: Sequence[Mapping[str, Any]], finish: Mapping[str, Any]) -> Iterator[Event]:

@@ -18,7 +18,7 @@ _STATE: Final = "base_state.json"
 def read(files: Sequence[Path]) -> Iterator[Event]:
     """What happened, of all the files of a conversation. Raises TrajectoryError."""
     numbers = {id_: each for file in files if file.name == _STATE for id_, each in _numbers(json_document(file))}
-    events = [json_document(file) for file in sorted(files, key=lambda file: file.name) if file.name != _STATE]
+    events = [json_document(file) for file in sorted(files, key=lambda file: file.name) if file.match("event-*.json")]
     for id_, group in groupby(events, key=lambda event: event.get("llm_response_id")):
         together = list(group)
         yield from [_step(together, numbers.get(id_))] if id_ else map(_other, together)

@@ -1,0 +1,59 @@
+"""What is left of an agent on this machine, and a process that has one at work, to be killed: `python -m …` this file."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from orchestrator.agentkit.contract import Task
+from orchestrator.agentkit.loader import load
+from orchestrator.agentkit.process import birth
+from tests.agentkit.conftest import LocalWorkspace
+
+
+def is_alive(pid: int) -> bool:
+    return bool(birth(pid))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def living_children() -> list[str]:
+    """Children of ours, zombies included."""
+    lists = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
+    return sorted(" ".join(lists).split())
+
+
+@asynccontextmanager
+async def at_work(agent: str, folder: Path, workspace: LocalWorkspace) -> AsyncIterator[None]:
+    """A process of its own works with an agent, as a sweep does; it is killed when the block ends."""
+    command = [sys.executable, "-m", "tests.agentkit.processes", agent, str(folder), str(workspace.root)]
+    root = Path(__file__).parents[2]
+    async with await anyio.open_process(command, stdout=None, stderr=None, cwd=root) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+async def _work(agent: str, folder: Path, root: Path) -> None:
+    loaded = load(agent, python=None, search=(), settings={}, environ=os.environ)
+    task = Task(
+        scenario_id="s",
+        scenario_name="s",
+        prompt="",
+        time_limit=600,
+        folder=folder,
+        log=folder / "agent.log",
+        devbox_id="d",
+        endpoint="",
+    )
+    await loaded.solve(task, LocalWorkspace(root=root), lambda _: None)
+
+
+if __name__ == "__main__":
+    anyio.run(_work, sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
