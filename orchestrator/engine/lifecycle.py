@@ -17,7 +17,7 @@ import structlog
 from orchestrator.engine.disk import PATIENCE, persist
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import has_result, take_up
-from orchestrator.engine.steps import STEPS
+from orchestrator.engine.steps import STEPS, Facts, gathered
 from orchestrator.engine.work import LOG, Context, Work, attempt_folder, given
 from orchestrator.errors import (
     AllowanceUsedUp,
@@ -143,17 +143,16 @@ async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
             raise StageTimeout(f"{stage} took longer than {limit:g} s") from None
         finally:
             work.spend(stage, anyio.current_time() - began, waited)
-        ctx.sink.append_nowait(
-            StageFinished(
-                trial=str(work.key),
-                attempt=work.number,
-                stage=stage,
-                seconds=work.stages[stage.value]["seconds"],
-                waited=round(waited, 3),
-                facts=facts,
-            )
-        )
+        _note_finished(ctx, work, stage, facts)
         ctx.breaker.passed(stage, work.arm.name)
+
+
+def _note_finished(ctx: Context, work: Work, stage: Stage, facts: Facts) -> None:
+    ctx.sink.append_nowait(
+        StageFinished(
+            trial=str(work.key), attempt=work.number, stage=stage, **work.stages[stage.value], facts=facts
+        )
+    )
 
 
 @asynccontextmanager
@@ -189,11 +188,14 @@ async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
         await _walk(ctx, work, stage)
     except WorldError as error:
         work.flag("gather_incomplete")
+        _note_finished(ctx, work, stage, gathered(work))
         structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=error.message)
 
 
 async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
     """Score, and score again while it is the scorers that fail. Raises the last fault."""
+    if Stage.GATHER not in work.stages:  # scored before we came to it, and then the devbox is no longer the agent's
+        work.flag("gather_incomplete")
     while True:
         try:
             await _walk(ctx, work, stage)

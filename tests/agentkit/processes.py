@@ -11,7 +11,8 @@ import anyio
 from orchestrator.agentkit.contract import Task
 from orchestrator.agentkit.loader import load
 from orchestrator.agentkit.process import birth
-from tests.agentkit.conftest import LocalWorkspace
+
+from .conftest import LocalWorkspace
 
 
 def is_alive(pid: int) -> bool:

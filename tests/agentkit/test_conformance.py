@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import pytest
 
+from orchestrator.agentkit.command import as_bytes
 from orchestrator.agentkit.loader import check, load
+
+from .processes import is_alive, living_children, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -128,14 +131,6 @@ def pids(workspace: LocalWorkspace) -> list[int]:
     return [int(line) for line in file.read_text().split() if line != "ready"] if file.exists() else []
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
 def is_ready(workspace: LocalWorkspace) -> Callable[[], bool]:
     file = workspace.root / "pids"
     return lambda: file.exists() and "ready" in file.read_text()
@@ -156,14 +151,14 @@ async def test_an_agent_that_has_done_its_work_ends_with_0_and_no_message(
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "'\"`$HOME\\ $(touch x)\r\n\t\n", "naïve 🎉 \u2028", "caf\udce9", "x" * 200_000],
-    ids=["empty", "quotes", "unicode", "latin", "long"],
+    ["", "'\"`$HOME\\ $(touch x)\r\n\t\n", "naïve 🎉 \u2028", "caf\udce9", "half \ud83c", "x" * 200_000],
+    ids=["empty", "quotes", "unicode", "latin", "half", "long"],
 )
 async def test_the_problem_statement_arrives_byte_for_byte(
     make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask, prompt: str
 ) -> None:
     await make_agent("solves").solve(make_task(prompt), workspace, ignore)
-    assert (workspace.root / "got").read_bytes() == prompt.encode(errors="surrogateescape")
+    assert (workspace.root / "got").read_bytes() == as_bytes(prompt)
 
 
 async def test_an_agent_that_fails_is_a_result_with_its_status_and_last_words(
@@ -234,13 +229,3 @@ async def test_attempts_leave_no_child_and_no_descriptor(
     await hangs.aclose()
     assert open_descriptors() == descriptors
     assert living_children() == children
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def living_children() -> list[str]:
-    """Children of ours, zombies included."""
-    lists = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
-    return sorted(" ".join(lists).split())

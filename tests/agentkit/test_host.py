@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from orchestrator.agentkit.host import HostCommandAgent
 from orchestrator.agentkit.loader import load
+
+from .processes import at_work, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,29 +108,6 @@ async def test_what_its_file_names_goes_the_devboxs_way_home(
     assert agent.leavings.artifacts == ("~/.sweep-host/artifacts/*",)
 
 
-DRIVER: Final = """
-    import importlib.util, os, sys
-    from pathlib import Path
-    import anyio
-    from orchestrator.agentkit.contract import Task
-    from orchestrator.agentkit.loader import load
-
-    conftest, folder, root = sys.argv[1:]
-    spec = importlib.util.spec_from_file_location("local", conftest)
-    local = importlib.util.module_from_spec(spec)
-    sys.modules["local"] = local
-    spec.loader.exec_module(local)
-
-    async def main():
-        agent = load(f"{folder}/mine.toml", python=None, search=(), settings={}, environ=os.environ)
-        task = Task(scenario_id="s", scenario_name="s", prompt="", time_limit=600, folder=Path(folder), devbox_id="d",
-                    endpoint="", log=Path(folder) / "agent.log")
-        await agent.solve(task, local.LocalWorkspace(root=Path(root)), lambda chunk: None)
-
-    anyio.run(main)
-"""
-
-
 async def test_a_program_dies_with_us_on_sigkill(
     tmp_path: Path, workspace: LocalWorkspace, eventually: Eventually
 ) -> None:
@@ -142,22 +119,8 @@ async def test_a_program_dies_with_us_on_sigkill(
         echo $$ >> {pids}; wait; sleep 600
     """
     make(tmp_path, run)
-    driver = tmp_path / "driver.py"
-    driver.write_text(textwrap.dedent(DRIVER))
-    arguments = [str(Path(__file__).with_name("conftest.py")), str(tmp_path), str(workspace.root)]
-    async with await anyio.open_process([sys.executable, str(driver), *arguments], stdout=None, stderr=None) as process:
-        try:
-            await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 3, within=20)
-            alive = [int(pid) for pid in pids.read_text().split()]
-            assert all(is_alive(pid) for pid in alive)
-        finally:
-            process.kill()
+    async with at_work(f"{tmp_path}/mine.toml", tmp_path, workspace):
+        await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 3, within=20)
+        alive = [int(pid) for pid in pids.read_text().split()]
+        assert all(is_alive(pid) for pid in alive)
     await eventually(lambda: not any(is_alive(pid) for pid in alive))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"

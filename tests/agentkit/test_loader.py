@@ -14,8 +14,9 @@ import orchestrator
 from orchestrator.agentkit.command import CommandAgent
 from orchestrator.agentkit.contract import Agent
 from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.interpreter import find_interpreter
 from orchestrator.agentkit.loader import available, builtin_folder, check, lacking, load, supply
-from orchestrator.agentkit.python import PythonAgent, find_interpreter
+from orchestrator.agentkit.python import PythonAgent
 from orchestrator.errors import UsageError
 
 pytestmark = pytest.mark.anyio

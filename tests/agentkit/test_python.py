@@ -19,6 +19,8 @@ from orchestrator.agentkit.python import PythonAgent
 from orchestrator.agentkit.worker import job
 from orchestrator.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
 
+from .processes import at_work, is_alive, living_children, open_descriptors
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
@@ -411,16 +413,10 @@ async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
 async def test_the_agent_dies_with_us_on_sigkill(bench: Bench, eventually: Eventually) -> None:
     """A sweep that is killed with SIGKILL leaves nothing of an agent, daemons included."""
     bench.load(FAMILY.replace("END", "time.sleep(600)"))
-    driver = bench.folder / "driver.py"
-    driver.write_text(textwrap.dedent(DRIVER))
-    arguments = [str(Path(__file__).with_name("conftest.py")), str(bench.folder), str(bench.workspace.root)]
-    async with await anyio.open_process([sys.executable, str(driver), *arguments], stdout=None, stderr=None) as process:
-        try:
-            await eventually((bench.workspace.root / "ready").exists)
-            alive = family(bench.workspace)
-            assert all(is_alive(pid) for pid in alive)
-        finally:
-            process.kill()
+    async with at_work(f"{bench.folder}/my_agent.py:MyAgent", bench.folder, bench.workspace):
+        await eventually((bench.workspace.root / "ready").exists)
+        alive = family(bench.workspace)
+        assert all(is_alive(pid) for pid in alive)
     await eventually(lambda: not any(is_alive(pid) for pid in alive))
 
 
@@ -474,15 +470,6 @@ async def test_an_attempt_cancelled_while_it_starts_leaves_nothing(bench: Bench,
         await bench.run("import time\ndef MyAgent(prompt): time.sleep(600)")
     assert open_descriptors() <= descriptors
     assert living_children() == []
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def living_children() -> list[str]:
-    """Children of ours, zombies included."""
-    return " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children")).split()
 
 
 async def test_a_request_of_the_wrong_shape_is_answered_with_an_error(bench: Bench) -> None:
