@@ -1,4 +1,4 @@
-"""What is left of an agent on this machine, and a process that has one at work, to be killed: `python -m …` this file."""
+"""Processes of this machine: whether they live, and one that works with an agent until it is killed."""
 
 import os
 import sys

@@ -14,8 +14,7 @@ import orchestrator
 from orchestrator.agentkit.command import CommandAgent
 from orchestrator.agentkit.contract import Agent
 from orchestrator.agentkit.host import HostCommandAgent
-from orchestrator.agentkit.interpreter import find_interpreter
-from orchestrator.agentkit.loader import available, builtin_folder, check, lacking, load, supply
+from orchestrator.agentkit.loader import available, builtin_folder, check, find, lacking, load, supply
 from orchestrator.agentkit.python import PythonAgent
 from orchestrator.errors import UsageError
 
@@ -58,12 +57,19 @@ def test_built_in_agents_have_names() -> None:
 
 def test_every_built_in_agent_can_be_read() -> None:
     listed = available(())
-    assert {"oracle", "nop", "command"} <= {each.name for each in listed}
+    assert {"oracle", "nop", "command", "mini"} <= {each.name for each in listed}
     for each in listed:
-        assert each.file.parent == builtin_folder()
+        assert each.file.is_file()
         assert not each.problem
-        assert each.definition is not None
-        assert each.definition.description
+        assert each.agent is not None
+        assert each.agent.description
+
+
+def test_an_agent_file_wins_over_python_that_comes_with_us(tmp_path: Path) -> None:
+    define(tmp_path, "mini", 'run = "echo mine"')
+    [mini] = [each for each in available((tmp_path,)) if each.name == "mini"]
+    assert mini.agent == find("mini", (tmp_path,)) != find("mini", ())
+    assert isinstance(load_agent("mini", search=(tmp_path,)), CommandAgent)
 
 
 def test_an_agent_of_the_user_wins_over_ours_of_the_same_name(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_a_broken_file_of_the_user_is_listed_as_broken_and_stops_nobody_else(tmp
     search = (tmp_path / "agents",)
     assert load_agent("oracle", search=search).name == "oracle"
     [mine] = [each for each in available(search) if each.name == "mine"]
-    assert (mine.file, mine.definition) == (file, None)
+    assert (mine.file, mine.agent) == (file, None)
     assert "did you mean run?" in mine.problem
     assert "did you mean run?" in refusal("mine", search=search)
 
@@ -299,17 +305,6 @@ async def test_code_that_is_no_agent_is_refused_by_check(tmp_path: Path, code: s
 async def test_a_module_that_is_not_there_is_named_with_the_interpreter_that_looked() -> None:
     with pytest.raises(UsageError, match="there is no module 'no_such_package' for"):
         await check(load_agent("no_such_package.module:Agent"))
-
-
-def test_the_interpreter_is_the_one_given_else_the_active_environments_else_ours(tmp_path: Path) -> None:
-    binary = tmp_path / "bin" / "python"
-    binary.parent.mkdir()
-    binary.symlink_to(sys.executable)
-    assert find_interpreter(binary, {}) == binary
-    assert find_interpreter(Path("python"), {"PATH": str(binary.parent)}) == binary
-    assert find_interpreter(None, {"VIRTUAL_ENV": str(tmp_path)}) == binary
-    assert find_interpreter(None, {"VIRTUAL_ENV": str(tmp_path / "gone")}) == Path(sys.executable)
-    assert find_interpreter(None, {}) == Path(sys.executable)
 
 
 def test_an_interpreter_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

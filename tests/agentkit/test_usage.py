@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.agentkit.agentfile import parse_definition
 from orchestrator.agentkit.command import CommandAgent
+from orchestrator.agentkit.contract import is_usage
 from orchestrator.agentkit.usage import MAX_LINE, read_usage
 from orchestrator.errors import DevboxLost
 
@@ -162,10 +163,10 @@ async def test_documents_without_end_or_bottom_are_passed_over(workspace: LocalW
 )
 def test_skipping_lines_without_the_name_loses_nothing(documents: list[dict[str, Any]]) -> None:
     """The quick look for the last name of a path agrees with looking at every line."""
-    from orchestrator.agentkit.usage import _Finder, _is_number, _look
+    from orchestrator.agentkit.usage import _Finder, _look
 
     for path in ("$..n", "$..['n', 'b']", "$.*[?@.n].b"):
-        finder, plain = (_Finder(path, _is_number, "sum") for _ in range(2))
+        finder, plain = (_Finder(path, is_usage, "sum") for _ in range(2))
         text = "\n".join(json.dumps(document) for document in documents).encode()
         _look("jsonl", [finder], text)
         for document in documents:

@@ -83,6 +83,44 @@ def test_show_says_what_is_missing_and_never_what_is_there(desk: "Desk") -> None
     assert "Did you mean mine?" in desk.refused("agents", "show", "mime")
 
 
+def test_the_python_agents_that_come_with_us_are_listed_and_explained_like_the_others(desk: "Desk") -> None:
+    """Whether their package is there is asked without importing it, of the interpreter that would run them."""
+    listed = {line["name"]: line for line in desk.sweep("agents", "list", "--json").json}
+    assert (listed["mini"]["where"], listed["mini"]["version"]) == ("host", None)
+    assert "mini-swe-agent" in listed["mini"]["needs"]
+    document = orjson.loads(desk.sweep("agents", "show", "mini", "--json").out)
+    assert document["missing"] == [[document["package"]]]
+    shown = desk.sweep("agents", "show", "mini").out
+    assert "Missing:     mini-swe-agent" in shown
+    assert document["install"] in shown
+    (desk.folder / "minisweagent").mkdir()
+    (desk.folder / "minisweagent" / "__init__.py").write_text("raise SystemExit(3)")
+    there = desk.sweep("agents", "show", "mini", environment={"PYTHONPATH": str(desk.folder)}).out
+    assert "Missing:     nothing" in there
+    assert "--python nowhere: there is no such program" in desk.refused("agents", "show", "mini", "--python", "nowhere")
+    assert "Did you mean mini" in desk.refused("agents", "show", "minj")
+
+
+def test_a_model_that_an_agents_file_names_is_the_one_in_its_results(served: "Desk") -> None:
+    said = '{"type": "text", "part": {"type": "text", "text": "I am done."}}'
+    define(
+        served,
+        "mine",
+        f"""
+        run = '''echo "$SWEEP_MODEL" >done; echo '{said}''''
+        model = {{ default = "small" }}
+        trajectory = {{ from = "output", format = "opencode" }}
+        """,
+    )
+    served.sweep("run", "six", "--agent", "mine", "--agent", "nop", "--limit", "1", "--name", "it")
+    results = {each["arm"]: each for each in served.results("runs/it")}
+    assert {arm: each["model"] for arm, each in results.items()} == {"mine": "small", "nop": None}
+    document = orjson.loads((served.folder / "runs" / "it" / results["mine"]["files"]["trajectory_atif"]).read_bytes())
+    assert document["agent"]["model_name"] == "small"
+    served.sweep("resume", "it", "--trials", "2")
+    assert [each["model"] for each in served.results("runs/it") if each["arm"] == "mine"] == ["small", "small"]
+
+
 def test_a_broken_agent_file_is_listed_with_what_is_wrong_with_it(desk: "Desk") -> None:
     define(desk, "mine", "run = 'x'\n[env]\nrequird = []\n")
     listed = {line["name"]: line for line in desk.sweep("agents", "list", "--json").json}

@@ -13,6 +13,9 @@ import pytest
 import typer
 
 from orchestrator import __version__
+from orchestrator.agentkit import helper
+from orchestrator.agentkit.agentfile import parse_definition
+from orchestrator.agentkit.loader import available
 from orchestrator.cli import app
 
 from .conftest import ROOT
@@ -36,6 +39,12 @@ def parse(words: list[str]) -> dict[str, Any]:
         assert command is not None, f"no such command among {sorted(subcommands)}"
         context = command.make_context(command.name, list(words), parent=context)
     return dict(context.params)
+
+
+def options_of(command: Any) -> set[str]:
+    """All that the command line understands, whichever command takes it."""
+    below = [options_of(each) for each in getattr(command, "commands", {}).values()]
+    return {option for parameter in command.params for option in parameter.opts}.union(*below)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -170,15 +179,29 @@ def console_lines() -> list[str]:
 
 
 def sweep_lines() -> list[str]:
-    """Those that are our command, and those in the table of commands; capitals stand for something."""
-    table = re.findall(r"^\| (`sweep .*?) \|", README, re.MULTILINE)
-    listed = [line for cell in table for line in re.findall(r"`(sweep [^`]+)`", cell)]
-    return [line for line in console_lines() if line.startswith("scripts/sweep")] + listed
+    """Those that are our command, and those in tables and sentences; capitals stand for something."""
+    told = [" ".join(line.split()).removesuffix(" --help") for line in re.findall(r"`(sweep [a-z][^`]*)`", README)]
+    return [line for line in console_lines() if line.startswith("scripts/sweep")] + list(dict.fromkeys(told))
 
 
 @pytest.mark.parametrize("line", sweep_lines())
 def test_every_command_in_the_readme_can_be_typed(line: str) -> None:
     assert parse(shlex.split(line, comments=True)[1:]) is not None
+
+
+def test_every_word_for_the_devbox_in_the_readme_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `sweep workspace` understands is its own affair."""
+    (words,) = (line.split()[2] for line in sweep_lines() if line.startswith("sweep workspace exec|"))
+    for word in words.split("|"):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            helper.main([word, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: sweep workspace {word} ")
+
+
+@pytest.mark.parametrize("name", [each.name for each in available(())])
+def test_every_agent_that_comes_with_us_is_among_the_readmes_agents(name: str) -> None:
+    agents = README.partition("### Agents")[2].partition("\n### ")[0]
+    assert re.search(rf"`{name}[`:]", agents)
 
 
 def test_the_readme_names_no_script_that_is_not_there() -> None:
@@ -188,20 +211,9 @@ def test_the_readme_names_no_script_that_is_not_there() -> None:
 
 
 def test_every_option_and_file_that_the_readme_names_exists() -> None:
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    known = set()
-    commands = (
-        ["run"],
-        ["resume"],
-        ["stop"],
-        ["reap"],
-        ["serve"],
-        ["check", "x"],
-        ["scenario", "run", "x", "-a", "nop"],
-    )
-    for words in commands:
-        known |= {f"--{name.replace('_', '-')}" for name in parse(words)}
-    assert options - known - {"--help"} == set()
+    ours = re.sub(r"```toml\n.*?```", "", README, flags=re.DOTALL)  # agent files have other programs' options
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
+    assert options - options_of(typer.main.get_command(app)) - {"--help"} == set()
     paths = set(re.findall(r"`((?:scripts|docker|agents|tests)/[\w./-]+)`", README))
     built = README.split("### How it is built")[1]
     paths |= {f"orchestrator/{path}" for path in re.findall(r"`([\w/]+\.py)`", built)}
@@ -221,10 +233,16 @@ def test_the_readmes_settings_file_is_understood(desk: "Desk", tmp_path: Path) -
     assert [arm.name for arm in config.arms] == ["oracle", "mine"]
 
 
+def test_the_readmes_agent_file_is_understood() -> None:
+    (text,) = [block for block in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[usage]" in block]
+    definition = parse_definition(text, name="mine", file="README.md")
+    assert definition.env.required == (definition.env.secret,) == (("MY_KEY",),)
+
+
 @pytest.mark.slow
 def test_the_readmes_first_sweep_works_word_for_word(served: "Desk") -> None:
-    """Every command of that section, with a limit so that it is quick; agents end well."""
-    section = README.split("## The first real sweep")[1].split("\n## ")[0]
+    """Every command of that section that needs no key, with a limit so that it is quick; agents end well."""
+    section = README.split("## The first real sweep")[1].split("\nor one of the agents that people use")[0]
     (source,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (served.folder / "my_agent.py").write_text(source)
     lines = [line.removeprefix("$ ") for line in section.splitlines() if line.startswith("$ scripts/sweep")]

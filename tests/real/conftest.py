@@ -34,13 +34,6 @@ _VARIABLES: Final = re.compile(
 _FILES: Final = (".npmrc", ".pip", ".config/pip", ".config/uv")
 
 
-@pytest.fixture(scope="session")
-def sandboxes(isolation: str) -> None:
-    """Agents are installed once for all devboxes only where these are sandboxes."""
-    if isolation != "local":
-        pytest.skip("this machine permits no sandboxes")
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     """The model: it mends every scenario of bugfix-mini."""
@@ -50,7 +43,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def real_desk(tmp_path: Path, sandboxes: None) -> Iterator[Desk]:
-    """An empty folder and a home with nothing but the tester's settings for package indexes."""
+    """An empty folder and a home with nothing but the tester's settings for package indexes.
+
+    Agents are installed once for all devboxes only where these are sandboxes.
+    """
     desk = new_desk(tmp_path, "local")
     for name in _FILES:
         if (Path.home() / name).exists():

@@ -2,7 +2,7 @@
 
 It speaks Anthropic Messages, OpenAI Chat Completions and Responses, and Gemini's generateContent, streaming or not. The
 script is the shortest that proves an agent: the first reply calls whatever shell tool the request offers, with the
-command that mends the scenario; the next says that it is done. What differs between protocols is in `wire.py`.
+command that mends the scenario; the next says that it is done. What differs between protocols is in `wire/`.
 
     with serving(Script(fixes=solutions(BUGFIX_MINI))) as server:
         server.url          # http://127.0.0.1:PORT, without /v1
@@ -31,8 +31,8 @@ from starlette.requests import Request as Incoming
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import wire
-from .wire import Ask, Reply, Usage
+from .wire.exchange import Ask, Reply, Usage
+from .wire.paths import aside, protocol_of
 
 BUGFIX_MINI: Final = Path(__file__).parents[2] / "orchestrator" / "benchmarks" / "bugfix-mini"
 #: Two scripted replies to an agent: different numbers, so that a sum is told from the last and from a double count.
@@ -59,6 +59,17 @@ class Script:
     def fix(self, ask: Ask) -> str | None:
         """The command that mends the scenario that the request is about."""
         return next((fix for part, fix in self.fixes.items() if ask.says(part)), None)
+
+
+class Submitting(Script):
+    """mini-SWE-agent is done when a command prints a certain line."""
+
+    def reply(self, ask: Ask) -> Reply:
+        reply = Script.reply(self, ask)
+        if reply.call is None and (shell := ask.shell):
+            call = shell.called_with("echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
+            return Reply(text=reply.text, call=call, usage=reply.usage)
+        return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +152,13 @@ def _app(server: Server) -> Starlette:
     async def answer(incoming: Incoming) -> Response:
         asked = _asked(incoming, await incoming.body())
         server.requests.append(asked)
-        protocol = wire.protocol_of(asked.path)
+        protocol = protocol_of(asked.path)
         if asked.method == "POST" and protocol is not None and asked.body is not None:
             ask = protocol.read(asked.body, asked.path)
             reply = server.script.reply(ask)
             server.conversation.append((ask, reply))
             return protocol.answer(ask, reply)
-        return wire.aside(asked.path) or Response(b'{"error":{"message":"there is no such path"}}', status_code=404)
+        return aside(asked.path) or Response(b'{"error":{"message":"there is no such path"}}', status_code=404)
 
     methods = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"]
     return Starlette(routes=[Route("/{path:path}", answer, methods=methods)])
@@ -167,4 +178,4 @@ def _asked(incoming: Incoming, body: bytes) -> Request:
 
 
 def _is_known(asked: Request) -> bool:
-    return wire.protocol_of(asked.path) is not None or wire.aside(asked.path) is not None
+    return protocol_of(asked.path) is not None or aside(asked.path) is not None

@@ -12,8 +12,8 @@ from orchestrator.agentkit.agentfile import read_definition
 from orchestrator.agentkit.loader import builtin_folder
 
 from .conftest import KEY, SCENARIO, is_answered, run_real, trajectory, written_with
-from .models import BUGFIX_MINI, ENDING, MENDING, Script, serving, solutions
-from .wire import Ask, Reply
+from .models import BUGFIX_MINI, ENDING, MENDING, Script, Submitting, serving, solutions
+from .wire.exchange import Ask, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,17 +33,6 @@ TWO: Final = {
 #: The same of an agent that calls no tools, and knows of no cache.
 TWICE: Final = {"input_tokens": 2 * ENDING.input, "output_tokens": 2 * ENDING.output}
 READER: Final = BUGFIX_MINI / SCENARIO / "solution" / "fixed" / "reader.py"
-
-
-class Submitting(Script):
-    """mini-SWE-agent is done when a command prints a certain line."""
-
-    def reply(self, ask: Ask) -> Reply:
-        reply = super().reply(ask)
-        if reply.call is None and (shell := ask.shell):
-            call = shell.called_with("echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
-            return Reply(text=reply.text, call=call, usage=reply.usage)
-        return reply
 
 
 class Editing(Script):

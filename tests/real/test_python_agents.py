@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .conftest import KEY, is_answered, run_real, written_with
-from .models import BUGFIX_MINI, DONE, ENDING, MENDING, Script, Server, serving, solutions
-from .wire import Ask, Reply
+from .models import BUGFIX_MINI, DONE, Server, Submitting, serving, solutions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 PACKAGES = ("mini-swe-agent>=2.4,<3", "openai-agents>=0.2,<1")
 
 
@@ -37,15 +35,6 @@ def python() -> Path:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=900)
         is_made.touch()
     return python
-
-
-class Submitting(Script):
-    """Ends by the command that mini-swe-agent waits for."""
-
-    def reply(self, ask: Ask) -> Reply:
-        if (fix := self.fix(ask)) and not ask.calls and ask.shell:
-            return Reply(call=ask.shell.called_with(fix), usage=MENDING)
-        return Reply(call=ask.shell.called_with(SUBMIT), usage=ENDING) if ask.shell else Reply(text=DONE, usage=ENDING)
 
 
 @pytest.fixture

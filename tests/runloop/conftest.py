@@ -4,8 +4,10 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import anyio
+import orjson
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -13,9 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.model import Needs
 from orchestrator.runloop.gateway import Gateway
 
 Answer = Callable[[Request], Awaitable[Response]]
+Profile = Callable[[Needs], Awaitable[Any]]
+
+RUN: Final = {"id": "scr_1", "devbox_id": "dbx_1", "scenario_id": "scn_1", "state": "running", "metadata": {}}
 
 
 @dataclass
@@ -60,3 +66,23 @@ async def endpoint(anyio_backend: str) -> AsyncIterator[Misbehaving]:
 async def gateway(endpoint: Misbehaving) -> AsyncIterator[Gateway]:
     async with Gateway.open(endpoint.url, "secret", rate=None) as opened:
         yield opened
+
+
+@pytest.fixture
+def profile(gateway: Gateway, endpoint: Misbehaving) -> Profile:
+    """The run profile that a run with these needs is started with."""
+
+    async def profile(needs: Needs) -> Any:
+        bodies: list[bytes] = []
+
+        async def start(request: Request) -> Response:
+            bodies.append(await request.body())
+            return JSONResponse(RUN)
+
+        endpoint.on("/scenarios/start_run", start)
+        await gateway.start_run(
+            "scn_1", benchmark_run_id=None, name="n", metadata={}, keep_alive=60, needs=needs, key="k"
+        )
+        return orjson.loads(bodies[0])["runProfile"]
+
+    return profile

@@ -23,11 +23,10 @@ from orchestrator.errors import (
 from orchestrator.model import Needs
 from orchestrator.runloop.gateway import Gateway
 
-from .conftest import Misbehaving
+from .conftest import RUN, Misbehaving
 
 pytestmark = pytest.mark.anyio
 
-RUN = {"id": "scr_1", "devbox_id": "dbx_1", "scenario_id": "scn_1", "state": "running", "metadata": {}}
 DEVBOX = {"id": "dbx_1", "status": "running"}
 EXECUTION = {"execution_id": "exec_1", "devbox_id": "dbx_1", "status": "completed", "exit_status": 0}
 RUN_PATH, DEVBOX_PATH = "/scenarios/runs/scr_1", "/devboxes/dbx_1"

@@ -1,50 +1,26 @@
 """What the gateway does about installs: it leaves them to an endpoint that can do them, and to no other."""
 
-from typing import Any
-
 import anyio
-import orjson
 import pytest
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from orchestrator.errors import AgentSetupFailed, Refused
 from orchestrator.model import Install, Needs
 from orchestrator.runloop.gateway import Gateway
 
-from .conftest import Misbehaving
+from .conftest import Misbehaving, Profile
 
 pytestmark = pytest.mark.anyio
 
-RUN = {"id": "scr_1", "devbox_id": "dbx_1", "scenario_id": "scn_1", "state": "running", "metadata": {}}
-INSTALL = Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"})
+NEEDS = Needs(install=Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"}))
 
 
-async def sent(gateway: Gateway, endpoint: Misbehaving) -> Any:
-    """The run profile that a run is started with."""
-    bodies: list[bytes] = []
-
-    async def start(request: Request) -> Response:
-        bodies.append(await request.body())
-        return JSONResponse(RUN)
-
-    endpoint.on("/scenarios/start_run", start)
-    await gateway.start_run(
-        "scn_1",
-        benchmark_run_id=None,
-        name="n",
-        metadata={},
-        keep_alive=60,
-        needs=Needs(install=INSTALL),
-        key="k",
-    )
-    return orjson.loads(bodies[0])["runProfile"]
-
-
-async def test_an_endpoint_that_can_install_is_told_to(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_an_endpoint_that_can_install_is_told_to(
+    gateway: Gateway, endpoint: Misbehaving, profile: Profile
+) -> None:
     endpoint.on("/sweep", {"service": "sweep", "features": ["installs", "more"]})
     assert await gateway.features() == {"installs", "more"}
-    assert (await sent(gateway, endpoint))["mounts"] == [
+    assert (await profile(NEEDS))["mounts"] == [
         {
             "type": "install_mount",
             "key": "k1",
@@ -55,9 +31,9 @@ async def test_an_endpoint_that_can_install_is_told_to(gateway: Gateway, endpoin
     ]
 
 
-async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Profile) -> None:
     """It has no such page."""
-    assert "mounts" not in await sent(gateway, endpoint)
+    assert "mounts" not in await profile(NEEDS)
     assert await gateway.features() == frozenset()
 
 
@@ -86,5 +62,5 @@ async def test_a_devbox_says_what_is_installed(gateway: Gateway, endpoint: Misbe
 async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, endpoint: Misbehaving) -> None:
     failed = {"id": "dbx_1", "status": "failure", "failure_message": "no such package", "failed_install": "k1"}
     endpoint.on("/devboxes/dbx_1/wait_for_status", failed)
-    with pytest.raises(AgentSetupFailed, match="^no such package$"):
+    with pytest.raises(AgentSetupFailed, match=r"^no such package$"):
         await gateway.wait_running("dbx_1")

@@ -1,6 +1,5 @@
 """What the gateway does to give devboxes the network they need, on endpoints that can and on those that cannot."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +13,10 @@ from orchestrator.errors import UsageError
 from orchestrator.model import Needs
 from orchestrator.runloop.gateway import Gateway
 
-from .conftest import Misbehaving
+from .conftest import Misbehaving, Profile
 
 pytestmark = pytest.mark.anyio
 
-RUN = {"id": "scr_1", "devbox_id": "dbx_1", "scenario_id": "scn_1", "state": "running", "metadata": {}}
 HOSTS = Needs(hosts=("b.test", "a.test:8080", "b.test"))
 PATH = "/network-policies"
 
@@ -50,35 +48,22 @@ def shelf(endpoint: Misbehaving) -> Shelf:
     return shelf
 
 
-Sent = Callable[[Needs], Awaitable[Any]]
-
-
 @pytest.fixture
-def launched(gateway: Gateway, endpoint: Misbehaving) -> Sent:
-    """The launch parameters that a run with these needs is started with."""
+def launched(profile: Profile) -> Profile:
+    """The launch parameters among it."""
 
     async def launched(needs: Needs) -> Any:
-        bodies: list[bytes] = []
-
-        async def start(request: Request) -> Response:
-            bodies.append(await request.body())
-            return JSONResponse(RUN)
-
-        endpoint.on("/scenarios/start_run", start)
-        await gateway.start_run(
-            "scn_1", benchmark_run_id=None, name="n", metadata={}, keep_alive=60, needs=needs, key="k"
-        )
-        return orjson.loads(bodies[0])["runProfile"]["launchParameters"]
+        return (await profile(needs))["launchParameters"]
 
     return launched
 
 
-async def test_a_run_that_needs_nothing_has_no_policy(launched: Sent, endpoint: Misbehaving) -> None:
+async def test_a_run_that_needs_nothing_has_no_policy(launched: Profile, endpoint: Misbehaving) -> None:
     assert await launched(Needs()) == {"keep_alive_time_seconds": 60}
     assert not endpoint.calls[PATH]
 
 
-async def test_a_policy_is_made_once_for_each_kind_of_need(gateway: Gateway, launched: Sent, shelf: Shelf) -> None:
+async def test_a_policy_is_made_once_for_each_kind_of_need(gateway: Gateway, launched: Profile, shelf: Shelf) -> None:
     async with anyio.create_task_group() as tasks:
         for needs in (HOSTS, Needs(hosts=("a.test:8080", "b.test")), Needs(is_closed=True), Needs(is_open=True)):
             tasks.start_soon(gateway.check, needs)
@@ -90,7 +75,9 @@ async def test_a_policy_is_made_once_for_each_kind_of_need(gateway: Gateway, lau
     assert len(shelf.made) == 3
 
 
-async def test_one_that_is_there_is_used(gateway: Gateway, endpoint: Misbehaving, shelf: Shelf, launched: Sent) -> None:
+async def test_one_that_is_there_is_used(
+    gateway: Gateway, endpoint: Misbehaving, shelf: Shelf, launched: Profile
+) -> None:
     await gateway.check(HOSTS)
     async with Gateway.open(endpoint.url, "secret", rate=None) as other:
         await other.check(HOSTS)
@@ -98,7 +85,7 @@ async def test_one_that_is_there_is_used(gateway: Gateway, endpoint: Misbehaving
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
 
-async def test_who_loses_the_race_takes_the_winners(launched: Sent, shelf: Shelf) -> None:
+async def test_who_loses_the_race_takes_the_winners(launched: Profile, shelf: Shelf) -> None:
     shelf.is_raced = True
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
@@ -113,7 +100,7 @@ async def test_one_that_somebody_changed_is_not_used(gateway: Gateway, endpoint:
 
 @pytest.mark.parametrize("status", [404, 405])
 async def test_an_endpoint_without_policies_is_asked_once_and_hosts_are_left_to_it(
-    gateway: Gateway, endpoint: Misbehaving, launched: Sent, status: int
+    gateway: Gateway, endpoint: Misbehaving, launched: Profile, status: int
 ) -> None:
     endpoint.on(PATH, JSONResponse({"message": "there are none"}, status_code=status))
     await gateway.check(HOSTS)

@@ -11,12 +11,11 @@ import anyio
 import httpx
 import pytest
 
-from orchestrator.errors import SandboxUnavailable
 from orchestrator.service.address import Address
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.commands import run
 from orchestrator.service.devboxes.contract import BoxSpec, Command, shell
-from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.local import LocalProvider
 from orchestrator.service.server import Isolation, serve
 
 PATIENCE = 30.0
@@ -28,15 +27,6 @@ Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncCli
 def anyio_backend() -> str:
     """One loop for a module's tests, for they share a provider."""
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def sandboxes() -> None:
-    """Skips where the machine permits none."""
-    try:
-        await check_sandbox()
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandboxes here: {error}")
 
 
 @pytest.fixture(scope="module")

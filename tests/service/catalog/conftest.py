@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.local import LocalProvider
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.store import Store
 
@@ -72,12 +71,7 @@ async def process(tmp_path: Path) -> AsyncIterator[ProcessProvider]:
 
 
 @pytest.fixture
-async def local(tmp_path: Path) -> AsyncIterator[LocalProvider]:
-    """Sandboxes; skipped where the machine permits none."""
-    try:
-        await check_sandbox()
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandboxes here: {error}")
+async def local(tmp_path: Path, sandboxes: None) -> AsyncIterator[LocalProvider]:
     provider = LocalProvider(tmp_path / "devboxes")
     yield provider
     await provider.close()

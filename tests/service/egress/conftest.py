@@ -10,8 +10,6 @@ import pytest
 from anyio.abc import ByteStream, SocketAttribute
 from runloop_api_client import AsyncRunloop
 
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.local import check_sandbox
 from orchestrator.service.server import Isolation, Service
 
 Serve = Callable[[Isolation], AbstractAsyncContextManager[AsyncRunloop]]
@@ -30,12 +28,8 @@ def serve(tmp_path: Path) -> Serve:
 
 
 @pytest.fixture
-async def client(serve: Serve) -> AsyncIterator[AsyncRunloop]:
-    """Of a service whose devboxes have walls; skips where the machine permits none."""
-    try:
-        await check_sandbox()
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandboxes here: {error}")
+async def client(serve: Serve, sandboxes: None) -> AsyncIterator[AsyncRunloop]:
+    """Of a service whose devboxes have walls."""
     async with serve(Isolation.LOCAL) as client:
         yield client
 

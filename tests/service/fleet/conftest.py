@@ -14,12 +14,12 @@ import uvicorn
 from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
 from runloop_api_client.types import DevboxView
 
-from orchestrator.errors import NotFound, SandboxUnavailable
+from orchestrator.errors import NotFound
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
 from orchestrator.service.api.devboxes import routes
 from orchestrator.service.devboxes.contract import Provider
-from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.local import LocalProvider
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.fleet.executions import Executions
@@ -55,21 +55,11 @@ Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 
-@pytest.fixture(scope="session")
-def refusal() -> str | None:
-    """Why this machine permits no sandboxes."""
-    try:
-        anyio.run(check_sandbox)
-    except SandboxUnavailable as reason:
-        return str(reason)
-    return None
-
-
 @pytest.fixture(params=sorted(PROVIDERS))
-def provider_type(request: pytest.FixtureRequest, refusal: str | None) -> Callable[[Path], Provider]:
+def provider_type(request: pytest.FixtureRequest, obstacle: str) -> Callable[[Path], Provider]:
     """Every provider that this machine permits."""
-    if request.param == "local" and refusal:
-        pytest.skip(refusal)
+    if request.param == "local" and obstacle:
+        pytest.skip(obstacle)
     return PROVIDERS[request.param]
 
 

@@ -10,10 +10,9 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from orchestrator.errors import SandboxUnavailable
 from orchestrator.service.devboxes.commands import Finished, run
 from orchestrator.service.devboxes.contract import Box, BoxSpec, Provider, shell
-from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.local import LocalProvider
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.installs.install import Install
 from orchestrator.service.installs.installs import Installs
@@ -24,12 +23,7 @@ SCRIPT = "mkdir -p $SWEEP_AGENT_PREFIX/bin && cat /proc/sys/kernel/random/uuid >
 
 
 @pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[LocalProvider]:
-    """Skipped where the machine permits no sandboxes."""
-    try:
-        await check_sandbox()
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandboxes here: {error}")
+async def provider(tmp_path: Path, sandboxes: None) -> AsyncIterator[LocalProvider]:
     local = LocalProvider(tmp_path / "devboxes")
     yield local
     await local.close()
@@ -105,6 +99,11 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
 def files(folder: Path, pattern: str) -> list[str]:
     """Their names."""
     return [file.name for file in folder.glob(pattern)]
+
+
+def texts(folder: Path, pattern: str) -> list[str]:
+    """What is in them."""
+    return [file.read_text() for file in folder.glob(pattern)]
 
 
 def wanted(script: str = SCRIPT, *, key: str = "k1", **environment: str) -> Install:
