@@ -332,6 +332,7 @@ class MemoryEndpoint:
 
     async def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
         del devbox_id, execution_id
+        await self._call("output")
         yield self.script.output[offset:], len(self.script.output)
 
     async def kill(self, devbox_id: str, execution_id: str) -> None:

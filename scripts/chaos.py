@@ -26,7 +26,8 @@ from tests.crash.witness import Result, carrying, read_results, remains, sweep_i
 
 SWEEP: Final = [sys.executable, "-m", "orchestrator"]
 AGENT: Final = """
-run = 'echo begun; echo worked >>worked; sleep 0.$((RANDOM % 10)); echo ended'
+install = 'mkdir -p $SWEEP_AGENT_PREFIX; sleep 2; touch $SWEEP_AGENT_PREFIX/installed'
+run = 'echo begun; [ -e $SWEEP_AGENT_PREFIX/installed ] && echo worked >>worked; sleep 0.$((RANDOM % 10)); echo ended'
 """
 SAID: Final = "begun\nended\n"
 HOST_AGENT: Final = """
@@ -75,6 +76,7 @@ FATAL: Final = (
     "agents run twice in one devbox",
     "wrong scores",
     "wrong logs",
+    "wrong patches",
     "processes left",
     "sweeps hung",
     "unexpected ends",
@@ -230,9 +232,14 @@ class Chaos:
             self.notes.append(f"{folder.name}: {trial_of(result)} scored {result['score']} for {worked!r}")
         log = files["agent_log"]
         if not log.exists() or log.read_text() != SAID:
-            is_vanished = executions(folder, result) > 1  # what it had said is gone with it
-            self.counts["logs of vanished executions" if is_vanished else "wrong logs"] += 1
+            is_known = "log_incomplete" in result["flags"] or executions(folder, result) > 1
+            self.counts["logs of vanished executions" if is_known else "wrong logs"] += 1
             self.notes.append(f"another log than expected: {log}")
+        patch = files["patch"].read_text() if "patch" in files else ""
+        if patch.splitlines().count("+worked") != 1:
+            is_said = not {"gather_incomplete", "no_patch"}.isdisjoint(result["flags"])
+            self.counts["patches said to be missing" if is_said else "wrong patches"] += 1
+            self.notes.append(f"no patch as expected: {trial_of(result)}, {result['flags']}: {patch!r}")
 
     def processes(self) -> list[str]:
         """The command lines of all we have started, directly or not, but of the service."""
@@ -267,7 +274,8 @@ class Chaos:
         for note in self.notes:
             print(f"  {note}")
         told = ("sweeps", "trials", "attempts", "kills", "kills of sweep", "kills of service", "kills of both",
-                "kills in a resume", "resumes", "trials given up", "logs of vanished executions")  # fmt: skip
+                "kills in a resume", "resumes", "trials given up", "logs of vanished executions",
+                "patches said to be missing")  # fmt: skip
         print(f"seed {self.seed}: " + ", ".join(f"{what} {self.counts[what]}" for what in told))
         print(", ".join(f"{what} {self.counts[what]}" for what in FATAL), flush=True)
         return not any(self.counts[what] for what in FATAL)

@@ -149,9 +149,7 @@ async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
 
 def _note_finished(ctx: Context, work: Work, stage: Stage, facts: Facts) -> None:
     ctx.sink.append_nowait(
-        StageFinished(
-            trial=str(work.key), attempt=work.number, stage=stage, **work.stages[stage.value], facts=facts
-        )
+        StageFinished(trial=str(work.key), attempt=work.number, stage=stage, **work.stages[stage.value], facts=facts)
     )
 
 
@@ -187,15 +185,19 @@ async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
     try:
         await _walk(ctx, work, stage)
     except WorldError as error:
-        work.flag("gather_incomplete")
+        _miss(work, error.message)
         _note_finished(ctx, work, stage, gathered(work))
-        structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=error.message)
+
+
+def _miss(work: Work, reason: str) -> None:
+    work.flag("gather_incomplete")
+    structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=reason)
 
 
 async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
     """Score, and score again while it is the scorers that fail. Raises the last fault."""
-    if Stage.GATHER not in work.stages:  # scored before we came to it, and then the devbox is no longer the agent's
-        work.flag("gather_incomplete")
+    if Stage.GATHER not in work.stages:
+        _miss(work, "the run was scored before we came to it: its devbox has the scorers' files in it, or is gone")
     while True:
         try:
             await _walk(ctx, work, stage)

@@ -23,6 +23,7 @@ TRACES: Final = "/logs/agent"
 _COMMON: Final = r"""
 PATH=/usr/local/bin:/usr/bin:/bin:$PATH
 exec 2>/dev/null </dev/null
+exec 9>"$scratch/lock" && flock -w 20 9 # not every endpoint takes a second order for the first
 snapshot=$scratch/snapshot
 ours=()
 for folder in "$scratch" "$home/.agent"; do
@@ -49,6 +50,7 @@ is_too_large() {
 """
 
 _SNAPSHOT: Final = r"""
+for done in tree a why-not; do [ -e "$snapshot/$done" ] && exit 0; done # later the agent may be at work
 rm -rf "$snapshot"
 mkdir -p "$snapshot" "$traces" && cd "$directory" || exit 1
 give_up() { rm -rf "$snapshot"; mkdir -p "$snapshot"; echo "$1" >"$snapshot/why-not"; exit 0; }

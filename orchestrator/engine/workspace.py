@@ -129,7 +129,8 @@ class DevboxWorkspace:
         self._offset, self._length = (left.offset, left.length) if left else (0, 0)
         #: When all of the output must have arrived, once the agent has ended.
         self._last_word = inf
-        #: Whether something of what the agent printed did not arrive: its execution vanished, or it took too long.
+        #: Whether something of what the agent printed did not arrive: it vanished with its execution, was refused, or
+        #: took too long.
         self.is_log_incomplete = False
         #: Whether the log was too long to be kept as a whole.
         self.is_log_truncated = False
@@ -324,7 +325,7 @@ class DevboxWorkspace:
                     async with aclosing(self._endpoint.output(self._devbox.id, execution, self._offset)) as pieces:
                         await self._follow(pieces, log, words)
                 except (Missing, Conflicted, Unavailable):
-                    pass  # the devbox is gone; whoever waits for the command hears of it and says so
+                    self.is_log_incomplete = True  # if the devbox is gone, too, whoever waits for the command says so
             await log.finish()
             self._length = log.length
             self.is_log_truncated = log.is_truncated

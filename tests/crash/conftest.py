@@ -27,10 +27,21 @@ PATIENCE: Final = 120.0
 LAST_RITES: Final = 15.0
 TOKEN: Final = "a-key-for-tests"
 BENCHMARK: Final = "tiny"
-#: Installs something, then says one word, does its work, and a moment later says another.
+#: A variable that the agent needs and has of the service, or of the sweep that starts one for itself.
+KEY: Final = {"MODEL_KEY": "a-key-for-a-model"}
+#: Installs something, then says one word, does its work with its key, and a moment later says another.
 AGENT: Final = f"""
 install = "mkdir -p $SWEEP_AGENT_PREFIX; echo installed >$SWEEP_AGENT_PREFIX/installed"
-run = 'cat $HOME/.agent/installed; {WORK}; sleep 0.1; echo done'
+run = '''
+cat $HOME/.agent/installed
+[ "$MODEL_KEY" = {KEY["MODEL_KEY"]} ] && {WORK}
+echo report >$HOME/report
+sleep 0.1
+echo done
+'''
+env = {{ required = ["MODEL_KEY"], secret = ["MODEL_KEY"] }}
+network = {{ hosts = ["model.invalid"] }}
+gather = {{ files = ["~/report"] }}
 """
 SAID: Final = "installed\ndone\n"
 #: Can never be installed.
@@ -114,7 +125,8 @@ class Service:
     def start(self) -> None:
         words = ["serve", "--state", str(self.state), "--benchmarks", str(self.benchmark), "--token", TOKEN]
         words += ["--port", str(self.port), "--isolation", self.isolation, "--quiet", *["--foreign"] * self.is_foreign]
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.state.parent), "LANG": "C.UTF-8"}
+        words += ["--secret", *KEY]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.state.parent), "LANG": "C.UTF-8", **KEY}
         out = self.state.with_suffix(".out")
         self.pid = self.forks.start(words, cwd=self.state.parent, env=environment, out=out, points=())
         address = self.state / "address.json"
@@ -210,6 +222,7 @@ class Sweep:
             environment |= {"RUNLOOP_BASE_URL": self.service.url, "RUNLOOP_API_KEY": TOKEN}
             where = [BENCHMARK]
         else:
+            environment |= KEY
             where = [str(self.benchmark), "--isolation", self.isolation]
         command = ["run", *where, *(words or self.story.words), "--runs", str(runs), "--name", "mine"]
         (self.folder / "notes").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 The dead process is one whose journal stops and whom nobody hears: what it had done on the endpoint stays done.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec import structs
 
 from orchestrator.engine.resume import next_stage
 from orchestrator.errors import Unavailable
-from orchestrator.events import Event, StageFinished
+from orchestrator.events import Event, StageEntered, StageFinished
 from orchestrator.ledger import Attempt, fold
 from orchestrator.model import Devbox, Outcome, ScenarioRun
 from orchestrator.stages import Stage
@@ -128,6 +129,32 @@ def test_what_the_stages_found_out_is_in_the_result_of_the_process_that_goes_on(
     (result,) = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=fold(events)).run().results
     assert {name: result[name] for name in found} == found
     assert {"agent_log", "devbox_log", "scorer_tests"} <= result["files"].keys()
+
+
+@pytest.mark.parametrize("entered", [Stage.GATHER, Stage.SCORE])
+def test_what_did_not_come_home_is_said_by_the_process_that_goes_on(make_sweep: MakeSweep, entered: Stage) -> None:
+    """What did is in its result, and comes no second time."""
+
+    def failing() -> Sweep:
+        return make_sweep(scenarios=1, script=Script(faults={"devbox_log": [Unavailable("not now")]}))
+
+    first, events = failing(), failing().run().sink.events
+    (last,) = [at for at, event in enumerate(events) if isinstance(event, StageEntered) and event.stage is entered]
+    die_after(first, last + 2 if entered is Stage.GATHER else last + 1)
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()
+    (result,) = second.results
+    assert result["flags"] == ["gather_incomplete"]
+    assert {"agent_log", "scorer_tests"} <= result["files"].keys()
+    assert first.endpoint.calls["devbox_log"] == 1
+
+
+def test_a_run_that_was_scored_before_anything_came_home_says_so(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=1).run()
+    is_begun = [event.kind for event in first.sink.events].index("execution.started")
+    before = fold(first.sink.events[:is_begun])
+    first.endpoint.runs = {name: replace(run, state="scored") for name, run in first.endpoint.runs.items()}
+    (result,) = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=before).run().results
+    assert (result["score"], result["flags"]) == (1.0, ["gather_incomplete"])
 
 
 def test_interruptions_use_up_no_attempt_but_have_a_limit_of_their_own(make_sweep: MakeSweep) -> None:

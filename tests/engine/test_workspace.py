@@ -108,6 +108,14 @@ def test_an_execution_that_the_endpoint_forgets_is_waited_for_by_another(watch: 
     assert watcher.workspace.is_log_incomplete, "what it had printed may be lost, and the result says so"
 
 
+def test_output_that_the_endpoint_does_not_give_is_said_to_be_missing(watch: Watch) -> None:
+    watcher = watch()
+    watcher.endpoint.script.faults["output"] = [Missing("no such execution")]
+    assert watcher.run().exit_status == 0
+    assert watcher.announced == ["exec_1"]
+    assert watcher.workspace.is_log_incomplete
+
+
 def test_an_execution_that_is_forgotten_again_and_again_is_the_worlds_failure(watch: Watch) -> None:
     watcher = watch()
     watcher.endpoint.script.faults["wait_completed"] = [Missing("no such execution")] * 99
