@@ -368,7 +368,8 @@ class Ground:
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory, isolation: str) -> Iterator[Ground]:
+def ground(tmp_path_factory: pytest.TempPathFactory, isolation: str, sandboxes: None) -> Iterator[Ground]:
+    """Scorers count at a place of the devbox's own: so it has to be a sandbox."""
     folder = tmp_path_factory.mktemp("ground")
     (folder / "cwd").mkdir()
     (folder / "worker.toml").write_text(AGENT)
