@@ -4,6 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 import orjson
+import pytest
 
 from .conftest import KEY as TOKEN
 from .conftest import LAST_RITES, new_desk, write_shelf
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .conftest import Desk
+
+pytestmark = pytest.mark.slow
 
 SECRET: Final = "sesame-open-2f8c"
 #: Solves its scenario if it has the right key, which no file of the test's desk but the one meant for it has.

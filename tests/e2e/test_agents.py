@@ -3,10 +3,15 @@
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from .conftest import NASTY, STATEMENT, carrying, within
 
 if TYPE_CHECKING:
     from .conftest import Desk
+
+
+pytestmark = pytest.mark.slow
 
 
 def run_one(desk: "Desk", agent: str, *words: str, benchmark: str = "six", status: int = 0) -> dict[str, Any]:

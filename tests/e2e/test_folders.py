@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .conftest import reward, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_folder_of_harbor_tasks_is_run_as_it_is(desk: "Desk") -> None:

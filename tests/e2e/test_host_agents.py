@@ -6,10 +6,15 @@ import textwrap
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from .conftest import carrying, within
 
 if TYPE_CHECKING:
     from .conftest import Desk
+
+
+pytestmark = pytest.mark.slow
 
 
 def run_one(desk: "Desk", run: str, *words: str, more: str = "", status: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .conftest import Desk, Service
 
 # Agents are told from those of other tests by their arguments: these share them.
-pytestmark = pytest.mark.xdist_group("interruptions")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]
 
 #: Solves the scenario, slowly enough to be caught at it.
 SLOW = "command:sleep 1; touch done"

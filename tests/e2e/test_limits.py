@@ -2,8 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from .conftest import Desk, Service
+
+
+pytestmark = pytest.mark.slow
 
 
 def most_at_once(devboxes: list[dict[str, Any]]) -> int:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from .conftest import Desk
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Desk") -> None:
     """What it prints is there within moments, byte for byte, and the end of the trial ends it."""
     gate = served.folder / "go"

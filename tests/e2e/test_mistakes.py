@@ -15,7 +15,7 @@ from .conftest import KEY, new_desk, write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
 
-pytestmark = pytest.mark.xdist_group("mistakes")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mistakes")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from orchestrator.model import Devbox
     from orchestrator.service.address import Address
 
+pytestmark = pytest.mark.slow
+
 AGENT: Final = 'command:cat >"$HOME/by-stdin" && cat "$SWEEP_PROBLEM_FILE" >"$HOME/by-file"'
 SCORER: Final = {"type": "bash_script_scorer", "bash_script": "echo score=0.0"}
 CONTRACT: Final[Any] = {"scoring_function_parameters": [{"name": "it", "weight": 1.0, "scorer": SCORER}]}

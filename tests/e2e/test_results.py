@@ -13,7 +13,7 @@ from .conftest import json_lines, new_desk, within
 if TYPE_CHECKING:
     from .conftest import Desk, Ended, Service
 
-pytestmark = pytest.mark.xdist_group("results")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("results")]
 
 #: The keys of a line of results.jsonl, as the README has them, each with what may stand there.
 FIELDS: dict[str, type | tuple[type, ...]] = {

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+import pytest
+
 from .conftest import read, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running
+
+pytestmark = pytest.mark.slow
 
 SECRETS: Final = {
     "QUOTED": """it's "quoted", costs $HOME `id` \\n & more""",
