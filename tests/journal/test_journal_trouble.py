@@ -115,7 +115,7 @@ async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path
             (folder / JOURNAL).unlink()
             (folder / JOURNAL).write_bytes(other)
         for _ in range(2):
-            with pytest.raises(JournalError, match=r"changed by somebody else .* it has 364 bytes, not the 182"):
+            with pytest.raises(JournalError, match=r"changed by somebody else .* it has \d+ bytes, not the"):
                 await journal.append(entered(3))
         assert (folder / JOURNAL).read_bytes() == other
         with pytest.raises(JournalError, match="changed by somebody else"):
