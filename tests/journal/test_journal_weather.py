@@ -41,6 +41,14 @@ def scenarios(folder: Path) -> list[str]:
     return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
 
 
+def delayed(sync: Callable[[int], None], seconds: Callable[[], float]) -> Callable[[int], None]:
+    def slow(fd: int) -> None:
+        time.sleep(seconds())
+        sync(fd)
+
+    return slow
+
+
 @settings(max_examples=25, deadline=None)
 @given(history=histories(), seed=st.integers(0, 2**32))
 def test_what_is_read_after_an_append_is_a_fold_that_includes_it_however_slow_the_disk(
@@ -51,9 +59,9 @@ def test_what_is_read_after_an_append_is_a_fold_that_includes_it_however_slow_th
 
 
 async def _append_all(folder: Path, history: list[Event], random: Random) -> None:
-    expected, sync = Ledger(), os.fsync
+    expected = Ledger()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda fd: (time.sleep(random.uniform(0, 0.01)), sync(fd)))
+        patched.setattr(os, "fsync", delayed(os.fsync, lambda: random.uniform(0, 0.01)))
         async with Journal.open(folder, ledger := Ledger(), SOON) as journal:
             for event in history:
                 if random.random() < 0.3:
@@ -154,10 +162,9 @@ async def test_a_thread_that_something_unforeseen_befalls_tells_whoever_waits(
 async def test_a_closing_journal_waits_as_long_as_its_disk_is_known_to_take(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = os.fsync
     monkeypatch.setattr("orchestrator.journal.opening._CLOSING", 0.0)
     async with Journal.open(folder, Ledger(), SOON) as journal:
-        monkeypatch.setattr(os, "fsync", lambda fd: (time.sleep(0.2), sync(fd)))
+        monkeypatch.setattr(os, "fsync", delayed(os.fsync, lambda: 0.2))
         await journal.append(entered(1))
         journal.append_nowait(entered(2))
     assert [event.kind for event, _ in read_events(folder / JOURNAL)] == ["stage.entered"] * 2
