@@ -83,6 +83,7 @@ def serve(
     Spared are /v1/sweep and the shutdown of devboxes.
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.app import serving
+    from orchestrator.awake import AwakeLoop
 
     anyio.run(
         lambda: serving.run(
@@ -97,5 +98,6 @@ def serve(
             chaos=chaos,
             secret_names=secret or [],
             is_quiet=quiet,
-        )
+        ),
+        backend_options={"loop_factory": AwakeLoop},
     )
