@@ -1,5 +1,7 @@
 """The benchmark service in the foreground."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,4 +67,15 @@ async def run(
 
         address: Address = await tasks.start(listen)
         if not is_quiet:
-            print(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}", flush=True)  # noqa: T201
+            _say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")
+
+
+def _say(words: str) -> None:
+    """On standard output, or nowhere: that it is full, or that nobody reads it, is no reason for a service to end."""
+    try:
+        print(words, flush=True)  # noqa: T201
+    except OSError as error:
+        structlog.get_logger().warning("address.not_printed", error=str(error))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -49,8 +49,8 @@ def serve(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="A variable of this environment that clients may give to their devboxes, and are told of, by name. "
-            "Repeat it.",
+            help="A variable of this environment that clients may give to their devboxes, and are told of, by name; "
+            "no other can be had. Repeat it.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only; print no address.")] = False,

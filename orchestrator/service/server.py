@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,7 +29,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from orchestrator.errors import UsageError, leaf
-from orchestrator.service.address import Address, forget_address, hold_lock, publish
+from orchestrator.service.address import Address, forget_address, hold_lock, needing, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
@@ -107,17 +107,20 @@ class Service:
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        With `chaos` it misbehaves. `secret_names` are the variables of this process that it says to have. Raises
-        UsageError, SandboxUnavailable among them.
+        With `chaos` it misbehaves. `secret_names` are the variables of this process that clients may have, by name.
+        Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
         isolation = Isolation(isolation)
         dice = None if chaos is None else Dice(chaos)
+        given = {name: os.environ[name] for name in secret_names}
+        with needing(state):
+            (state / "cache").mkdir(mode=0o700, exist_ok=True)
         async with (
             Store.open(state / "service.sqlite") as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice)
+            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
             facts = Facts(
                 instance=instance,
                 isolation=isolation,
@@ -127,7 +130,7 @@ class Service:
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
                 *(own.routes() if dialect.has_own_routes else ()),
-                *Secrets(secret_names).routes(),
+                *Secrets(given).routes(),
                 *parts.routes(),
             ]
             layers = _layers(dialect, dice, provider, routes, stopping)
@@ -176,8 +179,9 @@ class _Parts:
         benchmarks: Sequence[Path],
         dialect: Dialect,
         dice: Dice | None,
+        given: Mapping[str, str],
     ) -> Self:
-        known, cache = dict(os.environ), state / "cache"
+        cache = state / "cache"
         scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
         catalog = Catalog(benchmarks)
         environments = Environments(catalog=catalog, provider=provider, cache=cache)
@@ -195,7 +199,7 @@ class _Parts:
             scoring=scoring,
             scorings=scorings,
             dialect=dialect,
-            secrets=known,
+            secrets=given,
             forget=executions.forget,
         )
         return cls(
@@ -206,7 +210,7 @@ class _Parts:
             scorings=scorings,
             scenario_runs=scenario_runs,
             benchmark_runs=BenchmarkRuns(
-                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=known
+                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=given
             ),
             logs=Logs(store=store, output=fleet.output),
             policies=NetworkPolicies(store, provider.capabilities),
@@ -379,7 +383,8 @@ async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -
     is_local = isolation is Isolation.LOCAL
     provider = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
     try:
-        await provider.prepare()
+        with needing(state):
+            await provider.prepare()
         yield provider
     finally:
         with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
