@@ -30,6 +30,7 @@ async def run(
     is_foreign: bool,
     chaos: Path | None,
     secret_names: Sequence[str],
+    allowed_hosts: Sequence[str],
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -62,6 +63,7 @@ async def run(
                 dialect=FOREIGN if is_foreign else OURS,
                 chaos=rules,
                 secret_names=secret_names,
+                allowed_hosts=allowed_hosts,
                 task_status=task_status,
             )
 

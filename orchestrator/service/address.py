@@ -5,6 +5,7 @@ may outlive a killed service; whoever reads it has the service prove itself befo
 """
 
 import fcntl
+import ipaddress
 import os
 import time
 from collections.abc import Iterator
@@ -104,6 +105,14 @@ def publish(state: Path, address: Address) -> Iterator[None]:
     finally:
         with suppress(OSError):
             target.unlink(missing_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def forget_address(state: Path) -> None:

@@ -35,6 +35,8 @@ Filters = Mapping[str, str | Sequence[str] | None]
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+#: Characters of the documents on one page, but for the last of them.
+MAX_PAGE: Final = 32 << 20
 #: Seconds after which somebody tries again who will not take a full disk for an answer.
 RETRY: Final = 1.0
 #: What SQLite says of one statement and what is in it; its other errors are the file's.
@@ -128,7 +130,10 @@ class Table:
         return count
 
     def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page:
-        """Documents that match, newest first. Raises NotFound when `starting_after` names nothing here."""
+        """Documents that match, newest first; fewer than asked for where they are large, and more follow.
+
+        Raises NotFound when `starting_after` names nothing here.
+        """
         where, values = _conditions(filters, query.search)
         total = self.count(db, filters, query.search) if query.with_total else None
         if query.starting_after:
@@ -137,8 +142,14 @@ class Table:
                 raise NotFound(f"starting_after: there is no {self.noun} with id {query.starting_after!r}.")
             where, values = f"{where or 'WHERE 1'} AND seq < ?", [*values, row[0]]
         rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, query.limit + 1])
-        items = [orjson.loads(row[0]) for row in rows]
-        return Page(items[: query.limit], len(items) > query.limit, total)
+        items: list[Document] = []
+        room = MAX_PAGE
+        for (text,) in rows:
+            if len(items) == query.limit or room <= 0:
+                return Page(items, has_more=True, total_count=total)
+            items.append(orjson.loads(text))
+            room -= len(text)
+        return Page(items, has_more=False, total_count=total)
 
 
 def _conditions(filters: Filters, search: str) -> tuple[str, list[Any]]:

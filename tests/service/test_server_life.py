@@ -19,10 +19,10 @@ import pytest
 from anyio.abc import Process
 
 from orchestrator.errors import UsageError
-from orchestrator.service.address import Address, hold_lock
+from orchestrator.service.address import Address, hold_lock, is_loopback
 from orchestrator.service.api.activity import HEARTBEAT, Activity
 from orchestrator.service.api.sweep import proof
-from orchestrator.service.server import Isolation, is_loopback, raise_open_files, serve
+from orchestrator.service.server import Isolation, raise_open_files, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -81,8 +81,8 @@ async def test_listening_beyond_this_machine_needs_a_token_of_ones_own(tmp_path:
     with pytest.raises(UsageError, match="--token"):
         await server(tmp_path, host="0.0.0.0")()
     async with anyio.create_task_group() as tasks:
-        address = await tasks.start(server(tmp_path, host="0.0.0.0", token="mine"))
-        assert address.token == "mine"
+        address = await tasks.start(server(tmp_path, host="0.0.0.0", token="a-token-of-my-own"))
+        assert address.token == "a-token-of-my-own"
         async with client_of(address) as client:
             assert (await client.get("/v1/sweep")).status_code == 200
         tasks.cancel_scope.cancel()
