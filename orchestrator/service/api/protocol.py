@@ -18,6 +18,8 @@ from orchestrator.service.api.app import KNOWN, failure
 MAX_HEAD: Final = 1 << 16
 #: Seconds for a head to arrive, and for the rest of a body that nobody reads because its request is answered already.
 PATIENCE: Final = 10.0
+#: Bytes that are thrown away of what a client goes on sending after it was refused.
+MAX_DROPPED: Final = 1 << 20
 
 
 class Strangers:
@@ -57,6 +59,7 @@ class BoundedHeads(HttpToolsProtocol):
         #: Bytes of URL and headers of this request, and bytes since the parser last had something to say.
         self._head = 0
         self._unheard = 0
+        self._is_refused = False
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -70,13 +73,14 @@ class BoundedHeads(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._is_refused:
+            self._drop(len(data))
             return
         if self._is_in_head and self._deadline is None:
             self._expect_more()
         self._unheard += len(data)
         super().data_received(data)
-        if self._unheard > MAX_HEAD and not self.transport.is_closing():
+        if self._unheard > MAX_HEAD and not self._is_refused:
             self._refuse_head()
 
     def on_message_begin(self) -> None:
@@ -90,7 +94,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the head, or of the trailer that a body in chunks may have."""
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(b": ") + len(value) + len(b"\r\n"))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -128,12 +132,24 @@ class BoundedHeads(HttpToolsProtocol):
         self._refuse(431, f"The head of the request is larger than {MAX_HEAD} bytes.")
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer and close; where an answer is under way, only close."""
-        if self.cycle is None or self.cycle.response_complete:
-            answer = failure(status, message)
-            head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
-            self.transport.write(b"HTTP/1.1 %d \r\n%sconnection: close\r\n\r\n%s" % (status, head, bytes(answer.body)))
-        self.transport.close()
+        """Answer, and close once the client has; where an answer is under way, close now.
+
+        Closing while the client still sends would reset the connection, and the answer would be lost on the way.
+        """
+        self._is_refused, self._unheard = True, 0
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self.transport.close()
+            return
+        answer = failure(status, message)
+        head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d \r\n%sconnection: close\r\n\r\n%s" % (status, head, bytes(answer.body)))
+        self.transport.write_eof()
+        self._expect_more()
+
+    def _drop(self, size: int) -> None:
+        self._unheard += size
+        if self._unheard > MAX_DROPPED:
+            self.transport.abort()
 
     def _become_known(self) -> None:
         self._strangers.remove(self)
