@@ -68,6 +68,39 @@ async def test_the_address_file_is_whole_private_and_gone_at_the_end(tmp_path: P
     assert Address.read(state) is None
 
 
+async def test_a_state_folder_is_its_owners_alone_unless_it_held_other_things_before(tmp_path: Path) -> None:
+    fresh, empty, used = tmp_path / "a" / "fresh", tmp_path / "empty", tmp_path / "used"
+    for folder in (empty, used):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (used / "letters").touch(0o644)
+    for state, mode, everybodys in ((fresh, 0o700, []), (empty, 0o700, []), (used, 0o755, ["letters"])):
+        async with serving(state):
+            assert stat.S_IMODE(state.stat().st_mode) == mode
+            assert [entry.name for entry in state.iterdir() if entry.stat().st_mode & 0o077] == everybodys
+
+
+async def test_a_state_folder_that_refuses_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "address.json").mkdir()
+    with pytest.raises(UsageError, match=f"The state folder {tmp_path} cannot be used: .*--state"):
+        await server(tmp_path)()
+
+
+async def test_a_service_whose_address_nobody_can_read_serves_all_the_same(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "orchestrator", "serve", "--port", "0", "--isolation", "none", "--state"]
+    async with await anyio.open_file("/dev/full", "wb") as full:
+        started = await anyio.open_process([*words, str(tmp_path)], stdin=None, stdout=full.wrapped, stderr=full.wrapped)
+    try:
+        async with client_of(await wait_for_address(tmp_path)) as client:
+            assert (await client.get("/v1/devboxes")).status_code == 200
+            started.terminate()
+            with anyio.fail_after(15):
+                assert await started.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            started.kill()
+
+
 async def test_a_second_service_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
     async with serving(tmp_path):
         with pytest.raises(UsageError, match=f"pid {os.getpid()}"):
