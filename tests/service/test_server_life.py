@@ -87,9 +87,11 @@ async def test_a_state_folder_that_refuses_is_the_users_mistake(tmp_path: Path) 
 
 
 async def test_a_service_whose_address_nobody_can_read_serves_all_the_same(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "orchestrator", "serve", "--port", "0", "--isolation", "none", "--state"]
+    words = ["serve", "--port", "0", "--isolation", "none", "--state", str(tmp_path)]
     async with await anyio.open_file("/dev/full", "wb") as full:
-        started = await anyio.open_process([*words, str(tmp_path)], stdin=None, stdout=full.wrapped, stderr=full.wrapped)
+        started = await anyio.open_process(
+            [sys.executable, "-m", "orchestrator", *words], stdin=None, stdout=full.wrapped, stderr=full.wrapped
+        )
     try:
         async with client_of(await wait_for_address(tmp_path)) as client:
             assert (await client.get("/v1/devboxes")).status_code == 200

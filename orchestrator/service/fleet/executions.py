@@ -150,7 +150,7 @@ class Executions:
             if doc["status"] == "queued":
                 EXECUTIONS.put(db, doc | {"status": "running"})
 
-        await self._store.write(change)
+        await insist(partial(self._store.write, change))
         self._changes.announce((execution.id, "status"))
 
     async def _record_end(self, execution: Execution, ending: Ending) -> None:
