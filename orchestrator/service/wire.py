@@ -26,6 +26,9 @@ MAX_BODY: Final = 1 << 20
 MAX_RICH_BODY: Final = 32 << 20
 MAX_FILE_BODY: Final = 256 << 20
 MAX_DEPTH = 128
+#: Values of a body, however deep inside; and mistakes in it that are named one by one.
+MAX_VALUES: Final = 250_000
+MAX_PROBLEMS: Final = 100
 #: Values of one filter, and ids in one list: SQLite takes 32,766 in one statement.
 MAX_CHOICES: Final = 1000
 MAX_IDS: Final = 30_000
@@ -62,10 +65,12 @@ async def parse(request: Request, model: type[M]) -> M:
         data = orjson.loads(raw) if raw.strip() else {}
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
-    _refuse_depth(data)
+    _refuse_shape(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
+        if error.error_count() > MAX_PROBLEMS:
+            raise BadRequest(f"The body is not valid: it has {error.error_count()} mistakes.") from None
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
         raise BadRequest(f"The body is not valid: {problems}.") from None
 
@@ -90,11 +95,17 @@ def bounded(request: Request, limit: int) -> Request:
     return Request(request.scope, receive)
 
 
-def _refuse_depth(data: Any) -> None:
-    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of."""
-    level = [data]
+def _refuse_shape(data: Any) -> None:
+    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of.
+
+    And for so many values that to find fault with each would take as long as all other requests have patience.
+    """
+    level, room = [data], MAX_VALUES
     for _ in range(MAX_DEPTH):
         inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        room -= sum(map(len, inside))
+        if room < 0:
+            raise BadRequest(f"The body is not valid: it has more than {MAX_VALUES} values.")
         level = [each for values in inside for each in values]
         if not level:
             return

@@ -179,6 +179,15 @@ async def test_every_body_has_a_limit_that_fits_its_route(client: httpx.AsyncCli
         refused(await client.post(f"/v1/{path}", content=endless()), f"larger than {limit} bytes")
 
 
+async def test_of_a_body_of_nothing_but_mistakes_no_more_are_looked_at_than_there_is_time_for(
+    client: httpx.AsyncClient,
+) -> None:
+    for count, words in ((100, "envVars.v99"), (101, "it has 101 mistakes"), (250_000, "more than 250000 values")):
+        variables = {f"v{number}": 1 for number in range(count)}
+        body = orjson.dumps({"scenario_id": "s", "runProfile": {"envVars": variables}})
+        refused(await client.post("/v1/scenarios/start_run", content=body), words)
+
+
 async def test_an_upload_has_a_limit_and_is_nothing_but_a_form(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
