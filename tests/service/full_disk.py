@@ -94,9 +94,10 @@ def main(folder: Path) -> None:
         headers = {"authorization": f"Bearer {TOKEN}"}
         with httpx.Client(base_url=url["url"], headers=headers, timeout=AT_ONCE, trust_env=False) as http:
             play(folder, http)
-    finally:
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0
+    finally:
+        service.kill()
     assert "store.writable_again" in log.read_text(errors="replace")
 
 
