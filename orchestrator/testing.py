@@ -133,6 +133,8 @@ class Script:
     dying_devboxes: int = 0
     #: Whether a repeated call has its effect again, as on an endpoint that keeps no idempotency keys.
     is_forgetful: bool = False
+    #: What scenarios have by now, by their ids.
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 #: What `DevboxWorkspace.tend` runs: nothing of it takes time here, or goes wrong.
@@ -193,7 +195,10 @@ class MemoryEndpoint:
 
     async def scenario(self, scenario_id: str) -> Scenario:
         await self._call("scenario")
-        return Scenario(id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", reference_output="true")
+        digest = self.script.digests.get(scenario_id, "")
+        return Scenario(
+            id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", digest=digest, reference_output="true"
+        )
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
@@ -211,7 +216,7 @@ class MemoryEndpoint:
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
         await self._call("benchmark_run")
-        return self.benchmark_runs[run_id]
+        return _found(self.benchmark_runs, run_id)
 
     async def list_benchmark_runs(
         self, *, benchmark: str | None = None, state: str | None = None
@@ -225,7 +230,7 @@ class MemoryEndpoint:
 
     async def complete_benchmark_run(self, run_id: str) -> None:
         await self._call("complete_benchmark_run")
-        self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="completed")
+        self.benchmark_runs[run_id] = replace(_found(self.benchmark_runs, run_id), state="completed")
 
     async def cancel_benchmark_run(self, run_id: str) -> None:
         await self._call("cancel_benchmark_run")
@@ -247,6 +252,8 @@ class MemoryEndpoint:
     ) -> ScenarioRun:
         del name, keep_alive, needs
         await self._call("start_run")
+        if benchmark_run_id is not None:
+            _found(self.benchmark_runs, benchmark_run_id)
         if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
         number = len(self.runs) + 1
@@ -266,7 +273,7 @@ class MemoryEndpoint:
 
     async def run(self, run_id: str) -> ScenarioRun:
         await self._call("run")
-        return self.runs[run_id]
+        return _found(self.runs, run_id)
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
@@ -321,7 +328,7 @@ class MemoryEndpoint:
 
     async def devbox(self, devbox_id: str) -> Devbox:
         await self._call("devbox")
-        return self.devboxes[devbox_id]
+        return _found(self.devboxes, devbox_id)
 
     async def list_devboxes(self) -> list[Devbox]:
         await self._call("list_devboxes")
@@ -413,3 +420,9 @@ class MemoryEndpoint:
         run = self.runs[run_id]
         self.runs[run_id] = replace(run, state=state)
         self._set(run.devbox_id, "shutdown")
+
+
+def _found(things: Mapping[str, T], identity: str) -> T:
+    if identity not in things:
+        raise Missing(f"there is no {identity}")
+    return things[identity]

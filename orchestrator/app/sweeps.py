@@ -54,6 +54,7 @@ NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
+NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
 LISTING: Final = 300.0
 #: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
@@ -331,6 +332,8 @@ async def _conduct(ctx: Context, plan: Plan, chosen: Collection[TrialKey], state
             left = [key for key in chosen if ctx.ledger.has_run(key)]
             state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
             await run_all(ctx, state.scheduler, state.stopping)
+            if ctx.remote.refusing:
+                progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))
             state.step = "completing"
             await complete(ctx, plan, state.stopping)
         finally:

@@ -133,6 +133,7 @@ def scenario(view: ScenarioView) -> Scenario:
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
+        digest=(view.metadata or {}).get("digest", ""),
         reference_output=view.reference_output,
         working_directory=view.environment.working_directory if view.environment else None,
     )
