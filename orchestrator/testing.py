@@ -162,6 +162,8 @@ class MemoryEndpoint:
         #: Whether nobody reaches it: every call fails and has no effect.
         self.is_gone = False
         self._answered_at = 0.0
+        #: Who is at work on which sweep.
+        self.clients: dict[str, str] = {}
         self._answers: dict[str, Any] = {}
 
     @property
@@ -179,6 +181,14 @@ class MemoryEndpoint:
 
     async def features(self) -> frozenset[str]:
         return frozenset()
+
+    async def at_work(self, sweep: str, client: str) -> list[str]:
+        await self._call("at_work")
+        self.clients[client] = sweep
+        return [name for name, its in self.clients.items() if its == sweep and name != client]
+
+    async def leave(self, client: str) -> None:
+        self.clients.pop(client, None)
 
     async def secret_names(self) -> frozenset[str]:
         return frozenset()

@@ -25,6 +25,7 @@ from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.presence import Presence
 from orchestrator.engine.redact import MaskingSink, Redactor
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
@@ -185,6 +186,8 @@ async def _run(
             logs.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
+            presence = Presence(endpoint, folder.sweep)
+            await presence.claim()
             sink = MaskingSink(journal, redactor)
             ctx = _context(config, folder, plan, benchmark, arms, endpoint, sink, ledger, limits, redactor)
             state.ctx, state.journal = ctx, journal
@@ -205,8 +208,9 @@ async def _run(
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
             try:
-                await _conduct(ctx, plan, chosen, state, progress)
+                await _conduct(ctx, plan, chosen, state, progress, presence)
             finally:
+                await presence.leave()
                 for arm in arms.values():
                     with anyio.move_on_after(5, shield=True):
                         await arm.agent.aclose()
@@ -321,11 +325,14 @@ async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
     return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
 
 
-async def _conduct(ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress) -> None:
+async def _conduct(
+    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress, presence: Presence
+) -> None:
     """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, state.stopping)
         tasks.start_soon(progress.show)
+        tasks.start_soon(presence.keep, progress.say)
         try:
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})

@@ -190,6 +190,10 @@ def features(view: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(str, view["features"]))
 
 
+def at_work(view: Mapping[str, Any]) -> list[str]:
+    return list(map(str, view["at_work"]))
+
+
 def secret_names(view: SecretListView) -> frozenset[str]:
     return frozenset(secret.name for secret in view.secrets)
 
