@@ -20,7 +20,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from orchestrator.service.devboxes.contract import Box
-from orchestrator.service.egress.addresses import Resolver, is_public, looked_up
+from orchestrator.service.egress.addresses import Resolver, address_of, is_public, looked_up
 from orchestrator.service.egress.heads import CONNECTED, Asked, BadHead, Head, refusal
 from orchestrator.service.egress.rules import FIRST_FREE_PORT, LOCALHOST, Address, Rules, is_address, spelled
 from orchestrator.service.egress.tally import Tally, Told
@@ -149,16 +149,17 @@ class Egress:
         if not self._rules.lets(host, port):
             raise Forbidden(self._explain(name, "no rule names it", name))
         found = await self._addresses(host, port)
-        allowed = [each for each in found if self._rules.names(each, port) or is_public(each)]
+        is_trusted = self._rules.trusts(host, port)
+        allowed = [each for each in found if is_trusted or self._rules.names(each, port) or is_public(each)]
         if not allowed:
-            places = ", ".join(map(str, found))
+            places = ", ".join(map(str, found[:MAX_ADDRESSES]))
             why = f"it is at {places}, no public address, and no rule names that"
             raise Forbidden(self._explain(name, why, spelled(str(found[0]), port)))
-        return await _connect_one(name, allowed, port)
+        return await _connect_one(name, allowed[:MAX_ADDRESSES], port)
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         if is_address(host):
-            return [ip_address(host)]
+            return [address_of(host)]
         if host == LOCALHOST:
             return list(LOOPBACK)
         try:
@@ -167,10 +168,11 @@ class Egress:
             raise Unreachable(f"The address of {host} is not known: {str(error) or 'no answer in time'}.") from None
         if not found:
             raise Unreachable(f"{host} has no address.")
-        return found[:MAX_ADDRESSES]
+        return found
 
     def _explain(self, name: str, why: str, missing: str) -> str:
-        hosts = ", ".join(str(rule) for rule in self._rules.all[:SHOWN])
+        named = [str(rule) for rule in self._rules.all[:SHOWN]]
+        hosts = ", ".join([*named, *(["every public host"] if self._rules.is_public else [])])
         return (
             f"This devbox may not reach {name}: {why}. It may reach: {hosts}. "
             f"To allow it, add {missing!r} to [network] hosts of the agent's file, or to allowed_hostnames of the "

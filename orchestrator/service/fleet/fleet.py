@@ -50,6 +50,8 @@ from orchestrator.service.installs.install import MOUNT, InstallFailed
 from orchestrator.service.installs.installs import Installs
 from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
 
+#: That of the scenario, and that of whoever runs it.
+Policies = tuple[Network | None, Network | None]
 STOP_TIMEOUT: Final = 20.0
 #: Seconds after which a request whose transaction was undone is forgotten.
 FORGET: Final = 600.0
@@ -62,7 +64,7 @@ class _Live:
     id: str
     request: DevboxRequest
     launch: Launch
-    policies: Sequence[Network]
+    policies: Policies
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: str = Status.PROVISIONING
@@ -107,7 +109,7 @@ class Fleet:
         self._changes = Changes()
         self._live: dict[str, _Live] = {}
         self._ended: dict[str, str] = {}
-        self._requests: dict[str, tuple[DevboxRequest, Sequence[Network], float]] = {}
+        self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
         self._requests_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
 
@@ -146,8 +148,9 @@ class Fleet:
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
             raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
         launch = parse_launch(request.launch_parameters)
-        ids = (request.scenario_policy_id, request.launch_parameters.get("network_policy_id"))
-        policies = [policy_of(db, each, self._provider.capabilities) for each in ids if each]
+        capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
+        of_scenario = policy_of(db, request.scenario_policy_id, capabilities)
+        policies = of_scenario, policy_of(db, identity, capabilities)
         doc = new_devbox(request, launch)
         DEVBOXES.insert(db, doc)
         with self._requests_lock:
@@ -175,7 +178,7 @@ class Fleet:
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
-    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Sequence[Network]]:
+    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Policies]:
         now = time.monotonic()
         with self._requests_lock:
             found = self._requests.pop(devbox_id, None)
@@ -220,7 +223,7 @@ class Fleet:
 
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Box:
         prepared = await self._installed(live, await self._prepared(live, prepare))
-        network = network_of(prepared, live.policies, self._provider.capabilities)
+        network = network_of(prepared, *live.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
         box = live.box = await self._provider.start(_spec(live, prepared, network))
         if live.egress is not None:
