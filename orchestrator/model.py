@@ -56,13 +56,17 @@ class TrialKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioSummary:
-    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown."""
+    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown.
+
+    `network` is what the scenario lets its devbox reach, `internet` meaning every public host.
+    """
 
     id: str
     name: str
     digest: str = ""
     agent_timeout: float | None = None
     scorer_timeout: float | None = None
+    network: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
