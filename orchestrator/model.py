@@ -156,12 +156,14 @@ class Install:
 
     `prefix` is absolute in the devbox, and the script's $SWEEP_AGENT_PREFIX. Two with one `key` have the same result in
     the same environment, so an endpoint may run the script once and show what it made, read-only, to every devbox.
+    `hosts` are what the script may reach beside the package indexes of whoever runs it.
     """
 
     key: str
     script: str
     prefix: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

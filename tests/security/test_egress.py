@@ -21,7 +21,7 @@ from anyio.streams.tls import TLSListener
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.commands import run as run_in
 from orchestrator.service.devboxes.contract import Command
-from orchestrator.service.egress import proxy
+from orchestrator.service.egress import dialing
 from orchestrator.service.egress.proxy import MAX_CONNECTIONS, Egress
 from orchestrator.service.egress.rules import Address, Rules
 from orchestrator.service.egress.tally import Verdict
@@ -258,13 +258,13 @@ async def test_with_the_internet_any_public_host_is_reached_at_the_very_address_
     let: Let, answering: Serve, say: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No packet leaves: what would go to a public address is turned to loopback at the last step."""
-    port, dialed, dial = await answering(greet), list[tuple[str, int]](), proxy._dial
+    port, dialed, dial = await answering(greet), list[tuple[str, int]](), dialing.dial
 
     async def turned(address: Address, asked: int) -> socket.socket:
         dialed.append((str(address), asked))
         return await dial(ip_address("127.0.0.1"), port)
 
-    monkeypatch.setattr(proxy, "_dial", turned)
+    monkeypatch.setattr(dialing, "dial", turned)
     out = await let(is_public=True, book={"site.test": "1.1.1.1 127.0.0.1", "other.test": "8.8.8.8"})
     assert "GET /one" in await say(out.box, "curl -sS http://site.test/one")
     assert "GET /two" in await say(out.box, "curl -sS -p http://other.test:8080/two")
@@ -285,7 +285,7 @@ async def test_of_several_addresses_of_a_name_only_public_ones_are_tried(
         dialed.append(f"{address}:{asked}")
         raise ConnectionRefusedError("nobody is there")
 
-    monkeypatch.setattr(proxy, "_dial", refuse)
+    monkeypatch.setattr(dialing, "dial", refuse)
     private = ",".join(f"10.0.0.{last}" for last in range(1, 20))
     out = await let(is_public=True, book={"mixed.test": f"{private},1.1.1.1,::1,9.9.9.9"})
     assert "502" in await say(out.box, "curl -sS -w '%{http_code}' http://mixed.test/")
