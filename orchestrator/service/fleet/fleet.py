@@ -9,7 +9,7 @@ What a devbox is booted with stays in memory (it may hold keys): no devbox outli
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,17 @@ import structlog
 from anyio.abc import TaskGroup
 
 from orchestrator.errors import BadRequest, InternalError, NotFound, SweepError, Unwritable, WaitExpired
-from orchestrator.service.devboxes.contract import HOME, Box, BoxDied, BoxSpec, BoxStartFailed, Provider, Resources
+from orchestrator.service.devboxes.contract import (
+    HOME,
+    Bind,
+    Box,
+    BoxDied,
+    BoxSpec,
+    BoxStartFailed,
+    Capability,
+    Provider,
+    Resources,
+)
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.egress.policies import policy_of
@@ -48,6 +58,7 @@ from orchestrator.service.fleet.states import (
 )
 from orchestrator.service.installs.install import MOUNT, InstallFailed
 from orchestrator.service.installs.installs import Installs
+from orchestrator.service.installs.settings import covers
 from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
 
 #: That of the scenario, and that of whoever runs it.
@@ -112,9 +123,12 @@ class Fleet:
         self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
         self._requests_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
+        self._covers: tuple[Bind, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
+        if Capability.ISOLATED in self._provider.capabilities:
+            self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
         self.start_soon(prune_hourly, self._store, self.output)
         return self
@@ -225,7 +239,7 @@ class Fleet:
         prepared = await self._installed(live, await self._prepared(live, prepare))
         network = network_of(prepared, *live.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
-        box = live.box = await self._provider.start(_spec(live, prepared, network))
+        box = live.box = await self._provider.start(_spec(live, prepared, network, self._covers))
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)
         shown = {
@@ -404,7 +418,7 @@ class Fleet:
         self._changes.announce(devbox_id)
 
 
-def _spec(live: _Live, prepared: Prepared, network: Network) -> BoxSpec:
+def _spec(live: _Live, prepared: Prepared, network: Network, binds: Iterable[Bind]) -> BoxSpec:
     variables = {} if live.egress is None else live.egress.variables
     return BoxSpec(
         id=live.id,
@@ -413,5 +427,5 @@ def _spec(live: _Live, prepared: Prepared, network: Network) -> BoxSpec:
         working_directory=prepared.working_directory,
         environment={**prepared.environment, **variables, **live.request.environment_variables},
         root=prepared.root,
-        binds=prepared.binds,
+        binds=(*prepared.binds, *binds),
     )

@@ -91,7 +91,6 @@ class Building:
             return Settings.of_this_machine(copies), None
         root, nothing = self.folder / "brought", self.folder / "nothing"
         root.mkdir()
-        nothing.touch(0o644)
         self.brought.copy(root)
         return Settings.of_nobody(nothing), root
 

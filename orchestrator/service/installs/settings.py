@@ -44,7 +44,7 @@ _OTHERS: Final = frozenset(
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
     }
 )
-#: Of the tools' own: where they write, what they take for the environment that they run in, and the proxy, for in the box
+#: Of the tools' own: where they write, what they take for the environment that they run in, and proxies, for in the box
 #: there is but one.
 _LEFT_OUT: Final = re.compile(
     r"(PIP_(TARGET|PREFIX|ROOT|USER|SRC|LOG|REQUIRE_VIRTUALENV|PYTHON|REPORT|PROXY))"
@@ -130,12 +130,17 @@ class Settings:
 
     @classmethod
     def of_nobody(cls, nothing: Path) -> "Settings":
-        """For a box that runs programs of others; `nothing` is an empty file."""
+        """For a box that runs programs of others; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
 
 
 def covers(nothing: Path) -> tuple[Bind, ...]:
-    """What hides settings that lie in folders of programs from a box; `nothing` is an empty file."""
+    """What hides settings that lie in folders of programs from a box; `nothing` becomes an empty file.
+
+    Raises OSError.
+    """
+    nothing.write_bytes(b"")
+    nothing.chmod(0o644)
     return tuple(Bind(source=nothing, target=os.fspath(place)) for place in _in_prefixes())
 
 

@@ -13,11 +13,13 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.installs.install import InstallFailed
 from orchestrator.service.installs.layers import KEPT_DAYS, Layers, cache_folder
 
-from .conftest import PREFIX, SCRIPT, Shop, files, opened, texts, wanted
+from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
 
 pytestmark = pytest.mark.anyio
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+USUAL = "/usr/bin:/bin"
 
 
 async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: LocalProvider, cache: Path) -> None:
@@ -183,35 +185,27 @@ async def test_a_torn_layer_is_made_again(provider: LocalProvider, cache: Path) 
 
 async def test_environments_share_it_whatever_they_bring(shop: Shop, tmp_path: Path) -> None:
     for name in ("app/main.py", "app/bin/node", "home/user/.profile"):
-        planted(tmp_path, name)
+        planted(tmp_path / "root", name)
     bare = await shop.made(wanted())
     others = [
-        Prepared(name="a", root=tmp_path, environment={"APP_ENV": "test"}, working_directory="/app"),
-        Prepared(name="b", root=tmp_path, environment={"PATH": "/app/bin:/usr/bin:/bin"}),
+        Prepared(name="a", root=tmp_path / "root", environment={"APP_ENV": "test"}, working_directory="/app"),
+        Prepared(name="b", root=tmp_path / "root", environment={"PATH": "/app/bin:/usr/bin:/bin"}),
     ]
     assert [await shop.made(wanted(), other) for other in others] == [bare, bare]
 
 
 async def test_one_that_needs_an_environments_programs_is_its_own(shop: Shop, tmp_path: Path) -> None:
-    planted(tmp_path, "app/bin/tool", "#!/bin/sh\n")
+    planted(tmp_path / "root", "app/bin/tool", "#!/bin/sh\n")
     script = f"tool && {SCRIPT}"
     environments = [
-        Prepared(name=name, root=tmp_path, environment={"PATH": "/app/bin:/usr/bin:/bin"}) for name in ("a", "b")
+        Prepared(name=name, root=tmp_path / "root", environment={"PATH": "/app/bin:/usr/bin:/bin"})
+        for name in ("a", "b")
     ]
     found = [await shop.made(wanted(script), environment) for environment in environments]
     assert len(set(found)) == 2
     assert [await shop.made(wanted(script), environment) for environment in environments] == found
     with pytest.raises(InstallFailed, match="tool: command not found"):
         await shop.add(wanted(script))
-
-
-def planted(root: Path, name: str, text: str = "") -> Path:
-    """A program of an environment."""
-    file = root / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    file.chmod(0o755)
-    return file
 
 
 async def test_an_environments_programs_are_there_when_it_is_made(shop: Shop, tmp_path: Path) -> None:
