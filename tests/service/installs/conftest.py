@@ -134,6 +134,11 @@ def files(folder: Path, pattern: str) -> list[str]:
     return [file.name for file in folder.glob(pattern)]
 
 
+def holding(folder: Path, text: str) -> list[Path]:
+    """Files that have a text in them."""
+    return [file for file in folder.rglob("*") if file.is_file() and text in file.read_text(errors="replace")]
+
+
 def texts(folder: Path, pattern: str) -> list[str]:
     """What is in them."""
     return [file.read_text() for file in folder.glob(pattern)]

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.installs.settings import Settings
 
-from .conftest import Machine, Shop, wanted
+from .conftest import Machine, Shop, holding, wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -18,10 +18,6 @@ TOKEN = "npm_0123456789abcdef-planted"
 def shown(settings: Settings) -> dict[str, str]:
     """The files, by where they are in the box."""
     return {bind.target: bind.source.read_text() for bind in settings.binds if bind.source.is_file()}
-
-
-def holding(folder: Path, text: str) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.is_file() and text in file.read_text(errors="replace")]
 
 
 def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from orchestrator.service.egress.rules import Address
 from orchestrator.service.installs.install import InstallFailed
 from orchestrator.service.installs.settings import covers
 
-from .conftest import Machine, Shop, opened, planted, texts, wanted
+from .conftest import Machine, Shop, holding, opened, planted, texts, wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -134,10 +134,8 @@ async def test_a_token_that_an_install_writes_down_is_struck_out(shop: Shop, ric
     layer = shop.layer(await shop.add(wanted(script)))
     assert (layer / "copied").read_text() == f"//mirror.test/:_authToken={'*' * len(TOKEN)}\n"
     assert (layer / "program").stat().st_mode & 0o777 == 0o555
-    for file in cache.rglob("*"):
-        content = file.read_bytes() if file.is_file() else b""
-        assert TOKEN.encode() not in content, file
-        assert encoded.encode() not in content, file
+    assert not holding(cache, TOKEN)
+    assert not holding(cache, encoded)
     assert not (layer / "link").is_symlink()
 
 
@@ -145,21 +143,20 @@ async def test_an_install_reaches_what_the_settings_and_its_agent_name_and_says_
     provider: LocalProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
     """A name that the user of the machine gave may lead into his own network; one of an agent's file may not."""
-    port = await answering(greet)
+    port, other = await answering(greet), await answering(greet)
     machine({".npmrc": f"registry=http://mirror.test:{port}/\n"}, PIP_INDEX_URL=f"http://127.0.0.1:{port}/simple")
     ask = "curl -sS -w '%{http_code}\n' "
     async with opened(provider, cache, here) as shop:
         script = f"{ask} http://mirror.test:{port}/ http://127.0.0.1:{port}/ >$SWEEP_AGENT_PREFIX/said"
         layer = shop.layer(await shop.add(wanted(script)))
         assert (layer / "said").read_text() == "hello\n200\nhello\n200\n"
-        script = f"{ask} http://named.test:{port}/ http://other.test/ http://169.254.169.254/ http://localhost:{port + 1}/; false"
-        install = wanted(script, key="k2", hosts=(f"named.test:{port}",))
+        places = (f"named.test:{other}", "other.test", "169.254.169.254", f"localhost:{other}")
+        script = f"{ask} {' '.join(f'http://{place}/' for place in places)}; false"
+        install = wanted(script, key="k2", hosts=(f"named.test:{other}",))
         with pytest.raises(InstallFailed) as failed:
             await shop.add(install)
     assert "hello" not in str(failed.value)
-    assert "named.test:" in str(failed.value)
-    assert "It was not let out to named.test" in str(failed.value)
-    assert "other.test, 169.254.169.254, localhost:" in str(failed.value)
+    assert f"It was not let out to {', '.join(places)}: no setting" in str(failed.value)
     assert "name it in [network] hosts of the agent's file" in str(failed.value)
 
 
@@ -216,10 +213,8 @@ async def test_where_the_machine_goes_out_by_a_proxy_installs_do_and_cannot_go_e
 async def test_settings_beside_programs_are_covered(shop: Shop, tmp_path: Path) -> None:
     """They are there for everybody on the machine, and a devbox is somebody else."""
     binds = covers(tmp_path / "nothing")
-    script = (
-        "for file in /usr/etc/npmrc /usr/local/etc/npmrc /usr/pip.conf; do if test -s $file; then echo $file; fi; done"
-    )
     async with shop.box(Prepared(binds=binds)) as box:
-        assert (await shop.said(box, script)).output == ""
+        for place in ("/usr/etc/npmrc", "/usr/local/etc/npmrc", "/usr/pip.conf"):
+            assert (await shop.said(box, f"cat {place} 2>/dev/null")).output == ""
         for bind in binds:
             assert (await shop.said(box, f"wc -c <{bind.target}")).output.strip() == "0"
