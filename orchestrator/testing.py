@@ -126,8 +126,9 @@ class Script:
     faults: dict[str, list[WorldError]] = field(default_factory=dict)
     #: Calls that take longer than others.
     slow: dict[str, float] = field(default_factory=dict)
-    #: How many scorings end with a scorer in error before one does not.
+    #: How many scorings end with a scorer in error before one does not, and how many before that ask no scorer at all.
     broken_scorings: int = 0
+    unheard_scorings: int = 0
     #: Devboxes that never boot, and devboxes that die while the agent works: so many of the first.
     failing_boots: int = 0
     dying_devboxes: int = 0
@@ -309,6 +310,10 @@ class MemoryEndpoint:
     async def wait_scored(self, run_id: str) -> ScenarioRun:
         await self._call("wait_scored")
         await anyio.sleep(self.script.scoring)
+        if self.script.unheard_scorings > 0:
+            self.script.unheard_scorings -= 1
+            self.runs[run_id] = replace(self.runs[run_id], state="failed")
+            return self.runs[run_id]
         is_broken = self.script.broken_scorings > 0
         self.script.broken_scorings -= is_broken
         scorer = ScorerResult(

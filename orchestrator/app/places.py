@@ -122,15 +122,18 @@ def _import_gateway() -> "type[Gateway]":
     return gateway
 
 
-async def list_benchmarks(endpoint: Definitions) -> list[Benchmark]:
-    """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes."""
+async def list_benchmarks(endpoint: Definitions, patience: float = GREETING) -> list[Benchmark]:
+    """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes.
+
+    `patience` is how many seconds it may take to answer.
+    """
     try:
-        with anyio.fail_after(GREETING):
+        with anyio.fail_after(patience):
             return await endpoint.benchmarks()
     except Unauthorized as error:
         raise UsageError(f"{endpoint.url} refuses the key in RUNLOOP_API_KEY: {error}") from None
     except TimeoutError:
-        raise UsageError(f"{endpoint.url} did not answer for {GREETING:g} s. Is the address right?") from None
+        raise UsageError(f"{endpoint.url} did not answer for {patience:g} s. Is the address right?") from None
     except WorldError as error:
         raise UsageError(
             f"{endpoint.url} does not serve benchmarks: {_in_short(error)}. Runloop's hosted API was retired: "
@@ -143,9 +146,9 @@ def _in_short(error: WorldError) -> str:
     return shorten(error.message, 300, placeholder=" …")
 
 
-async def find_benchmark(endpoint: Definitions, name: str) -> Benchmark:
-    """The benchmark with this name or id. Raises UsageError suggesting near names."""
-    known = await list_benchmarks(endpoint)
+async def find_benchmark(endpoint: Definitions, name: str, patience: float = GREETING) -> Benchmark:
+    """The benchmark with this name or id. Raises UsageError suggesting near names, and as `list_benchmarks` does."""
+    known = await list_benchmarks(endpoint, patience)
     found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]
     if len(found) == 1:
         return found[0]

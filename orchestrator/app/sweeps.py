@@ -18,7 +18,7 @@ from orchestrator import __version__, logs
 from orchestrator.agentkit import loader
 from orchestrator.app import AGENTS
 from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
-from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.app.places import GREETING, Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.state import State
 from orchestrator.config import ArmConfig, SweepConfig, moment
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
@@ -39,7 +39,7 @@ from orchestrator.engine.worker import run_all
 from orchestrator.errors import JournalError, Refused, Unavailable, UsageError, WorldError
 from orchestrator.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
-from orchestrator.journal import Journal
+from orchestrator.journal import MANIFEST, Journal
 from orchestrator.ledger import Ledger
 from orchestrator.model import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan, select
@@ -175,13 +175,14 @@ async def _run(
 ) -> int:
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
     arms = await load_arms(config.arms, config.python, given, place=place)
+    is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     stopping, limits = state.stopping, state.limits
     state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
     redactor, hidden = redactor_of(arms), secrets_of(arms)
     async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back, hidden=hidden) as endpoint:
-        benchmark = await find_benchmark(endpoint, name)
+        benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING)
         arms = await supply_arms(arms, endpoint)
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet

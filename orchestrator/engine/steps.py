@@ -188,7 +188,7 @@ async def score(ctx: Context, work: Work) -> Facts:
         await _ask_for_score(ctx, work, run)
     if run.state not in RUN_RESULT or _faults(run):
         work.run = await ctx.endpoint.wait_scored(run.id)
-    scored: ScenarioRun = given(work.run, "the run")
+    scored: ScenarioRun = await _judged(ctx, work)
     for scorer in scored.scorers:
         log = f"scorers/{path_part(scorer.name)}.log"
         await work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
@@ -199,6 +199,25 @@ async def score(ctx: Context, work: Work) -> Facts:
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
     return {"score": scored.score}
+
+
+async def _judged(ctx: Context, work: Work) -> ScenarioRun:
+    """The run once a scorer has said something: where the service could ask none, it is told to try again, later.
+
+    Returned as it is when its devbox is gone, or when that was tried for a minute.
+    """
+    run: ScenarioRun = given(work.run, "the run")
+    for number, pause in enumerate((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), 1):
+        if run.state != "failed" or run.scorers:
+            break
+        await unchanged_scenario(ctx, work)
+        if (await ctx.endpoint.devbox(run.devbox_id)).status in DEVBOX_DEAD:
+            break
+        structlog.get_logger().warning("score.unheard", trial=str(work.key), run=run.id)
+        await anyio.sleep(pause)
+        await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}-{number}"))
+        work.run = run = await ctx.endpoint.wait_scored(run.id)
+    return run
 
 
 def _faults(run: ScenarioRun) -> str:

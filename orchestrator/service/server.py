@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from orchestrator.errors import UsageError, leaf
-from orchestrator.service.address import Address, forget_address, hold_lock, is_loopback, needing, publish
+from orchestrator.service.address import LOCK, Address, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
@@ -74,6 +74,8 @@ KEEP_ALIVE: Final = 75
 #: Seconds that requests in flight get once the devboxes are gone.
 _LAST_REPLIES: Final = 3
 _CLOSE_TIMEOUT: Final = 20
+#: Seconds between two looks whether its state folder is there.
+_LOOK_EVERY: Final = 2.0
 _MAX_OPEN_FILES: Final = 65_536
 #: Connections that have not shown the token: as many as wait in the backlog, and never more than half of our files.
 _MAX_STRANGERS: Final = BACKLOG
@@ -286,6 +288,7 @@ async def serve(
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:
                         watchers.start_soon(_stop_unused, service, linger)
+                    watchers.start_soon(_stop_homeless, service, state)
                     with publish(state, address):
                         structlog.get_logger().info("service.listening", url=address.url, isolation=isolation)
                         task_status.started(address)
@@ -322,6 +325,23 @@ async def _stop_unused(service: Service, linger: float) -> None:
     await service.activity.wait_unused(linger)
     service.activity.is_ending = True
     structlog.get_logger().info("service.unused", seconds=linger)
+    service.stopping.set()
+
+
+async def _stop_homeless(service: Service, state: Path) -> None:
+    """Without its folder it has nothing to give any more, and nobody finds it: what it runs would be nobody's."""
+    lock = await anyio.to_thread.run_sync((state / LOCK).stat)
+    while True:
+        await anyio.sleep(_LOOK_EVERY)
+        try:
+            is_home = os.path.samestat(lock, await anyio.to_thread.run_sync((state / LOCK).stat))
+        except FileNotFoundError:
+            is_home = False
+        except OSError:  # a disk that refuses for a while has it yet
+            is_home = True
+        if not is_home:
+            break
+    structlog.get_logger().error("service.homeless", state=str(state))
     service.stopping.set()
 
 

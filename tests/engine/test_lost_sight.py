@@ -156,6 +156,17 @@ def test_an_agent_that_ended_while_nobody_looked_is_not_called_timed_out(make_sw
     assert sweep.endpoint.calls["kill"] == 0
 
 
+@pytest.mark.parametrize(("unheard", "outcome"), [(4, Outcome.SCORED), (100, Outcome.FAILED)])
+def test_a_service_that_could_ask_no_scorer_is_told_to_try_again_later(
+    make_sweep: MakeSweep, unheard: int, outcome: Outcome
+) -> None:
+    """The agent is not run again, and no scoring is used up by it; there is an end to it."""
+    sweep = make_sweep(scenarios=1, scorings=2, script=Script(unheard_scorings=unheard)).run()
+    assert sweep.ledger.outcomes == {outcome: 1}
+    assert sweep.endpoint.calls["execute"] == 1
+    assert sweep.endpoint.alive == 0
+
+
 SLEEPER = """
 import anyio
 from orchestrator.awake import AwakeLoop

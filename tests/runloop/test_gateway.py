@@ -173,6 +173,13 @@ async def test_an_answer_of_somebody_else_is_trouble_on_the_way_and_the_call_is_
         await is_made_again({**CALLS, **RECEIPTS}[path], gateway, endpoint, path)
 
 
+async def test_a_redirection_is_not_followed(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/login", {**RUN, "state": "completed"})
+    endpoint.on(RUN_PATH, Response(status_code=302, headers={"location": f"{endpoint.url}/v1/login"}), RUN)
+    assert (await gateway.run("scr_1")).state == "running"
+    assert endpoint.calls["/login"] == 0
+
+
 async def test_a_thing_that_was_not_asked_for_is_no_answer(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on(f"{RUN_PATH}/complete", {**RUN, "id": "scr_2"}, {**RUN, "state": "completed"})
     await gateway.complete("scr_1")
