@@ -1,5 +1,6 @@
 """structlog, set up once: JSON lines to a file or to standard error. Nobody else configures logging."""
 
+import json
 import logging
 import os
 import sys
@@ -9,8 +10,9 @@ from io import FileIO, TextIOBase
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-import orjson
 import structlog
+
+from orchestrator.printable import json_line
 
 
 def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
@@ -46,7 +48,7 @@ class _LogFile(TextIOBase):
 
 def _plain(value: Any) -> Any:
     """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
-    return orjson.loads(orjson.dumps(value, default=str))
+    return json.loads(json_line(value, str))
 
 
 def _configure(
@@ -59,7 +61,7 @@ def _configure(
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             lambda _logger, _method, event: mask(_plain(event)),
-            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode()),
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: json_line(event, str).rstrip("\n")),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=factory,

@@ -9,15 +9,16 @@ from typing import Any, Final
 
 import anyio
 import orjson
-from rich.console import Console
 
 from orchestrator.app import BUNDLED, sweeps
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.config import resolve
 from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
+from orchestrator.printable import printable_lines
 from orchestrator.service.catalog.catalog import problems
 from orchestrator.service.catalog.problems import Problem
+from orchestrator.view.out import say
 
 #: Bytes below which two equal files say nothing.
 TELLING: Final = 40
@@ -25,18 +26,18 @@ TELLING: Final = 40
 
 async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path) -> int:
     """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
-    out = Console(highlight=False, soft_wrap=True)
     folder = _folder(benchmark)
     found = await anyio.to_thread.run_sync(lambda: [*problems(folder), *_leaks(folder)])
     for problem in found:
-        out.print(f"{problem.severity}: {problem}", markup=False)
+        say(f"{problem.severity}: {problem}")
     has_errors = any(problem.severity == "error" for problem in found)
     if not is_static and not has_errors:
         complaints = await _prove(folder, isolation, runs)
         for complaint in complaints:
-            out.print(f"error: {complaint}", markup=False)
+            for line in printable_lines(f"error: {complaint}"):
+                say(line)
         has_errors = bool(complaints)
-    out.print(f"{folder.name}: {'not sound' if has_errors else 'sound'}", markup=False)
+    say(f"{folder.name}: {'not sound' if has_errors else 'sound'}")
     return EXIT_FAILED if has_errors else EXIT_OK
 
 

@@ -4,6 +4,7 @@ The published client takes as long to import as the embedded service takes to st
 """
 
 import importlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
+import structlog
 
+from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.embedded import Service
 from orchestrator.errors import Unauthorized, UsageError, WorldError
@@ -97,6 +100,8 @@ async def open_endpoint(
 
     An embedded service that is started for it does not get the `hidden` variables of our environment.
     """
+    if not structlog.is_configured():  # by default it would print to standard output
+        logs.to_stream(level=logging.WARNING)
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         service = None

@@ -14,6 +14,7 @@ from orchestrator.service.address import Address
 from orchestrator.service.chaos.rules import read_rules
 from orchestrator.service.dialect import FOREIGN, OURS
 from orchestrator.service.server import Isolation, serve
+from orchestrator.view.out import say
 
 
 async def run(
@@ -65,4 +66,4 @@ async def run(
 
         address: Address = await tasks.start(listen)
         if not is_quiet:
-            print(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}", flush=True)  # noqa: T201
+            say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")

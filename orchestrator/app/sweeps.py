@@ -43,7 +43,8 @@ from orchestrator.model import Benchmark, TrialKey
 from orchestrator.plan import Plan, select
 from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import Endpoint
-from orchestrator.view.progress import Progress, Style, leave_screen, tell_slow_phases
+from orchestrator.view.out import leave_screen
+from orchestrator.view.progress import Progress, Style, tell_slow_phases
 
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5

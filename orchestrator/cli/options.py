@@ -1,5 +1,6 @@
 """Options that several commands share, and small helpers for all of them."""
 
+import os
 import sys
 from collections.abc import Callable, Container
 from inspect import Parameter, signature
@@ -83,10 +84,11 @@ RUNS: Final = Path("runs")
 
 
 def style(*, as_json: bool) -> "Style":
-    """How to draw: JSON if asked, a screen on a terminal, lines otherwise."""
+    """How to draw: JSON if asked, a screen on a terminal that can be drawn on, lines otherwise."""
     if as_json:
         return "json"
-    return "terminal" if sys.stdout.isatty() else "plain"
+    can_redraw = os.environ.get("TERM", "dumb").lower() not in {"", "dumb", "unknown"}
+    return "terminal" if sys.stdout.isatty() and can_redraw else "plain"
 
 
 def borrowing(command: Callable[..., Any], *, but: Container[str]) -> Callable[[Callable[..., T]], Callable[..., T]]:

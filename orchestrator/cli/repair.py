@@ -12,11 +12,12 @@ def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such
     A trial whose result was lost is run again by the next `sweep run --name` on the folder.
     """
     from orchestrator import salvage
+    from orchestrator.view.out import say
 
     lost = salvage.repair(folder)
     if lost is None:
-        typer.echo(f"{folder}: nothing is damaged.")
+        say(f"{folder}: nothing is damaged.")
         return
-    typer.echo(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+    say(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
     if lost.trials:
-        typer.echo(f"They spoke of {', '.join(lost.trials)}.")
+        say(f"They spoke of {', '.join(lost.trials)}.")

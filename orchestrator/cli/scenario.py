@@ -39,6 +39,7 @@ def run(
     """Run one scenario by itself and tell every step: start, boot, solve, score, complete."""
     from orchestrator.app import single
     from orchestrator.config import resolve
+    from orchestrator.view.out import write_by_threads
 
     config = resolve(
         {
@@ -53,4 +54,5 @@ def run(
         source="sweep scenario run",
     )
     given = variables_of(env_file)
+    write_by_threads()
     raise typer.Exit(anyio.run(lambda: single.run(scenario, config, runs=runs, given=given)))

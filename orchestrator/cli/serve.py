@@ -83,7 +83,9 @@ def serve(
     Spared are /v1/sweep and the shutdown of devboxes.
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.app import serving
+    from orchestrator.view.out import write_by_threads
 
+    write_by_threads()
     anyio.run(
         lambda: serving.run(
             host=host,
