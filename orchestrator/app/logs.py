@@ -174,7 +174,7 @@ def _list(folder: Path, plan: Plan, ledger: Ledger) -> None:
         for attempt in range(1, (trial.attempts if trial else 0) + 1):
             assert trial is not None
             place = attempt_folder(folder, key, names[key.scenario], attempt)
-            what = f"{names[key.scenario]}  {key.arm}  {key.number}  attempt {attempt}  {_standing(trial, attempt)}"
+            what = f"{names[key.scenario]} {key.arm} {key.number} attempt {attempt} {_standing(trial, attempt)}"
             files = ", ".join(sorted({each.relative_to(place).parts[0] for each in _files(place)}))
             say(f"{what}: {files}")
 

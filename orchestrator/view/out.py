@@ -64,8 +64,8 @@ class Output:
         #: How many lines are missing, and how many of them are being told of.
         self._left_out = self._saying = 0
         #: The picture that is to be seen, and the one that is.
-        self._wanted: Sequence[bytes] = ()
-        self._drawn: Sequence[bytes] = ()
+        self._wanted: tuple[bytes, ...] = ()
+        self._drawn: tuple[bytes, ...] = ()
         self._is_torn = self._is_leaving = False
         self._moved_at = time.monotonic()
         self._idle = Event()
@@ -92,7 +92,7 @@ class Output:
     def show(self, picture: Sequence[str]) -> None:
         """Have these lines, and no earlier ones, at the end of the screen; they are no wider than it is."""
         with self._lock:
-            self._wanted = [line.encode(errors="backslashreplace") for line in picture]
+            self._wanted = tuple(line.encode(errors="backslashreplace") for line in picture)
             self._ring()
 
     def settle(self, stall: float = STALL) -> bool:

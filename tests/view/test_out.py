@@ -89,6 +89,16 @@ def test_who_writes_more_than_anybody_reads_never_waits_and_what_is_missing_is_c
     assert gaps
 
 
+def test_what_is_written_after_an_empty_picture_was_shown_is_written_too() -> None:
+    with reading() as (ours, theirs):
+        output = Output(theirs, left_out)
+        output.show([])
+        assert output.settle()
+        output.write(b"a line\n")
+        assert output.settle()
+        assert os.read(ours, 65536) == b"a line\n"
+
+
 def test_a_reader_that_is_gone_ends_the_output_and_nothing_else() -> None:
     with reading() as (ours, theirs):
         output = Output(theirs, left_out)

@@ -168,9 +168,9 @@ def test_a_terminal_is_drawn_on_while_trials_finish(
     ledger = Ledger()
 
     def events() -> Iterator[Event]:
-        for event in NIGHT:
+        for event in (*NIGHT, StageEntered(trial="s1/a/1", attempt=2, stage=Stage.START)):
             yield event
-            settle()
+            settle()  # what was drawn before it
 
     with threads():
         progress = make(ledger, make_plan("x", "y", "z"), "terminal")
