@@ -9,6 +9,9 @@ import signal
 import sys
 from io import FileIO, TextIOWrapper
 
+if not __package__:  # run by path, as `program` does: what is imported below may be nowhere else
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120 - importing pathlib takes long
+
 
 def main() -> None:
     """Load the command line and run it."""

@@ -12,7 +12,6 @@ import fcntl
 import hmac
 import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import httpx
 import orjson
 import structlog
 
+from orchestrator import program
 from orchestrator.errors import Unavailable, UsageError
 
 SERVICES: Final = ".service"
@@ -217,7 +217,7 @@ def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Pat
 
 
 def _command(state: Path, benchmarks: Sequence[Path], isolation: str) -> list[str]:
-    command = [sys.executable, "-m", "orchestrator", "serve", "--state", str(state), "--isolation", isolation]
+    command = [*program.command(), "serve", "--state", str(state), "--isolation", isolation]
     command += ["--port", "0", "--linger", str(LINGER), "--quiet"]
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]

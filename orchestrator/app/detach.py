@@ -12,6 +12,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Final
 
+from orchestrator import program
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.errors import JournalError
 from orchestrator.runs import as_typed
@@ -54,7 +55,7 @@ def start(*, as_json: bool) -> int:
     """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
     read, write = os.pipe()
     child = Popen(
-        [sys.executable, "-m", "orchestrator", *sys.argv[1:]],
+        [*program.command(), *sys.argv[1:]],
         stdin=DEVNULL,
         start_new_session=True,
         pass_fds=[write],
