@@ -1,5 +1,6 @@
 """Odd surroundings: nothing that lies in the folder sweep is started in is run unless it is asked for."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,3 +84,21 @@ def test_a_module_of_the_folder_that_is_named_as_the_agent_is_run_and_no_other(s
     ended = served.spawn([SWEEP, *words], served.service.environment).end()
     assert (ended.status, said(told)) == (0, ""), str(ended)
     assert [result["score"] for result in served.results("runs/mine")] == [1.0]
+
+
+@pytest.mark.parametrize(("before", "status"), [("", 0), ("echo 0 >/proc/sys/user/max_user_namespaces; ", 2)])
+def test_root_of_a_namespace_with_one_user_sweeps_or_is_told_what_to_do(
+    desk: "Desk", sandboxes: None, before: str, status: int
+) -> None:
+    """As in a container that maps one user; sandboxes need no other."""
+    enter = ["unshare", "-Ur", "sh", "-c", f'{before}exec "$0" "$@"']
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespaces here")
+    words = ("run", "bugfix-mini", "--agent", "oracle", "--limit", "1", "--name", "mine")
+    ended = desk.spawn([*enter, SWEEP, *words]).end()
+    assert ended.status == status, str(ended)
+    if status:
+        assert "sysctl -w user.max_user_namespaces=65536" in ended.err
+        assert "--isolation none" in ended.err
+    else:
+        assert [result["score"] for result in desk.results("runs/mine")] == [1.0]
