@@ -84,13 +84,16 @@ def choose_folder(
     if path is None:
         path = runs / config.name if config.name else _new_path(runs, plan)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)  # what agents print and find may be nobody else's business
     except OSError as error:
         raise UsageError(
             f"{path}: the run folder cannot be made: {error.strerror}. Give another --runs or --name."
         ) from None
     try:
-        with locked(path):  # two that start at once must not both write it, nor one change it under another
+        with locked(
+            path, config.lock
+        ):  # two that start at once must not both write it, nor one change it under another
             return _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
     except OSError as error:
         raise JournalError(f"{path} cannot be written: {error}") from error

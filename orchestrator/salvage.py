@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.errors import InternalError, JournalError, UsageError
 from orchestrator.events import SCHEMA, Event, SweepOpened, TrialFinished, from_line
-from orchestrator.journal import CHECKPOINT, JOURNAL, locked, result_line, write_atomically
+from orchestrator.journal import CHECKPOINT, JOURNAL, lock_of, locked, result_line, write_atomically
 from orchestrator.ledger import Ledger
 
 
@@ -34,7 +34,7 @@ def repair(folder: Path) -> Lost | None:
     if not path.is_file():
         raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
     try:
-        with locked(folder):
+        with locked(folder, lock_of(folder)):
             return _repair(folder, path)
     except OSError as error:
         raise JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error

@@ -16,7 +16,7 @@ FLOORS: Final = (
     {"events"},
     {"ledger"},
     {"policy", "plan", "config", "reopen"},
-    {"runloop", "agentkit", "journal", "folder", "runs", "salvage", "embedded", "program", "logs", "testing"},
+    {"runloop", "agentkit", "journal", "folder", "runs", "salvage", "embedded", "locks", "program", "logs", "testing"},
     {"engine", "view"},
     {"app"},
     {"cli", "__main__"},
@@ -73,7 +73,7 @@ def test_imports_point_down_only() -> None:
 
 
 def test_the_service_imports_of_ours_only_what_is_for_everybody() -> None:
-    allowed = {"service", "errors", "logs", "printable", "orchestrator"}
+    allowed = {"service", "errors", "locks", "logs", "printable", "orchestrator"}
     assert [
         f"{module} imports {name}"
         for module, name in _edges()

@@ -24,7 +24,7 @@ from orchestrator.view.out import say
 TELLING: Final = 40
 
 
-async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path) -> int:
+async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
     """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
     folder = _folder(benchmark)
     found = await anyio.to_thread.run_sync(lambda: [*problems(folder), *_leaks(folder)])
@@ -32,7 +32,7 @@ async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path) 
         say(f"{problem.severity}: {problem}")
     has_errors = any(problem.severity == "error" for problem in found)
     if not is_static and not has_errors:
-        complaints = await _prove(folder, isolation, runs)
+        complaints = await _prove(folder, isolation, runs, lock)
         for complaint in complaints:
             for line in printable_lines(f"error: {complaint}"):
                 say(line)
@@ -53,13 +53,14 @@ def _folder(benchmark: str) -> Path:
     )
 
 
-async def _prove(folder: Path, isolation: str, runs: Path) -> list[str]:
+async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[str]:
     """Run the reference solution and the empty one; returns what is not as it must be."""
     config = resolve(
         {
             "benchmark": str(folder),
             "arms": [{"agent": "oracle"}, {"agent": "nop"}],
             "isolation": isolation,
+            "lock": lock,
             "attempts": 1,
             "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
         }

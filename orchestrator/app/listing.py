@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.app import BUNDLED, places
+from orchestrator.locks import Kind
 from orchestrator.model import ScenarioSummary
 from orchestrator.printable import printable
 from orchestrator.view.out import Page, say_json
@@ -15,18 +16,20 @@ from orchestrator.view.out import Page, say_json
 WIDEST: Final = 1000
 
 
-async def benchmarks(*, endpoint: str | None, isolation: str, runs: Path, as_json: bool) -> None:
+async def benchmarks(*, endpoint: str | None, isolation: str, runs: Path, lock: Kind, as_json: bool) -> None:
     """List every benchmark of the endpoint, or of the embedded service."""
-    place = places.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs)
+    place = places.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock)
     async with places.open_endpoint(place) as opened:
         known = await places.list_benchmarks(opened)
     rows = [{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known]
     print_rows(rows, as_json=as_json)
 
 
-async def scenarios(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, as_json: bool) -> None:
+async def scenarios(
+    benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind, as_json: bool
+) -> None:
     """List the scenarios of one benchmark."""
-    place, name = places.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs)
+    place, name = places.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
     async with places.open_endpoint(place) as opened:
         summaries = await opened.summaries(await places.find_benchmark(opened, name))
     print_rows([_row(summary) for summary in summaries], as_json=as_json)

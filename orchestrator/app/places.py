@@ -23,6 +23,7 @@ from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.embedded import Service
 from orchestrator.errors import Unauthorized, UsageError, WorldError
+from orchestrator.locks import Kind
 from orchestrator.model import Benchmark, Scenario, ScenarioSummary
 
 if TYPE_CHECKING:
@@ -56,22 +57,25 @@ class Where:
     folders: tuple[Path, ...]
     isolation: str
     runs: Path
+    lock: Kind = "file"
 
 
-def where(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path) -> tuple[Where, str]:
+def where(
+    benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
+) -> tuple[Where, str]:
     """Where to look for a benchmark, and its name there. A path is served by the embedded service."""
     endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
-        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs), benchmark
+        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock), benchmark
     if endpoint:
         raise UsageError(
             f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint, and RUNLOOP_BASE_URL, "
             "to have it served here."
         )
     folder = path.expanduser().resolve()
-    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs), _name_of(folder)
+    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), _name_of(folder)
 
 
 def _name_of(folder: Path) -> str:
@@ -107,7 +111,13 @@ async def open_endpoint(
         service = None
         if place.endpoint is None:
             service = await stack.enter_async_context(
-                Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation, hidden=hidden)
+                Service.open(
+                    place.runs,
+                    benchmarks=place.folders,
+                    isolation=place.isolation,
+                    hidden=hidden,
+                    lock=place.lock,
+                )
             )
             url, token = service.address.url, service.address.token
         else:

@@ -10,6 +10,7 @@ from anyio.abc import TaskStatus
 from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.errors import UsageError
+from orchestrator.locks import RISK, Kind
 from orchestrator.service.address import Address
 from orchestrator.service.chaos.rules import read_rules
 from orchestrator.service.dialect import FOREIGN, OURS
@@ -29,6 +30,7 @@ async def run(
     is_foreign: bool,
     chaos: Path | None,
     secret_names: Sequence[str],
+    lock: Kind,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -61,9 +63,12 @@ async def run(
                 dialect=FOREIGN if is_foreign else OURS,
                 chaos=rules,
                 secret_names=secret_names,
+                lock=lock,
                 task_status=task_status,
             )
 
+        if lock == "none":
+            structlog.get_logger().warning("lock.none", risk=RISK.format(where))
         address: Address = await tasks.start(listen)
         if not is_quiet:
             say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")

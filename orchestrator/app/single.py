@@ -58,7 +58,9 @@ class Teller:
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
-    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    place, name = where(
+        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+    )
     arms = await load_arms(config.arms, config.python, given, place=place)
     ledger, redactor = Ledger(), redactor_of(arms)
     async with open_endpoint(place, rate=config.rate, hidden=secrets_of(arms)) as endpoint:

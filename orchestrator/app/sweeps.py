@@ -39,6 +39,7 @@ from orchestrator.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
+from orchestrator.locks import RISK
 from orchestrator.model import Benchmark, TrialKey
 from orchestrator.plan import Plan, select
 from orchestrator.reopen import Again, Fate, named, verdicts
@@ -164,7 +165,9 @@ async def _run(
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
-    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    place, name = where(
+        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+    )
     arms = await load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
@@ -180,7 +183,7 @@ async def _run(
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
-        async with Journal.open(folder.path, ledger) as journal:
+        async with Journal.open(folder.path, ledger, lock=config.lock) as journal:
             logs.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
@@ -198,7 +201,7 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            for notice in _notices(config, arms, redactor):
+            for notice in _notices(config, arms, redactor, folder.path):
                 progress.say(notice)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
@@ -214,8 +217,10 @@ async def _run(
     return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
 
 
-def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor) -> Iterator[str]:
+def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, folder: Path) -> Iterator[str]:
     """What is better known before the night than after it."""
+    if config.lock == "none":
+        yield RISK.format(folder)
     if config.network == "host":
         yield OPEN_NETWORK
     if redactor.unmasked:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from orchestrator.locks import Kind
+
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style
 
@@ -34,6 +36,25 @@ _ISOLATION: Final = typer.Option(
 IsolationOption = Annotated[str, _ISOLATION]
 #: None where nobody says, so that a settings file may.
 IsolationChoice = Annotated[str | None, _ISOLATION]
+
+
+def _kind_of_lock(text: str) -> Kind:
+    if text not in {"file", "none"}:
+        raise typer.BadParameter(f"{text!r} is none of file, none", param_hint="--lock")
+    return "none" if text == "none" else "file"
+
+
+_LOCK: Final = typer.Option(
+    "--lock",
+    metavar="file|none",
+    parser=_kind_of_lock,
+    envvar="SWEEP_LOCK",
+    help="What keeps a second process out of a folder: a lock, or none, for file systems without locks. Then there is "
+    "a note only, which is not proof against a second one on another machine: see to it yourself.",
+)
+LockOption = Annotated[Kind, _LOCK]
+#: None where nobody says, so that a settings file may.
+LockChoice = Annotated[Kind | None, _LOCK]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
 RetryOption = Annotated[
     list[str] | None,

@@ -16,7 +16,7 @@ FIXED = (
     *("network", "isolation", "python", "name", "config"),
 )
 #: What changes nothing of a finished sweep.
-IDLE = ("endpoint", "detach", "env_file")
+IDLE = ("endpoint", "detach", "env_file", "lock")
 
 
 @borrowing(run, but=FIXED)

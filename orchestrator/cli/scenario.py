@@ -10,6 +10,7 @@ from orchestrator.cli.options import (
     EndpointOption,
     EnvFileOption,
     IsolationOption,
+    LockOption,
     NetworkOption,
     PythonOption,
     RunsOption,
@@ -34,6 +35,7 @@ def run(
     env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     runs: RunsOption = RUNS,
 ) -> None:
     """Run one scenario by itself and tell every step: start, boot, solve, score, complete."""
@@ -48,6 +50,7 @@ def run(
             "attempts": 1,
             "endpoint": endpoint,
             "isolation": isolation,
+            "lock": lock,
             **({"network": network} if network else {}),
             "python": python,
         },

@@ -6,7 +6,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import IsolationOption
+from orchestrator.cli.options import IsolationOption, LockOption
 
 STATE = Path.home() / ".local" / "state" / "sweep" / "service"
 
@@ -29,6 +29,7 @@ def serve(
         ),
     ] = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     linger: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End when no client has asked anything for so long. [never]")
     ] = None,
@@ -98,6 +99,7 @@ def serve(
             is_foreign=foreign,
             chaos=chaos,
             secret_names=secret or [],
+            lock=lock,
             is_quiet=quiet,
         )
     )

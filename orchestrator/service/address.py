@@ -4,11 +4,9 @@ The lock is held by the process, not by the file: it is gone when the process is
 may outlive a killed service; whoever reads it has the service prove itself before sending the token: `/v1/sweep/proof`.
 """
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -16,11 +14,9 @@ from typing import Final, Self
 import orjson
 
 from orchestrator.errors import UsageError
+from orchestrator.locks import Held, Kind, hold
 
-LOCK: Final = "lock"
 ADDRESS: Final = "address.json"
-#: A sweep that looks whether the lock is free, before it starts a service, holds it for an instant.
-_TRIES, _INSTANT = 3, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,33 +37,19 @@ class Address:
 
 
 @contextmanager
-def hold_lock(state: Path) -> Iterator[None]:
-    """Hold a state folder, made if it is missing. Raises UsageError naming the process that holds it."""
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"The state folder {state} cannot be used: {error}. Name another one.") from None
-    try:
-        _take(lock, state)
+def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
+    """Hold a state folder, made if it is missing. Raises UsageError naming the process that holds it; see `locks`."""
+    with ExitStack() as stack:
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(hold(state, lock))
+        except OSError as error:
+            raise UsageError(f"The state folder {state} cannot be used: {error}. Name another one.") from None
+        except Held as held:
+            raise UsageError(
+                f"A service ({held}) already holds the state folder {state}: use that one, stop it, or name another."
+            ) from None
         yield
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, state: Path) -> None:
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        time.sleep(_INSTANT)
-    else:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise UsageError(
-            f"A service (pid {holder}) already holds the state folder {state}: use that one, stop it, or name another."
-        )
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 @contextmanager

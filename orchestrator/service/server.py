@@ -29,6 +29,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from orchestrator.errors import UsageError, leaf
+from orchestrator.locks import Kind
 from orchestrator.service.address import Address, forget_address, hold_lock, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
@@ -104,6 +105,7 @@ class Service:
         dialect: Dialect = OURS,
         chaos: Rules | None = None,
         secret_names: Sequence[str] = (),
+        lock: Kind = "file",
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
@@ -114,7 +116,7 @@ class Service:
         isolation = Isolation(isolation)
         dice = None if chaos is None else Dice(chaos)
         async with (
-            Store.open(state / "service.sqlite") as store,
+            Store.open(state / "service.sqlite", lock) as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts.build(store, provider, state, benchmarks, dialect, dice)
@@ -237,6 +239,7 @@ async def serve(
     dialect: Dialect = OURS,
     chaos: Rules | None = None,
     secret_names: Sequence[str] = (),
+    lock: Kind = "file",
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
@@ -251,7 +254,7 @@ async def serve(
         raise UsageError(f"--secret {missing[0]}: there is no such variable in the environment of the service.")
     token = token or secrets.token_urlsafe(32)
     raise_open_files()
-    with hold_lock(state), _listen(host, port) as listener, _ungrouped():
+    with hold_lock(state, lock), _listen(host, port) as listener, _ungrouped():
         forget_address(state)
         async with anyio.create_task_group() as watchers:
             try:
@@ -265,6 +268,7 @@ async def serve(
                         dialect=dialect,
                         chaos=chaos,
                         secret_names=secret_names,
+                        lock=lock,
                     ) as service,
                 ):
                     http.answer(service.app, BoundedHeads if chaos is None else Droppable)

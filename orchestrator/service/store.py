@@ -25,6 +25,7 @@ import orjson
 import structlog
 
 from orchestrator.errors import NotFound, Unwritable, UsageError
+from orchestrator.locks import Kind
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]
@@ -223,16 +224,17 @@ class _Job:
 class Store:
     """Use `async with Store.open(path) as store`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: Kind = "file") -> None:
         self._path = path
+        self._lock = lock
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator["Store"]:
+    async def open(cls, path: Path, lock: Kind = "file") -> AsyncIterator["Store"]:
         """Open or create the file. Raises UsageError if it was written by a newer version."""
-        store = cls(path)
+        store = cls(path, lock)
         store._thread.start()
         try:
             await store.write(_create)
@@ -260,7 +262,7 @@ class Store:
         db: sqlite3.Connection | None = None
         while (jobs := self._next_jobs()) is not None:
             try:
-                db = db or _connect(self._path)
+                db = db or _connect(self._path, self._lock)
                 settled = _run_batch(db, jobs)
             except sqlite3.Error as error:
                 structlog.get_logger().warning("store.unwritable", path=str(self._path), error=str(error))
@@ -287,13 +289,19 @@ class Store:
         return jobs or None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode."""
+def _connect(path: Path, lock: Kind) -> sqlite3.Connection:
+    """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode.
+
+    Where there are no locks SQLite takes none, and shares no memory with others: whoever holds the folder is alone.
+    """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise sqlite3.OperationalError(str(error)) from error
-    db = sqlite3.connect(path, isolation_level=None)
+    unlocked = "?nolock=1" if lock == "none" else ""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}{unlocked}", isolation_level=None, uri=True)
+    if lock == "none":
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     return db
