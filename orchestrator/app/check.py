@@ -15,7 +15,7 @@ from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.config import resolve
 from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
-from orchestrator.printable import printable_lines
+from orchestrator.printable import printable, printable_lines
 from orchestrator.service.catalog.catalog import problems
 from orchestrator.service.catalog.problems import Problem
 from orchestrator.view.out import say
@@ -72,7 +72,7 @@ async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[st
 
 def _judge(result: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one trial of `oracle` or `nop`."""
-    name, arm, score = result["scenario_name"], result["arm"], result["score"]
+    name, arm, score = printable(result["scenario_name"]), result["arm"], result["score"]
     if result["outcome"] != "scored":
         yield f"{name}: {arm} got no score: {result['failure']['message']}"
     elif arm == "oracle" and score != 1.0:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from orchestrator import events
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.app.places import find_benchmark, open_endpoint, where
@@ -27,6 +29,7 @@ from orchestrator.engine.remote import Remote
 from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.events import Event
+from orchestrator.folder import make_folder
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
 from orchestrator.printable import printable_lines
@@ -73,6 +76,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         if redactor.unmasked:
             say(TOO_SHORT.format(", ".join(redactor.unmasked)))
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        await anyio.to_thread.run_sync(make_folder, folder)
         key = TrialKey(summary.id, config.arms[0].name, 1)
         ctx = Context(
             sweep=folder.name,
