@@ -182,6 +182,8 @@ class SweepConfig(Knobs):
     max_devbox_hours: PositiveFloat | None = None
     #: A night in which much fails is better looked at than paid for.
     max_failures: PositiveInt | None = None
+    #: Whether the folder's lock keeps other processes out; "none" for file systems that have no locks: see `locks`.
+    lock: Literal["file", "none"] = "file"
     #: How long those in flight may go on after a stop; None: to their end after Ctrl-C at a terminal and at the end of
     #: a budget, 5 minutes after a signal from whoever cannot wait for ever (a service manager, a shutdown).
     drain: Patience | None = None

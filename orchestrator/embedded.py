@@ -8,11 +8,9 @@ everybody else finds that one, under a new address and a new token. Keeping the 
 took the port in between, and would need a second answer for the night in which somebody did.
 """
 
-import fcntl
 import hmac
 import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,11 +25,12 @@ import httpx
 import orjson
 import structlog
 
+from orchestrator import program
 from orchestrator.errors import Unavailable, UsageError
+from orchestrator.locks import Kind, holder
 
 SERVICES: Final = ".service"
 ADDRESS: Final = "address.json"
-LOCK: Final = "lock"
 LOG: Final = "service.log"
 LINGER: Final = 600
 #: Seconds between two looks at it, each of which is a sign of life of ours too.
@@ -103,7 +102,7 @@ class _Seeker:
 
     async def _find(self) -> Address | None:
         """Where it is, if it has noted that we are there; one that is about to end does not. Raises OSError."""
-        if not _is_locked(self.state):
+        if holder(self.state) is None:
             return None
         with anyio.move_on_after(PATIENCE):
             address = await Address.read(self.http, self.state)
@@ -119,7 +118,7 @@ class _Seeker:
         self.children = [each for each in self.children if each.poll() is None]
         if child in self.children:
             return child
-        if _is_locked(self.state):
+        if holder(self.state) is not None:
             return None
         if child is not None and child.returncode > 0:
             raise UsageError(f"The benchmark service cannot start: {_last_words(self.state)}")
@@ -146,7 +145,13 @@ class Service:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, runs: Path, *, benchmarks: Sequence[Path], isolation: str, hidden: Collection[str] = ()
+        cls,
+        runs: Path,
+        *,
+        benchmarks: Sequence[Path],
+        isolation: str,
+        hidden: Collection[str] = (),
+        lock: Kind = "file",
     ) -> AsyncIterator[Self]:
         """Find or start the service; keep it there meanwhile; ask it to end afterwards if nothing is in flight in it.
 
@@ -156,7 +161,7 @@ class Service:
         """
         state, service = _state_folder(runs, benchmarks, isolation), None
         async with _loopback() as http:
-            command = _command(state, benchmarks, isolation)
+            command = _command(state, benchmarks, isolation, lock)
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
                 service = cls(address=await seeker.find_or_start())
@@ -217,9 +222,9 @@ def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Pat
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 
 
-def _command(state: Path, benchmarks: Sequence[Path], isolation: str) -> list[str]:
-    command = [sys.executable, "-m", "orchestrator", "serve", "--state", str(state), "--isolation", isolation]
-    command += ["--port", "0", "--linger", str(LINGER), "--quiet"]
+def _command(state: Path, benchmarks: Sequence[Path], isolation: str, lock: Kind) -> list[str]:
+    command = [*program.command(), "serve", "--state", str(state), "--isolation", isolation]
+    command += ["--port", "0", "--linger", str(LINGER), "--lock", lock, "--quiet"]
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]
     return command
@@ -233,20 +238,6 @@ def _spawn(command: Sequence[str], state: Path, hidden: Collection[str]) -> Pope
         log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {_STARTED} {os.getpid()}\n".encode())
         log.flush()  # a full disk refuses here, where it can be said
         return Popen(command, stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
-
-
-def _is_locked(state: Path) -> bool:
-    """Whether a service holds the folder: no other is one, whatever its address file says. Raises OSError."""
-    try:
-        lock = (state / LOCK).open("r+")
-    except FileNotFoundError:
-        return False
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def _last_words(state: Path) -> str:

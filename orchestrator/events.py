@@ -92,7 +92,7 @@ class ExecutionStarted(AttemptEvent, frozen=True, kw_only=True, tag="execution.s
 
 class AgentStarted(AttemptEvent, frozen=True, kw_only=True, tag="agent.started"):
     pid: int
-    #: Tells this process from a later one with its number: see `agentkit.process.birth`.
+    #: Tells this process from a later one with its number: see `locks.birth`.
     birth: str
 
 

@@ -83,17 +83,28 @@ def choose_folder(
     path = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
     if path is None:
         path = runs / config.name if config.name else _new_path(runs, plan)
+    make_folder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with locked(
+            path, config.lock
+        ):  # two that start at once must not both write it, nor one change it under another
+            return _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
+    except OSError as error:
+        raise JournalError(f"{path} cannot be written: {error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a run folder that is not there yet, for its owner only: what agents print may be nobody else's business.
+
+    Raises UsageError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"{path}: the run folder cannot be made: {error.strerror}. Give another --runs or --name."
         ) from None
-    try:
-        with locked(path):  # two that start at once must not both write it, nor one change it under another
-            return _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
-    except OSError as error:
-        raise JournalError(f"{path} cannot be written: {error}") from error
 
 
 def find_folder(

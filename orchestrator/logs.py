@@ -5,6 +5,7 @@ cannot say is said in Python's words. The threads that write a sweep's journal a
 whoever waits for them would wait for ever.
 """
 
+import json
 import logging
 import os
 import sys
@@ -14,8 +15,9 @@ from io import FileIO, TextIOBase
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-import orjson
 import structlog
+
+from orchestrator.printable import json_line
 
 
 def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
@@ -75,16 +77,16 @@ class _Stream(TextIOBase):
 def _plain(event: dict[str, Any]) -> dict[str, Any]:
     """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
     try:
-        plain: dict[str, Any] = orjson.loads(orjson.dumps(event, default=str))
-    except TypeError:  # bytes of a file's name that are no text, a number beyond 64 bits, a structure without end
+        plain: dict[str, Any] = json.loads(json_line(event, str))
+    except (TypeError, ValueError, RecursionError):  # a key that is no text, a structure without end
         plain = {ascii(key)[1:-1]: _said(value) for key, value in event.items()}
     return plain
 
 
 def _said(value: Any) -> Any:
     try:
-        return orjson.loads(orjson.dumps(value, default=str))
-    except TypeError:
+        return json.loads(json_line(value, str))
+    except (TypeError, ValueError, RecursionError):
         with suppress(Exception):
             return ascii(value)
         return f"<{type(value).__name__}>"
@@ -106,7 +108,7 @@ def _configure(file: TextIOBase, level: int, mask: Callable[[Any], Any] = lambda
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             lambda _logger, _method, event: mask(_plain(dict(event))),
-            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode()),
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: json_line(event, str).rstrip("\n")),
         ],
         wrapper_class=Harmless,
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),

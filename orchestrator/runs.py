@@ -1,6 +1,5 @@
 """The sweeps of a runs folder: found by name or newest first, and who is at work in one. Reads only."""
 
-import fcntl
 import os
 import re
 import shlex
@@ -11,9 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator import locks
 from orchestrator.errors import SweepError, UsageError
 from orchestrator.events import Event, SweepEnded, TrialFinished, TrialReopened
-from orchestrator.journal import JOURNAL, LOCK, MANIFEST, fold_events, read_events, read_manifest
+from orchestrator.journal import JOURNAL, MANIFEST, fold_events, read_events, read_manifest
 from orchestrator.journal.checkpoint import Folded, load
 from orchestrator.ledger import Ledger
 from orchestrator.model import ScenarioSummary
@@ -37,24 +37,22 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The process that holds the folder's lock; None if nobody does."""
-    try:
-        with (folder / LOCK).open("rb") as lock:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            name = lock.read(200).decode(errors="replace").strip()
-            match = _HOLDER.fullmatch(name)
-            is_here = match is not None and match[2] == os.uname().nodename and _has_open(match[1], lock.fileno())
-    except FileNotFoundError:
+    """The process that is at work in the folder; None if nobody is."""
+    found = locks.holder(folder)
+    if found is None:
         return None
-    return Holder(name=name or "another process", pid=int(match[1]) if match and is_here else None)
+    name, note = found
+    if note is not None:
+        return Holder(name=name, pid=note.pid if note.is_here else None)
+    match = _HOLDER.fullmatch(name)
+    is_here = match is not None and match[2] == os.uname().nodename and _has_open(match[1], folder / locks.LOCK)
+    return Holder(name=name, pid=int(match[1]) if match and is_here else None)
 
 
-def _has_open(pid: str, fd: int) -> bool:
+def _has_open(pid: str, file: Path) -> bool:
     """Whether a process has this file open: a number alone may be that of another one by now."""
-    wanted = os.fstat(fd)
     try:
+        wanted = file.stat()
         for each in Path("/proc", pid, "fd").iterdir():
             with suppress(FileNotFoundError):
                 if os.path.samestat(each.stat(), wanted):

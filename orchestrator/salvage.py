@@ -18,6 +18,7 @@ from orchestrator.journal import (
     CHECKPOINT,
     JOURNAL,
     RESULTS,
+    lock_of,
     locked,
     now,
     result_line,
@@ -51,7 +52,7 @@ def repair(folder: Path) -> Lost | None:
     if not path.is_file() and not (folder / RESULTS).is_file():
         raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
     try:
-        with locked(folder):
+        with locked(folder, lock_of(folder)):
             path.touch()
             return _repair(folder, path)
     except OSError as error:

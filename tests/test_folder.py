@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -340,6 +341,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         endpoint="http://there:1",
         network="host",
         isolation="none",
+        lock="none",
         python="some/python",
     )
     given = whole.config.model_dump(exclude_unset=True)
@@ -361,3 +363,10 @@ def test_the_plan_comes_back_from_the_manifest(tmp_path: Path) -> None:
     manifest = read_manifest(folder.path)
     assert planned(manifest) == part.plan
     assert len(manifest["scenarios"]) == 2
+
+
+def test_a_new_run_folder_is_its_owners_and_one_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir(mode=0o755)
+    for name in ("new", "old"):
+        sweep(name=name).choose(tmp_path)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "old")] == [0o700, 0o755]

@@ -14,10 +14,11 @@ import pytest
 
 from orchestrator.errors import JournalError, UsageError
 from orchestrator.events import SweepEnded, SweepOpened, to_line
-from orchestrator.journal import JOURNAL, LOCK, MANIFEST, locked
+from orchestrator.journal import JOURNAL, MANIFEST, locked
 from orchestrator.journal.checkpoint import Folded, save
 from orchestrator.journal.tail import Sum
 from orchestrator.ledger import Ledger
+from orchestrator.locks import LOCK
 from orchestrator.runs import Reader, as_typed, find, find_running, find_unfinished, holder
 
 IDENTITY = {"sweep": "0190", "identity": {}, "config": {}, "scenarios": {}}

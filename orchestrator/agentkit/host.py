@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-import orchestrator
+from orchestrator import program
 from orchestrator.agentkit.command import CommandAgent, as_bytes, tail
 from orchestrator.agentkit.contract import Leavings, Result, Task, Where, Workspace
 from orchestrator.agentkit.definition import OUTPUT
@@ -36,7 +36,7 @@ _SHARE: Final = ".sweep-host"
 _MOST: Final = 1000
 _LARGEST: Final = 64 << 20
 _HELPER: Final = """#!/bin/sh
-PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} exec {python} -m orchestrator "$@"
+exec {command} "$@"
 """
 
 
@@ -138,8 +138,7 @@ def _lay_out(task: Task) -> tuple[Path, Path]:
     problem.write_bytes(as_bytes(task.prompt))
     helper = task.folder / BIN / "sweep"
     helper.parent.mkdir()
-    root = Path(orchestrator.__file__).parents[1]
-    helper.write_text(_HELPER.format(root=shlex.quote(str(root)), python=shlex.quote(sys.executable)))
+    helper.write_text(_HELPER.format(command=shlex.join(program.command())))
     helper.chmod(0o755)
     return folder, problem
 

@@ -22,6 +22,7 @@ from anyio.abc import Process, TaskGroup
 from orchestrator.agentkit import worker
 from orchestrator.agentkit.worker import frames
 from orchestrator.errors import UsageError
+from orchestrator.locks import birth
 
 Header = Mapping[str, Any]
 Frame = tuple[Header, bytes]
@@ -123,19 +124,6 @@ class Worker:
         """End one that is not needed. Bounded."""
         with anyio.CancelScope(shield=True):
             await self.run(log=lambda _: None, time_limit=0)
-
-
-def birth(pid: int) -> str:
-    """What tells a process from a later one with its number: the boot, and the clock ticks from it to its start.
-
-    Empty if there is no such process any more.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
 
 
 async def end_process(pid: int, its_birth: str) -> None:

@@ -2,13 +2,10 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import indent
 from typing import Any, Final
-
-import orjson
 
 from orchestrator.agentkit import loader
 from orchestrator.agentkit.agentfile import parse_definition
@@ -18,7 +15,7 @@ from orchestrator.agentkit.interpreter import find_interpreter, has_module
 from orchestrator.app import AGENTS
 from orchestrator.app.listing import print_rows
 from orchestrator.errors import UsageError
-from orchestrator.view.out import Out
+from orchestrator.view.out import say, say_json
 
 #: Works as it stands, and with any of its comments taken away.
 TEMPLATE: Final = """\
@@ -108,11 +105,10 @@ def show(reference: str, *, python: Path | None, given: Mapping[str, str], as_js
     else:
         document, lines = _as_document(agent, environ), _explained(agent, environ)
     if as_json:
-        sys.stdout.write(orjson.dumps(document).decode() + "\n")
+        say_json(document)
         return
-    out = Out(highlight=False, emoji=False, soft_wrap=True)
     for line in lines:
-        out.print(line, markup=False)
+        say(line)
 
 
 def new(name: str) -> None:
@@ -130,7 +126,7 @@ def new(name: str) -> None:
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
     wins = f" It wins over the built-in {name}." if is_builtin else ""
-    sys.stdout.write(f"Wrote {file}.{wins} Say in it what to run; `sweep agents show {name}` explains it.\n")
+    say(f"Wrote {file}.{wins} Say in it what to run; `sweep agents show {name}` explains it.")
 
 
 def _row(named: loader.Named, *, as_json: bool) -> dict[str, object]:
@@ -189,7 +185,7 @@ def _explained(definition: Definition, environ: Mapping[str, str]) -> Iterator[s
     for title, script in {"Install": definition.install, "Run": definition.run}.items():
         if script is not None:
             yield f"{title}:"
-            yield indent(script.strip("\n"), "    ")
+            yield from indent(script.strip("\n"), "    ").split("\n")
     if definition.argument is not None:
         yield f"Run:         what stands after the colon: --agent '{definition.name}:{definition.argument}'"
     missing = _missing(definition, environ)

@@ -16,7 +16,7 @@ from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger
 from orchestrator.runs import Reader, as_typed, holder, planned
 from orchestrator.stages import Stage
-from orchestrator.view.out import Out
+from orchestrator.view import out
 from orchestrator.view.progress import Progress, Style
 
 #: Seconds between two looks at the folder.
@@ -46,7 +46,10 @@ class State:
 
 
 async def run(folder: Path, *, style: Style) -> int:
-    """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code."""
+    """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code.
+
+    Raises BrokenPipeError when nobody reads what is shown any more.
+    """
     manifest, at_work = read_manifest(folder), holder(folder)
     plan, reader = planned(manifest), await anyio.to_thread.run_sync(Reader, folder)
     ledger = reader.ledger
@@ -62,7 +65,8 @@ async def run(folder: Path, *, style: Style) -> int:
     if at_work and not await _follow(folder, reader, progress):
         typed = as_typed(folder)
         words = f"{folder.name} goes on: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
-        Out(highlight=False, soft_wrap=True, stderr=style == "json").print(words, markup=False)
+        out.show(())
+        out.say(words, to_stderr=style == "json")
         return EXIT_INTERRUPTED
     state.is_over = True
     progress.finish()
@@ -84,6 +88,8 @@ async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:
             tasks.start_soon(progress.show)
             while await anyio.to_thread.run_sync(holder, folder):
                 await catch_up(reader)
+                if not out.is_read():
+                    raise BrokenPipeError
                 await anyio.sleep(LOOK)
             await catch_up(reader)  # what was written between the last look and the end
         tasks.cancel_scope.cancel()

@@ -9,34 +9,35 @@ from typing import Any, Final
 
 import anyio
 import orjson
-from rich.console import Console
 
 from orchestrator.app import BUNDLED, sweeps
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.config import resolve
 from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
+from orchestrator.printable import printable, printable_lines
 from orchestrator.service.catalog.catalog import problems
 from orchestrator.service.catalog.problems import Problem
+from orchestrator.view.out import say
 
 #: Bytes below which two equal files say nothing.
 TELLING: Final = 40
 
 
-async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path) -> int:
+async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
     """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
-    out = Console(highlight=False, soft_wrap=True)
     folder = _folder(benchmark)
     found = await anyio.to_thread.run_sync(lambda: [*problems(folder), *_leaks(folder)])
     for problem in found:
-        out.print(f"{problem.severity}: {problem}", markup=False)
+        say(f"{problem.severity}: {problem}")
     has_errors = any(problem.severity == "error" for problem in found)
     if not is_static and not has_errors:
-        complaints = await _prove(folder, isolation, runs)
+        complaints = await _prove(folder, isolation, runs, lock)
         for complaint in complaints:
-            out.print(f"error: {complaint}", markup=False)
+            for line in printable_lines(f"error: {complaint}"):
+                say(line)
         has_errors = bool(complaints)
-    out.print(f"{folder.name}: {'not sound' if has_errors else 'sound'}", markup=False)
+    say(f"{folder.name}: {'not sound' if has_errors else 'sound'}")
     return EXIT_FAILED if has_errors else EXIT_OK
 
 
@@ -52,13 +53,14 @@ def _folder(benchmark: str) -> Path:
     )
 
 
-async def _prove(folder: Path, isolation: str, runs: Path) -> list[str]:
+async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[str]:
     """Run the reference solution and the empty one; returns what is not as it must be."""
     config = resolve(
         {
             "benchmark": str(folder),
             "arms": [{"agent": "oracle"}, {"agent": "nop"}],
             "isolation": isolation,
+            "lock": lock,
             "attempts": 1,
             "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
         }
@@ -70,7 +72,7 @@ async def _prove(folder: Path, isolation: str, runs: Path) -> list[str]:
 
 def _judge(result: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one trial of `oracle` or `nop`."""
-    name, arm, score = result["scenario_name"], result["arm"], result["score"]
+    name, arm, score = printable(result["scenario_name"]), result["arm"], result["score"]
     if result["outcome"] != "scored":
         yield f"{name}: {arm} got no score: {result['failure']['message']}"
     elif arm == "oracle" and score != 1.0:

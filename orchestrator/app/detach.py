@@ -12,18 +12,20 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Final
 
-import orjson
-
+from orchestrator import program
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.errors import JournalError
 from orchestrator.runs import as_typed
+from orchestrator.view.out import finish_writing, say, say_json, write_by_threads
 
 #: The number of the pipe's end, in the environment of the process that was detached.
 READY: Final = "SWEEP_READY"
 OUT: Final = "sweep.out"
+#: Seconds in which the terminal that is turned away from must take something of what was said to it.
+_TURNING: Final = 1.0
 
 
-def claim() -> Callable[[Path], None] | None:
+def claim(*, as_json: bool) -> Callable[[Path], None] | None:
     """What the detached process does once a run folder is its own; None in every other process.
 
     Nothing that we start inherits the pipe, or the word of it.
@@ -32,12 +34,11 @@ def claim() -> Callable[[Path], None] | None:
     if number is None:
         return None
     os.set_inheritable(int(number), False)  # noqa: FBT003 - takes no keyword
-    return lambda folder: _turn_away(folder, int(number))
+    return lambda folder: _turn_away(folder, int(number), as_json=as_json)
 
 
-def _turn_away(folder: Path, pipe: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _turn_away(folder: Path, pipe: int, *, as_json: bool) -> None:
+    finish_writing(stall=_TURNING)
     try:
         out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
@@ -45,6 +46,7 @@ def _turn_away(folder: Path, pipe: int) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.close(out)
+    write_by_threads(as_json=as_json)  # others: what nobody took of the old ones' words may never be taken
     with os.fdopen(pipe, "w") as ready:
         ready.write(str(folder))
 
@@ -53,7 +55,7 @@ def start(*, as_json: bool) -> int:
     """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
     read, write = os.pipe()
     child = Popen(
-        [sys.executable, "-m", "orchestrator", *sys.argv[1:]],
+        [*program.command(), *sys.argv[1:]],
         stdin=DEVNULL,
         start_new_session=True,
         pass_fds=[write],
@@ -72,8 +74,7 @@ def start(*, as_json: bool) -> int:
         return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
     name, typed = Path(folder).name, as_typed(Path(folder))
     if as_json:
-        words = orjson.dumps({"event": "detached", "folder": folder, "pid": child.pid}).decode()
+        say_json({"event": "detached", "folder": folder, "pid": child.pid})
     else:
-        words = f"{name} runs as process {child.pid}: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
-    sys.stdout.write(f"{words}\n")
+        say(f"{name} runs as process {child.pid}: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it.")
     return EXIT_OK

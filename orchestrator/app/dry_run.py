@@ -1,6 +1,5 @@
 """What a sweep would do now, and why: the dry run. No service is started, no file changed, no lock taken."""
 
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import orjson
 
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
@@ -23,8 +21,7 @@ from orchestrator.model import TrialKey
 from orchestrator.plan import Plan
 from orchestrator.reopen import Again, Fate, Verdict, verdicts
 from orchestrator.runs import Holder, Reader, as_typed, holder
-from orchestrator.view.out import Out
-from orchestrator.view.report import printable
+from orchestrator.view.out import say, say_json
 
 #: Trials named for each reason; `--json` names them all.
 NAMED: Final = 12
@@ -116,13 +113,13 @@ def _as_json(dry: DryRun) -> None:
         for each in dry.found
         for key in (each.trial,)
     ]
-    sys.stdout.writelines(orjson.dumps(line).decode() + "\n" for line in [head, *lines])
+    for line in (head, *lines):
+        say_json(line)
 
 
 def _as_text(dry: DryRun) -> None:
-    out = Out(highlight=False, emoji=False, soft_wrap=True)
     for line in (*_head(dry), *_reasons(dry), "This was a dry run: nothing was started or changed."):
-        out.print(line, markup=False)
+        say(line)
 
 
 def _head(dry: DryRun) -> list[str]:
@@ -139,7 +136,7 @@ def _head(dry: DryRun) -> list[str]:
     return [
         *lines,
         f"Benchmark: {plan.benchmark}, {sizes}",
-        f"Arms:      {printable(', '.join(plan.arms))}",
+        f"Arms:      {', '.join(plan.arms)}",
         f"Limits:    {', '.join(limits)}",
         f"Timeouts:  {_timeouts(dry)}",
         *network_notices(config, plan.scenarios),
@@ -177,4 +174,4 @@ def _reasons(dry: DryRun) -> list[str]:
 def _label(key: TrialKey, plan: Plan) -> str:
     name = next(scenario.name for scenario in plan.scenarios if scenario.id == key.scenario)
     arm = f" {key.arm}" if len(plan.arms) > 1 else ""
-    return printable(f"{name}{arm} #{key.number}" if plan.trials > 1 else f"{name}{arm}")
+    return f"{name}{arm} #{key.number}" if plan.trials > 1 else f"{name}{arm}"

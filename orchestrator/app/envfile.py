@@ -1,7 +1,9 @@
 """A file of variables for agents, as people keep beside their keys: KEY=VALUE lines.
 
-Read to the letter, because a key that lost a character fails somewhere far away: no variables in values, no escapes, no
-comments behind them; only quotes around a whole value are taken off. No message repeats a value.
+As other readers of such files do it: `export` before a name, quotes around a value, and a comment behind it (blank and
+#) are not part of it, nor are a byte order mark and carriage returns at the ends of lines. All else is read to the
+letter, because a key that lost a character fails somewhere far away: no variables in values, no escapes. No message
+repeats a value.
 """
 
 import re
@@ -10,7 +12,9 @@ from typing import Final
 
 from orchestrator.errors import UsageError
 
-_LINE: Final = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
+_LINE: Final = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=(?P<value>.*)")
+_COMMENT: Final = re.compile(r"\s+#.*")
+_QUOTED: Final = re.compile(r"""(?P<quote>['"])(?P<value>.*?)(?P=quote)(\s+#.*)?""")
 _QUOTES: Final = ("'", '"')
 
 
@@ -20,7 +24,7 @@ def read_variables(file: Path) -> dict[str, str]:
     Raises UsageError that names file and line.
     """
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = file.read_text("utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"--env-file {file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -42,8 +46,9 @@ def _variable(text: str, where: str) -> tuple[str, str]:
     name, value = match["name"], match["value"]
     if "\0" in value:
         raise UsageError(f"{where}: {name} has a NUL byte, which no variable can hold")
-    if value.startswith(_QUOTES):
-        if len(value) < 2 or value[-1] != value[0]:
-            raise UsageError(f"{where}: {name} begins with a quote that does not end the line")
-        value = value[1:-1]
-    return name, value
+    if value.lstrip().startswith(_QUOTES):
+        quoted = _QUOTED.fullmatch(value.lstrip())
+        if quoted is None:
+            raise UsageError(f"{where}: {name} begins with a quote, and its value does not end with the next one")
+        return name, quoted["value"]
+    return name, _COMMENT.sub("", value).strip()

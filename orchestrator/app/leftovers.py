@@ -14,7 +14,7 @@ import anyio
 
 from orchestrator.errors import SweepError, WorldError
 from orchestrator.events import AttemptEnded, BenchmarkRunEnded, Event, SweepEnded
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, lock_of
 from orchestrator.ledger import INTERRUPTED, Ledger
 from orchestrator.model import RUN_ALIVE, BenchmarkRun, Devbox, Failure, ScenarioRun
 from orchestrator.plan import Plan
@@ -107,7 +107,7 @@ async def release(endpoint: Endpoint, left: Left) -> list[str]:
     if left.here is None:
         return await _end_all(endpoint, left, is_finished=False)
     ledger = Ledger()
-    async with Journal.open(left.here.folder, ledger) as journal:
+    async with Journal.open(left.here.folder, ledger, lock=lock_of(left.here.folder)) as journal:
         now = (await _list(endpoint)).get(left.sweep) or Left(sweep=left.sweep)
         is_finished = next(left.here.plan.pending(ledger), None) is None
         await journal.append(*_notes(ledger, now))

@@ -1,6 +1,8 @@
 """The files of attempts, on standard output: read from the run folder, whoever is at work in it."""
 
+import codecs
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +21,14 @@ from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan
+from orchestrator.printable import coloured
 from orchestrator.runs import Reader, holder, planned
-from orchestrator.view.out import Out
-from orchestrator.view.report import number, printable
+from orchestrator.view.out import say, wait_writable
+from orchestrator.view.report import number
 
 _PIECE: Final = 1 << 20
+#: What may be the beginning of a line's end or of a colour.
+_UNFINISHED: Final = re.compile(r"(\r|\x1b(\[[0-9;:]{0,60})?)\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +41,39 @@ class Which:
     file: str = "agent.log"
 
 
-async def run(folder: Path, scenario: str | None, which: Which, *, is_followed: bool) -> None:
-    """Print a file, or list what there is. Raises UsageError for what there is not."""
+class Printer:
+    """Prints files: byte for byte, or for a terminal that is to obey nothing in them but colours."""
+
+    def __init__(self, *, is_raw: bool) -> None:
+        self._is_raw = is_raw
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._kept = ""
+
+    def write(self, data: bytes, *, is_last: bool = False) -> None:
+        """Unbuffered: what follows us sees it at once. Raises OSError."""
+        if self._is_raw:
+            _write(data)
+            return
+        text = self._kept + self._decoder.decode(data, is_last)
+        unfinished = None if is_last else _UNFINISHED.search(text)
+        self._kept = unfinished[0] if unfinished else ""
+        _write(coloured(text.removesuffix(self._kept)).encode())
+
+
+def _write(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(sys.stdout.fileno(), rest) :]
+        except BlockingIOError:  # somebody who shares it has made it so
+            wait_writable(sys.stdout.fileno())
+
+
+async def run(folder: Path, scenario: str | None, which: Which, *, is_followed: bool, is_raw: bool) -> None:
+    """Print a file, or list what there is. Raises UsageError for what there is not, BrokenPipeError without a reader.
+
+    What a terminal would obey is shown as escapes, unless `is_raw`; colours are colours.
+    """
     plan, reader = planned(read_manifest(folder)), await anyio.to_thread.run_sync(Reader, folder)
     await catch_up(reader)
     if scenario is None:
@@ -47,18 +83,22 @@ async def run(folder: Path, scenario: str | None, which: Which, *, is_followed: 
     key = TrialKey(summary.id, _find_arm(plan, which.arm), which.trial)
     if key not in plan:
         raise UsageError(f"{folder.name} has no trial {which.trial} of {summary.name}: there are {plan.trials}.")
+    printer = Printer(is_raw=is_raw or not sys.stdout.isatty())
     if is_followed:
-        await _follow(folder, key, summary, which, reader)
+        await _follow(folder, key, summary, which, reader, printer)
         return
     path = _find_file(folder, key, summary, which, reader.ledger.trials.get(key))
     if path.is_dir():
         for each in _files(path):
-            _say(f"{each.relative_to(path)}\n".encode(errors="replace"))
+            say(str(each.relative_to(path)))
     else:
-        _copy(path, 0)
+        await _copy(path, 0, printer)
+    printer.write(b"", is_last=True)
 
 
-async def _follow(folder: Path, key: TrialKey, summary: ScenarioSummary, which: Which, reader: Reader) -> None:
+async def _follow(
+    folder: Path, key: TrialKey, summary: ScenarioSummary, which: Which, reader: Reader, printer: Printer
+) -> None:
     """Print a file as it grows, attempt after attempt, until none will follow."""
     attempt, at = which.attempt or 1, 0
     while True:
@@ -67,18 +107,19 @@ async def _follow(folder: Path, key: TrialKey, summary: ScenarioSummary, which: 
         trial = reader.ledger.trials.get(key)
         newest = trial.attempts if trial else 0
         path = attempt_folder(folder, key, summary.name, attempt) / which.file
-        at = _copy(path, at)
+        at = await _copy(path, at, printer)
         is_over = not is_at_work or reader.ledger.is_finished(key)
         if attempt < newest and which.attempt is None:
             attempt, at = attempt + 1, 0
-            sys.stderr.write(f"--- attempt {attempt}\n")
+            say(f"--- attempt {attempt}", to_stderr=True)
         elif is_over or attempt < newest:
+            printer.write(b"", is_last=True)
             return
         else:
             await anyio.sleep(LOOK)
 
 
-def _copy(path: Path, at: int) -> int:
+async def _copy(path: Path, at: int, printer: Printer) -> int:
     """Print a file from byte `at` on; returns where it ends. One that is not there is empty yet."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -86,16 +127,10 @@ def _copy(path: Path, at: int) -> int:
             return size if is_cut(path) else at
         file.seek(at)
         while piece := file.read(_PIECE):
-            _say(piece)
+            # Not in the loop's thread: a terminal that takes nothing may be left with Ctrl-C all the same.
+            await anyio.to_thread.run_sync(printer.write, piece, abandon_on_cancel=True)
             at += len(piece)
     return at
-
-
-def _say(data: bytes) -> None:
-    """To standard output as it is, unbuffered: what follows it sees it at once. Raises BrokenPipeError."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(sys.stdout.fileno(), rest) :]
 
 
 def _find_scenario(plan: Plan, wanted: str) -> ScenarioSummary:
@@ -133,15 +168,15 @@ def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, which: Whi
 
 def _list(folder: Path, plan: Plan, ledger: Ledger) -> None:
     """A line for each attempt that has begun: what it is of, how it stands, and what is in its folder."""
-    out, names = Out(highlight=False, soft_wrap=True), {each.id: each.name for each in plan.scenarios}
+    names = {each.id: each.name for each in plan.scenarios}
     for key in plan:
         trial = ledger.trials.get(key)
         for attempt in range(1, (trial.attempts if trial else 0) + 1):
             assert trial is not None
             place = attempt_folder(folder, key, names[key.scenario], attempt)
-            what = f"{names[key.scenario]}  {key.arm}  {key.number}  attempt {attempt}  {_standing(trial, attempt)}"
+            what = f"{names[key.scenario]} {key.arm} {key.number} attempt {attempt} {_standing(trial, attempt)}"
             files = ", ".join(sorted({each.relative_to(place).parts[0] for each in _files(place)}))
-            out.print(printable(f"{what}: {files}"), markup=False)
+            say(f"{what}: {files}")
 
 
 def _standing(trial: Trial, attempt: int) -> str:

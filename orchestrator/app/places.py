@@ -4,6 +4,7 @@ The published client takes as long to import as the embedded service takes to st
 """
 
 import importlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
+import structlog
 
+from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.embedded import Service
 from orchestrator.errors import Unauthorized, UsageError, WorldError
+from orchestrator.locks import Kind
 from orchestrator.model import Benchmark, Scenario, ScenarioSummary
 
 if TYPE_CHECKING:
@@ -53,22 +57,25 @@ class Where:
     folders: tuple[Path, ...]
     isolation: str
     runs: Path
+    lock: Kind = "file"
 
 
-def where(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path) -> tuple[Where, str]:
+def where(
+    benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
+) -> tuple[Where, str]:
     """Where to look for a benchmark, and its name there. A path is served by the embedded service."""
     endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
-        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs), benchmark
+        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock), benchmark
     if endpoint:
         raise UsageError(
             f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint, and RUNLOOP_BASE_URL, "
             "to have it served here."
         )
     folder = path.expanduser().resolve()
-    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs), _name_of(folder)
+    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), _name_of(folder)
 
 
 def _name_of(folder: Path) -> str:
@@ -97,12 +104,20 @@ async def open_endpoint(
 
     An embedded service that is started for it does not get the `hidden` variables of our environment.
     """
+    if not structlog.is_configured():  # by default it would print to standard output
+        logs.to_stream(level=logging.WARNING)
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         service = None
         if place.endpoint is None:
             service = await stack.enter_async_context(
-                Service.open(place.runs, benchmarks=place.folders, isolation=place.isolation, hidden=hidden)
+                Service.open(
+                    place.runs,
+                    benchmarks=place.folders,
+                    isolation=place.isolation,
+                    hidden=hidden,
+                    lock=place.lock,
+                )
             )
             url, token = service.address.url, service.address.token
         else:

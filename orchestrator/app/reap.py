@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
-import orjson
 from rich.prompt import Confirm
 
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
@@ -19,8 +18,7 @@ from orchestrator.model import TrialKey
 from orchestrator.runloop.contract import Endpoint
 from orchestrator.runloop.gateway import Gateway
 from orchestrator.runs import find
-from orchestrator.view.out import Out
-from orchestrator.view.report import printable
+from orchestrator.view.out import say, say_json
 
 
 async def run(endpoint: str | None, *, runs: Path, sweep: str | None, is_sure: bool, as_json: bool) -> int:
@@ -28,18 +26,17 @@ async def run(endpoint: str | None, *, runs: Path, sweep: str | None, is_sure: b
 
     Raises UsageError where the endpoint needs a key, and WorldError where it does not answer.
     """
-    out = Out(highlight=False, emoji=False, soft_wrap=True, stderr=as_json)
     wanted = None if sweep is None else _id_of(runs, sweep)
     code = EXIT_OK
     async with _endpoints(endpoint, runs) as endpoints:
         if not endpoints:
-            out.print(
+            say(
                 f"No service of {runs} is running, so nothing of its sweeps is alive. What a service that was killed "
                 "had in hand is cleaned up by the next one that a sweep starts there.",
-                markup=False,
+                to_stderr=as_json,
             )
         for each in endpoints:
-            code = max(code, await _reap(each, out, runs, wanted, is_sure=is_sure, as_json=as_json))
+            code = max(code, await _reap(each, runs, wanted, is_sure=is_sure, as_json=as_json))
     return code
 
 
@@ -64,12 +61,12 @@ async def _endpoints(endpoint: str | None, runs: Path) -> AsyncIterator[list[End
         yield [await stack.enter_async_context(Gateway.open(each.url, each.token, rate=None)) for each in services]
 
 
-async def _reap(endpoint: Endpoint, out: Out, runs: Path, sweep: str | None, *, is_sure: bool, as_json: bool) -> int:
+async def _reap(endpoint: Endpoint, runs: Path, sweep: str | None, *, is_sure: bool, as_json: bool) -> int:
     lefts, nobodys = await look(endpoint, runs)
     lefts = [left for left in lefts if sweep in {None, left.sweep}]
     if not as_json:
         for line in _listed(endpoint.url, sweep, lefts, nobodys):
-            out.print(line, markup=False)
+            say(line)
     ready = [left for left in lefts if left.is_free or (left.here is None and sweep is not None and is_sure)]
     is_wanted = bool(ready) and (is_sure or (not as_json and await _ask(ready)))
     code = EXIT_OK
@@ -78,10 +75,10 @@ async def _reap(endpoint: Endpoint, out: Out, runs: Path, sweep: str | None, *, 
         if as_json:
             _emit(endpoint.url, left, refused)
         elif refused is not None:
-            out.print(f"Sweep {left.sweep}: {'; '.join(refused) or 'released'}.", markup=False)
+            say(f"Sweep {left.sweep}: {'; '.join(refused) or 'released'}.")
         code = max(code, EXIT_FAILED if refused else EXIT_OK)
     if ready and not is_wanted and not as_json:
-        out.print("Nothing was released: --yes releases what is not in use.", markup=False)
+        say("Nothing was released: --yes releases what is not in use.")
     return code
 
 
@@ -110,14 +107,14 @@ async def _ask(ready: Sequence[Left]) -> bool:
 def _listed(url: str, sweep: str | None, lefts: Sequence[Left], nobodys: int) -> Iterator[str]:
     yield f"{url}: " + ("this is there of sweeps:" if lefts else f"nothing there is of {_called(sweep)}.")
     for left in lefts:
-        yield f"sweep {printable(left.sweep)}: {_standing(left)}"
+        yield f"sweep {left.sweep}: {_standing(left)}"
         things = [
             *(("run", run.id, run.state, run.metadata) for run in left.runs),
             *(("devbox", devbox.id, devbox.status, devbox.metadata) for devbox in left.devboxes),
             *(("benchmark run", run.id, run.state, run.metadata) for run in left.benchmark_runs),
         ]
         for kind, identity, state, metadata in things:
-            yield f"  {kind} {identity}  {state}  {printable(_what(left, metadata))}"
+            yield f"  {kind} {identity}  {state}  {_what(left, metadata)}"
     if nobodys:
         yield f"{nobodys} devboxes there are of no sweep of ours; they are left alone."
 
@@ -165,4 +162,4 @@ def _emit(url: str, left: Left, refused: list[str] | None) -> None:
         "released": None if refused is None else not refused,
         "refused": refused or [],
     }
-    sys.stdout.write(orjson.dumps(line, default=sorted).decode() + "\n")  # a set has no order
+    say_json(line, default=sorted)  # a set has no order

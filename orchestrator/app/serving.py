@@ -1,7 +1,5 @@
 """The benchmark service in the foreground."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +10,12 @@ from anyio.abc import TaskStatus
 from orchestrator import logs
 from orchestrator.app import BUNDLED
 from orchestrator.errors import UsageError
+from orchestrator.locks import RISK, Kind
 from orchestrator.service.address import Address
 from orchestrator.service.chaos.rules import read_rules
 from orchestrator.service.dialect import FOREIGN, OURS
 from orchestrator.service.server import Isolation, serve
+from orchestrator.view.out import say
 
 
 async def run(
@@ -31,6 +31,7 @@ async def run(
     chaos: Path | None,
     secret_names: Sequence[str],
     allowed_hosts: Sequence[str],
+    lock: Kind,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -64,20 +65,12 @@ async def run(
                 chaos=rules,
                 secret_names=secret_names,
                 allowed_hosts=allowed_hosts,
+                lock=lock,
                 task_status=task_status,
             )
 
+        if lock == "none":
+            structlog.get_logger().warning("lock.none", risk=RISK.format(where))
         address: Address = await tasks.start(listen)
         if not is_quiet:
-            _say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")
-
-
-def _say(words: str) -> None:
-    """On standard output, or nowhere: that it is full, or that nobody reads it, is no reason for a service to end."""
-    try:
-        print(words, flush=True)  # noqa: T201
-    except OSError as error:
-        structlog.get_logger().warning("address.not_printed", error=str(error))
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+            say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")

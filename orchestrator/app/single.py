@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -30,9 +30,11 @@ from orchestrator.engine.silence import Silence
 from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.events import Event
+from orchestrator.folder import make_folder
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
-from orchestrator.view.out import Out
+from orchestrator.printable import printable_lines
+from orchestrator.view.out import print_log, say
 from orchestrator.view.report import duration, number
 
 #: Facts that are told otherwise, or not worth a line.
@@ -40,12 +42,10 @@ _UNTOLD: Final = ("files", "network")
 
 
 class Teller:
-    """A sink that applies each event to the ledger and tells it. When nobody listens any more, `scope` is canceled."""
+    """A sink that applies each event to the ledger and tells it."""
 
-    def __init__(self, ledger: Ledger, out: Out, scope: anyio.CancelScope) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._out = out
-        self._scope = scope
 
     async def append(self, *batch: Event) -> None:
         self.append_nowait(*batch)
@@ -56,38 +56,35 @@ class Teller:
     def append_nowait(self, *batch: Event) -> None:
         for event in batch:
             self._ledger.apply(event)
-            words = _tell(event)
-            if words and not self._scope.cancel_called:
-                try:
-                    self._out.print(words, markup=False)
-                except BrokenPipeError:
-                    self._scope.cancel()
+            for line in _tell(event):
+                say(line)
 
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
-    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    place, name = where(
+        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+    )
     arms = await load_arms(config.arms, config.python, given, place=place)
-    out, ledger = Out(highlight=False, soft_wrap=True), Ledger()
-    listening = anyio.CancelScope()
-    redactor = redactor_of(arms)
+    ledger, redactor = Ledger(), redactor_of(arms)
     async with open_endpoint(place, rate=config.rate, hidden=secrets_of(arms)) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
         arms = await supply_arms(arms, endpoint)
         summary = _choose(scenario, await endpoint.summaries(benchmark))
         await check_needs(config, arms, endpoint)
         for notice in network_notices(config, [summary]):
-            out.print(notice, markup=False)
+            say(notice)
         if redactor.unmasked:
-            out.print(TOO_SHORT.format(", ".join(redactor.unmasked)), markup=False)
+            say(TOO_SHORT.format(", ".join(redactor.unmasked)))
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        await anyio.to_thread.run_sync(make_folder, folder)
         key = TrialKey(summary.id, config.arms[0].name, 1)
         ctx = Context(
             sweep=folder.name,
             benchmark=benchmark.name,
             config=config,
             endpoint=endpoint,
-            sink=MaskingSink(Teller(ledger, out, listening), redactor),
+            sink=MaskingSink(Teller(ledger), redactor),
             ledger=ledger,
             limits=Limits(devboxes=1, agents=1),
             folder=folder,
@@ -99,14 +96,11 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             silence=Silence(endpoint),
             redactor=redactor,
         )
-        with listening:
-            await attempt(ctx, key)
-    if listening.cancel_called:
-        raise BrokenPipeError
+        await attempt(ctx, key)
     log = attempt_folder(folder, key, summary.name, 1) / LOG
     if log.exists():
-        out.print(log.read_text(errors="replace").rstrip(), markup=False)
-    out.print(f"Files: {log.parent}", markup=False)
+        print_log(log.read_text(errors="replace").rstrip())
+    say(f"Files: {log.parent}")
     return EXIT_OK if ledger.trials[key].outcome is Outcome.SCORED else EXIT_FAILED
 
 
@@ -119,25 +113,25 @@ def _choose(wanted: str, summaries: list[ScenarioSummary]) -> ScenarioSummary:
     raise UsageError(f"There is no scenario {wanted!r}. {hint}")
 
 
-def _tell(event: Event) -> str:
+def _tell(event: Event) -> Iterator[str]:
     match event:
         case events.StageEntered():
-            return f"{event.stage} …"
+            yield f"{event.stage} …"
         case events.RunStarted():
-            return f"  scenario run {event.run}, devbox {event.devbox}"
+            yield f"  scenario run {event.run}, devbox {event.devbox}"
         case events.ExecutionStarted():
-            return f"  the agent works in the devbox, execution {event.execution}"
+            yield f"  the agent works in the devbox, execution {event.execution}"
         case events.StageFinished():
             facts = "".join(
                 f", {name} {value}"
                 for name, value in event.facts.items()
                 if name not in _UNTOLD and value not in ({}, [], None, "")
             )
-            return f"  {event.stage} done in {duration(event.seconds)}{facts}"
+            yield f"  {event.stage} done in {duration(event.seconds)}{facts}"
         case events.AttemptEnded():
-            return f"  {event.failure['class']}: {event.failure['message']}"
+            yield from printable_lines(f"  {event.failure['class']}: {event.failure['message']}")
         case events.TrialFinished():
-            scorers = "".join(f"\n  {each['name']} {number(each['score'])}" for each in event.result["scorers"])
-            return f"{event.result['outcome']}, score {number(event.result['score'])}{scorers}"
+            yield f"{event.result['outcome']}, score {number(event.result['score'])}"
+            yield from (f"  {each['name']} {number(each['score'])}" for each in event.result["scorers"])
         case _:
-            return ""
+            pass

@@ -16,7 +16,7 @@ from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger
 from orchestrator.runs import Holder, Reader, as_typed, holder, planned
 from orchestrator.stages import Stage
-from orchestrator.view.out import Out
+from orchestrator.view.out import say
 
 #: Seconds between two words about what is waited for, and how many trials are named.
 TELL_EVERY: Final = 2.0
@@ -28,19 +28,18 @@ async def run(folder: Path, *, is_now: bool) -> int:
 
     Raises UsageError if the process is not one of this machine that we may signal.
     """
-    out = Out(highlight=False, soft_wrap=True)
     at_work = holder(folder)
     if at_work is None:
-        out.print(f"{folder.name} is not running.", markup=False)
+        say(f"{folder.name} is not running.")
         return EXIT_OK
     _signal(folder, at_work, NOW if is_now else signal.SIGTERM)
-    out.print(f"Stopping {folder.name} ({at_work.name}).", markup=False)
-    ledger = await _wait(folder, at_work, out)
+    say(f"Stopping {folder.name} ({at_work.name}).")
+    ledger = await _wait(folder, at_work)
     plan = planned(read_manifest(folder))
     done = sum(map(ledger.is_finished, plan))
-    out.print(f"{folder.name} has stopped: {done} of {len(plan)} trials are done.", markup=False)
+    say(f"{folder.name} has stopped: {done} of {len(plan)} trials are done.")
     if done < len(plan):
-        out.print(f"`sweep resume {as_typed(folder)}` goes on with the others.", markup=False)
+        say(f"`sweep resume {as_typed(folder)}` goes on with the others.")
     return EXIT_OK
 
 
@@ -57,7 +56,7 @@ def _signal(folder: Path, at_work: Holder, number: signal.Signals) -> None:
         raise UsageError(f"{folder} is in use by {at_work.name} of another user: stop it as that user.") from None
 
 
-async def _wait(folder: Path, at_work: Holder, out: Out) -> Ledger:
+async def _wait(folder: Path, at_work: Holder) -> Ledger:
     """Wait until the process has let go of the folder, telling what it waits for; returns how the sweep stands."""
     reader = await anyio.to_thread.run_sync(Reader, folder)
     names = {each: entry["name"] for each, entry in read_manifest(folder)["scenarios"].items()}
@@ -66,7 +65,7 @@ async def _wait(folder: Path, at_work: Holder, out: Out) -> Ledger:
         await catch_up(reader)
         words = _in_flight(reader.ledger, names)
         if words != told and time.monotonic() - told_at >= TELL_EVERY:
-            out.print(words, markup=False)
+            say(words)
             told, told_at = words, time.monotonic()
         await anyio.sleep(LOOK)
     await catch_up(reader)

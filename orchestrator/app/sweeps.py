@@ -41,12 +41,14 @@ from orchestrator.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.journal import MANIFEST, Journal
 from orchestrator.ledger import Ledger
+from orchestrator.locks import RISK
 from orchestrator.model import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan, select
+from orchestrator.printable import printable
 from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import Endpoint
-from orchestrator.view.progress import Progress, Style, leave_screen, tell_slow_phases
-from orchestrator.view.report import printable
+from orchestrator.view.out import leave_screen
+from orchestrator.view.progress import Progress, Style, tell_slow_phases
 
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
@@ -173,7 +175,9 @@ async def _run(
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
-    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    place, name = where(
+        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+    )
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
@@ -190,7 +194,7 @@ async def _run(
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
-        async with Journal.open(folder.path, ledger) as journal:
+        async with Journal.open(folder.path, ledger, lock=config.lock) as journal:
             logs.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
@@ -210,7 +214,7 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            for notice in (*_notices(config, arms, redactor), *network_notices(config, plan.scenarios)):
+            for notice in (*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios)):
                 progress.say(notice)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
@@ -227,8 +231,10 @@ async def _run(
     return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
 
 
-def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor) -> Iterator[str]:
+def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, folder: Path) -> Iterator[str]:
     """What is better known before the night than after it."""
+    if config.lock == "none":
+        yield RISK.format(folder)
     if redactor.unmasked:
         yield TOO_SHORT.format(", ".join(redactor.unmasked))
     limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]

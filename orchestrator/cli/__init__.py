@@ -1,9 +1,11 @@
 """The `sweep` command: words in, exit codes out. One file per command group; decisions are made elsewhere."""
 
+import errno
 import os
 import sys
+import traceback
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -23,6 +25,9 @@ from orchestrator.cli import (
     stop,
     workspace,
 )
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 app = typer.Typer(
     name="sweep",
@@ -66,19 +71,53 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a failure of ours is one line on standard error and an exit code."""
+    """Run the command line; a failure of ours is a line on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # a name need not be text
     try:
         app()
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:
-            raise
-        with suppress(OSError):
-            sys.stdout.flush()
-        os._exit(130)  # Python's own way out would be the signal again, if that had come while a string was executed
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
-        from orchestrator.app.exits import exit_code_of
+        code = _tell(error)
+    code = _finish_writing(code)
+    if code == 130:
+        os._exit(130)  # Python's own way out would be the signal again, if that had come while a string was executed
+    sys.exit(code)
 
+
+def _tell(error: Exception) -> int:
+    """Say what failed, with a traceback if that is a mistake of ours; returns the exit code."""
+    from orchestrator.app.exits import exit_code_of
+    from orchestrator.printable import printable_lines
+
+    try:
         code, message = exit_code_of(error)
-        if message:
-            sys.stderr.write(f"sweep: {message}\n")
-        sys.exit(code)
+    except Exception:  # noqa: BLE001 - it is the same one
+        traceback.print_exception(error)
+        return 1
+    if message:
+        sys.stderr.write("\n".join(printable_lines(f"sweep: {message}")) + "\n")
+    return code
+
+
+def _finish_writing(code: int) -> int:
+    """See that what was said is read, or will not be; returns the exit code, another one where that was all there was.
+
+    What a thread writes is no reason for another code: whoever did something is not judged by who listened.
+    """
+    out = sys.modules.get("orchestrator.view.out")
+    if out is not None:
+        out.finish_writing()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        sys.stdout = sys.stderr = None  # or Python would try again, and tell
+        if code == 0 and error.errno != errno.EPIPE:
+            with suppress(OSError):
+                os.write(2, f"sweep: standard output cannot be written: {error.strerror}\n".encode())
+        return code or 1
+    return code

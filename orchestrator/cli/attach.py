@@ -14,6 +14,8 @@ def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
     """
     from orchestrator.app import attach
     from orchestrator.runs import find, find_running
+    from orchestrator.view.out import write_by_threads
 
     folder = find(runs, name) if name else find_running(runs)
+    write_by_threads(as_json=json)
     raise typer.Exit(anyio.run(lambda: attach.run(folder, style=style(as_json=json))))

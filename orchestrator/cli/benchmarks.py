@@ -5,7 +5,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, EndpointOption, IsolationOption, JsonOption, RunsOption
+from orchestrator.cli.options import RUNS, EndpointOption, IsolationOption, JsonOption, LockOption, RunsOption
 
 app = typer.Typer(help="What there is to run.", no_args_is_help=True)
 
@@ -15,13 +15,14 @@ def list_(
     *,
     endpoint: EndpointOption = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     runs: RunsOption = RUNS,
     json: JsonOption = False,
 ) -> None:
     """List the benchmarks: the bundled ones, or an endpoint's."""
     from orchestrator.app import listing
 
-    anyio.run(lambda: listing.benchmarks(endpoint=endpoint, isolation=isolation, runs=runs, as_json=json))
+    anyio.run(lambda: listing.benchmarks(endpoint=endpoint, isolation=isolation, runs=runs, lock=lock, as_json=json))
 
 
 @app.command("show")
@@ -30,10 +31,13 @@ def show(
     *,
     endpoint: EndpointOption = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     runs: RunsOption = RUNS,
     json: JsonOption = False,
 ) -> None:
     """List a benchmark's scenarios with their ids and time limits."""
     from orchestrator.app import listing
 
-    anyio.run(lambda: listing.scenarios(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, as_json=json))
+    anyio.run(
+        lambda: listing.scenarios(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock, as_json=json)
+    )

@@ -5,7 +5,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, IsolationOption, RunsOption
+from orchestrator.cli.options import RUNS, IsolationOption, LockOption, RunsOption
 
 
 def check(
@@ -13,6 +13,7 @@ def check(
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     runs: RunsOption = RUNS,
 ) -> None:
     """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
@@ -20,5 +21,10 @@ def check(
     Names file and key of each mistake. Exit code 1 if there is any. What ran is kept like any sweep.
     """
     from orchestrator.app.check import check as run_check
+    from orchestrator.view.out import write_by_threads
 
-    raise typer.Exit(anyio.run(lambda: run_check(benchmark, isolation=isolation, is_static=static, runs=runs)))
+    if not static:
+        write_by_threads()
+    raise typer.Exit(
+        anyio.run(lambda: run_check(benchmark, isolation=isolation, is_static=static, runs=runs, lock=lock))
+    )

@@ -23,10 +23,15 @@ def logs(
     file: Annotated[
         str, typer.Option("--file", metavar="FILE", help="Another file: patch.diff, devbox.log, trajectory.json …")
     ] = "agent.log",
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="To a terminal too as it is: let it obey what an agent printed."),
+    ] = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Print what an agent printed, byte for byte but for secrets.
 
+    A terminal gets its colours; what else it would obey is shown as escapes, without --raw.
     With -f as it comes, in every further attempt too, until the trial has a result or its sweep has ended.
 
     Examples:
@@ -41,4 +46,4 @@ def logs(
     from orchestrator.runs import find
 
     which = logs.Which(arm=arm, trial=trial, attempt=attempt, file=file)
-    anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow))
+    anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow, is_raw=raw))

@@ -1,5 +1,6 @@
 """Options that several commands share, and small helpers for all of them."""
 
+import os
 import sys
 from collections.abc import Callable, Container
 from inspect import Parameter, signature
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
+
+from orchestrator.locks import Kind
 
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style
@@ -33,6 +36,25 @@ _ISOLATION: Final = typer.Option(
 IsolationOption = Annotated[str, _ISOLATION]
 #: None where nobody says, so that a settings file may.
 IsolationChoice = Annotated[str | None, _ISOLATION]
+
+
+def _kind_of_lock(text: str) -> Kind:
+    if text not in {"file", "none"}:
+        raise typer.BadParameter(f"{text!r} is none of file, none", param_hint="--lock")
+    return "none" if text == "none" else "file"
+
+
+_LOCK: Final = typer.Option(
+    "--lock",
+    metavar="file|none",
+    parser=_kind_of_lock,
+    envvar="SWEEP_LOCK",
+    help="What keeps a second process out of a folder: a lock, or none, for file systems without locks. Then there is "
+    "a note only, which is not proof against a second one on another machine: see to it yourself.",
+)
+LockOption = Annotated[Kind, _LOCK]
+#: None where nobody says, so that a settings file may.
+LockChoice = Annotated[Kind | None, _LOCK]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
 RetryOption = Annotated[
     list[str] | None,
@@ -83,10 +105,11 @@ RUNS: Final = Path("runs")
 
 
 def style(*, as_json: bool) -> "Style":
-    """How to draw: JSON if asked, a screen on a terminal, lines otherwise."""
+    """How to draw: JSON if asked, a screen on a terminal that can be drawn on, lines otherwise."""
     if as_json:
         return "json"
-    return "terminal" if sys.stdout.isatty() else "plain"
+    can_redraw = os.environ.get("TERM", "dumb").lower() not in {"", "dumb", "unknown"}
+    return "terminal" if sys.stdout.isatty() and can_redraw else "plain"
 
 
 def borrowing(command: Callable[..., Any], *, but: Container[str]) -> Callable[[Callable[..., T]], Callable[..., T]]:

@@ -13,14 +13,15 @@ def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such
     trials again whose results are lost.
     """
     from orchestrator import salvage
+    from orchestrator.view.out import say
 
     lost = salvage.repair(folder)
     if lost is None:
-        typer.echo(f"{folder}: nothing is damaged.")
+        say(f"{folder}: nothing is damaged.")
         return
     if lost.file is not None:
-        typer.echo(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+        say(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
     if lost.restored:
-        typer.echo(f"{folder}: {lost.restored} results that the journal had lost were taken from results.jsonl.")
+        say(f"{folder}: {lost.restored} results that the journal had lost were taken from results.jsonl.")
     if lost.trials:
-        typer.echo(f"They spoke of {', '.join(lost.trials)}.")
+        say(f"They spoke of {', '.join(lost.trials)}.")

@@ -16,7 +16,7 @@ FIXED = (
     *("network", "isolation", "python", "name", "config"),
 )
 #: What changes nothing of a finished sweep.
-IDLE = ("endpoint", "detach", "env_file")
+IDLE = ("endpoint", "detach", "env_file", "lock")
 
 
 @borrowing(run, but=FIXED)
@@ -40,11 +40,13 @@ def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
     from orchestrator.app import attach
     from orchestrator.journal import read_manifest
     from orchestrator.runs import find, find_unfinished, is_finished
+    from orchestrator.view.out import write_by_threads
 
     folder = find(runs, name) if name else find_unfinished(runs)
     manifest = read_manifest(folder)
     is_changed = any(value for option, value in options.items() if option not in IDLE)
     if is_finished(folder, manifest) and not is_changed:
+        write_by_threads(as_json=json)
         raise typer.Exit(anyio.run(lambda: attach.run(folder, style=style(as_json=json))))
     typed = {**options, "runs": folder.parent, "json": json}
     settings = manifest["config"] | {"name": folder.name}

@@ -10,6 +10,7 @@ from orchestrator.cli.options import (
     EndpointOption,
     EnvFileOption,
     IsolationOption,
+    LockOption,
     NetworkOption,
     PythonOption,
     RunsOption,
@@ -34,11 +35,13 @@ def run(
     env_file: EnvFileOption = None,
     endpoint: EndpointOption = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     runs: RunsOption = RUNS,
 ) -> None:
     """Run one scenario by itself and tell every step: start, boot, solve, score, complete."""
     from orchestrator.app import single
     from orchestrator.config import resolve
+    from orchestrator.view.out import write_by_threads
 
     config = resolve(
         {
@@ -47,10 +50,12 @@ def run(
             "attempts": 1,
             "endpoint": endpoint,
             "isolation": isolation,
+            "lock": lock,
             **({"network": network} if network else {}),
             "python": python,
         },
         source="sweep scenario run",
     )
     given = variables_of(env_file)
+    write_by_threads()
     raise typer.Exit(anyio.run(lambda: single.run(scenario, config, runs=runs, given=given)))

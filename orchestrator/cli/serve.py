@@ -6,7 +6,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from orchestrator.cli.options import IsolationOption
+from orchestrator.cli.options import IsolationOption, LockOption
 
 STATE = Path.home() / ".local" / "state" / "sweep" / "service"
 
@@ -32,6 +32,7 @@ def serve(
         ),
     ] = None,
     isolation: IsolationOption = "local",
+    lock: LockOption = "file",
     linger: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End when no client has asked anything for so long. [never]")
     ] = None,
@@ -96,7 +97,9 @@ def serve(
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.app import serving
     from orchestrator.awake import AwakeLoop
+    from orchestrator.view.out import write_by_threads
 
+    write_by_threads()
     anyio.run(
         lambda: serving.run(
             host=host,
@@ -110,6 +113,7 @@ def serve(
             chaos=chaos,
             secret_names=secret or [],
             allowed_hosts=allow_host or [],
+            lock=lock,
             is_quiet=quiet,
         ),
         backend_options={"loop_factory": AwakeLoop},

@@ -24,11 +24,12 @@ def start(
     from orchestrator.awake import AwakeLoop
     from orchestrator.config import resolve
     from orchestrator.reopen import ask
+    from orchestrator.view.out import write_by_threads
 
     config, again = resolve(_overlay(settings, typed), source=source), ask(typed["retry"] or (), typed["only"] or ())
     runs, json, file = typed["runs"], typed["json"], typed.get("config")
     given = variables_of(typed["env_file"])
-    begun = detach.claim()
+    begun = detach.claim(as_json=json)
     if typed["detach"] and not typed["dry_run"] and begun is None:
         raise typer.Exit(detach.start(as_json=json))
     if folder is not None and folder.is_dir() and not folder.samefile("."):
@@ -37,6 +38,7 @@ def start(
     if typed["dry_run"]:
         raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=json, given=given)))
     look = style(as_json=json) if begun is None else "json" if json else "plain"
+    write_by_threads(as_json=json)
     raise typer.Exit(
         anyio.run(
             lambda: sweeps.run(

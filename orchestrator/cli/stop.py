@@ -23,6 +23,8 @@ def stop(
     """
     from orchestrator.app import stop
     from orchestrator.runs import find, find_running
+    from orchestrator.view.out import write_by_threads
 
     folder = find(runs, name) if name else find_running(runs)
+    write_by_threads()
     raise typer.Exit(anyio.run(lambda: stop.run(folder, is_now=now)))

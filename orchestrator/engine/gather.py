@@ -31,6 +31,7 @@ from orchestrator.engine.snapshot import PATIENCE, PIECE, patching, snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import DevboxLost, WorldError
+from orchestrator.printable import printable
 
 #: How much of the stage's time the devbox may take to pack; the rest is for the way home.
 PACKING: Final = 0.5
@@ -133,8 +134,8 @@ class _Coming:
     async def say(self) -> None:
         """What did not come home, and why."""
         if self._left_out:
-            words = "".join(f"{line}\n" for line in self._left_out)
-            await self._work.keep("left_out", LEFT_OUT, words.encode(errors="replace"))
+            words = "".join(f"{printable(line)}\n" for line in self._left_out)
+            await self._work.keep("left_out", LEFT_OUT, words.encode())
 
     async def log(self) -> None:
         log = await self._ctx.endpoint.devbox_log(self._workspace.devbox.id)
@@ -153,7 +154,7 @@ class _Coming:
         if ended.exit_status != 0:
             raise WorldError(f"{step}.sh in the devbox: {ended.stderr or f'status {ended.exit_status}'}")
         told: dict[str, list[str]] = {"piece": []}
-        for line in ended.stdout.splitlines():
+        for line in ended.stdout.split("\n"):  # a name may have what else counts as a line's end
             word, _, rest = line.partition(" ")
             told.setdefault(word, []).append(rest)
         return told

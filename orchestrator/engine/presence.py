@@ -13,8 +13,8 @@ from typing import Final
 
 import anyio
 
-from orchestrator.agentkit.process import birth
 from orchestrator.errors import UsageError, WorldError
+from orchestrator.locks import birth
 from orchestrator.runloop.contract import Endpoint
 
 #: Seconds between two signs of life.

@@ -12,7 +12,6 @@ import anyio
 import structlog
 
 from orchestrator.agentkit.contract import Agent, Result, Task
-from orchestrator.agentkit.process import birth
 from orchestrator.config import SweepConfig
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.gather import bring_home, take_snapshot
@@ -33,6 +32,7 @@ from orchestrator.errors import (
 )
 from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
 from orchestrator.ledger import Attempt
+from orchestrator.locks import birth
 from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Needs, Scenario, ScenarioRun, path_part
 from orchestrator.stages import Stage
 

@@ -1,28 +1,23 @@
 """What the files of a run folder have in common: their names, one holder, and writes that a crash cannot halve."""
 
-import fcntl
 import os
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from orchestrator.errors import JournalError, UsageError
+from orchestrator.errors import JournalError, SweepError, UsageError
+from orchestrator.locks import Held, Kind, hold
 
 JOURNAL: Final = "journal.jsonl"
 RESULTS: Final = "results.jsonl"
 MANIFEST: Final = "manifest.json"
-LOCK: Final = "lock"
 #: What every manifest says.
 _SAID: Final = frozenset({"sweep", "identity", "config", "scenarios"})
 _FIX: Final = "Put it back from a copy, or start anew with another --name."
-#: Who looks whether a folder is in use holds its lock for an instant: so often is it tried, so many seconds apart.
-_TRIES: Final = 20
-_INSTANT: Final = 0.005
 
 
 def write_all(file: FileIO, data: bytes) -> None:
@@ -56,24 +51,23 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises UsageError naming the process that has it."""
-    with (folder / LOCK).open("a+b", buffering=0) as file:
-        for _ in range(_TRIES):
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_INSTANT)
-        else:
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip() or "another process"
+def locked(folder: Path, lock: Kind = "file") -> Iterator[None]:
+    """Be the one who is at work in a folder. Raises UsageError naming the process that is; see `locks.hold`."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder, lock))
+        except Held as held:
             raise UsageError(
-                f"{folder} is in use by {holder}. Wait for it or stop it; to run beside it, give another --name."
-            )
-        with suppress(OSError):  # a full disk has no room for the name, and the lock holds without it
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+                f"{folder} is in use by {held}. Wait for it or stop it; to run beside it, give another --name."
+            ) from None
         yield
+
+
+def lock_of(folder: Path) -> Kind:
+    """How the sweep in a folder keeps others out, as far as its manifest says."""
+    with suppress(SweepError, TypeError, AttributeError):
+        return "none" if read_manifest(folder)["config"].get("lock") == "none" else "file"
+    return "file"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

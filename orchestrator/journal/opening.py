@@ -17,6 +17,7 @@ from orchestrator.journal.files import JOURNAL, locked
 from orchestrator.journal.store import Store
 from orchestrator.journal.writer import Batch, Habits, Writer
 from orchestrator.ledger import Ledger
+from orchestrator.locks import Kind
 
 #: Seconds for a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
 _CLOSING: Final = 5.0
@@ -41,7 +42,9 @@ class Journal:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, folder: Path, ledger: Ledger, habits: Habits = _HABITS) -> AsyncIterator[Self]:
+    async def open(
+        cls, folder: Path, ledger: Ledger, habits: Habits = _HABITS, *, lock: Kind = "file"
+    ) -> AsyncIterator[Self]:
         """Lock the folder, fold what is there into an empty ledger, and be ready to append.
 
         Raises UsageError when another process has the folder, JournalError when the journal is damaged or the disk
@@ -49,7 +52,7 @@ class Journal:
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(folder))
+                stack.enter_context(locked(folder, lock))
                 store = await anyio.to_thread.run_sync(Store.recover, folder, ledger)
             except OSError as error:
                 raise JournalError(f"{folder} cannot be opened: {error}") from error

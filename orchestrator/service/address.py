@@ -4,12 +4,10 @@ The lock is held by the process, not by the file: it is gone when the process is
 may outlive a killed service; whoever reads it has the service prove itself before sending the token: `/v1/sweep/proof`.
 """
 
-import fcntl
 import ipaddress
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -17,11 +15,9 @@ from typing import Final, Self
 import orjson
 
 from orchestrator.errors import UsageError
+from orchestrator.locks import Held, Kind, hold
 
-LOCK: Final = "lock"
 ADDRESS: Final = "address.json"
-#: A sweep that looks whether the lock is free, before it starts a service, holds it for an instant.
-_TRIES, _INSTANT = 3, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,37 +49,23 @@ def needing(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lock(state: Path) -> Iterator[None]:
+def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
     """Hold a state folder, which is for its owner only if it is new: one with other things in it stays as it is.
 
-    Raises UsageError naming the process that holds it, or what the disk says.
+    Raises UsageError naming the process that holds it, or what the disk says; see `locks`.
     """
-    with needing(state):
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not any(state.iterdir()):
-            state.chmod(0o700)
-        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with needing(state):
-            _take(lock, state)
+    with ExitStack() as stack:
+        try:
+            with needing(state):
+                state.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if not any(state.iterdir()):
+                    state.chmod(0o700)
+                stack.enter_context(hold(state, lock))
+        except Held as held:
+            raise UsageError(
+                f"A service ({held}) already holds the state folder {state}: use that one, stop it, or name another."
+            ) from None
         yield
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, state: Path) -> None:
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        time.sleep(_INSTANT)
-    else:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise UsageError(
-            f"A service (pid {holder}) already holds the state folder {state}: use that one, stop it, or name another."
-        )
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 @contextmanager

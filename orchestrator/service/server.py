@@ -30,7 +30,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from orchestrator.errors import UsageError, leaf
-from orchestrator.service.address import LOCK, Address, forget_address, hold_lock, is_loopback, needing, publish
+from orchestrator.locks import LOCK, Kind
+from orchestrator.service.address import Address, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
@@ -112,6 +113,7 @@ class Service:
         dialect: Dialect = OURS,
         chaos: Rules | None = None,
         secret_names: Sequence[str] = (),
+        lock: Kind = "file",
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
@@ -125,7 +127,7 @@ class Service:
         with needing(state):
             (state / "cache").mkdir(mode=0o700, exist_ok=True)
         async with (
-            Store.open(state / "service.sqlite") as store,
+            Store.open(state / "service.sqlite", lock) as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
@@ -250,6 +252,7 @@ async def serve(
     chaos: Rules | None = None,
     secret_names: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
+    lock: Kind = "file",
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
@@ -266,7 +269,7 @@ async def serve(
         raise UsageError(f"--secret {missing[0]}: there is no such variable in the environment of the service.")
     token = token or secrets.token_urlsafe(32)
     raise_open_files()
-    with hold_lock(state), _listen(host, port) as listener, _ungrouped():
+    with hold_lock(state, lock), _listen(host, port) as listener, _ungrouped():
         forget_address(state)
         async with anyio.create_task_group() as watchers:
             try:
@@ -280,6 +283,7 @@ async def serve(
                         dialect=dialect,
                         chaos=chaos,
                         secret_names=secret_names,
+                        lock=lock,
                     ) as service,
                 ):
                     names = Names(host=host, others=frozenset(map(str.lower, allowed_hosts)))

@@ -28,6 +28,7 @@ import orjson
 import structlog
 
 from orchestrator.errors import InternalError, NotFound, Unwritable, UsageError
+from orchestrator.locks import Kind
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]
@@ -245,8 +246,9 @@ class _Job:
 class Store:
     """Use `async with Store.open(path) as store`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: Kind = "file") -> None:
         self._path = path
+        self._lock = lock
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         #: Batches in a row that could not be kept.
@@ -256,9 +258,9 @@ class Store:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator["Store"]:
+    async def open(cls, path: Path, lock: Kind = "file") -> AsyncIterator["Store"]:
         """Open or create the file. Raises Unwritable, and UsageError if it was written by a newer version."""
-        store = cls(path)
+        store = cls(path, lock)
         store._thread.start()
         try:
             await store.write(_create)
@@ -322,7 +324,7 @@ class Store:
     def _attend(self, db: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
         """Have the jobs done and their callers told; the connection to go on with, None for a new one."""
         try:
-            db = db or _connect(self._path)
+            db = db or _connect(self._path, self._lock)
             before = db.total_changes
             settled = _run_batch(db, jobs)
         except BaseException as error:  # noqa: BLE001 - nothing may end this thread
@@ -367,12 +369,18 @@ def _usable(db: sqlite3.Connection | None, error: BaseException) -> sqlite3.Conn
     return None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode."""
+def _connect(path: Path, lock: Kind) -> sqlite3.Connection:
+    """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode.
+
+    Where there are no locks SQLite takes none, and shares no memory with others: whoever holds the folder is alone.
+    """
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
         os.fchmod(file.fileno(), 0o600)
-    db = sqlite3.connect(path, isolation_level=None)
+    unlocked = "?nolock=1" if lock == "none" else ""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}{unlocked}", isolation_level=None, uri=True)
     try:
+        if lock == "none":
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
     except BaseException:

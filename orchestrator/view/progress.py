@@ -3,19 +3,14 @@
 Three styles of one picture: a screen that redraws itself, lines where there is no terminal, JSON lines for programs.
 """
 
-import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-import orjson
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -23,9 +18,10 @@ from rich.text import Text
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, TrialKey
 from orchestrator.plan import Plan
+from orchestrator.printable import printable
 from orchestrator.stages import Stage
-from orchestrator.view.out import Out
-from orchestrator.view.report import as_json, as_table, duration, number, printable, summarise
+from orchestrator.view import out
+from orchestrator.view.report import as_json, as_table, duration, number, summarise
 
 Style = Literal["terminal", "plain", "json"]
 
@@ -116,19 +112,11 @@ class SlowPhases:
 
 async def tell_slow_phases(state: State, style: Style, until: anyio.Event) -> None:
     """Tell what is being done before there is a picture, where it takes long."""
-    out = Out(highlight=False, emoji=False, soft_wrap=True, stderr=style == "json")
     slow = SlowPhases(state, SLOW if style == "terminal" else SLOW_START)
     while not until.is_set():
         if (words := slow.due()) is not None:
-            out.print(words, markup=False)
+            out.say(words, to_stderr=style == "json")
         await anyio.sleep(REDRAW)
-
-
-def leave_screen() -> None:
-    """Give the terminal back as it was. May be called from anywhere, at any time."""
-    with suppress(OSError):
-        if os.isatty(1):
-            os.write(1, b"\x1b[?25h\n")
 
 
 class Progress:
@@ -140,20 +128,13 @@ class Progress:
         self._state = state
         self._folder = folder
         self._style = style
-        self._out = Out(
-            highlight=False,
-            emoji=False,
-            soft_wrap=style != "terminal",
-            stderr=style == "json",
-            width=None if style == "terminal" else LINE,
-        )
+        self._page = out.Page(LINE)
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
         self._begin()
-        self._notices: list[str] = []
         self._slow = SlowPhases(state)
         self._remarked: set[str] = set()
         owed = len(plan) - len(self._done)
-        self._out.print(f"{opening}: {len(plan)} trials, {owed} to do.", markup=False)
+        self.say(f"{opening}: {len(plan)} trials, {owed} to do.")
 
     def _begin(self) -> None:
         """Take what is finished now as told; it is counted once, and not for each picture."""
@@ -167,24 +148,21 @@ class Progress:
         self._done_before = self._told = len(self._done)
 
     def say(self, message: str) -> None:
-        """Tell the person at the screen something now."""
-        if self._style == "terminal":
-            self._notices = [message]
-        else:
-            self._out.print(message, markup=False)
+        """Tell the person at the screen something, on a line of its own."""
+        out.say(message, to_stderr=self._style == "json")
 
     async def show(self) -> None:
         """Draw until canceled."""
         if self._style != "terminal":
             await self._show_lines()
             return
-        with Live(console=self._out, auto_refresh=False, transient=True) as live:
-            while True:
-                live.update(self._screen(), refresh=True)
-                await anyio.sleep(REDRAW)
+        while True:
+            out.show(self._page.lay_out(self._screen(), highest=self._page.height))
+            await anyio.sleep(REDRAW)
 
     def finish(self) -> None:
         """Draw the end: the last lines, the table, where the files are."""
+        out.show(())
         for line in self._new_lines():
             self._line(line)
         summaries = summarise(self._ledger, self._plan)
@@ -192,12 +170,12 @@ class Progress:
         stop = self._state.stop if left else None
         if self._style == "json":
             stopped = {"stopped": stop} if stop else {}
-            self._emit({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)} | stopped)
+            out.say_json({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)} | stopped)
         else:
-            self._out.print(as_table(summaries, self._folder))
+            self._page.print(as_table(summaries, self._folder))
         if stop:
             words = f"Stopped: {stop}. {left} of {len(self._plan)} trials are left: run the sweep again for them."
-            self._out.print(words, markup=False)
+            self.say(words)
 
     async def _show_lines(self) -> None:
         due = anyio.current_time() + SUMMARY_EVERY
@@ -205,9 +183,9 @@ class Progress:
             for line in self._new_lines():
                 self._line(line)
             for words in self._news():
-                self._out.print(words, markup=False)
+                self.say(words)
             if self._style == "plain" and anyio.current_time() >= due:
-                self._out.print(self._headline(), markup=False)
+                self.say(self._headline())
                 due += SUMMARY_EVERY
             await anyio.sleep(REDRAW)
 
@@ -275,34 +253,27 @@ class Progress:
             "seconds": round(trial.seconds, 3),
         }
         if self._style == "json":
-            self._emit(facts)
+            out.say_json(facts)
             return
         ending = number(trial.score) if trial.outcome is Outcome.SCORED else f"{trial.outcome}: {trial.failure}"
         flags = f" ({', '.join(trial.flags)})" if trial.flags else ""
         counted = f"[{self._told}/{len(self._plan)}]"
-        self._out.print(f"{counted} {self._label(key)}  {ending}{flags}  {duration(trial.seconds)}", markup=False)
-
-    def _emit(self, facts: dict[str, Any]) -> None:
-        try:
-            sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self._out.on_broken_pipe()
+        self.say(f"{counted} {self._label(key)}  {ending}{flags}  {duration(trial.seconds)}")
 
     def _screen(self) -> RenderableType:
         self._look()
         bar = Table.grid(padding=(0, 1))
-        width = min(40, self._out.width // 5)
+        width = min(40, self._page.width // 5)
         bar.add_row(
             ProgressBar(total=max(1, len(self._plan)), completed=len(self._done), width=width), Text(self._headline())
         )
         parts: list[RenderableType] = [bar, Text(self._stage_line(), style="dim")]
         for notice in self._ledger.latest_failures[-3:]:
             verb = "failed" if notice.is_final else "again"
-            words = f"{verb}  {self._label(notice.trial)}  {notice.error}: {printable(notice.message)}"
+            message = printable(" ".join(notice.message.split()))
+            words = f"{verb}  {self._label(notice.trial)}  {notice.error}: {message}"
             parts.append(Text(words, style="red", no_wrap=True, overflow="ellipsis"))
-        lines = (*self._remarks().values(), *self._notices)
-        parts += [Text(printable(line), style="yellow") for line in lines]
+        parts += [Text(printable(line), style="yellow") for line in self._remarks().values()]
         return Group(*parts)
 
     def _headline(self) -> str:

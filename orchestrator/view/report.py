@@ -15,6 +15,7 @@ from orchestrator.journal import RESULTS
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.model import Outcome
 from orchestrator.plan import Plan
+from orchestrator.printable import printable
 
 _Z: Final = NormalDist().inv_cdf(0.975)
 
@@ -123,12 +124,8 @@ def as_table(summaries: Iterable[ArmSummary], folder: Path) -> RenderableType:
             number(each.floor),
             duration(each.seconds),
         )
-    return Group(table, Text(f"Results: {folder / RESULTS}"), Text(f"Logs:    {folder / 'trials'}"))
-
-
-def printable(text: str) -> str:
-    """A text of others on one line, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+    files = (f"Results: {folder / RESULTS}", f"Logs:    {folder / 'trials'}")
+    return Group(table, *(Text(printable(line)) for line in files))
 
 
 def number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import anyio
 
 from orchestrator.agentkit.contract import Task
 from orchestrator.agentkit.loader import load
-from orchestrator.agentkit.process import birth
+from orchestrator.locks import birth
 
 from .conftest import LocalWorkspace
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 import anyio
 import pytest
 
-from orchestrator.agentkit.process import birth, end_process
+from orchestrator.agentkit.process import end_process
+from orchestrator.locks import birth
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,11 @@ from orchestrator.errors import SandboxUnavailable
 from orchestrator.service.devboxes.contract import BoxSpec
 from orchestrator.service.devboxes.frames import Answers, Exited, Ready, WireError, spawn_frame
 from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
+from orchestrator.service.devboxes.local import users as users_of
 from orchestrator.service.devboxes.local.advice import explain
 from orchestrator.service.devboxes.local.binary import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.devboxes.local.commandline import Interpreter, Mount, box_arguments, isolation
-from orchestrator.service.devboxes.local.users import COUNT, FIRST, user_range
+from orchestrator.service.devboxes.local.users import COUNT, FIRST, Users, user_range
 from orchestrator.service.devboxes.trees import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def test_in_a_container_with_few_users_the_last_of_them_are_taken(uid_map: str) 
     users = user_range(uid_map)
     total = max(int(line.split()[0]) + int(line.split()[2]) for line in uid_map.splitlines())
     assert 0 < users.start < users.stop < total
+
+
+def test_root_of_a_namespace_without_other_users_has_one_to_give_as_an_ordinary_user_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uid_map").write_text("         0       1000          1\n")
+    monkeypatch.setattr(users_of, "UID_MAP", tmp_path / "uid_map")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    users = Users()
+    assert [users.lend(), users.lend()] == [None, None]
 
 
 def test_the_newest_bubblewrap_is_taken() -> None:

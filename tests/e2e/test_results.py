@@ -1,6 +1,5 @@
 """What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,26 +109,6 @@ def test_for_programs_standard_output_is_json_lines_and_nothing_else(served: "De
     assert [(arm["arm"], arm["mean"], arm["scored"]) for arm in last["arms"]] == [("oracle", 1.0, 1), ("nop", 0.0, 1)]
     assert len(served.results(last["folder"])) == 2
     assert "Starting " in ended.err
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("run", "six", "--agent", "oracle", "--limit", "3"),
-        ("run", "six", "--agent", "oracle", "--limit", "3", "--json"),
-        ("scenario", "run", "ant", "--benchmark", "six", "--agent", "oracle"),
-    ],
-)
-def test_a_reader_that_goes_away_ends_the_command_quietly(served: "Desk", words: tuple[str, ...]) -> None:
-    """As `sweep run … | head -1` does."""
-    read, write = os.pipe()
-    running = served.start(*words, out=write)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        if "--json" not in words:
-            pipe.readline()
-    ended = running.end()
-    assert ended.err.startswith("Starting ") if "--json" in words else not ended.err, str(ended)
 
 
 def test_the_same_command_after_a_full_run_starts_another_sweep(served: "Desk") -> None:

@@ -62,7 +62,10 @@ def test_the_command_of_a_clone_that_is_set_up_works_from_anywhere_and_through_l
         shutil.copy(ROOT / name, clone / name)
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "sweep").symlink_to(Path(sys.executable).with_name("sweep"))
-    (clone / ".venv" / ".made-for-running").touch()
+    python = clone / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (clone / ".venv" / ".made-for-running").write_text(f"{clone}\n{python}\n")
     (desk.folder / "link").symlink_to(clone / "scripts" / "sweep")
     (desk.folder / "link to link").symlink_to("link")
     for command in (str(clone / "scripts" / "sweep"), "./link to link"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -80,6 +81,7 @@ async def test_it_has_a_session_of_its_own_and_ends_with_a_sweep_that_leaves_not
     """So a Ctrl-C at the sweep's terminal does not reach it."""
     async with place.open() as service:
         assert os.getsid(place.pid) == os.getpgid(place.pid) == place.pid
+        assert [stat.S_IMODE(each.stat().st_mode) for each in (place.state, place.state.parent)] == [0o700, 0o700]
         assert await is_served(service.address)
     await until(lambda: not place.services(), "it is gone")
     assert not place.address.exists()

@@ -5,9 +5,9 @@ import os
 import anyio
 import pytest
 
-from orchestrator.agentkit.process import birth
 from orchestrator.engine.presence import FORGOTTEN, Presence
 from orchestrator.errors import Unavailable, UsageError
+from orchestrator.locks import birth
 from orchestrator.testing import MemoryEndpoint, Script, run_virtually
 
 ELSEWHERE = "process 7 on another-machine, of boot 1"

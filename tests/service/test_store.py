@@ -13,6 +13,7 @@ import anyio.to_thread
 import pytest
 
 from orchestrator.errors import InternalError, NotFound, Unwritable
+from orchestrator.locks import Kind
 from orchestrator.service import store as module
 from orchestrator.service.store import DEVBOXES, ListQuery, Store
 
@@ -102,10 +103,10 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(
 ) -> None:
     failures, connect = [error], module._connect
 
-    def refuse(path: Path) -> sqlite3.Connection:
+    def refuse(path: Path, lock: Kind) -> sqlite3.Connection:
         if failures:
             raise failures.pop()
-        return connect(path)
+        return connect(path, lock)
 
     async with Store.open(tmp_path / "service.sqlite") as store:
         monkeypatch.setattr(module, "_connect", refuse)

@@ -1,12 +1,32 @@
 """Ledgers to look at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from orchestrator.events import AttemptEnded, Event, StageEntered, TrialFinished
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
 from orchestrator.stages import Stage
+from orchestrator.view.out import Stream, write_by_threads
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Inside, what is printed is written by threads, to the descriptors."""
+    before = sys.stdout, sys.stderr
+    write_by_threads()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def settle() -> None:
+    """Wait until what was printed and drawn is to be seen."""
+    assert isinstance(sys.stdout, Stream)
+    assert sys.stdout.output.settle()
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.events import Event
 from orchestrator.ledger import fold
 from orchestrator.plan import Plan
-from orchestrator.view.report import ArmSummary, as_json, as_table, duration, interval, number, printable, summarise
+from orchestrator.view.report import ArmSummary, as_json, as_table, duration, interval, number, summarise
 
 from .conftest import failed, make_plan, scored
 
@@ -118,9 +118,3 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_scores_are_for_people() -> None:
     assert (number(None), number(0), number(2 / 3)) == ("-", "0.000", "0.667")
-
-
-@given(st.text())
-def test_texts_of_others_are_one_line_without_anything_a_terminal_obeys(text: str) -> None:
-    assert printable(text).isprintable()
-    assert printable("plain [red] words — größer 漢字") == "plain [red] words — größer 漢字"

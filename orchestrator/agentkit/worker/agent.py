@@ -12,6 +12,7 @@ import sys
 import traceback
 
 from .log import Log
+from .standard import standard_library
 from .workspace import Workspace
 
 TYPE_CHECKING = False
@@ -158,7 +159,8 @@ def _load_module(name: str) -> ModuleType:
 
 def _hint(name: str, owner: object) -> str:
     """Names near to one that is not there, else the names of everything that could have been meant."""
-    import difflib  # only to explain a mistake
+    with standard_library():
+        import difflib  # only to explain a mistake
 
     mine = getattr(owner, "__name__", None)
     candidates = [
@@ -216,7 +218,8 @@ def _run(entry: Any, offers: Header) -> Any:
 
 
 def _in_loop(make: Callable[[], Any]) -> Any:
-    import asyncio  # slow to import, and most agents do without
+    with standard_library():
+        import asyncio  # slow to import, and most agents do without
 
     async def inside() -> Any:
         value = make()

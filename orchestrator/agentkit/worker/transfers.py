@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from shlex import quote
 
+from .standard import standard_library
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import tarfile
@@ -73,8 +75,9 @@ class Transfers:
             file.write(data)
 
     def _upload_folder(self, local: str, path: str) -> None:
-        import io
-        import tarfile  # slow to import, and most agents do without
+        with standard_library():
+            import io
+            import tarfile  # slow to import, and most agents do without
 
         archive, name = io.BytesIO(), self._archive()
         with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -84,8 +87,9 @@ class Transfers:
         self._must(f"{unpack}; status=$?; rm -f {quote(name)}; exit $status", path)
 
     def _download_folder(self, path: str, local: str) -> None:
-        import io
-        import tarfile
+        with standard_library():
+            import io
+            import tarfile
 
         name = self._archive()
         self._must(f"mkdir -p {quote(self.scratch)} && tar -cf {quote(name)} -C {quote(path)} .", path)

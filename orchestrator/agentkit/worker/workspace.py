@@ -8,6 +8,7 @@ import os
 import threading
 from collections import deque
 
+from .standard import standard_library
 from .transfers import ExecResult, Transfers, WorkspaceError
 
 TYPE_CHECKING = False
@@ -111,7 +112,8 @@ class Workspace(Transfers):
 
     def _ask(self, header: Header, body: bytes = b"", stream: Stream | None = None) -> Future[tuple[Header, bytes]]:
         """Send a question. What it started in the devbox ends if the answer is cancelled."""
-        from concurrent.futures import Future  # brings logging along, and not every agent gets here
+        with standard_library():
+            from concurrent.futures import Future  # brings logging along, and not every agent gets here
 
         answer: Future[tuple[Header, bytes]] = Future()
         with self._lock:
@@ -206,7 +208,8 @@ class Stream:
 
     def _more(self) -> Future[None]:
         """Done as soon as there are pieces; starts the command the first time."""
-        from concurrent.futures import Future
+        with standard_library():
+            from concurrent.futures import Future
 
         if self._answer is None:
             self._answer = self._workspace._ask(self._request, stream=self)  # noqa: SLF001

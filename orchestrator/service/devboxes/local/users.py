@@ -2,8 +2,8 @@
 
 Its secret: as root, every box gets a user of its own from a range that nobody has an account in. User 1000 of the box
 is then a stranger to the host and to every other box, even for one who gets out, and what the kernel counts per user
-(pipes, keys, watches) it counts per box. An ordinary user has one identity to give, its own. "nobody" would not do:
-other services run as it, and file systems reserve blocks for it.
+(pipes, keys, watches) it counts per box. An ordinary user has one identity to give, its own, and so has the root of a
+user namespace that maps no other. "nobody" would not do: other services run as it, and file systems reserve blocks.
 """
 
 import os
@@ -30,7 +30,9 @@ class Users:
     """Lends users to boxes; lends None, our own, when we are an ordinary user ourselves."""
 
     def __init__(self) -> None:
-        self._free = list(reversed(user_range(UID_MAP.read_text()))) if os.geteuid() == 0 else None
+        users = list(reversed(user_range(UID_MAP.read_text()))) if os.geteuid() == 0 else []
+        #: None where there is nobody but us: an ordinary user, or root of a user namespace without further users.
+        self._free = users or None
 
     def lend(self) -> int | None:
         if self._free is None:

@@ -1,0 +1,55 @@
+"""Texts of others made fit to be printed: names, messages, what an endpoint or an agent said.
+
+A terminal obeys what it is shown (colours, titles, the clipboard), some characters turn the order of others round, and
+a newline in a name makes a line that nobody wrote. All of them are shown as escapes, as Python writes them.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+#: What sets colours and weights, and nothing else (ECMA-48, SGR).
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;:]*m")
+
+
+def printable(text: str) -> str:
+    r"""A text on one line: what is no letter, mark, digit, sign or space is `\x1b`, `\n`, `\u202e`, `\udcff` …"""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def printable_lines(text: str) -> list[str]:
+    """A message that may have several lines: those after the first are indented, so that none passes for another's."""
+    first, *others = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    return [printable(first), *(f"  {printable(line)}" for line in others)]
+
+
+def coloured(text: str) -> str:
+    """Many lines with their colours, tabs and line ends; everything else that is not printable as an escape.
+
+    A carriage return before a line's end belongs to it; elsewhere it would write over what stands there.
+    """
+    pieces, at = [], 0
+    for colour in _COLOURS.finditer(text):
+        pieces += [_laid_out(text[at : colour.start()]), colour.group()]
+        at = colour.end()
+    return "".join([*pieces, _laid_out(text[at:])])
+
+
+def _laid_out(text: str) -> str:
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def json_line(document: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """A document as one line of JSON, its newline included, that is safe to print and means the same."""
+    try:
+        line = orjson.dumps(document, default=default).decode()
+    except TypeError:  # a name that is not UTF-8, which orjson refuses
+        line = json.dumps(document, ensure_ascii=False, default=default, separators=(",", ":"))
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
+    return f"{line}\n"
