@@ -23,7 +23,7 @@ from orchestrator.service.devboxes.child import Child
 from orchestrator.service.devboxes.contract import BoxDied, BoxSpec, BoxStartFailed, Command, Limit
 from orchestrator.service.devboxes.disk import DiskWatch, Watched
 from orchestrator.service.devboxes.folders import BoxFolder
-from orchestrator.service.devboxes.limits import NO_GROUP, Group
+from orchestrator.service.devboxes.limits import NO_GROUP, Group, keep_expendable
 from orchestrator.service.devboxes.link import AgentProcess, Link
 from orchestrator.service.devboxes.trees import disk_usage
 
@@ -146,7 +146,9 @@ class AgentBox(ABC):
 
     def _limit(self) -> None:
         try:
-            self.group.add(self.pids())
+            pids = tuple(self.pids())
+            keep_expendable(pids)
+            self.group.add(pids)
         except OSError as error:
             structlog.get_logger().warning("devbox.limits_refused", devbox=self.id, error=str(error))
             self.group.remove()

@@ -115,6 +115,18 @@ class Groups:
             _remove_group(home, 0)
 
 
+def keep_expendable(pids: Iterable[int]) -> None:
+    """See to it that processes which chose to go first when memory runs out cannot think better of it, nor any child.
+
+    It takes CAP_SYS_RESOURCE: what somebody with it writes is the least that others may write there (proc(5)). Without,
+    they can go back to what they were started with.
+    """
+    for pid in pids:
+        score = Path(f"/proc/{pid}/oom_score_adj")
+        with suppress(OSError):
+            score.write_text(score.read_text())
+
+
 def own_name() -> str:
     """This process, by a name that no later process can have."""
     return f"{os.getpid()}-{_start_time(os.getpid())}"
