@@ -26,6 +26,7 @@ from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.limits import NO_GROUP, Group, keep_expendable
 from orchestrator.service.devboxes.link import AgentProcess, Link
 from orchestrator.service.devboxes.trees import disk_usage
+from orchestrator.service.devboxes.unlinked import descendants
 
 AGENT = Path(__file__).with_name("boxagent.py")
 #: Hundreds of boxes that boot at once on a few cores take their time.
@@ -83,9 +84,9 @@ class AgentBox(ABC):
     def strike(self) -> None:
         """End everything in the box, without waiting."""
 
-    @abstractmethod
     def pids(self) -> Iterable[int]:
-        """The host's ids of the box's processes, right after the boot."""
+        """The host's ids of the box's processes: idle ones of ours, until the first command."""
+        return () if self._child is None or self._child.gone.is_set() else descendants(self._child.pid)
 
     @abstractmethod
     def booted(self) -> None:
@@ -114,7 +115,14 @@ class AgentBox(ABC):
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
         self._watch.add(
-            Watched(folder=self.folder.files, limit=self.spec.resources.disk, used=self._used, exceeded=self.end)
+            Watched(
+                folder=self.folder.files,
+                limit=self.spec.resources.disk,
+                used=self._used,
+                exceeded=self.end,
+                pids=self.pids,
+                owner=os.geteuid() if self.folder.owner is None else self.folder.owner,
+            )
         )
 
     async def _boot(self) -> None:

@@ -9,7 +9,7 @@ them all when the box is stopped or the service's end of the socket closes, what
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -86,9 +86,6 @@ class ProcessBox(AgentBox):
 
     async def release(self) -> None:
         """Nothing was lent."""
-
-    def pids(self) -> Iterable[int]:
-        return () if self._child is None else (self._child.pid,)
 
 
 def _start(command: tuple[str | Path, ...], control: int, errors: IO[bytes], folder: Path) -> subprocess.Popen[bytes]:
