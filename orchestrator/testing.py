@@ -151,6 +151,9 @@ class MemoryEndpoint:
     async def features(self) -> frozenset[str]:
         return frozenset()
 
+    async def notices(self) -> Sequence[str]:
+        return ()
+
     async def secret_names(self) -> frozenset[str]:
         return frozenset()
 

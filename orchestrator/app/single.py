@@ -17,6 +17,7 @@ from orchestrator.app.sweeps import (
     TOO_SHORT,
     check_needs,
     load_arms,
+    notices_of,
     redactor_of,
     secrets_of,
     supply_arms,
@@ -79,6 +80,8 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             out.print(OPEN_NETWORK, markup=False)
         if redactor.unmasked:
             out.print(TOO_SHORT.format(", ".join(redactor.unmasked)), markup=False)
+        for notice in await notices_of(endpoint):
+            out.print(notice, markup=False)
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         key = TrialKey(summary.id, config.arms[0].name, 1)
         ctx = Context(

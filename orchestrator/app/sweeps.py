@@ -5,6 +5,7 @@ import random
 import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from orchestrator import __version__, logs
 from orchestrator.agentkit import loader
 from orchestrator.app import AGENTS
 from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
-from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.app.places import GREETING, Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.state import State
 from orchestrator.config import ArmConfig, SweepConfig, moment
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
@@ -176,6 +177,7 @@ async def _run(
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet
         await check_needs(config, arms, endpoint)
+        told = await notices_of(endpoint)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
@@ -197,11 +199,11 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            for notice in _notices(config, arms, redactor):
-                progress.say(notice)
+            said = [*_notices(config, arms, redactor), *told]
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
-                progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
+                said.append(f"Of these {now} run now, as --only says; the others stay owed.")
+            progress.say(*said)
             try:
                 await _conduct(ctx, plan, chosen, state, progress)
             finally:
@@ -222,6 +224,13 @@ def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor) -
     limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
     if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
         yield UNCOUNTED.format(", ".join(silent))
+
+
+async def notices_of(endpoint: Endpoint) -> Sequence[str]:
+    """What the endpoint wants to have said; nothing, where it does not say so soon."""
+    with suppress(WorldError), anyio.move_on_after(GREETING):
+        return await endpoint.notices()
+    return ()
 
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:

@@ -5,7 +5,7 @@ the gateway while the caller's deadline allows; a wait has no deadline of its ow
 the endpoint has its effect once.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from orchestrator.model import (
@@ -32,6 +32,9 @@ class Endpoint(Protocol):
 
     async def features(self) -> frozenset[str]:
         """What it can do beside the published protocol, such as `installs`; nothing, for one that is not ours."""
+
+    async def notices(self) -> Sequence[str]:
+        """What is better known before its devboxes are used, as sentences; nothing, for one that is not ours."""
 
     async def secret_names(self) -> frozenset[str]:
         """The secrets that it keeps for us, by name; none where it keeps none."""

@@ -3,7 +3,7 @@
 The client is told to retry nothing, and its replies are not trusted to be what they should.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -56,7 +56,7 @@ class Gateway:
         self._client = client
         self._url = url
         self._policies = Policies(client)
-        self._features: frozenset[str] | None = None
+        self._facts: Mapping[str, Any] | None = None
         self._asking = anyio.Lock()
 
     @classmethod
@@ -88,20 +88,27 @@ class Gateway:
         self._client.bearer_token = token
 
     async def features(self) -> frozenset[str]:
-        """Asked once: who replaces a service of ours while we live was started as it was."""
-        async with self._asking:
-            if self._features is None:
-                self._features = await self._ask_features()
-        return self._features
+        return views.features(await self._own_facts())
 
-    async def _ask_features(self) -> frozenset[str]:
+    async def notices(self) -> Sequence[str]:
+        return views.notices(await self._own_facts())
+
+    async def _own_facts(self) -> Mapping[str, Any]:
+        """What a service of ours tells about itself; nothing, for another.
+
+        Asked once: who replaces a service of ours while we live was started as it was.
+        """
+
         def call() -> Awaitable[dict[str, Any]]:
             return self._client.get("/v1/sweep", cast_to=dict[str, Any])
 
-        try:
-            return await _ask("asking what the endpoint can do", call, views.features)
-        except Missing:
-            return frozenset()
+        async with self._asking:
+            if self._facts is None:
+                try:
+                    self._facts = await _ask("asking what the endpoint can do", call, views.facts)
+                except Missing:
+                    self._facts = {}
+        return self._facts
 
     async def secret_names(self) -> frozenset[str]:
         try:

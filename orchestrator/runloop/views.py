@@ -143,8 +143,16 @@ def run(view: ScenarioRunView) -> ScenarioRun:
     )
 
 
+def facts(view: Any) -> Mapping[str, Any]:
+    return view if isinstance(view, Mapping) else {}
+
+
 def features(view: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(str, view.get("features") or ()))
+
+
+def notices(view: Mapping[str, Any]) -> list[str]:
+    return [text for text in view.get("notices") or () if isinstance(text, str)]
 
 
 def secret_names(view: SecretListView) -> frozenset[str]:

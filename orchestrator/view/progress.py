@@ -166,11 +166,12 @@ class Progress:
         self._look()
         self._done_before = self._told = len(self._done)
 
-    def say(self, message: str) -> None:
-        """Tell the person at the screen something now."""
+    def say(self, *messages: str) -> None:
+        """Tell the person at the screen something now; on a screen it takes the place of what was said before."""
         if self._style == "terminal":
-            self._notices = [message]
-        else:
+            self._notices = list(messages)
+            return
+        for message in messages:
             self._out.print(message, markup=False)
 
     async def show(self) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 import anyio.to_thread
 
 from orchestrator.service.devboxes.agentbox import AGENT, AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec, Capability
+from orchestrator.service.devboxes.contract import BoxSpec, Capability, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.keeper import Keeper
@@ -116,6 +116,9 @@ class ProcessProvider(Keeper[Groups]):
 
     async def close_machine(self, machine: Groups) -> None:
         await anyio.to_thread.run_sync(machine.close)
+
+    def limits_of(self, machine: Groups) -> frozenset[Limit]:
+        return machine.limits
 
     def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None]) -> ProcessBox:
         return ProcessBox(spec, self.state, machine, self.watch, forget)
