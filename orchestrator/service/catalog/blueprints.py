@@ -72,6 +72,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     content = digest(files.nodes, contents.digests)
     known = [_VERSION, content, working_directory, {**recipe.environment, **task.variables}]
     known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
         files=files,
