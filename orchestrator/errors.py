@@ -27,7 +27,8 @@
     ├── InternalError           ours: stop loudly
     └── ServiceError            what our service answers instead of a result; carries the HTTP status
         ├── BadRequest 400 · NotFound 404 · NotSupported 405 · WaitExpired 408 · Conflict 409
-        └── Unwritable 503      its state cannot be written now
+        ├── Unwritable 503      its state cannot be written now
+        └── Away 503            a folder that it serves is not there now
 
 Whose fault it was is the type; `policy.py` decides by type what is tried again. Messages name the thing and the fix.
 """
@@ -196,5 +197,11 @@ class Conflict(ServiceError):
 
 class Unwritable(ServiceError):
     """The state of the service cannot be written."""
+
+    status = 503
+
+
+class Away(ServiceError):
+    """A folder of benchmarks is not there, for now."""
 
     status = 503

@@ -191,6 +191,9 @@ class MemoryEndpoint:
     async def leave(self, client: str) -> None:
         self.clients.pop(client, None)
 
+    async def notices(self) -> Sequence[str]:
+        return ()
+
     async def secret_names(self) -> frozenset[str]:
         return frozenset()
 

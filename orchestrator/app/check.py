@@ -3,9 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import orjson
@@ -17,17 +16,13 @@ from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
 from orchestrator.printable import printable, printable_lines
 from orchestrator.service.catalog.catalog import problems
-from orchestrator.service.catalog.problems import Problem
 from orchestrator.view.out import say
-
-#: Bytes below which two equal files say nothing.
-TELLING: Final = 40
 
 
 async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
     """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
     folder = _folder(benchmark)
-    found = await anyio.to_thread.run_sync(lambda: [*problems(folder), *_leaks(folder)])
+    found = await anyio.to_thread.run_sync(problems, folder)
     for problem in found:
         say(f"{problem.severity}: {problem}")
     has_errors = any(problem.severity == "error" for problem in found)
@@ -79,27 +74,3 @@ def _judge(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: the reference solution scores {score:g}, not 1.0"
     elif arm == "nop" and score >= 1.0:
         yield f"{name}: doing nothing scores {score:g}: the scorers do not tell a solution from none"
-
-
-def _leaks(folder: Path) -> Iterator[Problem]:
-    """Files of tests or solutions that the agent would find in its environment."""
-    for hidden in sorted(folder.glob("**/task.toml")):
-        scenario = hidden.parent
-        seen = {_content(path): path for path in _files(scenario / "environment")}
-        for path in (*_files(scenario / "tests"), *_files(scenario / "solution")):
-            if _content(path) in seen:
-                what = seen[_content(path)].relative_to(scenario)
-                yield Problem(
-                    "error",
-                    str(path.relative_to(folder)),
-                    "",
-                    f"the agent finds this file in its environment, as {what}",
-                )
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size >= TELLING]
-
-
-def _content(path: Path) -> bytes:
-    return sha256(path.read_bytes()).digest()

@@ -79,14 +79,20 @@ def where(
 
 
 def _name_of(folder: Path) -> str:
-    """What the benchmark in a folder is called. Raises UsageError if there is none in it, or several."""
+    """What the benchmark in a folder is called. Raises UsageError for none in it, for several, and for a broken one."""
     from orchestrator.service.catalog.catalog import benchmark_folders, surroundings
+    from orchestrator.service.catalog.problems import printable, text
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder.")
+    if printable(folder) != str(folder):
+        raise UsageError(f"{printable(folder)}: the path is not UTF-8, as what is written of a sweep is: rename it.")
     found = benchmark_folders(folder)
     if len(found) == 1:
-        return surroundings(found[0])[0].name
+        file, home = surroundings(found[0])
+        if mistakes := text(problem for problem in file.problems if problem.severity == "error"):
+            raise UsageError(f"{home}: {mistakes}. Mend it; `sweep check` says more.")
+        return file.name
     if found:
         raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")
     raise UsageError(f"{folder} holds no scenario: a scenario is a folder with a task.toml. `sweep check` says more.")

@@ -17,6 +17,7 @@ from orchestrator.app.sweeps import (
     check_needs,
     load_arms,
     network_notices,
+    notices_of,
     redactor_of,
     secrets_of,
     supply_arms,
@@ -76,6 +77,8 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             say(notice)
         if redactor.unmasked:
             say(TOO_SHORT.format(", ".join(redactor.unmasked)))
+        for notice in await notices_of(endpoint):
+            say(notice)
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         await anyio.to_thread.run_sync(make_folder, folder)
         key = TrialKey(summary.id, config.arms[0].name, 1)

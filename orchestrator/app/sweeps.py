@@ -5,6 +5,7 @@ import random
 import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -191,6 +192,7 @@ async def _run(
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet
         await check_needs(config, arms, endpoint)
+        told = await notices_of(endpoint)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
@@ -214,11 +216,11 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            for notice in (*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios)):
-                progress.say(notice)
+            said = [*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios), *told]
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
-                progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
+                said.append(f"Of these {now} run now, as --only says; the others stay owed.")
+            progress.say(*said)
             try:
                 await _conduct(ctx, plan, chosen, state, progress, presence)
             finally:
@@ -258,6 +260,13 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return printable(f"{', '.join(names[:SHOWN])}{more}")
+
+
+async def notices_of(endpoint: Endpoint) -> Sequence[str]:
+    """What the endpoint wants to have said; nothing, where it does not say so soon."""
+    with suppress(WorldError), anyio.move_on_after(GREETING):
+        return await endpoint.notices()
+    return ()
 
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:

@@ -5,7 +5,7 @@ the gateway while the caller's deadline allows; a wait has no deadline of its ow
 the endpoint has its effect once.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from orchestrator.model import (
@@ -47,6 +47,9 @@ class Endpoint(Protocol):
 
     async def leave(self, client: str) -> None:
         """Say that this client is at work no more."""
+
+    async def notices(self) -> Sequence[str]:
+        """What is better known before its devboxes are used, as sentences; nothing, for one that is not ours."""
 
     async def secret_names(self) -> frozenset[str]:
         """The secrets that it keeps for us, by name; none where it keeps none."""

@@ -4,7 +4,7 @@ The client is told to retry nothing, and an answer counts only if it has the sha
 a portal or a balancer says in the endpoint's place is trouble on the way, and the call is made again.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -70,7 +70,7 @@ class Gateway:
         self._client = client
         self._url = url
         self._policies = Policies(client)
-        self._features: frozenset[str] | None = None
+        self._facts: Mapping[str, Any] | None = None
         self._answered_at = anyio.current_time()
         self._asking = anyio.Lock()
 
@@ -111,25 +111,35 @@ class Gateway:
         self._client.bearer_token = token
 
     async def features(self) -> frozenset[str]:
-        """Asked once: who replaces a service of ours while we live was started as it was."""
-        async with self._asking:
-            if self._features is None:
-                self._features = await self._ask_features()
-        return self._features
+        return views.features(await self._own_facts())
 
-    async def _ask_features(self) -> frozenset[str]:
+    async def notices(self) -> Sequence[str]:
+        return views.notices(await self._own_facts())
+
+    async def _own_facts(self) -> Mapping[str, Any]:
+        """What a service of ours tells about itself; nothing, for another.
+
+        Asked once: who replaces a service of ours while we live was started as it was.
+        """
+
         def call() -> Awaitable[dict[str, Any]]:
             return self._client.get("/v1/sweep", cast_to=dict[str, Any])
 
+        async with self._asking:
+            if self._facts is None:
+                self._facts = await self._ask_facts(call)
+        return self._facts
+
+    async def _ask_facts(self, call: Callable[[], Awaitable[dict[str, Any]]]) -> Mapping[str, Any]:
         try:
             with anyio.fail_after(_GREETING):
-                return await self._ask("asking what the endpoint can do", call, views.features)
+                return await self._ask("asking what the endpoint can do", call, views.facts)
         except Missing:
-            return frozenset()
+            return {}
         except Unavailable as error:  # not every endpoint has words of its own for what it does not know
             if error.status != codes.NOT_FOUND:
                 raise
-            return frozenset()
+            return {}
         except TimeoutError:
             raise Unavailable(f"{self._url} did not say in {_GREETING:g} s what it can do") from None
 

@@ -187,12 +187,20 @@ def run(view: ScenarioRunView) -> ScenarioRun:
     )
 
 
+def facts(view: Mapping[str, Any]) -> Mapping[str, Any]:
+    return view if isinstance(view, Mapping) else {}
+
+
 def features(view: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(str, view["features"]))
 
 
 def at_work(view: Mapping[str, Any]) -> list[str]:
     return list(map(str, view["at_work"]))
+
+
+def notices(view: Mapping[str, Any]) -> list[str]:
+    return [text for text in view.get("notices") or () if isinstance(text, str)]
 
 
 def secret_names(view: SecretListView) -> frozenset[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Any, Final, Self, cast
 
 import anyio
 import structlog
@@ -55,6 +55,8 @@ from orchestrator.service.chaos.requests import Droppable, RequestFaults
 from orchestrator.service.chaos.rules import Rules
 from orchestrator.service.chaos.scoring import ChaosScoring
 from orchestrator.service.devboxes.contract import Capability, Provider
+from orchestrator.service.devboxes.keeper import Keeper
+from orchestrator.service.devboxes.limits import unlimited
 from orchestrator.service.devboxes.local.provider import LocalProvider
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.dialect import OURS, Dialect
@@ -136,7 +138,10 @@ class Service:
                 isolation=isolation,
                 capabilities=tuple(sorted(provider.capabilities)),
                 features=("installs",) if parts.installs.is_possible else (),
+                notices=tuple(unlimited(provider.enforced)),
             )
+            for notice in facts.notices:
+                structlog.get_logger().warning("devboxes.unlimited", notice=notice)
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
                 *(own.routes() if dialect.has_own_routes else ()),
@@ -426,10 +431,10 @@ def _ungrouped() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[Provider]:
+async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[Keeper[Any]]:
     """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
     is_local = isolation is Isolation.LOCAL
-    provider = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
+    provider: Keeper[Any] = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
     try:
         with needing(state):
             await provider.prepare()

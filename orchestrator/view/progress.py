@@ -147,9 +147,10 @@ class Progress:
         self._look()
         self._done_before = self._told = len(self._done)
 
-    def say(self, message: str) -> None:
-        """Tell the person at the screen something, on a line of its own."""
-        out.say(message, to_stderr=self._style == "json")
+    def say(self, *messages: str) -> None:
+        """Tell the person at the screen something, each on a line of its own."""
+        for message in messages:
+            out.say(message, to_stderr=self._style == "json")
 
     async def show(self) -> None:
         """Draw until canceled."""

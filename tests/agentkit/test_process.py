@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import pytest
 
-from orchestrator.agentkit.process import end_process
+from orchestrator.agentkit.process import Worker, end_process
 from orchestrator.locks import birth
 
 pytestmark = pytest.mark.anyio
@@ -54,3 +55,18 @@ def test_a_process_that_is_gone_has_no_birth(sleeper: "subprocess.Popen[bytes]")
     sleeper.kill()
     sleeper.wait()
     assert birth(sleeper.pid) == ""
+
+
+def own_score() -> str:
+    return Path("/proc/self/oom_score_adj").read_text()
+
+
+async def test_an_agent_and_all_it_starts_go_before_us_when_memory_runs_out(tmp_path: Path) -> None:
+    """Its supervisor goes next; we stay what we were."""
+    ours, printed = own_score(), bytearray()
+    scores = "cat /proc/$PPID/oom_score_adj /proc/$$/oom_score_adj; setsid -w cat /proc/self/oom_score_adj"
+    job = {"op": "command", "argv": ["sh", "-c", scores], "cwd": str(tmp_path), "stdin": os.devnull}
+    worker = await Worker.start(Path(sys.executable), job, environment={"PATH": os.environ["PATH"]})
+    assert (await worker.run(log=printed.extend, time_limit=30)).exit_status == 0
+    assert printed.split() == [b"900", b"1000", b"1000"]
+    assert own_score() == ours

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.contract import BoxDied, Command, Limit, Resources
-from orchestrator.service.devboxes.limits import Group, Groups, own_name, remove_stale
+from orchestrator.service.devboxes.limits import Group, Groups, own_name, remove_stale, unlimited
 
 if TYPE_CHECKING:
     from tests.devboxes.conftest import Bench
@@ -130,3 +130,27 @@ def test_kills_for_want_of_memory_are_read_in_both_versions(tmp_path: Path, name
     assert not group.out_of_memory()
     (tmp_path / name).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     assert group.out_of_memory()
+
+
+async def test_a_provider_says_what_its_boxes_are_held_to(bench: "Bench") -> None:
+    box = await bench.boot()
+    assert bench.provider.enforced == box.enforced
+
+
+def test_where_everything_is_held_to_nothing_is_said() -> None:
+    assert list(unlimited(frozenset(Limit))) == []
+
+
+def test_an_ordinary_user_is_told_how_to_get_a_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    (notice,) = unlimited({Limit.DISK, Limit.PROCESSES})
+    assert notice == (
+        "One devbox can take all there is of memory, CPU here. For limits: start the service, or the sweep that starts "
+        "it, as `systemd-run --user --scope -p Delegate=yes sweep ...`."
+    )
+
+
+def test_without_sandboxes_processes_are_not_counted_and_that_is_said() -> None:
+    (notice,) = unlimited({Limit.DISK, Limit.MEMORY, Limit.CPU})
+    assert "number of processes here" in notice
+    assert notice.endswith("For limits: processes are counted in sandboxes only (--isolation local).")

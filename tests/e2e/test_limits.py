@@ -1,5 +1,6 @@
 """How much at once, how often, and what becomes of scorers that fail."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -89,3 +90,29 @@ def test_settings_can_be_typed(served: "Desk") -> None:
     folder = served.sweep("run", "six", "--limit", "1", "--agent", "./mine.py:agent", *typed).folder
     (result,) = served.results(folder)
     assert served.log(folder, result) == "[('depth', 2), ('flags', [True, 'x']), ('mood', 'good')]\n"
+
+
+def test_what_this_machine_does_not_hold_devboxes_to_is_said_once_at_the_start(desk: "Desk") -> None:
+    """Without sandboxes, processes at least are not counted anywhere."""
+    said = desk.sweep("run", "bugfix-mini", "--agent", "nop", "--limit", "2", "--isolation", "none", "--name", "mine")
+    assert (said.out + said.err).count("One devbox can take all there is of") == 1
+    assert (said.out + said.err).count("number of processes") == 1
+    assert "--isolation local" in said.out + said.err
+
+
+def test_when_memory_runs_out_agents_go_first_and_the_sweep_and_its_service_stay(desk: "Desk") -> None:
+    """The kernel's scores of a program of this machine, of a devbox's command, and of those who started them."""
+    ours = Path("/proc/self/oom_score_adj").read_text().strip()
+    run = (
+        "cat /proc/self/oom_score_adj; sweep workspace exec 'cat /proc/self/oom_score_adj'; "
+        "for pid in $(pgrep -f 'orchestrator (run|serve)'); do "
+        f"grep -qz {desk.mark} /proc/$pid/environ && ! grep -qz workspace /proc/$pid/cmdline && "
+        "echo other $(cat /proc/$pid/oom_score_adj); done; true"
+    )
+    (desk.folder / "mine.toml").write_text(f"where = 'host'\nrun = '''{run}'''\n")
+    desk.sweep("run", "bugfix-mini", "--agent", "./mine.toml", "--limit", "1", "--name", "mine")
+    (result,) = desk.results("runs/mine")
+    lines = desk.log("runs/mine", result).splitlines()
+    assert lines[:2] == ["1000", "1000"]
+    assert lines[2:]
+    assert set(lines[2:]) == {f"other {ours}"}

@@ -1,5 +1,6 @@
 """What a person gets wrong costs nothing and is answered by one line that says how to put it right."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import KEY, new_desk, write_scenario
+from .conftest import KEY, new_desk, write_scenario, write_shelf
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
@@ -183,3 +184,21 @@ def test_an_endpoint_that_refuses_connections_is_given_up_in_bounded_time(unansw
     assert ended.status == 2, str(ended)
     (line,) = ended.err.splitlines()
     assert unanswered.url in line
+
+
+def test_a_benchmark_file_that_cannot_be_read_is_named_with_what_is_wrong(desk: "Desk") -> None:
+    write_shelf(desk.folder / "shelf")
+    broken = desk.folder / "shelf" / "six"
+    (broken / "benchmark.toml").write_text("name = ")
+    assert f"{broken}: benchmark.toml: is not TOML: " in desk.refused("run", "shelf/six", "--agent", "nop")
+    (broken / "benchmark.toml").unlink()
+    os.mkfifo(broken / "benchmark.toml")
+    assert f"{broken}: benchmark.toml: is not a file." in desk.refused("run", "shelf/six", "--agent", "nop")
+
+
+def test_a_benchmark_whose_path_is_not_utf_8_is_told_so(desk: "Desk") -> None:
+    write_shelf(desk.folder / "shelf")
+    odd = desk.folder / os.fsdecode(b"caf\xe9")
+    (desk.folder / "shelf" / "six").rename(odd)
+    said = desk.refused("run", "./" + odd.name, "--agent", "oracle")
+    assert said.endswith(r"caf\xe9: the path is not UTF-8, as what is written of a sweep is: rename it.")

@@ -72,3 +72,14 @@ async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, en
     endpoint.on("/devboxes/dbx_1/wait_for_status", failed)
     with pytest.raises(AgentSetupFailed, match=r"^no such package$"):
         await gateway.wait_running("dbx_1")
+
+
+async def test_what_a_service_of_ours_wants_to_have_said_is_heard_and_of_another_nothing(
+    gateway: Gateway, endpoint: Misbehaving
+) -> None:
+    assert list(await gateway.notices()) == []
+    endpoint.on("/sweep", {"service": "sweep", "notices": ["Mind the gap.", 3]})
+    async with Gateway.open(endpoint.url, "token", rate=None) as another:
+        assert list(await another.notices()) == ["Mind the gap."]
+        assert await another.features() == frozenset()
+    assert endpoint.calls["/sweep"] == 2

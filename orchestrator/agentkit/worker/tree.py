@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+#: Scores by which the kernel chooses what to end when memory runs out, up to 1000: the agent, then its supervisor.
+_EXPENDABLE, _FIRST_TO_GO = 900, 1000
 
 
 def fork(control: int) -> None:
@@ -26,14 +28,23 @@ def fork(control: int) -> None:
     `control` is a socket: when its other end is closed, the tree is ended.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _volunteer(_EXPENDABLE)
     supervisor = os.getpid()
     child = os.fork()
     if child != 0:
         os._exit(_supervise(child, control))
     os.setpgid(0, 0)
+    _volunteer(_FIRST_TO_GO)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(128 + signal.SIGKILL)
+
+
+def _volunteer(score: int) -> None:
+    """Let the kernel take us, and all we start, rather than the sweep when memory runs out."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+b", 0) as file:
+        if int(file.read()) < score:
+            file.write(b"%d" % score)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import ServiceError, Unwritable, WaitExpired, WorldError
+from orchestrator.errors import Away, ServiceError, Unwritable, WaitExpired, WorldError
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.connection import ClientGone
 
@@ -59,13 +59,14 @@ def application(
 
 def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """The body of every reply that is not a result."""
-    return Response(orjson.dumps({"message": message, "code": status}), status, headers, "application/json")
+    text = message.encode(errors="backslashreplace").decode()  # a path in it may be no UTF-8
+    return Response(orjson.dumps({"message": text, "code": status}), status, headers, "application/json")
 
 
 async def _service_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     headers = {}
-    if isinstance(error, Unwritable):
+    if isinstance(error, Unwritable | Away):
         headers["retry-after"] = _RETRY_AFTER
     if isinstance(error, WaitExpired):
         # The published client would sleep up to 16 s before it asked again; its own loop asks at once.

@@ -8,7 +8,7 @@ from orchestrator.service.api.bodies import BenchmarkBody, BenchmarkScenariosBod
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.wire import choice, list_query, parse, reply, reply_page, request_key
+from orchestrator.service.wire import choice, list_query, parse, reply, reply_page, request_key, view
 
 
 class Benchmarks:
@@ -63,7 +63,8 @@ class Benchmarks:
         return reply_page("benchmarks", page)
 
     async def definitions(self, request: Request) -> Response:
-        return reply(await self._definitions.definitions(request.path_params["id"], list_query(request)))
+        found = await self._definitions.definitions(request.path_params["id"], list_query(request))
+        return reply({**found, "scenarios": [view(each) for each in found["scenarios"]]})
 
     async def start_run(self, request: Request) -> Response:
         body = await parse(request, StartBenchmarkRunBody)

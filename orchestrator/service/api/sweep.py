@@ -26,12 +26,16 @@ _LIVING: Final = tuple(status.value for status in Status if status not in TERMIN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the service tells about itself; `features` are what it does for clients beyond the published protocol."""
+    """What the service tells about itself.
+
+    `features` are what it does for clients beyond the published protocol, `notices` sentences for who starts a sweep.
+    """
 
     instance: str
     isolation: str
     capabilities: tuple[str, ...]
     features: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def document(self) -> Document:
         return {
@@ -41,6 +45,7 @@ class Facts:
             "isolation": self.isolation,
             "capabilities": list(self.capabilities),
             "features": list(self.features),
+            "notices": list(self.notices),
         }
 
 

@@ -7,15 +7,19 @@ attribution = "…"
 [custom_scorers]      type = "file of a bash script, relative to this folder"
 """
 
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.service.catalog.problems import Problem, Report, nearest
+from orchestrator.service.catalog.folders import complaint, read_file
+from orchestrator.service.catalog.problems import Problem, Report, nearest, printable, shown
+from orchestrator.service.catalog.tomlfile import MAX_SIZE, TomlError, parse
 
 FILE: Final = "benchmark.toml"
+#: Bytes of a custom scorer's script.
+MAX_SCRIPT: Final = 8 << 20
 _KEYS: Final = ("name", "description", "attribution", "metadata", "custom_scorers")
 
 
@@ -37,11 +41,11 @@ def read_benchmark(folder: Path) -> BenchmarkFile:
     report, path = Report(), folder / FILE
     document: dict[str, Any] = {}
     try:
-        document = tomllib.loads(path.read_bytes().decode()) if path.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        report.error(FILE, "", f"is not TOML: {error}")
+        document = parse(read_file(path, MAX_SIZE)) if os.path.lexists(path) else {}
+    except TomlError as error:
+        report.error(FILE, error.key, str(error))
     except OSError as error:
-        report.error(FILE, "", f"cannot be read: {error}")
+        report.error(FILE, "", complaint(error))
     for key in document:
         if key not in _KEYS:
             meant = nearest(key, _KEYS)
@@ -49,8 +53,12 @@ def read_benchmark(folder: Path) -> BenchmarkFile:
                 FILE, key, "unknown key; " + (f"did you mean {meant}?" if meant else f"known: {', '.join(_KEYS)}")
             )
     scorers = _table(document, "custom_scorers", report)
+    own = folder.resolve().name
+    name = _text(document, "name", report) or printable(own)
+    if name != own and "name" not in document:
+        report.error(FILE, "name", f"the folder's name {name} cannot stand for it: give the benchmark another here")
     return BenchmarkFile(
-        name=_text(document, "name", report) or folder.resolve().name,
+        name=name,
         description=_text(document, "description", report),
         attribution=_text(document, "attribution", report),
         metadata=_table(document, "metadata", report),
@@ -64,7 +72,7 @@ def _text(document: Mapping[str, Any], key: str, report: Report) -> str | None:
     value = document.get(key)
     if value is None or (isinstance(value, str) and value.strip()):
         return value
-    report.error(FILE, key, f"expected a text, got {value!r}")
+    report.error(FILE, key, f"expected a text, got {shown(value)}")
     return None
 
 
@@ -75,19 +83,22 @@ def _table(document: Mapping[str, Any], key: str, report: Report) -> dict[str, s
         return {}
     for name, text in value.items():
         if not isinstance(text, str):
-            report.error(FILE, f"{key}.{name}", f"expected a text, got {text!r}")
+            report.error(FILE, f"{key}.{name}", f"expected a text, got {shown(text)}")
     return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
 def _scripts(folder: Path, scorers: Mapping[str, str], report: Report) -> dict[str, str]:
     scripts = {}
     for kind, file in scorers.items():
-        path = (folder / file).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            report.error(FILE, f"custom_scorers.{kind}", f"{file} leaves the benchmark's folder")
+        key = f"custom_scorers.{kind}"
+        path = Path(os.path.realpath(folder / file))  # unlike `resolve`, it survives links that go round in circles
+        if not path.is_relative_to(os.path.realpath(folder)):
+            report.error(FILE, key, f"{shown(file)} leaves the benchmark's folder")
             continue
         try:
-            scripts[kind] = path.read_bytes().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            report.error(FILE, f"custom_scorers.{kind}", f"{file} cannot be read: {error}")
+            scripts[kind] = read_file(path, MAX_SCRIPT).decode()
+        except UnicodeDecodeError as error:
+            report.error(FILE, key, f"{shown(file)} is not UTF-8 text: {error.reason} at byte {error.start}")
+        except OSError as error:
+            report.error(FILE, key, f"{shown(file)} {complaint(error)}")
     return scripts

@@ -15,7 +15,7 @@ from orchestrator.service.catalog.dockercopy import Context
 from orchestrator.service.catalog.dockerfile import FILE as DOCKERFILE
 from orchestrator.service.catalog.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
 from orchestrator.service.catalog.dockerlines import Mistake
-from orchestrator.service.catalog.folders import Listing, digest
+from orchestrator.service.catalog.folders import Contents, Listing, complaint, digest
 from orchestrator.service.catalog.problems import Problem, Report
 from orchestrator.service.catalog.tasktoml import FILE as TASK
 from orchestrator.service.catalog.tasktoml import Task
@@ -24,6 +24,8 @@ from orchestrator.service.devboxes.folders import SYSTEM
 
 SETUP: Final = "setup.sh"
 MEBI: Final = 1 << 20
+#: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
+MAX_TEXT: Final = MEBI
 #: Changes when the same environment would be built in another way.
 _VERSION: Final = 1
 _COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
@@ -32,13 +34,14 @@ _NEVER_COPIED: Final = frozenset({SETUP, ".dockerignore", *_COMPOSE})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """What is needed to prepare an environment; `files` are those of `environment/`.
+    """What is needed to prepare an environment; `files` are those of `environment/`, `content` is their digest.
 
     `refusals` are the reasons, if any, why it cannot be built here; nothing else of it counts then.
     """
 
     id: str
     files: Listing
+    content: str
     steps: tuple[Step, ...] = ()
     working_directory: str = WORKING_DIRECTORY
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -50,26 +53,30 @@ class Blueprint:
     refusals: tuple[Problem, ...] = ()
 
 
-def read_blueprint(task: Task, files: Listing, report: Report, digests: dict[str, str]) -> Blueprint:
+def read_blueprint(task: Task, files: Listing, report: Report, contents: Contents) -> Blueprint:
     """Read `environment/`; what forbids building it goes to `report` and into the blueprint.
 
-    `digests` are those of files read already. Raises OSError.
+    `contents` are the scenario's files read already.
     """
     own = Report()
+    resources = _resources(task)
     for key, why in task.refusals:
         own.error(TASK, key, why)
     if task.workdir and task.workdir.split("/")[1] in SYSTEM:
         own.error(TASK, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
-    recipe = _recipe(task, files, own)
-    setup = _setup(files, recipe, own)
+    recipe = _recipe(task, files, contents, own)
+    setup = _setup(files, recipe, contents, own)
+    _take_in(files, resources.disk, contents, own)
     report.problems += own.problems
     working_directory = task.workdir or recipe.working_directory
-    resources = _resources(task)
-    known = [_VERSION, digest(files.nodes, digests), working_directory, {**recipe.environment, **task.variables}]
+    content = digest(files.nodes, contents.digests)
+    known = [_VERSION, content, working_directory, {**recipe.environment, **task.variables}]
     known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
         files=files,
+        content=content,
         steps=recipe.steps,
         working_directory=working_directory,
         environment={**recipe.environment, **task.variables},
@@ -84,18 +91,37 @@ def read_blueprint(task: Task, files: Listing, report: Report, digests: dict[str
 
 def context(blueprint: Blueprint) -> Context:
     """The files that the blueprint's steps may copy. Raises Mistake and OSError."""
-    return _context(blueprint.files, has_setup=blueprint.setup is not None)
+    return _context(blueprint.files, Contents(), has_setup=blueprint.setup is not None)
 
 
-def _context(files: Listing, *, has_setup: bool) -> Context:
+def _take_in(files: Listing, room: int, contents: Contents, report: Report) -> None:
+    """Take in what the digest is to tell of. More than a devbox has room for is not read."""
+    is_too_large = files.size > room
+    if is_too_large:
+        why = f"has {files.size:,} bytes, and a devbox's disk {room:,}: raise environment.storage_mb in {TASK}"
+        report.error("environment/", "", why)
+    for node in files.nodes:
+        if node.kind != "file":
+            continue
+        try:
+            if is_too_large:
+                contents.skip(node)
+            else:
+                contents.hash(node)
+        except OSError as error:
+            report.error(f"environment/{node.path}", "", complaint(error))
+            contents.skip(node)
+
+
+def _context(files: Listing, contents: Contents, *, has_setup: bool) -> Context:
     if files.find("Dockerfile") is None:
         return Context.of(files, without=_NEVER_COPIED)
     ignore = files.find(".dockerignore")
-    text = ignore.source.read_bytes().decode(errors="replace") if ignore and ignore.kind == "file" else ""
+    text = contents.read(ignore, MAX_TEXT).decode(errors="replace") if ignore and ignore.kind == "file" else ""
     return Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=text)
 
 
-def _recipe(task: Task, files: Listing, report: Report) -> Recipe:
+def _recipe(task: Task, files: Listing, contents: Contents, report: Report) -> Recipe:
     for name in _COMPOSE:
         if files.find(name):
             report.error(
@@ -103,13 +129,13 @@ def _recipe(task: Task, files: Listing, report: Report) -> Recipe:
             )
     for path, why in files.faults:
         report.error(f"environment/{path}", "", why)
-    dockerfile = _text(files, "Dockerfile", report)
+    dockerfile = _text(files, "Dockerfile", contents, report)
     if dockerfile is None:
         return _plain_recipe(task, report)
     if task.docker_image:
         report.note(TASK, "environment.docker_image", "not fetched: the environment is built from the Dockerfile")
     recipe = read_dockerfile(dockerfile, report)
-    _judge_sources(recipe, files, report)
+    _judge_sources(recipe, files, contents, report)
     return recipe
 
 
@@ -127,13 +153,16 @@ def _plain_recipe(task: Task, report: Report) -> Recipe:
     return Recipe(steps=(copy,), working_directory=target)
 
 
-def _judge_sources(recipe: Recipe, files: Listing, report: Report) -> None:
+def _judge_sources(recipe: Recipe, files: Listing, contents: Contents, report: Report) -> None:
     """Sources that mean nothing are known before anything is built."""
     has_setup = files.find(SETUP) is not None and not recipe.owns_setup
     try:
-        available = _context(files, has_setup=has_setup)
+        available = _context(files, contents, has_setup=has_setup)
     except Mistake as mistake:
         report.error("environment/.dockerignore", "", str(mistake))
+        return
+    except OSError as error:
+        report.error("environment/.dockerignore", "", complaint(error))
         return
     for step in recipe.steps:
         if isinstance(step, Copy):
@@ -143,22 +172,25 @@ def _judge_sources(recipe: Recipe, files: Listing, report: Report) -> None:
                 report.error(DOCKERFILE, f"line {step.line}", f"{step.text}: {mistake}")
 
 
-def _setup(files: Listing, recipe: Recipe, report: Report) -> str | None:
+def _setup(files: Listing, recipe: Recipe, contents: Contents, report: Report) -> str | None:
     if recipe.owns_setup:
         if files.find(SETUP):
             report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
         return None
-    return _text(files, SETUP, report)
+    return _text(files, SETUP, contents, report)
 
 
-def _text(files: Listing, name: str, report: Report) -> str | None:
+def _text(files: Listing, name: str, contents: Contents, report: Report) -> str | None:
     node = files.find(name)
     if node is None:
         return None
     try:
-        return node.source.read_bytes().decode()
-    except UnicodeDecodeError:
-        report.error(f"environment/{name}", "", "is not UTF-8 text")
+        return contents.read(node, MAX_TEXT).decode()
+    except OSError as error:
+        report.error(f"environment/{name}", "", complaint(error))
+        contents.skip(node)
+    except UnicodeDecodeError as error:
+        report.error(f"environment/{name}", "", f"is not UTF-8 text: {error.reason} at byte {error.start}")
     return None
 
 

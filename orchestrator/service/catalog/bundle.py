@@ -10,13 +10,15 @@ import io
 import re
 import shlex
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import Template
 from typing import Final
 
 from orchestrator.service.catalog.folders import Node
 
+#: Bytes of a folder that travels, packed and not.
 MAX_PACKED: Final = 32 << 20
+MAX_UNPACKED: Final = 4 * MAX_PACKED
 TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)
 """A value taken from the surroundings, as Harbor writes it: ${NAME} or ${NAME:-default}."""
 
@@ -82,8 +84,8 @@ echo "score=$reward"
 """
 
 
-def pack(nodes: Sequence[Node]) -> bytes:
-    """A tar.gz of the nodes, the same bytes for the same content. Raises OSError."""
+def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
+    """A tar.gz of the nodes, whose files `read` gives; the same bytes for the same content."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for node in nodes:
@@ -96,7 +98,7 @@ def pack(nodes: Sequence[Node]) -> bytes:
                 entry.type, entry.linkname = tarfile.SYMTYPE, node.target
                 archive.addfile(entry)
             else:
-                data = node.source.read_bytes()
+                data = read(node)
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
     return gzip.compress(raw.getvalue(), 9, mtime=0)

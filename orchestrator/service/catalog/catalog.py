@@ -4,11 +4,15 @@ A folder of ten thousand scenarios must not slow the service's start, so names a
 read when somebody asks for it, and read again only if its files changed. Ids derive from names, so they are the same
 wherever and whenever a folder is read. File work runs in worker threads; what they share is behind locks.
 
+A given folder that held benchmarks and holds none any more is away, not empty: it was moved, or its disk is not there.
+What was known of it is the world's fault until it is back; then all is as before.
+
 Other parts of the program come in by this door: `problems`, `benchmark_folders`, `surroundings` are offered here too.
 """
 
 import copy
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +22,20 @@ from typing import Final
 import structlog
 from anyio.to_thread import run_sync
 
-from orchestrator.errors import BadRequest, UsageError
+from orchestrator.errors import Away, BadRequest, UsageError
 from orchestrator.service.catalog.blueprints import Blueprint
 from orchestrator.service.catalog.check import problems
 from orchestrator.service.catalog.folders import listing
-from orchestrator.service.catalog.names import Entry, Index, benchmark_folders, identify, read_index, surroundings
-from orchestrator.service.catalog.problems import text
+from orchestrator.service.catalog.names import (
+    Entry,
+    Index,
+    benchmark_folders,
+    identify,
+    is_settled,
+    read_index,
+    surroundings,
+)
+from orchestrator.service.catalog.problems import printable, text
 from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.store import SCORERS, Document
 
@@ -53,6 +65,8 @@ class Catalog:
         self._locks = tuple(Lock() for _ in range(_LOCKS))
         self._blueprints: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
+        #: The given folder that each scenario and benchmark was in, of all that were ever there.
+        self._homes: dict[str, Path] = {}
 
     async def benchmarks(self) -> list[Document]:
         """All benchmarks with the ids of their scenarios."""
@@ -64,13 +78,22 @@ class Catalog:
         return list((await run_sync(self._indexed)).entries.values())
 
     async def scenario(self, scenario_id: str) -> Document | None:
-        """One scenario; None if there is none. Raises BadRequest naming file and key of every mistake in it."""
+        """One scenario; None if there is none. Raises BadRequest naming file and key of every mistake in it, and Away.
+
+        Keys of our own: `_parts` are digests of what it consists of, by name, `_scorers` the scripts of its custom
+        scorers. All of it, the digest in its metadata too, is of one reading.
+        """
         scenario = await run_sync(self._find, scenario_id)
         if scenario is None:
             return None
         if scenario.errors:
+            await self.need_there(scenario_id)
             raise BadRequest(f"Scenario {scenario.view['name']} is not usable: {text(scenario.errors)}.")
         return copy.deepcopy(scenario.view)
+
+    async def need_there(self, identity: str) -> None:
+        """Raises Away if the benchmark or scenario was in a folder that is not there now."""
+        await run_sync(self._need_there, identity)
 
     async def scenarios(self, ids: Iterable[str]) -> dict[str, Document]:
         """Those of the scenarios that are here and usable, by id; the others are left out and logged."""
@@ -124,24 +147,37 @@ class Catalog:
     def _indexed(self) -> Index:
         with self._index_lock:
             if self._index is None or not self._index.is_current:
-                self._index = read_index(self._folders)
+                self._index = index = read_index(self._folders)
+                self._homes |= index.given
+                self._homes |= {entry.id: index.given[entry.benchmark_id] for entry in index.entries.values()}
             return self._index
+
+    def _need_there(self, identity: str) -> None:
+        home = self._homes.get(identity)
+        if home is not None and not benchmark_folders(home):
+            raise Away(f"The folder {printable(home)} is not there, or holds no benchmark any more; put it back.")
 
     def _find(self, scenario_id: str) -> Scenario | None:
         entry = self._indexed().entries.get(scenario_id)
-        return self._read(entry) if entry else None
+        if entry is None:
+            self._need_there(scenario_id)
+            return None
+        return self._read(entry)
 
     def _read(self, entry: Entry) -> Scenario:
         """Read a scenario unless the copy at hand is still right; the same one never twice at a time."""
         with self._locks[hash(entry.id) % _LOCKS]:
             try:
+                started = time.time_ns()
                 files = listing(entry.folder, entry.around.boundary)
                 scenario = self._kept.get(entry, files.stamps)
                 if scenario is None:
                     scenario = read_scenario(entry.id, entry.folder, entry.around, files)
-                    self._kept.put(entry, scenario)
+                    if is_settled(files.changed_ns, started):
+                        self._kept.put(entry, scenario)
             except OSError as error:
-                raise BadRequest(f"Scenario {entry.name} cannot be read: {error}.") from error
+                self._need_there(entry.id)
+                raise BadRequest(f"Scenario {entry.name} cannot be read: {error.strerror or error}.") from error
             self._blueprints[scenario.blueprint.id] = entry.id
             return scenario
 
@@ -154,7 +190,7 @@ class Catalog:
             try:
                 scenario = self._read(entry)
                 mistakes = text(scenario.errors)
-            except BadRequest as error:
+            except (BadRequest, Away) as error:
                 mistakes = error.message
             if mistakes:
                 self._tell(entry, mistakes)
@@ -166,7 +202,7 @@ class Catalog:
         """Log a broken scenario once, not at every list."""
         if (entry.id, mistakes) not in self._told:
             self._told.add((entry.id, mistakes))
-            structlog.get_logger().warning("scenario.broken", folder=str(entry.folder), mistakes=mistakes)
+            structlog.get_logger().warning("scenario.broken", folder=printable(entry.folder), mistakes=mistakes)
 
     def _find_blueprint(self, blueprint_id: str) -> Blueprint | None:
         known = self._blueprints.get(blueprint_id)
@@ -180,7 +216,7 @@ class Catalog:
         for entry in self._indexed().entries.values():
             try:
                 yield self._read(entry).blueprint
-            except BadRequest:
+            except (BadRequest, Away):
                 continue
 
 

@@ -1,22 +1,39 @@
 """The static half of `sweep check`: what is wrong with a folder, found without running anything."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
-from orchestrator.service.catalog.names import benchmark_folders, scenario_folders, surroundings
-from orchestrator.service.catalog.problems import Problem
+from orchestrator.service.catalog.bundle import MAX_UNPACKED
+from orchestrator.service.catalog.folders import Contents, Listing, Node, complaint, listing
+from orchestrator.service.catalog.names import (
+    benchmark_folders,
+    is_closed,
+    scenario_folders,
+    sub_folders,
+    surroundings,
+)
+from orchestrator.service.catalog.problems import Problem, printable
 from orchestrator.service.catalog.taskfile import Surroundings, read_scenario
 from orchestrator.service.catalog.tasktoml import FILE as TASK
+
+#: Bytes from which on two files that are the same cannot be so by chance.
+TELLING: Final = 40
 
 
 def problems(folder: Path) -> list[Problem]:
     """Everything that is wrong in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
-    found: list[Problem] = []
     if not folder.is_dir():
-        return [Problem("error", str(folder), "", "is not a folder")]
+        return [Problem("error", printable(folder), "", "is not a folder")]
+    if is_closed(folder):
+        return [Problem("error", printable(folder), "", "cannot be read: Permission denied")]
+    found: list[Problem] = []
     benchmarks = benchmark_folders(folder.resolve())
-    if not benchmarks:
+    if benchmarks != [folder.resolve()]:
+        closed = filter(is_closed, sub_folders(folder.resolve()))
+        found += [Problem("error", printable(each.name), "", "cannot be read: Permission denied") for each in closed]
+    if not benchmarks and not found:
         return [Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}")]
     for benchmark in benchmarks:
         file, boundary = surroundings(benchmark)
@@ -31,9 +48,39 @@ def problems(folder: Path) -> list[Problem]:
 
 def _scenario_problems(folder: Path, around: Surroundings) -> Sequence[Problem]:
     try:
-        return read_scenario("", folder, around).problems
+        files = listing(folder, around.boundary)
     except OSError as error:
-        return [Problem("error", "", "", f"cannot be read: {error}")]
+        return [Problem("error", "", "", complaint(error))]
+    return [*read_scenario("", folder, around, files).problems, *_leaks(files)]
+
+
+def _leaks(files: Listing) -> Iterator[Problem]:
+    """Files of tests or solutions that the agent would find in its environment. Only files of one size are read."""
+    seen: dict[int, list[Node]] = {}
+    for node in _telling(files, "environment"):
+        seen.setdefault(node.size, []).append(node)
+    contents = Contents()
+    for node in (*_telling(files, "tests"), *_telling(files, "solution")):
+        for other in seen.get(node.size, ()):
+            if _are_same(node, other, contents):
+                yield Problem("error", node.path, "", f"the agent finds this file in its environment, as {other.path}")
+                break
+
+
+def _telling(files: Listing, top: str) -> list[Node]:
+    sizes = range(TELLING, MAX_UNPACKED + 1)
+    return [
+        each for each in files.nodes if each.kind == "file" and each.path.startswith(f"{top}/") and each.size in sizes
+    ]
+
+
+def _are_same(one: Node, other: Node, contents: Contents) -> bool:
+    try:
+        contents.hash(one)
+        contents.hash(other)
+    except OSError:  # which is told where it is read
+        return False
+    return contents.digests[one.place] == contents.digests[other.place]
 
 
 def _forgotten(folders: Sequence[Path]) -> list[Problem]:
@@ -41,10 +88,10 @@ def _forgotten(folders: Sequence[Path]) -> list[Problem]:
     return [
         Problem("warning", f"{each.name}/{TASK}", "", "is missing, so the folder is not a scenario")
         for each in folders
-        if (each / "instruction.md").is_file()
+        if os.path.lexists(each / "instruction.md")
     ]
 
 
 def _placed(problem: Problem, base: Path, folder: Path) -> Problem:
-    start = os.path.relpath(base, folder.resolve())
+    start = printable(os.path.relpath(base, folder.resolve()))
     return problem if start == "." else problem._replace(file=os.path.join(start, problem.file))  # noqa: PTH118

@@ -4,10 +4,12 @@ Two sources, one answer: what clients create lives in the store, what folders sa
 changed here. Nobody else asks either of them for a definition, so that no route forgets one of the two.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import orjson
 from anyio.to_thread import run_sync
 
 from orchestrator.errors import BadRequest, NotFound
@@ -37,6 +39,16 @@ _SCENARIO_FIELDS: Final = {
     "scorer_timeout_sec": "scorer_timeout_sec",
     "validation_type": "validation_type",
 }
+#: Fields of a scenario that decide what is run and how it is scored; its name and labels do not.
+_DECIDING: Final = (
+    "input_context",
+    "scoring_contract",
+    "environment",
+    "reference_output",
+    "scorer_timeout_sec",
+    "required_environment_variables",
+    "required_secret_names",
+)
 
 
 class Definitions:
@@ -48,18 +60,24 @@ class Definitions:
         self._scoring = scoring
 
     async def benchmark(self, identity: str) -> Document:
-        """Raises NotFound."""
+        """Raises NotFound, and Away while the folder it was in is not there."""
         for known in await self._catalog.benchmarks():
             if known["id"] == identity:
                 return known
+        await self._catalog.need_there(identity)
         return await self._store.read(lambda db: BENCHMARKS.get(db, identity))
 
     async def scenario(self, identity: str) -> Document:
-        """Raises NotFound, and BadRequest naming file and key when its folder says something wrong."""
+        """One scenario, with a `digest` in its metadata that changes when anything of it does that decides scores.
+
+        Keys of our own as `Catalog.scenario` says. Raises NotFound, Away while the folder it was in is not there, and
+        BadRequest naming file and key when its folder says something wrong.
+        """
         known = await self._catalog.scenario(identity)
         if known is not None:
             return known
-        return await self._store.read(lambda db: SCENARIOS.get(db, identity))
+        scripts = await self._catalog.custom_scorers()
+        return await self._store.read(lambda db: _digested(db, SCENARIOS.get(db, identity), scripts))
 
     async def scorer(self, identity: str) -> Document:
         """Raises NotFound."""
@@ -67,14 +85,6 @@ class Definitions:
             if known["id"] == identity:
                 return known
         return await self._store.read(lambda db: SCORERS.get(db, identity))
-
-    async def custom_scorer(self, scorer_type: str) -> str | None:
-        """The bash script registered for a type, None if there is none."""
-        script = (await self._catalog.custom_scorers()).get(scorer_type)
-        if script is None:
-            stored = await self._store.read(lambda db: SCORERS.select(db, {"type": scorer_type}))
-            script = stored[-1]["bash_script"] if stored else None
-        return script
 
     async def definitions(self, benchmark_id: str, query: ListQuery) -> Document:
         """Scenarios of a benchmark in its own order: {scenarios, has_more, total_count}. Raises NotFound."""
@@ -119,6 +129,7 @@ class Definitions:
         members = None if benchmark_id is None else (await self.benchmark(benchmark_id))["scenarioIds"]
         inside = None if members is None else set(members)
         types = await self._catalog.validation_types() if validation_type else {}
+        scripts = await self._catalog.custom_scorers()
 
         def is_match(entry: Entry) -> bool:
             is_named, is_inside = name in {None, entry.name}, inside is None or entry.id in inside
@@ -132,6 +143,7 @@ class Definitions:
             named=await self._catalog.entries(),
             is_match=is_match,
             read=self._read_scenarios,
+            shown=lambda db, document: _digested(db, document, scripts),
         )
         return await seam.page(query)
 
@@ -278,10 +290,14 @@ class Definitions:
     async def _read_scenarios(self, ids: Sequence[str]) -> list[Document]:
         known = await self._catalog.scenarios(ids)
         others = await self._catalog.others(ids)
+        scripts = await self._catalog.custom_scorers() if others else {}
+
+        def read(db: sqlite3.Connection) -> dict[str, Document]:
+            found = (document for identity in others if (document := SCENARIOS.find(db, identity)) is not None)
+            return {document["id"]: _digested(db, document, scripts) for document in found}
+
         if others:
-            known |= await self._store.read(
-                lambda db: {i: document for i in others if (document := SCENARIOS.find(db, i)) is not None}
-            )
+            known |= await self._store.read(read)
         return by_id(ids, known)
 
     async def _need_created(self, table: Table, identity: str) -> None:
@@ -292,6 +308,24 @@ class Definitions:
     async def _need_free_type(self, scorer_type: str) -> None:
         if scorer_type in await self._catalog.custom_scorers():
             raise BadRequest(f"type: {scorer_type!r} is registered by a benchmark's folder; choose another name.")
+
+
+def _digested(db: sqlite3.Connection, scenario: Document, scripts: Mapping[str, str]) -> Document:
+    """A scenario of the store with what `Catalog.scenario` adds; `scripts` are the catalog's custom scorers."""
+    scorers = [function["scorer"] for function in scenario["scoring_contract"]["scoring_function_parameters"]]
+    kinds = [scorer["custom_scorer_type"] for scorer in scorers if scorer["type"] == "custom_scorer"]
+    stored = {each["type"]: each["bash_script"] for each in SCORERS.select(db, {"type": kinds})} if kinds else {}
+    own = {kind: script for kind in kinds if (script := scripts.get(kind, stored.get(kind))) is not None}
+    values = {name: scenario.get(name) for name in _DECIDING}
+    values |= {"agent_timeout_sec": scenario["metadata"].get("agent_timeout_sec")}
+    values |= {f"custom scorer {kind}": script for kind, script in own.items()}
+    parts = {name: _hash(value) for name, value in values.items()}
+    metadata = {**scenario["metadata"], "digest": _hash(parts)}
+    return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _new(table: Table) -> Document:

@@ -20,6 +20,7 @@ from orchestrator.errors import NotFound
 from orchestrator.service.catalog.blueprints import Blueprint
 from orchestrator.service.catalog.builds import Build, with_path
 from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.folders import digest
 from orchestrator.service.catalog.problems import text
 from orchestrator.service.devboxes.contract import BoxStartFailed, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepared
@@ -46,7 +47,7 @@ class Environments:
     async def prepare(self, blueprint_id: str) -> Prepared:
         """What a devbox of this blueprint starts from, built now if it never was.
 
-        Raises NotFound for an unknown blueprint, BoxStartFailed naming file and line when it cannot be built.
+        Raises NotFound for an unknown blueprint, BoxStartFailed naming file and line when it cannot be built, and Away.
         """
         name = hashlib.sha256(f"{blueprint_id} {self._provider.name}".encode()).hexdigest()[:20]
         prepared = await run_sync(self._load, name)
@@ -65,7 +66,11 @@ class Environments:
             raise BoxStartFailed(f"This environment cannot be built here: {text(blueprint.refusals)}.")
         self._seats = self._seats or anyio.Semaphore(BUILDS)
         async with self._seats:
-            return await self._build(name, blueprint)
+            try:
+                return await self._build(name, blueprint)
+            except BoxStartFailed:
+                await self._catalog.blueprint(blueprint_id)  # it says so if its folder is away
+                raise
 
     async def _build(self, name: str, blueprint: Blueprint) -> Prepared:
         started = anyio.current_time()
@@ -74,6 +79,8 @@ class Environments:
             await run_sync(self._open, workshop)
             blueprint = await with_path(blueprint, self._provider)
             tree = await Build(blueprint=blueprint, provider=self._provider, folder=workshop).carry_out()
+            if await run_sync(digest, blueprint.files.nodes) != blueprint.content:
+                raise BoxStartFailed("The files in environment/ were changed while they were copied.")
             await run_sync(self._keep, tree, name, blueprint)
         except OSError as error:
             raise BoxStartFailed(f"The environment could not be built in {self._folder}: {error}") from error

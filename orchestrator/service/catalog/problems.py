@@ -3,11 +3,18 @@
 Raising at the first mistake would make a folder of twelve mistakes twelve runs of `sweep check`.
 """
 
+import os
+import re
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
+#: Characters of a value or a key that a message shows.
+SHOWN: Final = 80
+#: Words that are compared to find the one that was meant.
+_COMPARED: Final = 1000
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Problem(NamedTuple):
@@ -36,13 +43,16 @@ class Report:
         return [problem for problem in self.problems if problem.severity == "error"]
 
     def error(self, file: str, key: str, message: str) -> None:
-        self.problems.append(Problem("error", file, key, message))
+        self._add("error", file, key, message)
 
     def warn(self, file: str, key: str, message: str) -> None:
-        self.problems.append(Problem("warning", file, key, message))
+        self._add("warning", file, key, message)
 
     def note(self, file: str, key: str, message: str) -> None:
-        self.problems.append(Problem("note", file, key, message))
+        self._add("note", file, key, message)
+
+    def _add(self, severity: Severity, file: str, key: str, message: str) -> None:
+        self.problems.append(Problem(severity, printable(file), printable(clipped(key)), message))
 
 
 def text(problems: Iterable[Problem]) -> str:
@@ -51,6 +61,23 @@ def text(problems: Iterable[Problem]) -> str:
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant."""
+    """The known word that was probably meant; none where it would take long to say."""
+    if len(word) > SHOWN or len(known) > _COMPARED:
+        return None
     found = get_close_matches(word, known, n=1, cutoff=0.75)
     return found[0] if found else None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it."""
+    return clipped(repr(value))
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A name as text that can be sent and printed: what is not UTF-8 in it, or moves a terminal's cursor, as \\xe9."""
+    text = os.fspath(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

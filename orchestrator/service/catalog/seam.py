@@ -5,6 +5,7 @@ are looked at to count and to place the cursor; the documents of the page asked 
 Whether more follows is judged by names too: the last page may turn out empty when all that is left is broken.
 """
 
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -52,6 +53,8 @@ class Seam(Generic[N]):
     named: Sequence[N]
     is_match: Callable[[N], bool]
     read: Read
+    shown: Callable[[sqlite3.Connection, Document], Document] = lambda _, document: document
+    """A document of the store as it is answered."""
 
     async def page(self, query: ListQuery) -> Page:
         """One page. Raises NotFound when the cursor names nothing in either half."""
@@ -79,7 +82,12 @@ class Seam(Generic[N]):
             if query.starting_after:
                 raise NotFound(f"starting_after: there is no {self.table.noun} with id {query.starting_after!r}.")
             return Page([], has_more=False, total_count=0 if query.with_total else None)
-        return await self.store.read(lambda db: self.table.page(db, self.filters, query))
+
+        def read(db: sqlite3.Connection) -> Page:
+            page = self.table.page(db, self.filters, query)
+            return replace(page, items=[self.shown(db, each) for each in page.items])
+
+        return await self.store.read(read)
 
 
 async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Document], Sequence[str]]:

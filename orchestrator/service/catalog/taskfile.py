@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.service.catalog.blueprints import Blueprint, read_blueprint
-from orchestrator.service.catalog.bundle import MAX_PACKED, pack, solution_script, tests_script
-from orchestrator.service.catalog.folders import Listing, digest, listing
-from orchestrator.service.catalog.problems import Problem, Report
-from orchestrator.service.catalog.taskscorers import Scorers
+from orchestrator.service.catalog.bundle import MAX_PACKED, MAX_UNPACKED, pack, solution_script, tests_script
+from orchestrator.service.catalog.folders import Contents, Listing, Node, complaint, digest, is_utf8, listing
+from orchestrator.service.catalog.problems import Problem, Report, printable
+from orchestrator.service.catalog.taskscorers import MAX_TEXT, Scorers
 from orchestrator.service.catalog.tasktoml import FILE, Task, read_task
+from orchestrator.service.catalog.tomlfile import MAX_SIZE
 from orchestrator.service.store import Document
 
+#: What of a folder is the scenario; what else lies there is its author's own affair.
+PARTS: Final = (FILE, "instruction.md", "environment", "tests", "solution")
 _MAX_CORES: Final = 16
 _MAX_MEMORY: Final = 64
 _MAX_DISK: Final = 64
@@ -59,22 +62,25 @@ class _Reading:
         self._folder = folder
         self._around = around
         self._files = files
-        self._digests: dict[str, str] = {}
+        self._contents = Contents()
         self._report = Report()
 
     def scenario(self) -> Scenario:
+        if not is_utf8(self._folder.name):
+            self._report.error("", "", "the folder has a name that is not UTF-8: give it another")
         for path, why in self._files.faults:
             if not path.startswith("environment/"):
                 self._report.error(path or self._folder.name, "", why)
-        task = read_task(self._text(FILE) or "", self._report)
-        statement = self._text("instruction.md")
-        if statement is not None and not statement.strip():
-            self._report.error("instruction.md", "", "is empty: agents would be told nothing")
+        for name in ("tests", "solution"):
+            self._judge_size(name, self._files.below(name))
+        settings = self._file(FILE, MAX_SIZE)
+        task = Task() if settings is None else read_task(settings, self._report)
+        statement = self._statement()
         environment = self._files.below("environment")
         if not environment.nodes:
             self._report.warn("environment/", "", "has no files: the working directory starts empty")
         building = Report()
-        blueprint = read_blueprint(task, environment, building, self._digests)
+        blueprint = read_blueprint(task, environment, building, self._contents)
         view = self._view(task, statement or "", blueprint)
         return Scenario(
             view=view,
@@ -85,28 +91,58 @@ class _Reading:
             size=self._files.size,
         )
 
-    def _text(self, name: str) -> str | None:
-        node = self._files.find(name)
-        if node is None or node.kind != "file":
-            self._report.error(name, "", "is missing: every scenario needs it")
+    def _judge_size(self, name: str, files: Listing) -> None:
+        """What is too large is not read."""
+        if files.size > MAX_UNPACKED:
+            size, most = files.size >> 20, MAX_UNPACKED >> 20
+            largest = max(files.nodes, key=lambda node: node.size)
+            why = f"has {size:,} MiB ({largest.path}: {largest.size >> 20:,}); at most {most} fit into a definition"
+            self._report.error(f"{name}/", "", why)
+            for node in files.nodes:
+                self._contents.skip(node)
+
+    def _statement(self) -> str | None:
+        data = self._file("instruction.md", MAX_TEXT)
+        if data is None:
             return None
         try:
-            return node.source.read_bytes().decode()
+            statement = data.decode()
         except UnicodeDecodeError as error:
-            self._report.error(name, "", f"is not UTF-8 text: {error.reason} at byte {error.start}")
+            self._report.error("instruction.md", "", f"is not UTF-8 text: {error.reason} at byte {error.start}")
+            return None
+        if not statement.strip():
+            self._report.error("instruction.md", "", "is empty: agents would be told nothing")
+        return statement
+
+    def _file(self, name: str, limit: int) -> bytes | None:
+        """A file's content, or None when its absence, or what is wrong with it, has been told."""
+        node = self._files.find(name)
+        if node is None or node.kind != "file":
+            if not any(path == name for path, _ in self._files.faults):
+                self._report.error(name, "", "is missing: every scenario needs it")
+            return None
+        return self._read(name, node, limit)
+
+    def _read(self, name: str, node: Node, limit: int) -> bytes | None:
+        try:
+            return self._contents.read(node, limit)
+        except OSError as error:
+            self._report.error(name, "", complaint(error))
+            self._contents.skip(node)
             return None
 
     def _view(self, task: Task, statement: str, blueprint: Blueprint) -> Document:
         solution = self._solution(task, blueprint)
         contract = self._contract(task, blueprint)
+        scripts = self._scripts(contract)
         environment: Document = {"blueprint_id": blueprint.id, "working_directory": blueprint.working_directory}
         sizes = self._sizes(task)
         if sizes:
             environment["launch_parameters"] = sizes
         return {
             "id": self._identity,
-            "name": self._folder.name,
-            "metadata": self._metadata(task, contract),
+            "name": printable(self._folder.name),
+            "metadata": self._metadata(task, scripts),
             "status": "active",
             "is_public": True,
             "input_context": {"problem_statement": statement},
@@ -117,9 +153,11 @@ class _Reading:
             "required_secret_names": [],
             "scorer_timeout_sec": math.ceil(task.verifier_timeout),
             "validation_type": "UNSPECIFIED" if solution is None else "FORWARD",
+            "_parts": self._parts(scripts),
+            "_scorers": scripts,
         }
 
-    def _metadata(self, task: Task, contract: Document) -> dict[str, str]:
+    def _metadata(self, task: Task, scripts: Mapping[str, str]) -> dict[str, str]:
         timeout = None if task.agent_timeout is None else f"{task.agent_timeout:g}"
         hosts = ",".join([*(["internet"] if task.network else []), *task.hosts])
         known = {
@@ -130,24 +168,51 @@ class _Reading:
             "tags": ",".join(task.tags) or None,
             "agent_timeout_sec": timeout,
             "reaches": hosts or None,
-            "digest": self._digest(contract),
+            "digest": self._digest(scripts),
         }
         return {key: value for key, value in known.items() if value is not None}
 
-    def _digest(self, contract: Document) -> str:
-        """The folder's digest; a custom scorer's script, kept beside the folder, decides scores too and counts."""
-        whole = hashlib.sha256(digest(self._files.nodes, self._digests).encode())
-        for function in contract["scoring_function_parameters"]:
-            script = self._around.custom_scorers.get(function["scorer"].get("custom_scorer_type", ""))
-            whole.update(b"" if script is None else b"\0" + script.encode())
+    def _scripts(self, contract: Document) -> dict[str, str]:
+        """The scripts of the contract's custom scorers, by type."""
+        scorers = [function["scorer"] for function in contract["scoring_function_parameters"]]
+        kinds = [scorer.get("custom_scorer_type", "") for scorer in scorers]
+        return {kind: self._around.custom_scorers[kind] for kind in kinds if kind in self._around.custom_scorers}
+
+    def _digest(self, scripts: Mapping[str, str]) -> str:
+        """The digest of what a scenario is; a custom scorer's script, kept beside the folder, decides scores too."""
+        nodes = [node for node in self._files.nodes if node.path.partition("/")[0] in PARTS]
+        for node in nodes:
+            self._take_in(node)
+        whole = hashlib.sha256(digest(nodes, self._contents.digests).encode())
+        for script in scripts.values():
+            whole.update(b"\0" + script.encode())
         return whole.hexdigest()
+
+    def _parts(self, scripts: Mapping[str, str]) -> dict[str, str]:
+        """The same part by part; what each is called tells people where to look."""
+        parts = {
+            f"custom scorer {kind}": hashlib.sha256(script.encode()).hexdigest() for kind, script in scripts.items()
+        }
+        for part in PARTS:
+            nodes = [node for node in self._files.nodes if node.path.partition("/")[0] == part]
+            parts[part] = digest(nodes, self._contents.digests)
+        return parts
+
+    def _take_in(self, node: Node) -> None:
+        """Take in a file of which nothing but the digest is wanted."""
+        if node.kind == "file":
+            try:
+                self._contents.hash(node)
+            except OSError as error:
+                self._report.error(node.path, "", complaint(error))
+                self._contents.skip(node)
 
     def _solution(self, task: Task, blueprint: Blueprint) -> str | None:
         solution = self._files.below("solution")
         if not solution.nodes:
             self._report.warn("solution/solve.sh", "", "is missing: the oracle agent cannot check this scenario")
             return None
-        if solution.find("solve.sh") is None:
+        if not _has_program(solution, "solve.sh"):
             self._report.error("solution/solve.sh", "", "is missing, though solution/ has other files")
             return None
         archive = self._packed("solution", solution)
@@ -160,9 +225,10 @@ class _Reading:
                 self._report.warn(
                     FILE, "verifier.env", "ignored: it is for tests/test.sh, and [[scorers]] replaces that"
                 )
-            scorers = Scorers(tests=tests, custom_types=self._around.custom_scorers, report=self._report)
+            custom_types = self._around.custom_scorers
+            scorers = Scorers(tests=tests, contents=self._contents, custom_types=custom_types, report=self._report)
             return scorers.contract(task.scorers)
-        if tests.find("test.sh") is None:
+        if not _has_program(tests, "test.sh"):
             self._report.error("tests/test.sh", "", "is missing: write it, or describe [[scorers]] in task.toml")
         script = tests_script(
             self._packed("tests", tests), working_directory=blueprint.working_directory, variables=task.verifier_env
@@ -171,7 +237,9 @@ class _Reading:
         return {"scoring_function_parameters": [{"name": "tests", "weight": 1.0, "scorer": scorer}]}
 
     def _packed(self, name: str, files: Listing) -> bytes:
-        archive = pack(files.nodes)
+        if files.size > MAX_UNPACKED:  # which has been told
+            return b""
+        archive = pack(files.nodes, lambda node: self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b"")
         if len(archive) > MAX_PACKED:
             self._report.error(
                 f"{name}/", "", f"is {len(archive) >> 20} MiB packed; at most {MAX_PACKED >> 20} fit into a definition"
@@ -199,3 +267,8 @@ class _Reading:
         if wanted > most:
             self._report.warn(FILE, f"environment.{key}", f"asks for more than a devbox can have; it gets {most}")
         return 1 if wanted <= 1 else min(most, 2 * math.ceil(wanted / 2))
+
+
+def _has_program(files: Listing, name: str) -> bool:
+    node = files.find(name)
+    return node is not None and node.kind != "folder"

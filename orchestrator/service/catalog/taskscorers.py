@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from orchestrator.service.catalog.folders import Listing
-from orchestrator.service.catalog.problems import Report, nearest
+from orchestrator.service.catalog.folders import Contents, Listing, complaint
+from orchestrator.service.catalog.problems import Report, nearest, shown
 from orchestrator.service.catalog.tasktoml import FILE, Table
 from orchestrator.service.store import Document
 
+#: Bytes of one file that becomes text of a definition.
+MAX_TEXT: Final = 8 << 20
 _COMMON: Final = ("name", "weight", "type")
 _NEEDED: Final = {
     "ast_grep_scorer": ("pattern", "search_directory"),
@@ -45,6 +47,7 @@ class Scorers:
     """Reads tables against the files of `tests/` and the custom types the benchmark registers."""
 
     tests: Listing
+    contents: Contents
     custom_types: Collection[str]
     report: Report
 
@@ -60,9 +63,9 @@ class Scorers:
     def _function(self, number: int, table: Table, *, is_alone: bool) -> Document:
         name, weight = table.get("name"), table.get("weight", 1.0 if is_alone else None)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            self._error(number, "name", f"expected letters, digits, - and _, got {name!r}")
+            self._error(number, "name", f"expected letters, digits, - and _, got {shown(name)}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            self._error(number, "weight", f"expected a number above 0, got {weight!r}")
+            self._error(number, "weight", f"expected a number above 0, got {shown(weight)}")
             weight = None
         return {"name": name, "weight": weight, "scorer": self._scorer(number, table)}
 
@@ -71,7 +74,7 @@ class Scorers:
         if not isinstance(kind, str) or kind not in _NEEDED:
             meant = nearest(str(kind), _NEEDED)
             hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(_NEEDED)}"
-            self._error(number, "type", f"unknown type {kind!r}; {hint}")
+            self._error(number, "type", f"unknown type {shown(kind)}; {hint}")
             return {}
         allowed = (*_COMMON, *_NEEDED[kind], *_OPTIONAL.get(kind, ()))
         for key in table:
@@ -93,13 +96,13 @@ class Scorers:
         if key == "scorer_params":
             return {key: value}
         if not isinstance(value, str) or not value.strip():
-            self._error(number, key, f"expected a text, got {value!r}")
+            self._error(number, key, f"expected a text, got {shown(value)}")
             return {}
         if key in _FILES:
             return {_FILES[key]: self._contents(lambda why: self._error(number, key, why), value)}
         if key == "custom_scorer_type" and value not in self.custom_types:
             known = nearest(value, self.custom_types) or ", ".join(sorted(self.custom_types)) or "none"
-            self._error(number, key, f"{value!r} is not in benchmark.toml, [custom_scorers] (there: {known})")
+            self._error(number, key, f"{shown(value)} is not in benchmark.toml, [custom_scorers] (there: {known})")
         return {key: value}
 
     def _test_files(self, number: int, value: Any) -> list[Document]:
@@ -116,7 +119,7 @@ class Scorers:
         if not pure.parts or pure.is_absolute() or ".." in pure.parts:
             fault("expected a path inside the working directory")
         if not isinstance(file, str):
-            fault(f"expected a file under tests/, got {file!r}")
+            fault(f"expected a file under tests/, got {shown(file)}")
             return {}
         return {"file_path": path, "file_contents": self._contents(fault, file)}
 
@@ -129,7 +132,11 @@ class Scorers:
             fault(f"tests/{file} does not exist" + (f"; did you mean {meant}?" if meant else ""))
             return ""
         try:
-            return node.source.read_bytes().decode()
+            return self.contents.read(node, MAX_TEXT).decode()
+        except OSError as error:
+            fault(f"tests/{file} {complaint(error)}")
+            self.contents.skip(node)
+            return ""
         except UnicodeDecodeError as error:
             fault(
                 f"tests/{file} is not UTF-8 text ({error.reason} at byte {error.start}); keep data in test.sh's folder"

@@ -7,13 +7,13 @@ Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ou
 
 import math
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
-from orchestrator.service.catalog.problems import Report, nearest
+from orchestrator.service.catalog.problems import Report, nearest, shown
+from orchestrator.service.catalog.tomlfile import TomlError, parse
 from orchestrator.service.egress.addresses import address_of, is_global
 from orchestrator.service.egress.rules import Rules, check_hosts, is_address
 
@@ -53,6 +53,8 @@ _IGNORED: Final = {
 }
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
 _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
+#: Seconds, cores or mebibytes: what is more means nothing, and overflows.
+_MOST: Final = 1_000_000_000
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -87,12 +89,12 @@ class Task:
     refusals: tuple[tuple[str, str], ...] = ()
 
 
-def read_task(text: str, report: Report) -> Task:
-    """Read the text of a task.toml; mistakes go to `report`, and what they spoil has its default."""
+def read_task(data: bytes, report: Report) -> Task:
+    """Read the content of a task.toml; mistakes go to `report`, and what they spoil has its default."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        report.error(FILE, "", f"is not TOML: {error}")
+        document = parse(data)
+    except TomlError as error:
+        report.error(FILE, error.key, str(error))
         return Task()
     return _Reader(document, report).task()
 
@@ -140,15 +142,18 @@ class _Reader:
         value = self._get(key)
         if value is None or isinstance(value, kind):
             return value
-        self._report.error(FILE, key, f"expected {expected}, got {value!r}")
+        self._report.error(FILE, key, f"expected {expected}, got {shown(value)}")
         return None
 
     def _number(self, key: str) -> float | None:
         value = self._get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            self._report.error(FILE, key, f"expected a number above 0, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value <= 0:
+            self._report.error(FILE, key, f"expected a number above 0, got {shown(value)}")
+            return None
+        if value > _MOST:
+            self._report.error(FILE, key, f"expected a number up to {_MOST:,}, got {shown(value)}")
             return None
         return float(value)
 
@@ -158,10 +163,11 @@ class _Reader:
         if text is None or self._get(key) is not None:
             return self._number(key)
         found = _SIZE.fullmatch(text) if isinstance(text, str) else None
-        if not found or float(found[1]) <= 0:
-            self._report.error(FILE, older, f'expected a size such as "512M" or "2G", got {text!r}')
+        size = float(found[1]) * _MEGABYTES[found[2].upper()] if found else 0
+        if not 0 < size <= _MOST:
+            self._report.error(FILE, older, f'expected a size such as "512M" or "2G", got {shown(text)}')
             return None
-        return float(found[1]) * _MEGABYTES[found[2].upper()]
+        return size
 
     def _label(self, key: str) -> str | None:
         """Metadata is free in Harbor: what is not a text is shown as one."""
@@ -181,7 +187,7 @@ class _Reader:
             self._report.warn(FILE, "environment.allow_internet", "is not given: the devbox has no network")
         elif mode is not None:
             self._report.error(
-                FILE, "environment.network_mode", f'expected "public", "no-network" or "allowlist", got {mode!r}'
+                FILE, "environment.network_mode", f'expected "public", "no-network" or "allowlist", got {shown(mode)}'
             )
         return bool(allowed)
 
@@ -204,7 +210,7 @@ class _Reader:
         key = "environment.workdir"
         path = self._value(key, str, "a text")
         if path is not None and (not path.startswith("/") or ".." in path.split("/") or path.strip("/") == ""):
-            self._report.error(FILE, key, f"expected an absolute path below /, got {path!r}")
+            self._report.error(FILE, key, f"expected an absolute path below /, got {shown(path)}")
             return None
         return path
 
@@ -248,7 +254,7 @@ class _Reader:
             if not _NAME.fullmatch(name):
                 self._report.error(FILE, f"{key}.{name}", "is not the name of an environment variable")
             elif not isinstance(value, str):
-                self._report.error(FILE, f"{key}.{name}", f"expected a text, got {value!r}")
+                self._report.error(FILE, f"{key}.{name}", f"expected a text, got {shown(value)}")
             else:
                 values[name] = value
         return values

@@ -23,9 +23,10 @@ from orchestrator.service.devboxes.child import Child
 from orchestrator.service.devboxes.contract import BoxDied, BoxSpec, BoxStartFailed, Command, Limit
 from orchestrator.service.devboxes.disk import DiskWatch, Watched
 from orchestrator.service.devboxes.folders import BoxFolder
-from orchestrator.service.devboxes.limits import NO_GROUP, Group
+from orchestrator.service.devboxes.limits import NO_GROUP, Group, keep_expendable
 from orchestrator.service.devboxes.link import AgentProcess, Link
 from orchestrator.service.devboxes.trees import disk_usage
+from orchestrator.service.devboxes.unlinked import descendants
 
 AGENT = Path(__file__).with_name("boxagent.py")
 #: Hundreds of boxes that boot at once on a few cores take their time.
@@ -83,9 +84,9 @@ class AgentBox(ABC):
     def strike(self) -> None:
         """End everything in the box, without waiting."""
 
-    @abstractmethod
     def pids(self) -> Iterable[int]:
-        """The host's ids of the box's processes, right after the boot."""
+        """The host's ids of the box's processes: idle ones of ours, until the first command."""
+        return () if self._child is None or self._child.gone.is_set() else descendants(self._child.pid)
 
     @abstractmethod
     def booted(self) -> None:
@@ -114,7 +115,14 @@ class AgentBox(ABC):
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
         self._watch.add(
-            Watched(folder=self.folder.files, limit=self.spec.resources.disk, used=self._used, exceeded=self.end)
+            Watched(
+                folder=self.folder.files,
+                limit=self.spec.resources.disk,
+                used=self._used,
+                exceeded=self.end,
+                pids=self.pids,
+                owner=os.geteuid() if self.folder.owner is None else self.folder.owner,
+            )
         )
 
     async def _boot(self) -> None:
@@ -146,7 +154,9 @@ class AgentBox(ABC):
 
     def _limit(self) -> None:
         try:
-            self.group.add(self.pids())
+            pids = tuple(self.pids())
+            keep_expendable(pids)
+            self.group.add(pids)
         except OSError as error:
             structlog.get_logger().warning("devbox.limits_refused", devbox=self.id, error=str(error))
             self.group.remove()

@@ -36,6 +36,9 @@ LIBC = ctypes.CDLL(None)
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_SCOPE_ABSTRACT_SOCKETS = 444, 446, 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_GET_NO_NEW_PRIVS = 1, 4, 36, 39
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGTSTP)
+#: Scores by which the kernel chooses what to end when memory runs out, up to 1000: boxes before all else, and in a box
+#: its commands before the agent. The service, and whoever started it, stay at what they have.
+EXPENDABLE, FIRST_TO_GO = 900, 1000
 KILL, INTERRUPT = signal.SIGUSR1, signal.SIGUSR2
 ORDERS = {KILL, INTERRUPT, signal.SIGCHLD}
 
@@ -44,6 +47,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)  # noqa: FBT003
     limit(sys.argv[2])
+    volunteer(EXPENDABLE)
     hide()
     fence()
     null = os.open("/dev/null", os.O_RDWR)
@@ -213,7 +217,7 @@ def supervise(agent: int, fields: list[bytes], fds: list[int]) -> None:
         prctl(PR_SET_PDEATHSIG, KILL)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         if os.getppid() == agent:
-            volunteer()
+            volunteer(FIRST_TO_GO)
             status = Helper(fields, fds).run()
     except Exception as error:  # noqa: BLE001 a fork must not come back
         complain(fds[-1], f"the command's helper failed: {error!r}")
@@ -221,14 +225,15 @@ def supervise(agent: int, fields: list[bytes], fds: list[int]) -> None:
         os._exit(status)
 
 
-def volunteer() -> None:
-    """Let the kernel take the command, not the agent, when memory runs out; /proc/self is open for that moment."""
+def volunteer(score: int) -> None:
+    """Let the kernel take us, and all we start, sooner when memory runs out; /proc/self is open for that moment."""
     if LINUX:
         prctl(PR_SET_DUMPABLE, 1)
         try:
-            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-                file.write("500")
-        except OSError:
+            with open("/proc/self/oom_score_adj", "r+b", 0) as file:  # noqa: PTH123
+                if int(file.read()) < score:
+                    file.write(b"%d" % score)
+        except (OSError, ValueError):
             return
         finally:
             prctl(PR_SET_DUMPABLE, 0)

@@ -10,7 +10,8 @@ a box can be over its limit for about a second before it ends.
 
 import asyncio
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.service.devboxes.trees import ENTRY, TooDeep, disk_usage
+from orchestrator.service.devboxes.unlinked import Holder, TooMany
 
 TICK = 1.0
 #: Longest time between two looks, and how much longer than a look itself the pause after it is.
@@ -29,11 +31,16 @@ MUCH = 1 << 30
 
 @dataclass(slots=True, kw_only=True)
 class Watched:
-    """One box: its folder, its limit in bytes, and what to do when it is beyond."""
+    """One box: its folder, its limit in bytes, and what to do when it is beyond.
+
+    `pids` are its processes of the moment, whose files belong to the host's user `owner`.
+    """
 
     folder: Path
     limit: int
     exceeded: Callable[[str], None]
+    pids: Callable[[], Iterable[int]]
+    owner: int
     used: int = field(default=0)
 
 
@@ -86,8 +93,10 @@ class DiskWatch:
     async def _look(self) -> None:
         for box in list(self._boxes.values()):
             try:
-                box.used = await anyio.to_thread.run_sync(disk_usage, box.folder)
-            except TooDeep as error:
+                box.used = await anyio.to_thread.run_sync(_usage, box)
+            except FileNotFoundError:
+                continue  # it ended while we looked
+            except (TooDeep, TooMany) as error:
                 self._end(box, f"its disk cannot be measured: {error}")
             else:
                 if box.used > box.limit:
@@ -97,3 +106,22 @@ class DiskWatch:
         self._boxes.pop(box.folder, None)
         structlog.get_logger().warning("devbox.out_of_disk", folder=box.folder.name, why=why)
         box.exceeded(why)
+
+
+def _usage(box: Watched) -> int:
+    """Bytes that a box takes, with what no folder shows. Raises TooDeep, TooMany and FileNotFoundError. Blocking.
+
+    A file that gets a name between the two halves is counted twice, so that too much is measured again.
+    """
+    holder = Holder(device=_device(box.folder), owner=box.owner)
+    used = holder.usage(box.pids()) + disk_usage(box.folder)
+    return used if used <= box.limit else min(used, holder.usage(box.pids()) + disk_usage(box.folder))
+
+
+def _device(folder: Path) -> int:
+    """The device of files below a folder, which need not be the folder's own where file systems are stacked."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_dev
+    except OSError:  # no room for it
+        return folder.stat().st_dev

@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import anyio
 
 from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec, BoxStartFailed, Capability
+from orchestrator.service.devboxes.contract import BoxSpec, BoxStartFailed, Capability, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 
 M = TypeVar("M")
@@ -43,6 +43,15 @@ class Keeper(ABC, Generic[M]):
     @abstractmethod
     async def close_machine(self, machine: M) -> None:
         """Give back what the boxes shared; none is left."""
+
+    @property
+    def enforced(self) -> frozenset[Limit]:
+        """The limits that this machine holds boxes to; none before `prepare`."""
+        return frozenset() if self._machine is None else self.limits_of(self._machine) | {Limit.DISK}
+
+    @abstractmethod
+    def limits_of(self, machine: M) -> frozenset[Limit]:
+        """The limits beside the disk's that the machine holds boxes to."""
 
     @abstractmethod
     def make(self, spec: BoxSpec, machine: M, forget: Callable[[], None]) -> AgentBox:

@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,23 @@ CPU_PERIOD = 100_000
 OPEN_FILES = 65536
 CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu"}
 PREFIX = "sweep-"
+_AS_USER = "start the service, or the sweep that starts it, as `systemd-run --user --scope -p Delegate=yes sweep ...`"
+_AS_ROOT = "start the service, or the sweep that starts it, where it may make control groups (/sys/fs/cgroup, writable)"
+_IN_SANDBOXES = "processes are counted in sandboxes only (--isolation local)"
 #: Several providers may live in one process.
 PROVIDERS = itertools.count(1)
 REMOVE_PATIENCE = 2.0
+
+
+def unlimited(enforced: AbstractSet[Limit]) -> Iterator[str]:
+    """What to tell people about the limits that are not among those enforced on this machine, and how to get them."""
+    names = {Limit.MEMORY: "memory", Limit.CPU: "CPU", Limit.PROCESSES: "number of processes"}
+    missing = [name for limit, name in names.items() if limit not in enforced]
+    if not missing:
+        return
+    ways = [] if {Limit.MEMORY, Limit.CPU} <= enforced else [_AS_ROOT if os.geteuid() == 0 else _AS_USER]
+    ways += [] if Limit.PROCESSES in enforced else [_IN_SANDBOXES]
+    yield f"One devbox can take all there is of {', '.join(missing)} here. For limits: {'; '.join(ways)}."
 
 
 def box_rlimits(resources: Resources, *, processes: bool) -> str:
@@ -94,6 +109,10 @@ class Groups:
                 remove_stale(parent)
         return cls(parents)
 
+    @property
+    def limits(self) -> frozenset[Limit]:
+        return frozenset(self._homes)
+
     def create(self, name: str, resources: Resources) -> Group:
         """A group with the limits set, as many as the kernel takes. Blocking."""
         folders: dict[Limit, Path] = {}
@@ -113,6 +132,18 @@ class Groups:
     def close(self) -> None:
         for home in set(self._homes.values()):
             _remove_group(home, 0)
+
+
+def keep_expendable(pids: Iterable[int]) -> None:
+    """See to it that processes which chose to go first when memory runs out cannot think better of it, nor any child.
+
+    It takes CAP_SYS_RESOURCE: what somebody with it writes is the least that others may write there (proc(5)). Without,
+    they can go back to what they were started with.
+    """
+    for pid in pids:
+        score = Path(f"/proc/{pid}/oom_score_adj")
+        with suppress(OSError):
+            score.write_text(score.read_text())
 
 
 def own_name() -> str:

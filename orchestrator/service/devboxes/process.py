@@ -9,7 +9,7 @@ them all when the box is stopped or the service's end of the socket closes, what
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -17,7 +17,7 @@ from typing import IO
 import anyio.to_thread
 
 from orchestrator.service.devboxes.agentbox import AGENT, AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec, Capability
+from orchestrator.service.devboxes.contract import BoxSpec, Capability, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.keeper import Keeper
@@ -87,9 +87,6 @@ class ProcessBox(AgentBox):
     async def release(self) -> None:
         """Nothing was lent."""
 
-    def pids(self) -> Iterable[int]:
-        return () if self._child is None else (self._child.pid,)
-
 
 def _start(command: tuple[str | Path, ...], control: int, errors: IO[bytes], folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
@@ -119,6 +116,9 @@ class ProcessProvider(Keeper[Groups]):
 
     async def close_machine(self, machine: Groups) -> None:
         await anyio.to_thread.run_sync(machine.close)
+
+    def limits_of(self, machine: Groups) -> frozenset[Limit]:
+        return machine.limits
 
     def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None]) -> ProcessBox:
         return ProcessBox(spec, self.state, machine, self.watch, forget)

@@ -25,7 +25,10 @@ from orchestrator.service.runs.starting import (
     Profile,
     StartRequest,
     check_startable,
+    check_unchanged,
     environment_of,
+    outwait,
+    remembered,
     secret_values,
 )
 from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
@@ -95,8 +98,9 @@ class ScenarioRuns:
         profile = request.profile.over(base) if base else request.profile
         scenario = await self._definitions.scenario(request.definition_id)
         check_startable("Scenario", scenario, profile)
-        prepare = self._prepare(scenario, secret_values(profile, self._secrets))
         run = {"id": SCENARIO_RUNS.new_id(), "scenario_id": scenario["id"], **request.view(profile)}
+        run |= remembered(scenario)
+        prepare = self._prepare(scenario, run, secret_values(profile, self._secrets))
         labels = run["metadata"] if self._dialect.is_devbox_labelled else {}
         devbox = _devbox_request(scenario, run, profile, labels)
 
@@ -117,9 +121,13 @@ class ScenarioRuns:
         SCENARIO_RUNS.insert(db, run)
         return run
 
-    def _prepare(self, scenario: Document, secrets: Mapping[str, str]) -> Prepare:
+    def _prepare(self, scenario: Document, run: Document, secrets: Mapping[str, str]) -> Prepare:
+        async def environment() -> Prepared:
+            check_unchanged(run, await self._definitions.scenario(scenario["id"]))
+            return await environment_of(scenario, self._environments)
+
         async def prepare() -> Prepared:
-            base = await environment_of(scenario, self._environments)
+            base = await outwait(environment)
             binds = await self._scoring.binds(scenario["scoring_contract"])
             return replace(base, environment={**base.environment, **secrets}, binds=(*base.binds, *binds))
 

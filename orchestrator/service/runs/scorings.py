@@ -16,6 +16,7 @@ from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs import tally
+from orchestrator.service.runs.starting import check_unchanged, outwait
 from orchestrator.service.runs.states import RunState, move_run
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import faults
@@ -85,16 +86,26 @@ class Scorings:
             self._change.set()
 
     async def _result(self, run: Document) -> tuple[Document | None, str | None]:
-        """The result of the scoring contract, and why the scoring failed if it did. Never raises for a fault."""
+        """The result of the scoring contract, and why the scoring failed if it did. Never raises for a fault.
+
+        Contract and scripts are of one reading, whose digest is that of the very bytes in them: what changes afterwards
+        changes nothing.
+        """
+
+        async def custom(scorer_type: str) -> str | None:
+            return scripts.get(scorer_type)
+
         try:
-            scenario = await insist(partial(self._definitions.scenario, run["scenario_id"]))
+            scenario = await outwait(partial(insist, partial(self._definitions.scenario, run["scenario_id"])))
+            check_unchanged(run, scenario)
+            scripts: dict[str, str] = scenario["_scorers"]
             with self._fleet.using(run["devbox_id"]) as box:
                 result = await self._scoring.score(
                     scenario["scoring_contract"],
                     box,
                     working_directory=IN_PLACE,
                     timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
-                    custom=lambda scorer_type: insist(partial(self._definitions.custom_scorer, scorer_type)),
+                    custom=custom,
                 )
         except (ServiceError, WorldError) as error:
             return None, error.message

@@ -6,16 +6,24 @@ wire or the database. Whatever else is in that environment is nobody's but its o
 """
 
 import posixpath
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from orchestrator.errors import BadRequest
+import anyio
+
+from orchestrator.errors import Away, BadRequest, Conflict
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.fleet.requests import check_variables
 from orchestrator.service.store import Document
+
+T = TypeVar("T")
+
+#: Seconds that a run waits for a folder of benchmarks to come back, and between two looks.
+AWAY_PATIENCE: Final = 300.0
+AWAY_PAUSE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +120,32 @@ def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
             f"`sweep serve --secret {unknown[0]}`, or send the value in runProfile.envVars."
         )
     return {variable: known[name] for variable, name in profile.secrets.items()}
+
+
+def remembered(scenario: Document) -> Document:
+    """What a run keeps of its scenario, for `check_unchanged`."""
+    return {"_digest": scenario["metadata"]["digest"], "_parts": scenario["_parts"]}
+
+
+def check_unchanged(run: Document, scenario: Document) -> None:
+    """Raise Conflict naming what is another than it was when the run began; runs of older versions do not know."""
+    if run.get("_digest") in {None, scenario["metadata"]["digest"]}:
+        return
+    before, now = run["_parts"], scenario["_parts"]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    raise Conflict(f"Scenario {scenario['name']} was changed since this run began ({', '.join(changed)}).")
+
+
+async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What `attempt` returns, made again while a folder of benchmarks is away. Raises Away if it stays so."""
+    deadline = anyio.current_time() + AWAY_PATIENCE
+    while True:
+        try:
+            return await attempt()
+        except Away:
+            if anyio.current_time() >= deadline:
+                raise
+        await anyio.sleep(AWAY_PAUSE)
 
 
 async def environment_of(scenario: Document, environments: Environments) -> Prepared:

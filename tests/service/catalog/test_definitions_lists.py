@@ -161,7 +161,7 @@ async def test_only_the_page_asked_for_is_read(definitions: Definitions, scenari
     assert (rest.items, rest.has_more) == ([], False)
 
 
-async def test_scorers_of_both_sides_are_listed_and_found_by_type(
+async def test_scorers_of_both_sides_are_listed_and_found(
     definitions: Definitions, write: Write, tmp_path: Path
 ) -> None:
     write(tmp_path / "bench", {"benchmark.toml": '[custom_scorers]\nhalf = "half.sh"\n', "half.sh": "echo score=.5"})
@@ -170,6 +170,3 @@ async def test_scorers_of_both_sides_are_listed_and_found_by_type(
     assert [item["type"] for item in page.items] == ["own", "half"]
     assert await definitions.scorer(created["id"]) == created
     assert (await definitions.scorer(page.items[1]["id"]))["bash_script"] == "echo score=.5"
-    assert await definitions.custom_scorer("half") == "echo score=.5"
-    assert await definitions.custom_scorer("own") == "echo score=1"
-    assert await definitions.custom_scorer("none") is None

@@ -1,5 +1,6 @@
 """Environments are built once, as their folder says, and kept whole."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,6 +220,37 @@ async def test_many_who_ask_at_once_get_one_build(scenario: Make, process: Provi
             tasks.start_soon(ask)
     assert (watched.started, len(found), len(set(map(str, found)))) == (1, 20, 1)
     assert not list((folder.parent.parent / "cache" / "environments").glob(".building-*"))
+
+
+async def test_what_cannot_be_built_is_not_taken_for_its_neighbour_that_can(scenario: Make, process: Provider) -> None:
+    """The same files, but for one that cannot be used."""
+    good, bad = scenario(name="good"), scenario(name="bad")
+    os.mkfifo(bad / "environment" / "pipe")
+    known = environments(good, process)
+    await known.prepare(await blueprint_of(good))
+    with pytest.raises(BoxStartFailed, match="environment/pipe: is a pipe"):
+        await known.prepare(await blueprint_of(bad))
+
+
+async def test_what_is_edited_while_it_is_built_is_not_kept_under_the_name_of_what_it_was(
+    scenario: Make, process: Provider
+) -> None:
+    files = {"environment/Dockerfile": "FROM x\nRUN true\nCOPY main.py /app/\n", "environment/main.py": "first\n"}
+    folder = scenario(files)
+    watched = Watched(process)
+    known, key = environments(folder, watched), await blueprint_of(folder)
+
+    async def edit() -> None:
+        await watched.reached.wait()
+        (folder / "environment/main.py").write_text("other\n")
+        watched.go.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(edit)
+        with pytest.raises((BoxStartFailed, NotFound), match="changed"):
+            await known.prepare(key)
+    (folder / "environment/main.py").write_text("first\n")
+    assert tree(await known.prepare(key)) == {"app/main.py": "first\n"}
 
 
 async def test_a_cancelled_builder_leaves_nothing_and_the_next_takes_over(scenario: Make, process: Provider) -> None:

@@ -9,8 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.child import Pidfd
@@ -22,6 +21,9 @@ from orchestrator.service.devboxes.local.commandline import Mount, agent_command
 from orchestrator.service.devboxes.local.filter import program
 from orchestrator.service.devboxes.local.machine import Machine, in_memory
 from orchestrator.service.devboxes.local.shared import USER
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class LocalBox(AgentBox):
@@ -99,14 +101,6 @@ class LocalBox(AgentBox):
             self._root.kill()
         elif self._child is not None:
             self._child.kill_group()
-
-    def pids(self) -> Iterable[int]:
-        """The program, and all below it: idle ones of ours, until the first command."""
-        found = [] if self._child is None else [self._child.pid]
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-        return found
 
     async def everything_gone(self) -> None:
         if self._root is not None:

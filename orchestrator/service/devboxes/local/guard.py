@@ -4,7 +4,7 @@ Its secret: bubblewrap's second process waits for the first to set up its user, 
 the first is killed before, the second waits for ever. So each sandbox is a process group until it has booted, and a
 small shell at the end of a pipe from us knows which are booting: when the pipe ends, however we did, it ends those.
 The one to name a group is the group itself, before it becomes bubblewrap: we may be killed before we know its number,
-and the pipe does not end while somebody who will be bubblewrap holds it.
+and the pipe does not end while somebody who will be bubblewrap holds it. It volunteers as well (`EXPENDABLE`).
 """
 
 import os
@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Final
+
+from orchestrator.service.devboxes.boxagent import EXPENDABLE
 
 _SHELL: Final = """\
 booting=' '
@@ -24,7 +26,10 @@ done
 for group in $booting; do kill -s KILL -- "-$group" 2>/dev/null; done
 """
 #: Without the shell above, which somebody may have killed, it becomes the program all the same. 0.8 ms.
-_BECOME: Final = """trap '' PIPE; echo "+ $$" 2>/dev/null; trap - PIPE; exec "$@" >/dev/null"""
+_BECOME: Final = f"""\
+{{ read -r score && [ "$score" -lt {EXPENDABLE} ] && echo {EXPENDABLE} >/proc/self/oom_score_adj
+}} </proc/self/oom_score_adj 2>/dev/null
+trap '' PIPE; echo "+ $$" 2>/dev/null; trap - PIPE; exec "$@" >/dev/null"""
 
 
 class Guard:

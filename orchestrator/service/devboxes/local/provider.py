@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from orchestrator.service.devboxes.contract import BoxSpec, Capability
+from orchestrator.service.devboxes.contract import BoxSpec, Capability, Limit
 from orchestrator.service.devboxes.keeper import Keeper
 from orchestrator.service.devboxes.local.box import LocalBox
 from orchestrator.service.devboxes.local.machine import Machine
@@ -34,6 +34,9 @@ class LocalProvider(Keeper[Machine]):
 
     async def close_machine(self, machine: Machine) -> None:
         await machine.close()
+
+    def limits_of(self, machine: Machine) -> frozenset[Limit]:
+        return machine.groups.limits | {Limit.PROCESSES}
 
     def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None]) -> LocalBox:
         return LocalBox(spec, machine, machine.users.lend(), self.watch, forget)

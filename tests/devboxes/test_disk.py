@@ -1,0 +1,136 @@
+"""The disk of a box is all that it takes, whether a folder shows it or not."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from orchestrator.service.devboxes import unlinked
+from orchestrator.service.devboxes.contract import BoxDied, Command, Resources
+from orchestrator.service.devboxes.disk import _usage
+from orchestrator.service.devboxes.unlinked import Holder, TooMany, descendants
+
+if TYPE_CHECKING:
+    from orchestrator.service.devboxes.agentbox import AgentBox
+    from tests.devboxes.conftest import Bench
+
+pytestmark = pytest.mark.anyio
+
+MEGABYTE = 1_000_000
+#: Each opens a file that no folder shows when it is written to.
+UNSEEN = {
+    "unlinked": "open('f', 'w+b', 0); os.unlink('f')",
+    "never named": "os.fdopen(os.open('.', os.O_RDWR | os.O_TMPFILE), 'w+b', 0)",
+}
+FILL = """
+import mmap, os, sys, time
+kept = []
+for _ in range({count}):
+    file = {opened}
+    for _ in range(15):
+        file.write(bytes(1_000_000))
+    kept.append({kept})
+del file
+{then}
+print("filled", flush=True)
+time.sleep(1000)
+"""
+
+
+def fill(opened: str, *, count: int = 2, kept: str = "file", then: str = "") -> Command:
+    """A program that takes 15 MB `count` times, and keeps them."""
+    return Command(argv=("python3", "-c", FILL.format(opened=opened, count=count, kept=kept, then=then)))
+
+
+def may_see_mappings() -> bool:
+    with tempfile.TemporaryFile() as file:
+        held = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=file)
+        try:
+            names = list(Path(f"/proc/{held.pid}/map_files").iterdir())
+            return bool(names) and names[0].exists()
+        except OSError:
+            return False
+        finally:
+            held.communicate()
+
+
+async def filled(bench: "Bench", command: Command) -> "AgentBox":
+    box = await bench.boot()
+    process = await box.spawn(command)
+    assert await process.stdout.receive() == b"filled\n"
+    return box
+
+
+def measured(bench: "Bench", box: "AgentBox") -> float:
+    return _usage(bench.provider.watch._boxes[box.folder.files]) / MEGABYTE
+
+
+@pytest.mark.slow
+async def test_a_box_that_writes_what_it_has_unlinked_is_out_of_disk(bench: "Bench") -> None:
+    box = await bench.boot(resources=Resources(disk=20 << 20))
+    process = await box.spawn(fill(UNSEEN["unlinked"]))
+    with anyio.fail_after(15):
+        assert "out of disk" in await box.wait_dead()
+        with pytest.raises(BoxDied, match="out of disk"):
+            await process.wait()
+
+
+@pytest.mark.parametrize("how", UNSEEN)
+async def test_what_no_folder_shows_is_counted(bench: "Bench", how: str) -> None:
+    box = await filled(bench, fill(UNSEEN[how]))
+    assert 30 <= measured(bench, box) < 32
+
+
+async def test_a_file_that_many_hold_is_counted_once(bench: "Bench") -> None:
+    """By another descriptor, by a child, and by a daemon that left its session and its parents."""
+    leave = "kept.append(os.dup(kept[0].fileno()))\nos.fork() or (os.setsid(), os.fork() and os._exit(0))"
+    box = await filled(bench, fill(UNSEEN["unlinked"], then=leave))
+    assert 30 <= measured(bench, box) < 32
+
+
+async def test_a_file_that_is_only_mapped_is_counted(bench: "Bench") -> None:
+    if not may_see_mappings():
+        pytest.skip("only who may checkpoint processes sees what they have mapped")
+    box = await filled(
+        bench, fill(UNSEEN["unlinked"], kept="mmap.mmap(file.fileno(), 4096)", then="os.closerange(3, 99)")
+    )
+    assert 30 <= measured(bench, box) < 32
+
+
+async def test_memory_is_not_disk(bench: "Bench") -> None:
+    box = await filled(bench, fill("os.fdopen(os.memfd_create('f'), 'w+b', 0)"))
+    assert measured(bench, box) < 1
+
+
+async def test_what_is_still_shown_is_not_counted_twice(bench: "Bench") -> None:
+    box = await filled(bench, fill("open('f', 'w+b', 0)", count=1))
+    assert 15 <= measured(bench, box) < 16
+
+
+async def test_what_others_unlinked_is_not_the_boxs(bench: "Bench") -> None:
+    box = await bench.boot()
+    with tempfile.TemporaryFile(dir=bench.provider.state) as ours:
+        ours.write(bytes(9 * MEGABYTE))
+        assert measured(bench, box) < 1
+
+
+async def test_a_box_cannot_make_looks_long_by_holding_much(bench: "Bench", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unlinked, "MOST", 500)
+    box = await filled(bench, fill("open('f', 'w+b', 0)", count=1, then="kept += [os.dup(0) for _ in range(600)]"))
+    with pytest.raises(TooMany, match="more than"):
+        measured(bench, box)
+
+
+def test_looking_at_a_thousand_descriptors_takes_milliseconds() -> None:
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1000)]
+    started = time.process_time()
+    assert Holder(device=0, owner=0).usage(descendants(os.getpid())[:1]) == 0
+    assert time.process_time() - started < 0.2
+    for each in held:
+        os.close(each)
