@@ -32,6 +32,8 @@ OPEN_PATHS: Final = frozenset({"/v1/sweep/proof"})
 #: Asking these is not using the service.
 IDLE_PATHS: Final = OPEN_PATHS | {"/v1/sweep"}
 _RETRY_AFTER: Final = "5"
+#: Characters of a failure's message: some repeat what was sent, which may be all that a body can hold.
+MAX_MESSAGE: Final = 4000
 
 
 def application(
@@ -56,8 +58,9 @@ def application(
 
 
 def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """The body of every reply that is not a result."""
-    return Response(orjson.dumps({"message": message, "code": status}), status, headers, "application/json")
+    """The body of every reply that is not a result; of a message that is too long, its beginning."""
+    said = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} …"
+    return Response(orjson.dumps({"message": said, "code": status}), status, headers, "application/json")
 
 
 async def _service_error(_request: Request, error: Exception) -> Response:
