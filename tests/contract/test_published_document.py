@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("published-document")]
 
 PROJECT: Final = Path(__file__).parents[2]
 #: How many requests are made up for each route, of those that the document permits and of those that it does not.
-EXAMPLES: Final = 25
-EXAMPLES_UNSERVED: Final = 4
+EXAMPLES: Final = 15
+EXAMPLES_UNSERVED: Final = 2
 #: What is answered 404 or 405 in words, by why: operations by their id, or all below a path.
 UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
     "no account, and nothing of one": ("/v1/apikeys", "/v1/restricted_keys", "/v1/agents", "/v1/objects", "/v1/axons"),
@@ -371,7 +371,7 @@ def paths_of(described: Mapping[str, Any]) -> dict[str, str]:
 
 def test_every_answer_is_as_documented_or_a_refusal_in_words(found: Found) -> None:
     assert not found.wrong, "\n\n".join(f"{name}: {each[0]}" for name, each in found.wrong.items())
-    assert sum(map(Counter.total, found.statuses.values())) > 2000, "they were asked for at all"
+    assert sum(map(Counter.total, found.statuses.values())) > 1500, "they were asked for at all"
 
 
 def test_every_operation_of_the_document_is_served_or_listed_as_not_served(
