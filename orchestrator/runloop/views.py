@@ -188,11 +188,14 @@ def run(view: ScenarioRunView) -> ScenarioRun:
 
 
 def facts(view: Mapping[str, Any]) -> Mapping[str, Any]:
-    return view if isinstance(view, Mapping) else {}
+    """What a service of ours tells about itself."""
+    if not isinstance(view["features"], list):
+        raise TypeError("its features are no list")
+    return view
 
 
 def features(view: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(map(str, view["features"]))
+    return frozenset(map(str, view.get("features", ())))
 
 
 def at_work(view: Mapping[str, Any]) -> list[str]:

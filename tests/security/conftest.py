@@ -20,7 +20,7 @@ from orchestrator.service.server import Isolation, serve
 
 PATIENCE = 30.0
 Boot = Callable[..., Awaitable[AgentBox]]
-Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
+Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,12 @@ def tell() -> Callable[[AgentBox, str], Awaitable[str]]:
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Serving:
-    """Serves without isolation; the client has the token."""
+    """Serves, without isolation unless told otherwise; the client has the token."""
 
     @asynccontextmanager
-    async def start() -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
+    async def start(isolation: Isolation = Isolation.PROCESS) -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
         async with anyio.create_task_group() as tasks:
-            address = await tasks.start(
-                partial(serve, "127.0.0.1", 0, None, tmp_path / "state", [], Isolation.PROCESS, None)
-            )
+            address = await tasks.start(partial(serve, "127.0.0.1", 0, None, tmp_path / "state", [], isolation, None))
             headers = {"authorization": f"Bearer {address.token}"}
             async with httpx.AsyncClient(base_url=address.url, headers=headers, timeout=40, trust_env=False) as client:
                 yield address, client

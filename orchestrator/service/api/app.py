@@ -34,6 +34,8 @@ IDLE_PATHS: Final = OPEN_PATHS | {"/v1/sweep"}
 #: The extension of a scope whose `call` tells the connection that it has shown the token.
 KNOWN: Final = "sweep.known"
 _RETRY_AFTER: Final = "5"
+#: Characters of a failure's message: some repeat what was sent, which may be all that a body can hold.
+MAX_MESSAGE: Final = 4000
 
 
 def application(
@@ -58,8 +60,9 @@ def application(
 
 
 def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """The body of every reply that is not a result."""
-    text = message.encode(errors="backslashreplace").decode()  # a path in it may be no UTF-8
+    """The body of every reply that is not a result; of a message that is too long, its beginning."""
+    said = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} …"
+    text = said.encode(errors="backslashreplace").decode()  # a path in it may be no UTF-8
     return Response(orjson.dumps({"message": text, "code": status}), status, headers, "application/json")
 
 

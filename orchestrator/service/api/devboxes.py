@@ -16,7 +16,13 @@ from orchestrator.service.api.executions import execution_routes
 from orchestrator.service.api.files import file_routes
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.requests import DevboxRequest, check_variables, mounted_files, mounted_install
+from orchestrator.service.fleet.requests import (
+    DevboxRequest,
+    check_paths,
+    check_variables,
+    mounted_files,
+    mounted_install,
+)
 from orchestrator.service.fleet.states import Status
 from orchestrator.service.wire import (
     MAX_RICH_BODY,
@@ -180,6 +186,7 @@ def _devbox_request(body: _CreateBody) -> DevboxRequest:
             raise BadRequest(f"{key}: not supported by this service (sweep).")
     environment = body.environment_variables or {}
     check_variables("environment_variables", environment)
+    check_paths("file_mounts", body.file_mounts or ())
     return DevboxRequest(
         name=body.name,
         metadata=body.metadata or {},

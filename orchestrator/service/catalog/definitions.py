@@ -7,6 +7,7 @@ changed here. Nobody else asks either of them for a definition, so that no route
 import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import orjson
@@ -280,8 +281,12 @@ class Definitions:
             raise BadRequest(f"validation_type: expected one of {', '.join(VALIDATION_TYPES)}.")
         if (timeout := fields.get("scorer_timeout_sec")) is not None and timeout <= 0:
             raise BadRequest("scorer_timeout_sec: expected a number of seconds above 0.")
-        if (fields.get("environment_parameters") or {}).get("snapshot_id"):
+        environment = fields.get("environment_parameters") or {}
+        if environment.get("snapshot_id"):
             raise BadRequest("environment_parameters.snapshot_id: this service keeps no snapshots; use blueprint_id.")
+        directory = environment.get("working_directory") or ""
+        if "\0" in directory or ".." in PurePosixPath(directory).parts:
+            raise BadRequest("environment_parameters.working_directory: expected the path of a folder, without '..'.")
         if contract is not None:
             stored = await self._store.read(lambda db: [d["type"] for d in SCORERS.select(db, {})])
             custom_types = {*stored, *await self._catalog.custom_scorers()}

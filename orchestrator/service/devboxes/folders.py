@@ -113,8 +113,8 @@ def refuse_system(spec: BoxSpec) -> None:
         if path == "/":
             continue
         parts = PurePosixPath(path).parts
-        if parts[:1] != ("/",) or ".." in parts:
-            raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..'")
+        if parts[:1] != ("/",) or ".." in parts or "\0" in path:
+            raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..' and NUL")
         if parts[1] in SYSTEM:
             raise BoxStartFailed(
                 f"devbox {spec.id}: {path} belongs to the system, which is read-only in a devbox; "

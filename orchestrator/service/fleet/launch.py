@@ -79,11 +79,7 @@ class Launch:
 def parse_launch(parameters: Mapping[str, Any] | None) -> Launch:
     """Check launch parameters as they were sent. Raises BadRequest naming each key that is wrong."""
     sent = {key: value for key, value in (parameters or {}).items() if value is not None}
-    try:
-        parsed = _Parameters.model_validate(sent)
-    except ValidationError as error:
-        raise BadRequest("; ".join(f"{_name(*e['loc'])}: {e['msg']}" for e in error.errors()) + ".") from None
-    _refuse_unsupported(parsed)
+    parsed = _parse(sent)
     idle = _idle(parsed)
     return Launch(
         keep_alive=parsed.keep_alive_time_seconds or KEEP_ALIVE,
@@ -94,11 +90,28 @@ def parse_launch(parameters: Mapping[str, Any] | None) -> Launch:
     )
 
 
+def check_launch(parameters: Mapping[str, Any]) -> None:
+    """Raise BadRequest for launch parameters that are wrong whatever others they will be merged with."""
+    _parse({key: value for key, value in parameters.items() if value is not None})
+
+
+def _parse(sent: Mapping[str, Any]) -> _Parameters:
+    try:
+        parsed = _Parameters.model_validate(sent)
+    except ValidationError as error:
+        raise BadRequest("; ".join(f"{_name(*e['loc'])}: {e['msg']}" for e in error.errors()) + ".") from None
+    _refuse_unsupported(parsed)
+    return parsed
+
+
 def _name(*parts: object) -> str:
     return ".".join(["launch_parameters", *map(str, parts)])
 
 
 def _refuse_unsupported(parsed: _Parameters) -> None:
+    for number, command in enumerate(parsed.launch_commands or ()):
+        if "\0" in command:
+            raise BadRequest(f"{_name('launch_commands', number)}: a command cannot hold a NUL character.")
     if parsed.required_services:
         raise BadRequest(f"{_name('required_services')}: not supported by this service.")
     if parsed.user_parameters and parsed.user_parameters.username != "user":

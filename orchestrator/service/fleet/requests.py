@@ -34,6 +34,13 @@ def check_variables(key: str, variables: Mapping[str, str]) -> None:
             raise BadRequest(f"{key}: variable {name!r} cannot be set; a name has no '=', and nothing has a NUL.")
 
 
+def check_paths(key: str, paths: Iterable[str]) -> None:
+    """Raise BadRequest naming the first path that no file could have."""
+    for path in paths:
+        if not path or "\0" in path:
+            raise BadRequest(f"{key}: expected the path of a file, got {path!r}.")
+
+
 def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Path to contents. Raises BadRequest for mounts that nobody reads, and for one without a target."""
     files: dict[str, str] = {}
@@ -45,6 +52,7 @@ def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, st
         target, content = mount.get("target"), mount.get("content") or ""
         if not isinstance(target, str) or not target or not isinstance(content, str):
             raise BadRequest(f"{key}.{number}: a file_mount needs target and content, both texts.")
+        check_paths(f"{key}.{number}.target", [target])
         files[target] = content
     return files
 

@@ -83,7 +83,8 @@ def new_devbox(request: DevboxRequest, launch: Launch) -> Document:
         "initiator_type": request.initiator_type,
         "initiator_id": request.initiator_id,
     }
-    return {key: value for key, value in doc.items() if value is not None}
+    # Published as null while there is none, unlike what else may be missing.
+    return {key: value for key, value in doc.items() if value is not None} | {"end_time_ms": None}
 
 
 def not_running(devbox_id: str, status: str) -> BadRequest:

@@ -16,7 +16,8 @@ from orchestrator.errors import Away, BadRequest, Conflict
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.fleet.requests import check_variables
+from orchestrator.service.fleet.launch import check_launch
+from orchestrator.service.fleet.requests import check_variables, mounted_files, mounted_install
 from orchestrator.service.store import Document
 
 T = TypeVar("T")
@@ -81,8 +82,11 @@ class StartRequest:
 
 
 def check_startable(noun: str, definition: Document, profile: Profile) -> None:
-    """Raise BadRequest for a variable that cannot be set, an archived definition, and what is required and missing."""
+    """Raise BadRequest for a profile that no devbox could have, an archived definition, and what is missing."""
     check_variables("runProfile", {**profile.environment, **dict.fromkeys(profile.secrets, "")})
+    check_launch(profile.launch_parameters)
+    mounted_files("runProfile.mounts", profile.mounts)
+    mounted_install("runProfile.mounts", profile.mounts)
     what = f"{noun} {definition['id']} ({definition['name']})"
     if definition.get("status") == "archived":
         raise BadRequest(f"{what} is archived and cannot be run.")

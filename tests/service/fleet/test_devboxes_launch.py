@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.errors import BadRequest, InternalError
 from orchestrator.service.devboxes.contract import GIB, Resources
-from orchestrator.service.fleet.launch import SIZES, parse_launch
+from orchestrator.service.fleet.launch import SIZES, check_launch, parse_launch
 from orchestrator.service.fleet.requests import DevboxRequest
 from orchestrator.service.fleet.rows import new_devbox
 from orchestrator.service.fleet.states import MOVES, TERMINAL, Status, failure_reason, is_ended, moved
@@ -52,6 +52,7 @@ def test_idle_settings_are_read_from_either_place(place: str) -> None:
         ({"keep_alive_time_seconds": 0}, "keep_alive_time_seconds"),
         ({"keep_alive_time_seconds": 172_801}, "keep_alive_time_seconds"),
         ({"launch_commands": "ls"}, "launch_commands"),
+        ({"launch_commands": ["ls", "a\0b"]}, r"launch_commands\.1: a command cannot hold a NUL"),
         ({"resource_size_request": "TINY"}, "unknown size 'TINY'"),
         ({"custom_cpu_cores": 2}, "only used with resource_size_request 'CUSTOM_SIZE'"),
         (custom(cpu_cores=2), "needs custom_cpu_cores and custom_gb_memory"),
@@ -75,6 +76,12 @@ def test_idle_settings_are_read_from_either_place(place: str) -> None:
 def test_what_is_wrong_or_unsupported_is_refused_by_name(parameters: dict[str, Any], said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         parse_launch(parameters)
+
+
+def test_what_a_scenario_may_complete_is_no_mistake_of_a_run_profile() -> None:
+    check_launch({"custom_cpu_cores": 2, "custom_gb_memory": 4})
+    with pytest.raises(BadRequest, match="keep_alive_time_seconds"):
+        check_launch({"keep_alive_time_seconds": -1})
 
 
 def test_a_null_is_as_good_as_nothing() -> None:

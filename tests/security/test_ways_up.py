@@ -1,0 +1,84 @@
+"""What the kernel would give to whoever may ask: a program in a box may not."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from orchestrator.service.devboxes.agentbox import AgentBox
+from orchestrator.service.devboxes.contract import BoxSpec
+from orchestrator.service.devboxes.local import LocalProvider
+
+pytestmark = pytest.mark.anyio
+Ask = Callable[[AgentBox, str], Awaitable[str]]
+
+#: Each is a Python expression that is true, and raises nothing, for whom it succeeds.
+WAYS = {
+    "to be root": "os.setuid(0) is None",
+    "to join a group": "os.setgroups([0]) is None",
+    "to gain by a program of root's": "'NoNewPrivs:\\t1' not in open('/proc/self/status').read()",
+    "to have any capability": "any(int(l.split()[1], 16) for l in open('/proc/self/status') if l[:3] == 'Cap')",
+    "to map users": "put('/proc/self/uid_map', '0 0 1')",
+    "to change the root": "os.chroot('/tmp') is None",
+    "to mount": "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+    "to remount writable": "libc.mount(None, b'/usr', None, 0x20 | 0x1000, None) == 0",
+    "to uncover what is mounted over": "libc.umount2(b'/proc', 2) == 0",
+    "to leave by a namespace of the first process": "libc.setns(os.open('/proc/1/ns/mnt', 0), 0) == 0",
+    "to make a namespace of users": "libc.unshare(0x10000000) == 0",
+    "to make a namespace of mounts": "libc.unshare(0x00020000) == 0",
+    "to make a namespace of networks": "libc.unshare(0x40000000) == 0",
+    "to make a device": "os.mknod('/tmp/memory', 0o20666, os.makedev(1, 1)) is None",
+    "to open memory": "os.open('/dev/mem', os.O_RDWR)",
+    "to open the kernel's log": "os.open('/dev/kmsg', os.O_RDWR)",
+    "to open a disk": "[os.open(d, 0) for d in glob.glob('/dev/[hsv]d[a-z]') + glob.glob('/dev/nvme*')]",
+    "to open a machine of its own": "os.open('/dev/kvm', os.O_RDWR)",
+    "to open a tunnel": "os.open('/dev/net/tun', os.O_RDWR)",
+    "to have crashes handed to a program": "put('/proc/sys/kernel/core_pattern', '|/tmp/x')",
+    "to load modules by another program": "put('/proc/sys/kernel/modprobe', '/tmp/x')",
+    "to restart the machine": "put('/proc/sysrq-trigger', 's')",
+    "to leave its control group": "[put(p, '0') for p in glob.glob('/sys/fs/cgroup/**/cgroup.procs', recursive=True)]",
+    "to be spared when memory is short": "put('/proc/self/oom_score_adj', '-1000')",
+    "to come before others": "os.setpriority(os.PRIO_PROCESS, 0, -20) is None",
+    "to run in real time": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50)) is None",
+    "to have more open files": "resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 30, 1 << 30)) is None",
+    "to name the machine": "libc.sethostname(b'mine', 4) == 0",
+    "to set the clock": "time.clock_settime(time.CLOCK_REALTIME, time.time()) is None",
+    "to trace the first process": "libc.ptrace(16, 1, None, None) == 0",
+    "to read the first process": "os.open('/proc/1/mem', os.O_RDONLY)",
+    "to read what the first process was given": "open('/proc/1/environ', 'rb').read()",
+    "to answer page faults of the kernel": "os.uname().machine == 'x86_64' and libc.syscall(323, 0) >= 0",
+    "to find files by their handles": "by_handle() >= 0",
+    "to read what passes on a wire": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    "to send packets of its own making": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)",
+}
+HEAD = """
+import ctypes, glob, os, resource, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+
+def put(path, text):
+    return os.write(os.open(path, os.O_WRONLY), text.encode())
+
+def by_handle():
+    class Handle(ctypes.Structure):
+        _fields_ = [("size", ctypes.c_uint), ("kind", ctypes.c_int), ("bytes", ctypes.c_ubyte * 8)]
+    root = Handle(8, 1, (2, 0, 0, 0, 0, 0, 0, 0))  # the first inode of a disk
+    return libc.open_by_handle_at(os.open("/", 0), ctypes.byref(root), 0)
+
+try:
+    print("yes" if {way} else "no")
+except (OSError, ValueError, PermissionError) as error:
+    print("no", error)
+"""
+
+
+@pytest.fixture(scope="module")
+async def box(local: LocalProvider) -> AsyncIterator[AgentBox]:
+    """One for all: none of them changes it."""
+    box = await local.start(BoxSpec(id="ways-up"))
+    yield box
+    await box.stop()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+async def test_there_is_no_way(box: AgentBox, tell: Ask, way: str) -> None:
+    answer = await tell(box, HEAD.replace("{way}", way))
+    assert answer.startswith("no"), answer
