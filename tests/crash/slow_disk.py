@@ -1,0 +1,62 @@
+"""`sweep` on a disk that takes its time: `SYNC_SECONDS_FILE=FILE python tests/crash/slow_disk.py run …`.
+
+Each sync takes as many seconds more as the file says just then; so it can be changed while the process lives. SQLite
+does not sync through Python: for the service there is a library to be preloaded, where this machine can compile it.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+VARIABLE: Final = "SYNC_SECONDS_FILE"
+
+
+def slow_down(told: Path) -> None:
+    """Make every sync of this process last as long as the file tells."""
+    for name in ("fsync", "fdatasync"):
+        setattr(os, name, _slow(getattr(os, name), told))
+
+
+def _slow(real: Callable[[Any], None], told: Path) -> Callable[[Any], None]:
+    @functools.wraps(real)
+    def sync(file: Any) -> None:
+        with suppress(OSError, ValueError):  # told nothing, or just being told
+            time.sleep(float(told.read_text()))
+        real(file)
+
+    return sync
+
+
+def tell(told: Path, seconds: float) -> None:
+    """Let syncs take so many seconds more from now on."""
+    told.write_text(f"{seconds:g}")
+
+
+def preload(folder: Path) -> dict[str, str]:
+    """The environment that slows SQLite's syncs down; empty on a machine without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return {}
+    library = folder / "slow_sync.so"
+    source = Path(__file__).with_name("slow_sync.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+def main() -> None:
+    from orchestrator import cli
+
+    slow_down(Path(os.environ[VARIABLE]))
+    sys.argv = ["sweep", *sys.argv[1:]]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
