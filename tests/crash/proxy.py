@@ -125,11 +125,11 @@ class Proxy:
             return True
         is_whole = False
         async with await anyio.connect_tcp(HOST, self.target) as endpoint, anyio.create_task_group() as tasks:
-            await endpoint.send(head.data)
-            async for piece in _body(client, head):
-                await endpoint.send(piece)
-            tasks.start_soon(_watch, stream, client, tasks.cancel_scope)
-            with suppress(GONE):
+            with suppress(*GONE):
+                await endpoint.send(head.data)
+                async for piece in _body(client, head):
+                    await endpoint.send(piece)
+                tasks.start_soon(_watch, stream, client, tasks.cancel_scope)
                 is_whole = await _relay(BufferedByteReceiveStream(endpoint), stream)
             tasks.cancel_scope.cancel()
         return is_whole

@@ -27,7 +27,7 @@ class Screen:
         self._log = log
         self._is_reading = threading.Event()
         self._is_reading.set()
-        self._is_over = False
+        self.is_gone = False
         self._one_at_a_time = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="screen", daemon=True)
         self._thread.start()
@@ -53,7 +53,7 @@ class Screen:
 
     def go_away(self) -> None:
         """Be no reader any more: writing fails from now on."""
-        self._is_over = True
+        self.is_gone = True
         self._is_reading.set()
         self._thread.join()
         if self.entry >= 0:
@@ -64,7 +64,7 @@ class Screen:
 
     def _read(self) -> None:
         with self._log.open("ab") as log:
-            while not self._is_over:
+            while not self.is_gone:
                 self._is_reading.wait()
                 is_more = select.select([self._end], [], [], _LOOK_EVERY)[0]
                 with self._one_at_a_time, suppress(OSError):  # a terminal that nobody has open

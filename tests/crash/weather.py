@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,6 +259,13 @@ class World:
         if not self.is_embedded:
             self.serve()
 
+    def is_under_way(self) -> bool:
+        """Whether there is a sweep that has its service, and has opened its journal."""
+        journal = self.run_folder / "journal.jsonl"
+        if self.sweep is None or self.service_pid() is None or not journal.exists():
+            return False
+        return b'"pid":%d}' % self.sweep.pid in journal.read_bytes()
+
     def processes(self) -> list[str]:
         """The command lines of all that was started here, directly or not, but of the service."""
         found = carrying(str(self.folder))
@@ -322,25 +329,30 @@ class Weather:
 
     world: World
     counts: Counter[str]
-    #: What goes when: seconds of the monotonic clock.
-    lasting: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    #: When what has come goes, in seconds of the monotonic clock, and what ends it; by kind.
+    lasting: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     @property
     def dice(self) -> random.Random:
         return self.world.dice
 
-    def come(self, kind: str) -> None:
-        """Let one of a kind come. Some end the sweep: whoever drives the world sees that, and starts it again."""
+    def come(self, kinds: Sequence[str]) -> None:
+        """Let one of these kinds come, of which none comes twice at once.
+
+        Some end the sweep: whoever drives the world sees that, and starts it again.
+        """
+        if not (absent := [kind for kind in kinds if kind not in self.lasting]):
+            return
+        (kind,) = self.dice.choices(absent, [SHARES[kind] for kind in absent])
         self.counts[kind] += 1
         came = KINDS[kind](self)
         if came is not None:
-            self.lasting.append((time.monotonic() + came[0], came[1]))
+            self.lasting[kind] = (time.monotonic() + came[0], came[1])
 
     def pass_by(self, now: float) -> None:
         """Let go what has lasted long enough."""
-        over = [each for each in self.lasting if each[0] <= now]
-        self.lasting = [each for each in self.lasting if each[0] > now]
-        for _, end in over:
+        for kind in [kind for kind, (until, _) in self.lasting.items() if until <= now]:
+            _, end = self.lasting.pop(kind)
             end()
 
     def clear(self) -> None:
@@ -400,7 +412,7 @@ class Weather:
     def deaf_readers(self) -> Lasting:
         """Let whoever reads the sweep's output stop for a while, or go away."""
         screen = self.world.screen
-        if screen is None:
+        if screen is None or screen.is_gone:
             return None
         if self.dice.random() < 0.3:
             self._tell("readers gone")
@@ -427,7 +439,8 @@ class Weather:
         return self.dice.uniform(2, 8), self._replace_service
 
     def _lose_benchmark(self) -> Lasting:
-        self.world.put_benchmark_back()
+        if not self.world.is_under_way():  # whoever starts needs it
+            return None
         self.world.benchmark.rename(self.world.away)
         return self.dice.uniform(2, 8), self.world.put_benchmark_back
 
