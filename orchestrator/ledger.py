@@ -5,9 +5,9 @@ Progress, report, resume and tests read the same fold, so they cannot disagree; 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
@@ -33,6 +33,8 @@ from orchestrator.stages import Stage, move
 
 #: The class of a failure that is nobody's: we were stopped, or died.
 INTERRUPTED: Final = "Interrupted"
+#: Seconds that are counted, at most, of the time in which no process watched the devboxes that were up.
+UNWATCHED: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -65,6 +67,9 @@ class Attempt:
     def is_scored(self) -> bool:
         return self.finished is Stage.SCORE
 
+    def copy(self) -> "Attempt":
+        return replace(self, facts=self.facts.copy(), stages=self.stages.copy())
+
 
 @dataclass(slots=True)
 class Trial:
@@ -86,6 +91,9 @@ class Trial:
     #: The class of the failure that the trial ended with.
     failure: str | None = None
     seconds: float = 0.0
+
+    def copy(self) -> "Trial":
+        return replace(self, attempt=self.attempt and self.attempt.copy(), failures=self.failures.copy())
 
 
 @dataclass(slots=True)
@@ -130,14 +138,27 @@ class Ledger:
     released_seconds: float = 0.0
     up: int = 0
     up_since: float = 0.0
+    #: The time of the latest event.
+    at: float = 0.0
+
+    def copy(self) -> Self:
+        """Another one that says the same: what is applied to one of them is not in the other."""
+        twin = type(self)()
+        for each in fields(Ledger):
+            value = getattr(self, each.name)
+            setattr(twin, each.name, value.copy() if isinstance(value, dict | list) else value)
+        twin.trials = {key: trial.copy() for key, trial in self.trials.items()}
+        twin.benchmark_runs = {key: replace(run) for key, run in self.benchmark_runs.items()}
+        twin.leftovers = {key: attempt.copy() for key, attempt in self.leftovers.items()}
+        return twin
 
     def apply(self, event: Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
         add = self._BY_TYPE.get(type(event))
-        if add is None:
-            return
         try:
-            add(self, event)
+            if add is not None:
+                add(self, event)
+                self.at = event.at
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InternalError(f"The journal has a malformed {event.kind}: {error!r}.") from error
 
@@ -293,6 +314,7 @@ class Ledger:
         trial = self.trials.setdefault(key, Trial())
         if trial.attempt is None or "usage" not in trial.attempt.facts:
             self._spend(key.arm, result)
+        trial.attempts = max(trial.attempts, event.attempt)
         trial.outcome, trial.score, trial.flags, trial.seconds = outcome, result.get("score"), flags, seconds
         trial.failure = failure["class"] if failure else None
         trial.failures = []
@@ -325,9 +347,19 @@ class Ledger:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
         self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
 
-    def _open(self, _: SweepOpened) -> None:
+    def _open(self, event: SweepOpened) -> None:
         self.opened += 1
         self.ended = None
+        self._count_unwatched(event.at - self.at)
+
+    def _count_unwatched(self, seconds: float) -> None:
+        """Another process goes on after so many seconds, by a clock that may be set otherwise than the last one's."""
+        uncounted = seconds - min(max(0.0, seconds), UNWATCHED)
+        if uncounted and self.up:
+            for _, attempt in self.unreleased():
+                if attempt.up_since is not None:
+                    attempt.up_since += uncounted
+                    self.up_since += uncounted
 
     def _end(self, event: SweepEnded) -> None:
         self.ended = event.reason

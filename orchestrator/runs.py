@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.errors import SweepError, UsageError
-from orchestrator.events import Event
-from orchestrator.journal import JOURNAL, LOCK, MANIFEST, RESULTS, fold_events, read_events, read_manifest
+from orchestrator.events import Event, SweepEnded, TrialFinished, TrialReopened
+from orchestrator.journal import JOURNAL, LOCK, MANIFEST, fold_events, read_events, read_manifest
 from orchestrator.journal.checkpoint import Folded, load
 from orchestrator.ledger import Ledger
 from orchestrator.model import ScenarioSummary
@@ -22,8 +22,10 @@ from orchestrator.plan import Plan
 #: Where sweeps are kept unless somebody says otherwise.
 RUNS: Final = "runs"
 _HOLDER: Final = re.compile(r"process (\d+) on (.*)")
-#: Bytes at the end of a journal in which its last line is looked for; that of an end is short.
-_TAIL: Final = 1000
+#: How the lines of a journal begin that say how much of it is done.
+_FINISHED, _REOPENED, _ENDED = (
+    f'{{"event":"{cls.__struct_config__.tag}"'.encode() for cls in (TrialFinished, TrialReopened, SweepEnded)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +74,12 @@ def sweeps(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def is_finished(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether every trial that was last asked for has a result, and its process had nothing left to do."""
-    results = folder / RESULTS
-    lines = results.read_bytes().count(b"\n") if results.exists() else 0
-    return lines >= manifest.get("trials", 0) and _is_ended(folder / JOURNAL)
-
-
-def _is_ended(journal: Path) -> bool:
-    if not journal.exists():
-        return False
-    with journal.open("rb") as file:
-        file.seek(max(0, journal.stat().st_size - _TAIL))
-        return b'"event":"sweep.ended"' in file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    finished, last = 0, b""
+    with suppress(FileNotFoundError), (folder / JOURNAL).open("rb") as journal:
+        for line in journal:
+            finished += line.startswith(_FINISHED) - line.startswith(_REOPENED)
+            last = line
+    return finished >= manifest.get("trials", 0) and last.startswith(_ENDED) and last.endswith(b"\n")
 
 
 def find(runs: Path, name: str) -> Path:

@@ -1,27 +1,44 @@
 """What can be kept of a damaged journal: every line that is an event and can follow those before it.
 
-The rest is set aside as it is, never thrown away: a later version may know what to do with it.
+The rest is set aside as it is, never thrown away: a later version may know what to do with it. Results that only
+results.jsonl has still, because the journal was cut, are taken from there.
 """
 
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+from msgspec import structs
+
 from orchestrator.errors import InternalError, JournalError, UsageError
-from orchestrator.events import SCHEMA, Event, SweepOpened, TrialFinished, from_line
-from orchestrator.journal import CHECKPOINT, JOURNAL, locked, result_line, write_atomically
+from orchestrator.events import SCHEMA, Event, SweepOpened, TrialFinished, from_line, to_line
+from orchestrator.journal import (
+    CHECKPOINT,
+    JOURNAL,
+    RESULTS,
+    locked,
+    now,
+    result_line,
+    unknown_results,
+    write_atomically,
+)
 from orchestrator.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """What was set aside: how many lines and bytes, in which file, and the trials that these lines named."""
+    """What was set aside: how many lines and bytes, in which file, and the trials that these lines named.
+
+    `file` is None if there was nothing. `restored` counts the results that were taken from results.jsonl.
+    """
 
     lines: int
     bytes: int
-    file: Path
+    file: Path | None
     trials: tuple[str, ...]
+    restored: int
 
 
 def repair(folder: Path) -> Lost | None:
@@ -31,35 +48,41 @@ def repair(folder: Path) -> Lost | None:
     the disk refuses: the journal is as it was then.
     """
     path = folder / JOURNAL
-    if not path.is_file():
+    if not path.is_file() and not (folder / RESULTS).is_file():
         raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
     try:
         with locked(folder):
+            path.touch()
             return _repair(folder, path)
     except OSError as error:
         raise JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error
 
 
 def _repair(folder: Path, path: Path) -> Lost | None:
-    damaged = dict(_damaged(path))
+    ledger = Ledger()
+    damaged = dict(_damaged(path, ledger))
+    restored = [to_line(structs.replace(event, at=round(now(), 3))) for event in unknown_results(folder, ledger)]
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    if not damaged:
+    aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}" if damaged else None
+    if aside is not None:
+        write_atomically(aside, damaged.values())
+    if damaged or restored:
+        with path.open("rb") as file:
+            kept = (line for number, line in enumerate(file) if number not in damaged)
+            write_atomically(path, chain(kept, restored))
+    if not damaged and not restored:
         return None
-    aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    write_atomically(aside, damaged.values())
-    with path.open("rb") as file:
-        write_atomically(path, (line for number, line in enumerate(file) if number not in damaged))
     return Lost(
         lines=len(damaged),
         bytes=sum(map(len, damaged.values())),
         file=aside,
         trials=tuple(dict.fromkeys(_trials(damaged.values()))),
+        restored=len(restored),
     )
 
 
-def _damaged(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are no event that can follow those before it, each with its number, from 0."""
-    ledger = Ledger()
+def _damaged(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
+    """The lines that are no event that can follow those before it, each with its number, from 0; folds the others."""
     with path.open("rb") as file:
         for number, line in enumerate(file):
             try:

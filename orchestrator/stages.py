@@ -49,6 +49,10 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 
+#: What must be on the disk before its first call. Whoever did not hear of the others, and does them again, does no
+#: harm; and a full disk keeps no devbox.
+ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.SCORE})
+
 
 def move(at: Stage | None, to: Stage) -> Stage:
     """Go from one stage to the next; None is before the first. Raises InternalError for an illegal move."""

@@ -75,15 +75,28 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class MemorySink:
-    """A journal without a disk: events are in the ledger at once, at the loop's time."""
+    """A journal without a disk: events are in the ledger at once, at the loop's time.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Who waits for one waits as long as a disk whose syncs take so many seconds needs: for the sync under way and the
+    next, which all share that came meanwhile.
+    """
+
+    def __init__(self, ledger: Ledger, sync: Callable[[], float] = lambda: 0.0) -> None:
         self.ledger = ledger
         self.events: list[Event] = []
+        self._sync = sync
+        #: The loop's time at which the sync under way ends, and the one that follows it; the same if none does.
+        self._ends_at = self._following_ends_at = float("-inf")
 
     async def append(self, *batch: Event) -> None:
         self.append_nowait(*batch)
-        await anyio.lowlevel.checkpoint()
+        now = anyio.current_time()
+        if now >= self._following_ends_at:
+            self._ends_at = self._following_ends_at = now + self._sync()
+        elif now >= self._ends_at or self._ends_at == self._following_ends_at:
+            self._ends_at = self._following_ends_at
+            self._following_ends_at += self._sync()
+        await anyio.sleep_until(self._following_ends_at)
 
     def append_nowait(self, *batch: Event) -> None:
         for each in batch:

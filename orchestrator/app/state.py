@@ -1,6 +1,5 @@
 """What a picture shows of a sweep that runs here, pulled from the engine's parts as they come to be."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.work import Context
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, now
 from orchestrator.stages import Stage
 
 
@@ -77,7 +76,7 @@ class State:
     def longest_left(self) -> float:
         if self.ctx is None:
             return 0.0
-        return min(longest_left(self.ctx, time.time()), max(0.0, self.stopping.ends_at - anyio.current_time()))
+        return min(longest_left(self.ctx, now()), max(0.0, self.stopping.ends_at - anyio.current_time()))
 
     @property
     def devboxes(self) -> int:

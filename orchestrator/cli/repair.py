@@ -9,7 +9,8 @@ import typer
 def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such as runs/my-sweep.")]) -> None:
     """Keep every readable line of a damaged journal, set the damaged bytes aside in a file, and say what was lost.
 
-    A trial whose result was lost is run again by the next `sweep run --name` on the folder.
+    Results that the journal has lost are taken from results.jsonl, if they are there. `sweep resume` then runs the
+    trials again whose results are lost.
     """
     from orchestrator import salvage
 
@@ -17,6 +18,9 @@ def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such
     if lost is None:
         typer.echo(f"{folder}: nothing is damaged.")
         return
-    typer.echo(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+    if lost.file is not None:
+        typer.echo(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+    if lost.restored:
+        typer.echo(f"{folder}: {lost.restored} results that the journal had lost were taken from results.jsonl.")
     if lost.trials:
         typer.echo(f"They spoke of {', '.join(lost.trials)}.")

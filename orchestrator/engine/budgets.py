@@ -9,6 +9,7 @@ from typing import Final
 
 import anyio
 
+from orchestrator import journal
 from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.ledger import Ledger
@@ -21,17 +22,18 @@ HOUR: Final = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """`deadline` is in seconds since 1970, as `now` and the journal's times are."""
+    """`deadline` is in seconds since 1970, as are `wall`, the time that people have, and `now`, that of events."""
 
     config: SweepConfig
     ledger: Ledger
     deadline: float | None = None
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = journal.now
+    wall: Callable[[], float] = time.time
 
     def used_up(self) -> str | None:
         """Which budget is used up, and how, for people; None if none is."""
         config, ledger = self.config, self.ledger
-        if self.deadline is not None and self.now() >= self.deadline:
+        if self.deadline is not None and self.wall() >= self.deadline:
             return f"--deadline {config.deadline} has come; it takes a later one to go on"
         if config.max_cost is not None and ledger.cost >= config.max_cost:
             return f"--max-cost {config.max_cost:g} is used up ({ledger.cost:.2f} USD); it takes more to go on"

@@ -32,7 +32,7 @@ from orchestrator.events import AttemptEnded, StageEntered, StageFinished, Trial
 from orchestrator.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.model import Failure, Outcome, ScenarioRun, TrialKey
 from orchestrator.policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
-from orchestrator.stages import Stage, move
+from orchestrator.stages import ANNOUNCED, Stage, move
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 LAST_RITES = 8.0
@@ -130,10 +130,10 @@ async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
     async with _turn(ctx, work, stage) as waited:
         work.stage = move(work.stage, stage)
         entered = StageEntered(trial=str(work.key), attempt=work.number, stage=stage)
-        if stage is Stage.RELEASE:  # one that was not announced is made again, and a full disk keeps no devbox
-            ctx.sink.append_nowait(entered)
-        else:
+        if stage in ANNOUNCED:
             await ctx.sink.append(entered)
+        else:
+            ctx.sink.append_nowait(entered)
         began = anyio.current_time()
         limit = _limit(ctx, work.key, stage)
         try:

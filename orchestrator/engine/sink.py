@@ -9,12 +9,14 @@ class Sink(Protocol):
     """The journal, or a list in a test."""
 
     async def append(self, *batch: Event) -> None:
-        """Returns when the events, and all before them, are durable and in the ledger. Raises JournalError if they
-        cannot be. Whoever is canceled while it waits has them written all the same.
+        """Apply events to the ledger, and return when they and all before them are durable.
+
+        Raises what the ledger says of one that cannot follow, which is not written, and JournalError if the disk
+        refuses for too long. Whoever is canceled while it waits has them written all the same.
         """
 
     def append_nowait(self, *batch: Event) -> None:
-        """As `append`, without waiting: durable no later than the next that somebody waits for."""
+        """As `append`, without waiting: in the ledger now, durable no later than the next that somebody waits for."""
 
     async def wait_writable(self) -> None:
         """Wait while the disk refuses: nothing new begins meanwhile. Raises JournalError when it refuses for good."""

@@ -37,12 +37,12 @@ Step = Callable[[Context, Work], Awaitable[Facts]]
 
 
 async def start(ctx: Context, work: Work) -> Facts:
-    """Ask for the scenario run; its id and its devbox's are durable before anything is done with them."""
+    """Ask for the scenario run; its id and its devbox's are durable before anything is done in that devbox."""
     work.scenario = await ctx.endpoint.scenario(work.key.scenario)
     if ctx.benchmark_runs is not None:
         work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
     work.run = (await _find_run(ctx, work) if work.is_again else None) or await _start_run(ctx, work)
-    await ctx.sink.append(
+    ctx.sink.append_nowait(
         RunStarted(trial=str(work.key), attempt=work.number, run=work.run.id, devbox=work.run.devbox_id)
     )
     if work.run.state not in RUN_ALIVE | RUN_RESULT:
@@ -103,8 +103,8 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | Non
     """Make the workspace of a devbox that runs; `left` is what an earlier process knew of the attempt."""
     scenario: Scenario = given(work.scenario, "the scenario")
 
-    async def announce(execution: str) -> None:
-        await ctx.sink.append(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
+    def announce(execution: str) -> None:
+        ctx.sink.append_nowait(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
 
     def keep(offset: int, length: int) -> None:
         ctx.sink.append_nowait(OutputKept(trial=str(work.key), attempt=work.number, offset=offset, length=length))

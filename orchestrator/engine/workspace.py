@@ -6,7 +6,7 @@ not, and records how it ended. Environment values travel in a file that the scri
 """
 
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -89,17 +89,17 @@ _SIGHTS: Final = 5
 #: Seconds between two notes of how far the log has come.
 NOTE_EVERY: Final = 5.0
 
-Announce = Callable[[str], Awaitable[None]]
+Announce = Callable[[str], None]
 Keep = Callable[[int, int], None]
 
 
 class DevboxWorkspace:
     """Implements `agentkit.contract.Workspace` for one attempt.
 
-    `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution and
-    returns when that is durable; `log` is the attempt's agent.log, and `keep` is told now and then from which byte of
-    the output on to read, and how long the log is that has all before it. `left` is what an earlier process knew.
-    What `redactor` knows never gets into the log.
+    `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution; `log` is
+    the attempt's agent.log, and `keep` is told now and then from which byte of the output on to read, and how long the
+    log is that has all before it. `left` is what an earlier process knew. What `redactor` knows never gets into the
+    log.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class DevboxWorkspace:
         """Start the wrapper; it is the agent's only where it finds no other."""
         step = "solve" if sight == 1 else f"solve-{sight}"
         execution = await self._endpoint.execute(self._devbox.id, shlex.join(words), key=self._key(step))
-        await self._announce(execution.id)
+        self._announce(execution.id)
         self._execution = execution.id
 
     async def _watch(self, words: Sequence[str]) -> ExecResult:

@@ -1,6 +1,6 @@
 """The journal as the event loop sees it."""
 
-from asyncio import get_running_loop
+from asyncio import Future, get_running_loop
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -8,33 +8,33 @@ from typing import Final, Self
 
 import anyio
 import structlog
+from msgspec import structs
 
 from orchestrator.errors import JournalError
-from orchestrator.events import Event
+from orchestrator.events import Event, from_line, to_line
+from orchestrator.journal.clock import now
 from orchestrator.journal.files import JOURNAL, locked
 from orchestrator.journal.store import Store
 from orchestrator.journal.writer import Batch, Habits, Writer
 from orchestrator.ledger import Ledger
 
-#: Seconds for a disk that neither writes nor refuses, when the journal closes.
+#: Seconds for a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
 _CLOSING: Final = 5.0
 _HABITS: Final = Habits()
 
 
 class Journal:
-    """Use `async with Journal.open(folder, ledger) as journal`: the ledger has every event once it is durable.
+    """Use `async with Journal.open(folder, ledger) as journal`: the ledger has every event once it is appended.
 
-    They are applied in order. The events that are there already are applied before `open` returns.
+    The events that are there already are applied before `open` returns.
     """
 
     def __init__(self, path: Path, ledger: Ledger, store: Store, habits: Habits) -> None:
         self._path = path
         self._ledger = ledger
-        self._writer = Writer(store, ledger, habits, settle=self._settle, say=self._hear)
+        self._writer = Writer(store, habits, settle=self._settle, say=self._hear)
         self._loop = get_running_loop()
         self._is_closed = False
-        #: What the ledger said of an event that nobody waited for; the next who waits hears of it.
-        self._refusal: Exception | None = None
         self._trouble: str | None = None
         self._failure: JournalError | None = None
         self._changed = anyio.Event()
@@ -73,30 +73,42 @@ class Journal:
             raise self._failure
 
     async def append(self, *batch: Event) -> None:
-        """Write events; returns when they are durable and applied, however long the disk takes.
+        """Apply events and write them; returns when they are durable, however long the disk takes.
 
-        Raises JournalError when they cannot be written for too long, and what the ledger raises; the events are durable
-        then.
+        Raises JournalError when they cannot be written for too long, and what the ledger raises: those before the one
+        that it refused are written.
         """
         done = self._loop.create_future()
-        self._put(Batch(batch, done))
+        self._take(batch, done)
         await done
 
     def append_nowait(self, *batch: Event) -> None:
-        """Write events, without waiting. They are durable no later than the next that somebody waits for."""
-        self._put(Batch(batch, None))
+        """As `append`, without waiting. They are durable no later than the next that somebody waits for."""
+        self._take(batch, None)
 
-    def _put(self, batch: Batch) -> None:
+    def _take(self, batch: Iterable[Event], done: Future[None] | None) -> None:
+        """Apply events in the form in which they will be read, then have them written."""
         if self._is_closed:  # nobody would ever write it
             raise JournalError(f"{self._path} is closed.")
-        self._writer.put(batch)
+        events, lines = list[Event](), list[bytes]()
+        try:
+            for event in batch:
+                line = to_line(structs.replace(event, at=round(now(), 3)))
+                read = from_line(line)
+                self._ledger.apply(read)
+                events.append(read)
+                lines.append(line)
+        except BaseException:
+            self._writer.put(Batch(events, lines, None))
+            raise
+        self._writer.put(Batch(events, lines, done))
 
     async def _close(self, stack: ExitStack) -> None:
         """Write what is there, within bounds: what the disk refuses now was not reported as durable."""
         self._is_closed = True
         self._writer.close()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._writer.thread.join, _CLOSING)
+            await anyio.to_thread.run_sync(self._writer.thread.join, _CLOSING + 2 * self._writer.slowest)
         if self._writer.thread.is_alive():  # it may yet write: the lock is held until the process ends
             self._writer.lock = stack.pop_all()
 
@@ -114,25 +126,13 @@ class Journal:
 
     def _settle(self, batches: list[Batch], failure: Exception | None) -> None:
         if failure is not None and self._failure is None:
-            self._failure = JournalError(f"{self._path} cannot be written: {failure}")
+            words = f"{self._path} cannot be written: {failure}"
+            self._failure = failure if isinstance(failure, JournalError) else JournalError(words)
             self._turn()
-        for batch in batches:
-            error = self._failure or self._apply(batch.events) or self._refusal
-            if batch.done is None or batch.done.done():
-                self._refusal = error
+        for done in (batch.done for batch in batches):
+            if done is None or done.done():
                 continue
-            self._refusal = None
-            if error is None:
-                batch.done.set_result(None)
+            if self._failure is None:
+                done.set_result(None)
             else:
-                batch.done.set_exception(error)
-
-    def _apply(self, batch: Iterable[Event]) -> Exception | None:
-        """Apply events; returns what was raised, because here nobody would hear it and the appender would hang."""
-        try:
-            for event in batch:
-                self._ledger.apply(event)
-        except Exception as error:  # noqa: BLE001 - it is raised where the event was appended
-            self._writer.is_in_step = False
-            return error
-        return None
+                done.set_exception(self._failure)

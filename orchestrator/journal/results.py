@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 
 import orjson
+import structlog
 
 from orchestrator.errors import InternalError, JournalError
 from orchestrator.events import Event, TrialFinished, TrialReopened, from_line
 from orchestrator.journal.files import JOURNAL, RESULTS, write_atomically
-from orchestrator.journal.tail import Proof, Sum, Tail
+from orchestrator.journal.tail import Changed, Proof, Sum, Tail
+from orchestrator.ledger import Ledger
+from orchestrator.model import TrialKey
 
 
 class Results:
@@ -47,7 +50,8 @@ class Results:
         if self._tail is not None and self._pending:
             try:
                 self._tail.append(bytes(self._pending), sync=False)
-            except FileNotFoundError:
+            except (FileNotFoundError, Changed) as error:
+                structlog.get_logger().warning("results.made_anew", reason=str(error))
                 self._forget()
             else:
                 self._pending.clear()
@@ -127,3 +131,40 @@ def result_line(event: TrialFinished) -> bytes:
         return orjson.dumps(event.result, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError as error:
         raise JournalError(f"this result is damaged ({error})") from None
+
+
+def unknown_results(folder: Path, ledger: Ledger) -> Iterator[TrialFinished]:
+    """The results in the file that a journal with this meaning should have and has not: its end, or all, was lost.
+
+    The file is never ahead of its journal: a result is there once it is durable. A result that was taken back by a
+    reopening is none of these, because its attempt is known to have ended. Raises OSError.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if sum(1 for _ in file) <= len(ledger.finished):
+            return
+        file.seek(0)
+        for line in file:
+            event = _finished(line)
+            if event is not None and _is_unknown(event, ledger):
+                yield event
+
+
+def _finished(line: bytes) -> TrialFinished | None:
+    """The event that a line of the file came from, if it is one of ours."""
+    try:
+        row = orjson.loads(line)
+        key = TrialKey(row["scenario"], row["arm"], int(row["trial"]))
+        return TrialFinished(trial=str(key), attempt=int(row["attempts"][-1]["attempt"]), result=row)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _is_unknown(event: TrialFinished, ledger: Ledger) -> bool:
+    trial = ledger.trials.get(TrialKey.parse(event.trial))
+    if trial is None or trial.attempts < event.attempt:
+        return True
+    is_under_way = trial.attempt is not None and trial.attempt.number == event.attempt
+    return trial.outcome is None and is_under_way

@@ -13,7 +13,7 @@ from orchestrator.journal import checkpoint
 from orchestrator.journal.checkpoint import Folded
 from orchestrator.journal.files import JOURNAL, RESULTS, sync_folder
 from orchestrator.journal.reading import fold_events
-from orchestrator.journal.results import Results
+from orchestrator.journal.results import Results, unknown_results
 from orchestrator.journal.tail import Tail
 from orchestrator.ledger import Ledger
 
@@ -21,8 +21,12 @@ from orchestrator.ledger import Ledger
 class Store:
     """The files of one folder, for one thread at a time; whoever has it has the folder's lock."""
 
-    def __init__(self, folder: Path, *, journal: Tail, lines: int, results: Results, folded: int) -> None:
+    def __init__(
+        self, folder: Path, *, ledger: Ledger, journal: Tail, lines: int, results: Results, folded: int
+    ) -> None:
         self.folder = folder
+        #: What the journal says on the disk.
+        self._ledger = ledger
         self._journal = journal
         self._lines = lines
         self._results = results
@@ -33,7 +37,8 @@ class Store:
     def recover(cls, folder: Path, ledger: Ledger) -> Self:
         """Fold what is there into an empty ledger, cut a torn tail off, and make results.jsonl what the journal says.
 
-        Raises JournalError naming the place of damage, UsageError for a later version's journal, OSError.
+        Raises JournalError naming the place of damage, and for a journal that lost lines whose results are there,
+        UsageError for a later version's journal, OSError.
         """
         path = folder / JOURNAL
         path.touch()
@@ -43,21 +48,21 @@ class Store:
         for event, offset in fold_events(path, ledger, end, lines):
             results.note(event, end)
             end, lines = offset, lines + 1
-        if not lines:
-            _check_new(folder)
+        _check_whole(folder, ledger, lines)
         if path.stat().st_size > end:
             os.truncate(path, end)
         are_first = sum(offset < folded for offset in results.offsets.values()) == rows  # none was reopened since
         results.restore(kept.results if are_first else None, rows)
         sync_folder(folder)
         journal = Tail(path, kept.journal.read(path, end))
-        return cls(folder, journal=journal, lines=lines, results=results, folded=folded)
+        return cls(folder, ledger=ledger.copy(), journal=journal, lines=lines, results=results, folded=folded)
 
     def add(self, events: Sequence[Event], lines: Sequence[bytes]) -> None:
         """Make events durable. Raises OSError; none of them is there then, and it may be tried again."""
         offset = self._journal.sum.size
         self._journal.append(b"".join(lines), sync=True)
         for event, line in zip(events, lines, strict=True):
+            self._ledger.apply(event)
             self._results.note(event, offset)
             offset += len(line)
         self._lines += len(lines)
@@ -71,19 +76,16 @@ class Store:
         """Of the journal, in bytes."""
         return self._journal.sum.size
 
-    @property
-    def growth(self) -> int:
-        """How much of the journal no checkpoint has."""
-        return self.size - self._folded
-
-    def checkpoint(self, ledger: Ledger) -> None:
-        """Keep what all of it adds up to: the ledger must say just that, and not change meanwhile."""
+    def checkpoint(self, *, at_least: int) -> None:
+        """Keep what all of it adds up to, if it grew by more than so many bytes since that was done."""
+        if self.size - self._folded <= at_least:
+            return
         self._folded = self.size
         folded = Folded(
             journal=self._journal.sum, lines=self._lines, offsets=self._results.offsets, results=self._results.proof()
         )
         try:
-            checkpoint.save(self.folder, ledger, folded)
+            checkpoint.save(self.folder, self._ledger, folded)
         except Exception as error:  # noqa: BLE001 - it is disposable, and nobody waits for it
             structlog.get_logger().debug("checkpoint.failed", folder=str(self.folder), reason=repr(error))
 
@@ -93,11 +95,13 @@ class Store:
         self._results.close()
 
 
-def _check_new(folder: Path) -> None:
-    """Raise JournalError where a journal without a line had some: what it said is gone, but for the results."""
+def _check_whole(folder: Path, ledger: Ledger, lines: int) -> None:
+    """Raise JournalError for a journal that lost what results.jsonl has: made anew from it, that would lose it too."""
     results = folder / RESULTS
-    if results.is_file() and results.stat().st_size:
+    lost = sum(1 for _ in unknown_results(folder, ledger))
+    if lost or (not lines and results.is_file() and results.stat().st_size):
+        what = f"has lost {lost} finished trials that {results} has" if lost else f"has no whole line, {results} has"
         raise JournalError(
-            f"{folder / JOURNAL} has no whole line, and {results} has results of this sweep. Nothing was changed: "
-            "put the journal back, or start another sweep with --name and keep these results."
+            f"{folder / JOURNAL} {what}. Nothing was changed: put the journal back from a copy, or have "
+            f"`sweep repair {folder}` take these results into it and set the rest aside; then resume the sweep."
         )

@@ -1,8 +1,11 @@
-"""A file that only grows, and what becomes of a write that failed.
+"""A file that only grows by our hand, and what becomes of a write that failed.
 
 After a failed sync the kernel may have dropped what was written, and may call it clean: neither the file nor its
 descriptor says what is on the disk. So whatever was written since the last success is cut off again, through a
 descriptor that is opened anew, before it is written once more.
+
+What somebody else did to the file is seen before each write, by its size: behind a gap, or behind lines of another
+process, ours would make sense to nobody.
 """
 
 import errno
@@ -14,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, Self
 
+from orchestrator.errors import JournalError
 from orchestrator.journal.files import write_all
 
 _BLOCK: Final = 1 << 20
@@ -53,6 +57,10 @@ class Proof:
     sha256: str
 
 
+class Changed(JournalError):
+    """Somebody else wrote to the file, or cut it."""
+
+
 class Tail:
     """The end of a file that is there already and has what `sum` says; anything behind that is cut off."""
 
@@ -64,21 +72,26 @@ class Tail:
         #: The file that had it all, if it was deleted: its content can still be had through its descriptor.
         self._deleted: FileIO | None = None
         self._inode: tuple[int, int] | None = None
+        #: Another file that was found in its place: which, and how long.
+        self._stranger: tuple[int, int, int] | None = None
 
     def append(self, data: bytes, *, sync: bool) -> None:
         """Add to the file, durably if asked. Raises OSError: nothing was added then, and it may be tried again.
 
-        FileNotFoundError: the file was deleted, or is another one now.
+        FileNotFoundError: the file was deleted, or is another one now. Raises Changed: it is not what we made of it.
         """
         file = self._file or self._open()
         try:
+            size = os.fstat(file.fileno()).st_size
+            if size != self.sum.size:
+                raise self._changed(size)
             write_all(file, data)
             if sync:
                 os.fsync(file.fileno())
-            if os.fstat(file.fileno()).st_nlink == 0:
+            if not self._is_in_its_place(file):
                 self._deleted, self._file = file, None
                 raise self._gone()
-        except OSError:
+        except (OSError, Changed):
             self._close_file()
             raise
         self.sum.add(data)
@@ -102,7 +115,7 @@ class Tail:
         try:
             self._check(os.fstat(file.fileno()))
             os.ftruncate(file.fileno(), self.sum.size)
-        except OSError:
+        except (OSError, Changed):
             self._close_file()
             raise
         if self._deleted is not None:
@@ -110,15 +123,34 @@ class Tail:
             self._deleted = None
         return file
 
+    def _is_in_its_place(self, file: FileIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
+
     def _check(self, status: os.stat_result) -> None:
-        """Raises FileNotFoundError if the file has not what was written; only one that is new needs to be read."""
+        """Raises Changed if the file has not what was written; only one that is new needs to be read.
+
+        Another file may be the right one on its way back: the first time it is FileNotFoundError.
+        """
         inode = (status.st_dev, status.st_ino)
         is_new = self._inode not in {None, inode}
         if status.st_size < self.sum.size or (
             is_new and Sum().read(self.path, self.sum.size).proof() != self.sum.proof()
         ):
-            raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
+            before, self._stranger = self._stranger, (*inode, status.st_size)
+            if is_new and before != self._stranger:
+                raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
+            raise self._changed(status.st_size)
         self._inode = inode
+
+    def _changed(self, size: int) -> "Changed":
+        return Changed(
+            f"{self.path} was changed by somebody else while the sweep wrote it: it has {size} bytes, not the "
+            f"{self.sum.size} that were written. The sweep leaves it as it is. Put it back from a copy, or have "
+            f"`sweep repair {self.path.parent}` keep what can be read; then resume the sweep."
+        )
 
     def _gone(self) -> FileNotFoundError:
         what = "It was deleted"

@@ -2,7 +2,8 @@
 
 A disk that refuses is tried again every second, with all that has to be written, while whoever appended waits. When it
 is full the ballast is given up at once; until that can be made again, trouble is told, so that nothing new begins.
-After `patience` seconds the thread gives up: from then on every append fails, and what was told stays true.
+After `patience` seconds the thread gives up: from then on every append fails, and what was told stays true. So it does
+when anything else goes wrong: whoever waits is told, and nobody waits for a thread that is no more.
 """
 
 import errno
@@ -10,17 +11,15 @@ import queue
 import threading
 import time
 from asyncio import Future, get_running_loop
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from msgspec import structs
-
-from orchestrator.events import Event, from_line, to_line
+from orchestrator.events import Event
 from orchestrator.journal.ballast import FULL, Ballast
 from orchestrator.journal.store import Store
-from orchestrator.ledger import Ledger
 
 #: Seconds between two syncs, at least: what comes meanwhile shares the second. A lone event never waits for it.
 PACE: Final = 0.005
@@ -42,17 +41,13 @@ class Habits:
     checkpoint: int = 16 << 20
 
 
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Events with their lines, and their caller if it waits."""
 
-    __slots__ = ("done", "events", "lines")
-
-    def __init__(self, batch: Iterable[Event], done: "Future[None] | None") -> None:
-        now = round(time.time(), 3)
-        self.lines = [to_line(structs.replace(event, at=now)) for event in batch]
-        #: As they will be read: what no line can say never gets into the journal, nor into the ledger.
-        self.events = [from_line(line) for line in self.lines]
-        self.done = done
+    events: Sequence[Event]
+    lines: Sequence[bytes]
+    done: "Future[None] | None"
 
 
 class Writer:
@@ -64,14 +59,12 @@ class Writer:
     def __init__(
         self,
         store: Store,
-        ledger: Ledger,
         habits: Habits,
         *,
         settle: Callable[[list[Batch], Exception | None], None],
         say: Callable[[str | None], None],
     ) -> None:
         self._store = store
-        self._ledger = ledger
         self._habits = habits
         self._settle = settle
         self._say = say
@@ -83,8 +76,8 @@ class Writer:
         self._next_sync = 0.0
         self._next_look = 0.0
         self._trouble: str | None = None
-        #: False once the ledger is not what the journal says.
-        self.is_in_step = True
+        #: Seconds that the slowest write has taken, syncing included.
+        self.slowest = 0.0
         #: The folder's lock, when nobody else would hold it for as long as the thread lives.
         self.lock: ExitStack | None = None
         self.thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -99,15 +92,25 @@ class Writer:
 
     def _run(self) -> None:
         while (batches := self._next()) is not None:
-            if batches:
-                self._serve(batches)
-            if self._failure is None:
-                self._keep_ballast()
-                self._keep_checkpoint(max(self._habits.checkpoint, self._store.size // 4))
-        if self._failure is None:
-            self._keep_checkpoint(self._habits.checkpoint // 16)
+            self._attempt(partial(self._write, batches))
+            self._post(self._settle, batches, self._failure)
+            self._attempt(self._look_after)
+        self._attempt(partial(self._store.checkpoint, at_least=self._habits.checkpoint // 16))
         self._store.close()
         self._ballast.give_up()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do it, unless something went wrong for good: that is raised where events are appended."""
+        if self._failure is None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - a thread that dies would let them wait for ever
+                self._failure = error
+                self._post(self._settle, [], error)
+
+    def _look_after(self) -> None:
+        self._keep_ballast()
+        self._store.checkpoint(at_least=max(self._habits.checkpoint, self._store.size // 4))
 
     def _next(self) -> list[Batch] | None:
         """Whatever is queued; nothing if it is time to look after the ballast, None at the end."""
@@ -128,21 +131,18 @@ class Writer:
             self._queue.put(None)
         return batches or None
 
-    def _serve(self, batches: list[Batch]) -> None:
+    def _write(self, batches: list[Batch]) -> None:
         happened = [event for batch in batches for event in batch.events]
         lines = [line for batch in batches for line in batch.lines]
-        try:
-            if self._failure is None and lines:
-                self._persist(lambda: self._store.add(happened, lines))
-                self._persist(self._store.flush)
-        except Exception as error:  # noqa: BLE001 - it is raised where events were appended
-            self._failure = error
-        self._post(self._settle, batches, self._failure)
+        if lines:
+            self._persist(lambda: self._store.add(happened, lines))
+            self._persist(self._store.flush)
 
     def _persist(self, action: Callable[[], None]) -> None:
         """Do it as soon as the disk allows. Raises OSError when patience is at its end, or the journal closes."""
         began: float | None = None
         while True:
+            tried_at = time.monotonic()
             try:
                 action()
             except OSError as error:
@@ -154,6 +154,7 @@ class Writer:
                 self._tell(self._explain(error))
                 self._closing.wait(self._habits.retry)
             else:
+                self.slowest = max(self.slowest, time.monotonic() - tried_at)
                 return
 
     def _explain(self, error: OSError) -> str:
@@ -175,15 +176,6 @@ class Writer:
                     self._tell(f"The disk of {self._store.folder} has less than {room} MiB left. Waiting for room.")
                     return
         self._tell(None)
-
-    def _keep_checkpoint(self, at_least: int) -> None:
-        """Nothing is applied while this thread writes nothing: the ledger stands still once all is applied."""
-        if self._store.growth <= at_least:
-            return
-        applied = threading.Event()
-        self._post(applied.set)
-        if applied.wait(1.0) and self.is_in_step:
-            self._store.checkpoint(self._ledger)
 
     def _tell(self, trouble: str | None) -> None:
         if trouble != self._trouble:

@@ -101,7 +101,7 @@ class Bench:
         )
 
 
-async def _unheard(_execution: str) -> None:
+def _unheard(_execution: str) -> None:
     """Nobody resumes this."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -59,13 +60,15 @@ class Sweep:
 MakeSweep = Callable[..., Sweep]
 
 
-@pytest.fixture
-def make_sweep(tmp_path: Path) -> MakeSweep:
-    return partial(_make, tmp_path)
+@pytest.fixture(params=[pytest.param(0.0, id="swift disk"), pytest.param(1.0, id="slow disk", marks=pytest.mark.slow)])
+def make_sweep(tmp_path: Path, request: pytest.FixtureRequest) -> MakeSweep:
+    """Every test of the engine holds for a disk that syncs at once, and for one that takes up to a second."""
+    return partial(_make, tmp_path, partial(Random(1).uniform, 0.0, request.param))
 
 
 def _make(
     folder: Path,
+    sync: Callable[[], float],
     *,
     scenarios: int = 3,
     agent: str = "command:work",
@@ -81,7 +84,7 @@ def _make(
     config = resolve({"benchmark": "memory", "arms": [{"agent": agent}]} | settings)
     endpoint = endpoint or MemoryEndpoint(summaries, script)
     ledger = ledger or Ledger()
-    sink = MemorySink(ledger)
+    sink = MemorySink(ledger, sync)
     arms = {
         arm.name: Arm(
             config=arm, agent=loader.load(arm.agent, python=None, search=(), settings=arm.settings, environ={})

@@ -46,7 +46,7 @@ def failed(trial: str, usage: dict[str, Any] | None = None) -> TrialFinished:
 
 
 def used_up(ledger: Ledger, *, now: float = 0.0, at: float | None = None, **settings: Any) -> str | None:
-    return Budgets(config=config(**settings), ledger=ledger, deadline=at, now=lambda: now).used_up()
+    return Budgets(config=config(**settings), ledger=ledger, deadline=at, now=lambda: now, wall=lambda: now).used_up()
 
 
 def test_without_budgets_nothing_is_ever_used_up() -> None:
@@ -138,7 +138,9 @@ def test_what_is_no_deadline_is_refused_with_examples(text: str) -> None:
 
 def limited(sweep: Sweep, *, deadline: float | None = None) -> Sweep:
     """A sweep whose budgets are asked, by the clock of its journal."""
-    budgets = Budgets(config=sweep.ctx.config, ledger=sweep.ledger, deadline=deadline, now=anyio.current_time)
+    budgets = Budgets(
+        config=sweep.ctx.config, ledger=sweep.ledger, deadline=deadline, now=anyio.current_time, wall=anyio.current_time
+    )
     sweep.stopping = Stopping(budgets.used_up)
     return sweep
 

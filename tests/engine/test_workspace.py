@@ -30,15 +30,12 @@ class Watcher:
         self.kept: list[tuple[int, int]] = []
         self.endpoint = endpoint
 
-        async def announce(execution: str) -> None:
-            self.announced.append(execution)
-
         self.workspace = DevboxWorkspace(
             endpoint,
             DEVBOX,
             working_directory="/home/user",
             key=lambda step: f"key {step}",
-            announce=announce,
+            announce=self.announced.append,
             keep=lambda offset, length: self.kept.append((offset, length)),
             log=self.log,
             left=left,

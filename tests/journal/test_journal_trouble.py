@@ -96,7 +96,6 @@ async def test_a_journal_that_was_deleted_can_be_put_back_from_what_still_has_it
         shutil.rmtree(folder)
         tasks.start_soon(journal.append, finished(3))
         await until(lambda: journal.trouble)
-        assert len(told.events) == 2
         kept = re.search(
             r"It was deleted; copy it back from (/proc/\S+)\. Waiting for it to be back", journal.trouble or ""
         )
@@ -115,12 +114,11 @@ async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path
         for other in (b"", content[:-1], content.upper() + content):
             (folder / JOURNAL).unlink()
             (folder / JOURNAL).write_bytes(other)
-        with pytest.raises(JournalError, match="no longer the file that was written"):
-            await journal.append(entered(3))
+        for _ in range(2):
+            with pytest.raises(JournalError, match=r"changed by somebody else .* it has \d+ bytes, not the"):
+                await journal.append(entered(3))
         assert (folder / JOURNAL).read_bytes() == other
-        with pytest.raises(JournalError, match="cannot be written"):
-            await journal.append(entered(4))
-        with pytest.raises(JournalError, match="cannot be written"):
+        with pytest.raises(JournalError, match="changed by somebody else"):
             await journal.wait_writable()
         journal.append_nowait(entered(5))
 

@@ -44,6 +44,7 @@ def test_damaged_lines_are_set_aside_byte_for_byte_and_the_others_kept(tmp_path:
         list(read_events(tmp_path / JOURNAL))
     lost = repair(tmp_path)
     assert lost is not None
+    assert lost.file is not None
     assert (lost.lines, lost.bytes, lost.file.read_bytes()) == (1, len(garbage), garbage)
     assert (tmp_path / JOURNAL).read_bytes() == b"".join(LINES)
 
@@ -52,6 +53,7 @@ def test_what_cannot_follow_without_the_damaged_line_is_set_aside_with_it(tmp_pa
     journal(tmp_path, LINES[0], LINES[1][:10] + b"\n", *LINES[2:])
     lost = repair(tmp_path)
     assert lost is not None
+    assert lost.file is not None
     assert (lost.lines, lost.trials) == (2, ("s/a/1",))
     assert [event.kind for event, _ in read_events(tmp_path / JOURNAL)] == ["sweep.opened", "trial.finished"]
 
@@ -73,6 +75,7 @@ async def test_a_result_that_cannot_be_written_is_named_and_set_aside(tmp_path: 
             pass
     lost = repair(tmp_path)
     assert lost is not None
+    assert lost.file is not None
     assert (lost.trials, lost.file.read_bytes()) == (("s/a/9",), HUGE)
     async with Journal.open(tmp_path, Ledger()):
         assert (tmp_path / RESULTS).read_bytes() == b'{"outcome":"scored","score":1.0}\n'
