@@ -18,7 +18,6 @@ from typing import Final
 
 from tests.crash.judge import FATAL, Judge
 from tests.crash.weather import KINDS, Weather, World
-from tests.crash.witness import read_results
 
 #: The service's own misbehaviour, which lasts all night.
 FAULTS: Final = "faults"
@@ -87,14 +86,13 @@ class Chaos:
             if now > self.deadline:
                 self.weather.clear()
             self.tend_service()
-            lines = count_lines(world.run_folder / "results.jsonl")
-            if lines != done:
-                done, done_at = lines, now
+            if world.done != done:
+                done, done_at = world.done, now
             self.report(done)
             status = world.sweep.poll()
             if status is not None:
                 world.end_sweep()
-                if status == expected_status(world):
+                if status == world.expected_status():
                     break
                 self.note("unexpected ends", f"status {status} after {done} results; see run.log")
                 patience -= 1
@@ -111,6 +109,7 @@ class Chaos:
                 world.end_sweep()
         self.weather.clear()
         self.judge.look_at(world)
+        self.counts["event loops stuck"] = world.said.count("the event loop has been stuck")
 
     def start(self) -> None:
         self.counts["starts"] += 1
@@ -151,17 +150,6 @@ class Chaos:
         print("weather: " + ", ".join(came))
         print(", ".join(f"{what} {self.counts[what]}" for what in FATAL), flush=True)
         return self.judge.is_content
-
-
-def expected_status(world: World) -> int | None:
-    """What a sweep must end with: None, which nothing is, as long as trials are owed."""
-    if count_lines(world.run_folder / "results.jsonl") < world.trials:
-        return None
-    return int(any(result["outcome"] != "scored" for result in read_results(world.run_folder)))
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def parse() -> argparse.Namespace:

@@ -1,7 +1,10 @@
 """`sweep` on a disk that takes its time: `SYNC_SECONDS_FILE=FILE python tests/crash/slow_disk.py run …`.
 
-Each sync takes as many seconds more as the file says just then; so it can be changed while the process lives. SQLite
-does not sync through Python: for the service there is a library to be preloaded, where this machine can compile it.
+Each sync takes as many seconds more as the file says just then; so it can be changed while the process lives. A file
+that says `5 once` is gone when the sync begins that it was meant for.
+
+SQLite does not sync through Python: for the service there is a library to be preloaded, where this machine can compile
+it.
 """
 
 import functools
@@ -27,16 +30,24 @@ def slow_down(told: Path) -> None:
 def _slow(real: Callable[[Any], None], told: Path) -> Callable[[Any], None]:
     @functools.wraps(real)
     def sync(file: Any) -> None:
-        with suppress(OSError, ValueError):  # told nothing, or just being told
-            time.sleep(float(told.read_text()))
+        time.sleep(_seconds(told))
         real(file)
 
     return sync
 
 
-def tell(told: Path, seconds: float) -> None:
-    """Let syncs take so many seconds more from now on."""
-    told.write_text(f"{seconds:g}")
+def _seconds(told: Path) -> float:
+    with suppress(OSError, ValueError):  # told nothing, or just being told, or another sync was meant
+        seconds, _, once = told.read_text().partition(" ")
+        if once:
+            told.unlink()
+        return float(seconds)
+    return 0.0
+
+
+def tell(told: Path, seconds: float, *, once: bool = False) -> None:
+    """Let syncs take so many seconds more from now on, or only the next one."""
+    told.write_text(f"{seconds:g} once" if once else f"{seconds:g}")
 
 
 def preload(folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ import orjson
 from . import slow_disk
 from .proxy import WRONG, Proxy
 from .screen import Screen
-from .witness import carrying
+from .witness import carrying, read_results
 
 PLAIN: Final = ("-m", "orchestrator")
 ON_SLOW_DISK: Final = (str(Path(slow_disk.__file__)),)
@@ -80,6 +80,8 @@ FAULTS: Final = {
 LIMITS: Final = {"start": 15, "boot": 20, "prepare": 20, "gather": 15, "score": 20, "release": 15}
 #: Who is killed, how often of a hundred times.
 VICTIMS: Final = {"sweep": 65, "service": 25, "both": 10}
+#: Who reads a sweep's output: the last is a program behind a pipe.
+READERS: Final = ("terminal", "pipe", "json")
 #: Seconds that a sync takes more.
 SYNCS: Final = (0.005, 0.06, 0.3, 5.0)
 #: Of the requests that pass while strangers answer.
@@ -207,8 +209,8 @@ class World:
         environment = {slow_disk.VARIABLE: str(self.store_syncs), **self.preloaded}
         self.service = self.spawn("serve", *words, environment=environment)
 
-    def start(self, *words: str) -> None:
-        """Start the sweep `name`, or go on with it, on a screen of some kind."""
+    def start(self, *words: str, reader: str | None = None) -> None:
+        """Start the sweep `name`, or go on with it, with a reader of some kind."""
         self.put_benchmark_back()
         agents = ["--agent", str(self.folder / "worker.toml"), "--agent", f"{self.folder / 'host.py'}:Host"]
         options = ["--devboxes", str(self.devboxes), "--attempts", "20", "--same-failures", "1000", "--name", self.name]
@@ -220,9 +222,9 @@ class World:
         else:
             what = BENCHMARK
             environment |= {"RUNLOOP_BASE_URL": self.proxy.url, "RUNLOOP_API_KEY": self.token}
-        kind = self.dice.choice(["terminal", "pipe", "json"])
-        self.screen = Screen(self.folder / "screen.log", is_terminal=kind == "terminal")
-        words = ("run", what, *agents, *options, *words, *["--json"] * (kind == "json"))
+        reader = reader or self.dice.choice(READERS)
+        self.screen = Screen(self.folder / "screen.log", is_terminal=reader == "terminal")
+        words = ("run", what, *agents, *options, *words, *["--json"] * (reader == "json"))
         self.sweep = self.spawn(*words, out=self.screen.entry, environment=environment, program=ON_SLOW_DISK)
 
     def end_sweep(self) -> None:
@@ -254,17 +256,43 @@ class World:
         if self.service is not None and not self.is_embedded:
             self.service.wait()
 
+    def lose_state(self) -> None:
+        """Take away all that the service knows, whether it lives or not."""
+        shutil.rmtree(self.state, ignore_errors=True)
+
     def serve_again(self) -> None:
         """Start the service again that somebody would start by hand; the other is the sweep's own affair."""
         if not self.is_embedded:
             self.serve()
 
+    @property
+    def journal(self) -> bytes:
+        path = self.run_folder / "journal.jsonl"
+        return path.read_bytes() if path.exists() else b""
+
+    @property
+    def done(self) -> int:
+        """How many trials have a result."""
+        path = self.run_folder / "results.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def expected_status(self) -> int | None:
+        """What the sweep must end with: None, which nothing is, as long as trials are owed."""
+        if self.done < self.trials:
+            return None
+        return int(any(result["outcome"] != "scored" for result in read_results(self.run_folder)))
+
+    @property
+    def said(self) -> str:
+        """What sweeps have said beside their standard output."""
+        log = self.folder / "run.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
     def is_under_way(self) -> bool:
         """Whether there is a sweep that has its service, and has opened its journal."""
-        journal = self.run_folder / "journal.jsonl"
-        if self.sweep is None or self.service_pid() is None or not journal.exists():
+        if self.sweep is None or self.service_pid() is None:
             return False
-        return b'"pid":%d}' % self.sweep.pid in journal.read_bytes()
+        return b'"pid":%d}' % self.sweep.pid in self.journal
 
     def processes(self) -> list[str]:
         """The command lines of all that was started here, directly or not, but of the service."""
@@ -432,7 +460,7 @@ class Weather:
             self.world.end_sweep()
         if how != "state gone":
             self.world.end_service()
-        shutil.rmtree(self.world.state, ignore_errors=True)
+        self.world.lose_state()
         if how != "state gone":
             self.world.serve_again()
             return None
