@@ -392,7 +392,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, isolation: str, sandboxes: 
 @pytest.fixture
 def night(tmp_path: Path, sandboxes: None) -> Iterator["Night"]:
     """A small world whose service does as it should: what goes wrong is the weather."""
-    world = World(tmp_path, seed=1, scenarios=2, devboxes=4, has_faults=False)
+    world = World(tmp_path, seed=1, scenarios=2, devboxes=4, has_faults=False, install=0.2)
     night = Night(world)
     try:
         world.serve()
@@ -436,7 +436,7 @@ class Night:
         self.world.end_sweep()
         judge = Judge(Counter())
         judge.look_at(self.world)
-        assert judge.notes == [], f"{judge.notes}\n{self}"
+        assert judge.is_content, f"{judge.notes}\n{self}"
         assert status == 0, str(self)
 
     def __str__(self) -> str:

@@ -12,12 +12,9 @@ AWAY: Final = 4.0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_embedded", [False, True])
-@pytest.mark.parametrize("stage", ["boot", "solve"])
-def test_a_benchmark_that_is_away_for_some_seconds_costs_time_only(
-    night: Night, stage: str, *, is_embedded: bool
-) -> None:
+def test_a_benchmark_that_is_away_for_some_seconds_costs_time_only(night: Night, *, is_embedded: bool) -> None:
     night.start("--devboxes", "1", is_embedded=is_embedded)
-    night.comes_to(stage)
+    night.comes_to("solve")
     night.world.benchmark.rename(night.world.away)
     time.sleep(AWAY)
     night.world.put_benchmark_back()
@@ -26,12 +23,9 @@ def test_a_benchmark_that_is_away_for_some_seconds_costs_time_only(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_embedded", [False, True])
-@pytest.mark.parametrize("stage", ["boot", "solve", "score"])
-def test_a_sweep_whose_service_forgot_everything_overnight_is_resumed(
-    night: Night, stage: str, *, is_embedded: bool
-) -> None:
+def test_a_sweep_whose_service_forgot_everything_overnight_is_resumed(night: Night, *, is_embedded: bool) -> None:
     night.start("--devboxes", "2", is_embedded=is_embedded)
-    night.comes_to(stage)
+    night.comes_to("solve")
     night.world.end_sweep()
     night.world.end_service()
     night.world.lose_state()
@@ -42,12 +36,9 @@ def test_a_sweep_whose_service_forgot_everything_overnight_is_resumed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_embedded", [False, True])
-@pytest.mark.parametrize("stage", ["boot", "solve", "score"])
-def test_a_sweep_outlives_a_service_that_died_and_forgot_everything(
-    night: Night, stage: str, *, is_embedded: bool
-) -> None:
+def test_a_sweep_outlives_a_service_that_died_and_forgot_everything(night: Night, *, is_embedded: bool) -> None:
     night.start("--devboxes", "2", is_embedded=is_embedded)
-    night.comes_to(stage)
+    night.comes_to("solve")
     night.world.end_service()
     night.world.lose_state()
     night.world.serve_again()
@@ -56,7 +47,7 @@ def test_a_sweep_outlives_a_service_that_died_and_forgot_everything(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_embedded", [False, True])
-@pytest.mark.parametrize("stage", ["boot", "solve", "score"])
+@pytest.mark.parametrize("stage", ["solve", "score"])
 def test_a_sweep_outlives_the_folder_of_a_service_that_lives(night: Night, stage: str, *, is_embedded: bool) -> None:
     """One that is kept by hand is started again by hand; no score is given in a devbox whose files are gone."""
     night.start("--devboxes", "2", is_embedded=is_embedded)

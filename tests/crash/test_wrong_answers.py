@@ -33,7 +33,7 @@ def test_a_stranger_that_answers_each_kind_of_request_once_changes_no_result(nig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", WRONG)
+@pytest.mark.parametrize("answer", ["html-200", "nothing-204", "nothing-200", "object-200"])
 def test_a_stranger_that_answers_a_fifth_of_all_uploads_changes_no_result(night: Night, answer: str) -> None:
     """A file that never came must not become an agent that did nothing."""
     uploads: list[str] = []
@@ -50,8 +50,8 @@ def test_a_stranger_that_answers_a_fifth_of_all_uploads_changes_no_result(night:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["boot", "solve", "score", "release"])
-@pytest.mark.parametrize("answer", ["html-200", "html-403", "html-404", "redirect-302"])
+@pytest.mark.parametrize("stage", ["boot", "score"])
+@pytest.mark.parametrize("answer", ["html-200", "html-403"])
 def test_a_captive_portal_for_some_seconds_changes_no_result(night: Night, answer: str, stage: str) -> None:
     night.start()
     night.comes_to(stage)
@@ -61,7 +61,7 @@ def test_a_captive_portal_for_some_seconds_changes_no_result(night: Night, answe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", ["html-200", "html-403", "html-404", "object-200"])
+@pytest.mark.parametrize("answer", ["html-200", "html-403"])
 def test_a_stranger_that_answers_first_of_all_is_waited_out(night: Night, answer: str) -> None:
     """What a sweep asks before it begins decides nothing that a stranger could say."""
     until = time.monotonic() + 2.0

@@ -32,7 +32,7 @@ BENCHMARK: Final = "tiny"
 ARMS: Final = {"worker": 1, "Host": 2}
 SAID: Final = "begun\nended\n"
 _AGENT: Final = """
-install = 'mkdir -p $SWEEP_AGENT_PREFIX; sleep 2; touch $SWEEP_AGENT_PREFIX/installed'
+install = 'mkdir -p $SWEEP_AGENT_PREFIX; sleep INSTALL; touch $SWEEP_AGENT_PREFIX/installed'
 run = '''
 echo begun
 [ -e $SWEEP_AGENT_PREFIX/installed ] && echo worker >>worked
@@ -110,6 +110,8 @@ class World:
     scenarios: int
     devboxes: int
     has_faults: bool = True
+    #: Seconds that the installation of an agent takes.
+    install: float = 2.0
     dice: random.Random = field(init=False)
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     port: int = 0
@@ -129,7 +131,7 @@ class World:
         self.dice, self.stranger = random.Random(self.seed), random.Random(self.seed)
         for number in range(1, self.scenarios + 1):
             _write_scenario(self.benchmark / f"scenario-{number:03}", number)
-        (self.folder / "worker.toml").write_text(_AGENT)
+        (self.folder / "worker.toml").write_text(_AGENT.replace("INSTALL", f"{self.install:g}"))
         (self.folder / "host.py").write_text(_HOST_AGENT)
         faults = FAULTS if self.has_faults else {}
         rules = "".join(f'\n[[rules]]\nfault = "{fault}"\n{numbers}\n' for fault, numbers in faults.items())
