@@ -490,6 +490,8 @@ KINDS: Final[dict[str, Callable[[Weather], Lasting]]] = {
     "deaf-readers": Weather.deaf_readers,
     "lost-folders": Weather.lost_folders,
 }
+#: What needs somebody between a sweep and its service, which embedded ones have not.
+BETWEEN: Final = frozenset({"wrong-answers"})
 #: How often each comes, of a hundred times.
 SHARES: Final = {
     "deaths": 45, "slow-disk": 15, "wrong-answers": 13, "standstills": 10, "deaf-readers": 9, "lost-folders": 8
