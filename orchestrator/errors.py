@@ -4,7 +4,7 @@
     ├── UsageError              the user's mistake: one line that names the fix, exit 2, nothing was spent
     │   └── SandboxUnavailable  this machine does not permit sandboxes
     ├── WorldError              the endpoint, the network, a devbox: retried with back-off, counted
-    │   ├── Unavailable         no answer, or a 5xx
+    │   ├── Unavailable         no answer, a 5xx, or an answer that is not the endpoint's
     │   ├── Throttled           429 or "quota"; knows how long to wait
     │   ├── Refused             a 4xx: this request will not be answered
     │   │   ├── Unauthorized    401 or 403: no request of ours will be
@@ -63,10 +63,12 @@ class WorldError(SweepError):
 
 
 class Unavailable(WorldError):
-    """No answer, or an answer of 500 and above."""
+    """No answer, an answer of 500 and above, or one that is not the endpoint's."""
 
-    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str = "", *, retry_after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
+        #: The HTTP status that somebody answered with, if somebody did.
+        self.status = status
         #: Seconds the endpoint asked us to wait, if it did.
         self.retry_after = retry_after
 

@@ -3,11 +3,17 @@
 The script takes a marker folder first: whoever finds it taken waits for the first run instead of starting another, so
 that no endpoint can start an agent twice. It ends the agent at its time limit with all it started, whether we watch or
 not, and records how it ended. Environment values travel in a file that the script reads and removes, never in argv.
+
+Nothing is taken on trust that somebody between us and the devbox may have said in its place: a command looks first
+whether the files that were written for it are there, and an agent has ended when the script's own record says so.
 """
 
+import posixpath
+import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -34,7 +40,6 @@ LAST_WORDS: Final = 15.0
 ALL_WORDS: Final = 45.0
 #: Seconds in which what a command did not come to read must be taken away again.
 TIDYING: Final = 5.0
-_TIMED_OUT: Final = 124
 
 WRAPPER: Final = r"""#!/bin/bash
 # Runs ./command once: its standard input is the file $2, its time limit is $1 seconds. Records the end in ./status.
@@ -82,8 +87,10 @@ echo $status >status.new && mv status.new status
 exit $status
 """
 
-#: What the wrapper ends with where the agent was ended with it, unrecorded.
+#: What the wrapper ends with where the agent was ended with it, unrecorded; and a command whose files did not arrive.
 _VANISHED: Final = 125
+_NOT_WRITTEN: Final = 96
+_NOT_THERE: Final = "sweep: what was written for this command is not there"
 #: How often an agent's execution may be lost sight of.
 _SIGHTS: Final = 5
 #: Seconds between two notes of how far the log has come.
@@ -127,6 +134,8 @@ class DevboxWorkspace:
         self._is_again = left is not None
         #: The next byte of the output to ask for, and the length of the log that has all before it.
         self._offset, self._length = (left.offset, left.length) if left else (0, 0)
+        #: What was written for the agent into the scratch folder.
+        self._laid_out: dict[str, bytes] = {}
         #: When all of the output must have arrived, once the agent has ended.
         self._last_word = inf
         #: Whether something of what the agent printed did not arrive: it vanished with its execution, was refused, or
@@ -166,19 +175,33 @@ class DevboxWorkspace:
         on_output: OnOutput | None = None,
     ) -> ExecResult:
         folder = f"{self.scratch}/exec-{uuid4().hex[:12]}"  # an earlier process's commands were others
-        await self.write(f"{folder}/command", command.encode())
         quoted = shlex.quote(folder)
         line = f". {quoted}/env; rm -f {quoted}/env; cd {shlex.quote(self._absolute(cwd or '.'))} && . {quoted}/command"
-        async with self._lending(f"{folder}/env", environment):
-            execution = await self._endpoint.execute(self._devbox.id, line, key=self._key(folder))
-        return await self._complete(execution.id, timeout, on_output)
+        files = {f"{folder}/command": command.encode(), f"{folder}/env": _exports(environment or {})}
+        return await self._finish(folder, files, line, timeout, on_output)
 
     async def tend(self, step: str, script: str, *, timeout: float) -> ExecResult:
         """Run a script of ours to its end: once for each step of this attempt, also if it is asked for again."""
         path = f"{self.scratch}/{step}.sh"
-        await self.write(path, script.encode())
-        execution = await self._endpoint.execute(self._devbox.id, f"exec bash {shlex.quote(path)}", key=self._key(step))
-        return await self._complete(execution.id, timeout)
+        return await self._finish(step, {path: script.encode()}, f"exec bash {shlex.quote(path)}", timeout)
+
+    async def _finish(
+        self, step: str, files: Mapping[str, bytes], line: str, timeout: float, on_output: OnOutput | None = None
+    ) -> ExecResult:
+        """Write files, run a shell command on them to its end. Raises Unavailable if they do not arrive."""
+        for sight in range(1, _SIGHTS + 1):
+            async with self._lending(files):
+                execution = await self._start(_step(step, sight), files, line)
+            ended = await self._complete(execution, timeout, on_output)
+            if (ended.exit_status, ended.stderr.strip()) != (_NOT_WRITTEN, _NOT_THERE):
+                return ended
+            structlog.get_logger().warning("devbox.not_written", devbox=self._devbox.id, files=list(files))
+        raise Unavailable(f"what is written into devbox {self._devbox.id} does not arrive there")
+
+    async def _start(self, step: str, files: Mapping[str, bytes], line: str) -> str:
+        """Start a shell command, which ends with `_NOT_WRITTEN` if these files are not there; returns its id."""
+        execution = await self._endpoint.execute(self._devbox.id, _check(files) + line, key=self._key(step))
+        return execution.id
 
     async def _complete(self, execution: str, timeout: float, on_output: OnOutput | None = None) -> ExecResult:
         """Wait for a command, or end it after so many seconds."""
@@ -214,14 +237,18 @@ class DevboxWorkspace:
                     await on_output(text)
 
     @asynccontextmanager
-    async def _lending(self, path: str, environment: Mapping[str, str] | None) -> AsyncIterator[None]:
-        """Lay out the values for a command that reads and removes them; take them away if it cannot be started."""
+    async def _lending(self, files: Mapping[str, bytes]) -> AsyncIterator[None]:
+        """Write the files of a command that reads and removes the values among them; take these away if it cannot be
+        started.
+        """
         try:
-            await self.write(path, _exports(environment or {}))
+            for path, data in files.items():
+                await self.write(path, data)
             yield
         except BaseException:
             with anyio.move_on_after(TIDYING, shield=True), suppress(WorldError):
-                await self.write(path, b"")
+                for path in filter(_has_values, files):
+                    await self.write(path, b"")
             raise
 
     async def run(
@@ -234,17 +261,19 @@ class DevboxWorkspace:
     ) -> ExecResult:
         folder = f"{self.scratch}/agent"
         stdin = self._absolute(stdin_file) if stdin_file else "/dev/null"
-        words = ("bash", f"{folder}/run", f"{time_limit:g}", stdin, self._absolute("."))
+        line = shlex.join(("bash", f"{folder}/run", f"{time_limit:g}", stdin, self._absolute(".")))
+        files = {
+            f"{folder}/command": command.encode(),
+            f"{folder}/run": WRAPPER.encode(),
+            f"{folder}/env": _exports(environment or {}),
+        }
         if self._execution is None:
             if self._is_again and await self._is_begun():
-                await self._execute(words, 1)
+                await self._execute({}, line, 1)
             else:
-                await self.write(f"{folder}/command", command.encode())
-                await self.write(f"{folder}/run", WRAPPER.encode())
-                async with self._lending(f"{folder}/env", environment):
-                    await self._execute(words, 1)
+                await self._begin(files, line, 1)
         with anyio.move_on_after(time_limit + BACKSTOP):
-            return await self._watch(words)
+            return await self._watch(files, line)
         await self._kill(str(self._execution))
         raise AgentTimedOut(
             f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
@@ -257,7 +286,10 @@ class DevboxWorkspace:
             raise FileNotFoundError(str(error)) from None
 
     async def write(self, path: str, data: bytes) -> None:
-        await self._endpoint.write_file(self._devbox.id, self._absolute(path), data)
+        path = self._absolute(path)
+        await self._endpoint.write_file(self._devbox.id, path, data)
+        if posixpath.dirname(path) == self.scratch:
+            self._laid_out[path] = data
 
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.")
@@ -268,32 +300,42 @@ class DevboxWorkspace:
             return bool(await self.read(f"{self.scratch}/agent/marker/pid"))
         return False
 
-    async def _execute(self, words: Sequence[str], sight: int) -> None:
-        """Start the wrapper; it is the agent's only where it finds no other."""
-        step = "solve" if sight == 1 else f"solve-{sight}"
-        execution = await self._endpoint.execute(self._devbox.id, shlex.join(words), key=self._key(step))
-        self._announce(execution.id)
-        self._execution = execution.id
+    async def _begin(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
+        """Write what the agent's command needs, and start the wrapper."""
+        async with self._lending(files):
+            await self._execute({**self._laid_out, **files}, line, sight)
 
-    async def _watch(self, words: Sequence[str]) -> ExecResult:
-        """Wait for the agent. An execution that the endpoint forgets is waited for by another in the same devbox."""
+    async def _execute(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
+        """Start the wrapper; it is the agent's only where it finds no other."""
+        self._execution = await self._start(_step("solve", sight), files, line)
+        self._announce(self._execution)
+
+    async def _watch(self, files: Mapping[str, bytes], line: str) -> ExecResult:
+        """Wait for the agent, until there is a record of its end in the devbox.
+
+        An execution that the endpoint forgets, or calls ended while the agent works, is waited for by another.
+        """
         for sight in range(2, _SIGHTS + 2):
+            status: int | None = None
             try:
                 status = await self._end(str(self._execution))
-                break
             except Missing as error:
-                if sight > _SIGHTS:
-                    raise DevboxLost(f"devbox {self._devbox.id} forgets the agent: {error}") from None
-                structlog.get_logger().warning("execution.vanished", execution=self._execution, error=str(error))
                 self.is_log_incomplete = True
-                await self._execute(words, sight)
+                structlog.get_logger().warning("execution.vanished", execution=self._execution, error=str(error))
+            else:
+                if ending := await self._read_ending():
+                    ended = None if ending == "timed-out" else int(ending)
+                    return ExecResult(exit_status=ended, stdout=_tail(self._log), stderr="")
+                if status == _VANISHED:
+                    raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
+            if sight > _SIGHTS:
+                break
+            if status == _NOT_WRITTEN:
+                await self._begin(files, line, sight)
+            else:
+                await self._execute({}, line, sight)
                 self._note(0)
-        if status in {_TIMED_OUT, _VANISHED}:
-            ending = await self._read_ending()
-            if status == _VANISHED and not ending:
-                raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
-            status = None if ending == b"timed-out" else status
-        return ExecResult(exit_status=status, stdout=_tail(self._log), stderr="")
+        raise DevboxLost(f"devbox {self._devbox.id} does not say what became of the agent")
 
     async def _kill(self, execution: str) -> None:
         with suppress(Missing, Conflicted):  # it is over, or its devbox is
@@ -347,11 +389,37 @@ class DevboxWorkspace:
         self._offset = offset
         self._keep(offset, self._length)
 
-    async def _read_ending(self) -> bytes:
+    async def _read_ending(self) -> str:
         """What the script recorded of the agent's end; nothing if it did not come to that."""
         with suppress(FileNotFoundError):
-            return (await self.read(f"{self.scratch}/agent/status")).strip()
-        return b""
+            ending = (await self.read(f"{self.scratch}/agent/status")).decode(errors="replace").strip()
+            if ending == "timed-out" or re.fullmatch(r"\d{1,3}", ending):
+                return ending
+        return ""
+
+
+def _step(step: str, sight: int) -> str:
+    """The name of a step that may have to be taken again."""
+    return step if sight == 1 else f"{step}-{sight}"
+
+
+def _check(files: Mapping[str, bytes]) -> str:
+    """Shell lines that end a command unless these files are there as they were written.
+
+    They are told by size and, where the devbox can tell, by content; values only by size, because commands are listed.
+    """
+    if not files:
+        return ""
+    sizes = [f'[ "$(wc -c <{shlex.quote(path)})" -eq {len(data)} ]' for path, data in files.items()]
+    sums = "".join(f"{sha256(data).hexdigest()}  {path}\n" for path, data in files.items() if not _has_values(path))
+    digests = f"{{ ! command -v sha256sum || printf %s {shlex.quote(sums)} | sha256sum -c; }}"
+    both = " && ".join([*sizes, digests])
+    return f"{{ {both}; }} >/dev/null 2>&1 || {{ echo {shlex.quote(_NOT_THERE)} >&2; exit {_NOT_WRITTEN}; }}\n"
+
+
+def _has_values(path: str) -> bool:
+    """Whether a file of ours is one with the values of variables, secrets among them."""
+    return posixpath.basename(path) == "env"
 
 
 def _exports(environment: Mapping[str, str]) -> bytes:

@@ -70,13 +70,18 @@ def translate(error: Exception, what: str) -> WorldError:
 
 
 def _by_status(error: client.APIStatusError, what: str) -> WorldError:
+    """A refusal counts only in the endpoint's own form, which is a JSON object: anybody on the way can say 404."""
     status, words = error.response.status_code, _words(error)
     message = f"{what}: {words} (HTTP {status})"
     cls = BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
+    if issubclass(cls, Refused) and not (isinstance(error.body, Mapping) and error.body):
+        cls = Unavailable
     if cls in {Unauthorized, Refused, Conflicted} and "quota" in words.lower():
         cls = Throttled
-    if issubclass(cls, Throttled | Unavailable):
-        return cls(message, retry_after=retry_after(error.response.headers))
+    if cls is Unavailable:
+        return Unavailable(message, retry_after=retry_after(error.response.headers), status=status)
+    if cls is Throttled:
+        return Throttled(message, retry_after=retry_after(error.response.headers))
     return cls(message)
 
 

@@ -1,9 +1,10 @@
 """The endpoint behind the published client: makes calls, parses replies into our records.
 
-The client is told to retry nothing, and its replies are not trusted to be what they should.
+The client is told to retry nothing, and an answer counts only if it has the shape of that call's answer: what a proxy,
+a portal or a balancer says in the endpoint's place is trouble on the way, and the call is made again.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -11,9 +12,10 @@ from typing import Any, Final, TypeVar
 
 import anyio
 import httpx
+from httpx import codes
 from httpx_aiohttp import AiohttpTransport
 from runloop_api_client import APIStatusError, AsyncRunloop, DefaultAioHttpClient, omit
-from runloop_api_client.types import DevboxView
+from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.shared_params.run_profile import RunProfile
 
@@ -32,6 +34,7 @@ from orchestrator.model import (
     ScenarioSummary,
 )
 from orchestrator.runloop import views
+from orchestrator.runloop.doubt import Doubt
 from orchestrator.runloop.faults import translated
 from orchestrator.runloop.policies import Policies
 from orchestrator.runloop.throttle import Throttle
@@ -47,6 +50,8 @@ DEFINITIONS: Final = 200
 #: Seconds added to a long-poll's hold before the client gives up on it.
 _SLACK: Final = 10.0
 _UPLOAD_TIMEOUT: Final = 600.0
+#: Seconds in which an endpoint that can do more than the published protocol must say so.
+_GREETING: Final = 10.0
 
 
 class Gateway:
@@ -69,7 +74,7 @@ class Gateway:
         `on_push_back` is called whenever the endpoint asks for less.
         """
         inner = AiohttpTransport(limits=httpx.Limits(max_connections=CONNECTIONS))
-        transport = Throttle(inner, rate, on_push_back)
+        transport = Throttle(Doubt(inner), rate, on_push_back)
         http = DefaultAioHttpClient(transport=transport, trust_env=False)
         async with AsyncRunloop(bearer_token=token, base_url=url, max_retries=0, http_client=http) as client:
             yield cls(client, url)
@@ -99,9 +104,16 @@ class Gateway:
             return self._client.get("/v1/sweep", cast_to=dict[str, Any])
 
         try:
-            return await _ask("asking what the endpoint can do", call, views.features)
+            with anyio.fail_after(_GREETING):
+                return await _ask("asking what the endpoint can do", call, views.features)
         except Missing:
             return frozenset()
+        except Unavailable as error:  # not every endpoint has words of its own for what it does not know
+            if error.status != codes.NOT_FOUND:
+                raise
+            return frozenset()
+        except TimeoutError:
+            raise Unavailable(f"{self._url} did not say in {_GREETING:g} s what it can do") from None
 
     async def secret_names(self) -> frozenset[str]:
         try:
@@ -240,7 +252,11 @@ class Gateway:
 
     async def shutdown(self, devbox_id: str) -> None:
         with suppress(Conflicted, Missing):
-            await patiently(f"shutting down devbox {devbox_id}", lambda: self._client.devboxes.shutdown(devbox_id))
+            await _ask(
+                f"shutting down devbox {devbox_id}",
+                lambda: self._client.devboxes.shutdown(devbox_id),
+                views.of(devbox_id, views.devbox),
+            )
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         return await self._in_devbox(
@@ -271,6 +287,7 @@ class Gateway:
             try:
                 with translated(what), views.shaped(what):
                     async with stream:
+                        views.check_stream(stream.response.headers.get("content-type", ""))
                         async for chunk in stream:
                             offset = views.offset_behind(chunk, offset)
                             yield chunk.output, offset
@@ -285,13 +302,13 @@ class Gateway:
             devbox_id,
             f"killing {execution_id}",
             lambda: self._client.devboxes.executions.kill(execution_id, devbox_id=devbox_id, kill_process_group=True),
-            views.nothing,
+            views.of(execution_id, views.execution),
         )
 
     async def read_file(self, devbox_id: str, path: str) -> bytes:
         async def read() -> bytes:
             answer = await self._client.devboxes.download_file(devbox_id, path=path, timeout=_UPLOAD_TIMEOUT)
-            return await answer.read()
+            return views.content(answer.status_code, answer.headers.get("content-type", ""), await answer.read())
 
         return await self._in_devbox(devbox_id, f"reading {path}", read, bytes)
 
@@ -300,7 +317,7 @@ class Gateway:
             devbox_id,
             f"writing {path}",
             lambda: self._client.devboxes.upload_file(devbox_id, path=path, file=data, timeout=_UPLOAD_TIMEOUT),
-            views.nothing,
+            views.receipt,
         )
 
     async def devbox_log(self, devbox_id: str) -> str:
@@ -326,19 +343,21 @@ class Gateway:
         return await _ask(
             f"reading the definitions of benchmark {benchmark.name}",
             lambda: self._client.benchmarks.definitions(benchmark.id, limit=DEFINITIONS, starting_after=cursor or omit),
-            lambda page: ([views.summary(view) for view in page.scenarios or []], bool(page.has_more)),
+            lambda page: ([views.summary(view) for view in page.scenarios], bool(page.has_more)),
         )
 
-    async def _end(self, run_id: str, doing: str, call: Callable[[], Awaitable[object]]) -> None:
+    async def _end(self, run_id: str, doing: str, call: Callable[[], Awaitable[ScenarioRunView]]) -> None:
         try:
-            await patiently(f"{doing} run {run_id}", call)
+            await _ask(f"{doing} run {run_id}", call, views.of(run_id, views.run))
         except Conflicted:
             if (await self.run(run_id)).state in {"running", "scoring", "scored"}:
                 raise
 
-    async def _end_benchmark_run(self, run_id: str, doing: str, call: Callable[[str], Awaitable[object]]) -> None:
+    async def _end_benchmark_run(
+        self, run_id: str, doing: str, call: Callable[[str], Awaitable[BenchmarkRunView]]
+    ) -> None:
         try:
-            await patiently(f"{doing} benchmark run {run_id}", lambda: call(run_id))
+            await _ask(f"{doing} benchmark run {run_id}", lambda: call(run_id), views.of(run_id, views.benchmark_run))
         except Conflicted:
             if (await self.benchmark_run(run_id)).state == "running":
                 raise
@@ -367,11 +386,12 @@ class Gateway:
     async def _long_poll(self, path: str, body: Mapping[str, Any], cast_to: type[T]) -> T | None:
         """What the endpoint answers, None for "not yet"."""
         try:
-            return await self._client.post(
+            view = await self._client.post(
                 path, body=body, cast_to=cast_to, options={"timeout": httpx.Timeout(HOLD + _SLACK, connect=10)}
             )
+            return views.said(view)
         except APIStatusError as error:
-            if error.response.status_code == httpx.codes.REQUEST_TIMEOUT:
+            if error.response.status_code == codes.REQUEST_TIMEOUT:
                 return None
             raise
 
@@ -394,14 +414,18 @@ class Gateway:
             raise DevboxLost(f"devbox {devbox_id} is gone: {devbox.failure or devbox.status}")
 
 
-async def _all(what: str, lister: Callable[..., AsyncIterable[V]], read: Callable[[V], T]) -> list[T]:
+async def _all(what: str, lister: Callable[..., Awaitable[Any]], read: Callable[[V], T]) -> list[T]:
     """Every item of a list, from its first page again where one fails; the caller tells doubles by their ids."""
 
     async def walk() -> list[T]:
-        with views.shaped(what):
-            return [read(view) async for view in lister(limit=PAGE, include_total_count=False)]
+        page, found = await lister(limit=PAGE, include_total_count=False), list[T]()
+        while True:
+            found += map(read, views.items(page))
+            if not page.has_next_page():
+                return found
+            page = await page.get_next_page()
 
-    return await patiently(what, walk)
+    return await _ask(what, walk, list[T])
 
 
 async def _once(what: str, call: Callable[[], Awaitable[V]]) -> V:
@@ -415,16 +439,15 @@ async def _ask(
     call: Callable[[], Awaitable[V]],
     read: Callable[[V], T],
     *,
-    ask: Callable[[str, Callable[[], Awaitable[V]]], Awaitable[V]] = patiently,
+    ask: Callable[[str, Callable[[], Awaitable[T]]], Awaitable[T]] = patiently,
 ) -> T:
-    """Call, again until it is answered unless told otherwise, and read the answer as a record of ours."""
+    """Call and read the answer as a record of ours, again until there is one unless told otherwise."""
 
-    async def answer() -> V:
-        view = await call()
-        if isinstance(view, str) and read is not views.nothing:  # what the client makes of an answer that is not JSON
-            raise Unavailable(f"{what}: the endpoint's answer is not JSON: {view[:100]!r}")
-        return view
+    async def answer() -> T:
+        with views.shaped(what):
+            view = await call()
+            if isinstance(view, str):  # what the client makes of an answer that is not JSON
+                raise TypeError(f"it is not JSON, but {view[:100]!r}")
+            return read(view)
 
-    view = await ask(what, answer)
-    with views.shaped(what):
-        return read(view)
+    return await ask(what, answer)

@@ -1,7 +1,7 @@
 """The endpoint's answers as records of ours.
 
-The client builds its views without a look at them: what is missing is None, what is wrong is there. A view without an
-id is a fault of the endpoint, named as such.
+The client builds its views without a look at them: what is missing is None, what is wrong is there. An answer that has
+not the shape of its call's answer is none of the endpoint's: a proxy, a portal or a balancer gave it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, Final, TypeVar
 
+from httpx import codes
+from pydantic import BaseModel
 from runloop_api_client.types import (
     BenchmarkRunView,
     BenchmarkView,
@@ -21,7 +23,7 @@ from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAs
 from runloop_api_client.types.devboxes.devbox_logs_list_view import DevboxLogsListView
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
 
-from orchestrator.errors import Refused
+from orchestrator.errors import Unavailable
 from orchestrator.model import (
     Benchmark,
     BenchmarkRun,
@@ -41,15 +43,13 @@ HOME: Final = "/home/user"
 
 @contextmanager
 def shaped(what: str) -> Iterator[None]:
-    """Raise Refused where a view inside is not of the shape it should be: the client does not look."""
+    """Raise Unavailable where a view inside is not of the shape it should be: the client does not look."""
     try:
         yield
     except (JSONDecodeError, UnicodeDecodeError):
-        raise  # not an answer of the wrong shape, but none: `faults` knows
+        raise  # `faults` has the words
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{what}: the endpoint's answer is not what it should be: {error}") from error
-    except Refused as error:
-        raise Refused(f"{what}: {error.message}") from None
+        raise Unavailable(f"{what}: the endpoint's answer is not what it should be: {error}") from error
 
 
 def perhaps(read: Callable[[V], T]) -> Callable[[V | None], T | None]:
@@ -57,8 +57,50 @@ def perhaps(read: Callable[[V], T]) -> Callable[[V | None], T | None]:
     return lambda view: None if view is None else read(view)
 
 
-def nothing(_: object) -> None:
-    return None
+def said(view: T | None) -> T:
+    """A view that is there."""
+    if view is None:
+        raise ValueError("it says nothing")
+    return view
+
+
+def of(identity: str, read: Callable[[V], T]) -> Callable[[V], T]:
+    """As `read`, for the view of the thing with this id and of no other."""
+
+    def read_its(view: V) -> T:
+        record = read(view)
+        if getattr(record, "id", None) != identity:
+            raise ValueError(f"it is not about {identity}")
+        return record
+
+    return read_its
+
+
+def receipt(view: object) -> None:
+    """An object without a meaning: that it came says that all is well."""
+    if not isinstance(view, Mapping):
+        raise TypeError(f"an object was expected, not {view!r:.100}")
+
+
+def items(page: BaseModel) -> list[Any]:
+    """What is listed on a page, whatever its kind calls it."""
+    (listed,) = (getattr(page, name) for name in type(page).model_fields if name not in {"has_more", "total_count"})
+    if not isinstance(listed, list):
+        raise TypeError("it has no list")
+    return listed
+
+
+def content(status: int, kind: str, data: bytes) -> bytes:
+    """What a file has: it comes as it is. A page, or a word in JSON, is not one, nor is any other status."""
+    if status != codes.OK or kind.startswith(("text/html", "application/json")):
+        raise ValueError(f"it is no file (HTTP {status}, {kind or 'of no type'})")
+    return data
+
+
+def check_stream(kind: str) -> None:
+    """Raise ValueError for what is no stream of events: read as one it would be an end without a word."""
+    if not kind.startswith("text/event-stream"):
+        raise ValueError(f"it is no stream of events, but {kind or 'of no type'}")
 
 
 def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
@@ -74,7 +116,7 @@ def log_text(view: DevboxLogsListView) -> str:
 
 def _required(value: T | None, what: str) -> T:
     if value is None or value == "":
-        raise Refused(f"the endpoint's answer lacks {what}")
+        raise ValueError(f"it lacks {what}")
     return value
 
 
@@ -144,7 +186,7 @@ def run(view: ScenarioRunView) -> ScenarioRun:
 
 
 def features(view: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(map(str, view.get("features") or ()))
+    return frozenset(map(str, view["features"]))
 
 
 def secret_names(view: SecretListView) -> frozenset[str]:

@@ -1,5 +1,8 @@
 """The agent's command in a devbox, watched by a process that may be the second to do so."""
 
+import os
+import re
+import subprocess
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
@@ -9,10 +12,10 @@ import pytest
 
 from orchestrator.agentkit.contract import ExecResult
 from orchestrator.engine.redact import NO_SECRETS, Redactor
-from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.errors import DevboxLost, Missing, Unavailable
+from orchestrator.engine.workspace import _NOT_THERE, _NOT_WRITTEN, DevboxWorkspace, _check
+from orchestrator.errors import DevboxLost, Missing, Unavailable, WorldError
 from orchestrator.ledger import Attempt
-from orchestrator.model import Devbox
+from orchestrator.model import Devbox, Execution
 from orchestrator.testing import MemoryEndpoint, Script, run_virtually
 
 DEVBOX = Devbox(id="dbx_1", status="running")
@@ -101,7 +104,7 @@ def test_an_execution_that_the_endpoint_forgets_is_waited_for_by_another(watch: 
     watcher.endpoint.script.faults["wait_completed"] = [Missing("no such execution")] * 2
     assert watcher.run().exit_status == 0
     assert watcher.announced == ["exec_1", "exec_2", "exec_3"]
-    assert len(set(watcher.endpoint.executions.values())) == 1
+    assert len({command.splitlines()[-1] for command in watcher.endpoint.executions.values()}) == 1
     assert watcher.workspace.is_log_incomplete, "what it had printed may be lost, and the result says so"
 
 
@@ -142,8 +145,85 @@ def test_an_agent_that_was_ended_unrecorded_is_the_worlds_failure(watch: Watch) 
     """Whoever waited for it finds its process gone: no crash of the agent's, whatever the wrapper ends with."""
     watcher = watch()
     watcher.endpoint.script.exit_status = 125
+    watcher.endpoint.script.unrecorded = 1
     with pytest.raises(DevboxLost):
         watcher.run()
+
+
+def test_an_end_counts_only_with_the_record_in_the_devbox(watch: Watch) -> None:
+    """Somebody said in the endpoint's place that the agent has ended: it is waited for."""
+    watcher = watch()
+    watcher.endpoint.script.unrecorded = 1
+    assert watcher.run().exit_status == 0
+    assert watcher.announced == ["exec_1", "exec_2"]
+
+
+class Swallowing(MemoryEndpoint):
+    """Says that files were written, so many of which never arrive; commands find out."""
+
+    swallows = 0
+
+    async def write_file(self, devbox_id: str, path: str, data: bytes) -> None:
+        if self.swallows:
+            self.swallows -= 1
+            return
+        await super().write_file(devbox_id, path, data)
+
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+        needed = re.findall(r"wc -c <(\S+?)\)", self.executions[execution_id])
+        if all((devbox_id, path) in self.files for path in needed):
+            return await super().wait_completed(devbox_id, execution_id)
+        return Execution(
+            id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=_NOT_WRITTEN, stderr=f"{_NOT_THERE}\n"
+        )
+
+
+@pytest.mark.parametrize("swallows", [1, 2, 3, 4, 6])
+def test_what_was_written_and_did_not_arrive_is_written_again_before_the_agent_begins(
+    tmp_path: Path, swallows: int
+) -> None:
+    endpoint = Swallowing((), Script(output=OUTPUT))
+    endpoint.devboxes["dbx_1"] = DEVBOX
+    endpoint.swallows = swallows
+    watcher = Watcher(tmp_path, endpoint)
+    assert watcher.run().exit_status == 0
+    assert endpoint.files["dbx_1", "/home/user/.sweep/agent/command"] == b"work"
+    endpoint.swallows = swallows
+    assert watcher.exec("true").exit_status == 0
+
+
+def test_a_devbox_in_which_nothing_arrives_is_the_worlds_failure(tmp_path: Path) -> None:
+    endpoint = Swallowing((), Script(output=OUTPUT))
+    endpoint.devboxes["dbx_1"] = DEVBOX
+    endpoint.swallows = 1000
+    with pytest.raises(WorldError):
+        Watcher(tmp_path, endpoint).run()
+    with pytest.raises(Unavailable, match="does not arrive"):
+        Watcher(tmp_path, endpoint).exec("true")
+
+
+@pytest.mark.parametrize("path", [None, "/nowhere"], ids=["with sha256sum", "without"])
+def test_a_command_runs_only_on_the_files_that_were_written_for_it(tmp_path: Path, path: str | None) -> None:
+    """In a real shell; where the devbox has nothing that tells content, by size."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "wc").symlink_to("/usr/bin/wc")
+    files = {str(tmp_path / "it's command"): b"work\n", str(tmp_path / "env"): b"export A=1\n"}
+
+    def run() -> int:
+        environment = {"PATH": str(tools) if path else os.environ["PATH"]}
+        return subprocess.run(["/bin/bash", "-c", _check(files) + "exit 7"], env=environment, check=False).returncode
+
+    assert run() == _NOT_WRITTEN
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+    assert run() == 7
+    for name, data in files.items():
+        Path(name).write_bytes(data[:-1])
+        assert run() == _NOT_WRITTEN
+        Path(name).write_bytes(data)
+    Path(next(iter(files))).write_bytes(b"wOrk\n")
+    assert run() == (7 if path else _NOT_WRITTEN)
 
 
 def test_an_agent_may_end_with_the_same_status_itself(watch: Watch) -> None:

@@ -95,7 +95,13 @@ def test_every_status_has_a_meaning(status: int) -> None:
     ],
 )
 def test_the_statuses_that_matter_have_classes_of_their_own(status: int, cls: type[SweepError]) -> None:
-    assert type(translate(status_error(status), "x")) is cls
+    assert type(translate(status_error(status, body={"message": "because"}), "x")) is cls
+
+
+@pytest.mark.parametrize("body", [None, "", "<h1>Nothing here</h1>", {}, [], 5])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 422, 502])
+def test_a_refusal_that_is_not_in_the_endpoints_form_is_not_the_endpoints(status: int, body: object) -> None:
+    assert type(translate(status_error(status, body=body), "x")) is Unavailable
 
 
 @pytest.mark.parametrize("status", [400, 403, 409, 422])

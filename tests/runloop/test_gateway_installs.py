@@ -48,7 +48,8 @@ async def test_it_is_asked_once_by_all(gateway: Gateway, endpoint: Misbehaving) 
 
 
 async def test_a_refusal_is_no_answer(gateway: Gateway, endpoint: Misbehaving) -> None:
-    endpoint.on("/sweep", JSONResponse({"message": "no"}, status_code=403), {"features": ["installs"]})
+    refusal = JSONResponse({"message": "no"}, status_code=403)
+    endpoint.on("/sweep", refusal, refusal, refusal, {"features": ["installs"]})
     with pytest.raises(Refused):
         await gateway.features()
     assert await gateway.features() == {"installs"}
