@@ -123,7 +123,8 @@ class _Seeker:
             return None
         if child is not None and child.returncode > 0:
             raise UsageError(f"The benchmark service cannot start: {_last_words(self.state)}")
-        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.state.parent, self.state):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.children.append(_spawn(self.command, self.state, self.hidden))
         return self.children[-1]
 

@@ -1,4 +1,9 @@
-"""structlog, set up once: JSON lines to a file or to standard error. Nobody else configures logging."""
+"""structlog, set up once: JSON lines to a file or to standard error. Nobody else configures logging.
+
+Nothing ever fails because of what it logs: a line that its place does not take is dropped, and a value that JSON
+cannot say is said in Python's words. The threads that write a sweep's journal and a service's store log too, and
+whoever waits for them would wait for ever.
+"""
 
 import logging
 import os
@@ -14,16 +19,16 @@ import structlog
 
 
 def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-    """Log to a stream, standard error unless told otherwise."""
-    _configure(structlog.WriteLoggerFactory(file=stream or sys.stderr), level)
+    """Log to a stream, standard error unless told otherwise; nowhere, if that was closed before we began."""
+    _configure(_Stream(stream or sys.stderr), level)
 
 
 def to_file(path: Path, *, level: int = logging.INFO, mask: Callable[[Any], Any] = lambda value: value) -> None:
-    """Log to the end of a file. A line that the disk does not take is dropped: nothing fails because of it.
+    """Log to the end of a file.
 
     `mask` takes what must not be written out of everything that a line will say.
     """
-    _configure(structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile(path))), level, mask)
+    _configure(_LogFile(path), level, mask)
 
 
 class _LogFile(TextIOBase):
@@ -44,24 +49,66 @@ class _LogFile(TextIOBase):
         return len(text)
 
 
-def _plain(value: Any) -> Any:
+class _Stream(TextIOBase):
+    """A stream that others write to as well: a line that did not fit is not taken back, but no other begins in it.
+
+    It goes past the stream's buffer, which would keep what a full disk refuses and hand it in torn, later or never.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._raw: FileIO | None = getattr(getattr(stream, "buffer", None), "raw", None)
+        self._is_torn = False
+
+    def write(self, text: str, /) -> int:
+        with suppress(OSError, ValueError):  # full, without a reader, closed
+            if self._raw is not None:
+                data = (b"\n" if self._is_torn else b"") + text.encode(errors="replace")
+                written = self._raw.write(data) or 0
+                self._is_torn = written < len(data) if written else self._is_torn
+            elif self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        return len(text)
+
+
+def _plain(event: dict[str, Any]) -> dict[str, Any]:
     """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
-    return orjson.loads(orjson.dumps(value, default=str))
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(event, default=str))
+    except TypeError:  # bytes of a file's name that are no text, a number beyond 64 bits, a structure without end
+        plain = {ascii(key)[1:-1]: _said(value) for key, value in event.items()}
+    return plain
 
 
-def _configure(
-    factory: structlog.WriteLoggerFactory, level: int, mask: Callable[[Any], Any] = lambda value: value
-) -> None:
+def _said(value: Any) -> Any:
+    try:
+        return orjson.loads(orjson.dumps(value, default=str))
+    except TypeError:
+        with suppress(Exception):
+            return ascii(value)
+        return f"<{type(value).__name__}>"
+
+
+def _configure(file: TextIOBase, level: int, mask: Callable[[Any], Any] = lambda value: value) -> None:
+    class Harmless(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]  # it is made, not written
+        """Raises nothing."""
+
+        def _proxy_to_logger(self, method_name: str, event: str | None = None, **kw: Any) -> Any:
+            with suppress(Exception):
+                return super()._proxy_to_logger(method_name, event, **kw)
+
+    logging.raiseExceptions = False  # what libraries log by themselves must not fail either
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            lambda _logger, _method, event: mask(_plain(event)),
+            lambda _logger, _method, event: mask(_plain(dict(event))),
             structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode()),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=factory,
+        wrapper_class=Harmless,
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),
         cache_logger_on_first_use=False,
     )

@@ -159,7 +159,16 @@ class MemoryEndpoint:
         self.most_alive = 0
         #: Whether nobody reaches it: every call fails and has no effect.
         self.is_gone = False
+        self._answered_at = 0.0
         self._answers: dict[str, Any] = {}
+
+    @property
+    def answered_at(self) -> float:
+        self._answered_at = self._answered_at if self.is_gone else anyio.current_time()
+        return self._answered_at
+
+    async def ping(self) -> None:
+        await self._call("ping")
 
     @property
     def alive(self) -> int:

@@ -14,6 +14,7 @@ from runloop_api_client import Runloop
 
 SWEEP = [sys.executable, "-m", "orchestrator"]
 SCENARIOS = 10_000
+KEY = "a-key-for-measuring"
 IDLE, SECONDS = 100, 10.0
 
 
@@ -48,9 +49,9 @@ def many_scenarios(folder: Path) -> Path:
 
 def idle_devboxes(folder: Path) -> None:
     """CPU seconds that the service spends while devboxes wait for nothing."""
-    os.environ["RUNLOOP_API_KEY"] = "bench"
+    os.environ["RUNLOOP_API_KEY"] = KEY
     state = folder / "state"
-    serve = [*SWEEP, "serve", "--state", str(state), "--port", "0", "--token", "bench", "--quiet"]
+    serve = [*SWEEP, "serve", "--state", str(state), "--port", "0", "--token", KEY, "--quiet"]
     service = subprocess.Popen(serve)
     try:
         while not (state / "address.json").exists():

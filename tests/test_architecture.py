@@ -16,7 +16,7 @@ FLOORS: Final = (
     {"events"},
     {"ledger"},
     {"policy", "plan", "config", "reopen"},
-    {"runloop", "agentkit", "journal", "folder", "runs", "salvage", "embedded", "logs", "testing"},
+    {"runloop", "agentkit", "journal", "folder", "runs", "salvage", "embedded", "logs", "awake", "testing"},
     {"engine", "view"},
     {"app"},
     {"cli", "__main__"},

@@ -1,5 +1,7 @@
 """The benchmark service in the foreground."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ async def run(
     is_foreign: bool,
     chaos: Path | None,
     secret_names: Sequence[str],
+    allowed_hosts: Sequence[str],
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until nobody asks any more. Raises UsageError."""
@@ -60,9 +63,21 @@ async def run(
                 dialect=FOREIGN if is_foreign else OURS,
                 chaos=rules,
                 secret_names=secret_names,
+                allowed_hosts=allowed_hosts,
                 task_status=task_status,
             )
 
         address: Address = await tasks.start(listen)
         if not is_quiet:
-            print(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}", flush=True)  # noqa: T201
+            _say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")
+
+
+def _say(words: str) -> None:
+    """On standard output, or nowhere: that it is full, or that nobody reads it, is no reason for a service to end."""
+    try:
+        print(words, flush=True)  # noqa: T201
+    except OSError as error:
+        structlog.get_logger().warning("address.not_printed", error=str(error))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -26,6 +26,7 @@ from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.limits import Limits
 from orchestrator.engine.redact import MaskingSink
 from orchestrator.engine.remote import Remote
+from orchestrator.engine.silence import Silence
 from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.events import Event
@@ -95,6 +96,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             benchmark_runs=None,
             remote=Remote(folder.name, endpoint),
             dice=random.random,
+            silence=Silence(endpoint),
             redactor=redactor,
         )
         with listening:

@@ -48,6 +48,9 @@ class State:
             found.append(f"New work waits: {self.journal.trouble}")
         if self.scheduler is not None and self.scheduler.is_feeding and not self.scheduler.is_calm:
             found.append("New work waits: the endpoint grants no run for now.")
+        silent = self.ctx.silence.seconds if self.ctx is not None else 0.0
+        if silent:
+            found.append(f"The endpoint has not answered for {silent:.0f} s; time limits wait for it.")
         if self.watchdog.notice is not None:
             found.append(f"{self.watchdog.notice[0].upper()}{self.watchdog.notice[1:]}.")
         return found

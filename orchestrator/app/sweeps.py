@@ -29,6 +29,7 @@ from orchestrator.engine.redact import MaskingSink, Redactor
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
+from orchestrator.engine.silence import Silence
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.steps import needs_of
 from orchestrator.engine.watchdog import Watchdog
@@ -305,6 +306,7 @@ def _context(
         remote=Remote(folder.sweep, endpoint),
         dice=random.random,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
+        silence=Silence(endpoint, unreachable=config.unreachable),
         redactor=redactor,
     )
 

@@ -19,7 +19,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 is any free one.")] = 8700,
     token: Annotated[
         str | None,
-        typer.Option(envvar="SWEEP_TOKEN", help="The key clients must send as RUNLOOP_API_KEY. [a random one]"),
+        typer.Option(
+            envvar="SWEEP_TOKEN",
+            help="The key clients must send as RUNLOOP_API_KEY, of 16 characters at least. [a random one]",
+        ),
     ] = None,
     state: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, scores and devboxes are kept.")] = STATE,
     benchmarks: Annotated[
@@ -49,8 +52,17 @@ def serve(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="A variable of this environment that clients may give to their devboxes, and are told of, by name. "
-            "Repeat it.",
+            help="A variable of this environment that clients may give to their devboxes, and are told of, by name; "
+            "no other can be had. Repeat it.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="A name that clients reach this service by, if it is neither its address nor this machine's, such as "
+            "a proxy's. Repeat it.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only; print no address.")] = False,
@@ -83,6 +95,7 @@ def serve(
     Spared are /v1/sweep and the shutdown of devboxes.
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.app import serving
+    from orchestrator.awake import AwakeLoop
 
     anyio.run(
         lambda: serving.run(
@@ -96,6 +109,8 @@ def serve(
             is_foreign=foreign,
             chaos=chaos,
             secret_names=secret or [],
+            allowed_hosts=allow_host or [],
             is_quiet=quiet,
-        )
+        ),
+        backend_options={"loop_factory": AwakeLoop},
     )

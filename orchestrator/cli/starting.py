@@ -21,6 +21,7 @@ def start(
     and Exit with the sweep's exit code.
     """
     from orchestrator.app import detach, dry_run, sweeps
+    from orchestrator.awake import AwakeLoop
     from orchestrator.config import resolve
     from orchestrator.reopen import ask
 
@@ -46,7 +47,8 @@ def start(
                 again=again,
                 given=given,
                 begun=begun or (lambda _: None),
-            )
+            ),
+            backend_options={"loop_factory": AwakeLoop},
         )
     )
 

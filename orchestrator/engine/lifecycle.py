@@ -137,7 +137,7 @@ async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
         began = anyio.current_time()
         limit = _limit(ctx, work.key, stage)
         try:
-            with anyio.fail_after(limit):
+            with ctx.silence.limited(limit):
                 facts = await STEPS[stage](ctx, work)
         except TimeoutError:
             raise StageTimeout(f"{stage} took longer than {limit:g} s") from None

@@ -15,6 +15,7 @@ from orchestrator.engine.disk import persist
 from orchestrator.engine.limits import Limits
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.remote import Remote
+from orchestrator.engine.silence import Silence
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import InternalError
@@ -67,6 +68,7 @@ class Context:
     #: The trials that workers are at.
     in_flight: set[TrialKey] = field(default_factory=set)
     breaker: Breaker = field(default_factory=Breaker)
+    silence: Silence
     #: Knows the secrets of all arms: nothing that we write has them.
     redactor: Redactor = NO_SECRETS
 

@@ -65,6 +65,7 @@ async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> Non
     send, receive = anyio.create_memory_object_stream[TrialKey](0)
     async with anyio.create_task_group() as tasks:
         stopping.bind(tasks.cancel_scope)
+        tasks.start_soon(ctx.silence.watch, stopping.cancel)
         await reconcile(ctx)
         async with anyio.create_task_group() as workers:
             for _ in range(ctx.config.devboxes):
@@ -72,3 +73,4 @@ async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> Non
             receive.close()
             await scheduler.feed(send)
         await reconcile(ctx)
+        tasks.cancel_scope.cancel()

@@ -30,6 +30,13 @@ class Endpoint(Protocol):
     def token(self) -> str:
         """Our key to it."""
 
+    @property
+    def answered_at(self) -> float:
+        """When it answered last, by the loop's time; when it was opened, if it never did."""
+
+    async def ping(self) -> None:
+        """Ask for anything at all; returns when it answers."""
+
     async def features(self) -> frozenset[str]:
         """What it can do beside the published protocol, such as `installs`; nothing, for one that is not ours."""
 

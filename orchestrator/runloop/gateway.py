@@ -19,7 +19,16 @@ from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunVi
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.shared_params.run_profile import RunProfile
 
-from orchestrator.errors import AgentSetupFailed, Conflicted, DevboxFailed, DevboxLost, Missing, Refused, Unavailable
+from orchestrator.errors import (
+    AgentSetupFailed,
+    Conflicted,
+    DevboxFailed,
+    DevboxLost,
+    Missing,
+    Refused,
+    Throttled,
+    Unavailable,
+)
 from orchestrator.model import (
     DEVBOX_ALIVE,
     DEVBOX_BOOTING,
@@ -62,6 +71,7 @@ class Gateway:
         self._url = url
         self._policies = Policies(client)
         self._features: frozenset[str] | None = None
+        self._answered_at = anyio.current_time()
         self._asking = anyio.Lock()
 
     @classmethod
@@ -87,6 +97,14 @@ class Gateway:
     def token(self) -> str:
         return self._client.bearer_token
 
+    @property
+    def answered_at(self) -> float:
+        return self._answered_at
+
+    async def ping(self) -> None:
+        with suppress(Refused):
+            await self._ask("looking for the endpoint", lambda: self._client.devboxes.list(limit=1), views.items)
+
     def move(self, url: str, token: str) -> None:
         """Ask there from now on; what is tried again is tried there."""
         self._url = self._client.base_url = url
@@ -105,7 +123,7 @@ class Gateway:
 
         try:
             with anyio.fail_after(_GREETING):
-                return await _ask("asking what the endpoint can do", call, views.features)
+                return await self._ask("asking what the endpoint can do", call, views.features)
         except Missing:
             return frozenset()
         except Unavailable as error:  # not every endpoint has words of its own for what it does not know
@@ -117,13 +135,15 @@ class Gateway:
 
     async def secret_names(self) -> frozenset[str]:
         try:
-            return await _ask("listing the secrets", lambda: self._client.secrets.list(limit=PAGE), views.secret_names)
+            return await self._ask(
+                "listing the secrets", lambda: self._client.secrets.list(limit=PAGE), views.secret_names
+            )
         except Refused:  # it keeps none, or not for us
             return frozenset()
 
     async def benchmarks(self) -> list[Benchmark]:
         listers = (self._client.benchmarks.list, self._client.benchmarks.list_public)
-        found = [await _all("listing the benchmarks", lister, views.benchmark) for lister in listers]
+        found = [await self._all("listing the benchmarks", lister, views.benchmark) for lister in listers]
         return list({benchmark.id: benchmark for page in found for benchmark in page}.values())
 
     async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
@@ -139,14 +159,14 @@ class Gateway:
         return [*listed, *summaries.values()][:at_most]
 
     async def scenario(self, scenario_id: str) -> Scenario:
-        return await _ask(
+        return await self._ask(
             f"reading scenario {scenario_id}", lambda: self._client.scenarios.retrieve(scenario_id), views.scenario
         )
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
     ) -> BenchmarkRun:
-        return await _ask(
+        return await self._ask(
             f"starting a run of benchmark {benchmark_id}",
             lambda: self._client.benchmarks.start_run(
                 benchmark_id=benchmark_id, run_name=name, metadata=dict(metadata), idempotency_key=key
@@ -156,7 +176,7 @@ class Gateway:
         )
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
-        return await _ask(
+        return await self._ask(
             f"reading benchmark run {run_id}", lambda: self._client.benchmark_runs.retrieve(run_id), views.benchmark_run
         )
 
@@ -164,7 +184,7 @@ class Gateway:
         self, *, benchmark: str | None = None, state: str | None = None
     ) -> list[BenchmarkRun]:
         lister = partial(self._client.benchmark_runs.list, benchmark_id=benchmark or omit, state=state or omit)
-        return await _all("listing the benchmark runs", lister, views.benchmark_run)
+        return await self._all("listing the benchmark runs", lister, views.benchmark_run)
 
     async def complete_benchmark_run(self, run_id: str) -> None:
         await self._end_benchmark_run(run_id, "completing", self._client.benchmark_runs.complete)
@@ -187,7 +207,7 @@ class Gateway:
         key: str,
     ) -> ScenarioRun:
         profile = await self._profile(keep_alive, needs)
-        return await _ask(
+        return await self._ask(
             f"starting a run of scenario {scenario_id}",
             lambda: self._client.scenarios.start_run(
                 scenario_id=scenario_id,
@@ -202,7 +222,7 @@ class Gateway:
         )
 
     async def run(self, run_id: str) -> ScenarioRun:
-        return await _ask(f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id), views.run)
+        return await self._ask(f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id), views.run)
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
@@ -213,10 +233,10 @@ class Gateway:
             scenario_id=scenario or omit,
             state=state or omit,
         )
-        return await _all("listing the scenario runs", lister, views.run)
+        return await self._all("listing the scenario runs", lister, views.run)
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
-        return await _ask(
+        return await self._ask(
             f"scoring run {run_id}", lambda: self._client.scenarios.runs.score(run_id, idempotency_key=key), views.run
         )
 
@@ -239,7 +259,7 @@ class Gateway:
         raise DevboxFailed(f"devbox {devbox_id} never ran: {reason}")
 
     async def devbox(self, devbox_id: str) -> Devbox:
-        return await _ask(
+        return await self._ask(
             f"reading devbox {devbox_id}", lambda: self._client.devboxes.retrieve(devbox_id), views.devbox
         )
 
@@ -247,12 +267,12 @@ class Gateway:
         found = []
         for status in DEVBOX_ALIVE:
             lister = partial(self._client.devboxes.list, status=status)
-            found += await _all(f"listing the devboxes that are {status}", lister, views.devbox)
+            found += await self._all(f"listing the devboxes that are {status}", lister, views.devbox)
         return list({devbox.id: devbox for devbox in found}.values())
 
     async def shutdown(self, devbox_id: str) -> None:
         with suppress(Conflicted, Missing):
-            await _ask(
+            await self._ask(
                 f"shutting down devbox {devbox_id}",
                 lambda: self._client.devboxes.shutdown(devbox_id),
                 views.of(devbox_id, views.devbox),
@@ -289,6 +309,7 @@ class Gateway:
                     async with stream:
                         views.check_stream(stream.response.headers.get("content-type", ""))
                         async for chunk in stream:
+                            self._answered_at = anyio.current_time()
                             offset = views.offset_behind(chunk, offset)
                             yield chunk.output, offset
             except Unavailable:
@@ -321,7 +342,7 @@ class Gateway:
         )
 
     async def devbox_log(self, devbox_id: str) -> str:
-        return await _ask(
+        return await self._ask(
             f"reading the log of {devbox_id}", lambda: self._client.devboxes.logs.list(devbox_id), views.log_text
         )
 
@@ -340,7 +361,7 @@ class Gateway:
 
     async def _definitions(self, benchmark: Benchmark, cursor: str | None) -> tuple[list[ScenarioSummary], bool]:
         """One page, and whether there are more."""
-        return await _ask(
+        return await self._ask(
             f"reading the definitions of benchmark {benchmark.name}",
             lambda: self._client.benchmarks.definitions(benchmark.id, limit=DEFINITIONS, starting_after=cursor or omit),
             lambda page: ([views.summary(view) for view in page.scenarios], bool(page.has_more)),
@@ -348,7 +369,7 @@ class Gateway:
 
     async def _end(self, run_id: str, doing: str, call: Callable[[], Awaitable[ScenarioRunView]]) -> None:
         try:
-            await _ask(f"{doing} run {run_id}", call, views.of(run_id, views.run))
+            await self._ask(f"{doing} run {run_id}", call, views.of(run_id, views.run))
         except Conflicted:
             if (await self.run(run_id)).state in {"running", "scoring", "scored"}:
                 raise
@@ -357,7 +378,9 @@ class Gateway:
         self, run_id: str, doing: str, call: Callable[[str], Awaitable[BenchmarkRunView]]
     ) -> None:
         try:
-            await _ask(f"{doing} benchmark run {run_id}", lambda: call(run_id), views.of(run_id, views.benchmark_run))
+            await self._ask(
+                f"{doing} benchmark run {run_id}", lambda: call(run_id), views.of(run_id, views.benchmark_run)
+            )
         except Conflicted:
             if (await self.benchmark_run(run_id)).state == "running":
                 raise
@@ -365,7 +388,7 @@ class Gateway:
     async def _wait_status(self, devbox_id: str) -> Devbox | None:
         body = {"statuses": ["running", "failure", "shutdown", "suspended"], "timeout_seconds": HOLD}
         path = f"/v1/devboxes/{devbox_id}/wait_for_status"
-        devbox = await _ask(
+        devbox = await self._ask(
             f"waiting for devbox {devbox_id}",
             lambda: self._long_poll(path, body, DevboxView),
             views.perhaps(views.devbox),
@@ -400,7 +423,7 @@ class Gateway:
     ) -> T:
         """Call something that needs the devbox alive. Raises DevboxLost when a refusal comes of its death."""
         try:
-            return await _ask(f"{doing} in devbox {devbox_id}", call, read)
+            return await self._ask(f"{doing} in devbox {devbox_id}", call, read)
         except (Conflicted, Missing):
             await self._check_alive(devbox_id)
             raise
@@ -413,41 +436,46 @@ class Gateway:
         if devbox.status in DEVBOX_DEAD:
             raise DevboxLost(f"devbox {devbox_id} is gone: {devbox.failure or devbox.status}")
 
+    async def _all(self, what: str, lister: Callable[..., Awaitable[Any]], read: Callable[[V], T]) -> list[T]:
+        """Every item of a list, from its first page again where one fails; the caller tells doubles by their ids."""
 
-async def _all(what: str, lister: Callable[..., Awaitable[Any]], read: Callable[[V], T]) -> list[T]:
-    """Every item of a list, from its first page again where one fails; the caller tells doubles by their ids."""
+        async def walk() -> list[T]:
+            page, found = await lister(limit=PAGE, include_total_count=False), list[T]()
+            while True:
+                found += map(read, views.items(page))
+                if not page.has_next_page():
+                    return found
+                page = await page.get_next_page()
 
-    async def walk() -> list[T]:
-        page, found = await lister(limit=PAGE, include_total_count=False), list[T]()
-        while True:
-            found += map(read, views.items(page))
-            if not page.has_next_page():
-                return found
-            page = await page.get_next_page()
+        return await self._ask(what, walk, list[T])
 
-    return await _ask(what, walk, list[T])
+    async def _ask(
+        self,
+        what: str,
+        call: Callable[[], Awaitable[V]],
+        read: Callable[[V], T],
+        *,
+        ask: Callable[[str, Callable[[], Awaitable[T]]], Awaitable[T]] = patiently,
+    ) -> T:
+        """Call and read the answer as a record of ours, again until there is one unless told otherwise."""
+
+        async def ask_once() -> T:
+            try:
+                with views.shaped(what), translated(what):
+                    view = await call()
+                    if isinstance(view, str):  # what the client makes of an answer that is not JSON
+                        raise TypeError(f"it is not JSON, but {view[:100]!r}")
+                    answer = read(view)
+            except (Refused, Throttled):
+                self._answered_at = anyio.current_time()
+                raise
+            self._answered_at = anyio.current_time()
+            return answer
+
+        return await ask(what, ask_once)
 
 
 async def _once(what: str, call: Callable[[], Awaitable[V]]) -> V:
     """Call once. Raises the fault."""
     with translated(what):
         return await call()
-
-
-async def _ask(
-    what: str,
-    call: Callable[[], Awaitable[V]],
-    read: Callable[[V], T],
-    *,
-    ask: Callable[[str, Callable[[], Awaitable[T]]], Awaitable[T]] = patiently,
-) -> T:
-    """Call and read the answer as a record of ours, again until there is one unless told otherwise."""
-
-    async def answer() -> T:
-        with views.shaped(what):
-            view = await call()
-            if isinstance(view, str):  # what the client makes of an answer that is not JSON
-                raise TypeError(f"it is not JSON, but {view[:100]!r}")
-            return read(view)
-
-    return await ask(what, answer)

@@ -5,6 +5,7 @@ may outlive a killed service; whoever reads it has the service prove itself befo
 """
 
 import fcntl
+import ipaddress
 import os
 import time
 from collections.abc import Iterator
@@ -41,15 +42,30 @@ class Address:
 
 
 @contextmanager
-def hold_lock(state: Path) -> Iterator[None]:
-    """Hold a state folder, made if it is missing. Raises UsageError naming the process that holds it."""
+def needing(state: Path) -> Iterator[None]:
+    """What needs the state folder: a disk that refuses there is raised as UsageError."""
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        yield
     except OSError as error:
-        raise UsageError(f"The state folder {state} cannot be used: {error}. Name another one.") from None
+        raise UsageError(
+            f"The state folder {state} cannot be used: {error}. Make room, or name another --state folder."
+        ) from None
+
+
+@contextmanager
+def hold_lock(state: Path) -> Iterator[None]:
+    """Hold a state folder, which is for its owner only if it is new: one with other things in it stays as it is.
+
+    Raises UsageError naming the process that holds it, or what the disk says.
+    """
+    with needing(state):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not any(state.iterdir()):
+            state.chmod(0o700)
+        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _take(lock, state)
+        with needing(state):
+            _take(lock, state)
         yield
     finally:
         os.close(lock)
@@ -72,20 +88,34 @@ def _take(lock: int, state: Path) -> None:
 
 @contextmanager
 def publish(state: Path, address: Address) -> Iterator[None]:
-    """Have the address file in the state folder, readable by its owner only, complete or not at all."""
+    """Have the address file in the state folder, readable by its owner only, complete or not at all.
+
+    Raises UsageError when it cannot be written. One that cannot be removed is no harm: nobody answers there.
+    """
     target, draft = state / ADDRESS, state / f"{ADDRESS}.new"
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(orjson.dumps(asdict(address)))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
+    with needing(state):
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(orjson.dumps(asdict(address)))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
     try:
         yield
     finally:
-        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            target.unlink(missing_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def forget_address(state: Path) -> None:
-    """Remove what a killed service left; only for the holder of the lock."""
-    (state / ADDRESS).unlink(missing_ok=True)
+    """Remove what a killed service left; only for the holder of the lock. Raises UsageError."""
+    with needing(state):
+        (state / ADDRESS).unlink(missing_ok=True)

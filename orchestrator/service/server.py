@@ -6,19 +6,19 @@ devboxes are shut down while requests that wait for them are still answered, and
 Why uvicorn's own signal handling is off: it would close the socket first and leave the devboxes for afterwards.
 """
 
-import ipaddress
 import os
 import resource
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import anyio
 import structlog
@@ -27,15 +27,17 @@ from anyio.abc import TaskGroup, TaskStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from orchestrator.errors import UsageError, leaf
-from orchestrator.service.address import Address, forget_address, hold_lock, publish
+from orchestrator.service.address import Address, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
 from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
+from orchestrator.service.api.gate import Gate, Names
 from orchestrator.service.api.policies import NetworkPolicyRoutes
-from orchestrator.service.api.protocol import BoundedHeads
+from orchestrator.service.api.protocol import BoundedHeads, Strangers
 from orchestrator.service.api.published import PLACES, PublishedOnly
 from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
@@ -73,6 +75,10 @@ KEEP_ALIVE: Final = 75
 _LAST_REPLIES: Final = 3
 _CLOSE_TIMEOUT: Final = 20
 _MAX_OPEN_FILES: Final = 65_536
+#: Connections that have not shown the token: as many as wait in the backlog, and never more than half of our files.
+_MAX_STRANGERS: Final = BACKLOG
+#: Characters of a token, which guessing must not find.
+MIN_TOKEN: Final = 16
 
 
 class Isolation(StrEnum):
@@ -107,17 +113,20 @@ class Service:
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        With `chaos` it misbehaves. `secret_names` are the variables of this process that it says to have. Raises
-        UsageError, SandboxUnavailable among them.
+        With `chaos` it misbehaves. `secret_names` are the variables of this process that clients may have, by name.
+        Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
         isolation = Isolation(isolation)
         dice = None if chaos is None else Dice(chaos)
+        given = {name: os.environ[name] for name in secret_names}
+        with needing(state):
+            (state / "cache").mkdir(mode=0o700, exist_ok=True)
         async with (
             Store.open(state / "service.sqlite") as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice)
+            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
             facts = Facts(
                 instance=instance,
                 isolation=isolation,
@@ -127,7 +136,7 @@ class Service:
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
                 *(own.routes() if dialect.has_own_routes else ()),
-                *Secrets(secret_names).routes(),
+                *Secrets(given).routes(),
                 *parts.routes(),
             ]
             layers = _layers(dialect, dice, provider, routes, stopping)
@@ -176,8 +185,9 @@ class _Parts:
         benchmarks: Sequence[Path],
         dialect: Dialect,
         dice: Dice | None,
+        given: Mapping[str, str],
     ) -> Self:
-        known, cache = dict(os.environ), state / "cache"
+        cache = state / "cache"
         scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
         catalog = Catalog(benchmarks)
         environments = Environments(catalog=catalog, provider=provider, cache=cache)
@@ -195,7 +205,7 @@ class _Parts:
             scoring=scoring,
             scorings=scorings,
             dialect=dialect,
-            secrets=known,
+            secrets=given,
             forget=executions.forget,
         )
         return cls(
@@ -206,7 +216,7 @@ class _Parts:
             scorings=scorings,
             scenario_runs=scenario_runs,
             benchmark_runs=BenchmarkRuns(
-                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=known
+                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=given
             ),
             logs=Logs(store=store, output=fleet.output),
             policies=NetworkPolicies(store, provider.capabilities),
@@ -237,16 +247,19 @@ async def serve(
     dialect: Dialect = OURS,
     chaos: Rules | None = None,
     secret_names: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
 
     Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
-    ends it at once. With `chaos` it misbehaves. Raises UsageError for a bad address, a state folder in use, a secret
-    that is not in the environment, and what `Service.open` raises.
+    ends it at once. With `chaos` it misbehaves. `allowed_hosts` are names that clients may know it by beside those that
+    `Names` has. Raises UsageError for a bad address or token, a state folder in use, a secret that is not in the
+    environment, and what `Service.open` raises.
     """
     if token is None and not is_loopback(host):
         raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
+    _check_token(token)
     if missing := [name for name in secret_names if name not in os.environ]:
         raise UsageError(f"--secret {missing[0]}: there is no such variable in the environment of the service.")
     token = token or secrets.token_urlsafe(32)
@@ -267,7 +280,10 @@ async def serve(
                         secret_names=secret_names,
                     ) as service,
                 ):
-                    http.answer(service.app, BoundedHeads if chaos is None else Droppable)
+                    names = Names(
+                        host=host, port=listener.getsockname()[1], others=frozenset(map(str.lower, allowed_hosts))
+                    )
+                    http.answer(Gate(service.app, names), BoundedHeads if chaos is None else Droppable)
                     address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:
@@ -279,6 +295,19 @@ async def serve(
                         structlog.get_logger().info("service.stopping")
             finally:
                 watchers.cancel_scope.cancel()
+
+
+def _check_token(token: str | None) -> None:
+    """Raises UsageError for one that could be guessed, or that no header can carry; None will be a random one."""
+    if token is None:
+        return
+    if len(token) < MIN_TOKEN:
+        raise UsageError(
+            f"--token, or SWEEP_TOKEN, has {len(token)} characters, which can be guessed: take at least {MIN_TOKEN}, "
+            "such as those of `openssl rand -hex 16`, or none, for a random one."
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError("--token, or SWEEP_TOKEN, has characters that a header cannot carry: take letters and digits.")
 
 
 async def _heed_signals(stopping: anyio.Event, scope: anyio.CancelScope) -> None:
@@ -313,12 +342,13 @@ class _Http:
         self._listener = listener
         self._server: _Server | None = None
 
-    def answer(self, app: Starlette, connections: type[BoundedHeads]) -> None:
+    def answer(self, app: ASGIApp, connections: type[BoundedHeads]) -> None:
         """Start to answer requests, those too that wait in the backlog."""
+        strangers = Strangers(min(_MAX_STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=connections,
+                http=cast("type[BoundedHeads]", partial(connections, strangers=strangers)),
                 ws="none",
                 lifespan="off",
                 backlog=BACKLOG,
@@ -379,19 +409,12 @@ async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -
     is_local = isolation is Isolation.LOCAL
     provider = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
     try:
-        await provider.prepare()
+        with needing(state):
+            await provider.prepare()
         yield provider
     finally:
         with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await provider.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -4,6 +4,9 @@ Every change is a function of the connection, run on that thread inside a transa
 is committed share the next commit, each in a savepoint of its own. A change is durable when `write` returns. Things
 are kept as JSON documents, newest first by `seq`, because the wire shows them whole; what lists filter by is indexed.
 
+Whatever goes wrong on that thread, those who wait for it are told, and the next batch is tried: a full disk is full
+for a while, a service that hangs is lost. A failure that is not one job's own is the disk's as far as callers know.
+
 Why not an ORM or a pool: one writer never sees "database is locked", and the file opens in any SQLite shell.
 """
 
@@ -24,7 +27,7 @@ import anyio
 import orjson
 import structlog
 
-from orchestrator.errors import NotFound, Unwritable, UsageError
+from orchestrator.errors import InternalError, NotFound, Unwritable, UsageError
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]
@@ -32,8 +35,15 @@ Filters = Mapping[str, str | Sequence[str] | None]
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+#: Characters of the documents on one page, but for the last of them.
+MAX_PAGE: Final = 32 << 20
 #: Seconds after which somebody tries again who will not take a full disk for an answer.
 RETRY: Final = 1.0
+#: What SQLite says of one statement and what is in it; its other errors are the file's.
+_OF_A_JOB: Final = (
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.NotSupportedError),
+    sqlite3.ProgrammingError,
+)
 _ANSWERS = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(key TEXT PRIMARY KEY, body BLOB NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID"
@@ -120,7 +130,10 @@ class Table:
         return count
 
     def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page:
-        """Documents that match, newest first. Raises NotFound when `starting_after` names nothing here."""
+        """Documents that match, newest first; fewer than asked for where they are large, and more follow.
+
+        Raises NotFound when `starting_after` names nothing here.
+        """
         where, values = _conditions(filters, query.search)
         total = self.count(db, filters, query.search) if query.with_total else None
         if query.starting_after:
@@ -129,8 +142,14 @@ class Table:
                 raise NotFound(f"starting_after: there is no {self.noun} with id {query.starting_after!r}.")
             where, values = f"{where or 'WHERE 1'} AND seq < ?", [*values, row[0]]
         rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, query.limit + 1])
-        items = [orjson.loads(row[0]) for row in rows]
-        return Page(items[: query.limit], len(items) > query.limit, total)
+        items: list[Document] = []
+        room = MAX_PAGE
+        for (text,) in rows:
+            if len(items) == query.limit or room <= 0:
+                return Page(items, has_more=True, total_count=total)
+            items.append(orjson.loads(text))
+            room -= len(text)
+        return Page(items, has_more=False, total_count=total)
 
 
 def _conditions(filters: Filters, search: str) -> tuple[str, list[Any]]:
@@ -213,6 +232,9 @@ class _Job:
         self._settle(self.done.set_result, result)
 
     def fail(self, error: BaseException) -> None:
+        """Raise an error where the job is waited for; one that means something to event loops as one of ours."""
+        if not isinstance(error, Exception) or isinstance(error, StopIteration):
+            error = InternalError(f"A change of the service's state ended in {error!r}.")
         self._settle(self.done.set_exception, error)
 
     def _settle(self, settle: Callable[[Any], None], value: Any) -> None:
@@ -227,11 +249,15 @@ class Store:
         self._path = path
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        #: Batches in a row that could not be kept.
+        self._refused = 0
+        #: Nobody takes jobs any more.
+        self._is_over = False
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator["Store"]:
-        """Open or create the file. Raises UsageError if it was written by a newer version."""
+        """Open or create the file. Raises Unwritable, and UsageError if it was written by a newer version."""
         store = cls(path)
         store._thread.start()
         try:
@@ -251,6 +277,8 @@ class Store:
         loop = get_running_loop()
         job = _Job(change, loop, loop.create_future())
         self._jobs.put(job)
+        if self._is_over:
+            self._turn_away([])
         result: T = await job.done
         return result
 
@@ -258,44 +286,98 @@ class Store:
 
     def _serve(self) -> None:
         db: sqlite3.Connection | None = None
-        while (jobs := self._next_jobs()) is not None:
-            try:
-                db = db or _connect(self._path)
-                settled = _run_batch(db, jobs)
-            except sqlite3.Error as error:
-                structlog.get_logger().warning("store.unwritable", path=str(self._path), error=str(error))
-                for job in jobs:
-                    job.fail(Unwritable(f"The service cannot write its state in {self._path}: {error}"))
-            else:
-                for settle in settled:
-                    settle()
-        if db is not None:
-            db.close()
+        taken: list[_Job] = []
+        try:
+            while self._take(taken):
+                db = self._attend(db, taken)
+                taken.clear()
+        finally:
+            self._is_over = True
+            self._turn_away(taken)
+            if db is not None:
+                db.close()
 
-    def _next_jobs(self) -> list[_Job] | None:
-        """Wait for work and take all there is; None at the end."""
-        jobs: list[_Job] = []
+    def _take(self, jobs: list[_Job]) -> bool:
+        """Wait for work and add all there is to `jobs`; False at the end."""
         job = self._jobs.get()
         while job is not None:
             jobs.append(job)
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
-                return jobs
+                return True
         if jobs:
             self._jobs.put(None)
-        return jobs or None
+        return bool(jobs)
+
+    def _turn_away(self, jobs: list[_Job]) -> None:
+        """Nobody waits for a thread that is no more: those of whom it knew, and those who came since, are told."""
+        with suppress(queue.Empty):
+            while True:
+                if job := self._jobs.get_nowait():
+                    jobs.append(job)
+        for job in jobs:
+            job.fail(Unwritable(f"The service keeps its state in {self._path} no longer: it is ending, or broken."))
+
+    def _attend(self, db: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
+        """Have the jobs done and their callers told; the connection to go on with, None for a new one."""
+        try:
+            db = db or _connect(self._path)
+            before = db.total_changes
+            settled = _run_batch(db, jobs)
+        except BaseException as error:  # noqa: BLE001 - nothing may end this thread
+            self._note_refusal(error)
+            for job in jobs:
+                job.fail(Unwritable(f"The service cannot write its state in {self._path}: {_words(error)}"))
+            return _usable(db, error)
+        for job, settle in zip(jobs, settled, strict=True):
+            try:
+                settle()
+            except Exception as error:  # noqa: BLE001 - it was kept, and its caller is not to hang
+                structlog.get_logger().exception("store.answer_lost", path=str(self._path))
+                job.fail(InternalError(f"The service kept a change and could not say so: {_words(error)}"))
+        if db.total_changes > before:
+            self._note_success()
+        return db
+
+    def _note_refusal(self, error: BaseException) -> None:
+        """Say it once: a log on a full disk needs no line for every request."""
+        self._refused += 1
+        if self._refused == 1:
+            is_ours = not isinstance(error, OSError | sqlite3.Error)
+            log = structlog.get_logger()
+            log.warning("store.unwritable", path=str(self._path), error=_words(error), exc_info=is_ours)
+
+    def _note_success(self) -> None:
+        if self._refused:
+            structlog.get_logger().warning("store.writable_again", path=str(self._path), refused=self._refused)
+            self._refused = 0
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _usable(db: sqlite3.Connection | None, error: BaseException) -> sqlite3.Connection | None:
+    """The connection after a failure, unless it may be the connection that is broken: a full disk is none of that."""
+    if db is None or (isinstance(error, sqlite3.OperationalError) and not db.in_transaction):
+        return db
+    with suppress(sqlite3.Error):
+        db.close()
+    return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise sqlite3.OperationalError(str(error)) from error
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
+        os.fchmod(file.fileno(), 0o600)
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -326,12 +408,13 @@ def _run_batch(db: sqlite3.Connection, jobs: list[_Job]) -> list[Callable[[], No
 
 
 def _run_one(db: sqlite3.Connection, job: _Job) -> Callable[[], None]:
+    """Raises what is not the job's own failure: what the disk, or a lack of memory, does to all of them."""
     db.execute("SAVEPOINT one")
     try:
         result = job.work(db)
-    except sqlite3.OperationalError:
-        raise
-    except Exception as error:  # noqa: BLE001 - it belongs to the caller of write
+    except BaseException as error:
+        if isinstance(error, MemoryError | OSError | sqlite3.Error) and not isinstance(error, _OF_A_JOB):
+            raise
         db.execute("ROLLBACK TO one")
         db.execute("RELEASE one")
         failure = error

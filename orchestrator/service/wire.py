@@ -5,32 +5,53 @@ Replies are JSON with the wire's own spelling; keys of a document that open with
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from orchestrator.errors import BadRequest
 from orchestrator.service.store import Document, ListQuery, Page
 
 MAX_LIMIT = 5000
+#: Digits of a whole number in a query: Python takes long for many, and then refuses.
+MAX_DIGITS: Final = 18
 DEFAULT_LIMIT = 20
-#: Files are written with a JSON body of at most this many bytes; one of 100 MiB fits, whatever it is made of.
-MAX_BODY = 256 << 20
+#: Bytes of a body: of most, of those that may hold files, scripts or commands, and of one that is a file of 100 MiB,
+#: whatever it is made of.
+MAX_BODY: Final = 1 << 20
+MAX_RICH_BODY: Final = 32 << 20
+MAX_FILE_BODY: Final = 256 << 20
 MAX_DEPTH = 128
+#: Values of a body, however deep inside; and mistakes in it that are named one by one.
+MAX_VALUES: Final = 250_000
+MAX_PROBLEMS: Final = 100
+#: Values of one filter, and ids in one list: SQLite takes 32,766 in one statement.
+MAX_CHOICES: Final = 1000
+MAX_IDS: Final = 30_000
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=256)], Annotated[str, Field(max_length=4096)]], Field(max_length=128)
+]
+"""What a client may say of its own about a thing: it is shown in every list."""
+Ids = Annotated[list[str], Field(max_length=MAX_IDS)]
+Title = Annotated[str, Field(max_length=1000)]
 
 M = TypeVar("M", bound="Body")
 
 
 class Body(BaseModel):
-    """A request body. A field that was not sent is None; `given` tells it from one that was sent as null.
+    """A request body of at most `limit` bytes.
 
-    Its validator is built at its first use, in the event loop: most bodies are never sent to most services.
+    A field that was not sent is None; `given` tells it from one that was sent as null. Its validator is built at its
+    first use, in the event loop: most bodies are never sent to most services.
     """
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, defer_build=True)
+    limit: ClassVar[int] = MAX_BODY
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, defer_build=True, allow_inf_nan=False)
 
     def given(self) -> dict[str, Any]:
         """The fields that were sent with a value, by name."""
@@ -39,36 +60,52 @@ class Body(BaseModel):
 
 async def parse(request: Request, model: type[M]) -> M:
     """Read the body as `model`; an empty body is an empty object. Raises BadRequest naming each wrong key."""
-    raw = await _body(request)
+    raw = await _body(request, model.limit)
     try:
         data = orjson.loads(raw) if raw.strip() else {}
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
-    _refuse_depth(data)
+    _refuse_shape(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
+        if error.error_count() > MAX_PROBLEMS:
+            raise BadRequest(f"The body is not valid: it has {error.error_count()} mistakes.") from None
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
         raise BadRequest(f"The body is not valid: {problems}.") from None
 
 
-async def _body(request: Request, limit: int = MAX_BODY) -> bytes:
+async def _body(request: Request, limit: int) -> bytes:
     """The whole body. Raises BadRequest for one that is larger than anything a client could mean."""
-    pieces: list[bytes] = []
+    return b"".join([piece async for piece in bounded(request, limit).stream()])
+
+
+def bounded(request: Request, limit: int) -> Request:
+    """The request with a body of at most so many bytes, whatever it says itself: more raises BadRequest when read."""
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
         if size > limit:
-            raise BadRequest(f"The body is larger than {limit} bytes; large files go through upload_file.")
-        pieces.append(piece)
-    return b"".join(pieces)
+            raise BadRequest(f"The body is larger than {limit} bytes, which this route does not take.")
+        return message
+
+    return Request(request.scope, receive)
 
 
-def _refuse_depth(data: Any) -> None:
-    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of."""
-    level = [data]
+def _refuse_shape(data: Any) -> None:
+    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of.
+
+    And for so many values that to find fault with each would take as long as all other requests have patience.
+    """
+    level, room = [data], MAX_VALUES
     for _ in range(MAX_DEPTH):
         inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        room -= sum(map(len, inside))
+        if room < 0:
+            raise BadRequest(f"The body is not valid: it has more than {MAX_VALUES} values.")
         level = [each for values in inside for each in values]
         if not level:
             return
@@ -85,8 +122,8 @@ def list_query(request: Request) -> ListQuery:
     """Raises BadRequest for a limit that is not a whole number from 1 to 5000."""
     params = request.query_params
     text = params.get("limit", str(DEFAULT_LIMIT))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
-        raise BadRequest(f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {text!r}.")
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS or not 1 <= int(text) <= MAX_LIMIT:
+        raise BadRequest(f"limit: expected a whole number from 1 to {MAX_LIMIT}, got {text[:100]!r}.")
     return ListQuery(
         limit=int(text),
         starting_after=params.get("starting_after") or None,
@@ -96,8 +133,10 @@ def list_query(request: Request) -> ListQuery:
 
 
 def choice(request: Request, name: str) -> Sequence[str] | None:
-    """A filter that may be a comma list; None if it was not given."""
+    """A filter that may be a comma list; None if it was not given. Raises BadRequest for more than MAX_CHOICES."""
     values = [part for text in request.query_params.getlist(name) for part in text.split(",") if part]
+    if len(values) > MAX_CHOICES:
+        raise BadRequest(f"{name}: expected {MAX_CHOICES} values at most, got {len(values)}.")
     return values or None
 
 

@@ -28,7 +28,7 @@ DYING: Final = Path(__file__).with_name("dying.py")
 PATIENCE: Final = 120.0
 #: Seconds for what a sweep leaves behind to be gone.
 LAST_RITES: Final = 15.0
-TOKEN: Final = "a-key-for-tests"
+TOKEN: Final = "a-key-for-our-tests"
 BENCHMARK: Final = "tiny"
 #: A variable that the agent needs and has of the service, or of the sweep that starts one for itself.
 KEY: Final = {"MODEL_KEY": "a-key-for-a-model"}

@@ -23,7 +23,7 @@ PATIENCE: Final = 120.0
 LAST_RITES: Final = 15.0
 #: An environment variable that everything a desk starts inherits, down to the embedded service and host agents.
 MARK: Final = "E2E_DESK"
-KEY: Final = "a-key-for-tests"
+KEY: Final = "a-key-for-our-tests"
 STATEMENT: Final = "Make a file called done.\n"
 #: Quotes of all kinds, variables, substitutions, blanks, what ends a here-document, and no newline at the end.
 NASTY: Final = """It's "quoted" and 'quoted', costs $HOME, ${x:-1} and $(id) `id`;

@@ -55,6 +55,13 @@ def test_a_python_agent_with_a_typo_is_answered_with_the_near_name(desk: "Desk")
     assert "mine.py" in desk.refused("run", "bugfix-mini", "--agent", "mien.py:MyAgent")
 
 
+def test_a_token_that_could_be_guessed_is_refused_before_anything_is_served(served: "Desk") -> None:
+    words = ["serve", "--port", "0", "--state", "guessable"]
+    assert "at least 16" in served.refused(*words, "--token", "fifteen-letters")
+    assert "at least 16" in served.refused(*words, environment={"SWEEP_TOKEN": "fifteen-letters"})
+    assert not (served.folder / "guessable").exists()
+
+
 def test_a_glob_that_matches_nothing_is_answered_with_near_names(served: "Desk") -> None:
     assert "'ent'. Did you mean ant" in served.refused("run", "six", "--agent", "nop", "--include", "ent")
     assert "--exclude takes all" in served.refused("run", "six", "--agent", "nop", "--exclude", "*")

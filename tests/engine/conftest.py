@@ -17,6 +17,7 @@ from orchestrator.engine.limits import Limits
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping
+from orchestrator.engine.silence import Silence
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
 from orchestrator.ledger import Ledger
@@ -106,6 +107,7 @@ def _make(
         remote=Remote("0190", endpoint),
         dice=lambda: 0.5,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
+        silence=Silence(endpoint, unreachable=config.unreachable),
     )
     plan = Plan(benchmark="memory", scenarios=summaries, arms=tuple(arms), trials=config.trials)
     return Sweep(ctx=ctx, plan=plan, endpoint=endpoint, sink=sink, stopping=Stopping())

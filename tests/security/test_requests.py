@@ -94,9 +94,12 @@ async def test_what_the_service_keeps_is_for_its_owner_only(tmp_path: Path, serv
     async with client_of(service, authorization="Bearer right") as client:
         devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]
         await client.post(f"/v1/devboxes/{devbox}/execute", json={"command": "echo x", "command_id": "c"})
-    names = ("service.sqlite", "service.sqlite-wal", "output", f"output/{devbox}", "devboxes")
-    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 for name in names}
-    assert modes == dict.fromkeys(names, 0)
+        await client.post(f"/v1/devboxes/{devbox}/execute", json={"command": "echo x >&2", "command_id": "d"})
+    names = ("service.sqlite", "service.sqlite-wal", "output", f"output/{devbox}", "devboxes", "cache")
+    printed = [str(file.relative_to(tmp_path)) for file in (tmp_path / "output" / devbox).iterdir()]
+    assert len(printed) == 2
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 for name in (*names, *printed)}
+    assert set(modes.values()) == {0}, modes
 
 
 async def test_an_endless_head_is_cut_off_before_anybody_looked_at_its_token(serving: Serving) -> None:

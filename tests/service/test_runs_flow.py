@@ -91,7 +91,9 @@ def holds(file: Path, words: str) -> bool:
 
 @asynccontextmanager
 async def desk(state: Path) -> AsyncIterator[Desk]:
-    async with Service.open(state=state, benchmarks=[], isolation=Isolation.PROCESS, token=TOKEN) as service:
+    async with Service.open(
+        state=state, benchmarks=[], isolation=Isolation.PROCESS, token=TOKEN, secret_names=("PATH",)
+    ) as service:
         transport = httpx.ASGITransport(app=service.app)
         headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(

@@ -19,10 +19,10 @@ import pytest
 from anyio.abc import Process
 
 from orchestrator.errors import UsageError
-from orchestrator.service.address import Address, hold_lock
+from orchestrator.service.address import Address, hold_lock, is_loopback
 from orchestrator.service.api.activity import HEARTBEAT, Activity
 from orchestrator.service.api.sweep import proof
-from orchestrator.service.server import Isolation, is_loopback, raise_open_files, serve
+from orchestrator.service.server import Isolation, raise_open_files, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,41 @@ async def test_the_address_file_is_whole_private_and_gone_at_the_end(tmp_path: P
     assert Address.read(state) is None
 
 
+async def test_a_state_folder_is_its_owners_alone_unless_it_held_other_things_before(tmp_path: Path) -> None:
+    fresh, empty, used = tmp_path / "a" / "fresh", tmp_path / "empty", tmp_path / "used"
+    for folder in (empty, used):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (used / "letters").touch(0o644)
+    for state, mode, everybodys in ((fresh, 0o700, []), (empty, 0o700, []), (used, 0o755, ["letters"])):
+        async with serving(state):
+            assert stat.S_IMODE(state.stat().st_mode) == mode
+            assert [entry.name for entry in state.iterdir() if entry.stat().st_mode & 0o077] == everybodys
+
+
+async def test_a_state_folder_that_refuses_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "address.json").mkdir()
+    with pytest.raises(UsageError, match=f"The state folder {tmp_path} cannot be used: .*--state"):
+        await server(tmp_path)()
+
+
+async def test_a_service_whose_address_nobody_can_read_serves_all_the_same(tmp_path: Path) -> None:
+    words = ["serve", "--port", "0", "--isolation", "none", "--state", str(tmp_path)]
+    async with await anyio.open_file("/dev/full", "wb") as full:
+        started = await anyio.open_process(
+            [sys.executable, "-m", "orchestrator", *words], stdin=None, stdout=full.wrapped, stderr=full.wrapped
+        )
+    try:
+        async with client_of(await wait_for_address(tmp_path)) as client:
+            assert (await client.get("/v1/devboxes")).status_code == 200
+            started.terminate()
+            with anyio.fail_after(15):
+                assert await started.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            started.kill()
+
+
 async def test_a_second_service_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
     async with serving(tmp_path):
         with pytest.raises(UsageError, match=f"pid {os.getpid()}"):
@@ -81,8 +116,8 @@ async def test_listening_beyond_this_machine_needs_a_token_of_ones_own(tmp_path:
     with pytest.raises(UsageError, match="--token"):
         await server(tmp_path, host="0.0.0.0")()
     async with anyio.create_task_group() as tasks:
-        address = await tasks.start(server(tmp_path, host="0.0.0.0", token="mine"))
-        assert address.token == "mine"
+        address = await tasks.start(server(tmp_path, host="0.0.0.0", token="a-token-of-my-own"))
+        assert address.token == "a-token-of-my-own"
         async with client_of(address) as client:
             assert (await client.get("/v1/sweep")).status_code == 200
         tasks.cancel_scope.cancel()

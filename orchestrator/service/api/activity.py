@@ -47,13 +47,17 @@ class Activity:
 
     def beat(self, client: str) -> None:
         """A client says that it is there."""
+        self._forget_silent()
         self._clients[client] = anyio.current_time()
 
     def others(self, client: str) -> int:
         """How many other clients have been there lately."""
+        self._forget_silent()
+        return len(self._clients.keys() - {client})
+
+    def _forget_silent(self) -> None:
         since = anyio.current_time() - HEARTBEAT
         self._clients = {name: at for name, at in self._clients.items() if at > since}
-        return len(self._clients.keys() - {client})
 
     def forget(self, client: str) -> None:
         """A client says that it goes."""

@@ -31,6 +31,8 @@ IDENTITY: Final = (
 OPEN_PATHS: Final = frozenset({"/v1/sweep/proof"})
 #: Asking these is not using the service.
 IDLE_PATHS: Final = OPEN_PATHS | {"/v1/sweep"}
+#: The extension of a scope whose `call` tells the connection that it has shown the token.
+KNOWN: Final = "sweep.known"
 _RETRY_AFTER: Final = "5"
 
 
@@ -136,6 +138,8 @@ class _Doorkeeper:
         given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")
         if not hmac.compare_digest(given, self._expected):
             return failure(401, "A bearer token of this service is needed.", {"www-authenticate": "Bearer"})
+        if connection := scope.get("extensions", {}).get(KNOWN):
+            connection["call"]()
         if self._activity.is_ending:
             return failure(503, "The service is ending.", {"retry-after": _RETRY_AFTER})
         return None

@@ -4,31 +4,36 @@ Checks of shape only: what a value means is judged where it is used, so that a s
 are refused with the same words wherever they come from.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from orchestrator.service.fleet.launch import MAX_KEEP_ALIVE
 from orchestrator.service.runs.starting import Profile, StartRequest
-from orchestrator.service.wire import Body
+from orchestrator.service.wire import MAX_RICH_BODY, Body, Ids, Metadata, Title
 
 
 class BenchmarkBody(Body):
     """To create or update a benchmark."""
 
-    name: str | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    name: Title | None = None
     attribution: str | None = None
     description: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     required_environment_variables: list[str] | None = None
     required_secret_names: list[str] | None = None
-    scenario_ids: list[str] | None = None
+    scenario_ids: Ids | None = None
 
 
 class BenchmarkScenariosBody(Body):
     """To change which scenarios a benchmark has."""
 
-    scenarios_to_add: list[str] | None = None
-    scenarios_to_remove: list[str] | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    scenarios_to_add: Ids | None = None
+    scenarios_to_remove: Ids | None = None
 
 
 class InputContextBody(Body):
@@ -50,29 +55,33 @@ class EnvironmentBody(Body):
 class ScenarioBody(Body):
     """To create or update a scenario."""
 
-    name: str | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    name: Title | None = None
     input_context: InputContextBody | None = None
     scoring_contract: ScoringContractBody | None = None
     environment_parameters: EnvironmentBody | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     reference_output: str | None = None
     required_environment_variables: list[str] | None = None
     required_secret_names: list[str] | None = None
-    scorer_timeout_sec: int | None = None
+    scorer_timeout_sec: int | None = Field(default=None, le=MAX_KEEP_ALIVE)
     validation_type: str | None = None
 
 
 class ScorerBody(Body):
     """To create or update a custom scorer."""
 
-    type: str | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    type: Title | None = None
     bash_script: str | None = None
 
 
 class NetworkPolicyBody(Body):
     """To create or update a network policy."""
 
-    name: str | None = None
+    name: Title | None = None
     description: str | None = None
     allow_all: bool | None = None
     allowed_hostnames: list[str] | None = None
@@ -102,8 +111,10 @@ class RunProfileBody(Body):
 
 
 class _StartBody(Body):
-    metadata: dict[str, str] | None = None
-    run_name: str | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    metadata: Metadata | None = None
+    run_name: Title | None = None
     run_profile: RunProfileBody | None = Field(default=None, alias="runProfile")
 
     def request_for(self, definition_id: str, benchmark_run_id: str | None = None) -> StartRequest:
@@ -134,4 +145,4 @@ class StartScenarioRunBody(_StartBody):
 class ClientBody(Body):
     """Who speaks: an id that a client of ours chose for itself."""
 
-    client: str = ""
+    client: str = Field(default="", max_length=200)

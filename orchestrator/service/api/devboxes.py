@@ -3,7 +3,7 @@
 What other devbox services offer and this one does not is answered by name, so that nobody searches for a typing error.
 """
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import Field
 from starlette.requests import Request
@@ -18,7 +18,18 @@ from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.fleet.requests import DevboxRequest, check_variables, mounted_files, mounted_install
 from orchestrator.service.fleet.states import Status
-from orchestrator.service.wire import Body, choice, list_query, parse, reply, reply_page, request_key
+from orchestrator.service.wire import (
+    MAX_RICH_BODY,
+    Body,
+    Metadata,
+    Title,
+    choice,
+    list_query,
+    parse,
+    reply,
+    reply_page,
+    request_key,
+)
 
 MAX_HOLD: Final = 30.0
 DEFAULT_HOLD: Final = 10.0
@@ -44,8 +55,10 @@ UNSUPPORTED: Final = (
 
 
 class _CreateBody(Body):
-    name: str | None = None
-    metadata: dict[str, str] | None = None
+    limit: ClassVar[int] = MAX_RICH_BODY
+
+    name: Title | None = None
+    metadata: Metadata | None = None
     environment_variables: dict[str, str] | None = None
     launch_parameters: dict[str, Any] | None = None
     file_mounts: dict[str, str] | None = None
@@ -63,8 +76,8 @@ class _CreateBody(Body):
 
 
 class _UpdateBody(Body):
-    name: str | None = None
-    metadata: dict[str, str] | None = None
+    name: Title | None = None
+    metadata: Metadata | None = None
 
 
 class _WaitBody(Body):

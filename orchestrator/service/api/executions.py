@@ -1,7 +1,7 @@
 """Routes of commands in devboxes: start, wait, kill, speak to, and follow what they print."""
 
 from collections.abc import AsyncIterator
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import orjson
 from pydantic import Field
@@ -13,7 +13,7 @@ from orchestrator.errors import BadRequest, WaitExpired
 from orchestrator.service.api.connection import hold_time, while_connected
 from orchestrator.service.fleet.executions import DEFAULT_LINES, Chunk, CommandRequest, Executions
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.wire import Body, parse, reply, request_key
+from orchestrator.service.wire import MAX_DIGITS, MAX_RICH_BODY, Body, parse, reply, request_key
 
 MAX_HOLD: Final = 25.0
 #: The deprecated call waits this long; its clients give up at 600 s.
@@ -24,12 +24,14 @@ _EXECUTION: Final = "/v1/devboxes/{id}/executions/{execution_id}"
 
 
 class _AsyncBody(Body):
+    limit: ClassVar[int] = MAX_RICH_BODY
     command: str
     shell_name: str | None = None
     attach_stdin: bool | None = None
 
 
 class _ExecuteBody(Body):
+    limit: ClassVar[int] = MAX_RICH_BODY
     command: str
     command_id: str = Field(min_length=1, max_length=200)
     optimistic_timeout: float | None = None
@@ -43,6 +45,7 @@ class _WaitBody(Body):
 
 
 class _InputBody(Body):
+    limit: ClassVar[int] = MAX_RICH_BODY
     text: str | None = None
     signal: Literal["EOF", "INTERRUPT"] | None = None
 
@@ -159,6 +162,6 @@ def _lines(request: Request) -> int:
 def _number(request: Request, name: str, default: int) -> int:
     """Raises BadRequest for a query parameter that is not a whole number of at least 0."""
     text = request.query_params.get(name) or str(default)
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequest(f"{name}: expected a whole number of at least 0, got {text!r}.")
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
+        raise BadRequest(f"{name}: expected a whole number of at least 0, got {text[:100]!r}.")
     return int(text)

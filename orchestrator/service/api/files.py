@@ -1,24 +1,29 @@
 """Routes of files in devboxes. A relative path starts at the home of the devbox's user, as published."""
 
 import math
-from typing import Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar, Final
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from orchestrator.errors import BadRequest
+from orchestrator.errors import BadRequest, Unwritable
 from orchestrator.service.api.connection import while_connected
 from orchestrator.service.devboxes.commands import read_file, write_file
 from orchestrator.service.fleet.boot import in_home
 from orchestrator.service.fleet.download import Download
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.wire import Body, parse, reply
+from orchestrator.service.wire import MAX_FILE_BODY, Body, bounded, parse, reply
 
 #: Larger files are for download_file, says the published API.
 MAX_TEXT: Final = 100 << 20
+#: What a devbox of the usual size has room for.
+MAX_UPLOAD: Final = 4 << 30
+_MAX_FIELDS: Final = 16
 
 
 class _ReadBody(Body):
@@ -26,6 +31,8 @@ class _ReadBody(Body):
 
 
 class _WriteBody(Body):
+    limit: ClassVar[int] = MAX_FILE_BODY
+
     file_path: str
     contents: str
 
@@ -67,7 +74,9 @@ class _Files:
         return reply({"devbox_id": request.path_params["id"], "exit_status": 0, "stdout": "", "stderr": ""})
 
     async def upload(self, request: Request) -> Response:
-        async with request.form() as form:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise BadRequest("The body is not valid: expected multipart/form-data.")
+        async with _form(bounded(request, MAX_UPLOAD)) as form:
             path, file = form.get("path"), form.get("file")
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
@@ -101,6 +110,19 @@ class _Sent(StreamingResponse):
                 await super().__call__(scope, receive, send)
         finally:
             await self._opened.close()
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """The form of a request, its files on our disk meanwhile. Raises Unwritable where that is full."""
+    try:
+        form = await request.form(max_files=1, max_fields=_MAX_FIELDS)
+    except OSError as error:
+        raise Unwritable(f"The file cannot be kept on its way to the devbox: {error}") from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _path(path: str, key: str) -> str:

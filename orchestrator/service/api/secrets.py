@@ -1,10 +1,9 @@
 """The secrets that this service keeps, by name: variables of its own environment that its owner gave out.
 
-A run profile may name any variable of the service's environment; only those given out are listed, so that nobody's
-whole environment can be read off by asking.
+These are what a run profile may name; of the rest of its environment the service gives away neither value nor name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 from starlette.requests import Request
@@ -16,7 +15,7 @@ from orchestrator.service.wire import list_query, reply_page
 
 
 class Secrets:
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         since = now_ms()
         self._items = [
             {

@@ -7,10 +7,15 @@ Whether more follows is judged by names too: the last page may turn out empty wh
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import orjson
 
 from orchestrator.errors import NotFound
-from orchestrator.service.store import Document, Filters, ListQuery, Page, Store, Table
+from orchestrator.service.store import MAX_PAGE, Document, Filters, ListQuery, Page, Store, Table
+
+#: Documents read at a time: a step may be larger than a page, a page of large ones is not.
+_STEP: Final = 100
 
 Read = Callable[[Sequence[str]], Awaitable[list[Document]]]
 """Ids to documents, in that order; those that cannot be read are left out."""
@@ -78,11 +83,14 @@ class Seam(Generic[N]):
 
 
 async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Document], Sequence[str]]:
-    """Read documents in the order of `ids` until there are `count`: them, and the ids that were not looked at."""
+    """Read documents in the order of `ids` until there are `count`, or enough for a page: them, and the ids left."""
     items: list[Document] = []
-    while ids and len(items) < count:
-        wanted = count - len(items)
-        items += await read(ids[:wanted])
+    room = MAX_PAGE
+    while ids and len(items) < count and room > 0:
+        wanted = min(count - len(items), _STEP)
+        found = await read(ids[:wanted])
+        room -= sum(len(orjson.dumps(document)) for document in found)
+        items += found
         ids = ids[wanted:]
     return items, ids
 

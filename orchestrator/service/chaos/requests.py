@@ -39,7 +39,7 @@ class Droppable(BoundedHeads):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {_CONNECTION: {"close": self.transport.close}}
+        self.scope["extensions"] |= {_CONNECTION: {"close": self.transport.close}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Executions:
             if doc["status"] == "queued":
                 EXECUTIONS.put(db, doc | {"status": "running"})
 
-        await self._store.write(change)
+        await insist(partial(self._store.write, change))
         self._changes.announce((execution.id, "status"))
 
     async def _record_end(self, execution: Execution, ending: Ending) -> None:
@@ -268,7 +268,7 @@ class Executions:
 
     async def forget(self, devbox_id: str) -> None:
         """Remove what the commands of a devbox printed, once all of them have ended: it may have secrets in it."""
-        docs = await self._store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox_id}))
+        docs = await insist(lambda: self._store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox_id})))
         for execution in [self._live[doc["id"]] for doc in docs if doc["id"] in self._live]:
             await execution.done.wait()
         remove = partial(shutil.rmtree, self._output / devbox_id, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from orchestrator.service.fleet.spool import STREAMS, make_private, read_tail, spool_path
+from orchestrator.service.fleet.spool import STREAMS, append, read_tail, spool_path
 from orchestrator.service.store import Document
 
 MAX_ENTRIES: Final = 10_000
@@ -30,10 +30,7 @@ def setup_path(output: Path, devbox_id: str) -> Path:
 
 def append_setup(output: Path, devbox_id: str, entries: Iterable[Document]) -> None:
     """Blocking."""
-    path = setup_path(output, devbox_id)
-    make_private(path.parent)
-    with path.open("ab") as file:
-        file.writelines(orjson.dumps(one) + b"\n" for one in entries)
+    append(setup_path(output, devbox_id), b"".join(orjson.dumps(one) + b"\n" for one in entries))
 
 
 def read_setup(output: Path, devbox_id: str) -> list[Document]:

@@ -4,6 +4,7 @@ Each write opens the file anew, in a thread: a service with hundreds of commands
 and while one write is under way the next bytes gather in the pipe, so that a flood is written in large pieces.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Spool:
             self.is_cut = True
             kept += f"\n[the output beyond {self._limit} bytes was not kept]\n".encode()
         try:
-            await anyio.to_thread.run_sync(_append, self._path, kept)
+            await anyio.to_thread.run_sync(append, self._path, kept)
         except OSError as error:
             self.is_cut = True
             structlog.get_logger().warning("output.unwritable", path=str(self._path), error=str(error))
@@ -57,9 +58,10 @@ def make_private(folder: Path) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _append(path: Path, data: bytes) -> None:
+def append(path: Path, data: bytes) -> None:
+    """Add to a file in the folder of a devbox's output, both for their owner only. Blocking."""
     make_private(path.parent)
-    with path.open("ab") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as file:
         file.write(data)
 
 

@@ -1,7 +1,8 @@
 """What a run starts with: the client's run profile, checked against what the scenario or benchmark requires.
 
-A secret in a run profile is the name of an environment variable of the service's own process: the service has no
-account to keep secrets in, and its values must reach the devbox without passing through the wire or the database.
+A secret in a run profile is the name of an environment variable of the service's own process, one that its owner gave
+out: the service has no account to keep secrets in, and its values must reach the devbox without passing through the
+wire or the database. Whatever else is in that environment is nobody's but its owner's.
 """
 
 import posixpath
@@ -107,8 +108,8 @@ def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
     unknown = sorted({name for name in profile.secrets.values() if name not in known})
     if unknown:
         raise BadRequest(
-            f"runProfile.secrets: the service has no secret named {', '.join(unknown)}; "
-            "start it with an environment variable of that name, or send the value in runProfile.envVars."
+            f"runProfile.secrets: the service keeps no secret named {', '.join(unknown)}; start it with "
+            f"`sweep serve --secret {unknown[0]}`, or send the value in runProfile.envVars."
         )
     return {variable: known[name] for variable, name in profile.secrets.items()}
 

@@ -1,0 +1,77 @@
+"""Time in which the endpoint does not answer is no stage's.
+
+A service that is suspended, restarted or cut off would otherwise use up the time limits of all that is in flight, and
+work would be thrown away that goes on in its devboxes meanwhile. So the deadlines of stages move while it is silent; if
+that takes too long, the sweep stops, and everything is as it was for whoever resumes it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from orchestrator.errors import WorldError
+from orchestrator.runloop.contract import Endpoint
+
+#: Seconds between two looks.
+LOOK_EVERY: Final = 1.0
+#: Seconds without an answer after which one is asked for, and after which the endpoint is called silent.
+ASK: Final = 5.0
+SILENT: Final = 8.0
+
+
+class Silence:
+    """`limited(seconds)` is a stage's time limit; `watch` runs meanwhile."""
+
+    def __init__(self, endpoint: Endpoint, *, unreachable: float = 1800.0) -> None:
+        self._endpoint = endpoint
+        self._unreachable = unreachable
+        self._scopes: set[anyio.CancelScope] = set()
+        self._is_asking = False
+        #: By how much the deadlines were moved for the silence that there is now.
+        self._moved = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the endpoint has not answered; 0 while it does, or nobody waits for it."""
+        silent = anyio.current_time() - self._endpoint.answered_at
+        return silent if self._scopes and silent >= SILENT else 0.0
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Raises TimeoutError after so many seconds in which the endpoint was there."""
+        with anyio.fail_after(seconds) as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    async def watch(self, give_up: Callable[[str], None]) -> None:
+        """Move the deadlines while the endpoint is silent; `give_up` is told why when it was so for too long.
+
+        Runs until it is canceled.
+        """
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await anyio.sleep(LOOK_EVERY)
+                self._look(tasks)
+                if self.seconds > self._unreachable:
+                    give_up(f"the endpoint has not answered for {self.seconds / 60:.0f} minutes. See that it is there")
+                    return
+
+    def _look(self, tasks: TaskGroup) -> None:
+        if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK:
+            self._is_asking = True
+            tasks.start_soon(self._ask)
+        moved, self._moved = self._moved, self.seconds
+        if self._moved > moved:
+            for scope in self._scopes:
+                scope.deadline += self._moved - moved
+
+    async def _ask(self) -> None:
+        with suppress(WorldError, TimeoutError), anyio.fail_after(SILENT):
+            await self._endpoint.ping()
+        self._is_asking = False

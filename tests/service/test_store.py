@@ -1,0 +1,198 @@
+"""The store's thread: nothing ends it, and whoever waits for it is told what became of his change."""
+
+import sqlite3
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from orchestrator.errors import InternalError, NotFound, Unwritable
+from orchestrator.service import store as module
+from orchestrator.service.store import DEVBOXES, ListQuery, Store
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with Store.open(tmp_path / "service.sqlite") as opened:
+        yield opened
+
+
+def insert(db: sqlite3.Connection, identity: str, **fields: Any) -> str:
+    DEVBOXES.insert(db, {"id": identity, **fields})
+    return identity
+
+
+async def ids(store: Store) -> list[str]:
+    return [doc["id"] for doc in await store.read(lambda db: DEVBOXES.select(db, {}))]
+
+
+def raising(error: BaseException) -> Callable[[sqlite3.Connection], None]:
+    def change(db: sqlite3.Connection) -> None:
+        insert(db, "undone")
+        raise error
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NotFound("x"), NotFound),
+        (ZeroDivisionError(), ZeroDivisionError),
+        (sqlite3.IntegrityError("x"), sqlite3.IntegrityError),
+        (StopIteration(), InternalError),
+        (SystemExit(1), InternalError),
+        (KeyboardInterrupt(), InternalError),
+        (sqlite3.OperationalError("database or disk is full"), Unwritable),
+        (sqlite3.DatabaseError("database disk image is malformed"), Unwritable),
+        (MemoryError(), Unwritable),
+        (OSError(5, "Input/output error"), Unwritable),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value.__name__,
+)
+async def test_a_failure_undoes_the_change_is_told_and_ends_nothing(
+    store: Store, error: BaseException, told: type[Exception]
+) -> None:
+    with anyio.fail_after(10):
+        with pytest.raises(told):
+            await store.write(raising(error))
+        assert await store.write(partial(insert, identity="kept")) == "kept"
+        assert await ids(store) == ["kept"]
+
+
+async def test_all_who_share_a_commit_that_fails_are_told_and_none_of_it_is_kept(store: Store) -> None:
+    errors: list[Exception] = []
+    begun, hold = threading.Event(), threading.Event()
+
+    def block(_: sqlite3.Connection) -> None:
+        begun.set()
+        hold.wait(10)
+
+    async def attempt(change: Callable[[sqlite3.Connection], Any]) -> None:
+        try:
+            await store.write(change)
+        except Unwritable as error:
+            errors.append(error)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(attempt, block)
+            await anyio.to_thread.run_sync(begun.wait)
+            for each in range(3):
+                tasks.start_soon(attempt, partial(insert, identity=f"in-the-batch-{each}"))
+            tasks.start_soon(attempt, raising(sqlite3.OperationalError("disk I/O error")))
+            await anyio.wait_all_tasks_blocked()
+            hold.set()
+        assert len(errors) == 4
+        assert all("disk I/O error" in str(error) for error in errors)
+        assert await ids(store) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError(), ValueError("embedded null byte")])
+async def test_a_file_that_cannot_be_opened_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failures, connect = [error], module._connect
+
+    def refuse(path: Path) -> sqlite3.Connection:
+        if failures:
+            raise failures.pop()
+        return connect(path)
+
+    async with Store.open(tmp_path / "service.sqlite") as store:
+        monkeypatch.setattr(module, "_connect", refuse)
+        with anyio.fail_after(10):
+            with pytest.raises(Unwritable):  # the file is taken for broken
+                await store.write(raising(sqlite3.DatabaseError("file is not a database")))
+            with pytest.raises(Unwritable):
+                await ids(store)
+            assert await ids(store) == []
+
+
+async def test_an_answer_that_cannot_be_given_is_one_request_s_failure(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, is_broken = module._Job.succeed, [True]
+
+    def fail_once(job: Any, result: Any) -> None:
+        if is_broken:
+            is_broken.clear()
+            raise MemoryError
+        settle(job, result)
+
+    monkeypatch.setattr(module._Job, "succeed", fail_once)
+    with anyio.fail_after(10):
+        with pytest.raises(InternalError, match="kept a change and could not say so"):
+            await store.write(partial(insert, identity="kept"))
+        assert await ids(store) == ["kept"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_thread_that_is_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a reason that nobody foresaw: those in its hands, those in the queue, and those who come later."""
+    begun, hold, told = threading.Event(), threading.Event(), list[str]()
+
+    def die(*_: Any) -> None:
+        begun.set()
+        hold.wait(10)
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(store, "_attend", die)
+
+    async def attempt() -> None:
+        with pytest.raises(Unwritable) as refusal:
+            await ids(store)
+        told.append(str(refusal.value))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(attempt)
+            await anyio.to_thread.run_sync(begun.wait)
+            for _ in range(3):
+                tasks.start_soon(attempt)
+            await anyio.wait_all_tasks_blocked()
+            hold.set()
+        await attempt()
+    assert len(told) == 5
+    assert all("no longer" in words for words in told)
+
+
+async def test_a_change_that_comes_after_the_end_is_refused_at_once(tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "service.sqlite") as store:
+        pass
+    with anyio.fail_after(10), pytest.raises(Unwritable):
+        await ids(store)
+
+
+async def test_the_file_is_its_owners_alone_though_it_was_everybodys(tmp_path: Path) -> None:
+    path = tmp_path / "service.sqlite"
+    path.touch(0o644)
+    async with Store.open(path) as store:
+        await store.write(partial(insert, identity="one"))
+        files = [path, path.with_name("service.sqlite-wal"), path.with_name("service.sqlite-shm")]
+        assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
+
+
+async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PAGE", 250)
+    for number in range(7):
+        await store.write(partial(insert, identity=f"dbx_{number}", padding="x" * 100))
+    seen, pages, after, has_more = list[str](), 0, None, True
+    while has_more:
+        query = ListQuery(limit=5000, starting_after=after)
+        page = await store.read(lambda db, query=query: DEVBOXES.page(db, {}, query))  # type: ignore[misc]
+        seen += [doc["id"] for doc in page.items]
+        pages, after, has_more = pages + 1, seen[-1], page.has_more
+        assert page.total_count == 7
+    assert seen == [f"dbx_{number}" for number in reversed(range(7))]
+    assert pages == 4
