@@ -67,11 +67,12 @@ class ScenarioSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A scenario with the texts an agent is given."""
+    """A scenario with the texts an agent is given. `digest` is as in the summary."""
 
     id: str
     name: str
     prompt: str
+    digest: str = ""
     reference_output: str | None = None
     working_directory: str | None = None
 

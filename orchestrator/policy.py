@@ -52,17 +52,21 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows this failure, and in how many seconds; whether the endpoint asked for less."""
+    """What follows this failure, and in how many seconds; whether the endpoint asked for less, and whether any other
+    trial would have met the same.
+    """
 
     action: Action
     delay: float = 0.0
     is_push_back: bool = False
+    is_everybodys: bool = False
 
 
 RULES: Final[Mapping[type[SweepError], Rule]] = {
     errors.WorldError: Rule(action=Action.NEW_ATTEMPT),
     errors.Throttled: Rule(action=Action.NEW_ATTEMPT, base=4.0, cap=300.0),
     errors.Refused: Rule(action=Action.GIVE_UP),
+    errors.Missing: Rule(action=Action.NEW_ATTEMPT),
     errors.Unauthorized: Rule(action=Action.STOP),
     errors.Conflicted: Rule(action=Action.NEW_ATTEMPT),
     errors.Interrupted: Rule(action=Action.NEW_ATTEMPT, bound="interruptions", base=0.0),
@@ -76,6 +80,7 @@ RULES: Final[Mapping[type[SweepError], Rule]] = {
 AT_START: Final[Mapping[type[SweepError], Rule]] = {
     errors.Throttled: Rule(action=Action.LATER, bound="delays", base=4.0, cap=300.0),
     errors.Unavailable: Rule(action=Action.LATER, bound="delays", base=1.0, cap=120.0),
+    errors.Missing: Rule(action=Action.LATER, bound=None),
 }
 
 
@@ -97,7 +102,12 @@ def decide(failure: SweepError, its_rule: Rule, *, tries: int, allowed: int | No
         return Decision(action=Action.GIVE_UP)
     asked = getattr(failure, "retry_after", None) or 0.0
     delay = max(asked, dice * backoff_ceiling(its_rule, tries))
-    return Decision(action=its_rule.action, delay=delay, is_push_back=isinstance(failure, errors.Throttled))
+    return Decision(
+        action=its_rule.action,
+        delay=delay,
+        is_push_back=isinstance(failure, errors.Throttled),
+        is_everybodys=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
+    )
 
 
 def backoff_ceiling(its_rule: Rule, tries: int) -> float:

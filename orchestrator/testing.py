@@ -133,6 +133,8 @@ class Script:
     dying_devboxes: int = 0
     #: Whether a repeated call has its effect again, as on an endpoint that keeps no idempotency keys.
     is_forgetful: bool = False
+    #: What scenarios have by now, by their ids.
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 #: What `DevboxWorkspace.tend` runs: nothing of it takes time here, or goes wrong.
@@ -160,6 +162,8 @@ class MemoryEndpoint:
         #: Whether nobody reaches it: every call fails and has no effect.
         self.is_gone = False
         self._answered_at = 0.0
+        #: Who is at work on which sweep.
+        self.clients: dict[str, str] = {}
         self._answers: dict[str, Any] = {}
 
     @property
@@ -178,6 +182,14 @@ class MemoryEndpoint:
     async def features(self) -> frozenset[str]:
         return frozenset()
 
+    async def at_work(self, sweep: str, client: str) -> list[str]:
+        await self._call("at_work")
+        self.clients[client] = sweep
+        return [name for name, its in self.clients.items() if its == sweep and name != client]
+
+    async def leave(self, client: str) -> None:
+        self.clients.pop(client, None)
+
     async def secret_names(self) -> frozenset[str]:
         return frozenset()
 
@@ -193,7 +205,10 @@ class MemoryEndpoint:
 
     async def scenario(self, scenario_id: str) -> Scenario:
         await self._call("scenario")
-        return Scenario(id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", reference_output="true")
+        digest = self.script.digests.get(scenario_id, "")
+        return Scenario(
+            id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", digest=digest, reference_output="true"
+        )
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
@@ -211,7 +226,7 @@ class MemoryEndpoint:
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
         await self._call("benchmark_run")
-        return self.benchmark_runs[run_id]
+        return _found(self.benchmark_runs, run_id)
 
     async def list_benchmark_runs(
         self, *, benchmark: str | None = None, state: str | None = None
@@ -225,7 +240,7 @@ class MemoryEndpoint:
 
     async def complete_benchmark_run(self, run_id: str) -> None:
         await self._call("complete_benchmark_run")
-        self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="completed")
+        self.benchmark_runs[run_id] = replace(_found(self.benchmark_runs, run_id), state="completed")
 
     async def cancel_benchmark_run(self, run_id: str) -> None:
         await self._call("cancel_benchmark_run")
@@ -247,6 +262,8 @@ class MemoryEndpoint:
     ) -> ScenarioRun:
         del name, keep_alive, needs
         await self._call("start_run")
+        if benchmark_run_id is not None:
+            _found(self.benchmark_runs, benchmark_run_id)
         if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
         number = len(self.runs) + 1
@@ -266,7 +283,7 @@ class MemoryEndpoint:
 
     async def run(self, run_id: str) -> ScenarioRun:
         await self._call("run")
-        return self.runs[run_id]
+        return _found(self.runs, run_id)
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
@@ -321,7 +338,7 @@ class MemoryEndpoint:
 
     async def devbox(self, devbox_id: str) -> Devbox:
         await self._call("devbox")
-        return self.devboxes[devbox_id]
+        return _found(self.devboxes, devbox_id)
 
     async def list_devboxes(self) -> list[Devbox]:
         await self._call("list_devboxes")
@@ -413,3 +430,9 @@ class MemoryEndpoint:
         run = self.runs[run_id]
         self.runs[run_id] = replace(run, state=state)
         self._set(run.devbox_id, "shutdown")
+
+
+def _found(things: Mapping[str, T], identity: str) -> T:
+    if identity not in things:
+        raise Missing(f"there is no {identity}")
+    return things[identity]

@@ -25,6 +25,7 @@ from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.breaker import Breaker
 from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.limits import Limits
+from orchestrator.engine.presence import Presence
 from orchestrator.engine.redact import MaskingSink, Redactor
 from orchestrator.engine.remote import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
@@ -54,6 +55,7 @@ NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
+NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
 LISTING: Final = 300.0
 #: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
@@ -184,6 +186,8 @@ async def _run(
             logs.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
+            presence = Presence(endpoint, folder.sweep)
+            await presence.claim()
             sink = MaskingSink(journal, redactor)
             ctx = _context(config, folder, plan, benchmark, arms, endpoint, sink, ledger, limits, redactor)
             state.ctx, state.journal = ctx, journal
@@ -204,8 +208,9 @@ async def _run(
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay owed.")
             try:
-                await _conduct(ctx, plan, chosen, state, progress)
+                await _conduct(ctx, plan, chosen, state, progress, presence)
             finally:
+                await presence.leave()
                 for arm in arms.values():
                     with anyio.move_on_after(5, shield=True):
                         await arm.agent.aclose()
@@ -320,17 +325,22 @@ async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
     return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
 
 
-async def _conduct(ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress) -> None:
+async def _conduct(
+    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress, presence: Presence
+) -> None:
     """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, state.stopping)
         tasks.start_soon(progress.show)
+        tasks.start_soon(presence.keep, progress.say)
         try:
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
             state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
             await run_all(ctx, state.scheduler, state.stopping)
+            if ctx.remote.refusing:
+                progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))
             state.step = "completing"
             await complete(ctx, plan, state.stopping)
         finally:

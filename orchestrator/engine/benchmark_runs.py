@@ -2,10 +2,13 @@
 completed when nothing of it will be attempted any more.
 """
 
+from contextlib import suppress
+
 import anyio
+import structlog
 
 from orchestrator.engine.sink import Sink
-from orchestrator.errors import SweepCanceled
+from orchestrator.errors import Missing, SweepCanceled
 from orchestrator.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
 from orchestrator.ledger import Ledger
 from orchestrator.model import BenchmarkRun
@@ -46,15 +49,20 @@ class BenchmarkRuns:
         """Nothing will be attempted any more: complete what is not known to have ended."""
         for (arm, number), state in list(self._ledger.benchmark_runs.items()):
             if state.run is not None and not state.is_ended:
-                await self._endpoint.complete_benchmark_run(state.run)
+                with suppress(Missing):
+                    await self._endpoint.complete_benchmark_run(state.run)
                 await self._sink.append(BenchmarkRunEnded(arm=arm, number=number, run=state.run))
 
     async def _find(self, arm: str, number: int) -> str | None:
-        """The run that the journal knows, if it is still running."""
+        """The run that the journal knows, if it is still running: the endpoint may know nothing of it any more."""
         known = self._ledger.benchmark_runs.get((arm, number))
         if known is None or known.run is None or known.is_ended:
             return None
-        run = await self._endpoint.benchmark_run(known.run)
+        try:
+            run = await self._endpoint.benchmark_run(known.run)
+        except Missing as error:
+            structlog.get_logger().warning("benchmark_run.missing", run=known.run, error=error.message)
+            return None
         if run.state == "canceled":
             raise SweepCanceled(
                 f"Benchmark run {run.id} ({arm}, trial {number}) was canceled by somebody else, so the sweep stops. "

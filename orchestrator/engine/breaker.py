@@ -7,12 +7,20 @@ none of ours is alive whose end could make room. Pure: the caller brings the tim
 from collections import Counter
 from textwrap import shorten
 
-from orchestrator.errors import AgentSetupFailed, DevboxFailed, StageTimeout, SweepError, Throttled, Unavailable
+from orchestrator.errors import (
+    AgentSetupFailed,
+    DevboxFailed,
+    Missing,
+    StageTimeout,
+    SweepError,
+    Throttled,
+    Unavailable,
+)
 from orchestrator.stages import Stage
 
 #: What is no trial's fault, by stage.
 _KINDS: dict[Stage, tuple[type[SweepError], ...]] = {
-    Stage.START: (Throttled, Unavailable, StageTimeout),
+    Stage.START: (Throttled, Unavailable, Missing, StageTimeout),
     Stage.BOOT: (DevboxFailed, AgentSetupFailed, StageTimeout),
     Stage.PREPARE: (AgentSetupFailed, StageTimeout),
 }
@@ -66,6 +74,8 @@ class Breaker:
             return None
         if is_full:
             return f"the endpoint has granted no run for {minutes:.0f} minutes: {words}. Have the quota raised"
+        if isinstance(error, Missing):
+            return f"something that trials need has been missing for {minutes:.0f} minutes: {words}. Put it back"
         return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. See that it is there"
 
 

@@ -17,7 +17,7 @@ import structlog
 from orchestrator.engine.disk import PATIENCE, persist
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import has_result, take_up
-from orchestrator.engine.steps import STEPS, Facts, gathered
+from orchestrator.engine.steps import STEPS, Facts, gathered, unchanged_scenario
 from orchestrator.engine.work import LOG, Context, Work, attempt_folder, given
 from orchestrator.errors import (
     AllowanceUsedUp,
@@ -177,6 +177,7 @@ async def _walk_boot(ctx: Context, work: Work, stage: Stage) -> None:
         run: ScenarioRun = given(work.run, "the run")
         work.run = await ctx.endpoint.run(run.id)
         if not has_result(work.run):
+            await unchanged_scenario(ctx, work)
             raise
 
 

@@ -4,7 +4,8 @@ A list may have missed what was there while its pages were read, and grows old: 
 itself before anybody believes it gone.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -19,8 +20,9 @@ from orchestrator.runloop.contract import Endpoint
 
 #: Seconds for which a list is believed.
 FRESH: Final = 60.0
-#: Seconds in which all lists must be read.
+#: Seconds in which all lists must be read, and in which one thing must end.
 _ANSWER: Final = 300.0
+_ENDING: Final = 30.0
 
 
 class Remote:
@@ -32,6 +34,8 @@ class Remote:
         self._read_at = float("-inf")
         self._runs: dict[str, ScenarioRun] = {}
         self._devboxes: dict[str, Devbox] = {}
+        #: The ids of what refused to end.
+        self.refusing: list[str] = []
 
     async def read(self, benchmark_runs: Collection[str]) -> None:
         """Read the runs of these benchmark runs, and every devbox that lives. Raises WorldError."""
@@ -67,23 +71,26 @@ class Remote:
                 owed.add((str(key), str(attempt.number)))
         for run in filter(self._is_ours, self._runs.values()):
             is_owed = (run.metadata.get("trial"), run.metadata.get("attempt")) in owed
-            boxes.add(run.devbox_id)
+            if run.state in RUN_ALIVE or is_owed:
+                boxes.add(run.devbox_id)
             if run.state in RUN_ALIVE and run.id not in known and not is_owed:
-                await self._end(sink, run.id, run.devbox_id)
+                end = self._endpoint.complete if run.state == "scored" else self._endpoint.cancel
+                await self._end(sink, partial(end, run.id), run.id, run.devbox_id)
         for devbox in filter(self._is_ours, self._devboxes.values()):
             if devbox.id not in boxes:
-                await self._end(sink, None, devbox.id)
+                await self._end(sink, partial(self._endpoint.shutdown, devbox.id), None, devbox.id)
 
     def _is_ours(self, thing: ScenarioRun | Devbox) -> bool:
         return thing.metadata.get("sweep") == self._sweep
 
-    async def _end(self, sink: Sink, run: str | None, devbox: str) -> None:
+    async def _end(self, sink: Sink, end: Callable[[], Awaitable[None]], run: str | None, devbox: str) -> None:
         log = structlog.get_logger().bind(run=run, devbox=devbox)
         await sink.append(StrayFound(run=run, devbox=devbox))
         try:
-            with anyio.fail_after(_ANSWER):
-                await (self._endpoint.cancel(run) if run else self._endpoint.shutdown(devbox))
+            with anyio.fail_after(_ENDING):
+                await end()
         except (WorldError, TimeoutError) as error:
+            self.refusing.append(run or devbox)
             log.warning("stray.not_ended", error=str(error))
         else:
             log.warning("stray.ended")

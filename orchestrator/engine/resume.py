@@ -14,7 +14,7 @@ import structlog
 
 from orchestrator.agentkit.contract import Result, Where
 from orchestrator.agentkit.process import end_process
-from orchestrator.engine.steps import open_workspace
+from orchestrator.engine.steps import open_workspace, unchanged_scenario
 from orchestrator.engine.work import Context, Work
 from orchestrator.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished
@@ -80,11 +80,12 @@ async def take_up(ctx: Context, work: Work, left: Attempt) -> Stage:
         return Stage.START
     try:
         with anyio.fail_after(_ANSWER):
-            work.run = await ctx.remote.run(left.run)
-            devbox = await ctx.remote.devbox(work.run.devbox_id)
-            work.scenario = await ctx.endpoint.scenario(work.key.scenario)
-    except Missing as error:
-        raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
+            try:
+                work.run = await ctx.remote.run(left.run)
+                devbox = await ctx.remote.devbox(work.run.devbox_id)
+            except Missing as error:
+                raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
+            work.scenario = await unchanged_scenario(ctx, work)
     except TimeoutError:
         raise Unavailable(f"the endpoint did not say in {_ANSWER:g} s what became of the attempt") from None
     work.benchmark_run = work.run.benchmark_run_id

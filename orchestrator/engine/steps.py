@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
+import anyio
 import structlog
 
 from orchestrator.agentkit.contract import Agent, Result, Task
@@ -23,8 +24,11 @@ from orchestrator.errors import (
     Conflicted,
     DevboxLost,
     Interrupted,
+    Missing,
     RunLost,
     ScoringFault,
+    SweepHalted,
+    Unavailable,
     WorldError,
 )
 from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
@@ -38,7 +42,7 @@ Step = Callable[[Context, Work], Awaitable[Facts]]
 
 async def start(ctx: Context, work: Work) -> Facts:
     """Ask for the scenario run; its id and its devbox's are durable before anything is done in that devbox."""
-    work.scenario = await ctx.endpoint.scenario(work.key.scenario)
+    work.scenario = await unchanged_scenario(ctx, work)
     if ctx.benchmark_runs is not None:
         work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
     work.run = (await _find_run(ctx, work) if work.is_again else None) or await _start_run(ctx, work)
@@ -48,6 +52,17 @@ async def start(ctx: Context, work: Work) -> Facts:
     if work.run.state not in RUN_ALIVE | RUN_RESULT:
         raise Interrupted(f"run {work.run.id}, which this attempt had started before, is {work.run.state}")
     return {}
+
+
+async def unchanged_scenario(ctx: Context, work: Work) -> Scenario:
+    """The scenario as it is. Raises SweepHalted if it is not what the sweep began with: results would not compare."""
+    scenario = await ctx.endpoint.scenario(work.key.scenario)
+    if scenario.digest and work.summary.digest and scenario.digest != work.summary.digest:
+        raise SweepHalted(
+            f"scenario {scenario.name} was changed while the sweep ran, and its results would be of two kinds. "
+            "Put it back as it was, or give another --name to start a sweep of its own"
+        )
+    return scenario
 
 
 async def _find_run(ctx: Context, work: Work) -> ScenarioRun | None:
@@ -72,7 +87,7 @@ async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
                 needs=needs_of(ctx.config, work.arm.agent),
                 key=work.idempotency_key("start"),
             )
-        except Conflicted:
+        except (Conflicted, Missing):
             if ctx.benchmark_runs is None or work.benchmark_run is None:
                 raise
             following = await ctx.benchmark_runs.following(work.key.arm, work.key.number, work.benchmark_run)
@@ -177,6 +192,8 @@ async def score(ctx: Context, work: Work) -> Facts:
     for scorer in scored.scorers:
         log = f"scorers/{path_part(scorer.name)}.log"
         await work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
+    if scored.state == "failed":
+        await unchanged_scenario(ctx, work)
     if words := _faults(scored):
         raise ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
@@ -200,10 +217,15 @@ async def _ask_for_score(ctx: Context, work: Work, run: ScenarioRun) -> None:
 
 
 async def release(ctx: Context, work: Work) -> Facts:
-    """Complete a scored run, cancel any other; the devbox goes with it."""
+    """Complete a scored run, cancel any other; the devbox goes with it, or by itself where that gets no answer."""
     run = work.run or await _find_run(ctx, work)
-    if run is not None:
-        await (ctx.endpoint.complete if run.state in RUN_RESULT else ctx.endpoint.cancel)(run.id)
+    if run is None:
+        return {}
+    try:
+        with anyio.fail_after(ctx.config.timeouts.release / 2):
+            await (ctx.endpoint.complete if run.state in RUN_RESULT else ctx.endpoint.cancel)(run.id)
+    except (Unavailable, TimeoutError):
+        await ctx.endpoint.shutdown(run.devbox_id)
     return {}
 
 

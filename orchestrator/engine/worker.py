@@ -11,7 +11,6 @@ from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.work import Context
 from orchestrator.errors import InternalError, SweepError, SweepHalted
 from orchestrator.model import TrialKey
-from orchestrator.policy import Action
 
 
 async def serve(
@@ -53,7 +52,7 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
         return
     if decision.is_push_back:
         ctx.limits.push_back()
-    again = scheduler.put_off if decision.action is Action.LATER else scheduler.retry
+    again = scheduler.put_off if decision.is_everybodys else scheduler.retry
     again(key, decision.delay)
 
 

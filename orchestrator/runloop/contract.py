@@ -40,6 +40,14 @@ class Endpoint(Protocol):
     async def features(self) -> frozenset[str]:
         """What it can do beside the published protocol, such as `installs`; nothing, for one that is not ours."""
 
+    async def at_work(self, sweep: str, client: str) -> list[str]:
+        """Say that this client is at work on a sweep; returns the others that said so lately, none where the endpoint
+        does not know.
+        """
+
+    async def leave(self, client: str) -> None:
+        """Say that this client is at work no more."""
+
     async def secret_names(self) -> frozenset[str]:
         """The secrets that it keeps for us, by name; none where it keeps none."""
 

@@ -133,6 +133,21 @@ class Gateway:
         except TimeoutError:
             raise Unavailable(f"{self._url} did not say in {_GREETING:g} s what it can do") from None
 
+    async def at_work(self, sweep: str, client: str) -> list[str]:
+        try:
+            return await self._ask(
+                "saying who is at work", partial(self._say, "heartbeat", client, sweep), views.at_work
+            )
+        except Missing:
+            return []
+
+    async def leave(self, client: str) -> None:
+        await self._ask("saying who leaves", partial(self._say, "goodbye", client), views.receipt)
+
+    async def _say(self, verb: str, client: str, sweep: str = "") -> dict[str, Any]:
+        body = {"client": client, "sweep": sweep}
+        return await self._client.post(f"/v1/sweep/{verb}", body=body, cast_to=dict[str, Any])
+
     async def secret_names(self) -> frozenset[str]:
         try:
             return await self._ask(

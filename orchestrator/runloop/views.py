@@ -133,6 +133,7 @@ def scenario(view: ScenarioView) -> Scenario:
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
+        digest=(view.metadata or {}).get("digest", ""),
         reference_output=view.reference_output,
         working_directory=view.environment.working_directory if view.environment else None,
     )
@@ -187,6 +188,10 @@ def run(view: ScenarioRunView) -> ScenarioRun:
 
 def features(view: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(str, view["features"]))
+
+
+def at_work(view: Mapping[str, Any]) -> list[str]:
+    return list(map(str, view["at_work"]))
 
 
 def secret_names(view: SecretListView) -> frozenset[str]:

@@ -280,9 +280,7 @@ async def serve(
                         secret_names=secret_names,
                     ) as service,
                 ):
-                    names = Names(
-                        host=host, port=listener.getsockname()[1], others=frozenset(map(str.lower, allowed_hosts))
-                    )
+                    names = Names(host=host, others=frozenset(map(str.lower, allowed_hosts)))
                     http.answer(Gate(service.app, names), BoundedHeads if chaos is None else Droppable)
                     address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)

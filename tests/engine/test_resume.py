@@ -177,7 +177,9 @@ def test_interruptions_use_up_no_attempt_but_have_a_limit_of_their_own(make_swee
 def test_a_release_that_failed_is_made_good_before_the_end_or_by_the_next_process(
     make_sweep: MakeSweep, refusals: int
 ) -> None:
-    script = Script(failing_boots=1, faults={"cancel": [Unavailable("down")] * refusals})
+    script = Script(
+        failing_boots=1, faults={"cancel": [Unavailable("down")] * refusals, "shutdown": [Unavailable("down")]}
+    )
     sweep = make_sweep(scenarios=1, script=script).run()
     assert len(sweep.ledger.unreleased()) == refusals - 1
     make_sweep(scenarios=1, endpoint=sweep.endpoint, ledger=sweep.ledger).run()

@@ -268,10 +268,11 @@ async def test_a_page_that_takes_our_address_for_its_own_learns_nothing(serving:
     """Its name may mean this machine by now, but it is in the request."""
     async with serving() as (address, _):
         port = host_of(address).partition(":")[2]
-        for host in (host_of(address), f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", f"127.8.8.8:{port}"):
+        tunneled = ("localhost:9000", "127.0.0.1")
+        for host in (host_of(address), f"LOCALHOST:{port}", f"[::1]:{port}", f"127.8.8.8:{port}", *tunneled):
             assert (await ask(address, request(address, f"host: {host}")))[0] == 200, host
         for host in (
-            *(f"evil.example:{port}", "evil.example", "127.0.0.1", "127.0.0.1:1", f"127.0.0.1.evil.example:{port}"),
+            *(f"evil.example:{port}", "evil.example", "127.0.0.1:0", f"127.0.0.1.evil.example:{port}"),
             *(f"user@127.0.0.1:{port}", f"127.0.0.1:{port}, evil.example", f"10.0.0.1:{port}", "", "[::1", "x:y"),
         ):
             for path in ("/v1/sweep/proof?nonce=n", "/v1/devboxes", "/v1/nothing"):
@@ -314,9 +315,7 @@ async def test_a_page_of_somebody_else_is_not_answered_whatever_it_knows(serving
     ],
 )
 def test_the_names_that_a_service_answers_to(bound: str, header: str, is_known: bool) -> None:  # noqa: FBT001
-    names = Names(
-        host=bound, port=8700, others=frozenset({"proxy.example"}), machine=frozenset({"box", "box.our.example"})
-    )
+    names = Names(host=bound, others=frozenset({"proxy.example"}), machine=frozenset({"box", "box.our.example"}))
     assert names.include(header) is is_known
 
 

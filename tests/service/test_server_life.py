@@ -160,7 +160,9 @@ async def test_a_client_without_sign_of_life_is_forgotten() -> None:
     activity.beat("a")
     activity.beat("b")
     assert activity.others("a") == 1
-    activity._clients["b"] -= HEARTBEAT + 1
+    assert activity.beat("a", "0190") == activity.beat("b", "0191") == []
+    assert activity.beat("b", "0190") == ["a"]
+    activity._clients["b"] = (anyio.current_time() - HEARTBEAT - 1, "")
     assert activity.others("a") == 0
 
 

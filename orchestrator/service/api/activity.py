@@ -18,7 +18,8 @@ class Activity:
         self._deciding: anyio.Event | None = None
         self.requests = 0
         self._last = anyio.current_time()
-        self._clients: dict[str, float] = {}
+        #: When each client was there last, and the sweep that it is at work on.
+        self._clients: dict[str, tuple[float, str]] = {}
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
@@ -45,10 +46,11 @@ class Activity:
             self.requests -= 1
             self._last = anyio.current_time()
 
-    def beat(self, client: str) -> None:
-        """A client says that it is there."""
+    def beat(self, client: str, sweep: str = "") -> list[str]:
+        """A client says that it is there; returns the other clients that are at work on the same sweep."""
         self._forget_silent()
-        self._clients[client] = anyio.current_time()
+        self._clients[client] = (anyio.current_time(), sweep)
+        return [name for name, (_, its) in self._clients.items() if sweep and its == sweep and name != client]
 
     def others(self, client: str) -> int:
         """How many other clients have been there lately."""
@@ -57,7 +59,7 @@ class Activity:
 
     def _forget_silent(self) -> None:
         since = anyio.current_time() - HEARTBEAT
-        self._clients = {name: at for name, at in self._clients.items() if at > since}
+        self._clients = {name: (at, sweep) for name, (at, sweep) in self._clients.items() if at > since}
 
     def forget(self, client: str) -> None:
         """A client says that it goes."""

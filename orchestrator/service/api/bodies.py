@@ -143,6 +143,7 @@ class StartScenarioRunBody(_StartBody):
 
 
 class ClientBody(Body):
-    """Who speaks: an id that a client of ours chose for itself."""
+    """Who speaks: an id that a client of ours chose for itself, and the sweep that it is at work on, if any."""
 
     client: str = Field(default="", max_length=200)
+    sweep: str = Field(default="", max_length=200)

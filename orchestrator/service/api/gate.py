@@ -9,7 +9,6 @@ without `Host` is no browser's.
 import ipaddress
 import socket
 from dataclasses import dataclass, field
-from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -19,32 +18,30 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.service.address import is_loopback
 from orchestrator.service.api.app import failure
 
-_HTTP: Final = 80
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """The names that a service answers to which listens on `host` and `port`; `others` are its owner's, on any port.
+    """The names that a service answers to which listens on `host`; `others` are its owner's.
 
-    On loopback these are loopback's, with the port. Elsewhere they are `host`, this machine's name, any address and any
-    name without a dot, on any port, for containers map ports and give such names: no page comes from either.
+    On loopback these are loopback's. Elsewhere they are `host`, this machine's name, any address and any name without a
+    dot, for containers give such names: no page comes from either. The port may be any: tunnels and containers map it,
+    and no page chooses the name by it.
     """
 
     host: str
-    port: int
     others: frozenset[str] = frozenset()
     machine: frozenset[str] = field(default_factory=lambda: frozenset({socket.gethostname(), socket.getfqdn()}))
 
     def include(self, header: str) -> bool:
         """Whether a Host header has one of them."""
         try:
-            name, port = _parse(header)
+            name = _parse(header)
         except ValueError:
             return False
         if name in self.others:
             return True
         if is_loopback(self.host):
-            return is_loopback(name) and port == self.port
+            return is_loopback(name)
         return _is_address(name) or "." not in name or name in {self.host.lower(), *map(str.lower, self.machine)}
 
 
@@ -74,14 +71,14 @@ class Gate:
         return None
 
 
-def _parse(header: str) -> tuple[str, int]:
-    """Name and port of a Host header. Raises ValueError."""
+def _parse(header: str) -> str:
+    """The name in a Host header. Raises ValueError, also for what is no port."""
     if not header.isprintable() or set(header) & set("@/?#\\, "):
         raise ValueError(header)
     found = urlsplit(f"//{header}")
-    if not found.hostname:
+    if not found.hostname or found.port == 0:
         raise ValueError(header)
-    return found.hostname.rstrip("."), found.port or _HTTP
+    return found.hostname.rstrip(".")
 
 
 def _is_address(name: str) -> bool:

@@ -75,8 +75,8 @@ class Sweep:
         return reply({"instance": self._facts.instance, "proof": proof(self._token, nonce)})
 
     async def beat(self, request: Request) -> Response:
-        self._activity.beat((await parse(request, ClientBody)).client)
-        return reply({})
+        body = await parse(request, ClientBody)
+        return reply({"at_work": self._activity.beat(body.client, body.sweep)})
 
     async def part(self, request: Request) -> Response:
         """A client goes without asking the service to end."""
