@@ -49,7 +49,7 @@ class Judge:
 
     def look_at(self, world: World) -> None:
         """Judge the world's sweep, which has ended."""
-        results = read_results(world.run_folder)
+        results = read_results(world.run_folder) if world.done else []
         trials = Counter(trial_of(result) for result in results)
         self.counts["trials"] += world.trials
         self.counts["attempts"] += sum(len(result["attempts"]) for result in results)
@@ -57,7 +57,8 @@ class Judge:
         self.counts["results lost"] += world.trials - len(trials)
         for result in results:
             self._look_at_result(world.run_folder, result)
-        self._look_at_service(world)
+        if world.journal:
+            self._look_at_service(world)
         wait_until(lambda: not world.processes())
         for words in world.processes():
             self._find("devboxes leaked" if any(word in words for word in _DEVBOX) else "processes left", words)
