@@ -15,7 +15,7 @@ def test_a_sweep_whose_journal_is_on_a_slow_disk_ends_as_on_a_quick_one(night: N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["solve", "score", "release"])
+@pytest.mark.parametrize("stage", ["solve", "release"])
 def test_a_sync_of_five_seconds_costs_time_only(night: Night, stage: str) -> None:
     night.start()
     night.comes_to(stage)

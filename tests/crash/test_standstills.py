@@ -18,7 +18,7 @@ LIMITS: Final = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["boot", "solve", "score"])
+@pytest.mark.parametrize("stage", ["solve", "score"])
 @pytest.mark.parametrize("victim", ["sweep", "service"])
 def test_a_process_that_stands_still_for_longer_than_a_stage_may_take_costs_time_only(
     night: Night, victim: str, stage: str
