@@ -56,13 +56,17 @@ class TrialKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioSummary:
-    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown."""
+    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown.
+
+    `network` is what the scenario lets its devbox reach, `internet` meaning every public host.
+    """
 
     id: str
     name: str
     digest: str = ""
     agent_timeout: float | None = None
     scorer_timeout: float | None = None
+    network: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +157,14 @@ class Install:
 
     `prefix` is absolute in the devbox, and the script's $SWEEP_AGENT_PREFIX. Two with one `key` have the same result in
     the same environment, so an endpoint may run the script once and show what it made, read-only, to every devbox.
+    `hosts` are what the script may reach beside the package indexes of whoever runs it.
     """
 
     key: str
     script: str
     prefix: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

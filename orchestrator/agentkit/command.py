@@ -63,6 +63,7 @@ class CommandAgent:
             script=self.definition.install,
             prefix=prefix,
             environment=environment,
+            hosts=self.hosts,
         )
 
     @property

@@ -42,8 +42,9 @@ echo "I have $(wc -c <"$SWEEP_PROBLEM_FILE") bytes to read and do nothing yet."
 # Which version of it; `--agent {name}@2.0` overrides it, and the scripts see $SWEEP_AGENT_VERSION.
 # version = "1.0.0"
 
-# Puts all that it needs below $SWEEP_AGENT_PREFIX, whose bin is on PATH in `run`. It has a network and must do no harm
-# when it runs again. It sees nothing of [env] but `set`, for what it makes may be shared by many devboxes.
+# Puts all that it needs below $SWEEP_AGENT_PREFIX, whose bin is on PATH in `run`. It reaches your package indexes and
+# what [network] names, and must do no harm when it runs again. It sees nothing of [env] but `set`, for what it makes
+# may be shared by many devboxes.
 # install = \'\'\'mkdir -p "$SWEEP_AGENT_PREFIX/bin"\'\'\'
 
 # Seconds, where neither the command line nor the scenario says.

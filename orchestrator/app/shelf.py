@@ -57,4 +57,5 @@ def _summary(document: dict[str, Any]) -> ScenarioSummary:
         digest=document["metadata"]["digest"],
         agent_timeout=float(agent) if agent else None,
         scorer_timeout=float(scorer) if scorer else None,
+        network=tuple(filter(None, document["metadata"].get("reaches", "").split(","))),
     )

@@ -13,10 +13,10 @@ from orchestrator import events
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.app.places import find_benchmark, open_endpoint, where
 from orchestrator.app.sweeps import (
-    OPEN_NETWORK,
     TOO_SHORT,
     check_needs,
     load_arms,
+    network_notices,
     redactor_of,
     secrets_of,
     supply_arms,
@@ -76,8 +76,8 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         arms = await supply_arms(arms, endpoint)
         summary = _choose(scenario, await endpoint.summaries(benchmark))
         await check_needs(config, arms, endpoint)
-        if config.network == "host":
-            out.print(OPEN_NETWORK, markup=False)
+        for notice in network_notices(config, [summary]):
+            out.print(notice, markup=False)
         if redactor.unmasked:
             out.print(TOO_SHORT.format(", ".join(redactor.unmasked)), markup=False)
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"

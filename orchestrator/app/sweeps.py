@@ -41,11 +41,12 @@ from orchestrator.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
-from orchestrator.model import Benchmark, TrialKey
+from orchestrator.model import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan, select
 from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import Endpoint
 from orchestrator.view.progress import Progress, Style, leave_screen, tell_slow_phases
+from orchestrator.view.report import printable
 
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
@@ -54,6 +55,12 @@ NOTHING_AGAIN: Final = Again()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
+#: How a scenario's network says that every public host may be reached.
+INTERNET: Final = "internet"
+PUBLIC_NETWORK: Final = "By their own word, these scenarios have the internet: {}. `--network none` closes it."
+NAMED_HOSTS: Final = "By their own word, these scenarios reach hosts that they name: {}. `--network none` closes that."
+#: Scenarios that a notice names.
+SHOWN: Final = 12
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
@@ -202,7 +209,7 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            for notice in _notices(config, arms, redactor):
+            for notice in (*_notices(config, arms, redactor), *network_notices(config, plan.scenarios)):
                 progress.say(notice)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
@@ -221,13 +228,29 @@ async def _run(
 
 def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor) -> Iterator[str]:
     """What is better known before the night than after it."""
-    if config.network == "host":
-        yield OPEN_NETWORK
     if redactor.unmasked:
         yield TOO_SHORT.format(", ".join(redactor.unmasked))
     limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
     if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
         yield UNCOUNTED.format(", ".join(silent))
+
+
+def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """What devboxes reach by the word of others than their agents."""
+    if config.network == "host":
+        yield OPEN_NETWORK
+    if config.network != "agent":
+        return
+    if public := [each.name for each in scenarios if INTERNET in each.network]:
+        yield PUBLIC_NETWORK.format(_named(public))
+    hosts = {each.name: ", ".join(host for host in each.network if host != INTERNET) for each in scenarios}
+    if naming := [f"{name} ({reached})" for name, reached in hosts.items() if reached]:
+        yield NAMED_HOSTS.format(_named(naming))
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return printable(f"{', '.join(names[:SHOWN])}{more}")
 
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:

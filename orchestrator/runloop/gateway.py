@@ -370,7 +370,8 @@ class Gateway:
         if needs.secrets:
             profile["secrets"] = dict(needs.secrets)
         if needs.install is not None and "installs" in await self.features():
-            mount: Any = {"type": "install_mount", **asdict(needs.install)}  # the client's types know none of ours
+            asked = {name: value for name, value in asdict(needs.install).items() if value}
+            mount: Any = {"type": "install_mount", **asked}  # the client's types know none of ours
             profile["mounts"] = [mount]
         return profile
 

@@ -147,6 +147,7 @@ def summary(view: ScenarioView) -> ScenarioSummary:
         digest=metadata.get("digest", ""),
         agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
         scorer_timeout=_seconds(view.scorer_timeout_sec),
+        network=tuple(filter(None, metadata.get("reaches", "").split(","))),
     )
 
 

@@ -99,3 +99,30 @@ def test_hosts_of_a_scenario_are_added_to_the_agents(curious: "Desk", ports: lis
         task.write(f'[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["localhost:{ports[1]}"]\n')
     seen, _ = greeted(curious)
     assert all(f"greeted by {port}" in seen for port in ports)
+    said = curious.sweep("run", "mine", "--agent", "nop", "--name", "told").out
+    assert f"these scenarios reach hosts that they name: one (localhost:{ports[1]})." in said
+
+
+def test_a_scenarios_internet_is_told_and_ends_at_this_machine(
+    curious: "Desk", ports: list[int], isolation: str
+) -> None:
+    if isolation != "local":
+        pytest.skip("no sandboxes here")
+    with (curious.folder / "mine/one/task.toml").open("a") as task:
+        task.write("[environment]\nallow_internet = true\n")
+    everywhere = " ".join(
+        f"http://{host}:{ports[0]}/" for host in ("127.0.0.1", "localhost", "127.1", "[::1]", "0x7f.1")
+    )
+    agent = f"command:curl -sS -m 9 --noproxy '*' {everywhere}; curl -sS -m 9 --noproxy '' -p {everywhere}; touch done"
+    told = "these scenarios have the internet: one. `--network none` closes it."
+    assert told in curious.sweep("run", "mine", "--agent", agent, "--dry-run").out
+    ended = curious.sweep("run", "mine", "--agent", agent, "--name", "public")
+    (result,) = curious.results(ended.folder)
+    seen = curious.log(ended.folder, result)
+    assert told in ended.out
+    assert "403" in seen
+    assert "greeted" not in seen
+    assert result["network"]["reached"] == {}
+    opened = curious.sweep("run", "mine", "--agent", agent, "--name", "open", "--network", "host")
+    assert f"greeted by {ports[0]}" in curious.log(opened.folder, curious.results(opened.folder)[0])
+    assert told not in opened.out

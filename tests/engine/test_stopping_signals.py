@@ -126,7 +126,10 @@ def test_after_the_second_there_is_an_end_within_ten_seconds_whatever_hangs() ->
 def test_one_that_asks_for_an_end_now_is_as_good_as_two() -> None:
     process = Process("polite")
     process.send(shutdown.NOW)
-    assert process.line() == "canceled"
+    line = process.line()
+    if line == "draining sweep stop --now -inf":  # the program happened to look just then: it is canceled at once
+        line = process.line()
+    assert line == "canceled"
     assert process.end(5) == 3
 
 

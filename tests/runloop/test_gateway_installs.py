@@ -31,6 +31,13 @@ async def test_an_endpoint_that_can_install_is_told_to(
     ]
 
 
+async def test_hosts_that_an_install_needs_are_named(gateway: Gateway, endpoint: Misbehaving, profile: Profile) -> None:
+    endpoint.on("/sweep", {"service": "sweep", "features": ["installs"]})
+    install = Install(key="k1", script="curl", prefix="/home/user/.agent", hosts=("a.test",))
+    (mount,) = (await profile(Needs(install=install)))["mounts"]
+    assert list(mount["hosts"]) == ["a.test"]
+
+
 async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Profile) -> None:
     """It has no such page."""
     assert "mounts" not in await profile(NEEDS)

@@ -21,6 +21,7 @@ from anyio.streams.tls import TLSListener
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.commands import run as run_in
 from orchestrator.service.devboxes.contract import Command
+from orchestrator.service.egress import dialing
 from orchestrator.service.egress.proxy import MAX_CONNECTIONS, Egress
 from orchestrator.service.egress.rules import Address, Rules
 from orchestrator.service.egress.tally import Verdict
@@ -74,9 +75,12 @@ async def tasks() -> AsyncIterator[TaskGroup]:
 
 @pytest.fixture
 def let(boot: Boot, tasks: TaskGroup) -> Let:
-    """Boots a box that may reach these hosts; a name leads to the addresses in `book`, one after the other."""
+    """Boots a box that may reach these hosts; a name leads to the addresses in `book`, one after the other.
 
-    async def let(*hosts: str, book: dict[str, str] | None = None) -> LetOut:
+    With commas between them they are one answer.
+    """
+
+    async def let(*hosts: str, book: dict[str, str] | None = None, is_public: bool = False) -> LetOut:
         places = {name: places.split() for name, places in (book or {}).items()}
 
         async def resolve(host: str, port: int) -> list[Address]:
@@ -84,12 +88,13 @@ def let(boot: Boot, tasks: TaskGroup) -> Let:
             out.asked.append(host)
             if host not in places:
                 raise socket.gaierror(socket.EAI_NONAME, "nobody knows it")
-            return [ip_address(places[host].pop(0) if len(places[host]) > 1 else places[host][0])]
+            answer = places[host].pop(0) if len(places[host]) > 1 else places[host][0]
+            return [ip_address(each) for each in answer.split(",")]
 
         async def tell(verdict: Verdict, host: str) -> None:
             out.told.append((verdict, host))
 
-        egress = Egress(Rules.parse(hosts), tell, resolve)
+        egress = Egress(Rules.parse(hosts, is_public=is_public), tell, resolve)
         out = LetOut(await boot(environment=egress.variables), egress)
         await tasks.start(egress.serve, out.box)
         return out
@@ -211,6 +216,80 @@ async def test_no_spelling_of_a_private_address_is_let_out(let: Let, answering: 
     assert heard.keys() == set(PRIVATE)
     assert set(heard.values()) <= {"403", "400"}
     assert out.counts["reached"] == {}
+
+
+async def test_with_the_internet_this_machine_and_its_neighbours_stay_closed(
+    let: Let, answering: Serve, tell: Ask
+) -> None:
+    """In every spelling, by name and by number, at any port."""
+    port = await answering(greet)
+    names = {
+        **dict.fromkeys(("2130706433", "0x7f000001", "017700000001", "127.1", "0x7f.1", "a.test"), "127.0.0.1"),
+        **dict.fromkeys(("metadata.google.internal", "imds.test"), "169.254.169.254"),
+        "azure.test": "168.63.129.16",
+        "neighbour.test": "192.168.1.1",
+        "mapped.test": "::ffff:7f00:1",
+        "a.localhost": "127.0.0.1",
+        "printer.local": "192.168.1.9",
+        "intranet": "127.0.0.1",
+    }
+    out = await let(is_public=True, book=names)
+    places = [
+        *PRIVATE,
+        *names,
+        "168.63.129.16",
+        "192.0.0.8",
+        "192.88.99.1",
+        "[3fff::1]",
+        "[::ffff:7f00:1]",
+        "[5f00::1]",
+    ]
+    ask = f'print(place, talk(f"CONNECT {{place}}:{port} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())[9:12])'
+    said = await tell(out.box, f"{TALK}for place in {places}:\n    {ask}")
+    heard = dict(line.split() for line in said.splitlines())
+    assert heard.keys() == set(places)
+    assert set(heard.values()) <= {"403", "400"}, heard
+    assert out.counts["reached"] == {}
+    asked = {"metadata.google.internal", "a.localhost", "printer.local", "intranet"} & set(out.asked)
+    assert asked == set(), "what is ours by its name is not even looked up"
+
+
+async def test_with_the_internet_any_public_host_is_reached_at_the_very_address_that_was_judged(
+    let: Let, answering: Serve, say: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No packet leaves: what would go to a public address is turned to loopback at the last step."""
+    port, dialed, dial = await answering(greet), list[tuple[str, int]](), dialing.dial
+
+    async def turned(address: Address, asked: int) -> socket.socket:
+        dialed.append((str(address), asked))
+        return await dial(ip_address("127.0.0.1"), port)
+
+    monkeypatch.setattr(dialing, "dial", turned)
+    out = await let(is_public=True, book={"site.test": "1.1.1.1 127.0.0.1", "other.test": "8.8.8.8"})
+    assert "GET /one" in await say(out.box, "curl -sS http://site.test/one")
+    assert "GET /two" in await say(out.box, "curl -sS -p http://other.test:8080/two")
+    assert dialed == [("1.1.1.1", 80), ("8.8.8.8", 8080)]
+    said = await say(out.box, "curl -sS http://site.test/again")
+    assert "no public address" in said, "now it leads to this machine"
+    assert "It may reach: every public host." in said
+    assert out.counts["reached"] == {"site.test": 1, "other.test:8080": 1}
+
+
+async def test_of_several_addresses_of_a_name_only_public_ones_are_tried(
+    let: Let, say: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others stand before them."""
+    dialed: list[str] = []
+
+    async def refuse(address: Address, asked: int) -> socket.socket:
+        dialed.append(f"{address}:{asked}")
+        raise ConnectionRefusedError("nobody is there")
+
+    monkeypatch.setattr(dialing, "dial", refuse)
+    private = ",".join(f"10.0.0.{last}" for last in range(1, 20))
+    out = await let(is_public=True, book={"mixed.test": f"{private},1.1.1.1,::1,9.9.9.9"})
+    assert "502" in await say(out.box, "curl -sS -w '%{http_code}' http://mixed.test/")
+    assert dialed == ["1.1.1.1:80", "9.9.9.9:80"]
 
 
 async def test_a_named_host_that_leads_to_a_private_address_is_refused(let: Let, answering: Serve, say: Ask) -> None:

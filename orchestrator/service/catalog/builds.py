@@ -28,6 +28,7 @@ from orchestrator.service.devboxes.contract import (
     Provider,
 )
 from orchestrator.service.devboxes.trees import remove
+from orchestrator.service.installs.settings import covers
 
 KEPT_OUTPUT: Final = 2000
 STOP_TIME: Final = 30
@@ -65,7 +66,7 @@ class Build:
 
     async def _run(self, runs: Sequence[Run], tree: Tree, after: Path, deadline: float) -> Tree:
         """Run commands in one box on the tree; returns the tree they left."""
-        box = await self.provider.start(self._spec(tree))
+        box = await self.provider.start(await run_sync(self._spec, tree))
         try:
             for step in runs:
                 await self._run_one(box, step, deadline)
@@ -87,6 +88,7 @@ class Build:
             network=Capability.NETWORK_OFF not in self.provider.capabilities,
             working_directory=self.blueprint.working_directory,
             root=tree.root,
+            binds=covers(self.folder / "nothing") if Capability.ISOLATED in self.provider.capabilities else (),
         )
 
     async def _run_one(self, box: Box, step: Run, deadline: float) -> None:

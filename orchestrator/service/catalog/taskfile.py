@@ -121,6 +121,7 @@ class _Reading:
 
     def _metadata(self, task: Task, contract: Document) -> dict[str, str]:
         timeout = None if task.agent_timeout is None else f"{task.agent_timeout:g}"
+        hosts = ",".join([*(["internet"] if task.network else []), *task.hosts])
         known = {
             "benchmark": self._around.benchmark,
             "source": "folder",
@@ -128,6 +129,7 @@ class _Reading:
             "difficulty": task.difficulty,
             "tags": ",".join(task.tags) or None,
             "agent_timeout_sec": timeout,
+            "reaches": hosts or None,
             "digest": self._digest(contract),
         }
         return {key: value for key, value in known.items() if value is not None}

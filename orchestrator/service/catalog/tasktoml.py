@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
 from orchestrator.service.catalog.problems import Report, nearest
-from orchestrator.service.egress.rules import check_hosts
+from orchestrator.service.egress.addresses import address_of, is_global
+from orchestrator.service.egress.rules import Rules, check_hosts, is_address
 
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]
@@ -192,6 +193,11 @@ class _Reader:
         except ValueError as error:
             self._report.error(FILE, key, str(error))
             return ()
+        named = [address_of(rule.host) for rule in Rules.parse(hosts).all if is_address(rule.host)]
+        for address in named:
+            if not (address.is_loopback or is_global(address)):
+                why = "is no public address: a neighbour of whoever runs this can be named in an agent's file only"
+                self._report.error(FILE, key, f"{address} {why}")
         return () if self._get("environment.network_mode") == "no-network" else tuple(hosts)
 
     def _workdir(self) -> str | None:

@@ -119,8 +119,13 @@ def _check_name(db: sqlite3.Connection, name: str) -> None:
         raise BadRequest(f"name: there is a network policy named {name!r} already.")
 
 
-def policy_of(db: sqlite3.Connection, identity: str, capabilities: frozenset[Capability]) -> Network:
-    """What the policy of a devbox to be means. Raises BadRequest if there is none, or the provider cannot keep it."""
+def policy_of(db: sqlite3.Connection, identity: str | None, capabilities: frozenset[Capability]) -> Network | None:
+    """What the policy of a devbox to be means, None if it has none.
+
+    Raises BadRequest if there is none of this id, or the provider cannot keep it.
+    """
+    if not identity:
+        return None
     doc = NETWORK_POLICIES.find(db, identity)
     if doc is None:
         raise BadRequest(f"{_KEY}: there is no network policy with id {identity!r}.")

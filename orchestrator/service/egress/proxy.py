@@ -9,8 +9,8 @@ box's connections; one that stalls stalls nobody else, and all of it ends with t
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Final
 
@@ -20,7 +20,8 @@ import structlog
 from anyio.abc import TaskStatus
 
 from orchestrator.service.devboxes.contract import Box
-from orchestrator.service.egress.addresses import Resolver, is_public, looked_up
+from orchestrator.service.egress.addresses import Resolver, address_of, is_public, looked_up
+from orchestrator.service.egress.dialing import Unreachable, Upstream, connect_one, kept
 from orchestrator.service.egress.heads import CONNECTED, Asked, BadHead, Head, refusal
 from orchestrator.service.egress.rules import FIRST_FREE_PORT, LOCALHOST, Address, Rules, is_address, spelled
 from orchestrator.service.egress.tally import Tally, Told
@@ -30,7 +31,6 @@ PORT: Final = 61_080
 MAX_CONNECTIONS: Final = 128
 LOOKUPS: Final = 4
 HEAD_PATIENCE: Final = 30.0
-CONNECT_PATIENCE: Final = 10.0
 #: A model may think for long before it says its first word.
 IDLE_PATIENCE: Final = 3600.0
 #: The same once one side has said all it has to say.
@@ -46,19 +46,21 @@ MAX_ADDRESSES: Final = 8
 SHOWN: Final = 20
 
 
-class Unreachable(Exception):
-    """It is allowed, and cannot be had; the words are for the client."""
-
-
 class Forbidden(Exception):
     """It is not allowed; the words are for the client, and name the fix."""
 
 
 class Egress:
-    """Lets one devbox out to what `rules` name. `told` hears of each host once."""
+    """Lets one devbox out to what `rules` name. `told` hears of each host once.
 
-    def __init__(self, rules: Rules, told: Told, resolve: Resolver | None = None) -> None:
+    With an `upstream`, all goes by that but what it does not serve, and where names lead is its business.
+    """
+
+    def __init__(
+        self, rules: Rules, told: Told, resolve: Resolver | None = None, upstream: Upstream | None = None
+    ) -> None:
         self._rules = rules
+        self._upstream = upstream
         self._resolve = resolve or looked_up(LOOKUPS)
         self._places = anyio.Semaphore(MAX_CONNECTIONS)
         self.tally = Tally(told)
@@ -91,7 +93,7 @@ class Egress:
                     structlog.get_logger().warning("egress.not_accepted", error=str(error))
                     await anyio.sleep(SHORTAGE)
                     continue
-                with _kept(client):
+                with kept(client):
                     await self._places.acquire()
                     clients.start_soon(self._attend, client, self._rules.straight.get(port), port)
 
@@ -141,24 +143,27 @@ class Egress:
         except (Forbidden, Unreachable) as error:
             await self.tally.count("refused" if isinstance(error, Forbidden) else "unreachable", name)
             raise
-        with _kept(server):
+        with kept(server):
             await self.tally.count("reached", name)
         return server
 
     async def _reach(self, name: str, host: str, port: int) -> socket.socket:
         if not self._rules.lets(host, port):
             raise Forbidden(self._explain(name, "no rule names it", name))
+        if self._upstream is not None and self._upstream.serves(host, port):
+            return await self._upstream.connect(host, port, self._resolve)
         found = await self._addresses(host, port)
-        allowed = [each for each in found if self._rules.names(each, port) or is_public(each)]
+        is_trusted = self._rules.trusts(host, port)
+        allowed = [each for each in found if is_trusted or self._rules.names(each, port) or is_public(each)]
         if not allowed:
-            places = ", ".join(map(str, found))
+            places = ", ".join(map(str, found[:MAX_ADDRESSES]))
             why = f"it is at {places}, no public address, and no rule names that"
             raise Forbidden(self._explain(name, why, spelled(str(found[0]), port)))
-        return await _connect_one(name, allowed, port)
+        return await connect_one(name, allowed[:MAX_ADDRESSES], port)
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         if is_address(host):
-            return [ip_address(host)]
+            return [address_of(host)]
         if host == LOCALHOST:
             return list(LOOPBACK)
         try:
@@ -167,10 +172,11 @@ class Egress:
             raise Unreachable(f"The address of {host} is not known: {str(error) or 'no answer in time'}.") from None
         if not found:
             raise Unreachable(f"{host} has no address.")
-        return found[:MAX_ADDRESSES]
+        return found
 
     def _explain(self, name: str, why: str, missing: str) -> str:
-        hosts = ", ".join(str(rule) for rule in self._rules.all[:SHOWN])
+        named = [str(rule) for rule in self._rules.all[:SHOWN]]
+        hosts = ", ".join([*named, *(["every public host"] if self._rules.is_public else [])])
         return (
             f"This devbox may not reach {name}: {why}. It may reach: {hosts}. "
             f"To allow it, add {missing!r} to [network] hosts of the agent's file, or to allowed_hostnames of the "
@@ -196,28 +202,6 @@ async def _answer(client: socket.socket, answer: bytes) -> None:
         client.shutdown(socket.SHUT_WR)
         while await _receive(client):
             pass
-
-
-async def _connect_one(name: str, addresses: Iterable[Address], port: int) -> socket.socket:
-    """The first that answers. Raises Unreachable."""
-    why = ""
-    for address in addresses:
-        try:
-            with anyio.fail_after(CONNECT_PATIENCE):
-                return await _dial(address, port)
-        except OSError as error:
-            why = str(error) or f"no answer in {CONNECT_PATIENCE:g} s"
-    raise Unreachable(f"{name} cannot be reached: {why}.")
-
-
-async def _dial(address: Address, port: int) -> socket.socket:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    server = socket.socket(family, socket.SOCK_STREAM)
-    with _kept(server):
-        server.settimeout(0)
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(server, (str(address), port))
-    return server
 
 
 async def _relay(client: socket.socket, server: socket.socket, first: bytes) -> None:
@@ -258,13 +242,3 @@ async def _receive(source: socket.socket) -> bytes:
     """What has come, nothing at the end; whoever sends without a pause does not hold up the others."""
     await anyio.lowlevel.checkpoint()
     return await asyncio.get_running_loop().sock_recv(source, PIECE)
-
-
-@contextmanager
-def _kept(sock: socket.socket) -> Iterator[None]:
-    """Close it if what is done inside fails."""
-    try:
-        yield
-    except BaseException:
-        sock.close()
-        raise

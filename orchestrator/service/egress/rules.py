@@ -4,7 +4,8 @@
     *.name     the same of every host below it     127.0.0.1:8765, [::1]:8765, localhost:8765       an address
 
 An address that is no public one (this machine's, its neighbours') can be reached only where a rule names that address,
-or `localhost`: what a name leads to is decided by whoever owns the name. Pure.
+or `localhost`: what a name leads to is decided by whoever owns the name. The exception are names that the user of this
+machine gave, for example those of his package indexes: they are `trusted`, and may lead anywhere. Pure.
 """
 
 import re
@@ -20,6 +21,8 @@ LOCALHOST: Final = "localhost"
 #: Lower ones nobody in a devbox may listen at.
 FIRST_FREE_PORT: Final = 1024
 MAX_HOSTS: Final = 1000
+#: Ends of names that mean this machine, its site or its cloud (RFC 6761, 6762, 8375, and what ICANN set aside).
+_LOCAL: Final = ("localhost", "local", "internal", "home.arpa")
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _RULE: Final = re.compile(r"(?P<below>\*\.)?(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\[\]*]+))(?::(?P<port>[0-9]{1,5}))?")
@@ -63,17 +66,28 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """All rules of one devbox. Hosts are asked for as `known_host` writes them."""
+    """All rules of one devbox. Hosts are asked for as `known_host` writes them.
+
+    With `is_public`, any port of any host that is on the internet is let through too.
+    """
 
     all: tuple[Rule, ...]
+    is_public: bool = False
+    trusted: tuple[Rule, ...] = ()
 
     @classmethod
-    def parse(cls, hosts: Iterable[str]) -> Self:
+    def parse(cls, hosts: Iterable[str], *, is_public: bool = False, trusted: Iterable[str] = ()) -> Self:
         """Raises ValueError naming the first that is wrong."""
-        return cls(all=tuple(Rule.parse(host) for host in hosts))
+        own = tuple(Rule.parse(host) for host in trusted)
+        return cls(all=(*own, *(Rule.parse(host) for host in hosts)), is_public=is_public, trusted=own)
 
     def lets(self, host: str, port: int) -> bool:
-        return any(rule.lets(host, port) for rule in self.all)
+        """Whether to look where it leads."""
+        return any(rule.lets(host, port) for rule in self.all) or (self.is_public and not _is_local(host))
+
+    def trusts(self, host: str, port: int) -> bool:
+        """Whether it may lead anywhere."""
+        return any(rule.lets(host, port) for rule in self.trusted)
 
     def names(self, address: Address, port: int) -> bool:
         return any(rule.names(address, port) for rule in self.all)
@@ -87,19 +101,25 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """All there is, the hosts named, or nothing."""
+    """The machine's own network (`is_open`), the public internet and the hosts named, these alone, or nothing."""
 
     is_open: bool = False
+    is_public: bool = False
     hosts: tuple[str, ...] = ()
 
     def under(self, policy: "Network") -> "Network":
         """What follows of a scenario's network and the policy of whoever runs it.
 
-        A policy of nothing wins, so does one of everything; one of hosts adds to what the scenario has.
+        A policy of nothing wins, so does one of everything; one of hosts, or of the internet, adds to what the scenario
+        has.
         """
-        if policy.is_open or not policy.hosts:
+        if policy.is_open or not (policy.hosts or policy.is_public):
             return policy
-        return Network(is_open=self.is_open, hosts=tuple(dict.fromkeys((*self.hosts, *policy.hosts))))
+        return Network(
+            is_open=self.is_open,
+            is_public=self.is_public or policy.is_public,
+            hosts=tuple(dict.fromkeys((*self.hosts, *policy.hosts))),
+        )
 
 
 def known_host(text: str) -> str:
@@ -109,6 +129,11 @@ def known_host(text: str) -> str:
         return str(ip_address(host))
     except ValueError:
         return host if len(host) <= 253 and _NAME.fullmatch(host) else ""
+
+
+def _is_local(host: str) -> bool:
+    """Whether a name is one of this machine or its site, whatever address that has."""
+    return not is_address(host) and ("." not in host or any(f".{host}".endswith(f".{end}") for end in _LOCAL))
 
 
 def is_address(host: str) -> bool:

@@ -9,7 +9,7 @@ What a devbox is booted with stays in memory (it may hold keys): no devbox outli
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,17 @@ import structlog
 from anyio.abc import TaskGroup
 
 from orchestrator.errors import BadRequest, InternalError, NotFound, SweepError, Unwritable, WaitExpired
-from orchestrator.service.devboxes.contract import HOME, Box, BoxDied, BoxSpec, BoxStartFailed, Provider, Resources
+from orchestrator.service.devboxes.contract import (
+    HOME,
+    Bind,
+    Box,
+    BoxDied,
+    BoxSpec,
+    BoxStartFailed,
+    Capability,
+    Provider,
+    Resources,
+)
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
 from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.egress.policies import policy_of
@@ -48,8 +58,11 @@ from orchestrator.service.fleet.states import (
 )
 from orchestrator.service.installs.install import MOUNT, InstallFailed
 from orchestrator.service.installs.installs import Installs
+from orchestrator.service.installs.settings import covers
 from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
 
+#: That of the scenario, and that of whoever runs it.
+Policies = tuple[Network | None, Network | None]
 STOP_TIMEOUT: Final = 20.0
 #: Seconds after which a request whose transaction was undone is forgotten.
 FORGET: Final = 600.0
@@ -62,7 +75,7 @@ class _Live:
     id: str
     request: DevboxRequest
     launch: Launch
-    policies: Sequence[Network]
+    policies: Policies
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: str = Status.PROVISIONING
@@ -107,12 +120,15 @@ class Fleet:
         self._changes = Changes()
         self._live: dict[str, _Live] = {}
         self._ended: dict[str, str] = {}
-        self._requests: dict[str, tuple[DevboxRequest, Sequence[Network], float]] = {}
+        self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
         self._requests_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
+        self._covers: tuple[Bind, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
+        if Capability.ISOLATED in self._provider.capabilities:
+            self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
         self.start_soon(prune_hourly, self._store, self.output)
         return self
@@ -146,8 +162,9 @@ class Fleet:
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
             raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
         launch = parse_launch(request.launch_parameters)
-        ids = (request.scenario_policy_id, request.launch_parameters.get("network_policy_id"))
-        policies = [policy_of(db, each, self._provider.capabilities) for each in ids if each]
+        capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
+        of_scenario = policy_of(db, request.scenario_policy_id, capabilities)
+        policies = of_scenario, policy_of(db, identity, capabilities)
         doc = new_devbox(request, launch)
         DEVBOXES.insert(db, doc)
         with self._requests_lock:
@@ -175,7 +192,7 @@ class Fleet:
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
-    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Sequence[Network]]:
+    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Policies]:
         now = time.monotonic()
         with self._requests_lock:
             found = self._requests.pop(devbox_id, None)
@@ -220,9 +237,9 @@ class Fleet:
 
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Box:
         prepared = await self._installed(live, await self._prepared(live, prepare))
-        network = network_of(prepared, live.policies, self._provider.capabilities)
+        network = network_of(prepared, *live.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
-        box = live.box = await self._provider.start(_spec(live, prepared, network))
+        box = live.box = await self._provider.start(_spec(live, prepared, network, self._covers))
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)
         shown = {
@@ -401,7 +418,7 @@ class Fleet:
         self._changes.announce(devbox_id)
 
 
-def _spec(live: _Live, prepared: Prepared, network: Network) -> BoxSpec:
+def _spec(live: _Live, prepared: Prepared, network: Network, binds: Iterable[Bind]) -> BoxSpec:
     variables = {} if live.egress is None else live.egress.variables
     return BoxSpec(
         id=live.id,
@@ -410,5 +427,5 @@ def _spec(live: _Live, prepared: Prepared, network: Network) -> BoxSpec:
         working_directory=prepared.working_directory,
         environment={**prepared.environment, **variables, **live.request.environment_variables},
         root=prepared.root,
-        binds=prepared.binds,
+        binds=(*prepared.binds, *binds),
     )

@@ -1,6 +1,6 @@
 """The network of a devbox: what its scenario and its policy make of it, and the way out where that is some hosts."""
 
-from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +17,30 @@ from orchestrator.service.fleet.logs import append_setup, entry
 from orchestrator.service.store import now_ms
 
 
-def network_of(prepared: Prepared, policies: Iterable[Network], capabilities: frozenset[Capability]) -> Network:
-    """Without walls there are no rules to keep: a policy of hosts was refused, and a scenario's mean nothing there."""
-    network = Network(is_open=prepared.network, hosts=prepared.hosts)
-    for policy in policies:
+def network_of(
+    prepared: Prepared, scenario: Network | None, policy: Network | None, capabilities: frozenset[Capability]
+) -> Network:
+    """What an environment's network, the policy that its scenario names, and that of whoever runs it come to.
+
+    A scenario may have the internet, never the machine's network: only who runs it may open that. Without walls
+    there are no rules to keep: a policy of hosts was refused, and a scenario's mean nothing there.
+    """
+    network = Network(is_public=prepared.network, hosts=prepared.hosts)
+    if scenario is not None:
+        network = network.under(replace(scenario, is_open=False, is_public=scenario.is_open or scenario.is_public))
+    if policy is not None:
         network = network.under(policy)
-    return network if Capability.EGRESS in capabilities else Network(is_open=network.is_open)
+    if Capability.EGRESS in capabilities:
+        return network
+    return Network(is_open=network.is_open or network.is_public)
 
 
 def way_out(network: Network, *, devbox_id: str, output: Path, resolve: Resolver | None) -> Egress | None:
     """The way out of a devbox, None where there is none or the whole network is open."""
-    if network.is_open or not network.hosts:
+    if network.is_open or not (network.is_public or network.hosts):
         return None
-    return Egress(Rules.parse(network.hosts), partial(_tell, devbox_id, output), resolve)
+    rules = Rules.parse(network.hosts, is_public=network.is_public)
+    return Egress(rules, partial(_tell, devbox_id, output), resolve)
 
 
 async def _tell(devbox_id: str, output: Path, verdict: Verdict, host: str) -> None:

@@ -1,15 +1,20 @@
 """Making one layer: the script runs in a box of its own, and what it left below its prefix is taken out.
 
-The box is a devbox in all but its network, which is the machine's, and its settings of package managers. The script is
-the user's own, as it would be in a terminal; what an agent does later runs elsewhere and sees none of them.
+The script is the agent's author's, as it would be in a terminal, and so are the scripts of the packages that it names.
+The rule for what it gets: this machine's settings of package managers are in a box where nothing is a scenario's, no
+program, no file and no variable; a box that has a scenario's programs gets none of them, and reaches the tools' own
+indexes alone. Either box goes out by the proxy, to the hosts that the settings and the agent's file name; a token that
+was written into the layer is struck out. What an agent does later runs elsewhere and sees none of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
 import anyio
+import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.service.devboxes.commands import Finished, run
@@ -25,9 +30,16 @@ from orchestrator.service.devboxes.contract import (
     Resources,
     shell,
 )
-from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.egress.addresses import Resolver
+from orchestrator.service.egress.dialing import Upstream
+from orchestrator.service.egress.proxy import Egress
+from orchestrator.service.egress.rules import Rules
+from orchestrator.service.egress.tally import Verdict
+from orchestrator.service.installs.brought import Brought
+from orchestrator.service.installs.indexes import index_hosts
 from orchestrator.service.installs.install import Install, InstallFailed
 from orchestrator.service.installs.settings import Settings
+from orchestrator.service.installs.traces import strike_out
 
 TIMEOUT: Final = 3600.0
 STOP_TIME: Final = 30
@@ -41,49 +53,82 @@ _MKDIR_TIME: Final = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Building:
-    """One making of one install, from `base`, in the empty folder `folder`."""
+    """One making of one install in the empty folder `folder`, from the bare machine or what a scenario `brought`."""
 
     install: Install
-    base: Prepared
+    brought: Brought | None
+    resources: Resources
     provider: Provider
     folder: Path
+    resolve: Resolver | None = None
 
     async def carry_out(self) -> Path:
         """Run the script; returns the tree that it made. Raises InstallFailed in words for the user, and OSError."""
-        copies, made = self.folder / "settings", self.folder / "made"
-        for each in (copies, made):
-            await run_sync(each.mkdir)
-        settings = await run_sync(Settings.of_this_machine, copies)
+        made = self.folder / "made"
+        await run_sync(made.mkdir)
+        settings, root = await run_sync(self._prepare)
         try:
-            box = await self.provider.start(self._spec(settings))
+            box = await self.provider.start(self._spec(settings, root))
             try:
-                await self._run(box, settings)
+                finished, egress = await self._run(box, settings)
+                if finished.status != 0:
+                    raise InstallFailed(_why(finished, egress))
                 await box.export(made, self.install.prefix)
             finally:
                 with anyio.move_on_after(STOP_TIME, shield=True):
                     await box.stop()
         except (BoxStartFailed, BoxDied) as error:
             raise InstallFailed(f"its box ended: {error.message}") from error
-        return await run_sync(self._made, made)
+        tree = await run_sync(self._made, made)
+        await run_sync(strike_out, tree, settings.secrets)
+        return tree
 
-    def _spec(self, settings: Settings) -> BoxSpec:
+    def _prepare(self) -> tuple[Settings, Path | None]:
+        """The settings that the box gets, and the tree that it starts from."""
+        if self.brought is None:
+            copies = self.folder / "settings"
+            copies.mkdir()
+            return Settings.of_this_machine(copies), None
+        root, nothing = self.folder / "brought", self.folder / "nothing"
+        root.mkdir()
+        self.brought.copy(root)
+        return Settings.of_nobody(nothing), root
+
+    def _spec(self, settings: Settings, root: Path | None) -> BoxSpec:
         return BoxSpec(
             id=f"install-{token_hex(6)}",
-            resources=_at_least(self.base.resources or Resources(), RESOURCES),
-            network=True,
-            environment=self.base.environment,
-            root=self.base.root,
+            resources=_at_least(self.resources, RESOURCES),
+            environment={} if self.brought is None else self.brought.environment,
+            root=root,
             binds=settings.binds,
         )
 
-    async def _run(self, box: Box, settings: Settings) -> None:
+    async def _run(self, box: Box, settings: Settings) -> tuple[Finished, Egress]:
+        """Run the script, with its way out. Raises InstallFailed, BoxDied and OSError."""
+        egress = Egress(await self._rules(box, settings), _tell, self.resolve, _upstream(settings))
+        ended: list[Finished] = []
+        failed: list[BoxDied | OSError] = []
+        async with anyio.create_task_group() as tasks:
+            try:
+                await tasks.start(egress.serve, box)
+                variables = {**settings.variables, **egress.variables, **_proxied(egress)}
+                ended.append(await self._run_script(box, variables))
+            except (BoxDied, OSError) as error:  # it leaves as it is, not inside a group
+                failed.append(error)
+            tasks.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+        return ended[0], egress
+
+    async def _rules(self, box: Box, settings: Settings) -> Rules:
+        return Rules.parse(self.install.hosts, trusted=await index_hosts(box, settings))
+
+    async def _run_script(self, box: Box, variables: Mapping[str, str]) -> Finished:
         prefix = self.install.prefix
         await run(box, Command(argv=("mkdir", "-p", prefix), cwd=HOME, is_plain=True), timeout=_MKDIR_TIME)
-        environment = {**settings.variables, **self.install.environment, "SWEEP_AGENT_PREFIX": prefix}
+        environment = {**variables, **self.install.environment, "SWEEP_AGENT_PREFIX": prefix}
         command = shell(self.install.script, cwd=HOME, environment=environment)
-        finished = await run(box, command, timeout=TIMEOUT, keep=_KEPT)
-        if finished.status != 0:
-            raise InstallFailed(_why(finished))
+        return await run(box, command, timeout=TIMEOUT, keep=_KEPT)
 
     def _made(self, made: Path) -> Path:
         """What is at the prefix: a folder, and not one that a link stands for."""
@@ -107,7 +152,32 @@ def _at_least(asked: Resources, least: Resources) -> Resources:
     )
 
 
-def _why(finished: Finished) -> str:
+async def _tell(verdict: Verdict, host: str) -> None:
+    structlog.get_logger().info("install.egress", verdict=verdict, host=host)
+
+
+def _upstream(settings: Settings) -> Upstream | None:
+    if settings.proxy is None:
+        return None
+    try:
+        return Upstream.parse(settings.proxy, settings.bypass)
+    except ValueError as error:
+        raise InstallFailed(str(error)) from None
+
+
+def _proxied(egress: Egress) -> Mapping[str, str]:
+    """The proxy as settings of the tools, which would else prefer one of a file; an index on loopback is behind it."""
+    proxy = egress.variables["http_proxy"]
+    named = dict.fromkeys(("npm_config_proxy", "npm_config_https_proxy", "PIP_PROXY"), proxy)
+    return {**named, **dict.fromkeys(("no_proxy", "NO_PROXY", "npm_config_noproxy"), "")}
+
+
+def _why(finished: Finished, egress: Egress) -> str:
     ended = f"ran out of time ({TIMEOUT:g} s)" if finished.is_timed_out else f"ended with status {finished.status}"
     said = finished.output.strip()[-_SHOWN:]
-    return f"its script {ended}\n{said}" if said else f"its script {ended}, and printed nothing"
+    why = f"its script {ended}\n{said}" if said else f"its script {ended}, and printed nothing"
+    refused = ", ".join(egress.tally.document()["refused"])
+    if not refused:
+        return why
+    fix = "name it in [network] hosts of the agent's file, or as a trusted host in your settings of pip"
+    return f"{why}\nIt was not let out to {refused}: no setting of npm, pip or uv names that. If it is needed, {fix}."

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 
 from orchestrator.errors import BadRequest, WorldError
 from orchestrator.service.devboxes.contract import HOME
+from orchestrator.service.egress.rules import check_hosts
 
 MOUNT: Final = "install_mount"
 MAX_KEY: Final = 200
@@ -20,13 +21,15 @@ class InstallFailed(WorldError):
 class Install:
     """A shell script that puts software below the folder `prefix`, its $SWEEP_AGENT_PREFIX.
 
-    Two with one `key` have the same result where they start from the same.
+    Two with one `key` have the same result where they start from the same. `hosts` are what it may reach beside the
+    package indexes of this machine.
     """
 
     key: str
     script: str
     prefix: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, where: str, mount: Mapping[str, Any]) -> Self:
@@ -37,13 +40,24 @@ class Install:
             raise BadRequest(f"{where}.key: at most {MAX_KEY} characters.")
         if posixpath.normpath(prefix) != prefix or not prefix.startswith(f"{HOME}/"):
             raise BadRequest(f"{where}.prefix: expected a folder below {HOME}, got {prefix!r}.")
-        return cls(key=key, script=script, prefix=prefix, environment=environment)
+        hosts = _hosts(where, mount.get("hosts") or [])
+        return cls(key=key, script=script, prefix=prefix, environment=environment, hosts=hosts)
 
 
 def _text(where: str, name: str, text: Any) -> str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise BadRequest(f"{where}.{name}: an {MOUNT} needs it, as text.")
     return text
+
+
+def _hosts(where: str, hosts: Any) -> tuple[str, ...]:
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise BadRequest(f"{where}.hosts: expected a list of hosts.")
+    try:
+        check_hosts(hosts)
+    except ValueError as error:
+        raise BadRequest(f"{where}.hosts: {error}.") from None
+    return tuple(hosts)
 
 
 def _environment(where: str, environment: Any) -> Mapping[str, str]:

@@ -1,9 +1,9 @@
-"""Installs, made once for each environment they differ in and shown to every devbox that needs them.
+"""Installs, made once and shown to every devbox that needs them.
 
-What an install is made of, beside its script, are the machine's programs and those that an environment brings, which
-are on its PATH or come with a login; whatever else is in it (the project an agent works on) makes no difference, so
-most environments share the layer that was made from none. A making goes on when the devbox that asked for it is gone:
-the next attempt finds it done. Its failure is that of all who wait for it, and of nobody who comes later.
+An install is made from the bare machine and its settings, whatever environment asks for it, and all share that layer.
+Where it cannot be made so, and an environment brings programs on its PATH, it is made once more with these, for that
+environment alone and without the settings: `builder` says why. A making goes on when the devbox that asked for it is
+gone: the next attempt finds it done. Its failure is that of all who wait for it, and of nobody who comes later.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ import orjson
 import structlog
 from anyio.to_thread import run_sync
 
-from orchestrator.service.devboxes.contract import Bind, Capability, Provider
+from orchestrator.service.devboxes.contract import Bind, Capability, Provider, Resources
 from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.egress.addresses import Resolver
+from orchestrator.service.installs.brought import Brought
 from orchestrator.service.installs.builder import Building
 from orchestrator.service.installs.install import Install, InstallFailed
 from orchestrator.service.installs.layers import Layers
@@ -36,12 +38,27 @@ MAKINGS: Final = 4
 CLEAR_TIME: Final = 60
 #: Seconds between two looks whether another process has made what we need.
 _POLL: Final = 0.25
-#: By these an environment brings programs of its own.
-_TOOLS: Final = ("PATH", "LD_LIBRARY_PATH")
-_LOGIN_FILES: Final = (".bash_profile", ".bash_login", ".profile")
+#: Changes when the same install would be made in another way.
+_VERSION: Final = 2
 _PROGRAMS: Final = ("bash", "node", "npm", "python3", "uv")
 _PROGRAM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _FAILED: Final = "The install step failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """One way to make an install: from the bare machine, or with the programs that an environment `brought`."""
+
+    install: Install
+    brought: Brought | None
+    resources: Resources
+    provider: str
+
+    def name(self) -> str:
+        """The layer's. Blocking."""
+        brought = [self.brought.name, dict(self.brought.environment)] if self.brought is not None else []
+        known = [_VERSION, self.install.key, self.install.prefix, brought, self.provider, _machine()]
+        return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 @dataclass(slots=True)
@@ -54,52 +71,76 @@ class _Making:
 
 
 class Installs:
-    """Layers below `cache`, made in boxes of `provider`."""
+    """Layers below `cache`, made in boxes of `provider`; `resolve` says where names lead, None the machine's way."""
 
-    def __init__(self, *, cache: Path, provider: Provider) -> None:
+    def __init__(self, *, cache: Path, provider: Provider, resolve: Resolver | None = None) -> None:
         self._layers = Layers(cache)
         self._provider = provider
+        self._resolve = resolve
         self._makings: dict[str, _Making] = {}
         self._seats: anyio.Semaphore | None = None
 
     @property
     def is_possible(self) -> bool:
         """Whether devboxes here can be shown what others cannot change."""
-        return {Capability.ISOLATED, Capability.ROOTED, Capability.NETWORK_ON} <= self._provider.capabilities
+        return {Capability.ISOLATED, Capability.ROOTED, Capability.EGRESS} <= self._provider.capabilities
 
     async def add(self, install: Install, prepared: Prepared, *, start_soon: StartSoon, tell: Tell) -> Prepared:
         """The environment with the install in it; made now, by what `start_soon` runs, if it never was.
 
         `tell` hears, for people, what goes on. Raises InstallFailed.
         """
-        base = await run_sync(_base, prepared)
-        name = await run_sync(_name, install, base, self._provider.name)
-        try:
-            layer = await run_sync(self._layers.use, name)
-        except OSError as error:
-            raise InstallFailed(f"{_FAILED}: {error}") from error
+        brought = await run_sync(Brought.of, prepared)
+        plans = [
+            _Plan(
+                install=install, brought=each, resources=prepared.resources or Resources(), provider=self._provider.name
+            )
+            for each in ((None,) if brought is None else (None, brought))
+        ]
+        layer = await self._ready(plans)
         if layer is None:
             await tell(f"What belongs at {install.prefix} is being installed, once for all devboxes that need it.")
-            layer = await self._made(name, install, base, start_soon)
+            layer = await self._first(plans, start_soon)
         await tell(f"What belongs at {install.prefix} is there.")
         return replace(prepared, binds=(*prepared.binds, Bind(source=layer, target=install.prefix)))
 
-    async def _made(self, name: str, install: Install, base: Prepared, start_soon: StartSoon) -> Path:
+    async def _ready(self, plans: Sequence[_Plan]) -> Path | None:
+        """The layer of the first plan that was carried out some time. Raises InstallFailed."""
+        try:
+            for plan in plans:
+                layer = await run_sync(self._layers.use, await run_sync(plan.name))
+                if layer is not None:
+                    return layer
+        except OSError as error:
+            raise InstallFailed(f"{_FAILED}: {error}") from error
+        return None
+
+    async def _first(self, plans: Sequence[_Plan], start_soon: StartSoon) -> Path:
+        """The layer of the first plan that can be carried out. Raises InstallFailed with what was wrong with each."""
+        failures = []
+        for plan in plans:
+            making = await self._made(plan, start_soon)
+            if making.layer is not None:
+                return making.layer
+            with_what = "" if plan.brought is None else "With the programs that the environment brings: "
+            failures.append(f"{with_what}{making.failure}")
+        raise InstallFailed(f"{_FAILED}: {chr(10).join(failures)}")
+
+    async def _made(self, plan: _Plan, start_soon: StartSoon) -> _Making:
+        name = await run_sync(plan.name)
         making = self._makings.get(name)
         if making is None:
             making = _Making()
-            start_soon(partial(self._carry_out, making, name, install, base))
+            start_soon(partial(self._carry_out, making, name, plan))
             self._makings[name] = making
         await making.over.wait()
-        if making.layer is None:
-            raise InstallFailed(f"{_FAILED}: {making.failure}")
-        return making.layer
+        return making
 
-    async def _carry_out(self, making: _Making, name: str, install: Install, base: Prepared) -> None:
-        log = structlog.get_logger()
+    async def _carry_out(self, making: _Making, name: str, plan: _Plan) -> None:
+        log, install = structlog.get_logger(), plan.install
         try:
             await run_sync(self._layers.prune)
-            making.layer = await self._make(name, install, base)
+            making.layer = await self._make(name, plan)
         except (InstallFailed, OSError) as error:
             making.failure = error.message if isinstance(error, InstallFailed) else str(error)
         except Exception as error:  # one install's trouble is not the service's
@@ -109,7 +150,7 @@ class Installs:
             del self._makings[name]
             making.over.set()
 
-    async def _make(self, name: str, install: Install, base: Prepared) -> Path:
+    async def _make(self, name: str, plan: _Plan) -> Path:
         """The layer, made by us or by another process meanwhile. Raises InstallFailed and OSError."""
         self._seats = self._seats or anyio.Semaphore(MAKINGS)
         async with self._seats:
@@ -119,40 +160,31 @@ class Installs:
                     await anyio.sleep(_POLL)
                     continue
                 try:
-                    await self._build(name, install, base)
+                    await self._build(name, plan)
                 finally:
                     os.close(lock)
         return layer
 
-    async def _build(self, name: str, install: Install, base: Prepared) -> None:
-        began = anyio.current_time()
+    async def _build(self, name: str, plan: _Plan) -> None:
+        began, base = anyio.current_time(), "" if plan.brought is None else plan.brought.name
         try:
             folder = await run_sync(self._layers.open, name)
-            building = Building(install=install, base=base, provider=self._provider, folder=folder)
+            building = Building(
+                install=plan.install,
+                brought=plan.brought,
+                resources=plan.resources,
+                provider=self._provider,
+                folder=folder,
+                resolve=self._resolve,
+            )
             tree = await building.carry_out()
             seconds = round(anyio.current_time() - began, 3)
-            facts = {"key": install.key, "base": base.name, "made_at": round(time(), 3), "seconds": seconds}
+            facts = {"key": plan.install.key, "base": base, "made_at": round(time(), 3), "seconds": seconds}
             await run_sync(self._layers.keep, name, tree, facts)
         finally:
             with anyio.move_on_after(CLEAR_TIME, shield=True):
                 await run_sync(self._layers.clear, name)
-        structlog.get_logger().info("install.made", install=install.key, base=base.name, seconds=seconds)
-
-
-def _base(prepared: Prepared) -> Prepared:
-    """What of an environment an install can depend on; nothing of most."""
-    tools = {name: prepared.environment[name] for name in _TOOLS if name in prepared.environment}
-    home = prepared.root / "home" / "user" if prepared.root is not None else None
-    is_bringing = bool(tools) or (home is not None and any((home / name).exists() for name in _LOGIN_FILES))
-    if not is_bringing:
-        return Prepared(resources=prepared.resources)
-    name = prepared.name or str(prepared.root)
-    return Prepared(name=name, root=prepared.root, environment=tools, resources=prepared.resources)
-
-
-def _name(install: Install, base: Prepared, provider: str) -> str:
-    known = [install.key, install.prefix, base.name, dict(base.environment), provider, _machine()]
-    return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+        structlog.get_logger().info("install.made", install=plan.install.key, base=base, seconds=seconds)
 
 
 def _machine() -> list[object]:

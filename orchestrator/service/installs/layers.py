@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 
 import orjson
@@ -164,7 +165,9 @@ def _remove_unused(place: Path) -> None:
     try:
         if _is_unused(place):
             (place / _FACTS).unlink(missing_ok=True)
-            remove(place)
+            gone = place.with_name(f"{place.name}-{token_hex(4)}")
+            place.rename(gone)  # whoever makes one at this place meanwhile finds his own lock, and his files stay
+            remove(gone)
             structlog.get_logger().info("install.pruned", folder=str(place))
     finally:
         os.close(lock)

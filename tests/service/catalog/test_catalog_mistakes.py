@@ -196,3 +196,14 @@ def test_a_problem_reads_as_one_line() -> None:
 def test_the_bundled_benchmarks_have_no_errors() -> None:
     folder = Path(__file__).parents[3] / "orchestrator" / "benchmarks"
     assert [str(each) for each in problems(folder) if each.severity == "error"] == []
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "10.0.0.5:8080", "168.63.129.16", "[fd00:ec2::254]", "[::ffff:127.0.0.1]:80", "0.0.0.0"]
+)
+def test_a_scenario_cannot_name_neighbours_of_whoever_runs_it(scenario: Make, host: str) -> None:
+    """A service of this machine at a port of its own can be named, and is told before the sweep starts."""
+    table = '[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["a.test", "127.0.0.1:8765", "1.1.1.1", "{}"]\n'
+    mistakes = found(scenario({"task.toml": table.format(host)}))
+    assert list(mistakes) == [("task.toml", "environment.allowed_hosts")]
+    assert "is no public address" in next(iter(mistakes.values()))

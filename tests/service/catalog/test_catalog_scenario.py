@@ -88,6 +88,7 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         "difficulty": "medium",
         "tags": "coding,c",
         "agent_timeout_sec": "900",
+        "reaches": "internet",
         "digest": "",
     }
     assert view["scorer_timeout_sec"] == 900

@@ -4,7 +4,6 @@ from ipaddress import ip_address
 
 import pytest
 
-from orchestrator.service.egress.addresses import is_public
 from orchestrator.service.egress.rules import Network, Rule, Rules, known_host, spelled
 
 
@@ -61,7 +60,24 @@ def test_named_ports_of_loopback_are_to_be_had_straight() -> None:
     assert rules.straight == {8765: "127.0.0.1", 9000: "localhost"}
 
 
+def test_public_rules_let_any_port_of_any_host_through_but_names_of_this_machine_and_its_site() -> None:
+    """Where a name leads is asked afterwards."""
+    rules = Rules.parse(["printer.local:631"], is_public=True)
+    assert all(rules.lets(host, port) for host in ("a.test", "1.1.1.1", "10.0.0.1", "::1") for port in (22, 443, 8080))
+    local = ("localhost", "a.localhost", "printer.local", "router.home.arpa", "metadata.google.internal", "intranet")
+    assert [host for host in local if rules.lets(host, 443)] == []
+    assert rules.lets("printer.local", 631), "it is named"
+
+
+def test_only_what_the_user_of_the_machine_named_may_lead_anywhere() -> None:
+    rules = Rules.parse(["a.test"], trusted=["mirror.test:8080", "*.corp.test"])
+    assert [rules.trusts(*each) for each in (("mirror.test", 8080), ("x.corp.test", 443))] == [True, True]
+    assert [rules.trusts(*each) for each in (("mirror.test", 443), ("a.test", 443))] == [False, False]
+    assert rules.lets("mirror.test", 8080)
+
+
 OPEN, NOTHING, SOME = Network(is_open=True), Network(), Network(hosts=("a.test",))
+PUBLIC = Network(is_public=True)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +89,10 @@ OPEN, NOTHING, SOME = Network(is_open=True), Network(), Network(hosts=("a.test",
         (NOTHING, SOME, SOME),
         (SOME, Network(hosts=("b.test", "a.test")), Network(hosts=("a.test", "b.test"))),
         (OPEN, SOME, Network(is_open=True, hosts=("a.test",))),
+        (PUBLIC, NOTHING, NOTHING),
+        (PUBLIC, OPEN, OPEN),
+        (PUBLIC, SOME, Network(is_public=True, hosts=("a.test",))),
+        (SOME, PUBLIC, Network(is_public=True, hosts=("a.test",))),
     ],
 )
 def test_a_policy_of_nothing_wins_and_hosts_are_added(scenario: Network, policy: Network, expected: Network) -> None:
@@ -88,21 +108,3 @@ def test_a_host_is_compared_in_one_spelling() -> None:
         "a.test:8080",
         "[::1]:8080",
     ]
-
-
-@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001::1"])
-def test_the_internet_is_public(address: str) -> None:
-    assert is_public(ip_address(address))
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        *("127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1"),
-        *("169.254.169.254", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1"),
-        *("::", "::1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::a00:1"),
-        *("2002:7f00:1::", "2001:0:1::", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1"),
-    ],
-)
-def test_this_machine_its_neighbours_and_what_stands_for_them_are_not(address: str) -> None:
-    assert not is_public(ip_address(address))

@@ -14,6 +14,7 @@ from orchestrator.service.devboxes.commands import Finished, run
 from orchestrator.service.devboxes.contract import Box, BoxSpec, Provider, shell
 from orchestrator.service.devboxes.local import LocalProvider
 from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.installs.install import Install
 from orchestrator.service.installs.installs import Installs
 
@@ -67,10 +68,33 @@ class Shop:
 
 
 @asynccontextmanager
-async def opened(provider: Provider, cache: Path) -> AsyncIterator[Shop]:
+async def opened(provider: Provider, cache: Path, resolve: Resolver | None = None) -> AsyncIterator[Shop]:
     async with anyio.create_task_group() as tasks:
-        yield Shop(installs=Installs(cache=cache, provider=provider), provider=provider, tasks=tasks)
+        installs = Installs(cache=cache, provider=provider, resolve=resolve)
+        yield Shop(installs=installs, provider=provider, tasks=tasks)
         tasks.cancel_scope.cancel()
+
+
+Machine = Callable[..., Path]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A user's home with these files and variables."""
+
+    def make(files: dict[str, str] | None = None, **variables: str) -> Path:
+        home = tmp_path / "somebody"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        for name, text in (files or {}).items():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text(text)
+            (home / name).chmod(0o600)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return home
+
+    return make
 
 
 @pytest.fixture
@@ -96,9 +120,23 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
     return until
 
 
+def planted(root: Path, name: str, text: str = "") -> Path:
+    """A file that an environment brings, which can be run."""
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
 def files(folder: Path, pattern: str) -> list[str]:
     """Their names."""
     return [file.name for file in folder.glob(pattern)]
+
+
+def holding(folder: Path, text: str) -> list[Path]:
+    """Files that have a text in them."""
+    return [file for file in folder.rglob("*") if file.is_file() and text in file.read_text(errors="replace")]
 
 
 def texts(folder: Path, pattern: str) -> list[str]:
@@ -106,5 +144,5 @@ def texts(folder: Path, pattern: str) -> list[str]:
     return [file.read_text() for file in folder.glob(pattern)]
 
 
-def wanted(script: str = SCRIPT, *, key: str = "k1", **environment: str) -> Install:
-    return Install(key=key, script=script, prefix=PREFIX, environment=environment)
+def wanted(script: str = SCRIPT, *, key: str = "k1", hosts: tuple[str, ...] = (), **environment: str) -> Install:
+    return Install(key=key, script=script, prefix=PREFIX, environment=environment, hosts=hosts)

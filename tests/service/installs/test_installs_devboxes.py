@@ -134,6 +134,8 @@ async def test_devboxes_without_walls_refuse_it_by_name(served: Open) -> None:
         ({"prefix": "/home/user"}, "a folder below /home/user"),
         ({"environment": {"A=": "b"}}, "runProfile.mounts.0.environment"),
         ({"environment": ["A"]}, "runProfile.mounts.0.environment"),
+        ({"hosts": "a.test"}, "runProfile.mounts.0.hosts: expected a list of hosts"),
+        ({"hosts": ["https://a.test"]}, "runProfile.mounts.0.hosts: 'https://a.test' is not a host"),
         ({"type": "object_mount"}, "'object_mount' is not supported"),
     ],
 )

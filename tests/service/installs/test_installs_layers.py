@@ -13,11 +13,13 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.installs.install import InstallFailed
 from orchestrator.service.installs.layers import KEPT_DAYS, Layers, cache_folder
 
-from .conftest import PREFIX, SCRIPT, Shop, files, opened, texts, wanted
+from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
 
 pytestmark = pytest.mark.anyio
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+USUAL = "/usr/bin:/bin"
 
 
 async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: LocalProvider, cache: Path) -> None:
@@ -181,29 +183,37 @@ async def test_a_torn_layer_is_made_again(provider: LocalProvider, cache: Path) 
         assert await later.made(wanted()) != ""
 
 
-async def test_environments_share_it_unless_they_bring_programs(shop: Shop, tmp_path: Path) -> None:
-    project, login = tmp_path / "project", tmp_path / "login"
-    for file in (project / "app" / "main.py", login / "home" / "user" / ".profile"):
-        file.parent.mkdir(parents=True)
-        file.write_text("")
+async def test_environments_share_it_whatever_they_bring(shop: Shop, tmp_path: Path) -> None:
+    for name in ("app/main.py", "app/bin/node", "home/user/.profile"):
+        planted(tmp_path / "root", name)
     bare = await shop.made(wanted())
-    same = Prepared(name="a", root=project, environment={"APP_ENV": "test"}, working_directory="/app")
-    assert await shop.made(wanted(), same) == bare
     others = [
-        Prepared(name="b", root=project, environment={"PATH": "/app/bin:/usr/bin:/bin"}),
-        Prepared(name="c", root=project, environment={"PATH": "/app/bin:/usr/bin:/bin"}),
-        Prepared(name="d", root=login),
+        Prepared(name="a", root=tmp_path / "root", environment={"APP_ENV": "test"}, working_directory="/app"),
+        Prepared(name="b", root=tmp_path / "root", environment={"PATH": "/app/bin:/usr/bin:/bin"}),
     ]
-    found = [bare, *[await shop.made(wanted(), other) for other in others]]
-    assert len(set(found)) == 4
-    assert [await shop.made(wanted(), other) for other in others] == found[1:]
+    assert [await shop.made(wanted(), other) for other in others] == [bare, bare]
+
+
+async def test_one_that_needs_an_environments_programs_is_its_own(shop: Shop, tmp_path: Path) -> None:
+    planted(tmp_path / "root", "app/bin/tool", "#!/bin/sh\n")
+    script = f"tool && {SCRIPT}"
+    environments = [
+        Prepared(name=name, root=tmp_path / "root", environment={"PATH": "/app/bin:/usr/bin:/bin"})
+        for name in ("a", "b")
+    ]
+    found = [await shop.made(wanted(script), environment) for environment in environments]
+    assert len(set(found)) == 2
+    assert [await shop.made(wanted(script), environment) for environment in environments] == found
+    with pytest.raises(InstallFailed, match="tool: command not found"):
+        await shop.add(wanted(script))
 
 
 async def test_an_environments_programs_are_there_when_it_is_made(shop: Shop, tmp_path: Path) -> None:
-    tool = tmp_path / "root" / "app" / "bin" / "tool"
-    tool.parent.mkdir(parents=True)
-    tool.write_text("#!/bin/sh\necho $SECRET from the environment > $SWEEP_AGENT_PREFIX/said\n")
-    tool.chmod(0o755)
+    planted(
+        tmp_path / "root",
+        "app/bin/tool",
+        "#!/bin/sh\necho $SECRET from the environment > $SWEEP_AGENT_PREFIX/said\n",
+    )
     environment = {"PATH": "/app/bin:/usr/bin:/bin", "SECRET": "hush"}
     prepared = await shop.add(wanted("tool"), Prepared(name="t", root=tmp_path / "root", environment=environment))
     assert (shop.layer(prepared) / "said").read_text().strip() == "from the environment"

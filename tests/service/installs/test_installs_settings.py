@@ -1,7 +1,6 @@
 """This machine's settings of npm, pip and uv reach the box that installs, and no other."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,40 +8,16 @@ import pytest
 from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.installs.settings import Settings
 
-from .conftest import Shop, wanted
+from .conftest import Machine, Shop, holding, wanted
 
 pytestmark = pytest.mark.anyio
 
 TOKEN = "npm_0123456789abcdef-planted"
-Machine = Callable[..., Path]
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """A user's home with these files and variables."""
-
-    def make(files: dict[str, str] | None = None, **variables: str) -> Path:
-        home = tmp_path / "somebody"
-        home.mkdir()
-        monkeypatch.setenv("HOME", str(home))
-        for name, text in (files or {}).items():
-            (home / name).parent.mkdir(parents=True, exist_ok=True)
-            (home / name).write_text(text)
-            (home / name).chmod(0o600)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        return home
-
-    return make
 
 
 def shown(settings: Settings) -> dict[str, str]:
     """The files, by where they are in the box."""
     return {bind.target: bind.source.read_text() for bind in settings.binds if bind.source.is_file()}
-
-
-def holding(folder: Path, text: str) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.is_file() and text in file.read_text(errors="replace")]
 
 
 def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: Path) -> None:
@@ -93,6 +68,61 @@ def test_what_settings_speak_of_is_there_too(machine: Machine, tmp_path: Path) -
     assert (targets[str(wheels)], targets[str(index.parent)]) == (wheels, index.parent), "files lie beside an index"
     assert shown(settings)[str(certificate)] == "certificate"
     assert str(tmp_path) not in targets
+
+
+def test_what_settings_name_are_the_hosts_to_get_packages_from(machine: Machine, tmp_path: Path) -> None:
+    """Not the proxies, through which anything could be reached, and nothing of comments, files and other tools."""
+    npmrc = """
+    # registry=https://old.example/
+    registry=https://npm.example:8443/some/path/
+    @corp:registry = "https://corp.example/npm/"
+    //token.example/:_authToken=abcdefghijklmnop
+    proxy=http://me:secret-word-here@proxy.example:3128
+    cafile=/nowhere/ca.pem
+    """
+    pip = """
+    [global]
+    extra-index-url = https://me:pa%40ss-word-that-tells@extra.example/simple
+        http://127.0.0.1:3141/root/pypi
+    find-links = file:///opt/wheels https://links.example
+    trusted-host = files.example
+        more.example:81
+    """
+    uv = '[[index]]\nurl = "https://uv.example/simple"\n[pip]\nallow-insecure-host = ["a.example", "b.example:82"]\n'
+    machine(
+        {".npmrc": npmrc, ".config/pip/pip.conf": pip, ".config/uv/uv.toml": uv},
+        UV_INDEX_URL="https://[2001:db8::1]:8080/uv",
+        PIP_TRUSTED_HOST="one.example two.example",
+        no_proxy="corp.example",
+    )
+    (tmp_path / "copies").mkdir()
+    settings = Settings.of_this_machine(tmp_path / "copies")
+    assert set(settings.hosts) == {
+        *("npm.example:8443", "corp.example", "token.example", "extra.example", "127.0.0.1:3141", "links.example"),
+        *("files.example", "more.example:81", "uv.example", "a.example", "b.example:82", "[2001:db8::1]:8080"),
+        *("one.example", "two.example"),
+    }
+    assert settings.proxy == "http://me:secret-word-here@proxy.example:3128"
+    assert "corp.example" in settings.bypass
+    assert {b"abcdefghijklmnop", b"me:pa%40ss-word-that-tells@", b"pa@ss-word-that-tells"} <= set(settings.secrets)
+    assert not settings.has_index, "an extra index is one more"
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "has_index"),
+    [
+        ("PIP_INDEX_URL", "https://mine.example/simple", True),
+        ("PIP_NO_INDEX", "1", True),
+        ("PIP_EXTRA_INDEX_URL", "https://mine.example/simple", False),
+    ],
+)
+def test_pip_asks_its_own_index_unless_there_is_another(
+    machine: Machine, tmp_path: Path, variable: str, value: str, *, has_index: bool
+) -> None:
+    machine(**{variable: value})
+    (tmp_path / "copies").mkdir()
+    assert Settings.of_this_machine(tmp_path / "copies").has_index is has_index
 
 
 async def test_a_token_reaches_the_install_and_no_devbox(shop: Shop, machine: Machine, cache: Path) -> None:
