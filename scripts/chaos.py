@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.crash.judge import FATAL, Judge
-from tests.crash.weather import BETWEEN, KINDS, Weather, World
+from tests.crash.weather import BETWEEN, KINDS, MET_AT_START, Weather, World
 
 #: The service's own misbehaviour, which lasts all night.
 FAULTS: Final = "faults"
@@ -93,11 +93,15 @@ class Chaos:
             self.report(done)
             status = world.sweep.poll()
             if status is not None:
+                is_told = status == 2 and not world.has_opened() and not MET_AT_START.isdisjoint(self.weather.lasting)
                 world.end_sweep()
                 if status == world.expected_status():
                     break
-                self.note("unexpected ends", f"status {status} after {done} results; see run.log")
-                patience -= 1
+                if is_told:
+                    self.counts["starts refused"] += 1
+                else:
+                    self.note("unexpected ends", f"status {status} after {done} results; see run.log")
+                    patience -= 1
                 if patience:
                     self.start()
                     next_at = self.next_weather()

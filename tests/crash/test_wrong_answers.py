@@ -57,13 +57,3 @@ def test_a_captive_portal_for_some_seconds_changes_no_result(night: Night, answe
     until = time.monotonic() + PORTAL
     night.world.proxy.choose = lambda _request: WRONG[answer] if time.monotonic() < until else None
     night.ends_well()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", ["html-200", "html-403"])
-def test_a_stranger_that_answers_first_of_all_is_waited_out(night: Night, answer: str) -> None:
-    """What a sweep asks before it begins decides nothing that a stranger could say."""
-    until = time.monotonic() + 2.0
-    night.world.proxy.choose = lambda _request: WRONG[answer] if time.monotonic() < until else None
-    night.start()
-    night.ends_well()

@@ -292,9 +292,11 @@ class World:
 
     def is_under_way(self) -> bool:
         """Whether there is a sweep that has its service, and has opened its journal."""
-        if self.sweep is None or self.service_pid() is None:
-            return False
-        return b'"pid":%d}' % self.sweep.pid in self.journal
+        return self.service_pid() is not None and self.has_opened()
+
+    def has_opened(self) -> bool:
+        """Whether the sweep, which may have ended, has come so far as to open its journal."""
+        return self.sweep is not None and b'"pid":%d}' % self.sweep.pid in self.journal
 
     def processes(self) -> list[str]:
         """The command lines of all that was started here, directly or not, but of the service."""
@@ -492,6 +494,8 @@ KINDS: Final[dict[str, Callable[[Weather], Lasting]]] = {
 }
 #: What needs somebody between a sweep and its service, which embedded ones have not.
 BETWEEN: Final = frozenset({"wrong-answers"})
+#: What a person who starts a sweep is told of at once, and tries again.
+MET_AT_START: Final = frozenset({"wrong-answers", "standstills"})
 #: How often each comes, of a hundred times.
 SHARES: Final = {
     "deaths": 45, "slow-disk": 15, "wrong-answers": 13, "standstills": 10, "deaf-readers": 9, "lost-folders": 8
