@@ -1,332 +1,206 @@
-"""Random deaths under fault injection: what is lost, doubled or left when sweeps and their service are killed at any
-moment, again and again, while the service misbehaves. Each sweep is resumed until it is finished; the same seed has the
-same pauses and victims, though never quite the same moments.
+"""A night of bad weather: what is lost, doubled, left or wrong when sweeps and their service are killed and stopped at
+any moment, disks are slow, strangers answer, readers stop and folders go away, while the service misbehaves. Each sweep
+is resumed until it is finished; the same seed has the same weather, though never at quite the same moments.
 """
 
 import argparse
-import json
-import os
-import random
 import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.crash.witness import Result, carrying, read_results, remains, sweep_id, trial_of, write_benchmark
+from tests.crash.judge import FATAL, Judge
+from tests.crash.weather import BETWEEN, KINDS, MET_AT_START, Weather, World
 
-SWEEP: Final = [sys.executable, "-m", "orchestrator"]
-AGENT: Final = """
-install = 'mkdir -p $SWEEP_AGENT_PREFIX; sleep 2; touch $SWEEP_AGENT_PREFIX/installed'
-run = 'echo begun; [ -e $SWEEP_AGENT_PREFIX/installed ] && echo worked >>worked; sleep 0.$((RANDOM % 10)); echo ended'
-"""
-SAID: Final = "begun\nended\n"
-HOST_AGENT: Final = """
-class Host:
-    def __init__(self, prompt, workspace):
-        self.workspace = workspace
-
-    def run(self):
-        print("begun", flush=True)
-        self.workspace.exec("echo worked >>worked")
-        print("ended", flush=True)
-"""
-FAULTS: Final = {
-    "429": "probability = 0.02\nretry_after = 0.5",
-    "500": "probability = 0.01",
-    "503": "probability = 0.01",
-    "late": "probability = 0.01\nseconds = 1",
-    "drop": "probability = 0.02",
-    "drop-mid-body": "probability = 0.01",
-    "vanish": "probability = 0.002",
-    "list-repeats": "probability = 0.1",
-    "list-skips": "probability = 0.1",
-    "slow-boot": "probability = 0.05\nseconds = 2",
-    "boot-fails": "probability = 0.02",
-    "dies-solving": "probability = 0.02\nseconds = 0.3",
-    "dies-scoring": "probability = 0.02",
-    "scorer-error": "probability = 0.03\nscorings = 1",
-}
-#: Who is killed, how often of a hundred times.
-VICTIMS: Final = {"sweep": 65, "service": 25, "both": 10}
-#: Seconds from the start of a sweep in which it resumes, and until which a kill comes at the latest.
+#: The service's own misbehaviour, which lasts all night.
+FAULTS: Final = "faults"
+#: Seconds from the start of a sweep in which it resumes, and until which the next weather comes at the latest.
 RESUMING, LONGEST = 1.5, 7.0
-#: Seconds without a new result, and without a kill, after which a sweep counts as hung.
+#: Seconds without a new result, and without weather, after which a sweep counts as hung.
 HUNG: Final = 300.0
-#: Seconds for what a sweep leaves behind to be gone.
-LAST_RITES: Final = 20.0
+TICK: Final = 0.05
 REPORT_EVERY: Final = 10.0
-#: Unexpected ends of sweeps, after which one is not started again.
-PATIENCE: Final = 10
-#: What must be zero in the end.
-FATAL: Final = (
-    "results lost",
-    "results doubled",
-    "devboxes leaked",
-    "runs left running",
-    "agents run twice in one devbox",
-    "wrong scores",
-    "wrong logs",
-    "wrong patches",
-    "processes left",
-    "sweeps hung",
-    "unexpected ends",
+#: Notes of one kind that are shown.
+EXAMPLES: Final = 10
+#: Unexpected ends of a sweep, after which it is not started again.
+PATIENCE: Final = 20
+#: Of a hundred sweeps, those that start a service for themselves.
+EMBEDDED: Final = 30
+TOLD: Final = (
+    *(
+        "sweeps",
+        "embedded",
+        "trials",
+        "attempts",
+        "starts",
+        "logs of vanished executions",
+        "patches said to be missing",
+    ),
 )
 
 
 @dataclass(slots=True)
 class Chaos:
-    """One run of this script, in a folder of its own."""
+    """One run of this script."""
 
-    folder: Path
-    seed: int
-    scenarios: int
-    devboxes: int
+    world: World
+    kinds: Sequence[str]
     deadline: float
+    embedded: int
     counts: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
-    port: int = 0
-    service: "subprocess.Popen[bytes] | None" = None
-    sweep: "subprocess.Popen[bytes] | None" = None
+    weather: Weather = field(init=False)
+    judge: Judge = field(init=False)
     reported_at: float = 0.0
-    dice: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self.dice = random.Random(self.seed)  # noqa: S311 - it is to be repeatable
-        write_benchmark(
-            self.folder / "shelf" / "tiny", tuple(f"scenario-{number:03}" for number in range(self.scenarios))
-        )
-        (self.folder / "worker.toml").write_text(AGENT)
-        (self.folder / "host.py").write_text(HOST_AGENT)
-        rules = "".join(f'\n[[rules]]\nfault = "{fault}"\n{numbers}\n' for fault, numbers in FAULTS.items())
-        (self.folder / "chaos.toml").write_text(f"seed = {self.seed}\n{rules}")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-
-    @property
-    def state(self) -> Path:
-        return self.folder / "state"
-
-    def spawn(self, *words: str) -> "subprocess.Popen[bytes]":
-        """Start `sweep` with these words, out of reach of a Ctrl-C that is meant for us."""
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
-        environment |= {"RUNLOOP_BASE_URL": f"http://127.0.0.1:{self.port}", "RUNLOOP_API_KEY": self.token}
-        with (self.folder / f"{words[0]}.log").open("ab") as log:
-            return subprocess.Popen(
-                [*SWEEP, *words], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def serve(self) -> None:
-        words = ["--state", str(self.state), "--benchmarks", str(self.folder / "shelf" / "tiny"), "--token", self.token]
-        words += ["--port", str(self.port), "--chaos", str(self.folder / "chaos.toml"), "--quiet"]
-        self.service = self.spawn("serve", *words)
-
-    def start(self, name: str) -> None:
-        agents = ["--agent", str(self.folder / "worker.toml"), "--agent", f"{self.folder / 'host.py'}:Host"]
-        options = ["--devboxes", str(self.devboxes), "--attempts", "20", "--same-failures", "1000", "--name", name]
-        self.sweep = self.spawn("run", "tiny", *agents, *options)
+        self.weather, self.judge = Weather(self.world, self.counts), Judge(self.counts)
 
     def run(self) -> None:
         """Sweep after sweep, until the time is up and the last one is finished."""
-        self.serve()
+        self.world.serve()
         number = 0
         while time.monotonic() < self.deadline:
             number += 1
-            self.run_one(f"sweep-{number}")
+            self.world.is_embedded = self.world.dice.randrange(100) < self.embedded
+            self.world.name = f"sweep-{number}"
+            self.run_one()
 
-    def run_one(self, name: str) -> None:
-        """Run a sweep to its end through every kill that comes until then."""
-        folder = self.folder / "runs" / name
+    def run_one(self) -> None:
+        """Run a sweep to its end through all that comes until then."""
+        world = self.world
         self.counts["sweeps"] += 1
-        self.start(name)
-        started, kill_at = time.monotonic(), self.next_kill()
-        done, done_at = 0, time.monotonic()
-        while self.sweep is not None:
-            time.sleep(0.05)
+        self.counts["embedded"] += world.is_embedded
+        kinds = [kind for kind in self.kinds if not (world.is_embedded and kind in BETWEEN)]
+        self.start()
+        next_at = self.next_weather()
+        done, done_at, patience = 0, time.monotonic(), PATIENCE
+        while world.sweep is not None:
+            time.sleep(TICK)
             now = time.monotonic()
-            status = self.sweep.poll()
-            lines = count_lines(folder / "results.jsonl")
-            if lines != done:
-                done, done_at = lines, now
-            self.report(name, done)
-            if status in {0, 1} and done == 2 * self.scenarios:
-                self.sweep = None
-            elif status is not None:
-                self.counts["unexpected ends"] += 1
-                self.notes.append(f"{name} ended with {status} after {done} results; see run.log")
-                self.sweep = None
-                if self.counts["unexpected ends"] < PATIENCE:
-                    self.start(name)
-            elif kill_at < now < self.deadline:
-                if self.kill(is_resuming=now - started < RESUMING) != "service":
-                    self.counts["resumes"] += 1
-                    self.start(name)
-                started, kill_at, done_at = time.monotonic(), self.next_kill(), time.monotonic()
+            self.weather.pass_by(now)
+            if now > self.deadline:
+                self.weather.clear()
+            self.tend_service()
+            if world.done != done:
+                done, done_at = world.done, now
+            self.report(done)
+            status = world.sweep.poll()
+            if status is not None:
+                is_told = status == 2 and not world.has_opened() and not MET_AT_START.isdisjoint(self.weather.lasting)
+                world.end_sweep()
+                if status == world.expected_status():
+                    break
+                if is_told:
+                    self.counts["starts refused"] += 1
+                else:
+                    self.note("unexpected ends", f"status {status} after {done} results; see run.log")
+                    patience -= 1
+                if patience:
+                    self.start()
+                    next_at = self.next_weather()
+            elif kinds and next_at < now < self.deadline:
+                self.weather.come(kinds)
+                if world.sweep is None:
+                    self.start()
+                next_at, done_at = self.next_weather(), time.monotonic()
             elif now - done_at > HUNG:
-                self.counts["sweeps hung"] += 1
-                self.notes.append(f"{name} has no new result since {HUNG:g} s: {done} of {2 * self.scenarios}")
-                end(self.sweep)
-                self.sweep = None
-        self.judge(folder)
+                self.note("sweeps hung", f"no new result since {HUNG:g} s: {done} of {world.trials}")
+                world.end_sweep()
+        self.weather.clear()
+        self.judge.look_at(world)
+        self.counts["event loops stuck"] = world.said.count("the event loop has been stuck")
 
-    def next_kill(self) -> float:
-        """When to kill next: in a third of the cases while the sweep resumes."""
-        longest = RESUMING if self.dice.random() < 1 / 3 else LONGEST
-        return time.monotonic() + self.dice.uniform(0, longest)
+    def start(self) -> None:
+        self.counts["starts"] += 1
+        self.world.start()
 
-    def kill(self, *, is_resuming: bool) -> str:
-        """Kill somebody, and start the service again if it was it; says who it was."""
-        (victim,) = self.dice.choices(list(VICTIMS), list(VICTIMS.values()))
-        self.counts["kills"] += 1
-        self.counts[f"kills of {victim}"] += 1
-        if victim != "service":
-            self.counts["kills in a resume"] += is_resuming
-            end(self.sweep)
-            self.sweep = None
-        if victim != "sweep":
-            end(self.service)
-            time.sleep(self.dice.uniform(0, 0.5))
-            self.serve()
-        return victim
+    def note(self, what: str, words: str) -> None:
+        self.counts[what] += 1
+        self.judge.notes.append(f"{what}: {self.world.name}: {words}")
 
-    def judge(self, folder: Path) -> None:
-        """Count what is wrong with a sweep that has ended, and what it left."""
-        results = read_results(folder)
-        trials = Counter(trial_of(result) for result in results)
-        self.counts["trials"] += 2 * self.scenarios
-        self.counts["attempts"] += sum(len(result["attempts"]) for result in results)
-        self.counts["results doubled"] += sum(count - 1 for count in trials.values())
-        self.counts["results lost"] += 2 * self.scenarios - len(trials)
-        for result in results:
-            self.judge_result(folder, result)
-        wait_until(lambda: not remains(self.state, sweep_id(folder), "").alive)
-        left = remains(self.state, sweep_id(folder), "").alive
-        self.counts["devboxes leaked"] += sum(each.startswith("dbx") for each in left)
-        self.counts["runs left running"] += sum(not each.startswith("dbx") for each in left)
-        wait_until(lambda: not self.processes())
-        self.counts["processes left"] += len(self.processes())
-        self.notes += left + self.processes()
+    def tend_service(self) -> None:
+        """A service that has ended by itself is started again, as by whoever looks after it."""
+        if self.world.service is not None and self.world.service.poll() is not None:
+            self.counts["services started again"] += 1
+            self.world.serve()
 
-    def judge_result(self, folder: Path, result: Result) -> None:
-        if result["outcome"] != "scored":
-            self.counts["trials given up"] += 1
-            self.notes.append(f"given up: {trial_of(result)}: {result['failure']}")
-            return
-        files = {name: folder / path for name, path in result["files"].items()}
-        worked = files["scorer_tests"].read_text() if "scorer_tests" in files else "no log of the scorer"
-        self.counts["agents run twice in one devbox"] += "worked worked" in " ".join(worked.split())
-        self.counts["wrong scores"] += result["score"] != 1.0
-        if result["score"] != 1.0:
-            self.notes.append(f"{folder.name}: {trial_of(result)} scored {result['score']} for {worked!r}")
-        log = files["agent_log"]
-        if not log.exists() or log.read_text() != SAID:
-            is_known = "log_incomplete" in result["flags"] or executions(folder, result) > 1
-            self.counts["logs of vanished executions" if is_known else "wrong logs"] += 1
-            self.notes.append(f"another log than expected: {log}")
-        patch = files["patch"].read_text() if "patch" in files else ""
-        if patch.splitlines().count("+worked") != 1:
-            is_said = not {"gather_incomplete", "no_patch"}.isdisjoint(result["flags"])
-            self.counts["patches said to be missing" if is_said else "wrong patches"] += 1
-            self.notes.append(f"no patch as expected: {trial_of(result)}, {result['flags']}: {patch!r}")
+    def next_weather(self) -> float:
+        """When weather comes next: in a third of the cases while the sweep resumes."""
+        dice = self.world.dice
+        longest = RESUMING if dice.random() < 1 / 3 else LONGEST
+        return time.monotonic() + dice.uniform(0, longest)
 
-    def processes(self) -> list[str]:
-        """The command lines of all we have started, directly or not, but of the service."""
-        found = carrying(str(self.folder))
-        return [words for pid, words in found.items() if self.service is None or pid != self.service.pid]
-
-    def report(self, name: str, done: int) -> None:
+    def report(self, done: int) -> None:
         if time.monotonic() - self.reported_at < REPORT_EVERY:
             return
         self.reported_at = time.monotonic()
-        kills = ", ".join(f"{victim} {self.counts[f'kills of {victim}']}" for victim in VICTIMS)
+        came = ", ".join(f"{kind} {self.counts[kind]}" for kind in self.kinds)
         left = max(0, int(self.deadline - self.reported_at))
-        print(
-            f"{left:4} s left · {name} {done}/{2 * self.scenarios} · {self.counts['kills']} kills ({kills})", flush=True
-        )
-
-    def close(self) -> None:
-        """Leave nothing of ours running."""
-        end(self.sweep)
-        if self.service is not None and self.service.poll() is None:
-            self.service.terminate()
-            try:
-                self.service.wait(LAST_RITES)
-            except subprocess.TimeoutExpired:
-                self.notes.append("the service does not end")
-        for pid in carrying(str(self.folder)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        bad = sum(self.counts[what] for what in FATAL)
+        print(f"{left:4} s left · {self.world.name} {done}/{self.world.trials} · {came} · wrong {bad}", flush=True)
 
     def summary(self) -> bool:
         """Say what happened; whether all is well."""
-        for note in self.notes:
-            print(f"  {note}")
-        told = ("sweeps", "trials", "attempts", "kills", "kills of sweep", "kills of service", "kills of both",
-                "kills in a resume", "resumes", "trials given up", "logs of vanished executions",
-                "patches said to be missing")  # fmt: skip
-        print(f"seed {self.seed}: " + ", ".join(f"{what} {self.counts[what]}" for what in told))
+        notes = self.world.folder / "notes"
+        notes.write_text("".join(f"{note}\n" for note in self.judge.notes))
+        shown: Counter[str] = Counter()
+        for note in self.judge.notes:
+            shown[what := note.partition(":")[0]] += 1
+            if shown[what] <= EXAMPLES:
+                print(f"  {note}")
+        if max(shown.values(), default=0) > EXAMPLES:
+            print(f"  All {shown.total()} of them are in {notes}.")
+        said = {*TOLD, *FATAL}
+        came = [f"{what} {count}" for what, count in sorted(self.counts.items()) if what not in said]
+        print(f"seed {self.world.seed}: " + ", ".join(f"{what} {self.counts[what]}" for what in TOLD))
+        print("weather: " + ", ".join(came))
         print(", ".join(f"{what} {self.counts[what]}" for what in FATAL), flush=True)
-        return not any(self.counts[what] for what in FATAL)
+        return self.judge.is_content
 
 
-def executions(folder: Path, result: Result) -> int:
-    """How often the agent of a result's last attempt was started, or waited for anew, by the journal."""
-    started = {
-        "event": "execution.started",
-        "trial": f"{result['scenario']}/{result['arm']}/{result['trial']}",
-        "attempt": result["attempts"][-1]["attempt"],
-    }
-    events = [json.loads(line) for line in (folder / "journal.jsonl").read_bytes().splitlines()]
-    return sum(event.items() >= started.items() for event in events if event["event"] == "execution.started")
-
-
-def end(process: "subprocess.Popen[bytes] | None") -> None:
-    if process is not None:
-        process.kill()
-        process.wait()
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LAST_RITES
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.2)
-
-
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="after which nobody is killed any more")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which no weather comes any more")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000))
     parser.add_argument("--scenarios", type=int, default=100, help="each with two agents")
     parser.add_argument("--devboxes", type=int, default=8)
+    parser.add_argument("--embedded", type=int, default=EMBEDDED, metavar="PERCENT",
+                        help="of sweeps start a service for themselves: no faults, no proxy")  # fmt: skip
+    known = [*KINDS, FAULTS]
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", nargs="+", choices=known, default=known, metavar="KIND", help=f"of {', '.join(known)}")
+    which.add_argument("--without", nargs="+", choices=known, default=[], metavar="KIND")
     given = parser.parse_args()
+    given.kinds = [kind for kind in known if kind in given.only and kind not in given.without]
+    return given
+
+
+def main() -> int:
+    given = parse()
     folder = Path(tempfile.mkdtemp(prefix="sweep-chaos-"))
-    deadline = time.monotonic() + 60 * given.minutes
-    print(f"seed {given.seed}, in {folder}", flush=True)
-    chaos, is_stopped = Chaos(folder, given.seed, given.scenarios, given.devboxes, deadline), False
+    print(f"seed {given.seed}, in {folder}: {', '.join(given.kinds)}", flush=True)
+    world = World(folder, given.seed, given.scenarios, given.devboxes, has_faults=FAULTS in given.kinds)
+    if not world.preloaded:
+        print("No C compiler here: the service's database is on a quick disk all night.", flush=True)
+    kinds = [kind for kind in given.kinds if kind != FAULTS]
+    chaos = Chaos(world, kinds, time.monotonic() + 60 * given.minutes, given.embedded)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.default_int_handler)
+    is_stopped = False
     try:
         chaos.run()
     except KeyboardInterrupt:
         is_stopped = True
     finally:
-        chaos.close()
+        chaos.weather.clear()
+        chaos.judge.notes += world.close()
     is_well = chaos.summary()
     if is_well:
         shutil.rmtree(folder)

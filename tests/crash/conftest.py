@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from typing import Final
 
 import pytest
 
+from .judge import Judge
+from .weather import World
 from .witness import WORK, Result, carrying, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
 
 DYING: Final = Path(__file__).with_name("dying.py")
@@ -384,3 +387,57 @@ def ground(tmp_path_factory: pytest.TempPathFactory, isolation: str, sandboxes: 
         yield ground
     finally:
         ground.close()
+
+
+@pytest.fixture
+def night(tmp_path: Path, sandboxes: None) -> Iterator["Night"]:
+    """A small world whose service does as it should: what goes wrong is the weather."""
+    world = World(tmp_path, seed=1, scenarios=2, devboxes=4, has_faults=False, install=0.2)
+    night = Night(world)
+    try:
+        world.serve()
+        yield night
+    finally:
+        notes = world.close()
+    assert notes == []
+
+
+@dataclass(slots=True)
+class Night:
+    """One sweep in a world, with what must be so when it has ended."""
+
+    world: World
+
+    def start(self, *words: str, is_embedded: bool = False, reader: str = "json") -> None:
+        self.world.name, self.world.is_embedded = "mine", is_embedded
+        self.world.start(*words, reader=reader)
+
+    def comes_to(self, stage: str) -> None:
+        """Wait until a trial has entered this stage."""
+        line = b'"stage":"%b"' % stage.encode()
+        self.wait(lambda: line in self.world.journal, stage)
+
+    def wait(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for something that the sweep does; one that ends before fails the test."""
+
+        def is_over() -> bool:
+            return holds() or self.world.sweep is None or self.world.sweep.poll() is not None
+
+        assert within(PATIENCE, is_over), f"no {what} in {PATIENCE:g} s: {self}"
+        assert holds(), f"ended before {what}: {self}"
+
+    def ends_well(self) -> None:
+        """Wait for the end: every trial is scored, and right, with its evidence, and nothing is left."""
+        assert self.world.sweep is not None
+        try:
+            status = self.world.sweep.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still there after {PATIENCE:g} s: {self}")
+        self.world.end_sweep()
+        judge = Judge(Counter())
+        judge.look_at(self.world)
+        assert judge.is_content, f"{judge.notes}\n{self}"
+        assert status == 0, str(self)
+
+    def __str__(self) -> str:
+        return f"--- said\n{self.world.said}--- journal\n{self.world.journal.decode()}"
