@@ -340,7 +340,7 @@ def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> N
     """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
     package = tmp_path / "orchestrator"
     shutil.copytree(Path(orchestrator.__file__).parent / "agentkit", package / "agentkit")
-    for name in ("__init__.py", "errors.py", "model.py", "program.py"):
+    for name in ("__init__.py", "errors.py", "locks.py", "model.py", "program.py"):
         shutil.copy(Path(orchestrator.__file__).with_name(name), package / name)
     shutil.copytree(builtin_folder(), package / "agents")
     code = "from orchestrator.agentkit.loader import available; print(*(each.file for each in available(())))"

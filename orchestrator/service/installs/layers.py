@@ -129,7 +129,7 @@ def _check_private(*folders: Path) -> None:
 
 
 def _lock(place: Path, kind: int) -> int | None:
-    """The place's lock as an open file; None if others hold it."""
+    """The place's lock as an open file; None if others hold it. Raises OSError that says what to do without locks."""
     while True:
         place.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -141,6 +141,12 @@ def _lock(place: Path, kind: int) -> int | None:
         except BlockingIOError:
             os.close(lock)
             return None
+        except OSError as error:
+            os.close(lock)
+            raise OSError(
+                f"{place} is on a file system that has no locks ({error.strerror}): set SWEEP_CACHE to a folder on "
+                "another one, such as a local disk"
+            ) from error
         os.close(lock)  # it was removed between the two, with its place
 
 

@@ -1,5 +1,6 @@
 """Installs with real boxes: made once, seen by all, changed by none, whole or not there."""
 
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -266,3 +267,14 @@ def test_the_cache_is_the_users_unless_said_otherwise(monkeypatch: pytest.Monkey
     assert cache_folder() == Path("/var/tmp/c/sweep")
     monkeypatch.setenv("SWEEP_CACHE", "here")
     assert cache_folder() == Path.cwd() / "here"
+
+
+async def test_a_cache_on_a_file_system_without_locks_is_named_with_a_way(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=r"no locks \(No locks available\): set SWEEP_CACHE to a folder on another"):
+        Layers(cache).reserve("a1")
