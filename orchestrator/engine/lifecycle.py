@@ -203,9 +203,11 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
         try:
             await _walk(ctx, work, stage)
         except SweepError as error:
-            if _decide(ctx, work, error, rule(error)).action is not Action.SCORE_AGAIN:
+            decision = _decide(ctx, work, error, rule(error))
+            if decision.action is not Action.SCORE_AGAIN:
                 raise
             structlog.get_logger().info("score.again", trial=str(work.key), error=error.message)
+            await anyio.sleep(decision.delay)
         else:
             return
 

@@ -95,7 +95,8 @@ class DiskWatch:
             try:
                 box.used = await anyio.to_thread.run_sync(_usage, box)
             except FileNotFoundError:
-                continue  # it ended while we looked
+                if box.folder in self._boxes and not box.folder.exists():  # or it ended while we looked
+                    self._end(box, "its files are gone from the host")
             except (TooDeep, TooMany) as error:
                 self._end(box, f"its disk cannot be measured: {error}")
             else:
