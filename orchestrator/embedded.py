@@ -43,24 +43,25 @@ _STARTED: Final = "started by"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a service is that has proven that it knows this token."""
+    """Where a service is that has proven that it knows this token, and its process."""
 
     url: str
     token: str
+    pid: int
 
     @classmethod
     async def read(cls, http: httpx.AsyncClient, state: Path) -> Self | None:
         """The address in a state folder's file, if who listens there knows its token, which is not told."""
         try:
             told: dict[str, Any] = orjson.loads((state / ADDRESS).read_bytes())
-            url, token = str(told["url"]), str(told["token"])
+            url, token, pid = str(told["url"]), str(told["token"]), int(told["pid"])
             nonce = secrets.token_hex(16)
             answer = await http.get(f"{url}/v1/sweep/proof", params={"nonce": nonce})
             proof = str(answer.json()["proof"]).encode()
         except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
             return None
         expected = hmac.new(token.encode(), nonce.encode(), sha256).hexdigest()
-        return cls(url=url, token=token) if hmac.compare_digest(proof, expected.encode()) else None
+        return cls(url=url, token=token, pid=pid) if hmac.compare_digest(proof, expected.encode()) else None
 
     async def post(self, http: httpx.AsyncClient, verb: str, client: str) -> bool:
         """Whether the service agreed."""
@@ -127,10 +128,10 @@ class _Seeker:
         self.children.append(_spawn(self.command, self.state, self.hidden))
         return self.children[-1]
 
-    def disown(self, *, is_found: bool) -> None:
-        """A service that has started lives on; one that nobody has seen yet does not."""
+    def disown(self, found: Address | None) -> None:
+        """The service that was found lives on; another that we started, and nobody has seen yet, does not."""
         for child in self.children:
-            if not is_found:
+            if found is None or child.pid != found.pid:
                 child.terminate()
             child.returncode = child.poll() or 0  # it may outlive us, and Python would warn of that
 
@@ -174,7 +175,7 @@ class Service:
                         with anyio.move_on_after(5, shield=True):
                             await service._leave(seeker)
             finally:
-                seeker.disown(is_found=service is not None)
+                seeker.disown(service.address if service is not None else None)
 
     @classmethod
     async def running(cls, runs: Path) -> list[Address]:
