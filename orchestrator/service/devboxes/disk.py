@@ -2,10 +2,10 @@
 
 Its secret: it hardly ever looks. The file system's own count of free bytes and of free files, one call a second for all
 boxes together, says how much can have been written at most since the last look; folders are walked only when that could
-have made some box too large, and now and then because others' deletions hide writing. A long look is followed by a
-pause, which ends early when much is written: else a box could make looks long, and write in the pauses. A quota of the
-file system would be better and is rarely there; a sized tmpfs costs memory; a loop device costs a file system each. So
-a box can be over its limit for about a second before it ends.
+have made some box too large, and now and then because deletions in the same second hide writing. A long look is
+followed by a pause, which ends early when much is written: else a box could make looks long, and write in the pauses. A
+quota of the file system would be better and is rarely there; a sized tmpfs costs memory; a loop device costs a file
+system each. So a box can be over its limit for about a second before it ends.
 """
 
 import asyncio
@@ -70,14 +70,17 @@ class DiskWatch:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        free, looked, rested = self._free(), anyio.current_time(), 0.0
+        free = last = self._free()
+        looked, rested, written = anyio.current_time(), 0.0, [0, 0]
         while True:
             await anyio.sleep(TICK)
-            now = anyio.current_time()
-            written = max(before - after for before, after in zip(free, self._free(), strict=True))
-            is_due = written > self._headroom() or now - looked > RELAXED
-            if (is_due and now > rested) or written > self._headroom() + MUCH:
-                free = self._free()
+            now, before, last = anyio.current_time(), last, self._free()
+            # What was freed in another second is not set off against it: it may have been somebody else's.
+            written = [sum_ + max(0, a - b) for sum_, a, b in zip(written, before, last, strict=True)]
+            lost = max(a - b for a, b in zip(free, last, strict=True))
+            is_due = max(written) > self._headroom() or now - looked > RELAXED
+            if (is_due and now > rested) or lost > self._headroom() + MUCH:
+                free, written = last, [0, 0]
                 await self._look()
                 looked = anyio.current_time()
                 rested = looked + (looked - now) * RATIO
