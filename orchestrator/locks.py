@@ -81,7 +81,8 @@ def hold(folder: Path, kind: Kind = "file") -> Iterator[None]:
 
     Raises Held if somebody else is, UsageError where locks are asked for and there are none, and OSError.
     """
-    with (folder / LOCK).open("a+b", buffering=0) as file:
+    mine = os.open(folder / LOCK, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(mine, "a+b", buffering=0) as file:
         _check_note(folder)
         refusal = _take(file.fileno())
         if kind == "file":

@@ -5,7 +5,6 @@ cannot say is said in Python's words. The threads that write a sweep's journal a
 whoever waits for them would wait for ever.
 """
 
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from io import FileIO, TextIOBase
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import orjson
 import structlog
 
 from orchestrator.printable import json_line
@@ -77,16 +77,16 @@ class _Stream(TextIOBase):
 def _plain(event: dict[str, Any]) -> dict[str, Any]:
     """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
     try:
-        plain: dict[str, Any] = json.loads(json_line(event, str))
-    except (TypeError, ValueError, RecursionError):  # a key that is no text, a structure without end
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(event, default=str))
+    except TypeError:  # bytes of a file's name that are no text, a number beyond 64 bits, a structure without end
         plain = {ascii(key)[1:-1]: _said(value) for key, value in event.items()}
     return plain
 
 
 def _said(value: Any) -> Any:
     try:
-        return json.loads(json_line(value, str))
-    except (TypeError, ValueError, RecursionError):
+        return orjson.loads(orjson.dumps(value, default=str))
+    except TypeError:
         with suppress(Exception):
             return ascii(value)
         return f"<{type(value).__name__}>"

@@ -2,8 +2,8 @@
 
 `RULES` is complete: the nearest class in the tree of `errors.py` has the rule. `table()` shows it to people.
 
-A back-off holds neither a devbox nor a worker: what is tried again in a new attempt has given its devbox back before,
-and what comes later has none yet. Only what is scored again needs its devbox, and waits in it for some seconds.
+A back-off never holds a devbox: what is tried again in a new attempt has given its devbox back before, what comes later
+has none yet, and what is scored again, which needs its devbox, is scored again at once. Nor does it hold a worker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ RULES: Final[Mapping[type[SweepError], Rule]] = {
     errors.AllowanceUsedUp: Rule(action=Action.NEW_ATTEMPT, bound=None),
     errors.AgentError: Rule(action=Action.GIVE_UP),
     errors.AgentSetupFailed: Rule(action=Action.NEW_ATTEMPT),
-    errors.ScoringFault: Rule(action=Action.SCORE_AGAIN, bound="scorings", base=2.0, cap=8.0),
+    errors.ScoringFault: Rule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
     errors.SweepError: Rule(action=Action.STOP),
 }
 #: While the run is only asked for there is no devbox to lose: the attempt waits its time, and begins no other.

@@ -120,10 +120,14 @@ def planned(manifest: Mapping[str, Any]) -> Plan:
     scenarios, config = manifest["scenarios"], manifest["config"]
     return Plan(
         benchmark=manifest["identity"]["benchmark"],
-        scenarios=tuple(ScenarioSummary(id=each, **scenarios[each]) for each in manifest.get("selected", scenarios)),
+        scenarios=tuple(_summary(each, scenarios[each]) for each in manifest.get("selected", scenarios)),
         arms=tuple(arm["name"] for arm in config["arms"]),
         trials=config["trials"],
     )
+
+
+def _summary(identity: str, entry: Mapping[str, Any]) -> ScenarioSummary:
+    return ScenarioSummary(id=identity, **{**entry, "network": tuple(entry.get("network", ()))})
 
 
 class Reader:

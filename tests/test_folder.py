@@ -18,7 +18,7 @@ import pytest
 from orchestrator.config import ArmConfig, SweepConfig, resolve
 from orchestrator.errors import JournalError, UsageError
 from orchestrator.folder import RunFolder, choose_folder, refuse_elsewhere
-from orchestrator.journal import JOURNAL, MANIFEST, RESULTS, locked, read_manifest
+from orchestrator.journal import JOURNAL, MANIFEST, locked, read_manifest
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
 from orchestrator.runs import planned
@@ -69,8 +69,8 @@ def sweep(
 
 
 def finish(folder: RunFolder, trials: int = 2) -> None:
-    (folder.path / RESULTS).write_bytes(b"{}\n" * trials)
-    (folder.path / JOURNAL).write_bytes(b'{"event":"trial.finished"}\n{"event":"sweep.ended","reason":"finished"}\n')
+    ended = b'{"event":"sweep.ended","reason":"finished"}\n'
+    (folder.path / JOURNAL).write_bytes(b'{"event":"trial.finished"}\n' * trials + ended)
 
 
 def test_a_new_sweep_is_named_for_benchmark_arm_and_time_and_has_an_id_of_its_own(tmp_path: Path) -> None:

@@ -203,11 +203,9 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
         try:
             await _walk(ctx, work, stage)
         except SweepError as error:
-            decision = _decide(ctx, work, error, rule(error))
-            if decision.action is not Action.SCORE_AGAIN:
+            if _decide(ctx, work, error, rule(error)).action is not Action.SCORE_AGAIN:
                 raise
             structlog.get_logger().info("score.again", trial=str(work.key), error=error.message)
-            await anyio.sleep(decision.delay)
         else:
             return
 

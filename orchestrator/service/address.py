@@ -68,6 +68,26 @@ def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
         yield
 
 
+class Home:
+    """A state folder as it is when the service begins: one that was removed, moved or made anew is not it any more."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def is_there(self) -> bool:
+        """Blocking."""
+        try:
+            return os.path.samestat(os.fstat(self._folder), self._state.stat())
+        except FileNotFoundError:
+            return False
+        except OSError:  # a disk that refuses for a while has it yet, and who asks at the end asks in vain
+            return True
+
+    def close(self) -> None:
+        os.close(self._folder)
+
+
 @contextmanager
 def publish(state: Path, address: Address) -> Iterator[None]:
     """Have the address file in the state folder, readable by its owner only, complete or not at all.

@@ -30,8 +30,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from orchestrator.errors import UsageError, leaf
-from orchestrator.locks import LOCK, Kind
-from orchestrator.service.address import Address, forget_address, hold_lock, is_loopback, needing, publish
+from orchestrator.locks import Kind
+from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.api import devboxes as devbox_routes
 from orchestrator.service.api.activity import Activity
 from orchestrator.service.api.app import application
@@ -102,6 +102,7 @@ class Service:
     token: str
     activity: Activity
     stopping: anyio.Event
+    home: Home
 
     @classmethod
     @asynccontextmanager
@@ -128,11 +129,12 @@ class Service:
         given = {name: os.environ[name] for name in secret_names}
         with needing(state):
             (state / "cache").mkdir(mode=0o700, exist_ok=True)
+            home = Home(state)
         async with (
             Store.open(state / "service.sqlite", lock) as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
+            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given, home)
             facts = Facts(
                 instance=instance,
                 isolation=isolation,
@@ -153,8 +155,9 @@ class Service:
             async with parts.scorings, parts.fleet:
                 await parts.scenario_runs.recover()
                 try:
-                    yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping)
+                    yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
                 finally:
+                    home.close()
                     activity.is_ending = True
                     await parts.scorings.wait_idle(GRACE)
 
@@ -195,6 +198,7 @@ class _Parts:
         dialect: Dialect,
         dice: Dice | None,
         given: Mapping[str, str],
+        home: Home,
     ) -> Self:
         cache = state / "cache"
         scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
@@ -205,7 +209,14 @@ class _Parts:
         installs = Installs(cache=cache_folder(), provider=provider)
         fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare, installs=installs)
         executions = ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state)
-        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring, dialect=dialect)
+        scorings = Scorings(
+            store=store,
+            definitions=definitions,
+            fleet=fleet,
+            scoring=scoring,
+            dialect=dialect,
+            is_at_home=home.is_there,
+        )
         scenario_runs = ScenarioRuns(
             store=store,
             definitions=definitions,
@@ -297,7 +308,7 @@ async def serve(
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:
                         watchers.start_soon(_stop_unused, service, linger)
-                    watchers.start_soon(_stop_homeless, service, state)
+                    watchers.start_soon(_stop_homeless, service, service.home)
                     with publish(state, address):
                         structlog.get_logger().info("service.listening", url=address.url, isolation=isolation)
                         task_status.started(address)
@@ -337,20 +348,11 @@ async def _stop_unused(service: Service, linger: float) -> None:
     service.stopping.set()
 
 
-async def _stop_homeless(service: Service, state: Path) -> None:
+async def _stop_homeless(service: Service, home: Home) -> None:
     """Without its folder it has nothing to give any more, and nobody finds it: what it runs would be nobody's."""
-    lock = await anyio.to_thread.run_sync((state / LOCK).stat)
-    while True:
+    while await anyio.to_thread.run_sync(home.is_there):  # noqa: ASYNC110 - a folder announces nothing
         await anyio.sleep(_LOOK_EVERY)
-        try:
-            is_home = os.path.samestat(lock, await anyio.to_thread.run_sync((state / LOCK).stat))
-        except FileNotFoundError:
-            is_home = False
-        except OSError:  # a disk that refuses for a while has it yet
-            is_home = True
-        if not is_home:
-            break
-    structlog.get_logger().error("service.homeless", state=str(state))
+    structlog.get_logger().error("service.homeless")
     service.stopping.set()
 
 

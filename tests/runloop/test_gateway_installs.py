@@ -78,7 +78,7 @@ async def test_what_a_service_of_ours_wants_to_have_said_is_heard_and_of_another
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:
     assert list(await gateway.notices()) == []
-    endpoint.on("/sweep", {"service": "sweep", "notices": ["Mind the gap.", 3]})
+    endpoint.on("/sweep", {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3]})
     async with Gateway.open(endpoint.url, "token", rate=None) as another:
         assert list(await another.notices()) == ["Mind the gap."]
         assert await another.features() == frozenset()

@@ -4,11 +4,13 @@ Why the result is not sent with the answer to `score`: scorers may take half an 
 """
 
 import sqlite3
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from orchestrator.errors import ServiceError, WorldError
@@ -33,13 +35,22 @@ class Scorings:
     """Use it as a context around the fleet's: when it ends, the boxes have ended, and with them what was scored."""
 
     def __init__(
-        self, *, store: Store, definitions: Definitions, fleet: Fleet, scoring: Scoring, dialect: Dialect
+        self,
+        *,
+        store: Store,
+        definitions: Definitions,
+        fleet: Fleet,
+        scoring: Scoring,
+        dialect: Dialect,
+        is_at_home: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`is_at_home` says whether the folder with the devboxes' files is there, so that scorers can find anything."""
         self._store = store
         self._definitions = definitions
         self._fleet = fleet
         self._scoring = scoring
         self._dialect = dialect
+        self._is_at_home = is_at_home
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._change = anyio.Event()
         self._tasks = anyio.create_task_group()
@@ -78,6 +89,8 @@ class Scorings:
             with scope:
                 log.info("scoring.started")
                 result, reason = await self._result(run)
+                if not await anyio.to_thread.run_sync(self._is_at_home):
+                    result, reason = None, "The folder with the devboxes' files was removed."
                 await self._finish(run["id"], result, reason)
                 log.info("scoring.ended", score=(result or {}).get("score"), reason=reason)
         finally:
