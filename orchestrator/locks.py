@@ -76,8 +76,8 @@ class Held(Exception):
 
 
 @contextmanager
-def hold(folder: Path, kind: Kind = "file") -> Iterator[None]:
-    """Be the one who is at work in a folder.
+def hold(folder: Path, kind: Kind = "file", *, words: str = "") -> Iterator[None]:
+    """Be the one who is at work in a folder. `words` are what the lock says of us; the default names our process.
 
     Raises Held if somebody else is, UsageError where locks are asked for and there are none, and OSError.
     """
@@ -89,7 +89,7 @@ def hold(folder: Path, kind: Kind = "file") -> Iterator[None]:
             _check_lock(folder, refusal)
         with suppress(OSError):  # a full disk has no room for the name, and the lock holds without it
             file.truncate(0)
-            file.write(str(Note.ours()).encode())
+            file.write((words or str(Note.ours())).encode())
         if kind == "file":
             yield
             return

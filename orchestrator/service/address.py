@@ -60,10 +60,11 @@ def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
                 state.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not any(state.iterdir()):
                     state.chmod(0o700)
-                stack.enter_context(hold(state, lock))
+                stack.enter_context(hold(state, lock, words=f"{os.getpid()}\n"))
         except Held as held:
+            who = f"pid {held}" if str(held).isdigit() else str(held)
             raise UsageError(
-                f"A service ({held}) already holds the state folder {state}: use that one, stop it, or name another."
+                f"A service ({who}) already holds the state folder {state}: use that one, stop it, or name another."
             ) from None
         yield
 

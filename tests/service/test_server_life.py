@@ -105,7 +105,7 @@ async def test_a_service_whose_address_nobody_can_read_serves_all_the_same(tmp_p
 
 async def test_a_second_service_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
     async with serving(tmp_path):
-        with pytest.raises(UsageError, match=f"process {os.getpid()} on "):
+        with pytest.raises(UsageError, match=f"pid {os.getpid()}"):
             await server(tmp_path)()
         assert Address.read(tmp_path) is not None, "the first one's address stays"
     with hold_lock(tmp_path):
