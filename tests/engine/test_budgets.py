@@ -10,8 +10,9 @@ from orchestrator.config import SweepConfig, moment, resolve
 from orchestrator.engine.budgets import LOOK_EVERY, Budgets, watch
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
-from orchestrator.events import Event, StageEntered, StageFinished, TrialFinished
-from orchestrator.ledger import Ledger, fold
+from orchestrator.events import Event, StageEntered, StageFinished, SweepOpened, TrialFinished
+from orchestrator.journal import now
+from orchestrator.ledger import UNWATCHED, Ledger, fold
 from orchestrator.model import Outcome
 from orchestrator.stages import Stage
 from orchestrator.testing import Script, run_virtually
@@ -80,6 +81,24 @@ def test_devbox_time_is_from_boot_to_release_and_goes_on_for_those_alive() -> No
     assert used_up(fold(up), now=100 + 2 * HOUR, max_devbox_hours=2) == (
         "--max-devbox-hours 2 is used up (2.00); it takes more to go on"
     )
+
+
+def opened(at: float) -> SweepOpened:
+    return SweepOpened(sweep="0190", schema=1, version="0", pid=1, at=at)
+
+
+@pytest.mark.parametrize(("at", "seconds"), [(160, 60), (100 + UNWATCHED, UNWATCHED), (10**9, UNWATCHED), (50, 0)])
+def test_a_clock_that_was_set_between_two_processes_uses_up_an_hour_at_most(at: float, seconds: float) -> None:
+    """The devbox was up for 10 s before, nobody watched it for so long by the next one's clock, and it lives on."""
+    events = [*stage("start", 0), *stage("boot", 90), *stage("prepare", 100), opened(at)]
+    assert fold(events).devbox_seconds(now=at + 5) == 10 + seconds + 5
+    assert fold([*events, *stage("release", at + 7)]).devbox_seconds(now=10**12) == 10 + seconds + 7
+
+
+def test_a_clock_that_is_set_while_a_process_lives_moves_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = now()
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert before <= now() < before + 60
 
 
 def test_a_devbox_that_was_given_back_later_counts_until_then() -> None:
