@@ -184,6 +184,19 @@ def test_results_that_are_not_what_they_were_at_the_checkpoint_are_made_anew(
     assert (folder / RESULTS).read_bytes() == whole
 
 
+@given(history=histories(), data=st.data())
+def test_a_copy_of_a_ledger_says_the_same_and_goes_its_own_way(history: list[Event], data: st.DataObject) -> None:
+    """What a journal says on the disk is behind what the engine reads, and both go on from one state."""
+    cut = data.draw(st.integers(0, len(history)))
+    ledger = fold(history[:cut])
+    twin = ledger.copy()
+    assert twin == ledger
+    for event in history[cut:]:
+        twin.apply(event)
+    assert twin == fold(history)
+    assert ledger == fold(history[:cut])
+
+
 async def test_a_checkpoint_is_made_while_events_come_and_at_the_end(folder: Path) -> None:
     async with Journal.open(folder, ledger := Ledger(), EAGER) as journal, anyio.create_task_group() as tasks:
         for number in range(50):
