@@ -134,7 +134,7 @@ class Service:
             Store.open(state / "service.sqlite", lock) as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given, home)
+            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
             facts = Facts(
                 instance=instance,
                 isolation=isolation,
@@ -198,7 +198,6 @@ class _Parts:
         dialect: Dialect,
         dice: Dice | None,
         given: Mapping[str, str],
-        home: Home,
     ) -> Self:
         cache = state / "cache"
         scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
@@ -209,14 +208,7 @@ class _Parts:
         installs = Installs(cache=cache_folder(), provider=provider)
         fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare, installs=installs)
         executions = ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state)
-        scorings = Scorings(
-            store=store,
-            definitions=definitions,
-            fleet=fleet,
-            scoring=scoring,
-            dialect=dialect,
-            is_at_home=home.is_there,
-        )
+        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring, dialect=dialect)
         scenario_runs = ScenarioRuns(
             store=store,
             definitions=definitions,

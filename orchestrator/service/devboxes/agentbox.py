@@ -178,6 +178,9 @@ class AgentBox(ABC):
     async def export(self, target: Path, only: str = "") -> None:
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
+    async def is_whole(self) -> bool:
+        return True
+
     async def wait_dead(self) -> str:
         await self._dead.wait()
         return self._why or ""

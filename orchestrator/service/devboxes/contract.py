@@ -177,6 +177,9 @@ class Box(Protocol):
         With a path `only`, nothing but what is there and the folders above it.
         """
 
+    async def is_whole(self) -> bool:
+        """Whether its files are on the host, as far as it is sure that nobody in the box has removed them."""
+
     async def wait_dead(self) -> str:
         """Wait until the box has ended; returns how ("stopped", "killed by signal 9", …). May be called often."""
 

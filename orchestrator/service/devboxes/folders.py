@@ -56,6 +56,10 @@ class BoxFolder:
     def remove(self) -> None:
         remove(self.base)
 
+    def is_whole(self) -> bool:
+        """Whether its own folders are there: from inside a sandbox, where they are mounts, they cannot be removed."""
+        return all((self.files / path.strip("/")).is_dir() for path in OWN)
+
     def tops(self) -> list[str]:
         """What has to appear in the box's root: paths such as "app" and "home/user"."""
         folders = [place for place in self.files.iterdir() if place.name != "home"]

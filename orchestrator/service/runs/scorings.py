@@ -4,17 +4,16 @@ Why the result is not sent with the answer to `score`: scorers may take half an 
 """
 
 import sqlite3
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from orchestrator.errors import ServiceError, WorldError
 from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.devboxes.contract import Box, BoxDied
 from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.runs import tally
@@ -42,15 +41,12 @@ class Scorings:
         fleet: Fleet,
         scoring: Scoring,
         dialect: Dialect,
-        is_at_home: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`is_at_home` says whether the folder with the devboxes' files is there, so that scorers can find anything."""
         self._store = store
         self._definitions = definitions
         self._fleet = fleet
         self._scoring = scoring
         self._dialect = dialect
-        self._is_at_home = is_at_home
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._change = anyio.Event()
         self._tasks = anyio.create_task_group()
@@ -89,8 +85,6 @@ class Scorings:
             with scope:
                 log.info("scoring.started")
                 result, reason = await self._result(run)
-                if not await anyio.to_thread.run_sync(self._is_at_home):
-                    result, reason = None, "The folder with the devboxes' files was removed."
                 await self._finish(run["id"], result, reason)
                 log.info("scoring.ended", score=(result or {}).get("score"), reason=reason)
         finally:
@@ -120,6 +114,7 @@ class Scorings:
                     timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
                     custom=custom,
                 )
+                await _need_whole(box)
         except (ServiceError, WorldError) as error:
             return None, error.message
         except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
@@ -140,6 +135,12 @@ class Scorings:
             tally.settle(db, run.get("benchmark_run_id"))
 
         await insist(partial(self._store.write, finish))
+
+
+async def _need_whole(box: Box) -> None:
+    """Raise BoxDied where what the scorers looked at was removed under them."""
+    if not await box.is_whole():
+        raise BoxDied(f"devbox {box.id}: its files were removed from the host")
 
 
 def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str | None = None) -> None:

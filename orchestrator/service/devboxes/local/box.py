@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
+import anyio.to_thread
+
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.child import Pidfd
 from orchestrator.service.devboxes.contract import HOME, BoxSpec, Limit
@@ -46,6 +48,9 @@ class LocalBox(AgentBox):
     def environment(self) -> dict[str, str]:
         path = self._machine.interpreter.path
         return {"PATH": path, "HOME": HOME, "USER": USER, "LOGNAME": USER, "LANG": "C.UTF-8", "TERM": "dumb"}
+
+    async def is_whole(self) -> bool:
+        return await anyio.to_thread.run_sync(self.folder.is_whole)
 
     def prepare(self) -> None:
         super().prepare()
