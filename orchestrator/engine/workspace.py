@@ -274,9 +274,12 @@ class DevboxWorkspace:
                 await self._begin(files, line, 1)
         with anyio.move_on_after(time_limit + BACKSTOP):
             return await self._watch(files, line)
-        if await self._read_ending():  # it was we who were late
-            return await self._watch(files, line)
         await self._kill(str(self._execution))
+        ending = ""
+        with anyio.move_on_after(LAST_WORDS):
+            ending = await self._read_ending()
+        if ending:  # it was we who were late
+            return await self._watch(files, line)
         raise AgentTimedOut(
             f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
         )

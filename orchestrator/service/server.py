@@ -78,7 +78,7 @@ KEEP_ALIVE: Final = 75
 _LAST_REPLIES: Final = 3
 _CLOSE_TIMEOUT: Final = 20
 #: Seconds between two looks whether its state folder is there.
-_LOOK_EVERY: Final = 2.0
+_LOOK_EVERY: Final = 0.5
 _MAX_OPEN_FILES: Final = 65_536
 #: Connections that have not shown the token: as many as wait in the backlog, and never more than half of our files.
 _MAX_STRANGERS: Final = BACKLOG
@@ -345,6 +345,7 @@ async def _stop_homeless(service: Service, home: Home) -> None:
     while await anyio.to_thread.run_sync(home.is_there):  # noqa: ASYNC110 - a folder announces nothing
         await anyio.sleep(_LOOK_EVERY)
     structlog.get_logger().error("service.homeless")
+    service.activity.is_ending = True
     service.stopping.set()
 
 

@@ -46,4 +46,5 @@ def cut_at_each_line(ground: Ground, whole: Sweep) -> Iterator[tuple[str, Sweep]
         sweep = ground.sweep(whole.story)
         shutil.copytree(whole.run_folder, sweep.run_folder)
         (sweep.run_folder / "journal.jsonl").write_bytes(b"".join(lines[:count]))
+        (sweep.run_folder / "results.jsonl").unlink()  # with results that the journal has not it would be refused
         yield lines[count - 1][:100].decode(), sweep

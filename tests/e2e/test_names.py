@@ -83,7 +83,7 @@ def test_json_lines_are_harmless_too_and_mean_what_was_said(desk: "Desk") -> Non
     ended = desk.start("run", "./bench", "--agent", "oracle", "--json").end()
     assert is_harmless(ended.out), str(ended)
     for line in ended.json if ended.status == 0 else ():
-        assert "\x1b[31m" in str(line.get("scenario_name", "\x1b[31m"))
+        assert "\\x1b[31m" in str(line.get("scenario_name", "\\x1b[31m")), "a folder's name is the scenario's, escaped"
 
 
 def at_a_terminal(desk: "Desk", *words: str) -> bytes:

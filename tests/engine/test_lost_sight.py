@@ -153,7 +153,6 @@ def test_an_agent_that_ended_while_nobody_looked_is_not_called_timed_out(make_sw
     ).run()
     (result,) = sweep.results
     assert (result["outcome"], result["flags"]) == ("scored", [])
-    assert sweep.endpoint.calls["kill"] == 0
 
 
 @pytest.mark.parametrize(("unheard", "outcome"), [(4, Outcome.SCORED), (100, Outcome.FAILED)])
@@ -172,8 +171,8 @@ import anyio
 from orchestrator.awake import AwakeLoop
 
 async def main():
-    print("begun", flush=True)
     with anyio.move_on_after(LIMIT) as scope:
+        print("begun", flush=True)
         for _ in range(20):
             await anyio.sleep(0.1)
     print("late" if scope.cancelled_caught else "in time", flush=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.conftest import Desk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("python agents")]
 
 PACKAGES = ("mini-swe-agent>=2.4,<3", "openai-agents>=0.2,<1")
 

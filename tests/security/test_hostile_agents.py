@@ -154,7 +154,7 @@ def test_an_agent_that_attacks_gets_nowhere_and_harms_nobody(desk: Desk, attack:
     assert "\x1b" not in ended.out + ended.err
     within(LAST_RITES, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
     assert (desk.folder / "hidden").read_text() == HIDDEN
-    assert not list(desk.folder.rglob("PWNED*"))
+    assert not [path for path in walk(desk.folder) if path.name.startswith("PWNED")]
     brought = list(walk(desk.folder / "runs" / "it"))
     assert [path for path in brought if not is_plain(path)] == []
     said = b"".join(path.read_bytes() for path in brought if path.is_file())
