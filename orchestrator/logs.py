@@ -100,7 +100,9 @@ def _configure(file: TextIOBase, level: int, mask: Callable[[Any], Any] = lambda
             with suppress(Exception):
                 return super()._proxy_to_logger(method_name, event, **kw)
 
-    logging.raiseExceptions = False  # what libraries log by themselves must not fail either
+    logging.raiseExceptions = False  # what libraries log by themselves must not fail either, nor stay in a buffer
+    logging.lastResort = logging.StreamHandler(cast("TextIO", _Stream(sys.stderr)))
+    logging.lastResort.setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
