@@ -82,7 +82,10 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
         code = _tell(error)
-    code = _finish_writing(code)
+    try:
+        code = _finish_writing(code)
+    except KeyboardInterrupt:  # the last words are waited for no longer; what was done is done
+        os._exit(code)
     if code == 130:
         os._exit(130)  # Python's own way out would be the signal again, if that had come while a string was executed
     sys.exit(code)

@@ -123,7 +123,8 @@ def test_a_terminal_that_goes_on_shows_the_newest_picture_and_the_table(served: 
         assert seen.count(b"\x1b[?25h") == 1
 
 
-def test_a_third_ctrl_c_leaves_at_once_though_the_terminal_takes_nothing(served: "Desk") -> None:
+@pytest.mark.parametrize("pause", [0.1, 1.5], ids=["while agents are ended", "while the last words wait"])
+def test_a_third_ctrl_c_leaves_at_once_though_the_terminal_takes_nothing(served: "Desk", pause: float) -> None:
     with at_a_terminal(served, "run", "six", "--agent", "command:sleep 1000", "--name", "mine") as screen:
         within(
             PATIENCE,
@@ -133,7 +134,7 @@ def test_a_third_ctrl_c_leaves_at_once_though_the_terminal_takes_nothing(served:
         screen.stop()
         for _ in range(3):
             screen.process.send_signal(2)
-            time.sleep(0.1)
+            time.sleep(pause)
         began = time.monotonic()
         assert screen.process.wait(PATIENCE) == 130
         assert time.monotonic() - began < 5
