@@ -1,16 +1,12 @@
 """What others named or said is printed, whatever is in it, and no terminal obeys it."""
 
 import os
-import pty
-import select
-import subprocess
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from .conftest import reward, write_scenario
+from .screen import at_a_terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,26 +82,10 @@ def test_json_lines_are_harmless_too_and_mean_what_was_said(desk: "Desk") -> Non
         assert "\\x1b[31m" in str(line.get("scenario_name", "\\x1b[31m")), "a folder's name is the scenario's, escaped"
 
 
-def at_a_terminal(desk: "Desk", *words: str) -> bytes:
-    """What a command prints there."""
-    ours, theirs = pty.openpty()
-    more = {"TERM": "xterm", **(desk.service.environment if desk.service else {})}
-    with subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=desk.folder,
-        env=desk.environment(more),
-        start_new_session=True,
-    ):
-        os.close(theirs)
-        seen = b""
-        with suppress(OSError):
-            while select.select([ours], [], [], 60)[0] and (piece := os.read(ours, 65536)):
-                seen += piece
-    os.close(ours)
-    return seen
+def shown(desk: "Desk", *words: str) -> bytes:
+    """What a command prints at a terminal."""
+    with at_a_terminal(desk, *words) as screen:
+        return screen.read(60)
 
 
 def test_a_terminal_gets_the_colours_of_a_log_and_nothing_else_that_it_would_obey(served: "Desk") -> None:
@@ -116,9 +96,9 @@ def test_a_terminal_gets_the_colours_of_a_log_and_nothing_else_that_it_would_obe
     printed = served.start("logs", "mine", "ant")
     assert printed.end().status == 0
     assert printed.files.with_suffix(".out").read_bytes() == raw
-    seen = at_a_terminal(served, "logs", "mine", "ant")
+    seen = shown(served, "logs", "mine", "ant")
     assert seen == rb"~[32mgreen~[0m\x1b]0;owned\x07\x1b[2J\rtab".replace(b"~", b"\x1b") + b"\there\r\n"
-    assert at_a_terminal(served, "logs", "mine", "ant", "--raw") == raw.replace(b"\n", b"\r\n")
+    assert shown(served, "logs", "mine", "ant", "--raw") == raw.replace(b"\n", b"\r\n")
 
 
 def test_files_that_are_left_out_are_named_on_lines_of_their_own(served: "Desk") -> None:

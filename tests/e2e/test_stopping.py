@@ -1,11 +1,7 @@
 """The real command told to stop, by signals, by a closed terminal, by a budget; whatever else is broken meanwhile."""
 
 import os
-import pty
-import select
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +10,7 @@ import orjson
 import pytest
 
 from .conftest import MARK, PATIENCE, read, within
+from .screen import at_a_terminal
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
@@ -80,27 +77,16 @@ def test_a_closed_terminal_lets_those_in_flight_finish(desk: "Desk") -> None:
     """Nothing can be drawn any more, and nothing else suffers from it."""
     words = ["run", "bugfix-mini", "--agent", "command:sleep 3", "--limit", "3", "--devboxes", "1", "--name", "mine"]
     words += ["--isolation", "none"] if desk.isolation == "none" else []
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=desk.folder,
-        env=desk.environment({"TERM": "xterm"}),
-        start_new_session=True,
-    ) as process:
-        os.close(theirs)
+    with at_a_terminal(desk, *words) as screen:
 
         def solves() -> bool:
-            if select.select([ours], [], [], 0)[0]:
-                os.read(ours, 65536)
+            screen.read()
             return bool(desk.journal("runs/mine", "execution.started"))
 
         within(PATIENCE, solves, lambda: MARK)
-        os.close(ours)
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 130
+        screen.hang_up()
+        screen.process.send_signal(signal.SIGHUP)
+        assert screen.process.wait(60) == 130
     assert [result["outcome"] for result in desk.results("runs/mine")] == ["scored"]
     assert desk.journal("runs/mine")[-1]["reason"] == "interrupted: SIGHUP"
 
