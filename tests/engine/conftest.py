@@ -1,12 +1,13 @@
 """A sweep in memory, on a virtual clock."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import anyio
 import pytest
 
 from orchestrator.agentkit import loader
@@ -55,6 +56,17 @@ class Sweep:
 
     def run(self) -> "Sweep":
         run_virtually(self.conduct)
+        return self
+
+    def run_beside(self, disturb: Callable[[], Awaitable[None]]) -> "Sweep":
+        """Run it while something else happens."""
+
+        async def both() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.conduct)
+                await disturb()
+
+        run_virtually(both)
         return self
 
 

@@ -14,27 +14,19 @@ from orchestrator.awake import LATE
 from orchestrator.errors import Missing
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary
-from orchestrator.testing import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing import MemoryEndpoint, Script
 
-from .conftest import MakeSweep, Sweep
-
-
-def run_for(sweep: Sweep, seconds: float) -> Sweep:
-    """Run it and have it die after so many seconds."""
-
-    async def conduct() -> None:
-        with anyio.move_on_after(seconds):
-            await sweep.conduct()
-
-    run_virtually(conduct)
-    return sweep
+from .conftest import MakeSweep
+from .test_resume import die_after
 
 
 def test_an_endpoint_that_knows_nothing_of_the_sweep_any_more_gets_a_new_benchmark_run(make_sweep: MakeSweep) -> None:
     """Its state was removed, or the sweep's folder was copied to another machine."""
-    first = run_for(make_sweep(scenarios=6, devboxes=2), 200)
+    first = make_sweep(scenarios=6, devboxes=2)
+    die_after(first, 40)
     done = set(first.ledger.finished)
     assert 0 < len(done) < 6
+    assert any(map(first.ledger.has_run, first.ledger.trials)), "some were under way"
     elsewhere = MemoryEndpoint(first.endpoint.summaries_)
     second = make_sweep(scenarios=6, devboxes=2, endpoint=elsewhere, ledger=first.ledger).run()
     assert second.ledger.outcomes == {Outcome.SCORED: 6}
@@ -46,13 +38,11 @@ def test_an_endpoint_that_knows_nothing_of_the_sweep_any_more_gets_a_new_benchma
 def test_a_benchmark_run_that_goes_missing_is_followed_by_another(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(scenarios=6, devboxes=2)
 
-    async def conduct() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sweep.conduct)
-            await anyio.sleep(100)
-            sweep.endpoint.benchmark_runs.clear()
+    async def disturb() -> None:
+        await anyio.sleep(100)
+        sweep.endpoint.benchmark_runs.clear()
 
-    run_virtually(conduct)
+    sweep.run_beside(disturb)
     assert sweep.ledger.outcomes == {Outcome.SCORED: 6}
     assert len(sweep.events("benchmark_run.started")) == 2
 
@@ -91,13 +81,11 @@ def test_a_scenario_that_is_edited_stops_the_sweep_and_no_table_mixes_two_scorin
     for key, summary in sweep.ctx.scenarios.items():
         sweep.ctx.scenarios[key] = replace(summary, digest="as it was")  # type: ignore[index]  # a dict, in fact
 
-    async def conduct() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sweep.conduct)
-            await anyio.sleep(100)
-            script.digests["scn_1"] = script.digests["scn_2"] = "edited"
+    async def disturb() -> None:
+        await anyio.sleep(100)
+        script.digests["scn_1"] = script.digests["scn_2"] = "edited"
 
-    run_virtually(conduct)
+    sweep.run_beside(disturb)
     assert 1 <= len(sweep.ledger.finished) < 3
     assert not sweep.ledger.outcomes[Outcome.FAILED]
     assert "scn_" in str(sweep.stopping.reason)
@@ -110,28 +98,24 @@ def test_time_in_which_the_endpoint_is_silent_is_no_stages(make_sweep: MakeSweep
     """The devbox takes 1,000 s to boot, of which the endpoint is away for 400; 900 s are allowed."""
     sweep = make_sweep(scenarios=1, attempts=1, script=Script(boot=1000.0))
 
-    async def conduct() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sweep.conduct)
-            await anyio.sleep(100)
-            sweep.endpoint.is_gone = is_silent
-            await anyio.sleep(400)
-            sweep.endpoint.is_gone = False
+    async def disturb() -> None:
+        await anyio.sleep(100)
+        sweep.endpoint.is_gone = is_silent
+        await anyio.sleep(400)
+        sweep.endpoint.is_gone = False
 
-    run_virtually(conduct)
+    sweep.run_beside(disturb)
     assert sweep.ledger.outcomes == {Outcome.SCORED if is_silent else Outcome.FAILED: 1}
 
 
 def test_an_endpoint_that_stays_silent_stops_the_sweep_and_fails_nobody(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(scenarios=3, script=Script(boot=100_000.0), unreachable=1800.0, timeouts={"boot": 900.0})
 
-    async def conduct() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sweep.conduct)
-            await anyio.sleep(100)
-            sweep.endpoint.is_gone = True
+    async def disturb() -> None:
+        await anyio.sleep(100)
+        sweep.endpoint.is_gone = True
 
-    run_virtually(conduct)
+    sweep.run_beside(disturb)
     assert "the endpoint has not answered for 30 minutes" in str(sweep.stopping.reason)
     assert not sweep.ledger.outcomes
     assert not any(event.counted for event in sweep.events("attempt.ended"))
