@@ -23,19 +23,19 @@ class _Noticing(selectors.DefaultSelector):
         self._due_at = float("inf")
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._look(time.monotonic())
-        began = time.monotonic()
+        began = self.notice()
+        self._due_at = began + max(0.0, timeout) if timeout is not None else float("inf")
         events = super().select(timeout)
-        now = time.monotonic()
-        self._due_at = began + max(0.0, timeout) if timeout is not None else now
-        self._look(now)
+        self._due_at = self.notice()
         return events
 
-    def _look(self, now: float) -> None:
-        """The loop should have been here at `_due_at` at the latest, or a moment later."""
+    def notice(self) -> float:
+        """The time by the machine's clock. The loop should have been here at `_due_at`, or a moment later."""
+        now = time.monotonic()
         if now - self._due_at > LATE:
             self.lost += now - self._due_at
-        self._due_at = now
+            self._due_at = now
+        return now
 
 
 class AwakeLoop(asyncio.SelectorEventLoop):
@@ -46,4 +46,5 @@ class AwakeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._noticing)
 
     def time(self) -> float:
-        return time.monotonic() - self._noticing.lost
+        now = self._noticing.notice()
+        return now - self._noticing.lost

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.awake import LATE
+from orchestrator.awake import LATE, AwakeLoop
 from orchestrator.errors import Missing
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary
@@ -176,3 +176,13 @@ def test_a_process_that_was_suspended_is_not_late(loop: str, said: str) -> None:
         time.sleep(LATE + 4)
         child.send_signal(signal.SIGCONT)
         assert child.stdout.readline() == f"{said}\n"
+
+
+@pytest.mark.slow
+def test_a_wait_that_begins_after_the_process_was_suspended_in_the_same_turn_is_as_long_as_it_says() -> None:
+    async def main() -> None:
+        with anyio.fail_after(LATE + 0.5):
+            time.sleep(LATE + 1)  # noqa: ASYNC251  # as a suspension in the middle of a turn
+            await anyio.sleep(0.1)
+
+    anyio.run(main, backend_options={"loop_factory": AwakeLoop})
