@@ -35,6 +35,33 @@ class Outcome(StrEnum):
     """It was not attempted, on purpose."""
 
 
+class Flag(StrEnum):
+    """What belongs beside a score or a failure; `meaning` is for people."""
+
+    meaning: str
+
+    def __new__(cls, name: str, meaning: str = "") -> Self:
+        flag = str.__new__(cls, name)
+        flag._value_, flag.meaning = name, meaning
+        return flag
+
+    AGENT_CRASHED = "agent_crashed", "the agent ended with an exit status other than 0"
+    AGENT_TIMED_OUT = "agent_timed_out", "the agent used up its time"
+    DEVBOX_BROKEN_BY_AGENT = "devbox_broken_by_agent", "the agent broke its own devbox: the score is 0"
+    SCORED_LIVE = "scored_live", "scorers ran in the agent's own devbox, beside what it left running"
+    SYSTEM_CHANGED = (
+        "system_changed",
+        "the agent changed a program, module or start-up file that a scorer may load: see `changes.txt`",
+    )
+    LOG_INCOMPLETE = "log_incomplete", "some of the agent's output never arrived"
+    LOG_TRUNCATED = "log_truncated", "the agent printed too much: the middle of its output is left out"
+    NO_PATCH = "no_patch", "there is no `patch.diff`: `LEFT-OUT.txt` says why"
+    GATHER_INCOMPLETE = "gather_incomplete", "a part of what the agent left did not come home: `sweep.log` says why"
+    GATHER_TRUNCATED = "gather_truncated", "something is left out: `LEFT-OUT.txt` says what and why"
+    SECRETS_MASKED = "secrets_masked", "a secret is masked in the patch or in an artifact, which is not as it was"
+    TRAJECTORY_UNREAD = "trajectory_unread", "the trajectory could not be converted"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TrialKey:
     """Which trial: the unit that ends with exactly one result. Numbers start at 1."""

@@ -13,11 +13,9 @@ from typing import Final
 
 from orchestrator.errors import AgentError, ScoringFault, SweepError, UsageError, WorldError
 from orchestrator.ledger import Ledger, Trial
-from orchestrator.model import Outcome, TrialKey
+from orchestrator.model import Flag, Outcome, TrialKey
 from orchestrator.plan import Plan, select
 
-#: What a result may be flagged with.
-FLAGS: Final = ("agent_crashed", "agent_timed_out", "gather_incomplete", "log_incomplete")
 #: Words that select trials by how they ended.
 KINDS: Final = frozenset({"failed", "unscored"})
 #: The trees of failures that a trial can end with.
@@ -85,11 +83,11 @@ def _failures(name: str) -> list[str]:
     flag = _flag(name)
     if flag in classes:
         return [_flag(cls.__name__) for cls in _tree(classes[flag])]
-    if flag in FLAGS:
+    if flag in set(Flag):
         return [flag]
     known = [cls.__name__ for cls in classes.values()]
-    near = get_close_matches(name, [*known, *FLAGS], 3)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join([*sorted(known), *FLAGS])}."
+    near = get_close_matches(name, [*known, *Flag], 3)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join([*sorted(known), *Flag])}."
     raise UsageError(f"--retry {name}: no failure or flag is called so. {hint}")
 
 

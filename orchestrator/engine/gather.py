@@ -31,6 +31,7 @@ from orchestrator.engine.snapshot import PATIENCE, PIECE, patching, snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import DevboxLost, WorldError
+from orchestrator.model import Flag
 from orchestrator.printable import printable
 
 #: How much of the stage's time the devbox may take to pack; the rest is for the way home.
@@ -92,7 +93,7 @@ class _Coming:
     async def patch(self) -> None:
         told = await self._tend("patch", patching(self._limits.file, **_places(self._workspace)), PATIENCE)
         if reasons := told.get("no-patch"):
-            self._work.flag("no_patch")
+            self._work.flag(Flag.NO_PATCH)
             self._left_out += [f"{PATCH_FILE}: {reason}" for reason in reasons]
         elif told["piece"]:
             async with self._archive("patch", told["piece"]) as archive:
@@ -126,7 +127,7 @@ class _Coming:
         try:
             document = await anyio.to_thread.run_sync(lambda: orjson.dumps(reading(), option=orjson.OPT_INDENT_2))
         except Exception as error:  # noqa: BLE001 - what an agent wrote, and a reader of it, are no reason to fail a trial
-            work.flag("trajectory_unread")
+            work.flag(Flag.TRAJECTORY_UNREAD)
             _warn(work, "trajectory.unread", str(error))
         else:
             await work.keep("trajectory_atif", CONVERTED, document)
@@ -182,7 +183,7 @@ class _Coming:
 
     def _cut(self, lines: Iterable[str]) -> None:
         if new := list(lines):
-            self._work.flag("gather_truncated")
+            self._work.flag(Flag.GATHER_TRUNCATED)
             self._left_out += new
 
 

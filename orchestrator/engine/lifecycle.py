@@ -30,7 +30,7 @@ from orchestrator.errors import (
 )
 from orchestrator.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
 from orchestrator.ledger import INTERRUPTED, Attempt, Trial
-from orchestrator.model import Failure, Outcome, ScenarioRun, TrialKey
+from orchestrator.model import Failure, Flag, Outcome, ScenarioRun, TrialKey
 from orchestrator.policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
 from orchestrator.stages import ANNOUNCED, Stage, move
 
@@ -191,7 +191,7 @@ async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
 
 
 def _miss(work: Work, reason: str) -> None:
-    work.flag("gather_incomplete")
+    work.flag(Flag.GATHER_INCOMPLETE)
     structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=reason)
 
 

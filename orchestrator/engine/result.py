@@ -14,10 +14,7 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
 
     `version` is the agent's, null where it has none; `exit_reason` is its own word for why it ended, null where it said
     none. `network` counts the connections that its devbox made, `reached`, and was not let out with, `refused`, by
-    host; each is null where the endpoint does not count. `flags` are what belongs beside a score: agent_crashed,
-    agent_timed_out, log_incomplete (something of the agent's output never arrived), log_truncated (its middle is left
-    out), no_patch and gather_truncated (LEFT-OUT.txt says what, and why), gather_incomplete (sweep.log says why),
-    trajectory_unread (it could not be converted).
+    host; each is null where the endpoint does not count. `flags` are those of `model.Flag`.
 
     `score` is null unless the outcome is `scored`; `stages` has seconds at work and seconds waiting for a turn, of the
     last attempt; `attempts` has every attempt that ended without a score, with its failure; `files` are relative to the

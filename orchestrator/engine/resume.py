@@ -26,6 +26,7 @@ from orchestrator.model import (
     RUN_RESULT,
     Devbox,
     Failure,
+    Flag,
     ScenarioRun,
     TrialKey,
 )
@@ -112,7 +113,7 @@ def _recall(ctx: Context, work: Work, left: Attempt, devbox: Devbox) -> None:
             exit_reason=left.facts.get("exit_reason", ""),
             usage=left.facts.get("usage", {}),
         )
-        work.flags = list(left.facts.get("flags", ()))
+        work.flags = [Flag(flag) for flag in left.facts.get("flags", ())]
     work.files |= left.facts.get("files", {})
     work.network = dict(left.facts.get("network", work.network))
 

@@ -33,7 +33,7 @@ from orchestrator.errors import (
 from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
 from orchestrator.ledger import Attempt
 from orchestrator.locks import birth
-from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Needs, Scenario, ScenarioRun, path_part
+from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Flag, Needs, Scenario, ScenarioRun, path_part
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -157,9 +157,9 @@ async def solve(ctx: Context, work: Work) -> Facts:
         except AgentTimedOut as error:
             work.result = Result(exit_status=None, message=str(error))
     if workspace.is_log_incomplete:
-        work.flag("log_incomplete")
+        work.flag(Flag.LOG_INCOMPLETE)
     if workspace.is_log_truncated or log.is_truncated:
-        work.flag("log_truncated")
+        work.flag(Flag.LOG_TRUNCATED)
     _judge_agent(ctx, work, work.result)
     return {
         "exit_status": work.result.exit_status,
@@ -307,7 +307,7 @@ def _judge_agent(ctx: Context, work: Work, result: Result) -> None:
     """Flag an agent that timed out or crashed; raise where the user wants that to be a failure."""
     if result.exit_status == 0:
         return
-    work.flag("agent_timed_out" if result.is_timed_out else "agent_crashed")
+    work.flag(Flag.AGENT_TIMED_OUT if result.is_timed_out else Flag.AGENT_CRASHED)
     if ctx.config.on_agent_failure == "score":
         return
     if result.is_timed_out:

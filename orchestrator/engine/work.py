@@ -20,7 +20,7 @@ from orchestrator.engine.sink import Sink
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import InternalError
 from orchestrator.ledger import Ledger
-from orchestrator.model import Scenario, ScenarioRun, ScenarioSummary, TrialKey, path_part
+from orchestrator.model import Flag, Scenario, ScenarioRun, ScenarioSummary, TrialKey, path_part
 from orchestrator.runloop.contract import Endpoint
 from orchestrator.stages import Stage
 
@@ -103,7 +103,7 @@ class Work:
     workspace: DevboxWorkspace | None = None
     result: Result | None = None
     scorings: int = 0
-    flags: list[str] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     #: The connections that its devbox made and was refused, by host; None where that is not known.
     network: dict[str, Mapping[str, int] | None] = field(default_factory=lambda: {"reached": None, "refused": None})
@@ -135,7 +135,7 @@ class Work:
         await persist(write)
         self.list_file(label, path)
 
-    def flag(self, flag: str) -> None:
+    def flag(self, flag: Flag) -> None:
         """Say something about the attempt that belongs beside its score, once."""
         if flag not in self.flags:
             self.flags.append(flag)

@@ -103,7 +103,7 @@ def test_a_failure_that_does_not_exist_is_answered_with_near_ones() -> None:
         ask(["StageTimeout,DevboxLots"], [])
     with pytest.raises(UsageError, match="Did you mean agent_crashed"):
         ask(["agent_crash"], [])
-    with pytest.raises(UsageError, match=r"There are: AgentCrashed, .*, log_incomplete\."):
+    with pytest.raises(UsageError, match=r"There are: AgentCrashed, .*, trajectory_unread\."):
         ask(["x"], [])
     with pytest.raises(UsageError, match="--retry UsageError"):
         ask(["UsageError"], [])
