@@ -30,8 +30,9 @@ class Bench:
     place: Path
     boxes: list[AgentBox] = field(default_factory=list)
 
-    async def boot(self, **spec: Any) -> AgentBox:
-        box = await self.provider.start(BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", **spec}))
+    async def boot(self, *, beside: AgentBox | None = None, **spec: Any) -> AgentBox:
+        given = BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", **spec})
+        box = await self.provider.start(given, beside=beside)
         self.boxes.append(box)
         return box
 

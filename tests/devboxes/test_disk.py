@@ -141,7 +141,14 @@ async def test_what_others_remove_a_second_later_does_not_hide_what_a_box_writes
     monkeypatch.setattr(disk, "TICK", 0.01)
     (tmp_path / "file").write_bytes(bytes(30 * MEGABYTE))
     watch, ended = DiskWatch(tmp_path), anyio.Event()
-    box = Watched(folder=tmp_path, limit=20 << 20, exceeded=lambda _: ended.set(), pids=tuple, owner=os.geteuid())
+    box = Watched(
+        folder=tmp_path,
+        limit=20 << 20,
+        exceeded=lambda _: ended.set(),
+        lost=lambda _: None,
+        pids=tuple,
+        owner=os.geteuid(),
+    )
     watch.add(box)
     with anyio.fail_after(15):
         await ended.wait()

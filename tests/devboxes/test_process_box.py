@@ -35,7 +35,7 @@ class HostileBox(ProcessBox):
 class HostileProvider(ProcessProvider):
     """A provider of such boxes."""
 
-    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None]) -> ProcessBox:
+    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None], beside: AgentBox | None) -> ProcessBox:
         return HostileBox(spec, self.state, machine, self.watch, forget)
 
 

@@ -26,8 +26,10 @@ class ChaosProvider:
     def capabilities(self) -> frozenset[Capability]:
         return self._provider.capabilities
 
-    async def start(self, spec: BoxSpec) -> Box:
+    async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> Box:
         """Raises BoxStartFailed."""
+        if beside is not None:  # no boot of a devbox, but of a box of ours beside it
+            return await self._provider.start(spec, beside=beside)
         rule = self._dice.throw("boot", _OF_BOOTS, devbox=spec.id)
         if rule is not None and rule.fault == "boot-fails":
             raise BoxStartFailed(f"devbox {spec.id}: this is chaos: the service was told to fail this boot")

@@ -20,7 +20,7 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.service.devboxes.child import Child
-from orchestrator.service.devboxes.contract import BoxDied, BoxSpec, BoxStartFailed, Command, Limit
+from orchestrator.service.devboxes.contract import BoxDied, BoxSpec, BoxStartFailed, Command, Left, Limit
 from orchestrator.service.devboxes.disk import DiskWatch, Watched
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.limits import NO_GROUP, Group, keep_expendable
@@ -41,7 +41,14 @@ LAST_WORDS = 0.05
 class AgentBox(ABC):
     """One box with an exec agent in it; see `contract.Box`."""
 
-    def __init__(self, spec: BoxSpec, folder: BoxFolder, watch: DiskWatch, forget: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: BoxSpec,
+        folder: BoxFolder,
+        watch: DiskWatch,
+        forget: Callable[[], None],
+        beside: "AgentBox | None" = None,
+    ) -> None:
         self.spec = spec
         self.folder = folder
         self.group: Group = NO_GROUP
@@ -50,6 +57,9 @@ class AgentBox(ABC):
         self._link: Link | None = None
         self._child: Child | None = None
         self._why: str | None = None
+        self._is_broken_from_inside = False
+        self._host = beside
+        self.guests: list[AgentBox] = []
         self._dead = anyio.Event()
         self._used = 0
         self._booting = anyio.CancelScope()
@@ -64,8 +74,15 @@ class AgentBox(ABC):
     def enforced(self) -> frozenset[Limit]:
         return self.group.enforced | {Limit.DISK}
 
+    @property
+    def is_broken_from_inside(self) -> bool:
+        return self._is_broken_from_inside
+
     def path(self, path: str) -> str:
         return path
+
+    def place(self, path: str) -> Path:
+        return self.folder.files / path.strip("/")
 
     @abstractmethod
     def environment(self) -> dict[str, str]:
@@ -74,7 +91,8 @@ class AgentBox(ABC):
     def prepare(self) -> None:
         """Make what the box needs before it boots. Blocking."""
         self.folder.create(self.spec)
-        self._used = disk_usage(self.folder.files) if self.spec.root is not None else 0
+        is_empty = self.spec.root is None and not self.spec.moves
+        self._used = 0 if is_empty else disk_usage(self.folder.files)
 
     @abstractmethod
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -114,12 +132,15 @@ class AgentBox(ABC):
         if self._booting.cancelled_caught or self._why is not None:
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
+        if self._host is not None:
+            self._host.guests.append(self)
         self._watch.add(
             Watched(
                 folder=self.folder.files,
                 limit=self.spec.resources.disk,
                 used=self._used,
-                exceeded=self.end,
+                exceeded=self.break_down,
+                lost=self.end,
                 pids=self.pids,
                 owner=os.geteuid() if self.folder.owner is None else self.folder.owner,
             )
@@ -178,6 +199,18 @@ class AgentBox(ABC):
     async def export(self, target: Path, only: str = "") -> None:
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
+    async def left(self) -> Left:
+        return Left()
+
+    async def retire(self) -> None:
+        """Raises BoxDied where something in it does not end."""
+        self.end("retired")
+        with anyio.move_on_after(END_PATIENCE):
+            await self.everything_gone()
+            await self._dead.wait()
+            return
+        raise BoxDied(f"devbox {self.id}: what runs in it did not end in {END_PATIENCE:g} s")
+
     async def is_whole(self) -> bool:
         return True
 
@@ -194,6 +227,8 @@ class AgentBox(ABC):
     async def _stop(self) -> None:
         self._booting.cancel()
         await self._boot_over.wait()
+        for guest in list(self.guests):
+            await guest.stop()
         self.end("stopped")
         with anyio.move_on_after(END_PATIENCE) as bounds:
             await self.everything_gone()
@@ -206,11 +241,20 @@ class AgentBox(ABC):
         except OSError as error:
             structlog.get_logger().error("devbox.files_left", devbox=self.id, error=str(error))
         await self.release()
+        if self._host is not None and self in self._host.guests:
+            self._host.guests.remove(self)
         self._forget()
 
     def _clear(self) -> None:
         self.group.remove()
         self.folder.remove()
+
+    def break_down(self, why: str) -> None:
+        """End the box for what was done in it, and those that use its files."""
+        self._is_broken_from_inside |= self._why is None
+        self.end(why)
+        for guest in self.guests:
+            guest.break_down(why)
 
     def end(self, why: str) -> None:
         """End the box now; the first reason given stays."""
@@ -225,7 +269,7 @@ class AgentBox(ABC):
     def _hung_up(self, why: str | None) -> None:
         """The agent is not to be trusted or not there any more: it is not asked to end its box."""
         if why is not None:
-            self.end(why)
+            self.break_down(why)
             self._silence()
         else:
             asyncio.get_running_loop().call_later(LAST_WORDS, self._silence)
@@ -238,7 +282,9 @@ class AgentBox(ABC):
     def _ended(self, status: int) -> None:
         self.strike()
         if self._why is None:
-            self._why = "out of memory" if self.group.out_of_memory() else _describe(status)
+            is_out_of_memory = self.group.out_of_memory()
+            self._is_broken_from_inside = is_out_of_memory or _signal_of(status) is None
+            self._why = "out of memory" if is_out_of_memory else _describe(status)
         self._finish()
 
     def _finish(self) -> None:
@@ -259,9 +305,12 @@ async def _first(event: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _describe(status: int) -> str:
-    """How the agent's process ended, through bubblewrap or directly."""
+def _signal_of(status: int) -> int | None:
+    """The signal that ended the agent's process, through bubblewrap or directly."""
     number = -status if status < 0 else status - 128
-    if 0 < number < 65:
-        return f"killed by signal {number}"
-    return f"its agent ended with status {status}"
+    return number if 0 < number < 65 else None
+
+
+def _describe(status: int) -> str:
+    number = _signal_of(status)
+    return f"its agent ended with status {status}" if number is None else f"killed by signal {number}"

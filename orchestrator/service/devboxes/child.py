@@ -22,6 +22,7 @@ class Pidfd:
 
     def __init__(self, pid: int, ended: Callable[[], None] | None = None) -> None:
         """Raises ProcessLookupError."""
+        self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._ended = ended
         self._loop = asyncio.get_running_loop()

@@ -45,6 +45,8 @@ class Capability(StrEnum):
     """`Process.kill` and `Box.stop` end every descendant, daemons included."""
     DIES_WITH_SERVICE = "dies_with_service"
     """No process is left when the service is killed with SIGKILL."""
+    SUCCESSION = "succession"
+    """A box can be retired, and others started beside it over its files."""
 
 
 class Limit(StrEnum):
@@ -68,10 +70,11 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """A file or folder of the host that the box sees read-only at `target` (an absolute path in the box)."""
+    """A file or folder of the host that the box sees at `target`, an absolute path in it; read-only unless said."""
 
     source: Path
     target: str
+    is_writable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,9 @@ class BoxSpec:
 
     `root` is a prepared tree (`home/user/…`, `app/…`): it is copied, never shared, into the box's own writable
     folders; each of its top-level folders becomes one. /home/user, /tmp, /app, /tests, /solution, /logs and
-    `working_directory` are the box's own and writable in any case, and exist. `environment` reaches every command.
+    `working_directory` are the box's own and writable in any case, and exist. `moves` are further files and folders of
+    the host by their path in the box: they are moved there, in place of what is in `root`. A bind at one of the box's
+    own folders covers it. `environment` reaches every command.
     """
 
     id: str
@@ -89,7 +94,16 @@ class BoxSpec:
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    moves: Mapping[str, Path] = field(default_factory=dict)
     binds: tuple[Bind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Processes in a box that no command of ours is: how many of each name, and whether any listens on a socket."""
+
+    names: Mapping[str, int] = field(default_factory=dict)
+    is_listening: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +191,19 @@ class Box(Protocol):
         With a path `only`, nothing but what is there and the folders above it.
         """
 
+    def place(self, path: str) -> Path:
+        """Where on the host the box's own `path` is, whatever stands there; opened by nobody before `retire`."""
+
+    async def left(self) -> Left:
+        """What runs in it beside the commands that were started here and have not ended."""
+
+    async def retire(self) -> None:
+        """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
+
+    @property
+    def is_broken_from_inside(self) -> bool:
+        """Whether it ended by what was done in it: its memory or its disk was used up, or its agent gave up."""
+
     async def is_whole(self) -> bool:
         """Whether its files are on the host, as far as it is sure that nobody in the box has removed them."""
 
@@ -196,8 +223,12 @@ class Provider(Protocol):
     @property
     def capabilities(self) -> frozenset[Capability]: ...
 
-    async def start(self, spec: BoxSpec) -> Box:
-        """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all."""
+    async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> Box:
+        """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all.
+
+        With `beside`, another one that has not been stopped, it runs as the same user, so that it may use that one's
+        files; what it writes there counts for that one, and it ends with it at the latest.
+        """
 
     async def close(self) -> None:
         """Stop every box."""

@@ -31,7 +31,7 @@ MUCH = 1 << 30
 
 @dataclass(slots=True, kw_only=True)
 class Watched:
-    """One box: its folder, its limit in bytes, and what to do when it is beyond.
+    """One box: its folder, its limit in bytes, what to do when it is beyond, and when its folder is gone.
 
     `pids` are its processes of the moment, whose files belong to the host's user `owner`.
     """
@@ -39,6 +39,7 @@ class Watched:
     folder: Path
     limit: int
     exceeded: Callable[[str], None]
+    lost: Callable[[str], None]
     pids: Callable[[], Iterable[int]]
     owner: int
     used: int = field(default=0)
@@ -99,17 +100,17 @@ class DiskWatch:
                 box.used = await anyio.to_thread.run_sync(_usage, box)
             except FileNotFoundError:
                 if box.folder in self._boxes and not box.folder.exists():  # or it ended while we looked
-                    self._end(box, "its files are gone from the host")
+                    self._end(box, box.lost, "its files are gone from the host")
             except (TooDeep, TooMany) as error:
-                self._end(box, f"its disk cannot be measured: {error}")
+                self._end(box, box.exceeded, f"its disk cannot be measured: {error}")
             else:
                 if box.used > box.limit:
-                    self._end(box, f"out of disk: {box.used} bytes used, {box.limit} allowed")
+                    self._end(box, box.exceeded, f"out of disk: {box.used} bytes used, {box.limit} allowed")
 
-    def _end(self, box: Watched, why: str) -> None:
+    def _end(self, box: Watched, tell: Callable[[str], None], why: str) -> None:
         self._boxes.pop(box.folder, None)
         structlog.get_logger().warning("devbox.out_of_disk", folder=box.folder.name, why=why)
-        box.exceeded(why)
+        tell(why)
 
 
 def _usage(box: Watched) -> int:

@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import anyio
 
 from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec, BoxStartFailed, Capability, Limit
+from orchestrator.service.devboxes.contract import Box, BoxSpec, BoxStartFailed, Capability, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 
 M = TypeVar("M")
@@ -54,10 +54,10 @@ class Keeper(ABC, Generic[M]):
         """The limits beside the disk's that the machine holds boxes to."""
 
     @abstractmethod
-    def make(self, spec: BoxSpec, machine: M, forget: Callable[[], None]) -> AgentBox:
+    def make(self, spec: BoxSpec, machine: M, forget: Callable[[], None], beside: AgentBox | None) -> AgentBox:
         """A box that has not been booted; it calls `forget` when it is gone. Raises BoxStartFailed."""
 
-    async def start(self, spec: BoxSpec) -> AgentBox:
+    async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> AgentBox:
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all."""
         if not GOOD_ID.fullmatch(spec.id):
             raise BoxStartFailed(f"devbox {spec.id!r}: an id has letters, digits, '.', '_' and '-' only")
@@ -65,7 +65,10 @@ class Keeper(ABC, Generic[M]):
         async with self._boots:
             if spec.id in self._boxes:
                 raise BoxStartFailed(f"devbox {spec.id}: there is one of this id already")
-            box = self._boxes[spec.id] = self.make(spec, machine, lambda: self._forget(spec.id))
+            host = None if beside is None else self._boxes.get(beside.id)
+            if host is not beside:
+                raise BoxStartFailed(f"devbox {spec.id}: the box whose files it was to use is gone")
+            box = self._boxes[spec.id] = self.make(spec, machine, lambda: self._forget(spec.id), host)
             await box.boot()
         return box
 

@@ -111,6 +111,11 @@ class Link:
         sock.settimeout(0)
         self._loop.add_reader(sock, self._receive)
 
+    @property
+    def running(self) -> int:
+        """How many commands have been started and have not ended."""
+        return len(self._running)
+
     def spawn(self, folder: str, argv: Sequence[str], environment: Mapping[str, str], *, stdin: bool) -> AgentProcess:
         """Start a program; the order is given when this returns. Raises BoxDied, and OSError for want of files."""
         if not self._open:

@@ -17,7 +17,7 @@ from typing import IO
 import anyio.to_thread
 
 from orchestrator.service.devboxes.agentbox import AGENT, AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec, Capability, Limit
+from orchestrator.service.devboxes.contract import BoxSpec, BoxStartFailed, Capability, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.keeper import Keeper
@@ -120,7 +120,9 @@ class ProcessProvider(Keeper[Groups]):
     def limits_of(self, machine: Groups) -> frozenset[Limit]:
         return machine.limits
 
-    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None]) -> ProcessBox:
+    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None], beside: AgentBox | None) -> ProcessBox:
+        if beside is not None:
+            raise BoxStartFailed(f"devbox {spec.id}: without walls no box can be started over another one's files")
         return ProcessBox(spec, self.state, machine, self.watch, forget)
 
 

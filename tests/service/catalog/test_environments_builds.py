@@ -37,11 +37,11 @@ class Watched:
     def capabilities(self) -> frozenset[Capability]:
         return self.provider.capabilities
 
-    async def start(self, spec: BoxSpec) -> Box:
+    async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> Box:
         self.started += 1
         self.reached.set()
         await self.go.wait()
-        return await self.provider.start(spec)
+        return await self.provider.start(spec, beside=beside)
 
     async def close(self) -> None:
         await self.provider.close()

@@ -15,12 +15,13 @@ import anyio.to_thread
 
 from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.child import Pidfd
-from orchestrator.service.devboxes.contract import HOME, BoxSpec, Limit
+from orchestrator.service.devboxes.contract import HOME, BoxSpec, Left, Limit
 from orchestrator.service.devboxes.disk import DiskWatch
 from orchestrator.service.devboxes.folders import BoxFolder
 from orchestrator.service.devboxes.limits import box_rlimits
 from orchestrator.service.devboxes.local.commandline import Mount, agent_command, box_arguments, veils
 from orchestrator.service.devboxes.local.filter import program
+from orchestrator.service.devboxes.local.leftovers import left_in
 from orchestrator.service.devboxes.local.machine import Machine, in_memory
 from orchestrator.service.devboxes.local.shared import USER
 
@@ -32,9 +33,16 @@ class LocalBox(AgentBox):
     """A box of the `local` provider."""
 
     def __init__(
-        self, spec: BoxSpec, machine: Machine, user: int | None, watch: DiskWatch, forget: Callable[[], None]
+        self,
+        spec: BoxSpec,
+        machine: Machine,
+        watch: DiskWatch,
+        forget: Callable[[], None],
+        beside: AgentBox | None = None,
     ) -> None:
-        super().__init__(spec, BoxFolder(base=machine.state / "boxes" / spec.id, owner=user), watch, forget)
+        """Raises BoxStartFailed."""
+        user = machine.users.lend() if beside is None else beside.folder.owner
+        super().__init__(spec, BoxFolder(base=machine.state / "boxes" / spec.id, owner=user), watch, forget, beside)
         self._machine = machine
         self._user = user
         self._info = -1
@@ -90,7 +98,7 @@ class LocalBox(AgentBox):
         for bind in self.spec.binds:
             source = self._machine.spawner.admit(bind.source)
             self._admitted.append(bind.source)
-            yield Mount(source=source, target=bind.target)
+            yield Mount(source=source, target=bind.target, writable=bind.is_writable)
         seen = {bind.target: bind.source for bind in self.spec.binds}
         for place in veils(self._machine.hidden, seen, prefix):
             yield Mount(source=f"{names.shared}/nothing", target=place)
@@ -100,6 +108,11 @@ class LocalBox(AgentBox):
         self._root = Pidfd(info["child-pid"])
         self._close_info()
         self._forget_group()
+
+    async def left(self) -> Left:
+        if self._root is None or self._link is None:
+            return Left()
+        return await anyio.to_thread.run_sync(left_in, self._root.pid, self._link.running)
 
     def strike(self) -> None:
         if self._root is not None:
@@ -118,7 +131,8 @@ class LocalBox(AgentBox):
         if self._root is not None:
             self._root.close()
         await self._machine.spawner.run(self._dismiss)
-        self._machine.users.give_back(self._user)
+        if self._host is None:
+            self._machine.users.give_back(self._user)
 
     def _close_info(self) -> None:
         if self._info >= 0:

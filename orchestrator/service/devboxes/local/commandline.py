@@ -4,7 +4,8 @@ Its secret: the hardening, each part tested by name. No capability, no way to ge
 privileges, no user namespaces inside), own process tree, own network of loopback alone unless asked, no environment, no
 file of the host but the read-only system, and of that nothing which others may have put there and must stay hidden: we
 ourselves and our benchmarks may be installed in it. bubblewrap's own / and /dev are writable memory; they are sealed at
-the end.
+the end. The exec agent is process 1 of its box: the kernel lets nobody inside kill or stop that one, so a box that ends
+by a signal was ended from outside.
 Pure; what is passed in are names that bubblewrap itself can open.
 """
 
@@ -57,7 +58,7 @@ def isolation(*, network: bool) -> list[str]:
     return [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(() if network else ("--unshare-net",)),
-        *("--disable-userns", "--die-with-parent", "--new-session"),
+        *("--disable-userns", "--die-with-parent", "--new-session", "--as-pid-1"),
         *("--cap-drop", "ALL", "--clearenv", "--uid", str(UID), "--gid", str(UID), "--hostname", HOSTNAME),
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.contract import BoxSpec, Capability, Limit
 from orchestrator.service.devboxes.keeper import Keeper
 from orchestrator.service.devboxes.local.box import LocalBox
@@ -38,8 +39,8 @@ class LocalProvider(Keeper[Machine]):
     def limits_of(self, machine: Machine) -> frozenset[Limit]:
         return machine.groups.limits | {Limit.PROCESSES}
 
-    def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None]) -> LocalBox:
-        return LocalBox(spec, machine, machine.users.lend(), self.watch, forget)
+    def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None], beside: AgentBox | None) -> LocalBox:
+        return LocalBox(spec, machine, self.watch, forget, beside)
 
 
 async def check_sandbox() -> None:
