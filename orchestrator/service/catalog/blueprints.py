@@ -28,8 +28,8 @@ MEBI: Final = 1 << 20
 MAX_TEXT: Final = MEBI
 #: Changes when the same environment would be built in another way.
 _VERSION: Final = 1
-_COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
-_NEVER_COPIED: Final = frozenset({SETUP, ".dockerignore", *_COMPOSE})
+COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+_NEVER_COPIED: Final = frozenset({SETUP, ".dockerignore", *COMPOSE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def _context(files: Listing, contents: Contents, *, has_setup: bool) -> Context:
 
 
 def _recipe(task: Task, files: Listing, contents: Contents, report: Report) -> Recipe:
-    for name in _COMPOSE:
+    for name in COMPOSE:
         if files.find(name):
             report.error(
                 f"environment/{name}", "", "several containers are not supported: describe one in a Dockerfile"

@@ -27,13 +27,14 @@ from orchestrator.service.devboxes.contract import (
     Command,
     Provider,
 )
+from orchestrator.service.devboxes.folders import LOGS
 from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.installs.settings import covers
 
 KEPT_OUTPUT: Final = 2000
 STOP_TIME: Final = 30
 ASK_TIME: Final = 30
-_OWN: Final = ("tmp", "tests", "solution", "logs")
+_OWN: Final = (*(path[1:] for path in LOGS), "tmp", "tests", "solution", "logs")
 """Every box has these; empty, they say nothing about the environment."""
 
 

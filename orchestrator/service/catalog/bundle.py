@@ -11,10 +11,13 @@ import re
 import shlex
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from string import Template
 from typing import Final
 
 from orchestrator.service.catalog.folders import Node
+from orchestrator.service.scoring import rewards
 
 #: Bytes of a folder that travels, packed and not.
 MAX_PACKED: Final = 32 << 20
@@ -50,7 +53,10 @@ fi
 $exports
 cd -- "$$root"$working_directory
 """)
-_SOLVE: Final = 'exec bash "$root/solution/solve.sh"\n'
+_SOLVE: Final = """\
+export DEBIAN_FRONTEND=noninteractive
+exec "$root/solution/solve.sh"
+"""
 _TEST: Final = r"""
 logs=$root/logs/verifier
 mkdir -p "$logs"
@@ -58,29 +64,52 @@ rm -rf -- "$logs"/*
 
 # What the tests print goes to standard error: standard output carries the score alone.
 status=0
-bash "$root/tests/test.sh" </dev/null >&2 || status=$?
+"$root/tests/test.sh" </dev/null >&2 || status=$?
 
 fail() { echo "$1 (tests/test.sh ended with status $status)" >&2; exit 1; }
-number='[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?'
-if [[ -f "$logs/reward.txt" ]]; then
-    reward=$(head -c 4096 "$logs/reward.txt" | tr -d ' \t\r\n\0')
-    [[ -n $reward ]] || fail "/logs/verifier/reward.txt is empty"
-    [[ $reward =~ ^$number$ ]] || fail "/logs/verifier/reward.txt is not a number: ${reward:0:80}"
-elif [[ -f "$logs/reward.json" ]]; then
-    json=$(head -c 65536 "$logs/reward.json" | tr -d '\0')
-    pair='"([^"\\]*)"[[:space:]]*:[[:space:]]*('$number')[[:space:]]*[,}]'
-    rest=$json count=0 reward=
-    while [[ $rest =~ $pair ]]; do
-        if [[ ${BASH_REMATCH[1]} == reward ]]; then reward=${BASH_REMATCH[2]} count=1; break; fi
-        reward=${BASH_REMATCH[2]} count=$((count + 1))
-        rest=${rest#*"${BASH_REMATCH[0]%[,\}]}"}
-    done
-    [[ $json =~ ^[[:space:]]*\{ && $count == 1 ]] ||
-        fail "/logs/verifier/reward.json needs a number \"reward\", or one number alone: ${json:0:200}"
-else
-    fail "tests/test.sh wrote neither /logs/verifier/reward.txt nor /logs/verifier/reward.json"
+if python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then
+    said=$(python3 -I -W ignore - "$logs" 2>&1 <<'END_OF_READER'
+"""
+_TEST_WITHOUT_PYTHON: Final = r"""
+END_OF_READER
+) || fail "$said"
+    printf '%s\n' "$said"
+    exit 0
 fi
-echo "score=$reward"
+
+# Without a Python, only what can be read without a doubt: all else is an error.
+content() { # the content of file $1, with an x behind it
+    [[ $(wc -c <"$1") -le 65536 ]] || fail "$1 has more than 65,536 bytes"
+    tr '\0' '\1' <"$1"
+    printf x
+}
+number='[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?'
+strict='-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?'
+gap=$'[ \t\r\n]*'
+pair="$gap\"([^\"\\\\[:cntrl:]]*)\"$gap:$gap($strict)$gap"
+if [[ -f "$logs/reward.json" ]]; then
+    json=$(content "$logs/reward.json") json=${json%x}
+    if [[ $json =~ ^$gap($strict)$gap$ ]]; then json="{\"reward\": ${BASH_REMATCH[1]}}"; fi
+    [[ $json =~ ^$gap\{$pair(,$pair)*\}$gap$ ]] ||
+        fail "/logs/verifier/reward.json is no object of numbers that can be read without python3: ${json:0:80}"
+    rest=$json count=0 reward= only=
+    while [[ $rest =~ $pair ]]; do
+        if [[ ${BASH_REMATCH[1]} == reward ]]; then reward=${BASH_REMATCH[2]}; fi
+        only=${BASH_REMATCH[2]} count=$((count + 1)) rest=${rest#*"${BASH_REMATCH[0]}"}
+    done
+    [[ -n $reward || $count == 1 ]] ||
+        fail "/logs/verifier/reward.json has no reward named \"reward\", so there is no score: ${json:0:80}"
+    echo "rewards=${json//[$'\t\r\n']/ }"
+    echo "score=${reward:-$only}"
+elif [[ -f "$logs/reward.txt" ]]; then
+    text=$(content "$logs/reward.txt") text=${text%x}
+    [[ -n $text ]] || fail "/logs/verifier/reward.txt is empty"
+    [[ $text =~ ^[[:space:]]*($number)[[:space:]]*$ ]] ||
+        fail "/logs/verifier/reward.txt is not a number: ${text:0:80}"
+    echo "score=${BASH_REMATCH[1]}"
+else
+    fail "the tests wrote neither /logs/verifier/reward.txt nor /logs/verifier/reward.json"
+fi
 """
 
 
@@ -105,18 +134,28 @@ def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
 
 
 def solution_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
-    """A script that unpacks `solution/` to /solution and runs its solve.sh in the working directory."""
-    head = _head(archive, "/solution", "runs solve.sh in the working directory", working_directory, variables)
+    """A script that unpacks `solution/` to /solution and executes its solve.sh in the working directory.
+
+    As a file, so that its `#!` line counts; a script without one is bash's.
+    """
+    head = _head(archive, "/solution", "executes solve.sh in the working directory", working_directory, variables)
     return head + _SOLVE
 
 
 def tests_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
-    """A script that unpacks `tests/` to /tests, runs its test.sh and prints the reward it wrote as `score=x`.
+    """A script that unpacks `tests/` to /tests, executes its test.sh and prints what it wrote.
 
-    It ends with a status other than 0, and says why, when there is no reward that can be read.
+    That is `rewards={...}`, one line of JSON, and then `score=x` (`scoring.rewards`); without Python in the box the
+    first line may be missing. It ends with a status other than 0, and says why, when there is no reward that can be
+    read.
     """
-    head = _head(archive, "/tests", "runs test.sh and prints the score", working_directory, variables)
-    return head + _TEST
+    head = _head(archive, "/tests", "executes test.sh and prints the score", working_directory, variables)
+    return f"{head}{_TEST}{_reader()}{_TEST_WITHOUT_PYTHON}"
+
+
+@cache
+def _reader() -> str:
+    return Path(rewards.__file__).read_text(encoding="utf-8").rstrip("\n")
 
 
 def _head(archive: bytes, folder: str, purpose: str, working_directory: str, variables: Mapping[str, str]) -> str:

@@ -81,7 +81,7 @@ class Catalog:
         """One scenario; None if there is none. Raises BadRequest naming file and key of every mistake in it, and Away.
 
         Keys of our own: `_parts` are digests of what it consists of, by name, `_scorers` the scripts of its custom
-        scorers. All of it, the digest in its metadata too, is of one reading.
+        scorers, `_scoring` is its ScoringPlan. All of it, the digest in its metadata too, is of one reading.
         """
         scenario = await run_sync(self._find, scenario_id)
         if scenario is None:

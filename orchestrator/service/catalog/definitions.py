@@ -5,6 +5,7 @@ changed here. Nobody else asks either of them for a definition, so that no route
 """
 
 import hashlib
+import posixpath
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -16,7 +17,9 @@ from anyio.to_thread import run_sync
 from orchestrator.errors import BadRequest, NotFound
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.names import Entry
+from orchestrator.service.catalog.scoringplan import ScoringPlan
 from orchestrator.service.catalog.seam import Name, Seam, by_id, fill
+from orchestrator.service.devboxes.contract import HOME
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document, ListQuery, Page, Store, Table, once
 
@@ -326,7 +329,9 @@ def _digested(db: sqlite3.Connection, scenario: Document, scripts: Mapping[str, 
     values |= {f"custom scorer {kind}": script for kind, script in own.items()}
     parts = {name: _hash(value) for name, value in values.items()}
     metadata = {**scenario["metadata"], "digest": _hash(parts)}
-    return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own}
+    directory = posixpath.join(HOME, (scenario.get("environment") or {}).get("working_directory") or "")
+    plan = ScoringPlan(working_directory=posixpath.normpath(directory))
+    return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own, "_scoring": plan}
 
 
 def _hash(value: Any) -> str:

@@ -14,6 +14,7 @@ import orjson
 
 from orchestrator.errors import NotFound
 from orchestrator.service.store import MAX_PAGE, Document, Filters, ListQuery, Page, Store, Table
+from orchestrator.service.wire import view
 
 #: Documents read at a time: a step may be larger than a page, a page of large ones is not.
 _STEP: Final = 100
@@ -97,7 +98,7 @@ async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Documen
     while ids and len(items) < count and room > 0:
         wanted = min(count - len(items), _STEP)
         found = await read(ids[:wanted])
-        room -= sum(len(orjson.dumps(document)) for document in found)
+        room -= sum(len(orjson.dumps(view(document))) for document in found)
         items += found
         ids = ids[wanted:]
     return items, ids

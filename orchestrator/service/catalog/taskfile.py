@@ -6,15 +6,17 @@ its environment here does not forbid reading it: the definition is right, and an
 
 import hashlib
 import math
+from codecs import BOM_UTF8
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.service.catalog.blueprints import Blueprint, read_blueprint
+from orchestrator.service.catalog.blueprints import COMPOSE, Blueprint, read_blueprint
 from orchestrator.service.catalog.bundle import MAX_PACKED, MAX_UNPACKED, pack, solution_script, tests_script
 from orchestrator.service.catalog.folders import Contents, Listing, Node, complaint, digest, is_utf8, listing
-from orchestrator.service.catalog.problems import Problem, Report, printable
+from orchestrator.service.catalog.problems import Problem, Report, clipped, printable
+from orchestrator.service.catalog.scoringplan import TESTS_PROGRAM, ScoringPlan, Tests
 from orchestrator.service.catalog.taskscorers import MAX_TEXT, Scorers
 from orchestrator.service.catalog.tasktoml import FILE, Task, read_task
 from orchestrator.service.catalog.tomlfile import MAX_SIZE
@@ -22,6 +24,7 @@ from orchestrator.service.store import Document
 
 #: What of a folder is the scenario; what else lies there is its author's own affair.
 PARTS: Final = (FILE, "instruction.md", "environment", "tests", "solution")
+SOLUTION_PROGRAM: Final = "solve.sh"
 _MAX_CORES: Final = 16
 _MAX_MEMORY: Final = 64
 _MAX_DISK: Final = 64
@@ -133,7 +136,8 @@ class _Reading:
 
     def _view(self, task: Task, statement: str, blueprint: Blueprint) -> Document:
         solution = self._solution(task, blueprint)
-        contract = self._contract(task, blueprint)
+        tests = self._tests(task)
+        contract = self._contract(task, blueprint, tests)
         scripts = self._scripts(contract)
         environment: Document = {"blueprint_id": blueprint.id, "working_directory": blueprint.working_directory}
         sizes = self._sizes(task)
@@ -155,7 +159,25 @@ class _Reading:
             "validation_type": "UNSPECIFIED" if solution is None else "FORWARD",
             "_parts": self._parts(scripts),
             "_scorers": scripts,
+            "_scoring": self._plan(task, blueprint, tests),
         }
+
+    def _plan(self, task: Task, blueprint: Blueprint, tests: Tests | None) -> ScoringPlan:
+        return ScoringPlan(
+            mode=task.scoring_mode,
+            artifacts=task.artifacts,
+            collect=task.collect,
+            tests=tests,
+            has_own_environment=task.scoring_mode == "separate" and self._own_environment(task) is not None,
+            working_directory=blueprint.working_directory,
+        )
+
+    def _own_environment(self, task: Task) -> str | None:
+        """What says that the verifier has an image of its own, if something does."""
+        if task.verifier_image is not None:
+            return f"{FILE}: verifier.environment.docker_image"
+        found = (f"tests/{name}" for name in ("Dockerfile", *COMPOSE) if self._files.find(f"tests/{name}"))
+        return next(found, None)
 
     def _metadata(self, task: Task, scripts: Mapping[str, str]) -> dict[str, str]:
         timeout = None if task.agent_timeout is None else f"{task.agent_timeout:g}"
@@ -212,34 +234,60 @@ class _Reading:
         if not solution.nodes:
             self._report.warn("solution/solve.sh", "", "is missing: the oracle agent cannot check this scenario")
             return None
-        if not _has_program(solution, "solve.sh"):
+        if not _has_program(solution, SOLUTION_PROGRAM):
             self._report.error("solution/solve.sh", "", "is missing, though solution/ has other files")
             return None
-        archive = self._packed("solution", solution)
+        if mistake := self._misread("solution", SOLUTION_PROGRAM):
+            self._report.warn(f"solution/{SOLUTION_PROGRAM}", "line 1", mistake)
+        archive = self._packed("solution", solution, SOLUTION_PROGRAM)
         return solution_script(archive, working_directory=blueprint.working_directory, variables=task.solution_env)
 
-    def _contract(self, task: Task, blueprint: Blueprint) -> Document:
-        tests = self._files.below("tests")
+    def _tests(self, task: Task) -> Tests | None:
+        """tests/ for its own program; None where [[scorers]] take its place."""
         if task.scorers:
+            return None
+        tests = self._files.below("tests")
+        if not _has_program(tests, TESTS_PROGRAM):
+            self._report.error(
+                f"tests/{TESTS_PROGRAM}", "", "is missing: write it, or describe [[scorers]] in task.toml"
+            )
+        elif mistake := self._misread("tests", TESTS_PROGRAM):
+            self._report.error(f"tests/{TESTS_PROGRAM}", "line 1", mistake)
+        return Tests(archive=self._packed("tests", tests, TESTS_PROGRAM), variables=task.verifier_env)
+
+    def _misread(self, folder: str, program: str) -> str | None:
+        """What the kernel makes of a program's first line, if that is nothing."""
+        node = self._files.find(f"{folder}/{program}")
+        if node is None or node.kind != "file" or node.size > MAX_UNPACKED:
+            return None
+        first = (self._read(node.path, node, MAX_UNPACKED) or b"").partition(b"\n")[0]
+        if first.startswith(b"#!") and first.endswith(b"\r"):
+            called = printable(first[2:].decode(errors="replace").strip(" "))
+            return f"ends with CR LF, so the kernel looks for a program '{clipped(called)}': save it with LF alone"
+        if first.startswith(BOM_UTF8):
+            return "opens with a byte order mark, so its #! line is none and bash trips over it: save it without"
+        return None
+
+    def _contract(self, task: Task, blueprint: Blueprint, tests: Tests | None) -> Document:
+        if tests is None:
             if task.verifier_env:
                 self._report.warn(
                     FILE, "verifier.env", "ignored: it is for tests/test.sh, and [[scorers]] replaces that"
                 )
             custom_types = self._around.custom_scorers
-            scorers = Scorers(tests=tests, contents=self._contents, custom_types=custom_types, report=self._report)
+            files = self._files.below("tests")
+            scorers = Scorers(tests=files, contents=self._contents, custom_types=custom_types, report=self._report)
             return scorers.contract(task.scorers)
-        if not _has_program(tests, "test.sh"):
-            self._report.error("tests/test.sh", "", "is missing: write it, or describe [[scorers]] in task.toml")
-        script = tests_script(
-            self._packed("tests", tests), working_directory=blueprint.working_directory, variables=task.verifier_env
-        )
+        script = tests_script(tests.archive, working_directory=blueprint.working_directory, variables=tests.variables)
         scorer = {"type": "bash_script_scorer", "bash_script": script}
         return {"scoring_function_parameters": [{"name": "tests", "weight": 1.0, "scorer": scorer}]}
 
-    def _packed(self, name: str, files: Listing) -> bytes:
+    def _packed(self, name: str, files: Listing, program: str) -> bytes:
+        """tests/ or solution/ as it travels; `program` is executed there, so it is executable."""
         if files.size > MAX_UNPACKED:  # which has been told
             return b""
-        archive = pack(files.nodes, lambda node: self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b"")
+        nodes = [replace(node, is_executable=True) if node.path == program else node for node in files.nodes]
+        archive = pack(nodes, lambda node: self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b"")
         if len(archive) > MAX_PACKED:
             self._report.error(
                 f"{name}/", "", f"is {len(archive) >> 20} MiB packed; at most {MAX_PACKED >> 20} fit into a definition"

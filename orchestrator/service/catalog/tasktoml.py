@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
 from orchestrator.service.catalog.problems import Report, nearest, shown
+from orchestrator.service.catalog.scoringplan import Artifact, Collect, Mode
 from orchestrator.service.catalog.tomlfile import TomlError, parse
 from orchestrator.service.egress.addresses import address_of, is_global
 from orchestrator.service.egress.rules import Rules, check_hosts, is_address
@@ -37,16 +38,12 @@ _KNOWN: Final[Mapping[str, Collection[str]]] = {
     },
 }
 _IGNORED: Final = {
-    "artifacts": "nothing is gathered from the devbox for it",
     "agent.user": "everything runs as one ordinary user",
     "agent.network_mode": "the devbox has one network setting, [environment]'s",
     "agent.allowed_hosts": "the devbox has one network setting, [environment]'s",
     "verifier.user": "everything runs as one ordinary user",
     "verifier.network_mode": "the devbox has one network setting, [environment]'s",
     "verifier.allowed_hosts": "the devbox has one network setting, [environment]'s",
-    "verifier.environment_mode": "scorers run in the agent's devbox, after the agent",
-    "verifier.environment": "scorers run in the agent's devbox, after the agent",
-    "verifier.collect": "scorers run in the agent's devbox and find its files there",
     "environment.mcp_servers": "no such server is started",
     "environment.skills_dir": "agents are not told of it",
     "environment.healthcheck": "the devbox is ready when its setup has ended",
@@ -86,6 +83,10 @@ class Task:
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     solution_env: Mapping[str, str] = field(default_factory=dict)
     scorers: tuple[Table, ...] = ()
+    scoring_mode: Mode = "shared"
+    artifacts: tuple[Artifact, ...] = ()
+    collect: tuple[Collect, ...] = ()
+    verifier_image: str | None = None
     refusals: tuple[tuple[str, str], ...] = ()
 
 
@@ -129,6 +130,10 @@ class _Reader:
             solution_env=self._script_env("solution.env"),
             required=tuple(self._required),
             scorers=self._scorers(),
+            scoring_mode=self._scoring_mode(),
+            artifacts=self._artifacts(),
+            collect=self._collect(),
+            verifier_image=self._value("verifier.environment.docker_image", str, "a text"),
             refusals=self._refusals(),
         )
 
@@ -146,7 +151,9 @@ class _Reader:
         return None
 
     def _number(self, key: str) -> float | None:
-        value = self._get(key)
+        return self._above_zero(key, self._get(key))
+
+    def _above_zero(self, key: str, value: Any) -> float | None:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value <= 0:
@@ -223,6 +230,55 @@ class _Reader:
             return ()
         return tuple(value)
 
+    def _scoring_mode(self) -> Mode:
+        key = "verifier.environment_mode"
+        mode, has_own = self._get(key), self._get("verifier.environment") is not None
+        if mode is None:
+            return "separate" if has_own else "shared"
+        if mode not in {"separate", "shared", "live"}:
+            self._report.error(FILE, key, f'expected "separate", "shared" or "live", got {shown(mode)}')
+        elif mode != "separate" and has_own:
+            self._report.error(FILE, key, f'[verifier.environment] needs "separate", got {shown(mode)}')
+        elif mode != "separate":
+            return "shared" if mode == "shared" else "live"
+        return "separate"
+
+    def _artifacts(self) -> tuple[Artifact, ...]:
+        listed = self._value("artifacts", list, "a list of paths or tables") or []
+        found = [self._artifact(f"artifacts[{number}]", each) for number, each in enumerate(listed)]
+        return tuple(filter(None, found))
+
+    def _artifact(self, key: str, given: Any) -> Artifact | None:
+        table = {"source": given} if isinstance(given, str) else given
+        if not isinstance(table, Mapping):
+            self._report.error(FILE, key, f"expected a path, or a table with a source, got {shown(given)}")
+            return None
+        source, destination, exclude = table.get("source"), table.get("destination"), table.get("exclude", [])
+        if not isinstance(source, str) or not source.strip() or ".." in source.split("/"):
+            self._report.error(FILE, f"{key}.source", f"expected a path without '..', got {shown(source)}")
+            return None
+        if not isinstance(destination, str | None) or _leaves(destination or ""):
+            why = f"expected a relative path without '..', got {shown(destination)}"
+            self._report.error(FILE, f"{key}.destination", why)
+            return None
+        if not isinstance(exclude, list) or not all(isinstance(each, str) for each in exclude):
+            self._report.error(FILE, f"{key}.exclude", f"expected a list of patterns, got {shown(exclude)}")
+            return None
+        return Artifact(source=source, destination=destination or None, exclude=tuple(exclude))
+
+    def _collect(self) -> tuple[Collect, ...]:
+        key = "verifier.collect"
+        tables = self._value(key, list, "[[verifier.collect]] tables") or []
+        return tuple(filter(None, (self._hook(f"{key}[{number}]", each) for number, each in enumerate(tables))))
+
+    def _hook(self, key: str, table: Any) -> Collect | None:
+        command = table.get("command") if isinstance(table, Mapping) else None
+        if not isinstance(command, str) or not command.strip():
+            self._report.error(FILE, f"{key}.command", f"expected a shell command, got {shown(command)}")
+            return None
+        timeout = self._above_zero(f"{key}.timeout_sec", table.get("timeout_sec"))
+        return Collect(command=command, timeout=timeout or 60.0)
+
     def _variables(self) -> dict[str, str]:
         key, values = "environment.env", {}
         for name, value in self._env(key).items():
@@ -290,3 +346,8 @@ class _Reader:
                 self._report.warn(FILE, dotted, "unknown key, ignored")
         elif dotted in _IGNORED and value:
             self._report.warn(FILE, dotted, f"ignored: {_IGNORED[dotted]}")
+
+
+def _leaves(path: str) -> bool:
+    """Whether a path may lead out of the folder it starts in."""
+    return path.startswith("/") or "\\" in path or ".." in path.split("/")

@@ -14,6 +14,8 @@ from orchestrator.service.devboxes.contract import HOME, BoxSpec, BoxStartFailed
 from orchestrator.service.devboxes.trees import Copier, remove
 
 OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
+#: Those that every task of Harbor's finds, for anybody to write into.
+LOGS = ("/logs/agent", "/logs/artifacts", "/logs/verifier")
 #: The machine's: read-only in every box, so no folder of a prepared root can stand for them.
 SYSTEM = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
@@ -38,8 +40,10 @@ class BoxFolder:
             self.base.mkdir(mode=0o700, parents=True)
             self.files.mkdir()
             self.files.chmod(0o755)
-            for path in (*OWN, spec.working_directory):
+            for path in (*OWN, *LOGS, spec.working_directory):
                 self._make(path)
+            for path in LOGS:
+                (self.files / path[1:]).chmod(0o777)
             (self.files / "tmp").chmod(0o1777)
             if spec.root is not None:
                 skip = frozenset(path.strip("/") for path in spec.moves)

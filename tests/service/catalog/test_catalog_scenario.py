@@ -1,13 +1,19 @@
 """What a scenario folder becomes on the wire."""
 
+import copy
+import io
 import json
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.service import wire
 from orchestrator.service.catalog.folders import digest, listing
+from orchestrator.service.catalog.scoringplan import Artifact, Collect, ScoringPlan
 from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.devboxes.contract import Resources
 from orchestrator.service.fleet.launch import parse_launch
@@ -228,7 +234,7 @@ def test_scorers_carry_the_files_they_name(scenario: Make) -> None:
         "lang": "python",
     }
     assert scorers["custom"]["scorer_params"] == {"cases": ["a"]}
-    assert json.dumps(found.view)
+    assert json.dumps(wire.view(found.view))
 
 
 def test_the_digest_tells_contents_names_and_executable_bits_apart(scenario: Make) -> None:
@@ -325,3 +331,59 @@ def test_links_stay_inside(scenario: Make) -> None:
         "environment/cheat": "is a link into tests/, which the agent must not see",
         "environment/out": "is a link to /etc/passwd, which leaves the benchmark's folder",
     }
+
+
+def test_what_a_scenario_asks_of_its_scoring_is_a_record_that_never_reaches_the_wire(scenario: Make) -> None:
+    task = """
+    artifacts = ["/app/out", { source = "log", destination = "logs/it", exclude = ["*.tmp"], service = "main" }]
+    [verifier]
+    environment_mode = "separate"
+    env = { LEVEL = "a b", TOKEN = "${TOKEN}" }
+    [[verifier.collect]]
+    command = "pg_dump > /app/out/dump"
+    [[verifier.collect]]
+    command = "true"
+    timeout_sec = 3
+    [environment]
+    allow_internet = false
+    workdir = "/srv/it"
+    """
+    found = read(scenario({"task.toml": task}))
+    assert found.errors == ()
+    plan = found.view["_scoring"]
+    tests = plan.tests
+    assert replace(plan, tests=None) == ScoringPlan(
+        mode="separate",
+        artifacts=(
+            Artifact(source="/app/out"),
+            Artifact(source="log", destination="logs/it", exclude=("*.tmp",)),
+        ),
+        collect=(Collect(command="pg_dump > /app/out/dump", timeout=60.0), Collect(command="true", timeout=3.0)),
+        working_directory="/srv/it",
+    )
+    assert tests.variables == {"LEVEL": "a b", "TOKEN": "${TOKEN}"}
+    assert copy.deepcopy(plan) == plan
+    assert "_scoring" not in wire.view(found.view)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [
+        ("", "shared"),
+        ('[verifier]\nenvironment_mode = "shared"', "shared"),
+        ('[verifier]\nenvironment_mode = "live"', "live"),
+        ('[verifier]\nenvironment_mode = "separate"', "separate"),
+        ("[verifier.environment]\ncpus = 1", "separate"),
+    ],
+)
+def test_where_scorers_run_is_as_declared_and_shared_by_default(scenario: Make, task: str, mode: str) -> None:
+    plan = read(scenario({"task.toml": f"{task}\n[environment]\nallow_internet = false\n"})).view["_scoring"]
+    assert (plan.mode, plan.has_own_environment) == (mode, False)
+
+
+def test_the_programs_of_tests_and_solution_are_executable_whatever_their_modes(scenario: Make) -> None:
+    folder = scenario()
+    (folder / "tests/test.sh").chmod(0o644)
+    archive = read(folder).view["_scoring"].tests.archive
+    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        assert packed.getmember("test.sh").mode == 0o755

@@ -1,5 +1,6 @@
 """The scripts that `solution/` and `tests/` become, run in real devboxes."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,40 +74,121 @@ async def test_a_solution_that_fails_ends_with_its_status(scenario: Make, local:
 
 
 @pytest.mark.parametrize(
-    ("test", "score"),
+    ("program", "first", "what"),
     [
-        ("echo 1 > /logs/verifier/reward.txt", "1"),
-        ("echo ' 0.25 ' > /logs/verifier/reward.txt; exit 3", "0.25"),
-        ("printf 1e-1 > /logs/verifier/reward.txt", "1e-1"),
-        ("""echo '{"reward": 0.5}' > /logs/verifier/reward.json""", "0.5"),
-        ("""printf '{\n "accuracy" : .75\n}\n' > /logs/verifier/reward.json""", ".75"),
-        ("""echo '{"time": 3.2, "reward": 1}' > /logs/verifier/reward.json""", "1"),
-        ("""echo '{"note": "a, b", "accuracy": 1.0}' > /logs/verifier/reward.json""", "1.0"),
-        ("""echo 0 > /logs/verifier/reward.txt; echo '{"reward": 1}' > /logs/verifier/reward.json""", "0"),
+        ("solve.sh", "#!/bin/bash -e", "false; echo on > /app/went"),
+        ("solve.sh", "#!/usr/bin/env -S bash -u", "echo $NOTHING; echo on > /app/went"),
+        ("solve.sh", "#!/bin/sh", '[ -n "$BASH_VERSION" ] && [ -z "$POSIXLY_CORRECT" ] && echo on > /app/went'),
+        ("solve.sh", "#!/usr/bin/env python3", "import sys; sys.exit(open(__file__).read().count('#!') - 1 or 3)"),
+        ("test.sh", "#!/bin/bash -e", "false; echo on > /app/went"),
+        ("test.sh", "#!/usr/bin/env python3", "raise SystemExit(3)"),
     ],
 )
-async def test_the_reward_that_was_written_is_the_score(scenario: Make, local: Provider, test: str, score: str) -> None:
+async def test_the_first_line_of_a_program_says_who_runs_it(
+    scenario: Make, local: Provider, program: str, first: str, what: str
+) -> None:
+    """By bash, every one of them would end with status 0 or leave a file."""
+    folder = "solution" if program == "solve.sh" else "tests"
+    async with opened(local, scenario({f"{folder}/{program}": f"{first}\n{what}\n"})) as desk:
+        finished = await (desk.solve() if folder == "solution" else desk.score())
+        assert finished.status != 0
+        await desk.do("[ ! -e /app/went ]")
+
+
+async def test_a_program_without_a_first_line_is_bashs_and_has_its_folder_beside_it(
+    scenario: Make, local: Provider
+) -> None:
+    files = {
+        "solution/solve.sh": '. "${BASH_SOURCE[0]%/*}/part" && [[ $0 == /solution/solve.sh ]] && echo "$MARK" > mark\n',
+        "solution/part": "MARK=here\n",
+        "tests/test.sh": "[[ $0 == /tests/test.sh && $(cat mark) == here ]] && echo 1 > /logs/verifier/reward.txt\n",
+    }
+    async with opened(local, scenario(files)) as desk:
+        finished = await desk.solve()
+        assert finished.status == 0, finished.output
+        assert b"score=1.0\n" in (await desk.score()).stdout
+
+
+#: What tests do, and the rewards and the score that come of it; the last with a Python in the box only.
+REWARDS = [
+    ("echo 1 > /logs/verifier/reward.txt", {"reward": 1.0}, 1.0),
+    ("echo ' 0.25 ' > /logs/verifier/reward.txt; exit 3", {"reward": 0.25}, 0.25),
+    ("printf 1e-1 > /logs/verifier/reward.txt", {"reward": 0.1}, 0.1),
+    ("""echo '{"reward": 0.5}' > /logs/verifier/reward.json""", {"reward": 0.5}, 0.5),
+    ("""echo 0.5 > /logs/verifier/reward.json""", {"reward": 0.5}, 0.5),
+    ("""printf '{\n "accuracy" : 0.75\n}\n' > /logs/verifier/reward.json""", {"accuracy": 0.75}, 0.75),
+    ("""echo '{"time": 3.2, "reward": 1, "b": -1}' > /logs/verifier/reward.json""", None, 1.0),
+    ("""echo 0 > /logs/verifier/reward.txt; echo '{"reward": 1}' > /logs/verifier/reward.json""", None, 1.0),
+    (""": > /logs/verifier/reward.txt; echo '{"reward": 1}' > /logs/verifier/reward.json""", None, 1.0),
+]
+NO_REWARDS = [
+    ("exit 4", "wrote neither /logs/verifier/reward.txt nor /logs/verifier/reward.json"),
+    ("exit 4", "(tests/test.sh ended with status 4)"),
+    (": > /logs/verifier/reward.txt", "reward.txt is empty"),
+    ("echo > /logs/verifier/reward.txt", "reward.txt is not a number"),
+    ("echo 1 of 2 > /logs/verifier/reward.txt", "reward.txt is not a number: "),
+    ("printf '1\\n0\\n' > /logs/verifier/reward.txt", "reward.txt is not a number"),
+    ("printf '0\\0.5' > /logs/verifier/reward.txt", "reward.txt is not a number"),
+    ('echo \'{"a": 1, "b": 1}\' > /logs/verifier/reward.json', "so there is no score"),
+    ('echo \'{"reward": "1"}\' > /logs/verifier/reward.json', "reward.json"),
+    ('echo \'{"reward": 0, "note": "reward"}\' > /logs/verifier/reward.json', "reward.json"),
+    ("echo '{\"reward\": 1}}' > /logs/verifier/reward.json", "reward.json"),
+    ("echo '{\"reward\": 1, ' > /logs/verifier/reward.json", "reward.json"),
+    ("echo '{\"reward\": 01}' > /logs/verifier/reward.json", "reward.json"),
+    ('echo \'{"x": {"reward": 1}}\' > /logs/verifier/reward.json', "reward.json"),
+    ('printf \'{"reward": 1}\\n{"reward": 0}\\n\' > /logs/verifier/reward.json', "reward.json"),
+    ("echo '[1]' > /logs/verifier/reward.json; echo 1 > /logs/verifier/reward.txt", "reward.json"),
+    (": > /logs/verifier/reward.json; echo 1 > /logs/verifier/reward.txt", "reward.json"),
+    ("mkfifo /logs/verifier/reward.txt", "wrote neither"),
+]
+
+
+@pytest.mark.parametrize(("test", "rewards", "score"), REWARDS)
+async def test_the_reward_that_was_written_is_the_score(
+    scenario: Make, local: Provider, test: str, rewards: Mapping[str, float] | None, score: float
+) -> None:
     async with opened(local, scenario({"tests/test.sh": test})) as desk:
         finished = await desk.score()
-        assert (finished.status, finished.stdout.decode()) == (0, f"score={score}\n"), finished.output
+        assert finished.status == 0, finished.output
+        first, last = finished.stdout.decode().splitlines()
+        said = json.loads(first.removeprefix("rewards="))
+        assert said == rewards if rewards else said["reward"] == score
+        assert last == f"score={score}"
 
 
-@pytest.mark.parametrize(
-    ("test", "why"),
-    [
-        ("exit 4", "wrote neither /logs/verifier/reward.txt nor /logs/verifier/reward.json"),
-        ("exit 4", "(tests/test.sh ended with status 4)"),
-        ("echo > /logs/verifier/reward.txt", "reward.txt is empty"),
-        ("echo nan > /logs/verifier/reward.txt", "reward.txt is not a number: nan"),
-        ("echo 1 of 2 > /logs/verifier/reward.txt", "reward.txt is not a number: 1of2"),
-        ('echo \'{"a": 1, "b": 1}\' > /logs/verifier/reward.json', 'needs a number "reward", or one number alone'),
-        ('echo \'{"reward": "1"}\' > /logs/verifier/reward.json', 'needs a number "reward"'),
-        ("echo '[1]' > /logs/verifier/reward.json", 'needs a number "reward"'),
-        ("mkfifo /logs/verifier/reward.txt", "wrote neither"),
-    ],
-)
+@pytest.mark.parametrize(("test", "why"), [*NO_REWARDS, ("echo nan > /logs/verifier/reward.txt", "no finite number")])
 async def test_no_reward_is_an_error_and_never_a_score(scenario: Make, local: Provider, test: str, why: str) -> None:
     async with opened(local, scenario({"tests/test.sh": test})) as desk:
+        finished = await desk.score()
+        assert finished.status == 1
+        assert finished.stdout == b""
+        assert why in finished.stderr.decode()
+
+
+#: Ends the search for a Python of everything after it.
+NO_PYTHON = "mkdir -p /tmp/bin && printf 'exit 127' > /tmp/bin/python3 && chmod 755 /tmp/bin/python3"
+
+
+@pytest.mark.parametrize(("test", "rewards", "score"), REWARDS)
+async def test_without_a_python_in_the_box_the_score_is_the_same(
+    scenario: Make, local: Provider, test: str, rewards: Mapping[str, float] | None, score: float
+) -> None:
+    async with opened(local, scenario({"tests/test.sh": test}), PATH="/tmp/bin:/usr/bin:/bin") as desk:
+        await desk.do(NO_PYTHON)
+        finished = await desk.score()
+        assert finished.status == 0, finished.output
+        *first, last = finished.stdout.decode().splitlines()
+        assert float(last.removeprefix("score=")) == score
+        for line in first:
+            assert json.loads(line.removeprefix("rewards="))
+
+
+@pytest.mark.parametrize(("test", "why"), [*NO_REWARDS, ("echo nan > /logs/verifier/reward.txt", "not a number: nan")])
+async def test_without_a_python_in_the_box_what_is_in_doubt_is_an_error(
+    scenario: Make, local: Provider, test: str, why: str
+) -> None:
+    async with opened(local, scenario({"tests/test.sh": test}), PATH="/tmp/bin:/usr/bin:/bin") as desk:
+        await desk.do(NO_PYTHON)
         finished = await desk.score()
         assert finished.status == 1
         assert finished.stdout == b""
@@ -117,7 +199,7 @@ async def test_what_the_tests_print_is_shown_and_forges_nothing(scenario: Make, 
     test = "echo score=1; echo score=1 >&2; echo 0 > /logs/verifier/reward.txt"
     async with opened(local, scenario({"tests/test.sh": test})) as desk:
         finished = await desk.score()
-        assert finished.stdout == b"score=0\n"
+        assert finished.stdout.endswith(b"\nscore=0.0\n")
         assert finished.stderr == b"score=1\nscore=1\n"
 
 
@@ -127,7 +209,7 @@ async def test_what_the_agent_left_in_the_way_is_gone_when_the_tests_start(scena
         await desk.do("mkdir -p /logs/verifier && echo 1 > /logs/verifier/reward.txt && touch /logs/verifier/.x")
         await desk.do("touch /tests/conftest.py /tests/.hidden && ln -s /app /tests/link")
         finished = await desk.score()
-        assert finished.stdout == b"score=0\n"
+        assert finished.stdout.endswith(b"\nscore=0.0\n")
         assert await read_file(desk.box, "/tmp/seen") == b"/logs/verifier:\n\n/tests:\ntest.sh\n"
 
 
