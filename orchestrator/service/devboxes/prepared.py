@@ -16,13 +16,15 @@ class Prepared:
 
     `root` is a tree as `BoxSpec.root` wants it. `setup` are shell scripts, run in the devbox's working directory
     before the launch commands. `resources` count when the launch parameters say nothing. Without `network`, `hosts`
-    are what may be reached all the same, as `egress.rules` reads them.
+    are what may be reached all the same, as `egress.rules` reads them. `secrets` are variables of whoever runs it: they
+    reach the agent's box, and no scorer.
     """
 
     name: str = ""
     root: Path | None = None
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
     hosts: tuple[str, ...] = ()
     binds: tuple[Bind, ...] = ()

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,3 +244,49 @@ def _copy_data(source: int, target: int) -> None:
                 return
             os.write(target, data)
             start += len(data)
+
+
+def walk(root: Path, *, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry below the folder `root` by its relative path, a folder before what is in it, down to MAX_DEPTH.
+
+    Paths in `skip` (relative, as "home/user/x") are left out with all below them, and so is what vanishes meanwhile.
+    Raises OSError for what cannot be read.
+    """
+    with _opened(os.open(root, FOLDER)) as top:
+        yield from _walk(top, "", skip, 1)
+
+
+def _walk(folder: int, prefix: str, skip: frozenset[str], depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    for name in _names(folder):
+        path = prefix + name
+        if path in skip:
+            continue
+        try:
+            found = os.lstat(name, dir_fd=folder)
+        except FileNotFoundError:
+            continue
+        yield path, found
+        if stat.S_ISDIR(found.st_mode) and depth < MAX_DEPTH:
+            with suppress(FileNotFoundError, NotADirectoryError), _entered(name, FOLDER, folder) as below:
+                yield from _walk(below, path + "/", skip, depth + 1)
+
+
+def copy_file(root: Path, path: str, target: Path) -> None:
+    """Copy the file or link at `path`, relative to `root`, to `target`, without following a link on the way.
+
+    A file keeps of its mode only whether its owner may execute it. Raises OSError.
+    """
+    *folders, name = path.split("/")
+    with ExitStack() as stack:
+        folder = stack.enter_context(_opened(os.open(root, FOLDER)))
+        for each in folders:
+            folder = stack.enter_context(_entered(each, FOLDER, folder))
+        mode = os.lstat(name, dir_fd=folder).st_mode
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if stat.S_ISLNK(mode):
+            target.symlink_to(os.readlink(name, dir_fd=folder))
+            return
+        source = stack.enter_context(_entered(name, FILE, folder))
+        with _opened(os.open(target, NEW, 0o600)) as copy:
+            _copy_bytes(source, copy)
+            os.fchmod(copy, 0o755 if mode & 0o100 else 0o644)

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -136,7 +136,7 @@ class Executions:
                 )
                 if request.shell_name is not None:
                     await self._record_running(execution)
-                return await execution.run(box, command)
+                return await execution.run(box, replace(command, cwd=self._fleet.working_directory(devbox_id)))
             except SweepError as error:
                 return Ending(status=KILLED, note=f"It could not be started: {error.message}")
             except Exception as error:  # noqa: BLE001 - one command's trouble is not the service's

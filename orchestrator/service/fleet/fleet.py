@@ -35,6 +35,7 @@ from orchestrator.service.devboxes.contract import (
     Resources,
 )
 from orchestrator.service.devboxes.prepared import Prepare, Prepared
+from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.egress.policies import policy_of
 from orchestrator.service.egress.proxy import Egress
@@ -56,6 +57,7 @@ from orchestrator.service.fleet.states import (
     is_ended,
     shutdown,
 )
+from orchestrator.service.fleet.succession import Succession
 from orchestrator.service.installs.install import MOUNT, InstallFailed
 from orchestrator.service.installs.installs import Installs
 from orchestrator.service.installs.settings import covers
@@ -79,7 +81,7 @@ class _Live:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: str = Status.PROVISIONING
-    box: Box | None = None
+    boxes: Succession | None = None
     egress: Egress | None = None
     users: int = 0
 
@@ -112,6 +114,7 @@ class Fleet:
     ) -> None:
         self._rows = DevboxRows(store)
         self.output = state / "output"
+        self._evidence = state / "evidence"
         self._store = store
         self._provider = provider
         self._blueprints = blueprints
@@ -127,6 +130,7 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
+        await anyio.to_thread.run_sync(remove, self._evidence)
         if Capability.ISOLATED in self._provider.capabilities:
             self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
@@ -220,7 +224,7 @@ class Fleet:
     async def _boot_and_watch(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> End:
         log = structlog.get_logger().bind(devbox=live.id)
         try:
-            box = await self._boot(live, prepare, helpers)
+            boxes = await self._boot(live, prepare, helpers)
         except InstallFailed as error:
             install = live.request.install
             return failure("execution_failed", error.message, install=install.key if install else None)
@@ -232,14 +236,25 @@ class Fleet:
             log.exception("devbox.boot_crashed")
             return failure("execution_failed", f"The devbox could not be prepared: {error!r}")
         log.info("devbox.running")
-        how = await box.wait_dead()
-        return failure(failure_reason(how), f"The devbox ended by itself: {how}.")
+        how, is_by_agent = await boxes.wait_dead()
+        end = failure(failure_reason(how), f"The devbox ended by itself: {how}.")
+        return replace(end, is_by_agent=is_by_agent)
 
-    async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Box:
+    async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
         prepared = await self._installed(live, await self._prepared(live, prepare))
         network = network_of(prepared, *live.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
-        box = live.box = await self._provider.start(_spec(live, prepared, network, self._covers))
+        spec = _spec(live, prepared, network, self._covers)
+        box = await self._provider.start(spec)
+        boxes = live.boxes = Succession(
+            provider=self._provider,
+            spec=spec,
+            box=box,
+            prepared=prepared,
+            folder=self._evidence / live.id,
+            egress=live.egress,
+            covers=self._covers,
+        )
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)
         shown = {
@@ -257,7 +272,7 @@ class Fleet:
             raise BadRequest(problem)
         await self._advance(live, Status.RUNNING, {})
         live.touch()
-        return box
+        return boxes
 
     async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
         if prepare is not None:
@@ -296,12 +311,12 @@ class Fleet:
         live.gone.set()
 
     async def _stop(self, live: _Live) -> None:
-        if live.box is None:
+        if live.boxes is None:
             return
         log = structlog.get_logger().bind(devbox=live.id)
         try:
             with anyio.fail_after(STOP_TIMEOUT):
-                await live.box.stop()
+                await live.boxes.stop()
         except TimeoutError:
             log.warning("devbox.not_stopped", seconds=STOP_TIMEOUT)
         except Exception:
@@ -361,24 +376,38 @@ class Fleet:
         raise WaitExpired(f"Devbox {devbox_id} is {doc['status']} after {timeout:g} s, not yet: {wanted}.")
 
     def box(self, devbox_id: str) -> Box:
-        """The box of a running devbox. Raises BadRequest naming the state of one that does not run, and NotFound."""
+        """The box that stands for a running devbox. Raises as `boxes`."""
         live = self._running(devbox_id)
         live.touch()
-        assert live.box is not None
-        return live.box
+        assert live.boxes is not None
+        return live.boxes.front
 
     @contextmanager
     def using(self, devbox_id: str) -> Iterator[Box]:
         """The same, for as long as something goes on in it: meanwhile the devbox is not idle."""
-        box = self.box(devbox_id)
-        live = self._live[devbox_id]
+        with self.boxes(devbox_id) as boxes:
+            yield boxes.front
+
+    @contextmanager
+    def boxes(self, devbox_id: str) -> Iterator[Succession]:
+        """All the boxes of a running devbox, for as long as something goes on in them.
+
+        Raises BadRequest naming the state of one that does not run, and NotFound.
+        """
+        live = self._running(devbox_id)
+        assert live.boxes is not None
         live.users += 1
         live.touch()
         try:
-            yield box
+            yield live.boxes
         finally:
             live.users -= 1
             live.touch()
+
+    def working_directory(self, devbox_id: str) -> str | None:
+        """Where commands run in a devbox, whichever box stands for it; None where it is gone."""
+        live = self._live.get(devbox_id)
+        return live.boxes.working_directory if live is not None and live.boxes is not None else None
 
     def touch(self, devbox_id: str) -> None:
         """Idle time starts again. Raises like `box`."""
@@ -425,7 +454,7 @@ def _spec(live: _Live, prepared: Prepared, network: Network, binds: Iterable[Bin
         resources=live.launch.resources or prepared.resources or Resources(),
         network=network.is_open,
         working_directory=prepared.working_directory,
-        environment={**prepared.environment, **variables, **live.request.environment_variables},
+        environment={**prepared.environment, **prepared.secrets, **variables, **live.request.environment_variables},
         root=prepared.root,
         binds=(*prepared.binds, *binds),
     )

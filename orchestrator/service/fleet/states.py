@@ -38,12 +38,16 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a devbox ended: its last status, the published reason, words for people, and the key of a failed install."""
+    """How a devbox ended: its last status, the published reason, words for people, and the key of a failed install.
+
+    `is_by_agent` means that it broke while its agent was there, and nobody outside did it.
+    """
 
     status: Status
     reason: str
     message: str | None = None
     install: str | None = None
+    is_by_agent: bool = False
 
 
 def failure(reason: str, message: str, *, install: str | None = None) -> End:
@@ -83,6 +87,8 @@ def ended(doc: Document, end: End, *, at: int) -> Document:
         doc["_failure"] = end.message
     if end.install is not None:
         doc["failed_install"] = end.install
+    if end.is_by_agent:
+        doc["broken_by_agent"] = True
     if end.status is Status.SHUTDOWN:
         return doc | {"shutdown_reason": end.reason}
     doc["state_transitions"][-1]["failure_reason"] = end.reason

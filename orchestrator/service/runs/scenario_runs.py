@@ -129,7 +129,7 @@ class ScenarioRuns:
         async def prepare() -> Prepared:
             base = await outwait(environment)
             binds = await self._scoring.binds(scenario["scoring_contract"])
-            return replace(base, environment={**base.environment, **secrets}, binds=(*base.binds, *binds))
+            return replace(base, secrets=secrets, binds=(*base.binds, *binds))
 
         return prepare
 

@@ -1,0 +1,242 @@
+"""What an agent changed in its devbox, found from outside: how its files were, and how they are.
+
+Its secret: the kernel's own time. Whatever touches a file sets the time of its change of status to now, and nobody in a
+box can set that one back; so what has the same number (inode), size, mode and times as before is the same, and is not
+read again. What may have changed is only listed here, for a box of ours that reads it; content that no prepared tree
+has is kept aside before the agent begins. Blocking; call from a worker thread.
+"""
+
+import marshal
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from orchestrator.printable import printable
+from orchestrator.service.devboxes.trees import MAX_DEPTH, copy_file, walk
+
+#: Of one patch: files in it, their bytes, and bytes of one of them.
+MOST_FILES: Final = 100_000
+MOST_BYTES: Final = 1 << 30
+LARGEST_FILE: Final = 32 << 20
+#: Lines of `changes.txt`, and of what stays out of a patch.
+MOST_LINES: Final = 5000
+#: Nanoseconds by which the clock of a file system may be behind.
+_RACY: Final = 50_000_000
+#: Below the home folder, what the sweep's own steps keep there.
+_SCRATCH: Final = "home/user/.sweep"
+_GIT: Final = ".git"
+#: Start-up files and configuration below HOME that shells, git, Python and other tools of scorers read.
+_START_UP: Final = re.compile(
+    r"home/[^/]+/(\.(bash\w*|profile|zsh\w*|zlogin|inputrc|gitconfig|pythonrc\S*|pydistutils\.cfg|npmrc|yarnrc\S*|curlrc"
+    r"|wgetrc|netrc|condarc|Rprofile|Renviron|perlrc|pdbrc|vimrc|gemrc|bunfig\.toml|cargo/config\S*)"
+    r"|\.(config|pip|local/bin|local/lib|local/share/(gem|npm)|pyenv|nvm|rbenv|cargo/bin|m2|gradle|node_modules)(/.*)?)"
+    r"|etc/(ld\.so\S*|environment|profile\S*|bash\S*|gitconfig|pip\.conf|sitecustomize\.py|alternatives/.*)"
+)
+_PACKAGES: Final = re.compile(r"(^|/)(site-packages|dist-packages)(/|$)")
+_HOOK: Final = re.compile(r"(^|/)(sitecustomize|usercustomize)\.py$|\.pth$")
+_SYSTEM: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt)(/|$)")
+
+Facts = tuple[int, int, int, int, int]
+"""Mode, size, time of change of content and of status in nanoseconds, number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What an agent changed.
+
+    `outside` are lines about what is not in its working directory and not in /tmp; `system` are the paths of programs,
+    modules and start-up files among all it changed that a scorer may load.
+    """
+
+    outside: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Lists:
+    """Paths relative to the working directory, for a box of ours to read: see `compare`."""
+
+    before: dict[str, list[str]] = field(default_factory=lambda: {"prepared": [], "kept": []})
+    after: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+
+def remember(files: Path, *, directory: str, prepared: Path | None, keep: Path) -> None:
+    """Note into the empty folder `keep` how the box's own `files` are before its agent begins.
+
+    `directory` is the working directory, `prepared` the tree that the box was begun with. Of the working directory the
+    content is kept that is not in there. Raises OSError.
+    """
+    work = directory.strip("/")
+    at = time.time_ns()
+    entries: dict[str, Facts] = {}
+    where: dict[str, str] = {}
+    room, kept = MOST_BYTES, 0
+    for path, found in walk(files, skip=frozenset({"tmp", _SCRATCH})):
+        entries[path] = _facts(found)
+        relative = _below(path, work)
+        if relative is None or _is_git(relative) or not _is_content(found):
+            continue
+        if prepared is not None and _is_as_prepared(prepared / path, found):
+            where[relative] = "prepared"
+        elif found.st_size <= min(LARGEST_FILE, room) and kept < MOST_FILES:
+            copy_file(files, path, keep / "kept" / relative)
+            where[relative], room, kept = "kept", room - found.st_size, kept + 1
+        if PurePosixPath(relative).name == ".gitignore" and relative in where:
+            copy_file(files, path, keep / "ignores" / relative)
+    (keep / "before").write_bytes(marshal.dumps((at, entries, where)))
+
+
+def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str, str]) -> Changes:
+    """Compare the box's `files` with what `remember` noted, and write lists for the patch into the same folder.
+
+    These are, NUL between their paths: `prepared.list` and `kept.list` (may have changed, or are gone; their content
+    before is in the prepared tree or in `kept/`), `after.list` (may have changed, or are new), `new.list` (of these,
+    the new ones); and as lines `left-out` (what is too large or too much for a patch, and why) and `changes.txt`
+    (`Changes.outside`). `environment` are the scenario's variables, PATH and PYTHONPATH among them. Raises OSError.
+    """
+    at, entries, where = marshal.loads((keep / "before").read_bytes())  # noqa: S302 - written above, and nobody else's
+    work, loaded = directory.strip("/"), _Loaded.by(environment, directory)
+    lists, outside, system = _Lists(), list[str](), list[str]()
+    git = 0
+    for path, found in walk(files, skip=frozenset({"tmp", _SCRATCH})):
+        before = entries.pop(path, None)
+        relative = _below(path, work)
+        if before == _facts(found) and (relative is None or before[3] < at - _RACY):
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            if path.count("/") + 1 >= MAX_DEPTH and relative is not None:
+                lists.left_out.append(f"{printable(relative)}: what is below it, for folders nest deeper")
+            if relative is not None or before is not None:
+                continue
+        if loaded.has(path, is_new=before is None):
+            system.append(f"/{path}")
+        if relative is None:
+            outside.append(f"{'new' if before is None else 'changed'} {printable('/' + path)} {found.st_size}")
+        elif _is_git(relative):
+            git += 1
+        else:
+            _list_changed(lists, relative, before, found, where)
+    for path, facts in entries.items():
+        relative = _below(path, work)
+        if relative is None:
+            outside.append(f"removed {printable('/' + path)}")
+        elif relative in where:
+            lists.before[where[relative]].append(relative)
+        elif not _is_git(relative) and _has_content(facts[0]):
+            lists.left_out.append(f"{printable(relative)}: was removed, and too large before")
+        if loaded.has(path, is_new=False):
+            system.append(f"/{path}")
+    if git:
+        outside.append(f"changed {printable(directory.rstrip('/'))}/.git: {git} entries")
+    _write(keep, lists, outside)
+    return Changes(outside=tuple(outside[:MOST_LINES]), system=tuple(sorted(system)))
+
+
+def _facts(found: os.stat_result) -> Facts:
+    return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _below(path: str, folder: str) -> str | None:
+    """The path relative to a folder; None if it is not in it."""
+    if not folder:
+        return path
+    return path.removeprefix(folder + "/") if path.startswith(folder + "/") else None
+
+
+def _is_git(relative: str) -> bool:
+    return _GIT in relative.split("/")
+
+
+def _has_content(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def _is_content(found: os.stat_result) -> bool:
+    return _has_content(found.st_mode)
+
+
+def _is_as_prepared(place: Path, found: os.stat_result) -> bool:
+    """Whether a box of ours finds there what is in the devbox: nothing that could lie has run in that yet."""
+    try:
+        there = place.lstat()
+    except OSError:
+        return False
+    is_readable = stat.S_ISLNK(there.st_mode) or there.st_mode & 0o004 or os.geteuid() != 0
+    same = (there.st_mode, there.st_size, there.st_mtime_ns) == (found.st_mode, found.st_size, found.st_mtime_ns)
+    if stat.S_ISLNK(there.st_mode):
+        same = stat.S_ISLNK(found.st_mode) and there.st_size == found.st_size
+    return bool(is_readable) and same
+
+
+def _list_changed(
+    lists: _Lists, relative: str, before: Facts | None, found: os.stat_result, where: Mapping[str, str]
+) -> None:
+    """List a file of the working directory that may have changed, or is new, or say why it cannot be in the patch."""
+    is_new = before is None or not _has_content(before[0])
+    if not _is_content(found):
+        if not is_new and relative in where:
+            lists.before[where[relative]].append(relative)
+        lists.left_out.append(f"{printable(relative)}: no file, link or folder")
+    elif not is_new and relative not in where:
+        lists.left_out.append(f"{printable(relative)}: was too large before")
+    elif found.st_size > LARGEST_FILE:
+        lists.left_out.append(f"{printable(relative)}: {found.st_size:,} bytes; {LARGEST_FILE:,} fit into a patch")
+    elif len(lists.after) >= MOST_FILES or lists.bytes + found.st_size > MOST_BYTES:
+        lists.left_out.append(f"{printable(relative)}: too much was changed for one patch")
+    else:
+        lists.bytes += found.st_size
+        lists.after.append(relative)
+        if is_new:
+            lists.new.append(relative)
+        else:
+            lists.before[where[relative]].append(relative)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """Where a scorer finds programs and modules that it did not bring: relative paths of folders."""
+
+    work: str
+    programs: tuple[str, ...]
+    modules: tuple[str, ...]
+
+    @classmethod
+    def by(cls, environment: Mapping[str, str], directory: str) -> "_Loaded":
+        """Read the scenario's variables."""
+        programs, modules = (
+            tuple(folder.strip("/") + "/" for folder in environment.get(name, "").split(":") if folder.strip("/"))
+            for name in ("PATH", "PYTHONPATH")
+        )
+        return cls(work=directory.strip("/") + "/", programs=programs, modules=modules)
+
+    def has(self, path: str, *, is_new: bool) -> bool:
+        """Whether a scorer may load what is at `path`. New modules in the working directory are what it tests."""
+        if _PACKAGES.search(path) and (_HOOK.search(path) or not is_new):
+            return True
+        if path.startswith(self.programs) and not (self.work in self.programs and path.startswith(self.work)):
+            return True
+        if path.startswith(self.work):
+            return False
+        is_module = path.startswith(self.modules) or _PACKAGES.search(path)
+        return bool(is_module or _START_UP.fullmatch(path) or _SYSTEM.match(path))
+
+
+def _write(keep: Path, lists: _Lists, outside: list[str]) -> None:
+    for name, paths in {**lists.before, "after": lists.after, "new": lists.new}.items():
+        (keep / f"{name}.list").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in sorted(paths)))
+    (keep / "left-out").write_text("".join(_bounded(lists.left_out)))
+    (keep / "changes.txt").write_text("".join(_bounded(outside)))
+
+
+def _bounded(lines: list[str]) -> Iterator[str]:
+    yield from (f"{line}\n" for line in lines[:MOST_LINES])
+    if len(lines) > MOST_LINES:
+        yield f"and {len(lines) - MOST_LINES:,} more\n"

@@ -1,0 +1,309 @@
+"""The boxes of one devbox, one after the other: its agent's, and when that has ended, boxes of ours over what it left.
+
+Its secret: nothing is copied, and nothing of the agent's runs where it is judged. The agent's box is retired: its
+processes end, its files stay. An *evidence box* shows them read-only to whoever looks, with a scratch folder of its own
+and a HOME that nobody wrote in. Scorers run in *scoring boxes*, a new one for each scoring function: over the agent's
+files where these are `shared`, over a fresh copy of the environment with what may cross moved into it where they are
+`separate`. Only `live` scorers meet the agent's processes, in its own box.
+"""
+
+import os
+import stat
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.devboxes.commands import run
+from orchestrator.service.devboxes.contract import HOME, Bind, Box, BoxSpec, Capability, Command, Left, Provider
+from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.devboxes.trees import remove
+from orchestrator.service.egress.proxy import Egress
+from orchestrator.service.fleet.differences import Changes, compare, remember
+
+#: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
+EVIDENCE: Final = "/run/evidence"
+PREPARED: Final = "/run/prepared"
+SCRATCH: Final = "/evidence"
+#: What scorers write: new and empty for each scoring.
+VERIFIER: Final = "/logs/verifier"
+ARTIFACTS: Final = "/logs/artifacts"
+_MOST_LINKS: Final = 40
+
+
+class Mode(StrEnum):
+    """Where scorers run."""
+
+    SEPARATE = "separate"
+    """In a fresh box of the environment, with what may cross."""
+    SHARED = "shared"
+    """In a new box over the same files."""
+    LIVE = "live"
+    """In the agent's box as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How an agent's box was left: where scorers run now, what still ran, what was changed (None: nobody noted)."""
+
+    mode: Mode
+    left: Left
+    changes: Changes | None
+
+
+class Succession:
+    """The boxes of one devbox. `folder` is a place on the host for evidence, made when it is needed."""
+
+    def __init__(
+        self,
+        *,
+        provider: Provider,
+        spec: BoxSpec,
+        box: Box,
+        prepared: Prepared,
+        folder: Path,
+        egress: Egress | None,
+        covers: Sequence[Bind],
+    ) -> None:
+        self._provider = provider
+        self._spec = spec
+        self._covers = covers
+        self._agents = box
+        self._holder = box
+        self._prepared = prepared
+        self._folder = folder
+        self._egress = egress
+        self._lock = anyio.Lock()
+        self._count = 0
+        self._is_retired = False
+        #: The box that commands of clients run in.
+        self.front = box
+        #: Whether an agent may have begun: what becomes of its box from then on is its own doing.
+        self.is_marked = False
+        self.settled: Settled | None = None
+
+    @property
+    def working_directory(self) -> str:
+        return self._spec.working_directory
+
+    async def wait_dead(self) -> tuple[str, bool]:
+        """Wait until the box that stands for the devbox has ended, and no other takes its place.
+
+        Returns how, and whether that was done by an agent from inside.
+        """
+        while True:
+            box = self.front if self._is_retired else self._agents
+            how = await box.wait_dead()
+            async with self._lock:
+                if box is (self.front if self._is_retired else self._agents):
+                    return how, box is self._agents and self.is_marked and box.is_broken_from_inside
+
+    async def mark(self) -> None:
+        """Note how everything is: the agent begins now. Raises OSError."""
+        async with self._lock:
+            if self.settled is None and Capability.SUCCESSION in self._provider.capabilities:
+                await anyio.to_thread.run_sync(self._remember)
+                self.is_marked = True
+
+    def _remember(self) -> None:
+        remove(self._folder)
+        self._folder.mkdir(parents=True)
+        self._folder.chmod(0o755)
+        remember(
+            self._agents.place("/"),
+            directory=self._spec.working_directory,
+            prepared=self._prepared.root,
+            keep=self._folder,
+        )
+
+    async def settle(self, wanted: Mode, collect: Sequence[tuple[Command, float]] = ()) -> Settled:
+        """The agent has ended: end what it left running, unless scorers are to meet it, and show the files read-only.
+
+        The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
+        server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
+        answer, but a `live` one can be made another yet. Raises BoxDied, BoxStartFailed and OSError.
+        """
+        async with self._lock:
+            if self.settled is not None and (self.settled.mode is not Mode.LIVE or wanted is Mode.LIVE):
+                return self.settled
+            if Capability.SUCCESSION not in self._provider.capabilities:
+                self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
+                return self.settled
+            is_first = self.settled is None
+            left = await self._agents.left() if is_first else self.settled.left  # type: ignore[union-attr]
+            mode = Mode.LIVE if wanted is Mode.SHARED and left.is_listening and is_first else wanted
+            if left.is_listening and is_first:
+                await self._collect(self._agents, collect)
+            if mode is not Mode.LIVE:
+                await self._agents.retire()
+                self._is_retired = True
+                await anyio.to_thread.run_sync(self._mend)
+                if is_first and not left.is_listening and collect:
+                    async with self.scoring_box() as box:
+                        await self._collect(box, collect)
+            changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
+            await self.show()
+            self.settled = Settled(mode=mode, left=left, changes=changes)
+            return self.settled
+
+    async def _collect(self, box: Box, collect: Sequence[tuple[Command, float]]) -> None:
+        """What such a command cannot do is missing where it should cross, and the tests say so."""
+        for command, timeout in collect:
+            await run(box, command, timeout=timeout)
+
+    def _compare(self) -> Changes:
+        return compare(
+            self._agents.place("/"),
+            directory=self._spec.working_directory,
+            keep=self._folder,
+            environment=self._prepared.environment,
+        )
+
+    def _mend(self) -> None:
+        """Let whoever comes enter and write the folders that an agent may have closed."""
+        for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
+            place = resolved(self._agents.place("/"), path)
+            if place is not None and place.is_dir():
+                mode = stat.S_IMODE(place.lstat().st_mode)
+                place.chmod(mode | 0o700)
+
+    async def show(self) -> None:
+        """Give clients an evidence box over the files as they are now. Raises BoxStartFailed."""
+        last = self.front
+        self.front = await self._provider.start(
+            BoxSpec(
+                id=self._next("evidence"),
+                resources=self._spec.resources,
+                working_directory=SCRATCH,
+                environment={"HOME": SCRATCH, "TMPDIR": SCRATCH},
+                binds=(*self._covers, *self._tops(is_writable=False), *self._findings()),
+            ),
+            beside=self._holder,
+        )
+        if last is not self._agents:
+            await last.stop()
+
+    def _findings(self) -> Sequence[Bind]:
+        binds = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
+        if self._prepared.root is not None:
+            binds.append(Bind(source=self._prepared.root, target=PREPARED))
+        return binds
+
+    def _next(self, kind: str) -> str:
+        self._count += 1
+        return f"{self._spec.id}.{kind}-{self._count}"
+
+    def _tops(self, *, is_writable: bool, but: Sequence[str] = ()) -> Sequence[Bind]:
+        """The own folders of the box that has the files, as binds."""
+        root = self._holder.place("/")
+        homes = [f"home/{each.name}" for each in sorted((root / "home").iterdir())]
+        names = [each.name for each in sorted(root.iterdir()) if each.name != "home"]
+        return [
+            Bind(source=root / name, target=f"/{name}", is_writable=is_writable)
+            for name in (*names, *homes)
+            if f"/{name}" not in but
+        ]
+
+    async def lay_out(self, mode: Mode, crossing: Sequence[str] = ()) -> None:
+        """Make ready for a scoring that is not live. Raises BoxStartFailed and OSError.
+
+        In a `separate` one, `crossing` are the paths that go from what was left to the same place in a fresh copy of
+        the environment.
+        """
+        if mode is Mode.SEPARATE:
+            moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
+            self._holder = await self._provider.start(
+                replace(
+                    self._spec, id=self._next("fresh"), root=self._prepared.root, moves=moves, network=False, binds=()
+                ),
+                beside=self._agents,
+            )
+            await self._holder.retire()
+        await anyio.to_thread.run_sync(self._empty_verifier)
+
+    def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
+        """Where each path really is; one inside another goes with it."""
+        root = self._holder.place("/")
+        wanted = {str(PurePosixPath(path)) for path in paths}
+        outermost = [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
+        found = {path: place for path in outermost if (place := resolved(root, path)) is not None}
+        real = set(found.values())
+        return {path: place for path, place in found.items() if not any(up in real for up in place.parents)}
+
+    def _empty_verifier(self) -> None:
+        logs = self._holder.place("/logs")
+        place = logs / "verifier"
+        if place.is_symlink() or place.is_file():
+            place.unlink()
+        remove(place)
+        place.mkdir()
+        os.chown(place, logs.stat().st_uid, logs.stat().st_gid)
+        place.chmod(0o777)
+
+    @asynccontextmanager
+    async def scoring_box(
+        self, given: Sequence[Bind] = (), environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Box]:
+        """A box over the files as they are, with a /tmp of its own, `given` files and the way out.
+
+        Everything in it ends with the context. Raises BoxStartFailed.
+        """
+        variables = {} if self._egress is None else dict(self._egress.variables)
+        box = await self._provider.start(
+            replace(
+                self._spec,
+                id=self._next("scoring"),
+                root=None,
+                environment={**self._prepared.environment, **variables, **(environment or {})},
+                binds=(*self._covers, *self._tops(is_writable=True, but=("/tmp", "/tests")), *given),  # noqa: S108
+            ),
+            beside=self._holder,
+        )
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(box.stop)
+            if self._egress is not None:
+                tasks = await stack.enter_async_context(anyio.create_task_group())
+                stack.callback(tasks.cancel_scope.cancel)
+                await tasks.start(self._egress.serve, box)
+            yield box
+
+    async def stop(self) -> None:
+        """End all of them, and remove what they left."""
+        await self._agents.stop()
+        with suppress(OSError):
+            await anyio.to_thread.run_sync(partial(remove, self._folder))
+
+
+def resolved(root: Path, path: str) -> Path | None:
+    """Where on the host a path of a box leads whose own folders are in `root`, no link on the way; None if nowhere.
+
+    Links lead where they would in the box, and never out of `root`. Nothing may run in the box.
+    """
+    todo, place, links = [part for part in path.split("/") if part][::-1], root, 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            place = place.parent if place != root else root
+            continue
+        if part == ".":
+            continue
+        try:
+            mode = (place / part).lstat().st_mode
+        except OSError:
+            return None
+        if stat.S_ISLNK(mode):
+            links += 1
+            target = os.readlink(place / part)  # noqa: PTH115
+            if links > _MOST_LINKS:
+                return None
+            place = root if target.startswith("/") else place
+            todo += [each for each in target.split("/") if each][::-1]
+        else:
+            place /= part
+    return place
