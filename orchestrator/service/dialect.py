@@ -23,11 +23,23 @@ class Dialect:
     is_error_failure: bool
     #: The metadata of a scenario run is on its devbox, too. The published documents do not say so.
     is_devbox_labelled: bool
+    #: Scorers run in boxes of their own where the provider can make these; else in the agent's, as it is.
+    is_scored_apart: bool
 
 
 OURS: Final = Dialect(
-    has_own_routes=True, is_published_only=False, is_rescoring=True, is_error_failure=True, is_devbox_labelled=True
+    has_own_routes=True,
+    is_published_only=False,
+    is_rescoring=True,
+    is_error_failure=True,
+    is_devbox_labelled=True,
+    is_scored_apart=True,
 )
 FOREIGN: Final = Dialect(
-    has_own_routes=False, is_published_only=True, is_rescoring=False, is_error_failure=False, is_devbox_labelled=False
+    has_own_routes=False,
+    is_published_only=True,
+    is_rescoring=False,
+    is_error_failure=False,
+    is_devbox_labelled=False,
+    is_scored_apart=False,
 )

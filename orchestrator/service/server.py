@@ -44,6 +44,7 @@ from orchestrator.service.api.runs import ScenarioRunRoutes
 from orchestrator.service.api.scenarios import Scenarios
 from orchestrator.service.api.scorers import Scorers
 from orchestrator.service.api.secrets import Secrets
+from orchestrator.service.api.settlements import SettlementRoutes
 from orchestrator.service.api.sweep import Facts, Sweep
 from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.definitions import Definitions
@@ -69,6 +70,7 @@ from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE, Scorings
+from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Store
 
@@ -139,14 +141,21 @@ class Service:
                 instance=instance,
                 isolation=isolation,
                 capabilities=tuple(sorted(provider.capabilities)),
-                features=("installs",) if parts.installs.is_possible else (),
+                features=tuple(
+                    name
+                    for name, is_there in (
+                        ("installs", parts.installs.is_possible),
+                        ("settlements", Capability.SUCCESSION in provider.capabilities),
+                    )
+                    if is_there
+                ),
                 notices=tuple(unlimited(provider.enforced)),
             )
             for notice in facts.notices:
                 structlog.get_logger().warning("devboxes.unlimited", notice=notice)
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
-                *(own.routes() if dialect.has_own_routes else ()),
+                *((*own.routes(), *parts.own_routes()) if dialect.has_own_routes else ()),
                 *Secrets(given).routes(),
                 *parts.routes(),
             ]
@@ -182,6 +191,7 @@ class _Parts:
     installs: Installs
     fleet: Fleet
     executions: Executions
+    settlements: Settlements
     scorings: Scorings
     scenario_runs: ScenarioRuns
     benchmark_runs: BenchmarkRuns
@@ -208,7 +218,16 @@ class _Parts:
         installs = Installs(cache=cache_folder(), provider=provider)
         fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare, installs=installs)
         executions = ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state)
-        scorings = Scorings(store=store, definitions=definitions, fleet=fleet, scoring=scoring, dialect=dialect)
+        settlements = Settlements(store=store, definitions=definitions, fleet=fleet)
+        scorings = Scorings(
+            store=store,
+            definitions=definitions,
+            fleet=fleet,
+            scoring=scoring,
+            settlements=settlements,
+            dialect=dialect,
+            folder=state / "scorings",
+        )
         scenario_runs = ScenarioRuns(
             store=store,
             definitions=definitions,
@@ -225,6 +244,7 @@ class _Parts:
             installs=installs,
             fleet=fleet,
             executions=executions,
+            settlements=settlements,
             scorings=scorings,
             scenario_runs=scenario_runs,
             benchmark_runs=BenchmarkRuns(
@@ -233,6 +253,10 @@ class _Parts:
             logs=Logs(store=store, output=fleet.output),
             policies=NetworkPolicies(store, provider.capabilities),
         )
+
+    def own_routes(self) -> list[Route]:
+        """Those beyond the published protocol."""
+        return SettlementRoutes(self.settlements, self.executions).routes()
 
     def routes(self) -> list[Route]:
         """In this order, because `{id}` of a later one would swallow words of an earlier one."""

@@ -94,7 +94,10 @@ ADDED: Final[Mapping[str, Mapping[str, str]]] = {
         "pending_scenarios": "what is owed, as clients before 0.40 read it",
         "scenario_runs": "the results, as clients before 1.0 read them",
     },
-    "ScenarioRunView": {"failure_reason": "why it failed or timed out"},
+    "ScenarioRunView": {
+        "failure_reason": "why it failed or timed out",
+        "scoring": "where its scorers ran, and what its agent left",
+    },
     "ScoringFunctionResultView": {"seconds": "how long it took"},
     "DevboxView": {
         "failure_message": "the failure in words",

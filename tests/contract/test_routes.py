@@ -47,6 +47,7 @@ EXTRAS = {
     "home",  # of a devbox: its user's folder, as commands in it see it
     "working_directory",  # of a devbox: where commands start
     "installed",  # of a devbox: the keys of the installs that are in it
+    "scoring",  # of a scenario run: where its scorers ran, and what its agent left
     "failed_install",  # of a devbox: the key of the install that it could not be given
 }
 RESOURCES = (

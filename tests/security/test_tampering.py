@@ -11,6 +11,7 @@ from orchestrator.service.devboxes.agentbox import AgentBox
 from orchestrator.service.devboxes.commands import run, write_file
 from orchestrator.service.devboxes.contract import Command, shell
 from orchestrator.service.devboxes.pipes import Drain, OutputPipe
+from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 
 pytestmark = pytest.mark.anyio
@@ -96,7 +97,8 @@ async def test_programs_on_the_path_of_a_scenario_do_not_score(boot: Boot, tmp_p
     async def custom(_: str) -> str | None:
         return None
 
-    result = await scoring.score(contract, box, working_directory=".", timeout=20, custom=custom)
+    place = InPlace(box=box, working_directory=".")
+    result = await scoring.score(contract, place, timeout=20, custom=custom)
     assert result["score"] == 0.25
 
 

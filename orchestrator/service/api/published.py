@@ -17,11 +17,12 @@ PLACES: Final = frozenset({"home", "working_directory"})
 #: What we add to the published views, by what their ids open with.
 ADDED: Final[Mapping[str, frozenset[str]]] = {
     BENCHMARK_RUNS.prefix: frozenset({"pending_scenarios", "scenario_runs"}),
-    SCENARIO_RUNS.prefix: frozenset({"failure_reason"}),
+    SCENARIO_RUNS.prefix: frozenset({"failure_reason", "scoring"}),
     DEVBOXES.prefix: PLACES
-    | {"failure_message", "isolation", "enforced_limits", "reached", "refused", "installed", "failed_install"},
+    | {"failure_message", "isolation", "enforced_limits", "reached", "refused", "installed", "failed_install"}
+    | {"broken_by_agent"},
 }
-ADDED_TO_FUNCTIONS: Final = frozenset({"seconds", "python"})
+ADDED_TO_FUNCTIONS: Final = frozenset({"seconds", "python", "rewards", "broken"})
 _KEY: Final = b"x-request-id"
 
 

@@ -163,12 +163,12 @@ def _head(archive: bytes, folder: str, purpose: str, working_directory: str, var
         folder=folder,
         purpose=purpose,
         archive=base64.encodebytes(archive).decode().rstrip("\n"),
-        exports="\n".join(_export(name, value) for name, value in variables.items()),
+        exports="\n".join(export(name, value) for name, value in variables.items()),
         working_directory=shlex.quote(working_directory),
     )
 
 
-def _export(name: str, value: str) -> str:
+def export(name: str, value: str) -> str:
     found = TEMPLATE.fullmatch(value)
     if not found:
         return f"export {name}={shlex.quote(value)}"

@@ -6,9 +6,8 @@ from typing import Any, Final
 import anyio
 
 from orchestrator.service.chaos.dice import Dice
-from orchestrator.service.devboxes.contract import Box
 from orchestrator.service.scoring.contract import read_contract
-from orchestrator.service.scoring.scorers import FindCustom
+from orchestrator.service.scoring.scorers import FindCustom, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
 from orchestrator.service.store import Document
@@ -25,19 +24,19 @@ class ChaosScoring(Scoring):
         self._errors_left: dict[str, float] = {}
 
     async def score(
-        self, contract: Any, box: Box, *, working_directory: str, timeout: float, custom: FindCustom
+        self, contract: Any, place: Place, *, timeout: float, custom: FindCustom, tests: Program | None = None
     ) -> Document:
-        if box.id not in self._errors_left:
-            rule = self._dice.throw("devbox scored", {"scorer-error"}, devbox=box.id)
-            self._errors_left[box.id] = 0 if rule is None else rule.number or 0
-        rule = self._dice.throw("scoring", {"dies-scoring"}, devbox=box.id)
+        if place.id not in self._errors_left:
+            rule = self._dice.throw("devbox scored", {"scorer-error"}, devbox=place.id)
+            self._errors_left[place.id] = 0 if rule is None else rule.number or 0
+        rule = self._dice.throw("scoring", {"dies-scoring"}, devbox=place.id)
         if rule is not None:
             await anyio.sleep(rule.number or 0.0)
-            await box.stop()  # and what the scorers ask of it then is refused, as by any box that died
-        elif self._errors_left[box.id] > 0:
-            self._errors_left[box.id] -= 1
+            await place.stop()  # and what the scorers ask of it then is refused, as by any box that died
+        elif self._errors_left[place.id] > 0:
+            self._errors_left[place.id] -= 1
             return _all_in_error(contract)
-        return await super().score(contract, box, working_directory=working_directory, timeout=timeout, custom=custom)
+        return await super().score(contract, place, timeout=timeout, custom=custom, tests=tests)
 
 
 def _all_in_error(contract: Any) -> Document:

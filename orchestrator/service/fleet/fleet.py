@@ -130,7 +130,7 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
-        await anyio.to_thread.run_sync(remove, self._evidence)
+        await anyio.to_thread.run_sync(self._clear_evidence)
         if Capability.ISOLATED in self._provider.capabilities:
             self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
@@ -146,6 +146,11 @@ class Fleet:
             await tasks.__aexit__(None, None, None)
             return None
         return await tasks.__aexit__(kind, error, trace)
+
+    def _clear_evidence(self) -> None:
+        """What an earlier service left goes."""
+        remove(self._evidence)
+        self._evidence.mkdir(mode=0o700)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run something for as long as the fleet is open; it is cancelled when the fleet closes."""

@@ -7,9 +7,7 @@ files where these are `shared`, over a fresh copy of the environment with what m
 `separate`. Only `live` scorers meet the agent's processes, in its own box.
 """
 
-import os
-import stat
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -26,6 +24,7 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.egress.proxy import Egress
 from orchestrator.service.fleet.differences import Changes, compare, remember
+from orchestrator.service.fleet.remains import empty, open_up, resolved
 
 #: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
 EVIDENCE: Final = "/run/evidence"
@@ -34,7 +33,6 @@ SCRATCH: Final = "/evidence"
 #: What scorers write: new and empty for each scoring.
 VERIFIER: Final = "/logs/verifier"
 ARTIFACTS: Final = "/logs/artifacts"
-_MOST_LINKS: Final = 40
 
 
 class Mode(StrEnum):
@@ -74,7 +72,6 @@ class Succession:
         self._provider = provider
         self._spec = spec
         self._covers = covers
-        self._agents = box
         self._holder = box
         self._prepared = prepared
         self._folder = folder
@@ -82,8 +79,8 @@ class Succession:
         self._lock = anyio.Lock()
         self._count = 0
         self._is_retired = False
-        #: The box that commands of clients run in.
-        self.front = box
+        #: The box that commands of clients run in, and the agent's.
+        self.front = self.agents = box
         #: Whether an agent may have begun: what becomes of its box from then on is its own doing.
         self.is_marked = False
         self.settled: Settled | None = None
@@ -98,11 +95,11 @@ class Succession:
         Returns how, and whether that was done by an agent from inside.
         """
         while True:
-            box = self.front if self._is_retired else self._agents
+            box = self.front if self._is_retired else self.agents
             how = await box.wait_dead()
             async with self._lock:
-                if box is (self.front if self._is_retired else self._agents):
-                    return how, box is self._agents and self.is_marked and box.is_broken_from_inside
+                if box is (self.front if self._is_retired else self.agents):
+                    return how, box is self.agents and self.is_marked and box.is_broken_from_inside
 
     async def mark(self) -> None:
         """Note how everything is: the agent begins now. Raises OSError."""
@@ -113,10 +110,10 @@ class Succession:
 
     def _remember(self) -> None:
         remove(self._folder)
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir()
         self._folder.chmod(0o755)
         remember(
-            self._agents.place("/"),
+            self.agents.place("/"),
             directory=self._spec.working_directory,
             prepared=self._prepared.root,
             keep=self._folder,
@@ -136,12 +133,12 @@ class Succession:
                 self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
                 return self.settled
             is_first = self.settled is None
-            left = await self._agents.left() if is_first else self.settled.left  # type: ignore[union-attr]
+            left = await self.agents.left() if is_first else self.settled.left  # type: ignore[union-attr]
             mode = Mode.LIVE if wanted is Mode.SHARED and left.is_listening and is_first else wanted
             if left.is_listening and is_first:
-                await self._collect(self._agents, collect)
+                await self._collect(self.agents, collect)
             if mode is not Mode.LIVE:
-                await self._agents.retire()
+                await self.agents.retire()
                 self._is_retired = True
                 await anyio.to_thread.run_sync(self._mend)
                 if is_first and not left.is_listening and collect:
@@ -159,19 +156,15 @@ class Succession:
 
     def _compare(self) -> Changes:
         return compare(
-            self._agents.place("/"),
+            self.agents.place("/"),
             directory=self._spec.working_directory,
             keep=self._folder,
             environment=self._prepared.environment,
         )
 
     def _mend(self) -> None:
-        """Let whoever comes enter and write the folders that an agent may have closed."""
         for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
-            place = resolved(self._agents.place("/"), path)
-            if place is not None and place.is_dir():
-                mode = stat.S_IMODE(place.lstat().st_mode)
-                place.chmod(mode | 0o700)
+            open_up(self.agents.place("/"), path)
 
     async def show(self) -> None:
         """Give clients an evidence box over the files as they are now. Raises BoxStartFailed."""
@@ -186,7 +179,7 @@ class Succession:
             ),
             beside=self._holder,
         )
-        if last is not self._agents:
+        if last is not self.agents:
             await last.stop()
 
     def _findings(self) -> Sequence[Bind]:
@@ -222,10 +215,10 @@ class Succession:
                 replace(
                     self._spec, id=self._next("fresh"), root=self._prepared.root, moves=moves, network=False, binds=()
                 ),
-                beside=self._agents,
+                beside=self.agents,
             )
             await self._holder.retire()
-        await anyio.to_thread.run_sync(self._empty_verifier)
+        await anyio.to_thread.run_sync(empty, self._holder.place("/"), VERIFIER)
 
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
         """Where each path really is; one inside another goes with it."""
@@ -236,31 +229,30 @@ class Succession:
         real = set(found.values())
         return {path: place for path, place in found.items() if not any(up in real for up in place.parents)}
 
-    def _empty_verifier(self) -> None:
-        logs = self._holder.place("/logs")
-        place = logs / "verifier"
-        if place.is_symlink() or place.is_file():
-            place.unlink()
-        remove(place)
-        place.mkdir()
-        os.chown(place, logs.stat().st_uid, logs.stat().st_gid)
-        place.chmod(0o777)
+    @property
+    def files(self) -> Path:
+        """The folder on the host with what is judged: see `remains`."""
+        return self._holder.place("/")
+
+    async def is_whole(self) -> bool:
+        """Whether nobody has removed that from the host."""
+        return await self._holder.is_whole()
 
     @asynccontextmanager
-    async def scoring_box(
-        self, given: Sequence[Bind] = (), environment: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Box]:
+    async def scoring_box(self, given: Sequence[Bind] = (), variables: Collection[str] = ()) -> AsyncIterator[Box]:
         """A box over the files as they are, with a /tmp of its own, `given` files and the way out.
 
-        Everything in it ends with the context. Raises BoxStartFailed.
+        Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
+        for. Everything in it ends with the context. Raises BoxStartFailed.
         """
-        variables = {} if self._egress is None else dict(self._egress.variables)
+        asked = {name: value for name, value in self._spec.environment.items() if name in variables}
+        proxy = {} if self._egress is None else dict(self._egress.variables)
         box = await self._provider.start(
             replace(
                 self._spec,
                 id=self._next("scoring"),
                 root=None,
-                environment={**self._prepared.environment, **variables, **(environment or {})},
+                environment={**self._prepared.environment, **proxy, **asked},
                 binds=(*self._covers, *self._tops(is_writable=True, but=("/tmp", "/tests")), *given),  # noqa: S108
             ),
             beside=self._holder,
@@ -275,35 +267,6 @@ class Succession:
 
     async def stop(self) -> None:
         """End all of them, and remove what they left."""
-        await self._agents.stop()
+        await self.agents.stop()
         with suppress(OSError):
             await anyio.to_thread.run_sync(partial(remove, self._folder))
-
-
-def resolved(root: Path, path: str) -> Path | None:
-    """Where on the host a path of a box leads whose own folders are in `root`, no link on the way; None if nowhere.
-
-    Links lead where they would in the box, and never out of `root`. Nothing may run in the box.
-    """
-    todo, place, links = [part for part in path.split("/") if part][::-1], root, 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            place = place.parent if place != root else root
-            continue
-        if part == ".":
-            continue
-        try:
-            mode = (place / part).lstat().st_mode
-        except OSError:
-            return None
-        if stat.S_ISLNK(mode):
-            links += 1
-            target = os.readlink(place / part)  # noqa: PTH115
-            if links > _MOST_LINKS:
-                return None
-            place = root if target.startswith("/") else place
-            todo += [each for each in target.split("/") if each][::-1]
-        else:
-            place /= part
-    return place

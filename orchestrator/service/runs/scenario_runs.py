@@ -21,6 +21,7 @@ from orchestrator.service.fleet.fleet import Fleet
 from orchestrator.service.fleet.requests import DevboxRequest, mounted_files, mounted_install
 from orchestrator.service.runs import tally
 from orchestrator.service.runs.scorings import Scorings, end_run
+from orchestrator.service.runs.settlements import note_broken
 from orchestrator.service.runs.starting import (
     Profile,
     StartRequest,
@@ -33,6 +34,7 @@ from orchestrator.service.runs.starting import (
 )
 from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
 from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.verdict import COMPLETE
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     DEVBOXES,
@@ -260,9 +262,24 @@ def _check_devbox(db: sqlite3.Connection, run: Document) -> None:
 def _devbox_ended(db: sqlite3.Connection, devbox: Document) -> None:
     """In the transaction that ends a devbox: its run, if it is still at it, ends too."""
     for run in SCENARIO_RUNS.select(db, {"devbox_id": devbox["id"]}):
-        if run["state"] in ALIVE:
+        if run["state"] in ALIVE and devbox.get("broken_by_agent"):
+            _score_broken(db, run, _how_ended(run, devbox))
+        elif run["state"] in ALIVE:
             is_timeout = run["state"] == RunState.RUNNING and devbox.get("shutdown_reason") == "keep_alive_timeout"
             end_run(db, run, RunState.TIMEOUT if is_timeout else RunState.FAILED, _how_ended(run, devbox))
+
+
+def _score_broken(db: sqlite3.Connection, run: Document, how: str) -> None:
+    """Who breaks its own devbox has not solved anything: a 0, and no failure of ours."""
+    output = f"The agent broke its own devbox. {how}\n"
+    results = [
+        {"scoring_function_name": name, "score": 0.0, "output": output, "state": COMPLETE}
+        for name in run.get("_functions", ())
+    ]
+    run["scoring_contract_result"] = {"score": 0.0, "scoring_function_results": results}
+    note_broken(run, [how])
+    end_run(db, run, RunState.SCORED)
+    tally.settle(db, run.get("benchmark_run_id"))
 
 
 def _how_ended(run: Document, devbox: Document) -> str:

@@ -4,7 +4,11 @@ Why the result is not sent with the answer to `score`: scorers may take half an 
 """
 
 import sqlite3
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -13,12 +17,17 @@ import structlog
 
 from orchestrator.errors import ServiceError, WorldError
 from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.devboxes.contract import Box, BoxDied
+from orchestrator.service.devboxes.contract import BoxDied
+from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.dialect import Dialect
 from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.fleet.succession import Mode, Succession
 from orchestrator.service.runs import tally
+from orchestrator.service.runs.settlements import Settlements, crossing, note_broken, note_live_fault, plan_of
 from orchestrator.service.runs.starting import check_unchanged, outwait
 from orchestrator.service.runs.states import RunState, move_run
+from orchestrator.service.scoring.apart import Apart, tests_program
+from orchestrator.service.scoring.scorers import InPlace, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import faults
 from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
@@ -40,8 +49,13 @@ class Scorings:
         definitions: Definitions,
         fleet: Fleet,
         scoring: Scoring,
+        settlements: Settlements,
         dialect: Dialect,
+        folder: Path,
     ) -> None:
+        """`folder` is on the host, for what scorers are given."""
+        self._settlements = settlements
+        self._folder = folder
         self._store = store
         self._definitions = definitions
         self._fleet = fleet
@@ -52,6 +66,7 @@ class Scorings:
         self._tasks = anyio.create_task_group()
 
     async def __aenter__(self) -> Self:
+        await anyio.to_thread.run_sync(self._clear)
         await self._tasks.__aenter__()
         return self
 
@@ -61,6 +76,11 @@ class Scorings:
         await self.wait_idle(GRACE)
         self._tasks.cancel_scope.cancel()
         return await self._tasks.__aexit__(kind, error, trace)
+
+    def _clear(self) -> None:
+        """What an earlier service left goes."""
+        remove(self._folder)
+        self._folder.mkdir(mode=0o700)
 
     async def wait_idle(self, timeout: float) -> None:
         """Wait until nothing is being scored, even while being cancelled, but no longer than `timeout` seconds."""
@@ -106,21 +126,52 @@ class Scorings:
             scenario = await outwait(partial(insist, partial(self._definitions.scenario, run["scenario_id"])))
             check_unchanged(run, scenario)
             scripts: dict[str, str] = scenario["_scorers"]
-            with self._fleet.using(run["devbox_id"]) as box:
-                result = await self._scoring.score(
-                    scenario["scoring_contract"],
-                    box,
-                    working_directory=IN_PLACE,
-                    timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
-                    custom=custom,
-                )
-                await _need_whole(box)
+            with self._fleet.boxes(run["devbox_id"]) as boxes:
+                async with self._place(run, scenario, boxes) as (place, tests):
+                    result = await self._scoring.score(
+                        scenario["scoring_contract"],
+                        place,
+                        timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
+                        custom=custom,
+                        tests=tests,
+                    )
+                await _need_whole(boxes)
         except (ServiceError, WorldError) as error:
             return None, error.message
         except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
             structlog.get_logger().exception("scoring.crashed", run=run["id"])
             return None, f"The service could not score: {type(error).__name__}: {error}"
         return result, _fault(result) if self._dialect.is_error_failure else None
+
+    @asynccontextmanager
+    async def _place(
+        self, run: Document, scenario: Document, boxes: Succession
+    ) -> AsyncIterator[tuple[Place, Program | None]]:
+        """Where the run's scorers run, and the program of tests/ where there is a box of its own for it."""
+        in_place = InPlace(box=boxes.agents, working_directory=IN_PLACE)
+        if not self._dialect.is_scored_apart:
+            yield in_place, None
+            return
+        settled = await self._settlements.settle(run, scenario, boxes)
+        if settled.mode is Mode.LIVE:
+            yield in_place, None
+            return
+        plan = plan_of(scenario)
+        folder = await anyio.to_thread.run_sync(partial(tempfile.mkdtemp, prefix="scoring-", dir=self._folder))
+        try:
+            await boxes.lay_out(settled.mode, crossing(plan))
+            place = Apart(
+                boxes=boxes,
+                plan=plan,
+                folder=Path(folder),
+                binds=await self._scoring.binds(scenario["scoring_contract"]),
+                variables=scenario.get("required_environment_variables") or (),
+            )
+            yield place, None if plan.tests is None else tests_program(plan.tests)
+            await boxes.show()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(remove, Path(folder))
 
     async def _finish(self, run_id: str, result: Document | None, reason: str | None) -> None:
         """Note how the scoring ended, however long the disk refuses; not on a run that ended meanwhile."""
@@ -131,16 +182,19 @@ class Scorings:
                 return
             if result is not None:
                 run["scoring_contract_result"] = result
+                note_broken(run, [each["broken"] for each in result["scoring_function_results"] if "broken" in each])
+            if reason:
+                note_live_fault(run)
             end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
             tally.settle(db, run.get("benchmark_run_id"))
 
         await insist(partial(self._store.write, finish))
 
 
-async def _need_whole(box: Box) -> None:
+async def _need_whole(boxes: Succession) -> None:
     """Raise BoxDied where what the scorers looked at was removed under them."""
-    if not await box.is_whole():
-        raise BoxDied(f"devbox {box.id}: its files were removed from the host")
+    if not await boxes.is_whole():
+        raise BoxDied(f"devbox {boxes.agents.id}: its files were removed from the host")
 
 
 def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str | None = None) -> None:

@@ -127,8 +127,13 @@ def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
 
 
 def remembered(scenario: Document) -> Document:
-    """What a run keeps of its scenario, for `check_unchanged`."""
-    return {"_digest": scenario["metadata"]["digest"], "_parts": scenario["_parts"]}
+    """What a run keeps of its scenario: for `check_unchanged`, and what a score of 0 without a scorer is made of."""
+    functions = scenario["scoring_contract"]["scoring_function_parameters"]
+    return {
+        "_digest": scenario["metadata"]["digest"],
+        "_parts": scenario["_parts"],
+        "_functions": [function["name"] for function in functions],
+    }
 
 
 def check_unchanged(run: Document, scenario: Document) -> None:

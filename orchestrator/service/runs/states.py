@@ -3,7 +3,7 @@
 A move that is not in its table raises and changes nothing. `completed`, `canceled` and `timeout` are ends; `failed` is
 one too unless the devbox is still alive, when it may be scored again. A run is `scored` until its owner has taken the
 result and lets the devbox go with `complete`: the published client waits for exactly that state, so nothing here moves
-on from it by itself.
+on from it by itself. A running one is scored without a scorer where its agent broke its own devbox.
 
 Why `complete` is refused while scoring: it would throw away the result that was asked for.
 """
@@ -41,7 +41,7 @@ _R = RunState
 _B = BenchmarkRunState
 
 RUN_MOVES: Final[Mapping[RunState, frozenset[RunState]]] = {
-    _R.RUNNING: frozenset({_R.SCORING, _R.COMPLETED, _R.CANCELED, _R.TIMEOUT, _R.FAILED}),
+    _R.RUNNING: frozenset({_R.SCORING, _R.SCORED, _R.COMPLETED, _R.CANCELED, _R.TIMEOUT, _R.FAILED}),
     _R.SCORING: frozenset({_R.SCORED, _R.CANCELED, _R.FAILED}),
     _R.SCORED: frozenset({_R.COMPLETED, _R.CANCELED}),
     _R.FAILED: frozenset({_R.SCORING}),

@@ -1,15 +1,12 @@
-"""The six kinds of scorers, each run in the devbox after the agent: what its program is, and how its end is judged.
+"""The six kinds of scorers: what the program of each is, and how its end is judged.
 
-The agent had the box to itself before, so nothing it could have left there decides how a scorer starts. Programs are
-started by their arguments, never by a login shell; a script comes in a private folder that did not exist before and is
-removed after; variables that make the loader, a shell or Python read a file are empty; Python runs isolated (`-I`),
-with the working directory at the *end* of its path: a script may import the agent's modules, which cannot pass for
-modules of the standard library or of the requirements. Test files replace what stands in their place, links included,
-and the byte code beside them. PATH and PYTHONPATH are as the scenario set them, because its tests may need them; our
-own steps, which put files in place, do not use them.
-
-Processes that the agent left live on, because tests may need its servers. They are the same user as a scorer, so one
-that means to can change a scorer's files and trace its programs while it runs; nothing here prevents that.
+Where the program runs is the business of a `Place`: beside what the agent left (`InPlace`), or in a box of its own
+(`apart`). An agent had the box's files to itself before, so nothing that it could have left there decides how a scorer
+starts. Programs are started by their arguments, never by a login shell; variables that make the loader, a shell or
+Python read a file are empty; Python runs isolated (`-I`), with the working directory at the *end* of its path: a script
+may import the agent's modules, which cannot pass for modules of the standard library or of the requirements. Test files
+replace what stands in their place, links included, and the byte code beside them. PATH and PYTHONPATH are as the
+scenario set them, because its tests may need them; our own steps, which put files in place, do not use them.
 
 A pattern of ast-grep is one argument, without a shell. The documents say that it stands between double quotes on a
 command line, so what must be escaped there may be escaped here, and means the same.
@@ -18,9 +15,9 @@ command line, so what must be escaped there may be escaped here, and means the s
 import posixpath
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 import orjson
@@ -42,10 +39,11 @@ from orchestrator.service.scoring.pythons import PythonEnvironments
 from orchestrator.service.scoring.verdict import Ended, Verdict, judge_matches, judge_printed, judge_status
 
 AST_GREP: Final = "/opt/sweep/ast-grep"
-_EMPTIED: Final = dict.fromkeys(
+#: What every scorer finds in its environment, whatever the scenario says.
+EMPTIED: Final = dict.fromkeys(
     ("BASH_ENV", "CDPATH", "ENV", "LD_AUDIT", "LD_PRELOAD", "PYTHONHOME", "PYTHONSTARTUP"), ""
 )
-_BASH: Final = ("/bin/bash", "--noprofile", "--norc")
+BASH: Final = ("/bin/bash", "--noprofile", "--norc")
 #: Runs the script named by the first argument as `__main__`, with the environment's programs first on the PATH.
 _START: Final = """\
 import os, sys
@@ -64,98 +62,139 @@ FindCustom = Callable[[str], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What became of one scorer: the verdict, what it printed, and further facts for its result."""
+class Program:
+    """What one scorer runs: `argv`, with the path of `script` behind it where it has one, among its `files`.
 
-    verdict: Verdict
-    output: str = ""
-    facts: Mapping[str, Any]
+    `judge` says what its end means, with the files at the paths `reads`; `facts` are for its result.
+    """
+
+    argv: Sequence[str]
+    script: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[TestFile] = ()
+    reads: Sequence[str] = ()
+    judge: Callable[[Ended], Verdict]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BrokenByTested(BoxDied):
+    """What was judged broke the box that judged it; the message says how."""
+
+
+class Place(Protocol):
+    """Where the scorers of one contract run, one after the other."""
+
+    @property
+    def id(self) -> str:
+        """The devbox's."""
+
+    def path(self, path: str) -> str:
+        """What a path of the devbox is called there."""
+
+    async def run(self, program: Program, *, timeout: float) -> Ended:
+        """Run a program to its end, or end it after so many seconds.
+
+        Raises BadRequest for what cannot be put there, BrokenByTested, and BoxDied.
+        """
+
+    async def stop(self) -> None:
+        """End the devbox."""
+
+
+async def program_of(
+    scorer: BashScript | PythonScript | CommandScorer | TestBased | Custom | AstGrep,
+    *,
+    place: Place,
+    pythons: PythonEnvironments,
+    custom: FindCustom,
+) -> Program:
+    """The program of a scorer. Raises BadRequest and BoxStartFailed for one that there is not any more."""
+    match scorer:
+        case BashScript():
+            return Program(argv=BASH, script=scorer.bash_script, judge=judge_printed)
+        case CommandScorer():
+            return Program(argv=BASH, script=scorer.command, judge=judge_status)
+        case TestBased():
+            return Program(argv=BASH, script=scorer.test_command, files=scorer.test_files or (), judge=judge_status)
+        case Custom():
+            script = await custom(scorer.custom_scorer_type)
+            if script is None:
+                raise BadRequest(f"no scorer of type {scorer.custom_scorer_type!r} is registered any more")
+            params = {} if scorer.scorer_params is None else scorer.scorer_params
+            variables = {"RL_SCORER_CONTEXT": orjson.dumps(params).decode()}
+            return Program(argv=BASH, script=script, environment=variables, judge=judge_printed)
+        case PythonScript():
+            program, version = await pythons.program(scorer)
+            return Program(
+                argv=(place.path(program), "-I", "-c", _START),
+                script=scorer.python_script,
+                judge=_judge_last_line,
+                facts={"python": version},
+            )
+        case AstGrep():
+            return Program(argv=_search(scorer, place), judge=judge_matches)
+
+
+def _search(scorer: AstGrep, place: Place) -> Sequence[str]:
+    language = (f"--lang={scorer.lang}",) if scorer.lang else ()
+    pattern = f"--pattern={unescape(scorer.pattern)}"
+    # Without a configuration named here, the program reads the agent's sgconfig.yml, and stops over a broken one.
+    plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
+    return (place.path(AST_GREP), "run", *plain, pattern, *language, "--", place.path(scorer.search_directory))
+
+
+def _judge_last_line(ended: Ended) -> Verdict:
+    return judge_printed(ended, last_line_only=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """A devbox in which the scorers of one contract run, one after the other, until `deadline` on the loop's clock."""
+class InPlace:
+    """The agent's box as it is. A script comes in a private folder that did not exist before, and is removed after.
+
+    What the agent left running is the same user as a scorer: one that means to can change a scorer's files and trace
+    its programs while it runs. Nothing here prevents that, and results say so.
+    """
 
     box: Box
     working_directory: str
-    deadline: float
-    pythons: PythonEnvironments
-    custom: FindCustom
 
     @property
-    def left(self) -> float:
-        """Seconds that are left for this scorer and those after it."""
-        return max(0.0, self.deadline - anyio.current_time())
+    def id(self) -> str:
+        return self.box.id
 
-    async def score(self, scorer: BashScript | PythonScript | CommandScorer | TestBased | Custom | AstGrep) -> Scored:
-        """Run one scorer. Raises BadRequest for what cannot be put into the devbox, and BoxDied."""
-        if self.left <= 0:
-            raise BadRequest("the time of the whole contract was used up before it could start")
-        match scorer:
-            case BashScript():
-                return _scored(judge_printed, await self._bash(scorer.bash_script))
-            case CommandScorer():
-                return _scored(judge_status, await self._bash(scorer.command))
-            case TestBased():
-                await self._place(scorer.test_files or [])
-                return _scored(judge_status, await self._bash(scorer.test_command))
-            case Custom():
-                return await self._custom(scorer)
-            case PythonScript():
-                return await self._python(scorer)
-            case AstGrep():
-                return _scored(judge_matches, await self._run(self._search(scorer)))
+    def path(self, path: str) -> str:
+        return self.box.path(path)
 
-    async def _custom(self, scorer: Custom) -> Scored:
-        script = await self.custom(scorer.custom_scorer_type)
-        if script is None:
-            reason = f"no scorer of type {scorer.custom_scorer_type!r} is registered any more"
-            return Scored(verdict=Verdict(error=reason), facts={})
-        params = {} if scorer.scorer_params is None else scorer.scorer_params
-        return _scored(judge_printed, await self._bash(script, {"RL_SCORER_CONTEXT": orjson.dumps(params).decode()}))
+    async def stop(self) -> None:
+        await self.box.stop()
 
-    async def _python(self, scorer: PythonScript) -> Scored:
-        program, version = await self.pythons.program(scorer)
-        argv = (self.box.path(program), "-I", "-c", _START)
-        ended = await self._run_script(argv, scorer.python_script)
-        return Scored(verdict=judge_printed(ended, last_line_only=True), output=ended.output, facts={"python": version})
-
-    def _search(self, scorer: AstGrep) -> Sequence[str]:
-        language = (f"--lang={scorer.lang}",) if scorer.lang else ()
-        pattern = f"--pattern={unescape(scorer.pattern)}"
-        # Without a configuration named here, the program reads the agent's sgconfig.yml, and stops over a broken one.
-        plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
-        where = self.box.path(scorer.search_directory)
-        return (self.box.path(AST_GREP), "run", *plain, pattern, *language, "--", where)
-
-    async def _bash(self, script: str, environment: Mapping[str, str] | None = None) -> Ended:
-        return await self._run_script(_BASH, script, environment)
-
-    async def _run_script(
-        self, argv: Sequence[str], script: str, environment: Mapping[str, str] | None = None
-    ) -> Ended:
+    async def run(self, program: Program, *, timeout: float) -> Ended:
+        deadline = anyio.current_time() + timeout
+        await self._put_files(program.files, timeout)
+        if program.script is None:
+            return await self._watch(program, program.argv, deadline)
         folder = f"/tmp/.scorer-{token_hex(8)}"  # noqa: S108 - of the devbox, by a name that nobody can foresee
         try:
-            await write_file(self.box, f"{folder}/script", script.encode(), timeout=self._moment())
-            return await self._run((*argv, self.box.path(f"{folder}/script")), environment)
+            await write_file(self.box, f"{folder}/script", program.script.encode(), timeout=_moment(timeout))
+            return await self._watch(program, (*program.argv, self.box.path(f"{folder}/script")), deadline)
         finally:
             await self._remove(folder)
 
-    async def _run(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Ended:
-        command = Command(argv=tuple(argv), cwd=self.working_directory, environment={**_EMPTIED, **(environment or {})})
-        return await watch(self.box, command, timeout=self.left)
+    async def _watch(self, program: Program, argv: Sequence[str], deadline: float) -> Ended:
+        environment = {**EMPTIED, **program.environment}
+        command = Command(argv=tuple(argv), cwd=self.working_directory, environment=environment)
+        return await watch(self.box, command, timeout=max(0.0, deadline - anyio.current_time()))
 
-    async def _place(self, files: Sequence[TestFile]) -> None:
+    async def _put_files(self, files: Sequence[TestFile], timeout: float) -> None:
         targets = [posixpath.join(self.working_directory, file.file_path) for file in files]
         # A link or a folder in the way would redirect or refuse the file; planted byte code would run instead of it.
         compiled = {posixpath.join(posixpath.dirname(target), "__pycache__") for target in targets}
         if targets:
             clear = ("rm", "-rf", "--", *map(self.box.path, (*targets, *sorted(compiled))))
-            await run(self.box, Command(argv=clear, is_plain=True), timeout=self._moment())
+            await run(self.box, Command(argv=clear, is_plain=True), timeout=_moment(timeout))
         for target, file in zip(targets, files, strict=True):
             contents = file.file_contents or ""
-            mode = 0o755 if contents.startswith("#!") else 0o644
-            await write_file(self.box, target, contents.encode(), mode=mode, timeout=self._moment())
+            await write_file(self.box, target, contents.encode(), mode=mode_of(contents), timeout=_moment(timeout))
 
     async def _remove(self, folder: str) -> None:
         with anyio.move_on_after(_TIDY_TIMEOUT, shield=True):
@@ -165,13 +204,15 @@ class Bench:
             except BoxDied:
                 return  # and the folder with it
 
-    def _moment(self) -> float:
-        """Seconds for a step that takes milliseconds."""
-        return min(self.left, 120.0)
+
+def mode_of(contents: str) -> int:
+    """The mode of a test file: a script that says what runs it can be executed."""
+    return 0o755 if contents.startswith("#!") else 0o644
 
 
-def _scored(judge: Callable[[Ended], Verdict], ended: Ended) -> Scored:
-    return Scored(verdict=judge(ended), output=ended.output, facts={})
+def _moment(timeout: float) -> float:
+    """Seconds for a step that takes milliseconds."""
+    return min(timeout, 120.0)
 
 
 def unescape(pattern: str) -> str:

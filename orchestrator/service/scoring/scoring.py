@@ -1,8 +1,8 @@
-"""Scoring as the rest of the service sees it: check a contract, prepare a box for it, score with it."""
+"""Scoring as the rest of the service sees it: check a contract, prepare boxes for it, score with it."""
 
 import shutil
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import structlog
 from anyio import to_thread
 
 from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.devboxes.contract import Bind, Box, BoxStartFailed
+from orchestrator.service.devboxes.contract import Bind, BoxStartFailed
 from orchestrator.service.scoring.contract import AstGrep, Checks, Function, PythonScript, read_contract
 from orchestrator.service.scoring.pythons import PythonEnvironments
-from orchestrator.service.scoring.scorers import AST_GREP, Bench, FindCustom, Scored
+from orchestrator.service.scoring.scorers import AST_GREP, BrokenByTested, FindCustom, Place, Program, program_of
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
 from orchestrator.service.store import Document
 
@@ -45,22 +45,25 @@ class Scoring:
         return tuple(binds.values())
 
     async def score(
-        self, contract: Any, box: Box, *, working_directory: str, timeout: float, custom: FindCustom
+        self, contract: Any, place: Place, *, timeout: float, custom: FindCustom, tests: Program | None = None
     ) -> Document:
         """Run every function of the contract in its order and weigh the scores; `timeout` seconds are for all of them.
 
+        `tests` is the program of the contract's one function where we know better than its script how to run it.
         Returns a scoring_contract_result. A scorer at fault is a function in state `error`, never an exception. Raises
         BoxDied if the devbox ends meanwhile.
         """
         functions = read_contract(contract)
-        bench = Bench(
-            box=box,
-            working_directory=working_directory,
-            deadline=anyio.current_time() + timeout,
-            pythons=self._pythons,
-            custom=custom,
-        )
-        results = [await _score(function, bench) for function in functions]
+        deadline = anyio.current_time() + timeout
+
+        async def program(function: Function) -> Program:
+            if anyio.current_time() >= deadline:
+                raise BadRequest("the time of the whole contract was used up before it could start")
+            if tests is not None:
+                return tests
+            return await program_of(function.scorer, place=place, pythons=self._pythons, custom=custom)
+
+        results = [await _score(function, program, place, deadline) for function in functions]
         return weigh([function.weight for function in functions], results)
 
     async def _binds_of(self, function: Function) -> tuple[Bind, ...]:
@@ -83,17 +86,24 @@ class Scoring:
         return f"no installed Python meets {constraint!r}; installed: {installed}"
 
 
-async def _score(function: Function, bench: Bench) -> Document:
+async def _score(
+    function: Function, find: Callable[[Function], Awaitable[Program]], place: Place, deadline: float
+) -> Document:
     started = anyio.current_time()
+    output, facts = "", {}
     try:
-        scored = await bench.score(function.scorer)
+        program = await find(function)
+        ended = await place.run(program, timeout=max(0.0, deadline - anyio.current_time()))
+        verdict, output, facts = program.judge(ended), ended.output, {**program.facts}
+    except BrokenByTested as error:
+        verdict, output = Verdict(broken=error.message), f"{error.message}\n"
     except (BadRequest, NotFound, BoxStartFailed) as error:
-        scored = Scored(verdict=Verdict(error=error.message), facts={})
+        verdict = Verdict(error=error.message)
     seconds = anyio.current_time() - started
-    result = result_of(function.name, scored.verdict, output=scored.output, seconds=seconds, **scored.facts)
+    result = result_of(function.name, verdict, output=output, seconds=seconds, **facts)
     structlog.get_logger().info(
         "scorer.ended",
-        devbox=bench.box.id,
+        devbox=place.id,
         scorer=function.name,
         state=result["state"],
         score=result["score"],

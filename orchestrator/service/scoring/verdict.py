@@ -9,17 +9,21 @@ executed or printed no number from 0 to 1 is in `error` too, never at a silent 0
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import Any, Final
 
+from orchestrator.service.scoring.rewards import JSON_FILE, TEXT_FILE, BadReward, read_rewards, score_of
 from orchestrator.service.store import Document
 
+VERIFIER: Final = "/logs/verifier"
 COMPLETE: Final = "complete"
 ERROR: Final = "error"
 #: Decimals of a total: far finer than any weight, far coarser than the noise of adding floats.
 DECIMALS: Final = 9
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_REWARDS_LINE: Final = re.compile(r"^rewards=(\{.*\})$", re.MULTILINE)
 _SCORE_LINE: Final = re.compile(r"^[ \t]*score=[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 
 
@@ -28,21 +32,28 @@ class Ended:
     """How a scorer's program ended.
 
     The exit status is None if it was killed for using up its `limit`, in seconds. `stdout` is what it printed, or the
-    end of that if it was long; `output` is both streams for people, cut in the middle if they were long.
+    end of that if it was long; `output` is both streams for people, cut in the middle if they were long. `files` are
+    those that were to be read after its end, by path: their first bytes, None where there is no such file.
     """
 
     status: int | None
     limit: float
     stdout: str
     output: str
+    files: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A score from 0 to 1, or why there is none."""
+    """A score from 0 to 1, or why there is none; the named numbers that it is one of, where there are some.
+
+    `broken` says what was done, where what is judged broke the box that judged it: that is no fault of the scorer.
+    """
 
     score: float = 0.0
     error: str | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    broken: str | None = None
 
 
 def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
@@ -58,7 +69,26 @@ def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
     said = _SCORE_LINE.findall(ended.stdout)
     if last_line_only or not said:
         return _number(lines[-1].removeprefix("score=").strip(), f"the last line, {_short(lines[-1])}, is no score")
-    return _number(said[-1], f"score={_short(said[-1])} is no score")
+    return replace(_number(said[-1], f"score={_short(said[-1])} is no score"), rewards=_rewards(ended.stdout))
+
+
+def _rewards(stdout: str) -> Mapping[str, float]:
+    """The named numbers that the script around tests/ printed."""
+    said = _REWARDS_LINE.findall(stdout)
+    with suppress(BadReward):
+        return read_rewards(said[-1].encode(), None) if said else {}
+    return {}
+
+
+def judge_rewards(ended: Ended) -> Verdict:
+    """The score that tests wrote into /logs/verifier; how they ended does not matter, unless it took too long."""
+    if ended.status is None:
+        return Verdict(error=_broken(ended))
+    try:
+        rewards = read_rewards(*(ended.files.get(f"{VERIFIER}/{name}") for name in (JSON_FILE, TEXT_FILE)))
+        return Verdict(score=score_of(rewards), rewards=rewards)
+    except BadReward as error:
+        return Verdict(error=f"{error} (it ended with exit status {ended.status})")
 
 
 def judge_status(ended: Ended) -> Verdict:
@@ -117,6 +147,10 @@ def result_of(name: str, verdict: Verdict, *, output: str, seconds: float, **mor
     if verdict.error:
         gap = "" if not output or output.endswith("\n") else "\n"
         output = f"{output}{gap}scorer {name}: {verdict.error}\n"
+    if verdict.rewards:
+        more["rewards"] = dict(verdict.rewards)
+    if verdict.broken:
+        more["broken"] = verdict.broken
     return {
         "scoring_function_name": name,
         "score": verdict.score,

@@ -14,6 +14,7 @@ from orchestrator.service.devboxes.contract import Box, BoxSpec, Command, Provid
 from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.scoring.interpreters import Interpreters
+from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Document
 
@@ -71,7 +72,8 @@ def score(boot: Boot, scoring: Scoring) -> Score:
         box = await boot(contract, **environment)
         worked = await run(box, shell(agent), timeout=30)
         assert worked.status == 0, worked.output
-        result = await scoring.score(contract, box, working_directory=APP, timeout=30, custom=find_custom)
+        place = InPlace(box=box, working_directory=APP)
+        result = await scoring.score(contract, place, timeout=30, custom=find_custom)
         left = await run(box, Command(argv=("ls", "-A", box.path("/tmp"))), timeout=30)
         assert b"scorer" not in left.stdout, "the private folder of the script is gone"
         (only,) = result["scoring_function_results"]

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.service.devboxes.commands import run, write_file
 from orchestrator.service.devboxes.contract import Box, BoxDied, Capability, Provider, shell
+from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import faults
 from orchestrator.service.store import Document
@@ -95,7 +96,7 @@ async def test_a_hanging_scorer_is_killed_with_all_it_started(boot: Boot, scorin
     hang = bash(f"echo working; sleep {second} & (setsid sleep {second} &) ; sleep {second}; echo score=1.0")
     contract = contract_of(hang, command("true"), weights=(0.5, 0.5))
     box = await boot(contract)
-    result = await scoring.score(contract, box, working_directory=APP, timeout=1.0, custom=no_custom)
+    result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=1.0, custom=no_custom)
     hung, late = result["scoring_function_results"]
     assert result["score"] == 0.0
     assert [hung["state"], late["state"]] == ["error", "error"]
@@ -267,7 +268,7 @@ async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: 
         weights=(0.4, 0.3, 0.2, 0.1),
     )
     box = await boot(contract)
-    result = await scoring.score(contract, box, working_directory=APP, timeout=30, custom=no_custom)
+    result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=30, custom=no_custom)
     functions = result["scoring_function_results"]
     assert [each["scoring_function_name"] for each in functions] == ["f0", "f1", "f2", "f3"]
     assert [each["score"] for each in functions] == [1.0, 0.0, 0.5, 0.0]
@@ -283,7 +284,9 @@ async def test_a_box_that_dies_while_a_scorer_runs_is_told(boot: Boot, scoring: 
 
     async def work() -> None:
         try:
-            outcome.append(await scoring.score(contract, box, working_directory=APP, timeout=60, custom=no_custom))
+            outcome.append(
+                await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=60, custom=no_custom)
+            )
         except BoxDied as error:
             outcome.append(error)
 
@@ -299,7 +302,7 @@ async def test_a_test_file_that_cannot_be_written_is_an_error_with_the_boxs_word
     contract = contract_of(hidden_tests("true", {"blocked/test.py": ""}))
     box = await boot(contract)
     await write_file(box, f"{APP}/blocked", b"a file where a folder is wanted")
-    result = await scoring.score(contract, box, working_directory=APP, timeout=30, custom=no_custom)
+    result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=30, custom=no_custom)
     (only,) = result["scoring_function_results"]
     assert only["state"] == "error"
     assert "blocked/test.py: cannot be written" in only["output"]
