@@ -21,6 +21,7 @@ from orchestrator.service.catalog.tasktoml import FILE as TASK
 from orchestrator.service.catalog.tasktoml import Task
 from orchestrator.service.devboxes.contract import Resources
 from orchestrator.service.devboxes.folders import SYSTEM
+from orchestrator.service.devboxes.prepared import Healthcheck
 
 SETUP: Final = "setup.sh"
 MEBI: Final = 1 << 20
@@ -48,6 +49,7 @@ class Blueprint:
     network: bool = False
     hosts: tuple[str, ...] = ()
     setup: str | None = None
+    healthcheck: Healthcheck | None = None
     resources: Resources = field(default_factory=Resources)
     build_timeout: float = 600.0
     refusals: tuple[Problem, ...] = ()
@@ -72,6 +74,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     content = digest(files.nodes, contents.digests)
     known = [_VERSION, content, working_directory, {**recipe.environment, **task.variables}]
     known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [task.healthcheck] if task.healthcheck else []
     known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
@@ -83,6 +86,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
         network=task.network,
         hosts=task.hosts,
         setup=setup,
+        healthcheck=task.healthcheck,
         resources=resources,
         build_timeout=task.build_timeout,
         refusals=tuple(own.errors),

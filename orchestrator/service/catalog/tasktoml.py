@@ -8,13 +8,14 @@ Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ou
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
 from orchestrator.service.catalog.problems import Report, nearest, shown
 from orchestrator.service.catalog.scoringplan import Artifact, Collect, Mode
 from orchestrator.service.catalog.tomlfile import TomlError, parse
+from orchestrator.service.devboxes.prepared import Healthcheck
 from orchestrator.service.egress.addresses import address_of, is_global
 from orchestrator.service.egress.rules import Rules, check_hosts, is_address
 
@@ -46,7 +47,6 @@ _IGNORED: Final = {
     "verifier.allowed_hosts": "the devbox has one network setting, [environment]'s",
     "environment.mcp_servers": "no such server is started",
     "environment.skills_dir": "agents are not told of it",
-    "environment.healthcheck": "the devbox is ready when its setup has ended",
 }
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
 _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -77,6 +77,7 @@ class Task:
     network: bool = False
     hosts: tuple[str, ...] = ()
     workdir: str | None = None
+    healthcheck: Healthcheck | None = None
     docker_image: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -124,6 +125,7 @@ class _Reader:
             network=self._network(),
             hosts=self._hosts(),
             workdir=self._workdir(),
+            healthcheck=self._healthcheck(),
             docker_image=self._value("environment.docker_image", str, "a text"),
             variables=variables,
             verifier_env=self._script_env("verifier.env"),
@@ -220,6 +222,35 @@ class _Reader:
             self._report.error(FILE, key, f"expected an absolute path below /, got {shown(path)}")
             return None
         return path
+
+    def _healthcheck(self) -> Healthcheck | None:
+        key = "environment.healthcheck"
+        table = self._value(key, dict, "a table with a command")
+        if table is None:
+            return None
+        usual = Healthcheck(command=self._value(f"{key}.command", str, "a shell command") or "")
+        if not usual.command.strip():
+            self._report.error(FILE, f"{key}.command", "is missing: a health check is a shell command")
+            return None
+        retries = self._get(f"{key}.retries")
+        if isinstance(retries, bool) or not isinstance(retries, int | None) or not 0 < (retries or 1) <= _MOST:
+            self._report.error(FILE, f"{key}.retries", f"expected a whole number above 0, got {shown(retries)}")
+            retries = None
+        return replace(
+            usual,
+            interval=self._pause(f"{key}.interval_sec", usual.interval),
+            timeout=self._number(f"{key}.timeout_sec") or usual.timeout,
+            start_period=self._pause(f"{key}.start_period_sec", usual.start_period),
+            start_interval=self._pause(f"{key}.start_interval_sec", usual.start_interval),
+            retries=retries or usual.retries,
+        )
+
+    def _pause(self, key: str, usual: float) -> float:
+        """Seconds that may be 0."""
+        if self._get(key) == 0:
+            return 0.0
+        seconds = self._number(key)
+        return usual if seconds is None else seconds
 
     def _scorers(self) -> tuple[Table, ...]:
         value = self._get("scorers")
