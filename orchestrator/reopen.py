@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.errors import AgentError, ScoringFault, SweepError, UsageError, WorldError
+from orchestrator.errors import AgentError, ScoringFault, SweepError, Unsupported, UsageError, WorldError
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.model import Flag, Outcome, TrialKey
 from orchestrator.plan import Plan, select
@@ -19,7 +19,7 @@ from orchestrator.plan import Plan, select
 #: Words that select trials by how they ended.
 KINDS: Final = frozenset({"failed", "unscored"})
 #: The trees of failures that a trial can end with.
-_ROOTS: Final = (WorldError, AgentError, ScoringFault)
+_ROOTS: Final = (WorldError, AgentError, Unsupported, ScoringFault)
 
 
 class Fate(StrEnum):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Final
 
 import anyio
@@ -34,6 +35,7 @@ from orchestrator.engine.shutdown import Stopping, obeying_signals
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.steps import needs_of
+from orchestrator.engine.unsupported import give_up
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
@@ -64,6 +66,12 @@ PUBLIC_NETWORK: Final = "By their own word, these scenarios have the internet: {
 NAMED_HOSTS: Final = "By their own word, these scenarios reach hosts that they name: {}. `--network none` closes that."
 #: Scenarios that a notice names.
 SHOWN: Final = 12
+#: Characters of a reason.
+LONGEST: Final = 200
+UNSUPPORTED: Final = (
+    "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out: {}."
+)
+LEFT_OUT: Final = "Left out, as --skip-unsupported says, because they cannot run here: {} scenarios: {}."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
@@ -217,6 +225,7 @@ async def _run(
             )
             state.opened.set()
             said = [*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios), *told]
+            said += support_notices(plan)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 said.append(f"Of these {now} run now, as --only says; the others stay owed.")
@@ -257,6 +266,30 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
         yield NAMED_HOSTS.format(_named(naming))
 
 
+def support_notices(plan: Plan) -> Iterator[str]:
+    """What cannot run, and what runs without something that it asks for; a line for each kind of these."""
+    if unsupported := [each for each in plan.scenarios if each.unsupported]:
+        yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios), _reasons(unsupported))
+    if plan.left_out:
+        yield LEFT_OUT.format(len(plan.left_out), _reasons(plan.left_out))
+    asking: dict[str, list[str]] = {}
+    for scenario in plan.scenarios:
+        for note in scenario.notes if not scenario.unsupported else ():
+            asking.setdefault(note, []).append(scenario.name)
+    for note, names in asking.items():
+        yield f"{printable(note)}: {len(names)} of {len(plan.scenarios)} scenarios ({_named(names)})"
+
+
+def _reasons(scenarios: Sequence[ScenarioSummary]) -> str:
+    """Names and reasons, those of one reason together."""
+    groups: dict[str, list[str]] = {}
+    for each in scenarios:
+        groups.setdefault(each.unsupported, []).append(each.name)
+    shown = [f"{_named(names)} ({printable(shorten(why, LONGEST, placeholder=' …'))})" for why, names in groups.items()]
+    more = f"; and {len(shown) - SHOWN} more reasons" if len(shown) > SHOWN else ""
+    return "; ".join(shown[:SHOWN]) + more
+
+
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return printable(f"{', '.join(names[:SHOWN])}{more}")
@@ -277,18 +310,25 @@ async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: En
 
 async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
     """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
-    is_filtered = bool(config.include or config.exclude)
+    is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
     try:
         with anyio.fail_after(LISTING):
-            summaries = await endpoint.summaries(benchmark, None if is_filtered else config.limit)
+            at_most = None if is_filtered else config.limit
+            summaries = await endpoint.summaries(benchmark, at_most, include=config.include, exclude=config.exclude)
             if not config.include and len(summaries) != config.limit:
                 await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
     except TimeoutError:
         raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
-    scenarios = select(summaries, include=config.include, exclude=config.exclude, limit=config.limit)
-    for scenario in (arm.summary_of(each) for each in scenarios for arm in arms.values()):
+    chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
+    left_out = tuple(each for each in chosen if each.unsupported and config.skip_unsupported)
+    scenarios = tuple(each for each in chosen if each not in left_out)[: config.limit]
+    if not scenarios:
+        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out), _reasons(left_out))}")
+    for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
-    return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
+    return Plan(
+        benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials, left_out=left_out
+    )
 
 
 async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
@@ -373,6 +413,7 @@ async def _conduct(
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
         try:
+            await give_up(ctx, [key for key in plan.pending(ctx.ledger) if key in chosen])
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]

@@ -63,7 +63,8 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     own = Report()
     resources = _resources(task)
     for key, why in task.refusals:
-        own.error(TASK, key, why)
+        if key.startswith("environment."):
+            own.error(TASK, key, why)
     if task.workdir and task.workdir.split("/")[1] in SYSTEM:
         own.error(TASK, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
     recipe = _recipe(task, files, contents, own)

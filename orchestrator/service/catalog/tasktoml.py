@@ -7,7 +7,7 @@ Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ou
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -38,15 +38,16 @@ _KNOWN: Final[Mapping[str, Collection[str]]] = {
         *("skills_dir", "healthcheck"),
     },
 }
-_IGNORED: Final = {
-    "agent.user": "everything runs as one ordinary user",
-    "agent.network_mode": "the devbox has one network setting, [environment]'s",
-    "agent.allowed_hosts": "the devbox has one network setting, [environment]'s",
-    "verifier.user": "everything runs as one ordinary user",
-    "verifier.network_mode": "the devbox has one network setting, [environment]'s",
-    "verifier.allowed_hosts": "the devbox has one network setting, [environment]'s",
-    "environment.mcp_servers": "no such server is started",
+#: What is asked for in vain and changes no score; `_Reader._refusals` has what would.
+_NOTED: Final = {
+    "agent.user": "everything runs as one user",
+    "verifier.user": "everything runs as one user",
     "environment.skills_dir": "agents are not told of it",
+}
+#: What a verifier's environment may say for itself, or is judged elsewhere.
+_OF_VERIFIERS: Final = {
+    *("cpus", "memory_mb", "memory", "storage_mb", "storage", "build_timeout_sec"),
+    *("docker_image", "network_mode", "allowed_hosts"),
 }
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
 _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -61,8 +62,8 @@ class Task:
 
     `variables` reach the devbox; `required` must come with the run. `verifier_env` and `solution_env` may hold
     templates (`${NAME}`), which are filled in where the scripts run. `hosts` may be reached though `network` is off, by
-    devboxes with walls. `refusals` are (key, why) of environments that
-    cannot be had here.
+    devboxes with walls. `refusals` are (key, why) of what is asked for, cannot be had here and would change the score;
+    `notes` are what is asked for in vain and changes no score.
     """
 
     difficulty: str | None = None
@@ -89,6 +90,8 @@ class Task:
     collect: tuple[Collect, ...] = ()
     verifier_image: str | None = None
     refusals: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    has_steps: bool = False
 
 
 def read_task(data: bytes, report: Report) -> Task:
@@ -108,6 +111,7 @@ class _Reader:
         self._document = document
         self._report = report
         self._required: dict[str, None] = {}
+        self._notes: list[str] = []
 
     def task(self) -> Task:
         self._judge_keys()
@@ -136,7 +140,9 @@ class _Reader:
             artifacts=self._artifacts(),
             collect=self._collect(),
             verifier_image=self._value("verifier.environment.docker_image", str, "a text"),
-            refusals=self._refusals(),
+            refusals=tuple(self._refusals()),
+            notes=tuple(self._notes),
+            has_steps=bool(self._get("steps")),
         )
 
     def _get(self, key: str) -> Any:
@@ -233,8 +239,8 @@ class _Reader:
             self._report.error(FILE, f"{key}.command", "is missing: a health check is a shell command")
             return None
         retries = self._get(f"{key}.retries")
-        if isinstance(retries, bool) or not isinstance(retries, int | None) or not 0 < (retries or 1) <= _MOST:
-            self._report.error(FILE, f"{key}.retries", f"expected a whole number above 0, got {shown(retries)}")
+        if isinstance(retries, bool) or not isinstance(retries, int | None) or not 0 <= (retries or 0) <= _MOST:
+            self._report.error(FILE, f"{key}.retries", f"expected a whole number, got {shown(retries)}")
             retries = None
         return replace(
             usual,
@@ -242,7 +248,7 @@ class _Reader:
             timeout=self._number(f"{key}.timeout_sec") or usual.timeout,
             start_period=self._pause(f"{key}.start_period_sec", usual.start_period),
             start_interval=self._pause(f"{key}.start_interval_sec", usual.start_interval),
-            retries=retries or usual.retries,
+            retries=usual.retries if retries is None else max(1, retries),
         )
 
     def _pause(self, key: str, usual: float) -> float:
@@ -346,14 +352,33 @@ class _Reader:
                 values[name] = value
         return values
 
-    def _refusals(self) -> tuple[tuple[str, str], ...]:
-        found = []
-        if self._get("environment.gpus") or self._get("environment.tpu"):
-            key = "environment.gpus" if self._get("environment.gpus") else "environment.tpu"
-            found.append((key, "devboxes have none: leave it out, or run the task elsewhere"))
+    def _refusals(self) -> Iterator[tuple[str, str]]:
+        for key in ("environment.gpus", "environment.tpu"):
+            if self._get(key):
+                yield key, "devboxes have none: leave it out, or run the task elsewhere"
         if self._get("environment.os") not in {None, "linux"}:
-            found.append(("environment.os", "devboxes run Linux only"))
-        return tuple(found)
+            yield "environment.os", "devboxes run Linux only"
+        if self._get("environment.mcp_servers"):
+            yield "environment.mcp_servers", "no such server is started, so agents would lack its tools"
+        for phase in ("agent", "verifier", "verifier.environment"):
+            yield from self._network_refusals(phase)
+        for key, value in (self._value("verifier.environment", dict, "a table") or {}).items():
+            if key not in _OF_VERIFIERS and value != self._get(f"environment.{key}"):
+                yield f"verifier.environment.{key}", "only sizes are supported there: it is the scenario's environment"
+        for key in ("artifacts", "verifier.collect"):
+            for number, table in enumerate(self._get(key) if isinstance(self._get(key), list) else ()):
+                if isinstance(table, Mapping) and table.get("service") not in {None, "main"}:
+                    yield f"{key}[{number}].service", "there is one container only, main"
+
+    def _network_refusals(self, phase: str) -> Iterator[tuple[str, str]]:
+        """A phase that reaches more than the devbox would fail; one that reaches less would be let out."""
+        given = {key: self._get(f"{phase}.{key}") for key in ("network_mode", "allowed_hosts")}
+        whole = {key: self._get(f"environment.{key}") for key in given}
+        mode = "public" if self._get("environment.allow_internet") is True else "no-network"
+        whole["network_mode"] = whole["network_mode"] or mode
+        for key, value in given.items():
+            if value is not None and value != whole[key]:
+                yield f"{phase}.{key}", "a devbox has one network setting, [environment]'s, and this is another"
 
     def _judge_keys(self) -> None:
         for section, known in _KNOWN.items():
@@ -374,9 +399,15 @@ class _Reader:
             if meant:
                 self._report.error(FILE, dotted, f"unknown key; did you mean {meant}?")
             else:
-                self._report.warn(FILE, dotted, "unknown key, ignored")
-        elif dotted in _IGNORED and value:
-            self._report.warn(FILE, dotted, f"ignored: {_IGNORED[dotted]}")
+                self._note(dotted, "unknown key, ignored")
+        elif dotted in _NOTED and value:
+            self._note(dotted, f"ignored: {_NOTED[dotted]}")
+
+    def _note(self, key: str, why: str) -> None:
+        """Something that is asked for in vain, and changes no score."""
+        self._report.warn(FILE, key, why)
+        problem = self._report.problems[-1]
+        self._notes.append(f"{problem.file}: {problem.key}: {problem.message}")
 
 
 def _leaves(path: str) -> bool:

@@ -96,6 +96,7 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         "agent_timeout_sec": "900",
         "reaches": "internet",
         "digest": "",
+        "notes": "task.toml: verifier.user: ignored: everything runs as one user",
     }
     assert view["scorer_timeout_sec"] == 900
     assert view["required_environment_variables"] == ["TOKEN"]
