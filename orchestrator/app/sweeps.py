@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -67,11 +68,15 @@ NAMED_HOSTS: Final = "By their own word, these scenarios reach hosts that they n
 #: Scenarios that a notice names.
 SHOWN: Final = 12
 #: Characters of a reason.
-LONGEST: Final = 200
+LONGEST: Final = 160
+#: Scenarios that are named for one reason.
+NAMED: Final = 3
+#: Where in a file something stands.
+_LINE: Final = re.compile(r": line \d+(?=: )")
 UNSUPPORTED: Final = (
-    "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out: {}."
+    "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
 )
-LEFT_OUT: Final = "Left out, as --skip-unsupported says, because they cannot run here: {} scenarios: {}."
+LEFT_OUT: Final = "Left out are {} scenarios that cannot run here, as --skip-unsupported says:"
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
@@ -259,6 +264,7 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
         yield OPEN_NETWORK
     if config.network != "agent":
         return
+    scenarios = [each for each in scenarios if not each.unsupported]
     if public := [each.name for each in scenarios if INTERNET in each.network]:
         yield PUBLIC_NETWORK.format(_named(public))
     hosts = {each.name: ", ".join(host for host in each.network if host != INTERNET) for each in scenarios}
@@ -268,31 +274,37 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
 
 def support_notices(plan: Plan) -> Iterator[str]:
     """What cannot run, and what runs without something that it asks for; a line for each kind of these."""
-    if unsupported := [each for each in plan.scenarios if each.unsupported]:
-        yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios), _reasons(unsupported))
+    unsupported = [each for each in plan.scenarios if each.unsupported]
+    if unsupported:
+        yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios))
+        yield from _reasons(unsupported)
     if plan.left_out:
-        yield LEFT_OUT.format(len(plan.left_out), _reasons(plan.left_out))
+        yield LEFT_OUT.format(len(plan.left_out))
+        yield from _reasons(plan.left_out)
     asking: dict[str, list[str]] = {}
     for scenario in plan.scenarios:
         for note in scenario.notes if not scenario.unsupported else ():
             asking.setdefault(note, []).append(scenario.name)
     for note, names in asking.items():
-        yield f"{printable(note)}: {len(names)} of {len(plan.scenarios)} scenarios ({_named(names)})"
+        yield f"{len(names)} of {len(plan.scenarios)} scenarios, {printable(note)}: {_named(names)}"
 
 
-def _reasons(scenarios: Sequence[ScenarioSummary]) -> str:
-    """Names and reasons, those of one reason together."""
+def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """A line for each of the commonest reasons; where in a file it stands makes no other reason."""
     groups: dict[str, list[str]] = {}
     for each in scenarios:
-        groups.setdefault(each.unsupported, []).append(each.name)
-    shown = [f"{_named(names)} ({printable(shorten(why, LONGEST, placeholder=' …'))})" for why, names in groups.items()]
-    more = f"; and {len(shown) - SHOWN} more reasons" if len(shown) > SHOWN else ""
-    return "; ".join(shown[:SHOWN]) + more
+        why = _LINE.sub("", each.unsupported.partition("; ")[0])
+        groups.setdefault(shorten(printable(why), LONGEST, placeholder=" …"), []).append(each.name)
+    commonest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for why, names in commonest[:SHOWN]:
+        yield f"  {len(names)} x {why}: {_named(names, NAMED)}"
+    if len(commonest) > SHOWN:
+        yield f"  and {len(commonest) - SHOWN} more reasons: manifest.json has them, and so have the results"
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return printable(f"{', '.join(names[:SHOWN])}{more}")
+def _named(names: Sequence[str], shown: int = SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return printable(f"{', '.join(names[:shown])}{more}")
 
 
 async def notices_of(endpoint: Endpoint) -> Sequence[str]:
@@ -323,7 +335,8 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     left_out = tuple(each for each in chosen if each.unsupported and config.skip_unsupported)
     scenarios = tuple(each for each in chosen if each not in left_out)[: config.limit]
     if not scenarios:
-        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out), _reasons(left_out))}")
+        said = [f"No scenario is left to run. {LEFT_OUT.format(len(left_out))}", *_reasons(left_out)]
+        raise UsageError("\n".join(said))
     for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(
