@@ -335,8 +335,8 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     left_out = tuple(each for each in chosen if each.unsupported and config.skip_unsupported)
     scenarios = tuple(each for each in chosen if each not in left_out)[: config.limit]
     if not scenarios:
-        said = [f"No scenario is left to run. {LEFT_OUT.format(len(left_out))}", *_reasons(left_out)]
-        raise UsageError("\n".join(said))
+        reasons = "; ".join(map(str.strip, _reasons(left_out)))
+        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out))} {reasons}")
     for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(
