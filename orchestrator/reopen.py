@@ -113,10 +113,13 @@ def named(plan: Plan, again: Again) -> frozenset[str]:
 def verdicts(plan: Plan, ledger: Ledger, again: Again) -> Iterator[Verdict]:
     """The verdict on every trial, in the plan's order. Raises UsageError as `named` does."""
     ids, kinds = named(plan, again), KINDS.intersection(again.only)
+    hopeless = {scenario.id for scenario in plan.scenarios if scenario.unsupported}
     for key in plan:
         trial = ledger.trials.get(key) or Trial()
         is_selected = not again.only or key.scenario in ids or _is_one_of(kinds, trial)
         fate, why = _judge(key, trial, ledger, again, is_selected=is_selected)
+        if fate in {Fate.RUN, Fate.AGAIN} and key.scenario in hopeless:
+            why = f"{why}; it cannot run here"
         yield Verdict(trial=key, fate=fate, why=why)
 
 

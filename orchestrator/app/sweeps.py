@@ -426,7 +426,7 @@ async def _conduct(
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
         try:
-            await give_up(ctx, [key for key in plan.pending(ctx.ledger) if key in chosen])
+            await give_up(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]

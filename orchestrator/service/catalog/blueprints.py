@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from orchestrator.service.catalog.bundle import first_line_mistake
 from orchestrator.service.catalog.dockercopy import Context
 from orchestrator.service.catalog.dockerfile import FILE as DOCKERFILE
 from orchestrator.service.catalog.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
@@ -182,7 +183,10 @@ def _setup(files: Listing, recipe: Recipe, contents: Contents, report: Report) -
         if files.find(SETUP):
             report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
         return None
-    return _text(files, SETUP, contents, report)
+    script = _text(files, SETUP, contents, report)
+    if script is not None and (mistake := first_line_mistake(script.encode())):
+        report.error(f"environment/{SETUP}", "line 1", mistake)
+    return script
 
 
 def _text(files: Listing, name: str, contents: Contents, report: Report) -> str | None:

@@ -6,16 +6,22 @@ its environment here does not forbid reading it: the definition is right, and an
 
 import hashlib
 import math
-from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from orchestrator.service.catalog.blueprints import COMPOSE, Blueprint, read_blueprint
-from orchestrator.service.catalog.bundle import MAX_PACKED, MAX_UNPACKED, pack, solution_script, tests_script
+from orchestrator.service.catalog.bundle import (
+    MAX_PACKED,
+    MAX_UNPACKED,
+    first_line_mistake,
+    pack,
+    solution_script,
+    tests_script,
+)
 from orchestrator.service.catalog.folders import Contents, Listing, Node, complaint, digest, is_utf8, listing
-from orchestrator.service.catalog.problems import Problem, Report, clipped, few, printable
+from orchestrator.service.catalog.problems import Problem, Report, few, printable
 from orchestrator.service.catalog.scoringplan import TESTS_PROGRAM, ScoringPlan, Tests
 from orchestrator.service.catalog.taskscorers import MAX_TEXT, Scorers
 from orchestrator.service.catalog.tasktoml import FILE, Task, read_task
@@ -280,17 +286,11 @@ class _Reading:
         return Tests(archive=self._packed("tests", tests, TESTS_PROGRAM), variables=task.verifier_env)
 
     def _misread(self, folder: str, program: str) -> str | None:
-        """What the kernel makes of a program's first line, if that is nothing."""
+        """What is wrong with a program's first line, if something is."""
         node = self._files.find(f"{folder}/{program}")
         if node is None or node.kind != "file" or node.size > MAX_UNPACKED:
             return None
-        first = (self._read(node.path, node, MAX_UNPACKED) or b"").partition(b"\n")[0]
-        if first.startswith(b"#!") and first.endswith(b"\r"):
-            called = printable(first[2:].decode(errors="replace").strip(" "))
-            return f"ends with CR LF, so the kernel looks for a program '{clipped(called)}': save it with LF alone"
-        if first.startswith(BOM_UTF8):
-            return "opens with a byte order mark, so its #! line is none and bash trips over it: save it without"
-        return None
+        return first_line_mistake(self._read(node.path, node, MAX_UNPACKED) or b"")
 
     def _contract(self, task: Task, blueprint: Blueprint, tests: Tests | None) -> Document:
         if tests is None:

@@ -213,6 +213,8 @@ def test_a_first_line_that_the_kernel_does_not_understand_is_told(scenario: Make
     why = "ends with CR LF, so the kernel looks for a program '{}\\x0d': save it with LF alone"
     assert found(folder) == {("tests/test.sh", "line 1"): why.format("/usr/bin/env bash")}
     assert found(folder, "warning") == {("solution/solve.sh", "line 1"): why.format("/bin/bash")}
+    setup = scenario({"environment/setup.sh": "#!/bin/sh\r\ntrue\r\n"}, name="setup")
+    assert found(setup) == {("environment/setup.sh", "line 1"): why.format("/bin/sh")}
     marked = scenario({"tests/test.sh": b"\xef\xbb\xbf#!/bin/bash\n"}, name="marked")
     assert "opens with a byte order mark" in found(marked)["tests/test.sh", "line 1"]
 
