@@ -332,8 +332,8 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     except TimeoutError:
         raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
     chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
-    left_out = tuple(each for each in chosen if each.unsupported and config.skip_unsupported)
-    scenarios = tuple(each for each in chosen if each not in left_out)[: config.limit]
+    left_out = tuple(each for each in chosen if each.unsupported) if config.skip_unsupported else ()
+    scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
     if not scenarios:
         reasons = "; ".join(map(str.strip, _reasons(left_out)))
         raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out))} {reasons}")

@@ -6,6 +6,7 @@ its environment here does not forbid reading it: the definition is right, and an
 
 import hashlib
 import math
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -310,7 +311,9 @@ class _Reading:
         """tests/ or solution/ as it travels; `program` is executed there, so it is executable."""
         if files.size > MAX_UNPACKED:  # which has been told
             return b""
-        nodes = [replace(node, is_executable=True) if node.path == program else node for node in files.nodes]
+        found = files.find(program)
+        executed = {program, posixpath.normpath(found.target) if found else ""}  # it may be a link to what is executed
+        nodes = [replace(node, is_executable=True) if node.path in executed else node for node in files.nodes]
         archive = pack(nodes, lambda node: self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b"")
         if len(archive) > MAX_PACKED:
             self._report.error(
