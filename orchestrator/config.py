@@ -160,6 +160,8 @@ class SweepConfig(Knobs):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limit: PositiveInt | None = None
+    #: A scenario that cannot run is a failed trial, so that no mean is of fewer than it says; or it is left out.
+    skip_unsupported: bool = False
     #: Devboxes in flight: agents mostly wait for their model, so several per core keep a small machine busy.
     devboxes: PositiveInt = 8
     #: Agents solving at once; None: as many as devboxes.

@@ -20,6 +20,7 @@
     │   ├── AgentSetupFailed    its install step failed
     │   ├── AgentCrashed        it ended with a status other than 0
     │   └── AgentTimedOut       it used up its time
+    ├── Unsupported             the scenario cannot run there: it was not tried
     ├── ScoringFault            a scorer's: scored again, the agent is not run again
     ├── SweepCanceled           somebody else canceled our benchmark run: an order to stop
     ├── SweepHalted             the rest would fail like what failed: stop, and say what to mend
@@ -137,6 +138,10 @@ class AgentCrashed(AgentError):
 
 class AgentTimedOut(AgentError):
     """The agent used up its time."""
+
+
+class Unsupported(SweepError):
+    """A scenario asks for what its endpoint does not have, or its definition cannot be read."""
 
 
 class ScoringFault(SweepError):

@@ -185,6 +185,7 @@ def _write_manifest(
         "started_in": str(Path.cwd()),  # where its relative paths mean something
         "scenarios": manifest.get("scenarios", {}) | dict(map(_entry, plan.scenarios)),
         "selected": [scenario.id for scenario in plan.scenarios],
+        "skipped_unsupported": {scenario.name: scenario.unsupported for scenario in plan.left_out},
     }
     write_atomically(path / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return RunFolder(path=path, sweep=manifest["sweep"], is_resumed=is_resumed)
@@ -237,7 +238,8 @@ def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, 
     differing = list(_differences(_identity_of(manifest), identity))
     differing += _differences(_place_of(manifest), place, "endpoint")
     known = manifest.get("scenarios", {})
-    changed = [s.name for s in plan.scenarios if s.id in known and known[s.id]["digest"] != s.digest]
+    tried = {identity: entry for identity, entry in known.items() if not entry.get("unsupported")}
+    changed = [s.name for s in plan.scenarios if s.id in tried and tried[s.id]["digest"] != s.digest]
     if changed:
         differing.append(f"the content of {', '.join(changed[:5])}" + (" and others" if len(changed) > 5 else ""))
     if differing:

@@ -33,6 +33,8 @@ from orchestrator.stages import Stage, move
 
 #: The class of a failure that is nobody's: we were stopped, or died.
 INTERRUPTED: Final = "Interrupted"
+#: The class of a failure that is known before anything is tried.
+UNSUPPORTED: Final = "Unsupported"
 #: Seconds that are counted, at most, of the time in which no process watched the devboxes that were up.
 UNWATCHED: Final = 3600.0
 
@@ -129,6 +131,8 @@ class Ledger:
     ended: str | None = None
     stages: Counter[Stage] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
+    #: How many of the failed ones could not be tried at all.
+    unsupported: int = 0
     latest_failures: list[Notice] = field(default_factory=list)
     #: Attempts that were followed by another before their release was known to have happened.
     leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
@@ -319,6 +323,7 @@ class Ledger:
         trial.failure = failure["class"] if failure else None
         trial.failures = []
         self.outcomes[outcome] += 1
+        self.unsupported += trial.failure == UNSUPPORTED
         self.finished.append(key)
 
     def _intend_benchmark_run(self, event: BenchmarkRunIntended) -> None:
@@ -339,6 +344,7 @@ class Ledger:
         if trial.outcome is None:
             raise InternalError(f"The journal reopens trial {key}, which is not finished.")
         self.outcomes[trial.outcome] -= 1
+        self.unsupported -= trial.failure == UNSUPPORTED
         self.finished.remove(key)
         self._set_aside(key, trial)
         self.trials[key] = Trial(attempts=trial.attempts)

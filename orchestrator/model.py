@@ -85,7 +85,8 @@ class TrialKey:
 class ScenarioSummary:
     """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown.
 
-    `network` is what the scenario lets its devbox reach, `internet` meaning every public host.
+    `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` says why
+    it cannot run there, and is empty where it can; `notes` are what it asks for in vain, and runs without.
     """
 
     id: str
@@ -94,6 +95,8 @@ class ScenarioSummary:
     agent_timeout: float | None = None
     scorer_timeout: float | None = None
     network: tuple[str, ...] = ()
+    unsupported: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

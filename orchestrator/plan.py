@@ -14,12 +14,16 @@ from orchestrator.model import ScenarioSummary, TrialKey
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep's trials: every scenario, with every arm, as often as asked."""
+    """A sweep's trials: every scenario, with every arm, as often as asked.
+
+    `left_out` are scenarios that were selected and cannot run, and that somebody wanted to be left out.
+    """
 
     benchmark: str
     scenarios: tuple[ScenarioSummary, ...]
     arms: tuple[str, ...]
     trials: int
+    left_out: tuple[ScenarioSummary, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scenarios) * len(self.arms) * self.trials

@@ -73,6 +73,7 @@ RULES: Final[Mapping[type[SweepError], Rule]] = {
     errors.AllowanceUsedUp: Rule(action=Action.NEW_ATTEMPT, bound=None),
     errors.AgentError: Rule(action=Action.GIVE_UP),
     errors.AgentSetupFailed: Rule(action=Action.NEW_ATTEMPT),
+    errors.Unsupported: Rule(action=Action.GIVE_UP),
     errors.ScoringFault: Rule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
     errors.SweepError: Rule(action=Action.STOP),
 }

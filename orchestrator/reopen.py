@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.errors import AgentError, ScoringFault, SweepError, UsageError, WorldError
+from orchestrator.errors import AgentError, ScoringFault, SweepError, Unsupported, UsageError, WorldError
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.model import Flag, Outcome, TrialKey
 from orchestrator.plan import Plan, select
@@ -19,7 +19,7 @@ from orchestrator.plan import Plan, select
 #: Words that select trials by how they ended.
 KINDS: Final = frozenset({"failed", "unscored"})
 #: The trees of failures that a trial can end with.
-_ROOTS: Final = (WorldError, AgentError, ScoringFault)
+_ROOTS: Final = (WorldError, AgentError, Unsupported, ScoringFault)
 
 
 class Fate(StrEnum):
@@ -113,10 +113,13 @@ def named(plan: Plan, again: Again) -> frozenset[str]:
 def verdicts(plan: Plan, ledger: Ledger, again: Again) -> Iterator[Verdict]:
     """The verdict on every trial, in the plan's order. Raises UsageError as `named` does."""
     ids, kinds = named(plan, again), KINDS.intersection(again.only)
+    hopeless = {scenario.id for scenario in plan.scenarios if scenario.unsupported}
     for key in plan:
         trial = ledger.trials.get(key) or Trial()
         is_selected = not again.only or key.scenario in ids or _is_one_of(kinds, trial)
         fate, why = _judge(key, trial, ledger, again, is_selected=is_selected)
+        if fate in {Fate.RUN, Fate.AGAIN} and key.scenario in hopeless:
+            why = f"{why}; it cannot run here"
         yield Verdict(trial=key, fate=fate, why=why)
 
 

@@ -127,7 +127,8 @@ def planned(manifest: Mapping[str, Any]) -> Plan:
 
 
 def _summary(identity: str, entry: Mapping[str, Any]) -> ScenarioSummary:
-    return ScenarioSummary(id=identity, **{**entry, "network": tuple(entry.get("network", ()))})
+    lists = {name: tuple(entry.get(name, ())) for name in ("network", "notes")}
+    return ScenarioSummary(id=identity, **{**entry, **lists})
 
 
 class Reader:

@@ -203,8 +203,15 @@ class MemoryEndpoint:
     async def benchmarks(self) -> list[Benchmark]:
         return [Benchmark(id="bmd_1", name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
 
-    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
-        del benchmark
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]:
+        del benchmark, include, exclude
         return self.summaries_[:at_most]
 
     async def scenario(self, scenario_id: str) -> Scenario:

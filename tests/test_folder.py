@@ -324,6 +324,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         include=["o*"],
         exclude=["z"],
         limit=2,
+        skip_unsupported=True,
         devboxes=5,
         agents=2,
         rate=3.5,

@@ -12,7 +12,7 @@ import anyio
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.shelf import Shelf
-from orchestrator.app.sweeps import fit_open_files, load_arms, make_plan, network_notices, supply_arms
+from orchestrator.app.sweeps import fit_open_files, load_arms, make_plan, network_notices, supply_arms, support_notices
 from orchestrator.config import SweepConfig, Timeouts
 from orchestrator.engine.work import Arm
 from orchestrator.folder import find_folder, refuse_elsewhere
@@ -104,6 +104,8 @@ def _as_json(dry: DryRun) -> None:
         "timeouts": config.timeouts.model_dump(),
         "network": config.network,
         "reaches": {each.name: each.network for each in plan.scenarios if each.network},
+        "unsupported": {each.name: each.unsupported for each in plan.scenarios if each.unsupported},
+        "skipped_unsupported": {each.name: each.unsupported for each in plan.left_out},
         "counts": {fate.value: dry.counts.get(fate, 0) for fate in Fate},
     }
     lines = [
@@ -140,6 +142,7 @@ def _head(dry: DryRun) -> list[str]:
         f"Limits:    {', '.join(limits)}",
         f"Timeouts:  {_timeouts(dry)}",
         *network_notices(config, plan.scenarios),
+        *support_notices(plan),
     ]
 
 

@@ -41,6 +41,7 @@ def _row(summary: ScenarioSummary) -> dict[str, object]:
         "name": summary.name,
         "agent_timeout": summary.agent_timeout,
         "scorer_timeout": summary.scorer_timeout,
+        "unsupported": summary.unsupported or None,
     }
 
 

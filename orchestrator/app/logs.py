@@ -154,6 +154,8 @@ def _find_arm(plan: Plan, wanted: str | None) -> str:
 
 def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, which: Which, trial: Trial | None) -> Path:
     """Raises UsageError saying what there is instead."""
+    if summary.unsupported and (trial is None or trial.attempts == 0):
+        raise UsageError(f"{summary.name} cannot run here: {summary.unsupported}.")
     if trial is None or trial.attempts == 0:
         raise UsageError(f"{summary.name} has not begun.")
     place = attempt_folder(folder, key, summary.name, which.attempt or trial.attempts)

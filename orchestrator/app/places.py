@@ -6,7 +6,7 @@ The published client takes as long to import as the embedded service takes to st
 import importlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,7 +42,14 @@ class Definitions(Protocol):
 
     async def benchmarks(self) -> list[Benchmark]: ...
 
-    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]: ...
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]: ...
 
     async def scenario(self, scenario_id: str) -> Scenario: ...
 

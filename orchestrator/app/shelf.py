@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from orchestrator.errors import BadRequest, Refused
 from orchestrator.model import Benchmark, Scenario, ScenarioSummary
-from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.catalog import Catalog, Choice
 
 #: Scenarios read at a time: they carry whole scripts.
 _AT_A_TIME: Final = 200
@@ -26,12 +26,20 @@ class Shelf:
             Benchmark(id=each["id"], name=each["name"], scenario_ids=tuple(each["scenarioIds"])) for each in documents
         ]
 
-    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]:
+        choice = Choice(include=tuple(include), exclude=tuple(exclude))
         ids, found = benchmark.scenario_ids, list[ScenarioSummary]()
         for start in range(0, len(ids), _AT_A_TIME):
             if at_most is None or len(found) < at_most:
-                usable = await self._catalog.scenarios(ids[start : start + _AT_A_TIME])
-                found += [_summary(each) for each in usable.values()]
+                listed = await self._catalog.listed(ids[start : start + _AT_A_TIME], choice)
+                found += [_summary(each) for each in listed.values()]
         return found[:at_most]
 
     async def scenario(self, scenario_id: str) -> Scenario:
@@ -50,12 +58,15 @@ class Shelf:
 
 
 def _summary(document: dict[str, Any]) -> ScenarioSummary:
-    agent, scorer = document["metadata"].get("agent_timeout_sec"), document.get("scorer_timeout_sec")
+    metadata = document["metadata"]
+    agent, scorer = metadata.get("agent_timeout_sec"), document.get("scorer_timeout_sec")
     return ScenarioSummary(
         id=document["id"],
         name=document["name"],
-        digest=document["metadata"]["digest"],
+        digest=metadata.get("digest", ""),
         agent_timeout=float(agent) if agent else None,
         scorer_timeout=float(scorer) if scorer else None,
-        network=tuple(filter(None, document["metadata"].get("reaches", "").split(","))),
+        network=tuple(filter(None, metadata.get("reaches", "").split(","))),
+        unsupported=metadata.get("unsupported", ""),
+        notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
     )

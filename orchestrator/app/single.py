@@ -72,6 +72,8 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         benchmark = await find_benchmark(endpoint, name)
         arms = await supply_arms(arms, endpoint)
         summary = _choose(scenario, await endpoint.summaries(benchmark))
+        if summary.unsupported:
+            raise UsageError(f"{summary.name} cannot run here: {summary.unsupported}")
         await check_needs(config, arms, endpoint)
         for notice in network_notices(config, [summary]):
             say(notice)

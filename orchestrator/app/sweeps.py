@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Final
 
 import anyio
@@ -34,6 +36,7 @@ from orchestrator.engine.shutdown import Stopping, obeying_signals
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.sink import Sink
 from orchestrator.engine.steps import needs_of
+from orchestrator.engine.unsupported import give_up
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
@@ -64,6 +67,16 @@ PUBLIC_NETWORK: Final = "By their own word, these scenarios have the internet: {
 NAMED_HOSTS: Final = "By their own word, these scenarios reach hosts that they name: {}. `--network none` closes that."
 #: Scenarios that a notice names.
 SHOWN: Final = 12
+#: Characters of a reason.
+LONGEST: Final = 160
+#: Scenarios that are named for one reason.
+NAMED: Final = 3
+#: Where in a file something stands.
+_LINE: Final = re.compile(r": line \d+(?=: )")
+UNSUPPORTED: Final = (
+    "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
+)
+LEFT_OUT: Final = "Left out are {} scenarios that cannot run here, as --skip-unsupported says:"
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
@@ -217,6 +230,7 @@ async def _run(
             )
             state.opened.set()
             said = [*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios), *told]
+            said += support_notices(plan)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 said.append(f"Of these {now} run now, as --only says; the others stay owed.")
@@ -250,6 +264,7 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
         yield OPEN_NETWORK
     if config.network != "agent":
         return
+    scenarios = [each for each in scenarios if not each.unsupported]
     if public := [each.name for each in scenarios if INTERNET in each.network]:
         yield PUBLIC_NETWORK.format(_named(public))
     hosts = {each.name: ", ".join(host for host in each.network if host != INTERNET) for each in scenarios}
@@ -257,9 +272,39 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
         yield NAMED_HOSTS.format(_named(naming))
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return printable(f"{', '.join(names[:SHOWN])}{more}")
+def support_notices(plan: Plan) -> Iterator[str]:
+    """What cannot run, and what runs without something that it asks for; a line for each kind of these."""
+    unsupported = [each for each in plan.scenarios if each.unsupported]
+    if unsupported:
+        yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios))
+        yield from _reasons(unsupported)
+    if plan.left_out:
+        yield LEFT_OUT.format(len(plan.left_out))
+        yield from _reasons(plan.left_out)
+    asking: dict[str, list[str]] = {}
+    for scenario in plan.scenarios:
+        for note in scenario.notes if not scenario.unsupported else ():
+            asking.setdefault(note, []).append(scenario.name)
+    for note, names in asking.items():
+        yield f"{len(names)} of {len(plan.scenarios)} scenarios, {printable(note)}: {_named(names)}"
+
+
+def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """A line for each of the commonest reasons; where in a file it stands makes no other reason."""
+    groups: dict[str, list[str]] = {}
+    for each in scenarios:
+        why = _LINE.sub("", each.unsupported.partition("; ")[0])
+        groups.setdefault(shorten(printable(why), LONGEST, placeholder=" …"), []).append(each.name)
+    commonest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for why, names in commonest[:SHOWN]:
+        yield f"  {len(names)} x {why}: {_named(names, NAMED)}"
+    if len(commonest) > SHOWN:
+        yield f"  and {len(commonest) - SHOWN} more reasons: manifest.json has them, and so have the results"
+
+
+def _named(names: Sequence[str], shown: int = SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return printable(f"{', '.join(names[:shown])}{more}")
 
 
 async def notices_of(endpoint: Endpoint) -> Sequence[str]:
@@ -277,18 +322,26 @@ async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: En
 
 async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
     """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
-    is_filtered = bool(config.include or config.exclude)
+    is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
     try:
         with anyio.fail_after(LISTING):
-            summaries = await endpoint.summaries(benchmark, None if is_filtered else config.limit)
+            at_most = None if is_filtered else config.limit
+            summaries = await endpoint.summaries(benchmark, at_most, include=config.include, exclude=config.exclude)
             if not config.include and len(summaries) != config.limit:
                 await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
     except TimeoutError:
         raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
-    scenarios = select(summaries, include=config.include, exclude=config.exclude, limit=config.limit)
-    for scenario in (arm.summary_of(each) for each in scenarios for arm in arms.values()):
+    chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
+    left_out = tuple(each for each in chosen if each.unsupported) if config.skip_unsupported else ()
+    scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
+    if not scenarios:
+        reasons = "; ".join(map(str.strip, _reasons(left_out)))
+        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out))} {reasons}")
+    for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
-    return Plan(benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials)
+    return Plan(
+        benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials, left_out=left_out
+    )
 
 
 async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
@@ -373,6 +426,7 @@ async def _conduct(
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
         try:
+            await give_up(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]

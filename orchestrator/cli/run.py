@@ -56,6 +56,10 @@ def run(
         list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No scenario whose name or id matches.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N of them.")] = None,
+    skip_unsupported: Annotated[
+        bool | None,
+        typer.Option("--skip-unsupported", help="Leave scenarios out that cannot run here. \\[each is a failed trial]"),
+    ] = None,
     devboxes: Annotated[int | None, typer.Option("--devboxes", "-n", min=1, help="Devboxes in flight. [8]")] = None,
     agents: Annotated[
         int | None, typer.Option("--agents", min=1, help="Agents working at once. \\[as many as devboxes]")

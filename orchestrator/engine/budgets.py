@@ -43,7 +43,7 @@ class Budgets:
                 return (
                     f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); it takes more to go on"
                 )
-        failures = ledger.outcomes[Outcome.FAILED]
+        failures = ledger.outcomes[Outcome.FAILED] - ledger.unsupported
         if config.max_failures is not None and failures >= config.max_failures:
             return f"--max-failures {config.max_failures} is reached; it takes more to go on"
         return None

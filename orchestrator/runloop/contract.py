@@ -57,8 +57,19 @@ class Endpoint(Protocol):
     async def benchmarks(self) -> list[Benchmark]:
         """Every benchmark there is for us, ours and public ones."""
 
-    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
-        """The benchmark's scenarios, in its order: all that can be run, or the first `at_most` of them."""
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]:
+        """The benchmark's scenarios, in its order: all, or the first `at_most` of them.
+
+        Those that cannot run say so, where the endpoint tells, and are missing elsewhere. What the globs leave out is
+        listed too, and may say nothing but its name: it is not read.
+        """
 
     async def scenario(self, scenario_id: str) -> Scenario: ...
 

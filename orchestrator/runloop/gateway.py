@@ -14,6 +14,7 @@ import anyio
 import httpx
 from httpx import codes
 from httpx_aiohttp import AiohttpTransport
+from orjson import dumps
 from runloop_api_client import APIStatusError, AsyncRunloop, DefaultAioHttpClient, omit
 from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
@@ -56,6 +57,8 @@ CONNECTIONS: Final = 4096
 PAGE: Final = 5000
 #: Definitions carry whole scripts: fewer to a page.
 DEFINITIONS: Final = 200
+#: Characters of globs that go with a request; with more, everything is read.
+MAX_CHOICE: Final = 8192
 #: Seconds added to a long-poll's hold before the client gives up on it.
 _SLACK: Final = 10.0
 _UPLOAD_TIMEOUT: Final = 600.0
@@ -171,11 +174,21 @@ class Gateway:
         found = [await self._all("listing the benchmarks", lister, views.benchmark) for lister in listers]
         return list({benchmark.id: benchmark for page in found for benchmark in page}.values())
 
-    async def summaries(self, benchmark: Benchmark, at_most: int | None = None) -> list[ScenarioSummary]:
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]:
+        choice = {name: dumps(globs).decode() for name, globs in (("include", include), ("exclude", exclude)) if globs}
+        if sum(map(len, choice.values())) > MAX_CHOICE:
+            choice = {}
         summaries: dict[str, ScenarioSummary] = {}
         cursor: str | None = None
         while True:
-            page, has_more = await self._definitions(benchmark, cursor)
+            page, has_more = await self._definitions(benchmark, cursor, choice)
             summaries |= {summary.id: summary for summary in page}
             if not page or not has_more or (at_most is not None and len(summaries) >= at_most):
                 break
@@ -385,11 +398,15 @@ class Gateway:
             profile["mounts"] = [mount]
         return profile
 
-    async def _definitions(self, benchmark: Benchmark, cursor: str | None) -> tuple[list[ScenarioSummary], bool]:
-        """One page, and whether there are more."""
+    async def _definitions(
+        self, benchmark: Benchmark, cursor: str | None, choice: Mapping[str, str]
+    ) -> tuple[list[ScenarioSummary], bool]:
+        """One page, and whether there are more. A service of ours reads only what is chosen; others do not know."""
         return await self._ask(
             f"reading the definitions of benchmark {benchmark.name}",
-            lambda: self._client.benchmarks.definitions(benchmark.id, limit=DEFINITIONS, starting_after=cursor or omit),
+            lambda: self._client.benchmarks.definitions(
+                benchmark.id, limit=DEFINITIONS, starting_after=cursor or omit, extra_query=choice
+            ),
             lambda page: ([views.summary(view) for view in page.scenarios], bool(page.has_more)),
         )
 

@@ -148,6 +148,8 @@ def summary(view: ScenarioView) -> ScenarioSummary:
         agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
         scorer_timeout=_seconds(view.scorer_timeout_sec),
         network=tuple(filter(None, metadata.get("reaches", "").split(","))),
+        unsupported=metadata.get("unsupported", ""),
+        notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
     )
 
 

@@ -140,6 +140,18 @@ def choice(request: Request, name: str) -> Sequence[str] | None:
     return values or None
 
 
+def globs(request: Request, name: str) -> tuple[str, ...]:
+    """A list of globs, as JSON: names may have commas. Raises BadRequest for anything else."""
+    given = request.query_params.get(name, "[]")
+    try:
+        found = orjson.loads(given)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or len(found) > MAX_CHOICES or not all(isinstance(each, str) for each in found):
+        raise BadRequest(f"{name}: expected a JSON list of at most {MAX_CHOICES} globs, got {given[:100]!r}.")
+    return tuple(found)
+
+
 def view(document: Mapping[str, Any]) -> Document:
     """A document as the wire shows it."""
     return {key: value for key, value in document.items() if not key.startswith("_")}

@@ -155,6 +155,12 @@ async def test_own_folders_are_there_and_writable(bench: "Bench") -> None:
     assert done.status == 0, done.output
 
 
+async def test_folders_for_logs_are_there_for_anybody_to_write_into(bench: "Bench") -> None:
+    box = await bench.boot()
+    folders = " ".join(box.path(f"/logs/{name}") for name in ("agent", "artifacts", "verifier"))
+    assert (await bench.run(box, f"stat -c %a {folders}; touch {box.path('/logs/artifacts/x')}")).output == "777\n" * 3
+
+
 async def test_python_is_there(bench: "Bench") -> None:
     done = await bench.run(await bench.boot(), "python3 -c 'import ssl, json, sqlite3; print(1)'")
     assert done.output == "1\n"

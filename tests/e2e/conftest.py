@@ -225,6 +225,10 @@ class Desk:
     def results(self, folder: str) -> list[dict[str, Any]]:
         return json_lines((self.folder / folder / "results.jsonl").read_bytes())
 
+    def manifest(self, folder: str) -> dict[str, Any]:
+        found: dict[str, Any] = orjson.loads((self.folder / folder / "manifest.json").read_bytes())
+        return found
+
     def journal(self, folder: str, kind: str = "") -> list[dict[str, Any]]:
         """The events of a journal so far, or those of a kind."""
         path = self.folder / folder / "journal.jsonl"

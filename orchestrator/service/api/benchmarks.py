@@ -5,10 +5,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.service.api.bodies import BenchmarkBody, BenchmarkScenariosBody, StartBenchmarkRunBody
+from orchestrator.service.catalog.catalog import Choice
 from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.wire import choice, list_query, parse, reply, reply_page, request_key, view
+from orchestrator.service.wire import choice, globs, list_query, parse, reply, reply_page, request_key, view
 
 
 class Benchmarks:
@@ -63,7 +64,11 @@ class Benchmarks:
         return reply_page("benchmarks", page)
 
     async def definitions(self, request: Request) -> Response:
-        found = await self._definitions.definitions(request.path_params["id"], list_query(request))
+        query, chosen = (
+            list_query(request),
+            Choice(include=globs(request, "include"), exclude=globs(request, "exclude")),
+        )
+        found = await self._definitions.definitions(request.path_params["id"], query, chosen)
         return reply({**found, "scenarios": [view(each) for each in found["scenarios"]]})
 
     async def start_run(self, request: Request) -> Response:

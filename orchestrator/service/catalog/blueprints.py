@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from orchestrator.service.catalog.bundle import first_line_mistake
 from orchestrator.service.catalog.dockercopy import Context
 from orchestrator.service.catalog.dockerfile import FILE as DOCKERFILE
 from orchestrator.service.catalog.dockerfile import WORKING_DIRECTORY, Copy, Recipe, Step, read_dockerfile
@@ -21,6 +22,7 @@ from orchestrator.service.catalog.tasktoml import FILE as TASK
 from orchestrator.service.catalog.tasktoml import Task
 from orchestrator.service.devboxes.contract import Resources
 from orchestrator.service.devboxes.folders import SYSTEM
+from orchestrator.service.devboxes.prepared import Healthcheck
 
 SETUP: Final = "setup.sh"
 MEBI: Final = 1 << 20
@@ -48,6 +50,7 @@ class Blueprint:
     network: bool = False
     hosts: tuple[str, ...] = ()
     setup: str | None = None
+    healthcheck: Healthcheck | None = None
     resources: Resources = field(default_factory=Resources)
     build_timeout: float = 600.0
     refusals: tuple[Problem, ...] = ()
@@ -61,7 +64,8 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     own = Report()
     resources = _resources(task)
     for key, why in task.refusals:
-        own.error(TASK, key, why)
+        if key.startswith("environment."):
+            own.error(TASK, key, why)
     if task.workdir and task.workdir.split("/")[1] in SYSTEM:
         own.error(TASK, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
     recipe = _recipe(task, files, contents, own)
@@ -72,6 +76,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     content = digest(files.nodes, contents.digests)
     known = [_VERSION, content, working_directory, {**recipe.environment, **task.variables}]
     known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [task.healthcheck] if task.healthcheck else []
     known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
@@ -83,6 +88,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
         network=task.network,
         hosts=task.hosts,
         setup=setup,
+        healthcheck=task.healthcheck,
         resources=resources,
         build_timeout=task.build_timeout,
         refusals=tuple(own.errors),
@@ -177,7 +183,10 @@ def _setup(files: Listing, recipe: Recipe, contents: Contents, report: Report) -
         if files.find(SETUP):
             report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
         return None
-    return _text(files, SETUP, contents, report)
+    script = _text(files, SETUP, contents, report)
+    if script is not None and (mistake := first_line_mistake(script.encode())):
+        report.error(f"environment/{SETUP}", "line 1", mistake)
+    return script
 
 
 def _text(files: Listing, name: str, contents: Contents, report: Report) -> str | None:

@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 import tarfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from string import Template
 from typing import Final
 
 from orchestrator.service.catalog.folders import Node
+from orchestrator.service.catalog.problems import clipped, printable
 from orchestrator.service.scoring import rewards
 
 #: Bytes of a folder that travels, packed and not.
@@ -156,6 +158,17 @@ def tests_script(archive: bytes, *, working_directory: str, variables: Mapping[s
 @cache
 def _reader() -> str:
     return Path(rewards.__file__).read_text(encoding="utf-8").rstrip("\n")
+
+
+def first_line_mistake(program: bytes) -> str | None:
+    """What the kernel will not understand in a program's first line, which says who is to run it."""
+    first = program.partition(b"\n")[0]
+    if first.startswith(b"#!") and first.endswith(b"\r"):
+        called = printable(first[2:].decode(errors="replace").strip(" "))
+        return f"ends with CR LF, so the kernel looks for a program '{clipped(called)}': save it with LF alone"
+    if first.startswith(BOM_UTF8):
+        return "opens with a byte order mark, so its #! line is none and bash trips over it: save it without"
+    return None
 
 
 def _head(archive: bytes, folder: str, purpose: str, working_directory: str, variables: Mapping[str, str]) -> str:

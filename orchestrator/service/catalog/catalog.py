@@ -15,6 +15,8 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -35,7 +37,7 @@ from orchestrator.service.catalog.names import (
     read_index,
     surroundings,
 )
-from orchestrator.service.catalog.problems import printable, text
+from orchestrator.service.catalog.problems import few, printable, text
 from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.store import SCORERS, Document
 
@@ -44,6 +46,20 @@ __all__ = ["Catalog", "benchmark_folders", "problems", "surroundings"]
 MAX_KEPT: Final = 256
 MAX_KEPT_BYTES: Final = 64 << 20
 _LOCKS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which scenarios of a list are read, by globs for their names and ids; the others are only named."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def takes(self, entry: Entry) -> bool:
+        return (not self.include or _is_named(entry, self.include)) and not _is_named(entry, self.exclude)
+
+
+EVERYTHING: Final = Choice()
 
 
 class Catalog:
@@ -88,7 +104,7 @@ class Catalog:
             return None
         if scenario.errors:
             await self.need_there(scenario_id)
-            raise BadRequest(f"Scenario {scenario.view['name']} is not usable: {text(scenario.errors)}.")
+            raise BadRequest(f"Scenario {scenario.view['name']} is not usable: {few(scenario.errors)}.")
         return copy.deepcopy(scenario.view)
 
     async def need_there(self, identity: str) -> None:
@@ -98,6 +114,14 @@ class Catalog:
     async def scenarios(self, ids: Iterable[str]) -> dict[str, Document]:
         """Those of the scenarios that are here and usable, by id; the others are left out and logged."""
         return await run_sync(self._usable, tuple(ids))
+
+    async def listed(self, ids: Iterable[str], choice: Choice = EVERYTHING) -> dict[str, Document]:
+        """All of the scenarios that are here, by id.
+
+        One that cannot run has the reason in its metadata, as `unsupported`. Of one that is not usable, or not chosen
+        and so not read, there is nothing else but its names.
+        """
+        return await run_sync(self._listed, tuple(ids), choice)
 
     async def folder(self, scenario_id: str) -> Path | None:
         """Where a scenario is."""
@@ -198,6 +222,29 @@ class Catalog:
                 usable[identity] = copy.deepcopy(scenario.view)
         return usable
 
+    def _listed(self, ids: Sequence[str], choice: Choice) -> dict[str, Document]:
+        entries, listed = self._indexed().entries, {}
+        for entry in filter(None, map(entries.get, ids)):
+            if not choice.takes(entry):
+                listed[entry.id] = _stub(entry, "it is left out, and so it was not read")
+                continue
+            try:
+                scenario = self._read(entry)
+            except BadRequest as error:
+                listed[entry.id] = _stub(entry, error.message)
+            except Away as error:
+                self._tell(entry, error.message)
+            except Exception as error:  # noqa: BLE001 - what one folder does to its reader is no other's affair
+                structlog.get_logger().exception("scenario.unreadable", folder=printable(entry.folder))
+                listed[entry.id] = _stub(entry, f"It cannot be read: {printable(repr(error))}.")
+            else:
+                digest = str(scenario.view["metadata"]["digest"])
+                is_usable = not scenario.errors
+                listed[entry.id] = (
+                    copy.deepcopy(scenario.view) if is_usable else _stub(entry, few(scenario.errors), digest)
+                )
+        return listed
+
     def _tell(self, entry: Entry, mistakes: str) -> None:
         """Log a broken scenario once, not at every list."""
         if (entry.id, mistakes) not in self._told:
@@ -244,6 +291,27 @@ class _Kept:
             while len(self._scenarios) > MAX_KEPT or (self._bytes > MAX_KEPT_BYTES and len(self._scenarios) > 1):
                 _, (_, gone) = self._scenarios.popitem(last=False)
                 self._bytes -= gone.size
+
+
+def _is_named(entry: Entry, globs: Iterable[str]) -> bool:
+    """A name may have brackets in it, so it matches itself whatever it means as a glob."""
+    return any(glob == name or fnmatchcase(name, glob) for glob in globs for name in (entry.name, entry.id))
+
+
+def _stub(entry: Entry, reason: str, digest: str = "") -> Document:
+    """What a list shows of a scenario that cannot be shown."""
+    metadata = {"benchmark": entry.around.benchmark, "source": "folder", "unsupported": reason, "digest": digest}
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "metadata": metadata,
+        "status": "active",
+        "is_public": True,
+        "input_context": {"problem_statement": ""},
+        "scoring_contract": {"scoring_function_parameters": []},
+        "required_environment_variables": [],
+        "required_secret_names": [],
+    }
 
 
 def _has_files(folder: Path) -> bool:

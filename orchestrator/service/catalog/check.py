@@ -63,7 +63,9 @@ def _leaks(files: Listing) -> Iterator[Problem]:
     for node in (*_telling(files, "tests"), *_telling(files, "solution")):
         for other in seen.get(node.size, ()):
             if _are_same(node, other, contents):
-                yield Problem("error", node.path, "", f"the agent finds this file in its environment, as {other.path}")
+                yield Problem(
+                    "warning", node.path, "", f"the agent finds this file in its environment, as {other.path}"
+                )
                 break
 
 

@@ -15,7 +15,7 @@ import orjson
 from anyio.to_thread import run_sync
 
 from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.catalog import EVERYTHING, Catalog, Choice
 from orchestrator.service.catalog.names import Entry
 from orchestrator.service.catalog.scoringplan import ScoringPlan
 from orchestrator.service.catalog.seam import Name, Seam, by_id, fill
@@ -90,15 +90,22 @@ class Definitions:
                 return known
         return await self._store.read(lambda db: SCORERS.get(db, identity))
 
-    async def definitions(self, benchmark_id: str, query: ListQuery) -> Document:
-        """Scenarios of a benchmark in its own order: {scenarios, has_more, total_count}. Raises NotFound."""
+    async def definitions(self, benchmark_id: str, query: ListQuery, choice: Choice = EVERYTHING) -> Document:
+        """Scenarios of a benchmark in its own order: {scenarios, has_more, total_count}. Raises NotFound.
+
+        What is not chosen is not read; it, and what cannot run, is there as `Catalog.listed` says.
+        """
+
+        async def read(ids: Sequence[str]) -> list[Document]:
+            return await self._read_all(ids, await self._catalog.listed(ids, choice))
+
         ids: list[str] = (await self.benchmark(benchmark_id))["scenarioIds"]
         left, after = ids, query.starting_after
         if after:
             if after not in ids:
                 raise NotFound(f"starting_after: benchmark {benchmark_id} has no scenario {after!r}.")
             left = ids[ids.index(after) + 1 :]
-        scenarios, rest = await fill(left, query.limit, self._read_scenarios)
+        scenarios, rest = await fill(left, query.limit, read)
         return {"scenarios": scenarios, "has_more": bool(rest), "total_count": len(ids)}
 
     async def benchmarks(self, query: ListQuery, *, name: str | None = None, public_only: bool = False) -> Page:
@@ -296,7 +303,10 @@ class Definitions:
             await run_sync(self._scoring.check, contract, custom_types)
 
     async def _read_scenarios(self, ids: Sequence[str]) -> list[Document]:
-        known = await self._catalog.scenarios(ids)
+        return await self._read_all(ids, await self._catalog.scenarios(ids))
+
+    async def _read_all(self, ids: Sequence[str], known: dict[str, Document]) -> list[Document]:
+        """The scenarios that the catalog knows, and those of the store."""
         others = await self._catalog.others(ids)
         scripts = await self._catalog.custom_scorers() if others else {}
 

@@ -23,7 +23,7 @@ from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.folders import digest
 from orchestrator.service.catalog.problems import text
 from orchestrator.service.devboxes.contract import BoxStartFailed, Provider, Resources
-from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.devboxes.prepared import Healthcheck, Prepared
 from orchestrator.service.devboxes.trees import amount, remove
 from orchestrator.service.flights import Flights
 
@@ -141,6 +141,7 @@ def _read(place: Path, *, is_trusted: bool) -> Prepared:
         network=facts["network"],
         hosts=tuple(facts.get("hosts", ())),
         setup=tuple(facts["setup"]),
+        healthcheck=Healthcheck(**facts["healthcheck"]) if facts.get("healthcheck") else None,
         resources=Resources(**facts["resources"]),
     )
 
@@ -153,6 +154,7 @@ def _facts(blueprint: Blueprint) -> dict[str, object]:
         "network": blueprint.network,
         "hosts": blueprint.hosts,
         "setup": [blueprint.setup] if blueprint.setup is not None else [],
+        "healthcheck": blueprint.healthcheck,
         "resources": blueprint.resources,
     }
 

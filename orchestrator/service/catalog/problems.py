@@ -5,13 +5,15 @@ Raising at the first mistake would make a folder of twelve mistakes twelve runs 
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
 #: Characters of a value or a key that a message shows.
 SHOWN: Final = 80
+#: Findings that a short message has.
+NAMED: Final = 5
 #: Words that are compared to find the one that was meant.
 _COMPARED: Final = 1000
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -58,6 +60,12 @@ class Report:
 def text(problems: Iterable[Problem]) -> str:
     """Findings as one message."""
     return "; ".join(map(str, problems))
+
+
+def few(problems: Sequence[Problem]) -> str:
+    """The first findings as one message, which is short however many there are."""
+    more = f"; and {len(problems) - NAMED} more: `sweep check` lists them" if len(problems) > NAMED else ""
+    return text(problems[:NAMED]) + more
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:

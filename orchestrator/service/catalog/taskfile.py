@@ -6,16 +6,23 @@ its environment here does not forbid reading it: the definition is right, and an
 
 import hashlib
 import math
-from codecs import BOM_UTF8
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from orchestrator.service.catalog.blueprints import COMPOSE, Blueprint, read_blueprint
-from orchestrator.service.catalog.bundle import MAX_PACKED, MAX_UNPACKED, pack, solution_script, tests_script
+from orchestrator.service.catalog.bundle import (
+    MAX_PACKED,
+    MAX_UNPACKED,
+    first_line_mistake,
+    pack,
+    solution_script,
+    tests_script,
+)
 from orchestrator.service.catalog.folders import Contents, Listing, Node, complaint, digest, is_utf8, listing
-from orchestrator.service.catalog.problems import Problem, Report, clipped, printable
+from orchestrator.service.catalog.problems import Problem, Report, few, printable
 from orchestrator.service.catalog.scoringplan import TESTS_PROGRAM, ScoringPlan, Tests
 from orchestrator.service.catalog.taskscorers import MAX_TEXT, Scorers
 from orchestrator.service.catalog.tasktoml import FILE, Task, read_task
@@ -24,6 +31,8 @@ from orchestrator.service.store import Document
 
 #: What of a folder is the scenario; what else lies there is its author's own affair.
 PARTS: Final = (FILE, "instruction.md", "environment", "tests", "solution")
+#: What an agent has done before it begins, in Harbor's tasks.
+TRAJECTORY: Final = "trajectory.json"
 SOLUTION_PROGRAM: Final = "solve.sh"
 _MAX_CORES: Final = 16
 _MAX_MEMORY: Final = 64
@@ -67,28 +76,36 @@ class _Reading:
         self._files = files
         self._contents = Contents()
         self._report = Report()
+        self._notes: list[str] = []
 
     def scenario(self) -> Scenario:
         if not is_utf8(self._folder.name):
             self._report.error("", "", "the folder has a name that is not UTF-8: give it another")
         for path, why in self._files.faults:
-            if not path.startswith("environment/"):
+            if path and path.partition("/")[0] not in PARTS:
+                self._report.note(path, "", f"is no part of the scenario, and {why}")
+            elif not path.startswith("environment/"):
                 self._report.error(path or self._folder.name, "", why)
         for name in ("tests", "solution"):
             self._judge_size(name, self._files.below(name))
         settings = self._file(FILE, MAX_SIZE)
         task = Task() if settings is None else read_task(settings, self._report)
-        statement = self._statement()
+        statement = None if task.has_steps else self._statement()
         environment = self._files.below("environment")
+        refused = Report()
+        self._refuse(task, refused)
         if not environment.nodes:
             self._report.warn("environment/", "", "has no files: the working directory starts empty")
         building = Report()
         blueprint = read_blueprint(task, environment, building, self._contents)
         view = self._view(task, statement or "", blueprint)
+        refusals = (*refused.problems, *blueprint.refusals)
+        if refusals:
+            view["_unsupported"] = view["metadata"]["unsupported"] = few(refusals)
         return Scenario(
             view=view,
             blueprint=blueprint,
-            problems=(*self._report.problems, *building.problems),
+            problems=(*self._report.problems, *refused.problems, *building.problems),
             errors=tuple(self._report.errors),
             stamps=self._files.stamps,
             size=self._files.size,
@@ -172,12 +189,23 @@ class _Reading:
             working_directory=blueprint.working_directory,
         )
 
-    def _own_environment(self, task: Task) -> str | None:
-        """What says that the verifier has an image of its own, if something does."""
+    def _refuse(self, task: Task, report: Report) -> None:
+        """What the scenario asks for, beside its environment, that is not to be had here and would change the score."""
+        for key, why in task.refusals:
+            if not key.startswith("environment."):
+                report.error(FILE, key, why)
+        own = self._own_environment(task)
+        if task.scoring_mode == "separate" and own is not None:
+            report.error(*own, "a verifier with an image of its own is not supported: let it use the environment's")
+        if self._files.find(TRAJECTORY):
+            report.error(TRAJECTORY, "", "agents would start without what happened before: it is not given to them")
+
+    def _own_environment(self, task: Task) -> tuple[str, str] | None:
+        """The file and the key that give the verifier an image of its own, if something does."""
         if task.verifier_image is not None:
-            return f"{FILE}: verifier.environment.docker_image"
+            return FILE, "verifier.environment.docker_image"
         found = (f"tests/{name}" for name in ("Dockerfile", *COMPOSE) if self._files.find(f"tests/{name}"))
-        return next(found, None)
+        return next(((file, "") for file in found), None)
 
     def _metadata(self, task: Task, scripts: Mapping[str, str]) -> dict[str, str]:
         timeout = None if task.agent_timeout is None else f"{task.agent_timeout:g}"
@@ -191,6 +219,7 @@ class _Reading:
             "agent_timeout_sec": timeout,
             "reaches": hosts or None,
             "digest": self._digest(scripts),
+            "notes": "\n".join([*task.notes, *self._notes]) or None,
         }
         return {key: value for key, value in known.items() if value is not None}
 
@@ -247,6 +276,8 @@ class _Reading:
         if task.scorers:
             return None
         tests = self._files.below("tests")
+        if task.has_steps:  # which has been told, and each of them has its own
+            return Tests(archive=b"")
         if not _has_program(tests, TESTS_PROGRAM):
             self._report.error(
                 f"tests/{TESTS_PROGRAM}", "", "is missing: write it, or describe [[scorers]] in task.toml"
@@ -256,17 +287,11 @@ class _Reading:
         return Tests(archive=self._packed("tests", tests, TESTS_PROGRAM), variables=task.verifier_env)
 
     def _misread(self, folder: str, program: str) -> str | None:
-        """What the kernel makes of a program's first line, if that is nothing."""
+        """What is wrong with a program's first line, if something is."""
         node = self._files.find(f"{folder}/{program}")
         if node is None or node.kind != "file" or node.size > MAX_UNPACKED:
             return None
-        first = (self._read(node.path, node, MAX_UNPACKED) or b"").partition(b"\n")[0]
-        if first.startswith(b"#!") and first.endswith(b"\r"):
-            called = printable(first[2:].decode(errors="replace").strip(" "))
-            return f"ends with CR LF, so the kernel looks for a program '{clipped(called)}': save it with LF alone"
-        if first.startswith(BOM_UTF8):
-            return "opens with a byte order mark, so its #! line is none and bash trips over it: save it without"
-        return None
+        return first_line_mistake(self._read(node.path, node, MAX_UNPACKED) or b"")
 
     def _contract(self, task: Task, blueprint: Blueprint, tests: Tests | None) -> Document:
         if tests is None:
@@ -286,7 +311,9 @@ class _Reading:
         """tests/ or solution/ as it travels; `program` is executed there, so it is executable."""
         if files.size > MAX_UNPACKED:  # which has been told
             return b""
-        nodes = [replace(node, is_executable=True) if node.path == program else node for node in files.nodes]
+        found = files.find(program)
+        executed = {program, posixpath.normpath(found.target) if found else ""}  # it may be a link to what is executed
+        nodes = [replace(node, is_executable=True) if node.path in executed else node for node in files.nodes]
         archive = pack(nodes, lambda node: self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b"")
         if len(archive) > MAX_PACKED:
             self._report.error(
@@ -313,7 +340,9 @@ class _Reading:
     def _rounded(self, key: str, wanted: float, most: int) -> int:
         """The next size there is: 1, or an even number."""
         if wanted > most:
-            self._report.warn(FILE, f"environment.{key}", f"asks for more than a devbox can have; it gets {most}")
+            why = f"asks for more than a devbox can have; it gets {most}"
+            self._report.warn(FILE, f"environment.{key}", why)
+            self._notes.append(f"{FILE}: environment.{key}: {why}")
         return 1 if wanted <= 1 else min(most, 2 * math.ceil(wanted / 2))
 
 

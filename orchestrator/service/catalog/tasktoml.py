@@ -7,14 +7,15 @@ Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ou
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from orchestrator.service.catalog.bundle import TEMPLATE
 from orchestrator.service.catalog.problems import Report, nearest, shown
 from orchestrator.service.catalog.scoringplan import Artifact, Collect, Mode
 from orchestrator.service.catalog.tomlfile import TomlError, parse
+from orchestrator.service.devboxes.prepared import Healthcheck
 from orchestrator.service.egress.addresses import address_of, is_global
 from orchestrator.service.egress.rules import Rules, check_hosts, is_address
 
@@ -37,16 +38,16 @@ _KNOWN: Final[Mapping[str, Collection[str]]] = {
         *("skills_dir", "healthcheck"),
     },
 }
-_IGNORED: Final = {
-    "agent.user": "everything runs as one ordinary user",
-    "agent.network_mode": "the devbox has one network setting, [environment]'s",
-    "agent.allowed_hosts": "the devbox has one network setting, [environment]'s",
-    "verifier.user": "everything runs as one ordinary user",
-    "verifier.network_mode": "the devbox has one network setting, [environment]'s",
-    "verifier.allowed_hosts": "the devbox has one network setting, [environment]'s",
-    "environment.mcp_servers": "no such server is started",
+#: What is asked for in vain and changes no score; `_Reader._refusals` has what would.
+_NOTED: Final = {
+    "agent.user": "everything runs as one user",
+    "verifier.user": "everything runs as one user",
     "environment.skills_dir": "agents are not told of it",
-    "environment.healthcheck": "the devbox is ready when its setup has ended",
+}
+#: What a verifier's environment may say for itself, or is judged elsewhere.
+_OF_VERIFIERS: Final = {
+    *("cpus", "memory_mb", "memory", "storage_mb", "storage", "build_timeout_sec"),
+    *("docker_image", "network_mode", "allowed_hosts"),
 }
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
 _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -61,8 +62,8 @@ class Task:
 
     `variables` reach the devbox; `required` must come with the run. `verifier_env` and `solution_env` may hold
     templates (`${NAME}`), which are filled in where the scripts run. `hosts` may be reached though `network` is off, by
-    devboxes with walls. `refusals` are (key, why) of environments that
-    cannot be had here.
+    devboxes with walls. `refusals` are (key, why) of what is asked for, cannot be had here and would change the score;
+    `notes` are what is asked for in vain and changes no score.
     """
 
     difficulty: str | None = None
@@ -77,6 +78,7 @@ class Task:
     network: bool = False
     hosts: tuple[str, ...] = ()
     workdir: str | None = None
+    healthcheck: Healthcheck | None = None
     docker_image: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -88,6 +90,8 @@ class Task:
     collect: tuple[Collect, ...] = ()
     verifier_image: str | None = None
     refusals: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    has_steps: bool = False
 
 
 def read_task(data: bytes, report: Report) -> Task:
@@ -107,6 +111,7 @@ class _Reader:
         self._document = document
         self._report = report
         self._required: dict[str, None] = {}
+        self._notes: list[str] = []
 
     def task(self) -> Task:
         self._judge_keys()
@@ -124,6 +129,7 @@ class _Reader:
             network=self._network(),
             hosts=self._hosts(),
             workdir=self._workdir(),
+            healthcheck=self._healthcheck(),
             docker_image=self._value("environment.docker_image", str, "a text"),
             variables=variables,
             verifier_env=self._script_env("verifier.env"),
@@ -134,7 +140,9 @@ class _Reader:
             artifacts=self._artifacts(),
             collect=self._collect(),
             verifier_image=self._value("verifier.environment.docker_image", str, "a text"),
-            refusals=self._refusals(),
+            refusals=tuple(self._refusals()),
+            notes=tuple(self._notes),
+            has_steps=bool(self._get("steps")),
         )
 
     def _get(self, key: str) -> Any:
@@ -220,6 +228,35 @@ class _Reader:
             self._report.error(FILE, key, f"expected an absolute path below /, got {shown(path)}")
             return None
         return path
+
+    def _healthcheck(self) -> Healthcheck | None:
+        key = "environment.healthcheck"
+        table = self._value(key, dict, "a table with a command")
+        if table is None:
+            return None
+        usual = Healthcheck(command=self._value(f"{key}.command", str, "a shell command") or "")
+        if not usual.command.strip():
+            self._report.error(FILE, f"{key}.command", "is missing: a health check is a shell command")
+            return None
+        retries = self._get(f"{key}.retries")
+        if isinstance(retries, bool) or not isinstance(retries, int | None) or not 0 <= (retries or 0) <= _MOST:
+            self._report.error(FILE, f"{key}.retries", f"expected a whole number, got {shown(retries)}")
+            retries = None
+        return replace(
+            usual,
+            interval=self._pause(f"{key}.interval_sec", usual.interval),
+            timeout=self._number(f"{key}.timeout_sec") or usual.timeout,
+            start_period=self._pause(f"{key}.start_period_sec", usual.start_period),
+            start_interval=self._pause(f"{key}.start_interval_sec", usual.start_interval),
+            retries=usual.retries if retries is None else max(1, retries),
+        )
+
+    def _pause(self, key: str, usual: float) -> float:
+        """Seconds that may be 0."""
+        if self._get(key) == 0:
+            return 0.0
+        seconds = self._number(key)
+        return usual if seconds is None else seconds
 
     def _scorers(self) -> tuple[Table, ...]:
         value = self._get("scorers")
@@ -315,14 +352,33 @@ class _Reader:
                 values[name] = value
         return values
 
-    def _refusals(self) -> tuple[tuple[str, str], ...]:
-        found = []
-        if self._get("environment.gpus") or self._get("environment.tpu"):
-            key = "environment.gpus" if self._get("environment.gpus") else "environment.tpu"
-            found.append((key, "devboxes have none: leave it out, or run the task elsewhere"))
+    def _refusals(self) -> Iterator[tuple[str, str]]:
+        for key in ("environment.gpus", "environment.tpu"):
+            if self._get(key):
+                yield key, "devboxes have none: leave it out, or run the task elsewhere"
         if self._get("environment.os") not in {None, "linux"}:
-            found.append(("environment.os", "devboxes run Linux only"))
-        return tuple(found)
+            yield "environment.os", "devboxes run Linux only"
+        if self._get("environment.mcp_servers"):
+            yield "environment.mcp_servers", "no such server is started, so agents would lack its tools"
+        for phase in ("agent", "verifier", "verifier.environment"):
+            yield from self._network_refusals(phase)
+        for key, value in (self._value("verifier.environment", dict, "a table") or {}).items():
+            if key not in _OF_VERIFIERS and value != self._get(f"environment.{key}"):
+                yield f"verifier.environment.{key}", "only sizes are supported there: it is the scenario's environment"
+        for key in ("artifacts", "verifier.collect"):
+            for number, table in enumerate(self._get(key) if isinstance(self._get(key), list) else ()):
+                if isinstance(table, Mapping) and table.get("service") not in {None, "main"}:
+                    yield f"{key}[{number}].service", "there is one container only, main"
+
+    def _network_refusals(self, phase: str) -> Iterator[tuple[str, str]]:
+        """A phase that reaches more than the devbox would fail; one that reaches less would be let out."""
+        given = {key: self._get(f"{phase}.{key}") for key in ("network_mode", "allowed_hosts")}
+        whole = {key: self._get(f"environment.{key}") for key in given}
+        mode = "public" if self._get("environment.allow_internet") is True else "no-network"
+        whole["network_mode"] = whole["network_mode"] or mode
+        for key, value in given.items():
+            if value is not None and value != whole[key]:
+                yield f"{phase}.{key}", "a devbox has one network setting, [environment]'s, and this is another"
 
     def _judge_keys(self) -> None:
         for section, known in _KNOWN.items():
@@ -343,9 +399,15 @@ class _Reader:
             if meant:
                 self._report.error(FILE, dotted, f"unknown key; did you mean {meant}?")
             else:
-                self._report.warn(FILE, dotted, "unknown key, ignored")
-        elif dotted in _IGNORED and value:
-            self._report.warn(FILE, dotted, f"ignored: {_IGNORED[dotted]}")
+                self._note(dotted, "unknown key, ignored")
+        elif dotted in _NOTED and value:
+            self._note(dotted, f"ignored: {_NOTED[dotted]}")
+
+    def _note(self, key: str, why: str) -> None:
+        """Something that is asked for in vain, and changes no score."""
+        self._report.warn(FILE, key, why)
+        problem = self._report.problems[-1]
+        self._notes.append(f"{problem.file}: {problem.key}: {problem.message}")
 
 
 def _leaves(path: str) -> bool:

@@ -40,7 +40,7 @@ from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.egress.policies import policy_of
 from orchestrator.service.egress.proxy import Egress
 from orchestrator.service.egress.rules import Network
-from orchestrator.service.fleet.boot import run_setup, write_mounts
+from orchestrator.service.fleet.boot import run_commands, run_scripts, wait_healthy, write_mounts
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.launch import Launch, parse_launch
 from orchestrator.service.fleet.logs import append_setup, entry
@@ -272,9 +272,10 @@ class Fleet:
             shown["installed"] = [live.request.install.key]
         await self._advance(live, Status.INITIALIZING, shown)
         await write_mounts(box, live.request.file_mounts)
-        problem = await run_setup(box, (*prepared.setup, *live.launch.commands), self.output)
-        if problem is not None:
-            raise BadRequest(problem)
+        await run_scripts(box, prepared.setup, self.output)
+        await run_commands(box, live.launch.commands, self.output)
+        if prepared.healthcheck is not None:
+            await wait_healthy(box, prepared.healthcheck, self.output)
         await self._advance(live, Status.RUNNING, {})
         live.touch()
         return boxes

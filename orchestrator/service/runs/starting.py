@@ -90,6 +90,8 @@ def check_startable(noun: str, definition: Document, profile: Profile) -> None:
     what = f"{noun} {definition['id']} ({definition['name']})"
     if definition.get("status") == "archived":
         raise BadRequest(f"{what} is archived and cannot be run.")
+    if definition.get("_unsupported"):
+        raise BadRequest(f"{what} cannot be run here: {definition['_unsupported']}")
     problems = [
         f"{where} lacks {', '.join(missing)}"
         for where, missing in (

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.service.catalog.catalog import problems
 from orchestrator.service.catalog.problems import Problem
+from orchestrator.service.catalog.taskfile import Surroundings, read_scenario
 
 Make = Callable[..., Path]
 Write = Callable[[Path, Mapping[str, str]], Path]
@@ -86,6 +87,147 @@ def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readab
     }
 
 
+@pytest.mark.parametrize(
+    ("task", "where", "why"),
+    [
+        (f'{QUIET}mcp_servers = [{{ name = "x", url = "http://x" }}]', "environment.mcp_servers", "lack its tools"),
+        (f'agent.network_mode = "public"\n{QUIET}', "agent.network_mode", "one network setting"),
+        (f'verifier.allowed_hosts = ["a.test"]\n{QUIET}', "verifier.allowed_hosts", "one network setting"),
+        (
+            f'{QUIET}[verifier.environment]\nnetwork_mode = "public"',
+            "verifier.environment.network_mode",
+            "one network setting",
+        ),
+        (
+            f'{QUIET}[verifier.environment]\ndocker_image = "a"',
+            "verifier.environment.docker_image",
+            "an image of its own",
+        ),
+        (f"{QUIET}[verifier.environment.env]\nA = 'b'", "verifier.environment.env", "only sizes are supported"),
+        (f'artifacts = [{{ source = "/x", service = "db" }}]\n{QUIET}', "artifacts[0].service", "one container only"),
+        (
+            f'{QUIET}[verifier]\ncollect = [{{ command = "true" }}, {{ command = "true", service = "db" }}]',
+            "verifier.collect[1].service",
+            "one container only",
+        ),
+    ],
+)
+def test_what_would_change_the_score_and_cannot_be_had_is_refused_by_key(
+    scenario: Make, task: str, where: str, why: str
+) -> None:
+    errors = found(scenario({"task.toml": f"{task}\n"}))
+    assert list(errors) == [("task.toml", where)]
+    assert why in errors["task.toml", where]
+
+
+def test_a_verifier_with_an_image_of_its_own_is_refused_by_its_file(scenario: Make) -> None:
+    files = {"tests/Dockerfile": "FROM debian:12\n"}
+    folder = scenario({"task.toml": f'{QUIET}[verifier]\nenvironment_mode = "separate"\n', **files})
+    assert "image of its own" in found(folder)["tests/Dockerfile", ""]
+    assert found(scenario({"task.toml": QUIET, **files}, name="shared")) == {}
+
+
+def test_what_an_agent_is_to_know_before_it_begins_is_refused(scenario: Make) -> None:
+    assert list(found(scenario({"trajectory.json": "{}"}))) == [("trajectory.json", "")]
+
+
+def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario: Make) -> None:
+    task = """\
+    [environment]
+    network_mode = "public"
+    workdir = "/app"
+    [agent]
+    network_mode = "public"
+    [verifier]
+    network_mode = "public"
+    [verifier.environment]
+    cpus = 1
+    memory_mb = 512
+    workdir = "/app"
+    network_mode = "public"
+    """
+    assert found(scenario({"task.toml": task})) == {}
+
+
+def test_what_changes_no_score_is_warned_of_and_noted(scenario: Make) -> None:
+    folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
+    around = Surroundings(benchmark="b", boundary=folder.parent)
+    notes = read_scenario("scn", folder, around).view["metadata"]["notes"]
+    assert notes.splitlines() == [
+        "task.toml: agent.user: ignored: everything runs as one user",
+        "task.toml: environment.skills_dir: ignored: agents are not told of it",
+        "task.toml: environment.odd: unknown key, ignored",
+        "task.toml: environment.cpus: asks for more than a devbox can have; it gets 16",
+    ]
+    assert len(found(folder, "warning")) == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "why"),
+    [
+        ('artifacts = ["/app/../x"]', "artifacts[0].source", "without '..'"),
+        ("artifacts = [3]", "artifacts[0]", "expected a path"),
+        ('artifacts = [{ source = "x", destination = "/x" }]', "artifacts[0].destination", "a relative path"),
+        ('artifacts = [{ source = "x", destination = "a/../../x" }]', "artifacts[0].destination", "a relative path"),
+        ('artifacts = [{ source = "x", exclude = "y" }]', "artifacts[0].exclude", "a list of patterns"),
+        ("verifier.collect = [{}]", "verifier.collect[0].command", "a shell command"),
+        (
+            'verifier.collect = [{ command = "x", timeout_sec = 0 }]',
+            "verifier.collect[0].timeout_sec",
+            "a number above 0",
+        ),
+        ('verifier.environment_mode = "apart"', "verifier.environment_mode", '"separate", "shared" or "live"'),
+        (
+            'verifier = { environment_mode = "shared", environment = { cpus = 1 } }',
+            "verifier.environment_mode",
+            'needs "separate"',
+        ),
+    ],
+)
+def test_mistakes_in_what_a_scoring_is_to_get_are_told_by_key(scenario: Make, table: str, key: str, why: str) -> None:
+    errors = found(scenario({"task.toml": f"{table}\n{QUIET}"}))
+    assert list(errors) == [("task.toml", key)]
+    assert why in errors["task.toml", key]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "why"),
+    [
+        ("{}", "command", "is missing"),
+        ('{ command = "x", retries = -1 }', "retries", "a whole number"),
+        ('{ command = "x", retries = 1.5 }', "retries", "a whole number"),
+        ('{ command = "x", interval_sec = -1 }', "interval_sec", "a number above 0"),
+        ('{ command = "x", timeout_sec = 0 }', "timeout_sec", "a number above 0"),
+    ],
+)
+def test_mistakes_in_a_health_check_are_told_by_key(scenario: Make, table: str, key: str, why: str) -> None:
+    errors = found(scenario({"task.toml": f"{QUIET}healthcheck = {table}\n"}))
+    assert list(errors) == [("task.toml", f"environment.healthcheck.{key}")]
+    assert why in errors["task.toml", f"environment.healthcheck.{key}"]
+
+
+def test_a_first_line_that_the_kernel_does_not_understand_is_told(scenario: Make) -> None:
+    folder = scenario(
+        {"tests/test.sh": "#!/usr/bin/env bash\r\necho 1\r\n", "solution/solve.sh": "#!/bin/bash\r\ntrue"}
+    )
+    why = "ends with CR LF, so the kernel looks for a program '{}\\x0d': save it with LF alone"
+    assert found(folder) == {("tests/test.sh", "line 1"): why.format("/usr/bin/env bash")}
+    assert found(folder, "warning") == {("solution/solve.sh", "line 1"): why.format("/bin/bash")}
+    setup = scenario({"environment/setup.sh": "#!/bin/sh\r\ntrue\r\n"}, name="setup")
+    assert found(setup) == {("environment/setup.sh", "line 1"): why.format("/bin/sh")}
+    marked = scenario({"tests/test.sh": b"\xef\xbb\xbf#!/bin/bash\n"}, name="marked")
+    assert "opens with a byte order mark" in found(marked)["tests/test.sh", "line 1"]
+
+
+def test_files_that_the_agent_has_too_are_warned_of(scenario: Make) -> None:
+    data = "one of the many lines that tests and environment share\n"
+    folder = scenario({"tests/data.csv": data, "environment/data.csv": data})
+    assert found(folder) == {}
+    assert found(folder, "warning") == {
+        ("tests/data.csv", ""): "the agent finds this file in its environment, as environment/data.csv"
+    }
+
+
 def test_missing_files_are_named(scenario: Make) -> None:
     folder = scenario({"instruction.md": None, "solution/solve.sh": None, "solution/notes": "x"})
     assert found(folder) == {
@@ -100,7 +242,7 @@ def test_text_that_is_not_utf_8_is_named(scenario: Make) -> None:
 
 
 def test_steps_are_refused(scenario: Make) -> None:
-    folder = scenario({"task.toml": QUIET + '[[steps]]\nname = "one"\n'})
+    folder = scenario({"task.toml": QUIET + '[[steps]]\nname = "one"\n', "instruction.md": None, "tests/test.sh": None})
     assert found(folder) == {("task.toml", "steps"): "tasks of several steps are not supported: make each a scenario"}
 
 

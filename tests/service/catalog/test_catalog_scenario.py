@@ -96,6 +96,7 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         "agent_timeout_sec": "900",
         "reaches": "internet",
         "digest": "",
+        "notes": "task.toml: verifier.user: ignored: everything runs as one user",
     }
     assert view["scorer_timeout_sec"] == 900
     assert view["required_environment_variables"] == ["TOKEN"]
@@ -384,6 +385,12 @@ def test_where_scorers_run_is_as_declared_and_shared_by_default(scenario: Make, 
 def test_the_programs_of_tests_and_solution_are_executable_whatever_their_modes(scenario: Make) -> None:
     folder = scenario()
     (folder / "tests/test.sh").chmod(0o644)
+    (folder / "tests/run.sh").write_text("true")
     archive = read(folder).view["_scoring"].tests.archive
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        assert packed.getmember("test.sh").mode == 0o755
+        assert (packed.getmember("test.sh").mode, packed.getmember("run.sh").mode) == (0o755, 0o644)
+    (folder / "tests/test.sh").unlink()
+    (folder / "tests/test.sh").symlink_to("run.sh")
+    archive = read(folder).view["_scoring"].tests.archive
+    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        assert packed.getmember("run.sh").mode == 0o755

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.catalog.catalog import Catalog
+from orchestrator.service.catalog.catalog import Catalog, Choice
 from orchestrator.service.catalog.definitions import Definitions
+from orchestrator.service.catalog.folders import Listing
+from orchestrator.service.catalog.taskfile import Scenario, Surroundings, read_scenario
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import ListQuery, Page, Store
 
@@ -146,9 +148,49 @@ async def test_a_broken_scenario_breaks_no_list_and_explains_itself(definitions:
     assert (names(page), page.has_more) == (["a", "c"], False)
     benchmark = (await definitions.benchmarks(query())).items[0]
     found = await definitions.definitions(benchmark["id"], query())
-    assert [each["name"] for each in found["scenarios"]] == ["a", "c"]
+    told = {each["name"]: each["metadata"].get("unsupported") for each in found["scenarios"]}
+    assert told == {"a": None, "b": "instruction.md: is empty: agents would be told nothing", "c": None}
     with pytest.raises(BadRequest, match=r"Scenario b is not usable: instruction\.md: is empty"):
         await definitions.scenario(benchmark["scenarioIds"][1])
+
+
+async def test_what_cannot_be_built_here_is_listed_whole_and_says_so(definitions: Definitions, scenario: Make) -> None:
+    scenario({"task.toml": "[environment]\ngpus = 1\n"}, name="b")
+    benchmark = (await definitions.benchmarks(query())).items[0]
+    [_, b, _] = (await definitions.definitions(benchmark["id"], query()))["scenarios"]
+    why = "task.toml: environment.gpus: devboxes have none: leave it out, or run the task elsewhere"
+    assert b["metadata"]["unsupported"] == why
+    assert b["input_context"]["problem_statement"] == "Mend it.\n"
+
+
+async def test_what_is_not_chosen_is_named_and_not_read(definitions: Definitions, scenario: Make) -> None:
+    for name in "bc":
+        scenario({"task.toml": "broken"}, name=name)
+    benchmark = (await definitions.benchmarks(query())).items[0]
+    ids = benchmark["scenarioIds"]
+    for choice in (Choice(include=("a",)), Choice(exclude=("b", ids[2]))):
+        found = (await definitions.definitions(benchmark["id"], query(), choice))["scenarios"]
+        assert [(each["id"], each["name"]) for each in found] == list(zip(ids, "abc", strict=True))
+        told = [each["metadata"].get("unsupported") for each in found]
+        assert told == [None, *["it is left out, and so it was not read"] * 2]
+
+
+async def test_a_folder_that_its_reader_trips_over_costs_that_scenario_alone(
+    definitions: Definitions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(identity: str, folder: Path, around: Surroundings, files: Listing) -> Scenario:
+        if folder.name == "b":
+            raise RecursionError("too deep")
+        return read_scenario(identity, folder, around, files)
+
+    monkeypatch.setattr("orchestrator.service.catalog.catalog.read_scenario", read)
+    benchmark = (await definitions.benchmarks(query())).items[0]
+    found = (await definitions.definitions(benchmark["id"], query()))["scenarios"]
+    assert [each["metadata"].get("unsupported", "") for each in found] == [
+        "",
+        "It cannot be read: RecursionError('too deep').",
+        "",
+    ]
 
 
 async def test_only_the_page_asked_for_is_read(definitions: Definitions, scenario: Make, tmp_path: Path) -> None:

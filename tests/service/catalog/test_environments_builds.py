@@ -1,5 +1,6 @@
 """Environments are built once, as their folder says, and kept whole."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from orchestrator.service.catalog.catalog import Catalog
 from orchestrator.service.catalog.environments import Environments
 from orchestrator.service.devboxes.commands import run
 from orchestrator.service.devboxes.contract import Box, BoxSpec, BoxStartFailed, Capability, Provider, shell
-from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.devboxes.prepared import Healthcheck, Prepared
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]
@@ -84,6 +85,29 @@ async def test_without_a_dockerfile_the_files_are_in_the_working_directory(scena
     assert found.hosts == ("a.test",)
     assert found.resources is not None
     assert found.resources.memory == 512 << 20
+
+
+async def test_a_health_check_is_kept_with_the_environment(scenario: Make, process: Provider) -> None:
+    task = '[environment.healthcheck]\ncommand = "true"\ninterval_sec = 0\ntimeout_sec = 2.5\nretries = 1\n'
+    folder = scenario({"task.toml": task})
+    there = environments(folder, process)
+    check = Healthcheck(command="true", interval=0, timeout=2.5, retries=1)
+    assert (await there.prepare(await blueprint_of(folder))).healthcheck == check
+    assert (await environments(folder, process).prepare(await blueprint_of(folder))).healthcheck == check
+    assert (await prepared(scenario(name="other"), process)).healthcheck is None
+
+
+async def test_an_environment_that_was_kept_before_there_were_health_checks_is_read(
+    scenario: Make, process: Provider
+) -> None:
+    folder = scenario()
+    before = await prepared(folder, process)
+    assert before.root is not None
+    place = before.root.parent / "environment.json"
+    facts = json.loads(place.read_bytes())
+    del facts["healthcheck"]
+    place.write_text(json.dumps(facts))
+    assert await prepared(folder, process) == before
 
 
 async def test_workdir_of_the_task_is_where_the_files_go(scenario: Make, process: Provider) -> None:

@@ -20,7 +20,7 @@ from orchestrator.service.api.app import application
 from orchestrator.service.api.devboxes import routes
 from orchestrator.service.devboxes.contract import Provider
 from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.devboxes.prepared import Prepared
+from orchestrator.service.devboxes.prepared import Healthcheck, Prepared
 from orchestrator.service.devboxes.process import ProcessProvider
 from orchestrator.service.fleet.executions import Executions
 from orchestrator.service.fleet.fleet import Fleet
@@ -51,6 +51,7 @@ class Served:
         return await self.client.post(f"/v1/devboxes/{devbox_id}/wait_for_status", body=body, cast_to=DevboxView)
 
 
+_QUICK: Any = {"interval": 0.01, "start_interval": 0.01}
 Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
@@ -106,7 +107,20 @@ def until() -> Until:
     return until
 
 
+#: Environments with a health check, by the id of their blueprint. The second would fail without its early runs.
+CHECKS = {
+    "bpt_healthy": Healthcheck(command='[ "$BASH_VERSION" ] && pwd > checked && cat marker >> checked'),
+    "bpt_late": Healthcheck(command="echo >> tries; (($(wc -l < tries) > 3))", **_QUICK, start_period=20, retries=1),
+    "bpt_sick": Healthcheck(command="echo >> tries; wc -l < tries; echo no luck >&2; false", **_QUICK),
+    "bpt_slow": Healthcheck(command="sleep 60", timeout=0.2, retries=1),
+}
+
+
 async def _blueprints(blueprint_id: str) -> Prepared:
+    if blueprint_id in CHECKS:
+        return Prepared(working_directory="/app", setup=("echo set up > marker",), healthcheck=CHECKS[blueprint_id])
+    if blueprint_id == "bpt_python":
+        return Prepared(working_directory="/app", setup=("#!/usr/bin/env python3\nopen('by', 'w').write(__file__)",))
     if blueprint_id != "bpt_known":
         raise NotFound(f"There is no blueprint with id {blueprint_id!r}.")
     return Prepared(working_directory="/app", environment={"FROM": "blueprint"}, setup=("echo set up > marker",))

@@ -73,6 +73,40 @@ async def test_a_blueprint_says_where_commands_run_and_what_they_find(served: "S
     assert devbox.blueprint_id == "bpt_known"
 
 
+async def test_a_script_of_an_environment_is_executed_as_a_file_and_leaves_nothing_of_itself(served: "Served") -> None:
+    devbox = await served.devbox(blueprint_id="bpt_python")
+    done = await served.client.devboxes.execute(devbox.id, command='[ ! -e "$(cat by)" ]; echo $?')
+    assert done.stdout == "0\n"
+
+
+async def test_a_health_check_is_run_in_the_working_directory_after_the_setup(served: "Served") -> None:
+    devbox = await served.devbox(blueprint_id="bpt_healthy")
+    done = await served.client.devboxes.execute(devbox.id, command="pwd; cat checked")
+    here, checked, setup = (done.stdout or "").splitlines()
+    assert (here, setup) == (checked, "set up")
+
+
+async def test_failures_of_a_health_check_do_not_count_in_its_start_period(served: "Served") -> None:
+    devbox = await served.devbox(blueprint_id="bpt_late")
+    assert devbox.status == "running"
+
+
+async def test_a_health_check_that_never_passes_is_a_failure_with_its_last_words(served: "Served") -> None:
+    devbox = await served.devbox(blueprint_id="bpt_sick")
+    shown: Any = devbox.model_extra
+    assert devbox.status == "failure"
+    assert shown["failure_message"].startswith(
+        "The health check of the environment (environment.healthcheck) failed 3 times in a row: 'echo >> tries"
+    )
+    assert "exited with 1: 3\nno luck" in shown["failure_message"]
+
+
+async def test_a_health_check_that_does_not_end_is_killed_and_has_failed(served: "Served") -> None:
+    devbox = await served.devbox(blueprint_id="bpt_slow")
+    shown: Any = devbox.model_extra
+    assert "'sleep 60' took longer than 0.2 s, and printed nothing." in shown["failure_message"]
+
+
 async def test_an_unknown_blueprint_is_a_failure_that_names_it(served: "Served") -> None:
     devbox = await served.devbox(blueprint_id="bpt_unknown")
     shown: Any = devbox.model_extra

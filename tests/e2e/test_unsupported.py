@@ -1,0 +1,122 @@
+"""Benchmarks of which some scenarios cannot run: they cost nobody else anything, and everybody is told."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import write_scenario
+
+if TYPE_CHECKING:
+    from .conftest import Desk
+
+pytestmark = pytest.mark.slow
+ORACLE = ("--agent", "oracle", "--name", "mine")
+GPUS = "task.toml: environment.gpus: devboxes have none: leave it out, or run the task elsewhere"
+
+
+def write_bench(folder: Path) -> Path:
+    """Two scenarios that run, one that asks for too much, one that cannot be built and one that cannot be read."""
+    for name in ("ant", "fox"):
+        write_scenario(folder / name)
+    write_scenario(folder / "bee", task="[environment]\ngpus = 1\n")
+    (write_scenario(folder / "cat") / "environment/Dockerfile").write_text("FROM debian:12\nRUN apt-get install x\n")
+    (write_scenario(folder / "dog") / "task.toml").write_text("[agent\n")
+    return folder
+
+
+def test_what_cannot_run_is_one_failed_trial_each_and_stops_nothing(desk: "Desk") -> None:
+    write_bench(desk.folder / "mine")
+    ended = desk.sweep("run", "./mine", *ORACLE, "--same-failures", "1", "--max-failures", "1", status=1)
+    results = {result["scenario_name"]: result for result in desk.results("runs/mine")}
+    assert {name: result["score"] for name, result in results.items() if result["outcome"] == "scored"} == {
+        "ant": 1.0,
+        "fox": 1.0,
+    }
+    failures = {name: results[name]["failure"] for name in ("bee", "cat", "dog")}
+    assert {failure["class"] for failure in failures.values()} == {"Unsupported"}
+    assert failures["bee"] == {"class": "Unsupported", "message": GPUS, "stage": "start"}
+    assert failures["cat"]["message"].startswith("environment/Dockerfile: line 2: RUN: apt-get needs root")
+    assert failures["dog"]["message"].startswith("task.toml: is not TOML")
+    assert [results[name]["attempts"] for name in failures] == [[], [], []]
+    assert not [event for event in desk.journal("runs/mine", "stage.entered") if "bee" in event["trial"]]
+    assert "3 of 5 scenarios cannot run here" in ended.out
+    assert f"1 x {GPUS}: bee" in ended.out
+    assert desk.refused("logs", "mine", "bee") == f"sweep: bee cannot run here: {GPUS}."
+
+
+def test_a_resume_leaves_them_and_a_retry_finds_those_that_were_mended(desk: "Desk") -> None:
+    folder = write_bench(desk.folder / "mine")
+    desk.sweep("run", "./mine", *ORACLE, status=1)
+    before = desk.results("runs/mine")
+    desk.sweep("resume", "mine", status=1)
+    assert desk.results("runs/mine") == before
+
+    task = folder / "bee/task.toml"
+    task.write_text(task.read_text().replace("gpus = 1", "gpus = 0"))
+    desk.sweep("resume", "mine", "--retry", "Unsupported", status=1)
+    after = {result["scenario_name"]: result for result in desk.results("runs/mine")}
+    assert (after["bee"]["score"], len(after["bee"]["attempts"])) == (1.0, 1)
+    assert [after[name]["failure"]["class"] for name in ("cat", "dog")] == ["Unsupported"] * 2
+    assert {name: after[name]["score"] for name in ("ant", "fox")} == {"ant": 1.0, "fox": 1.0}
+
+
+def test_they_are_left_out_by_name_where_somebody_wants_that(desk: "Desk") -> None:
+    write_bench(desk.folder / "mine")
+    ended = desk.sweep("run", "./mine", *ORACLE, "--skip-unsupported", "--limit", "2")
+    assert [result["scenario_name"] for result in desk.results("runs/mine")] in (["ant", "fox"], ["fox", "ant"])
+    assert "Left out are 3 scenarios that cannot run here, as --skip-unsupported says:" in ended.out
+    manifest = desk.manifest("runs/mine")
+    assert manifest["skipped_unsupported"].keys() == {"bee", "cat", "dog"}
+    assert manifest["skipped_unsupported"]["bee"] == GPUS
+    line = desk.refused("run", "./mine", "--agent", "nop", "--skip-unsupported", "--include", "bee")
+    assert GPUS in line
+
+
+def test_what_is_excluded_is_not_read_and_no_mistake(desk: "Desk") -> None:
+    """A pipe would keep whoever opens it waiting; a folder without rights, whoever looks into it."""
+    write_bench(desk.folder / "mine")
+    for number in range(20):
+        os.mkfifo(write_scenario(desk.folder / f"mine/odd-{number}") / "tests/pipe")
+    ended = desk.sweep("run", "./mine", *ORACLE, "--exclude", "[bcdo]*")
+    assert len(desk.results("runs/mine")) == 2
+    assert "cannot run" not in ended.out
+    assert desk.manifest("runs/mine")["scenarios"].keys() == {r["scenario"] for r in desk.results("runs/mine")}
+
+
+def test_what_a_scenario_runs_without_is_said_once_for_all_and_kept(desk: "Desk") -> None:
+    for name in ("ant", "bee"):
+        write_scenario(desk.folder / "mine" / name, task='[environment]\nskills_dir = "/skills"\n')
+    ended = desk.sweep("run", "./mine", *ORACLE)
+    note = "task.toml: environment.skills_dir: ignored: agents are not told of it"
+    assert ended.out.count(note) == 1
+    assert f"2 of 2 scenarios, {note}: ant, bee" in ended.out
+    assert [each["notes"] for each in desk.manifest("runs/mine")["scenarios"].values()] == [[note]] * 2
+
+
+def test_a_folder_that_is_not_as_it_should_be_costs_itself_alone_and_little_time(desk: "Desk") -> None:
+    """Each of them alone cost seconds, or the whole benchmark, once."""
+    bench = desk.folder / "mine"
+    write_scenario(bench / "good")
+    write_scenario(bench / "latin")
+    (bench / os.fsdecode(b"latin/environment/caf\xe9")).write_text("x")
+    with (write_scenario(bench / "sparse") / "tests/large").open("wb") as file:
+        file.truncate(5 << 30)
+    (write_scenario(bench / "keys") / "task.toml").write_text("".join(f"k{n} = 1\n" for n in range(300_000)))
+    (write_scenario(bench / "nested") / "task.toml").write_text(f"x = {'[' * 200_000}")
+    write_scenario(bench / os.fsdecode(b"caf\xe9"))
+    started = time.monotonic()
+    checked = desk.sweep("check", "./mine", "--static", status=1)
+    assert time.monotonic() - started < 10
+    assert len([line for line in checked.out.splitlines() if line.startswith("error: ")]) == 5
+    ended = desk.sweep("run", "./mine", *ORACLE, status=1)
+    results = {result["scenario_name"]: result for result in desk.results("runs/mine")}
+    assert results.pop("good")["score"] == 1.0
+    assert {result["failure"]["class"] for result in results.values()} == {"Unsupported"}
+    assert results["latin"]["failure"]["message"] == (
+        "environment/caf\\xe9: has a name that is not UTF-8: give it another"
+    )
+    assert results["sparse"]["failure"]["message"].startswith("tests/: has 5,120 MiB (large: 5,120)")
+    assert "5 of 6 scenarios cannot run here" in ended.out
