@@ -174,6 +174,8 @@ class SweepConfig(Knobs):
     scorings: PositiveInt = 3
     #: Partial work can pass, so an agent that crashed or ran out of time is scored all the same.
     on_agent_failure: Literal["score", "fail"] = "score"
+    #: Where scorers run, on a service of ours: as each scenario declares, or one way for all of them.
+    scoring: Literal["declared", "separate", "shared", "live"] = "declared"
     timeouts: Timeouts = Timeouts()
     #: What a sweep may use up: then it starts no new trial, and goes on when it is run again with more. None: no limit.
     #: The deadline is a time of day (the next one), a time from now, or a date and time: mornings have one.

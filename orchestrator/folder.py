@@ -156,8 +156,8 @@ def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:
 
 
 def _identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Sweeps did without a word on the network once."""
-    return {"network": "agent", **manifest.get("identity", {})}
+    """Sweeps did without a word on the network and on where scorers run once."""
+    return {"network": "agent", "scoring": "declared", **manifest.get("identity", {})}
 
 
 def _place_of(manifest: Mapping[str, Any]) -> str:
@@ -203,6 +203,7 @@ def _identity(config: SweepConfig, plan: Plan, arms: Mapping[str, Arm]) -> dict[
         "benchmark": plan.benchmark,
         "on_agent_failure": config.on_agent_failure,
         "network": config.network,
+        "scoring": config.scoring,
         "arms": {
             name: {
                 "agent": arm.config.agent,

@@ -122,12 +122,13 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerResult:
-    """What one scoring function said; `state` is complete or error."""
+    """What one scoring function said; `state` is complete or error, `rewards` the named numbers of its tests."""
 
     name: str
     score: float
     state: str
     output: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_faulty(self) -> bool:
@@ -135,8 +136,39 @@ class ScorerResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Where a run's scorers ran, and how its agent left the devbox, as far as an endpoint of ours says.
+
+    `mode` is separate, shared or live; `processes_left` are processes by name that still ran when the agent had ended;
+    `system_changed` are changed programs and start-up files. `broken` says how the agent broke what it was in, if so.
+    """
+
+    mode: str
+    processes_left: Mapping[str, int] = field(default_factory=dict)
+    system_changed: tuple[str, ...] = ()
+    broken: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """An endpoint of ours has ended what an agent left running, and shows its files where nobody can change them.
+
+    `exit_status` is that of the agent's execution, if that was asked for. Commands in the devbox have room in the
+    folder `scratch`, and find in `evidence` what was changed, in `prepared` the tree that the devbox began with.
+    """
+
+    exit_status: int | None
+    scratch: str
+    evidence: str
+    prepared: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioRun:
-    """One run of a scenario on the endpoint. `score` and `scorers` are None and empty until it is scored."""
+    """One run of a scenario on the endpoint. `score` and `scorers` are None and empty until it is scored.
+
+    `judgement` is None where the endpoint does not say.
+    """
 
     id: str
     scenario_id: str
@@ -144,6 +176,7 @@ class ScenarioRun:
     state: str
     score: float | None = None
     scorers: tuple[ScorerResult, ...] = ()
+    judgement: Judgement | None = None
     benchmark_run_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 

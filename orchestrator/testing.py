@@ -31,6 +31,7 @@ from orchestrator.model import (
     ScenarioRun,
     ScenarioSummary,
     ScorerResult,
+    Settlement,
 )
 
 T = TypeVar("T")
@@ -307,6 +308,18 @@ class MemoryEndpoint:
             and scenario in {None, run.scenario_id}
             and state in {None, run.state}
         ]
+
+    async def agent_begins(self, run_id: str) -> bool:
+        del run_id
+        await self._call("agent_begins")
+        return False
+
+    async def agent_ended(
+        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+    ) -> Settlement | None:
+        del run_id, scoring, devbox, execution
+        await self._call("agent_ended")
+        return None
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         del key

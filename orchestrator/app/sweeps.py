@@ -50,7 +50,7 @@ from orchestrator.model import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan, select
 from orchestrator.printable import printable
 from orchestrator.reopen import Again, Fate, named, verdicts
-from orchestrator.runloop.contract import Endpoint
+from orchestrator.runloop.contract import SETTLEMENTS, Endpoint
 from orchestrator.view.out import leave_screen
 from orchestrator.view.progress import Progress, Style, tell_slow_phases
 
@@ -316,6 +316,11 @@ async def notices_of(endpoint: Endpoint) -> Sequence[str]:
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:
     """Raises UsageError for what no devbox of this endpoint can have."""
+    if config.scoring in {"separate", "shared"} and SETTLEMENTS not in await endpoint.features():
+        raise UsageError(
+            f"--scoring {config.scoring} needs devboxes in sandboxes of a `sweep serve`, and {endpoint.url} has none: "
+            "leave it out, and scorers run in the agent's devbox."
+        )
     for arm in arms.values():
         await endpoint.check(needs_of(config, arm.agent))
 

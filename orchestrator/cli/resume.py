@@ -12,7 +12,7 @@ from orchestrator.cli.starting import start
 
 #: What tells one sweep from another cannot change, and the folder is known.
 FIXED = (
-    *("benchmark", "agent", "model", "setting", "on_agent_failure"),
+    *("benchmark", "agent", "model", "setting", "on_agent_failure", "scoring"),
     *("network", "isolation", "python", "name", "config"),
 )
 #: What changes nothing of a finished sweep.

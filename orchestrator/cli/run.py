@@ -81,6 +81,15 @@ def run(
             help="What to do when an agent crashes or times out. \\[score]",
         ),
     ] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            "--scoring",
+            metavar="declared|separate|shared|live",
+            help="Where scorers run: as each scenario says, in a fresh environment with the agent's work in it, in a "
+            "new devbox over the agent's files, or beside what the agent left running. \\[declared]",
+        ),
+    ] = None,
     timeout_start: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the run to be granted. [120]")] = None,
     timeout_boot: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the devbox to run. [900]")] = None,
     timeout_prepare: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the agent's install. [900]")] = None,

@@ -23,6 +23,7 @@ import orjson
 import structlog
 
 from orchestrator.agentkit.trajectory import convert
+from orchestrator.engine.difference import differing
 from orchestrator.engine.disk import persist
 from orchestrator.engine.packing import GROUPS, packing
 from orchestrator.engine.parcel import Limits, clear, join, unpack
@@ -31,12 +32,13 @@ from orchestrator.engine.snapshot import PATIENCE, PIECE, patching, snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import DevboxLost, WorldError
-from orchestrator.model import Flag
+from orchestrator.model import Flag, Settlement
 from orchestrator.printable import printable
 
 #: How much of the stage's time the devbox may take to pack; the rest is for the way home.
 PACKING: Final = 0.5
 PATCH_FILE: Final = "patch.diff"
+CHANGES: Final = "changes.txt"
 CONVERTED: Final = "trajectory.json"
 LEFT_OUT: Final = "LEFT-OUT.txt"
 _NAME: Final = re.compile(rf"({'|'.join(GROUPS)})\.(near|far|cut)\.[a-z]+")
@@ -58,11 +60,18 @@ async def take_snapshot(work: Work) -> None:
             _warn(work, "snapshot.failed", ended.stderr or f"status {ended.exit_status}")
 
 
-async def bring_home(ctx: Context, work: Work) -> None:
-    """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others."""
-    coming = _Coming(ctx, work, given(work.workspace, "the workspace"))
+async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) -> None:
+    """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others.
+
+    Where the devbox is settled, what comes home is made where nothing of the agent's runs.
+    """
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    if settlement is not None:
+        workspace.scratch = settlement.scratch
+    coming = _Coming(ctx, work, workspace, settlement)
     missing: WorldError | None = None
-    for part in (coming.clear, coming.patch, coming.files, coming.trajectory, coming.say, coming.log, coming.network):
+    parts = (coming.clear, coming.patch, coming.changes, coming.files, coming.trajectory)
+    for part in (*parts, coming.say, coming.log, coming.network):
         try:
             await part()
         except DevboxLost:
@@ -78,26 +87,47 @@ async def bring_home(ctx: Context, work: Work) -> None:
 class _Coming:
     """What comes home of one attempt, part by part."""
 
-    def __init__(self, ctx: Context, work: Work, workspace: DevboxWorkspace) -> None:
+    def __init__(self, ctx: Context, work: Work, workspace: DevboxWorkspace, settlement: Settlement | None) -> None:
         self._ctx = ctx
         self._work = work
         self._workspace = workspace
+        self._settlement = settlement
         self._limits = Limits()
         self._left_out: list[str] = []
 
     async def clear(self) -> None:
         """Remove what an earlier process brought home: all of it comes again."""
-        for name in (PATCH_FILE, CONVERTED, LEFT_OUT, *GROUPS):
+        for name in (PATCH_FILE, CHANGES, CONVERTED, LEFT_OUT, *GROUPS):
             await persist(partial(clear, self._work.folder / name))
 
     async def patch(self) -> None:
-        told = await self._tend("patch", patching(self._limits.file, **_places(self._workspace)), PATIENCE)
+        found, workspace = self._settlement, self._workspace
+        if found is None:
+            script = patching(self._limits.file, **_places(workspace))
+        else:
+            script = differing(
+                self._limits.file,
+                evidence=found.evidence,
+                prepared=found.prepared,
+                scratch=workspace.scratch,
+                directory=workspace.working_directory,
+            )
+        told = await self._tend("patch", script, PATIENCE)
+        self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
+        self._left_out += [f"{PATCH_FILE}: {line}" for line in told.get("left", ())]
         if reasons := told.get("no-patch"):
             self._work.flag(Flag.NO_PATCH)
             self._left_out += [f"{PATCH_FILE}: {reason}" for reason in reasons]
         elif told["piece"]:
             async with self._archive("patch", told["piece"]) as archive:
                 await self._come("patch", PATCH_FILE, partial(join, archive))
+
+    async def changes(self) -> None:
+        """What was changed beside the working directory."""
+        if self._settlement is not None:
+            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}")
+            if changes:
+                await self._work.keep("changes", CHANGES, changes)
 
     async def files(self) -> None:
         """The folders: all are packed in one go."""

@@ -72,7 +72,7 @@ async def _try_once(ctx: Context, work: Work, left: Attempt | None) -> Decision 
 
 def _after(stage: Stage, work: Work) -> Stage | None:
     """The stage that follows; None at the end of the road."""
-    if stage in {Stage.START, Stage.BOOT} and has_result(work.run):
+    if stage in {Stage.START, Stage.BOOT, Stage.SOLVE} and has_result(work.run):
         return Stage.SCORE
     return dict(pairwise(ROAD)).get(stage)
 
@@ -181,6 +181,17 @@ async def _walk_boot(ctx: Context, work: Work, stage: Stage) -> None:
             raise
 
 
+async def _walk_solve(ctx: Context, work: Work, stage: Stage) -> None:
+    """Let the agent work. Where it broke its own devbox, the run has its score already."""
+    try:
+        await _walk(ctx, work, stage)
+    except WorldError:
+        run: ScenarioRun = given(work.run, "the run")
+        work.run = await ctx.endpoint.run(run.id)
+        if not has_result(work.run):
+            raise
+
+
 async def _walk_gather(ctx: Context, work: Work, stage: Stage) -> None:
     """Bring home what there is; what is missing is noted and fails nothing."""
     try:
@@ -210,7 +221,7 @@ async def _walk_score(ctx: Context, work: Work, stage: Stage) -> None:
             return
 
 
-WALKS: Final = {Stage.BOOT: _walk_boot, Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
+WALKS: Final = {Stage.BOOT: _walk_boot, Stage.SOLVE: _walk_solve, Stage.GATHER: _walk_gather, Stage.SCORE: _walk_score}
 
 
 async def _end_without_score(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision | None:

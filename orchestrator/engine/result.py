@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from orchestrator.engine.work import Context, Work
-from orchestrator.model import Failure, Outcome
+from orchestrator.model import Failure, Outcome, ScenarioRun
 
 SCHEMA: Final = 1
 
@@ -15,6 +15,9 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
     `version` is the agent's, null where it has none; `exit_reason` is its own word for why it ended, null where it said
     none. `network` counts the connections that its devbox made, `reached`, and was not let out with, `refused`, by
     host; each is null where the endpoint does not count. `flags` are those of `model.Flag`.
+
+    `scoring` is where the scorers ran (separate, shared, live), null where none did. `processes_left` counts by name
+    what still ran when the agent had ended. `rewards` are the named numbers that tests wrote, whichever is the score.
 
     `score` is null unless the outcome is `scored`; `stages` has seconds at work and seconds waiting for a turn, of the
     last attempt; `attempts` has every attempt that ended without a score, with its failure; `files` are relative to the
@@ -40,6 +43,9 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
             {"name": scorer.name, "score": scorer.score, "state": scorer.state}
             for scorer in (run.scorers if run else ())
         ],
+        "rewards": {name: value for scorer in (run.scorers if run else ()) for name, value in scorer.rewards.items()},
+        "scoring": _mode(run),
+        "processes_left": dict(run.judgement.processes_left) if run and run.judgement else {},
         "flags": list(work.flags),
         "failure": failure.as_dict() if failure else None,
         "attempts": failures if failure else [*failures, {"attempt": work.number, "failure": None}],
@@ -54,3 +60,10 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         },
         "files": work.files,
     }
+
+
+def _mode(run: ScenarioRun | None) -> str | None:
+    """An endpoint that does not say where it scores does so in the agent's devbox."""
+    if run is None or run.score is None:
+        return None
+    return (run.judgement.mode or None) if run.judgement else "live"

@@ -33,7 +33,19 @@ from orchestrator.errors import (
 from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
 from orchestrator.ledger import Attempt
 from orchestrator.locks import birth
-from orchestrator.model import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, Devbox, Flag, Needs, Scenario, ScenarioRun, path_part
+from orchestrator.model import (
+    DEVBOX_DEAD,
+    RUN_ALIVE,
+    RUN_RESULT,
+    Devbox,
+    Flag,
+    Judgement,
+    Needs,
+    Scenario,
+    ScenarioRun,
+    Settlement,
+    path_part,
+)
 from orchestrator.stages import Stage
 
 Facts = Mapping[str, Any]
@@ -124,6 +136,10 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | Non
     def keep(offset: int, length: int) -> None:
         ctx.sink.append_nowait(OutputKept(trial=str(work.key), attempt=work.number, offset=offset, length=length))
 
+    async def vouch(execution: str) -> int | None:
+        settlement = await settle(ctx, work, execution)
+        return settlement.exit_status if settlement else None
+
     log = work.folder / LOG
     work.list_file("agent_log", log)
     work.workspace = DevboxWorkspace(
@@ -136,14 +152,22 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | Non
         log=log,
         left=left,
         redactor=ctx.redactor,
+        vouch=vouch,
     )
+
+
+async def settle(ctx: Context, work: Work, execution: str | None = None) -> Settlement | None:
+    """Have what the agent left settled. Raises WorldError, and Conflicted while its execution goes on."""
+    run: ScenarioRun = given(work.run, "the run")
+    return await ctx.endpoint.agent_ended(run.id, scoring=ctx.config.scoring, devbox=run.devbox_id, execution=execution)
 
 
 async def prepare(ctx: Context, work: Work) -> Facts:
     """Install the agent, then remember how things stand."""
-    del ctx
+    run: ScenarioRun = given(work.run, "the run")
     await work.arm.agent.prepare(given(work.workspace, "the workspace"))
-    await take_snapshot(work)
+    if not await ctx.endpoint.agent_begins(run.id):
+        await take_snapshot(work)
     return {}
 
 
@@ -170,8 +194,8 @@ async def solve(ctx: Context, work: Work) -> Facts:
 
 
 async def gather(ctx: Context, work: Work) -> Facts:
-    """Bring home what scoring would mix with hidden tests."""
-    await bring_home(ctx, work)
+    """Bring home what scoring would mix with hidden tests; what the agent left running has ended before."""
+    await bring_home(ctx, work, await settle(ctx, work))
     return gathered(work)
 
 
@@ -198,7 +222,19 @@ async def score(ctx: Context, work: Work) -> Facts:
         raise ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
+    _flag_judged(work, scored)
     return {"score": scored.score}
+
+
+def _flag_judged(work: Work, run: ScenarioRun) -> None:
+    """Flag what belongs beside a score: an endpoint that does not say where it scores does so beside the agent."""
+    judgement = run.judgement or Judgement(mode="live")
+    if judgement.broken:
+        work.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
+    elif judgement.mode == "live":
+        work.flag(Flag.SCORED_LIVE)
+    if judgement.system_changed:
+        work.flag(Flag.SYSTEM_CHANGED)
 
 
 async def _judged(ctx: Context, work: Work) -> ScenarioRun:

@@ -11,7 +11,7 @@ whether the files that were written for it are there, and an agent has ended whe
 import posixpath
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from hashlib import sha256
 from math import inf
@@ -98,6 +98,8 @@ NOTE_EVERY: Final = 5.0
 
 Announce = Callable[[str], None]
 Keep = Callable[[int, int], None]
+Vouch = Callable[[str], Awaitable[int | None]]
+"""Whether the endpoint itself says that an execution has ended: its exit status, None if it does not say."""
 
 
 class DevboxWorkspace:
@@ -106,7 +108,7 @@ class DevboxWorkspace:
     `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution; `log` is
     the attempt's agent.log, and `keep` is told now and then from which byte of the output on to read, and how long the
     log is that has all before it. `left` is what an earlier process knew. What `redactor` knows never gets into the
-    log.
+    log. `vouch` asks the endpoint about an agent's execution that left no record of its end.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class DevboxWorkspace:
         log: Path,
         left: Attempt | None = None,
         redactor: Redactor = NO_SECRETS,
+        vouch: Vouch | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._devbox = devbox
@@ -130,6 +133,9 @@ class DevboxWorkspace:
         self._keep = keep
         self._log = log
         self._redactor = redactor
+        self._vouch = vouch
+        #: Where our own steps have room in the devbox.
+        self.scratch = f"{devbox.home}/.sweep"
         self._execution = left.execution if left else None
         self._is_again = left is not None
         #: The next byte of the output to ask for, and the length of the log that has all before it.
@@ -160,10 +166,6 @@ class DevboxWorkspace:
     @property
     def installed(self) -> frozenset[str]:
         return self._devbox.installed
-
-    @property
-    def scratch(self) -> str:
-        return f"{self._devbox.home}/.sweep"
 
     async def exec(
         self,
@@ -331,6 +333,8 @@ class DevboxWorkspace:
                 if ending := await self._read_ending():
                     ended = None if ending == "timed-out" else int(ending)
                     return ExecResult(exit_status=ended, stdout=_tail(self._log), stderr="")
+                if status != _NOT_WRITTEN and (vouched := await self._ask_again()) is not None:
+                    return ExecResult(exit_status=vouched, stdout=_tail(self._log), stderr="")
                 if status == _VANISHED:
                     raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
             if sight > _SIGHTS:
@@ -341,6 +345,14 @@ class DevboxWorkspace:
                 await self._execute({}, line, sight)
                 self._note(0)
         raise DevboxLost(f"devbox {self._devbox.id} does not say what became of the agent")
+
+    async def _ask_again(self) -> int | None:
+        """The exit status of an agent that left no record of its end: it ended who was to write that."""
+        if self._vouch is None:
+            return None
+        with suppress(Missing, Conflicted):
+            return await self._vouch(str(self._execution))
+        return None
 
     async def _kill(self, execution: str) -> None:
         with suppress(Missing, Conflicted):  # it is over, or its devbox is

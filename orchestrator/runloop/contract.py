@@ -6,7 +6,7 @@ the endpoint has its effect once.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from orchestrator.model import (
     Benchmark,
@@ -17,7 +17,11 @@ from orchestrator.model import (
     Scenario,
     ScenarioRun,
     ScenarioSummary,
+    Settlement,
 )
+
+#: The feature of an endpoint that can keep apart what is the agent's and what is the scorers'.
+SETTLEMENTS: Final = "settlements"
 
 
 class Endpoint(Protocol):
@@ -113,6 +117,16 @@ class Endpoint(Protocol):
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
     ) -> list[ScenarioRun]:
         """Every scenario run, of one benchmark run, of one scenario, or in one state where these are given."""
+
+    async def agent_begins(self, run_id: str) -> bool:
+        """The agent of a run begins now: have noted how its devbox is. False where the endpoint cannot."""
+
+    async def agent_ended(
+        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+    ) -> Settlement | None:
+        """The agent of a run has ended: have its devbox settled for a scoring that is `declared`, `separate`, `shared`
+        or `live`. None where the endpoint cannot. With the execution that the agent was, Conflicted while that goes on.
+        """
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         """Start the scoring; it goes on after the answer."""

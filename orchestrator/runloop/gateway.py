@@ -42,8 +42,10 @@ from orchestrator.model import (
     Scenario,
     ScenarioRun,
     ScenarioSummary,
+    Settlement,
 )
 from orchestrator.runloop import views
+from orchestrator.runloop.contract import SETTLEMENTS
 from orchestrator.runloop.doubt import Doubt
 from orchestrator.runloop.faults import translated
 from orchestrator.runloop.policies import Policies
@@ -272,6 +274,29 @@ class Gateway:
             state=state or omit,
         )
         return await self._all("listing the scenario runs", lister, views.run)
+
+    async def agent_begins(self, run_id: str) -> bool:
+        if SETTLEMENTS not in await self.features():
+            return False
+        await self._ask(
+            f"noting how the devbox of run {run_id} is", partial(self._tell, run_id, "agent_begins", {}), views.receipt
+        )
+        return True
+
+    async def agent_ended(
+        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+    ) -> Settlement | None:
+        if SETTLEMENTS not in await self.features():
+            return None
+        body = {"scoring": scoring, "devbox": devbox, "execution": execution}
+        return await self._ask(
+            f"settling what the agent of run {run_id} left",
+            partial(self._tell, run_id, "agent_ended", body),
+            views.settlement,
+        )
+
+    async def _tell(self, run_id: str, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._client.post(f"/v1/sweep/runs/{run_id}/{verb}", body=body, cast_to=dict[str, Any])
 
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         return await self._ask(

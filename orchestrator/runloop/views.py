@@ -29,10 +29,12 @@ from orchestrator.model import (
     BenchmarkRun,
     Devbox,
     Execution,
+    Judgement,
     Scenario,
     ScenarioRun,
     ScenarioSummary,
     ScorerResult,
+    Settlement,
 )
 
 T = TypeVar("T")
@@ -174,7 +176,13 @@ def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
 def run(view: ScenarioRunView) -> ScenarioRun:
     result = view.scoring_contract_result
     scorers = [
-        ScorerResult(name=each.scoring_function_name, score=each.score, state=each.state, output=each.output or "")
+        ScorerResult(
+            name=each.scoring_function_name,
+            score=each.score,
+            state=each.state,
+            output=each.output or "",
+            rewards=(each.model_extra or {}).get("rewards") or {},
+        )
         for each in (result.scoring_function_results or [] if result else [])
     ]
     return ScenarioRun(
@@ -184,8 +192,32 @@ def run(view: ScenarioRunView) -> ScenarioRun:
         state=_required(view.state, "a run's state"),
         score=result.score if result else None,
         scorers=tuple(scorers),
+        judgement=_judgement((view.model_extra or {}).get("scoring")),
         benchmark_run_id=view.benchmark_run_id,
         metadata=view.metadata or {},
+    )
+
+
+def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
+    if not view:
+        return None
+    return Judgement(
+        mode=str(view.get("mode") or ""),
+        processes_left=view.get("processes_left") or {},
+        system_changed=tuple(view.get("system_changed") or ()),
+        broken=str(view.get("broken") or ""),
+    )
+
+
+def settlement(view: Mapping[str, Any]) -> Settlement | None:
+    """What was settled; None where scorers meet the agent's processes, and nothing else was made of the devbox."""
+    if view["scratch"] is None:
+        return None
+    return Settlement(
+        exit_status=view["exit_status"],
+        scratch=str(view["scratch"]),
+        evidence=str(view["evidence"]),
+        prepared=str(view["prepared"]),
     )
 
 

@@ -18,7 +18,7 @@ from orchestrator.service.catalog.definitions import Definitions
 from orchestrator.service.catalog.scoringplan import ScoringPlan
 from orchestrator.service.devboxes.contract import HOME, Command
 from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.succession import Mode, Settled, Succession
+from orchestrator.service.fleet.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Settled, Succession
 from orchestrator.service.runs.starting import check_unchanged, outwait
 from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 
@@ -56,7 +56,8 @@ class Settlements:
         check_unchanged(run, scenario)
         with self._fleet.boxes(run["devbox_id"]) as boxes:
             settled = await self.settle(run, scenario, boxes)
-        return shown(settled)
+        places = {"scratch": SCRATCH, "evidence": EVIDENCE, "prepared": PREPARED}
+        return {**shown(settled), **(dict.fromkeys(places) if settled.changes is None else places)}
 
     async def settle(self, run: Document, scenario: Document, boxes: Succession) -> Settled:
         """Settle a run's devbox and keep what was found in its record. Raises BoxDied and BoxStartFailed.
