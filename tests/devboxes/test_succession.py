@@ -47,19 +47,6 @@ async def test_another_box_reads_and_writes_the_files_of_one_beside_it(local: "B
     assert (box.place("/app") / "file").read_text() == "second\n"
 
 
-async def test_files_of_one_box_are_moved_into_another_in_place_of_its_roots(local: "Bench", tmp_path: Path) -> None:
-    (tmp_path / "root/app/sub").mkdir(parents=True)
-    (tmp_path / "root/app/old").write_text("old")
-    (tmp_path / "root/app/sub/kept").write_text("kept")
-    box = await local.boot()
-    await local.run(box, "mkdir -p out/deep; echo new > out/deep/file; echo answer > /logs/answer")
-    await box.retire()
-    moves = {"/app/sub/out": box.place("/home/user/out"), "/app/old": box.place("/logs/answer")}
-    other = await local.boot(beside=box, root=tmp_path / "root", moves=moves)
-    said = await local.run(other, "cat /app/old /app/sub/kept /app/sub/out/deep/file; ls -A ~")
-    assert said.output == "answer\nkeptnew\n"
-
-
 async def test_a_box_beside_another_ends_with_it(local: "Bench") -> None:
     box = await local.boot()
     other = await local.boot(beside=box)

@@ -91,8 +91,7 @@ class AgentBox(ABC):
     def prepare(self) -> None:
         """Make what the box needs before it boots. Blocking."""
         self.folder.create(self.spec)
-        is_empty = self.spec.root is None and not self.spec.moves
-        self._used = 0 if is_empty else disk_usage(self.folder.files)
+        self._used = disk_usage(self.folder.files) if self.spec.root is not None else 0
 
     @abstractmethod
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:

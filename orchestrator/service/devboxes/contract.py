@@ -83,9 +83,8 @@ class BoxSpec:
 
     `root` is a prepared tree (`home/user/…`, `app/…`): it is copied, never shared, into the box's own writable
     folders; each of its top-level folders becomes one. /home/user, /tmp, /app, /tests, /solution, /logs and
-    `working_directory` are the box's own and writable in any case, and exist. `moves` are further files and folders of
-    the host by their path in the box: they are moved there, in place of what is in `root`. A bind at one of the box's
-    own folders covers it. `environment` reaches every command.
+    `working_directory` are the box's own and writable in any case, and exist. A bind at one of them covers it.
+    `environment` reaches every command.
     """
 
     id: str
@@ -94,7 +93,6 @@ class BoxSpec:
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
-    moves: Mapping[str, Path] = field(default_factory=dict)
     binds: tuple[Bind, ...] = ()
 
 

@@ -46,10 +46,7 @@ class BoxFolder:
                 (self.files / path[1:]).chmod(0o777)
             (self.files / "tmp").chmod(0o1777)
             if spec.root is not None:
-                skip = frozenset(path.strip("/") for path in spec.moves)
-                Copier(owner=self.owner, skip=skip).copy(spec.root, self.files)
-            for path, source in spec.moves.items():
-                self._move(source, path)
+                Copier(owner=self.owner).copy(spec.root, self.files)
             if self.owner is not None:
                 os.chown(self.base, self.owner, self.owner)
         except OSError as error:
@@ -96,16 +93,6 @@ class BoxFolder:
                 raise BoxStartFailed(f"/{path} is a link in the prepared root, and /{place} has to be mounted there")
             if count < len(parts):
                 yield path
-
-    def _move(self, source: Path, path: str) -> None:
-        """Put a file or folder of another box in the place of what is at `path`."""
-        target = self.files / path.strip("/")
-        self._make(str(PurePosixPath(path).parent))
-        if target.is_dir() and not target.is_symlink():
-            remove(target)
-        else:
-            target.unlink(missing_ok=True)
-        source.rename(target)
 
     def _make(self, path: str) -> None:
         folder = self.files

@@ -17,7 +17,7 @@ import anyio
 from orchestrator.errors import BadRequest
 from orchestrator.service.devboxes.commands import Finished, run, write_file
 from orchestrator.service.devboxes.contract import HOME, Box, Command, shell
-from orchestrator.service.devboxes.prepared import Healthcheck
+from orchestrator.service.devboxes.prepared import Healthcheck, Prepared
 from orchestrator.service.fleet.logs import append_setup, entry
 from orchestrator.service.store import Document, now_ms
 
@@ -36,6 +36,13 @@ async def write_mounts(box: Box, mounts: Mapping[str, str]) -> None:
     """Raises BadRequest when a file cannot be written, and BoxDied."""
     for path, contents in mounts.items():
         await write_file(box, in_home(path), contents.encode())
+
+
+async def settle_in(box: Box, prepared: Prepared, output: Path) -> None:
+    """Run an environment's scripts and wait until it is healthy. Raises BadRequest saying what went wrong, and BoxDied."""
+    await run_scripts(box, prepared.setup, output)
+    if prepared.healthcheck is not None:
+        await wait_healthy(box, prepared.healthcheck, output)
 
 
 async def run_scripts(box: Box, scripts: Iterable[str], output: Path) -> None:
@@ -83,7 +90,8 @@ async def _run(box: Box, script: str, command: Command, output: Path, *, timeout
     started = now_ms()
     finished = await run(box, command, timeout=timeout)
     entries = _entries(script, finished, started)
-    await anyio.to_thread.run_sync(partial(append_setup, output, box.id, entries))
+    devbox = box.id.partition(".")[0]  # a box of ours beside a devbox's own has its id before its own
+    await anyio.to_thread.run_sync(partial(append_setup, output, devbox, entries))
     return finished
 
 

@@ -40,7 +40,7 @@ from orchestrator.service.egress.addresses import Resolver
 from orchestrator.service.egress.policies import policy_of
 from orchestrator.service.egress.proxy import Egress
 from orchestrator.service.egress.rules import Network
-from orchestrator.service.fleet.boot import run_commands, run_scripts, wait_healthy, write_mounts
+from orchestrator.service.fleet.boot import run_commands, run_scripts, settle_in, wait_healthy, write_mounts
 from orchestrator.service.fleet.changes import Changes
 from orchestrator.service.fleet.launch import Launch, parse_launch
 from orchestrator.service.fleet.logs import append_setup, entry
@@ -259,6 +259,7 @@ class Fleet:
             folder=self._evidence / live.id,
             egress=live.egress,
             covers=self._covers,
+            settle_in=partial(settle_in, prepared=prepared, output=self.output),
         )
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)

@@ -58,6 +58,14 @@ def empty(root: Path, path: str) -> None:
     _make(parent / pure.name, 0o777)
 
 
+def take(root: Path, path: str, source: Path) -> None:
+    """Move a file or folder of another box here, in the place of what is there. Raises OSError."""
+    pure = PurePosixPath(path)
+    parent = _folder(root, str(pure.parent))
+    _clear(parent / pure.name)
+    source.rename(parent / pure.name)
+
+
 def put(root: Path, path: str, data: bytes, mode: int) -> str:
     """Write a file in the place of whatever stands there or in its way, and remove the byte code beside it.
 

@@ -7,8 +7,8 @@ files where these are `shared`, over a fresh copy of the environment with what m
 `separate`. Only `live` scorers meet the agent's processes, in its own box.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -24,7 +24,7 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.egress.proxy import Egress
 from orchestrator.service.fleet.differences import Changes, compare, remember
-from orchestrator.service.fleet.remains import empty, open_up, resolved
+from orchestrator.service.fleet.remains import empty, open_up, resolved, take
 
 #: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
 EVIDENCE: Final = "/run/evidence"
@@ -68,10 +68,12 @@ class Succession:
         folder: Path,
         egress: Egress | None,
         covers: Sequence[Bind],
+        settle_in: Callable[[Box], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._spec = spec
         self._covers = covers
+        self._settle_in = settle_in
         self._holder = box
         self._prepared = prepared
         self._folder = folder
@@ -211,14 +213,62 @@ class Succession:
         """
         if mode is Mode.SEPARATE:
             moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
-            self._holder = await self._provider.start(
-                replace(
-                    self._spec, id=self._next("fresh"), root=self._prepared.root, moves=moves, network=False, binds=()
-                ),
-                beside=self.agents,
-            )
-            await self._holder.retire()
-        await anyio.to_thread.run_sync(empty, self._holder.place("/"), VERIFIER)
+            self._holder = await self._fresh()
+            await anyio.to_thread.run_sync(self._take, moves)
+        await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
+
+    @asynccontextmanager
+    async def untouched(self) -> AsyncIterator[None]:
+        """Meanwhile what is judged is a fresh copy of the environment, with nothing of the agent's in it."""
+        holder, self._holder = self._holder, await self._fresh()
+        try:
+            await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
+            yield
+        finally:
+            fresh, self._holder = self._holder, holder
+            await fresh.stop()
+
+    async def _fresh(self) -> Box:
+        """A box of the environment as the agent's was before it began, in which nothing runs any more."""
+        box = await self._provider.start(
+            replace(
+                self._spec,
+                id=self._next("fresh"),
+                root=self._prepared.root,
+                environment=self._environment(),
+                binds=tuple(self._covers),
+            ),
+            beside=self.agents,
+        )
+        try:
+            async with self._let_out(box):
+                await self._settle_in(box)
+            await box.retire()
+        except BaseException:
+            await box.stop()
+            raise
+        return box
+
+    def _environment(self, asked: Collection[str] = ()) -> Mapping[str, str]:
+        """The variables of the environment, and of the agent's box those that are asked for."""
+        proxy = {} if self._egress is None else self._egress.variables
+        given = {name: value for name, value in self._spec.environment.items() if name in asked}
+        return {**self._prepared.environment, **proxy, **given}
+
+    @asynccontextmanager
+    async def _let_out(self, box: Box) -> AsyncIterator[None]:
+        """The way out, from this box too."""
+        if self._egress is None:
+            yield
+            return
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._egress.serve, box)
+            yield
+            tasks.cancel_scope.cancel()
+
+    def _take(self, moves: Mapping[str, Path]) -> None:
+        for path, source in moves.items():
+            take(self.files, path, source)
 
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
         """Where each path really is; one inside another goes with it."""
@@ -245,25 +295,21 @@ class Succession:
         Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
         for. Everything in it ends with the context. Raises BoxStartFailed.
         """
-        asked = {name: value for name, value in self._spec.environment.items() if name in variables}
-        proxy = {} if self._egress is None else dict(self._egress.variables)
         box = await self._provider.start(
             replace(
                 self._spec,
                 id=self._next("scoring"),
                 root=None,
-                environment={**self._prepared.environment, **proxy, **asked},
+                environment=self._environment(variables),
                 binds=(*self._covers, *self._tops(is_writable=True, but=("/tmp", "/tests")), *given),  # noqa: S108
             ),
             beside=self._holder,
         )
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(box.stop)
-            if self._egress is not None:
-                tasks = await stack.enter_async_context(anyio.create_task_group())
-                stack.callback(tasks.cancel_scope.cancel)
-                await tasks.start(self._egress.serve, box)
-            yield box
+        try:
+            async with self._let_out(box):
+                yield box
+        finally:
+            await box.stop()
 
     async def stop(self) -> None:
         """End all of them, and remove what they left."""

@@ -35,6 +35,8 @@ from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 DEFAULT_TIMEOUT: Final = 1800
 #: Seconds that scorings get to finish when the service ends.
 GRACE: Final = 5.0
+#: Seconds in which an untouched environment is scored, to learn whose fault it is that scorers fail again.
+CONTROL: Final = 100.0
 #: The box's own working directory, which it was booted with: the scenario's.
 IN_PLACE: Final = "."
 
@@ -126,15 +128,15 @@ class Scorings:
             scenario = await outwait(partial(insist, partial(self._definitions.scenario, run["scenario_id"])))
             check_unchanged(run, scenario)
             scripts: dict[str, str] = scenario["_scorers"]
+            contract, timeout = scenario["scoring_contract"], scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT
             with self._fleet.boxes(run["devbox_id"]) as boxes:
                 async with self._place(run, scenario, boxes) as (place, tests):
-                    result = await self._scoring.score(
-                        scenario["scoring_contract"],
-                        place,
-                        timeout=scenario.get("scorer_timeout_sec") or DEFAULT_TIMEOUT,
-                        custom=custom,
-                        tests=tests,
-                    )
+                    score = partial(self._scoring.score, contract, place, custom=custom, tests=tests)
+                    result = await score(timeout=timeout)
+                    if faults(result) and run.get("_faults") and isinstance(place, Apart):
+                        async with boxes.untouched():
+                            control = await score(timeout=min(timeout, CONTROL))
+                        result = self._scoring.blame(contract, result, control)
                 await _need_whole(boxes)
         except (ServiceError, WorldError) as error:
             return None, error.message
@@ -184,6 +186,7 @@ class Scorings:
                 run["scoring_contract_result"] = result
                 note_broken(run, [each["broken"] for each in result["scoring_function_results"] if "broken" in each])
             if reason:
+                run["_faults"] = run.get("_faults", 0) + 1
                 note_live_fault(run)
             end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
             tally.settle(db, run.get("benchmark_run_id"))
