@@ -26,6 +26,7 @@ from orchestrator.model import (
     BenchmarkRun,
     Devbox,
     Execution,
+    Judgement,
     Needs,
     Scenario,
     ScenarioRun,
@@ -343,7 +344,13 @@ class MemoryEndpoint:
             name="tests", score=0.0 if is_broken else self.script.score, state="error" if is_broken else "complete"
         )
         state = "failed" if is_broken else "scored"
-        self.runs[run_id] = replace(self.runs[run_id], state=state, score=scorer.score, scorers=(scorer,))
+        self.runs[run_id] = replace(
+            self.runs[run_id],
+            state=state,
+            score=scorer.score,
+            scorers=(scorer,),
+            judgement=Judgement(mode="shared"),
+        )
         return self.runs[run_id]
 
     async def complete(self, run_id: str) -> None:

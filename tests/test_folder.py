@@ -331,6 +331,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         attempts=4,
         scorings=2,
         on_agent_failure="fail",
+        scoring="shared",
         timeouts={"solve": 7, "score": 9},
         deadline="07:00",
         max_cost=2.5,
