@@ -109,10 +109,20 @@ def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk"
     assert len(served.results(run)) == 6
 
 
-def test_a_deadline_in_the_past_starts_nothing_and_says_so(served: "Desk") -> None:
-    ended = served.sweep("run", "six", "--agent", "nop", "--deadline", "2020-01-01T07:00", "--name", "mine", status=1)
-    assert "Stopped: --deadline 2020-01-01T07:00 has come; it takes a later one to go on. 6 of 6" in ended.out
-    assert not served.journal("runs/mine", "stage.entered")
+@pytest.mark.parametrize(
+    ("deadline", "words"),
+    [
+        ("2020-01-01T07:00", "--deadline: 2020-01-01T07:00 is over; give a later moment, 8h from now, or 07:00"),
+        ("5", "deadline: '5' of what? Write 5h, 5m or 5s from now, or a time such as 07:00"),
+    ],
+)
+def test_a_deadline_in_the_past_and_a_number_alone_are_refused_with_the_fix(
+    served: "Desk", deadline: str, words: str
+) -> None:
+    for how in ([], ["--dry-run"]):
+        line = served.refused("run", "six", "--agent", "nop", "--deadline", deadline, "--name", "mine", *how)
+        assert words in line
+    assert not (served.folder / "runs").exists()
 
 
 def test_a_budget_in_a_settings_file_is_heeded(served: "Desk") -> None:
