@@ -1,6 +1,8 @@
 """What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
 
 import re
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "version": (str, type(None)),
     "model": (str, type(None)),
     "trial": int,
+    "started": str,
+    "finished": str,
     "outcome": str,
     "score": (float, type(None)),
     "scorers": list,
@@ -33,6 +37,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "failure": (dict, type(None)),
     "attempts": list,
     "stages": dict,
+    "exit_status": (int, type(None)),
     "exit_reason": (str, type(None)),
     "usage": dict,
     "network": dict,
@@ -66,6 +71,10 @@ def test_a_sweep_leaves_one_documented_line_for_each_trial(ended: "tuple[Desk, E
         assert result["stages"].keys() >= {"start", "boot", "solve", "score"}
         assert (result["outcome"], result["benchmark"], result["failure"]) == ("scored", "six", None)
         assert all(result["ids"].values())
+        started, finished = (datetime.fromisoformat(result[key]) for key in ("started", "finished"))
+        assert started < finished
+        assert started.utcoffset() == finished.utcoffset() == timedelta(0)
+        assert abs(finished.timestamp() - time.time()) < 600
     scores = {(result["scenario_name"], result["arm"], result["trial"]): result["score"] for result in results}
     assert len(results) == 4
     assert scores == {(n, arm, 1): score for n in ("ant", "bee") for arm, score in (("oracle", 1.0), ("nop", 0.0))}
@@ -95,8 +104,8 @@ def test_for_a_pipe_the_picture_is_plain_lines_and_a_table(ended: "tuple[Desk, E
     assert re.fullmatch(r"Starting six-2-arms-\d{8}-\d{6}: 4 trials, 4 to do\.", first)
     assert sum(bool(re.match(r"\[[1-4]/4\] (ant|bee) (oracle  1\.000|nop  0\.000)  ", line)) for line in lines) == 4
     table = {line.split()[0]: line.split() for line in lines if line.startswith(("oracle ", "nop "))}
-    assert table["oracle"][1:4] == ["2/2", "0", "1.000"]
-    assert table["nop"][1:4] == ["2/2", "0", "0.000"]
+    assert table["oracle"][1:8] == ["2/2", "0", "0", "1.000", "0.342", "-", "1.000"]
+    assert table["nop"][1:8] == ["2/2", "0", "0", "0.000", "0.000", "-", "0.658"]
     assert (desk.folder / said.folder / "trials").is_dir()
 
 
