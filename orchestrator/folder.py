@@ -172,8 +172,10 @@ def _why_new(path: Path, manifest: Mapping[str, Any], config: SweepConfig, plan:
         if now[size] != before.get(size)
     ]
     reason = f" ({'; '.join(differing)})" if differing else ""
+    lost = _lost(manifest, plan)
+    trials = "a trial" if lost == 1 else f"{lost} trials"
     return (
-        f"It is a new sweep because {path.name} has {_lost(manifest, plan)} trials that this one has not{reason}: "
+        f"It is a new sweep because {path.name} has {trials} that this one has not{reason}: "
         f"`sweep resume {as_typed(path)}` goes on with that."
     )
 

@@ -403,7 +403,7 @@ def test_why_another_begins_names_globs_too_and_a_benchmark_that_shrank_by_itsel
     assert "(--include o* x now, no --include before; no --exclude now, --exclude z* before)" in chosen.why
     finish(chosen)
     shrunk = replace(whole, plan=part_of(whole).plan)
-    assert f"{first.path.name} has 1 trials that this one has not: `sweep" in shrunk.choose(tmp_path).why
+    assert f"{first.path.name} has a trial that this one has not: `sweep" in shrunk.choose(tmp_path).why
 
 
 def test_the_same_or_a_larger_plan_goes_on_without_a_word(tmp_path: Path) -> None:

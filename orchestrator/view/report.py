@@ -34,8 +34,8 @@ class ArmSummary:
     """What an arm reached: `mean` over scored trials, with its 95 % interval.
 
     `floor` is the mean if every failed trial counted 0: between the two lies the truth about a night with failures.
-    `cost`, in US dollars, and `tokens`, of input and output, are what its agents report to have used, in every attempt;
-    `agent_seconds` is how long they worked in the last attempts of its trials.
+    `cost`, in US dollars, and `tokens`, of input and output, are what its agents report to have used, in every attempt,
+    None where they report none; `agent_seconds` is how long they worked in the last attempts of its trials.
     """
 
     arm: str
@@ -47,8 +47,8 @@ class ArmSummary:
     low: float | None
     high: float | None
     floor: float | None
-    cost: float
-    tokens: int
+    cost: float | None
+    tokens: int | None
     agent_seconds: float
 
 
@@ -118,8 +118,8 @@ def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey,
         low=low,
         high=high,
         floor=sum(flat) / (len(flat) + failed) if flat or failed else None,
-        cost=ledger.costs.get(arm, 0.0),
-        tokens=ledger.tokens.get(arm, 0),
+        cost=ledger.costs.get(arm),
+        tokens=ledger.tokens.get(arm),
         agent_seconds=round(sum(trial.agent_seconds for trial in finished.values()), 1),
     )
 
@@ -216,10 +216,11 @@ class _Arms:
     def _used(self) -> dict[str, list[str]]:
         """Cost and tokens only where agents report them."""
         columns = {}
-        if any(each.cost for each in self.summaries):
-            columns["cost"] = [f"${each.cost:,.2f}" if each.cost else "-" for each in self.summaries]
-        if any(each.tokens for each in self.summaries):
-            columns["tokens"] = [amount(each.tokens) if each.tokens else "-" for each in self.summaries]
+        costs, tokens = [each.cost for each in self.summaries], [each.tokens for each in self.summaries]
+        if any(costs):
+            columns["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
+        if any(tokens):
+            columns["tokens"] = ["-" if count is None else amount(count) for count in tokens]
         return columns | {"agent|time": [duration(each.agent_seconds) for each in self.summaries]}
 
     def _table(self, columns: Mapping[str, Sequence[str]], gap: str) -> Table:
