@@ -143,6 +143,23 @@ def test_a_named_sweep_that_is_finished_shows_its_summary_and_runs_nothing(serve
     assert "arms.oracle" in line
 
 
+def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(served: "Desk") -> None:
+    """A dry run says so too, and both say why."""
+    command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
+    whole = served.sweep(*command, "--limit", "5", "--max-failures", "1", status=1).folder
+    why = (
+        f"It is a new sweep because {Path(whole).name} has 3 trials that this one has not "
+        f"(--limit 2 now, --limit 5 before): `sweep resume {Path(whole).name}` goes on with that."
+    )
+    assert why in served.sweep(*command, "--limit", "2", "--dry-run").out
+    less = served.sweep(*command, "--limit", "2", status=1)
+    assert why in less.out.splitlines()
+    assert less.folder != whole
+    more = served.sweep(*command, "--limit", "6", "--max-failures", "2", status=1)
+    assert more.folder == whole
+    assert "It is a new sweep" not in more.out
+
+
 def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:
     """Nothing beside the runs folder is written, and the home stays empty."""
     desk.sweep("run", "bugfix-mini", "--agent", "oracle", "--include", "csv-*")
