@@ -127,9 +127,9 @@ def test_a_deadline_in_the_past_and_a_number_alone_are_refused_with_the_fix(
 
 
 def test_a_mistyped_command_stops_the_sweep_with_what_it_printed(served: "Desk") -> None:
-    """It would be an honest 0.000 else; a resume knows of the crashes, and `--retry` runs them again."""
-    command = ("run", "six", "--agent", "command:claude-cod --fast", "--devboxes", "2", "--same-failures", "3")
-    ended = served.sweep(*command, status=1)
+    """It would be an honest 0.000 else; a resume knows of the crashes."""
+    command = ("run", "six", "--agent", "command:claude-cod --fast", "--trials", "2", "--devboxes", "2")
+    ended = served.sweep(*command, "--same-failures", "3", status=1)
     stopped = next(line for line in ended.out.splitlines() if line.startswith("Stopped: "))
     how = r"Stopped: the agent of command crashed in each of its [34] trials so far, with exit status 127: "
     assert re.match(how, stopped)
