@@ -46,9 +46,15 @@ def seconds(value: Any) -> Any:
 def moment(text: str, now: datetime) -> float:
     """A deadline as seconds since 1970: `07:00` is the next such time, `8h` is from now, a date and time is itself.
 
-    `now` is this machine's time without a zone, and so are dates that name none. Raises ValueError.
+    `now` is this machine's time without a zone, and so are dates that name none. Raises ValueError for what cannot be
+    read, for a number alone, which nobody means in seconds, and for a moment that is over.
     """
-    if _DURATION.fullmatch(text.strip().lower()):
+    span = _DURATION.fullmatch(text.strip().lower())
+    if span and not span[2]:
+        raise ValueError(
+            f"{text!r} of what? Write {span[1]}h, {span[1]}m or {span[1]}s from now, or a time such as 07:00"
+        )
+    if span and float(span[1]):
         return now.timestamp() + float(seconds(text))
     of_day = _TIME_OF_DAY.fullmatch(text)
     try:
@@ -61,14 +67,18 @@ def moment(text: str, now: datetime) -> float:
         raise ValueError(f"{text!r} is not a deadline; write 07:00, 8h or 2026-11-24T07:00") from None
     if of_day and at <= now:
         at += timedelta(days=1)
+    if at.timestamp() <= now.timestamp():
+        raise ValueError(f"{text} is over; give a later moment, 8h from now, or 07:00 for the next morning")
     return at.timestamp()
 
 
 def _deadline(value: Any) -> Any:
-    """TOML has dates and times of its own. Raises ValueError for what is no deadline."""
-    text = value.isoformat() if isinstance(value, date | time) else value
+    """TOML has dates, times and numbers of its own. Raises ValueError for what is no deadline."""
+    text = (
+        value.isoformat() if isinstance(value, date | time) else str(value) if isinstance(value, int | float) else value
+    )
     if isinstance(text, str):
-        moment(text, datetime(2000, 1, 1))  # noqa: DTZ001 - whether it can be read does not depend on the day
+        moment(text, datetime(1970, 1, 2))  # noqa: DTZ001 - whether it can be read does not depend on the day
     return text
 
 
@@ -191,7 +201,8 @@ class SweepConfig(Knobs):
     #: How long those in flight may go on after a stop; None: to their end after Ctrl-C at a terminal and at the end of
     #: a budget, 5 minutes after a signal from whoever cannot wait for ever (a service manager, a shutdown).
     drain: Patience | None = None
-    #: So many failures in a row that are no trial's fault stop the sweep: it would go on for the rest of the night.
+    #: So many failures in a row that are no trial's fault stop the sweep, and so do so many crashes of one agent that
+    #: crashes always: it would go on for the rest of the night.
     same_failures: PositiveInt = 10
     #: For so long no run may be granted, with none of ours alive, before the endpoint is called gone or used up.
     unreachable: Duration = 1800

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import randbits
@@ -24,7 +24,7 @@ from orchestrator.errors import JournalError, UsageError
 from orchestrator.journal import MANIFEST, locked, read_manifest, write_atomically
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
-from orchestrator.runs import is_finished, sweeps
+from orchestrator.runs import as_typed, is_finished, planned, sweeps
 
 SCHEMA: Final = 1
 SETTINGS: Final = "sweep.toml"
@@ -32,6 +32,8 @@ EMBEDDED: Final = "embedded"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 #: Characters of a name that we make ourselves; file systems allow 255.
 _LONGEST: Final = 150
+#: What makes a plan of the same kind larger or smaller.
+_SIZES: Final = ("limit", "trials", "include", "exclude")
 #: Characters of a value that is shown beside the name of what changed; digests are longer.
 _SHORT: Final = 50
 
@@ -55,15 +57,27 @@ class Arm(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """A sweep's folder: its id, and whether it was there before."""
+    """A sweep's folder: its id, and whether it was there before; `why` is that of `Found`."""
 
     path: Path
     sweep: str
     is_resumed: bool
+    why: str = ""
 
     def keep_settings(self, file: Path) -> None:
         """Keep a copy of the settings file, as given."""
         write_atomically(self.path / SETTINGS, file.read_bytes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The folder of the sweep to go on with; None for a new one.
+
+    `why` says for people why it is new, where an unfinished sweep of its kind is there.
+    """
+
+    path: Path | None
+    why: str = ""
 
 
 def choose_folder(
@@ -80,15 +94,15 @@ def choose_folder(
     Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use;
     JournalError when the disk refuses.
     """
-    path = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
-    if path is None:
-        path = runs / config.name if config.name else _new_path(runs, plan)
+    found = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
+    path = found.path or (runs / config.name if config.name else _new_path(runs, plan))
     make_folder(path)
     try:
         with locked(
             path, config.lock
         ):  # two that start at once must not both write it, nor one change it under another
-            return _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
+            folder = _write_manifest(path, config, plan, _identity(config, plan, arms), endpoint)
+            return replace(folder, why=found.why)
     except OSError as error:
         raise JournalError(f"{path} cannot be written: {error}") from error
 
@@ -115,29 +129,61 @@ def find_folder(
     *,
     endpoint: str | None,
     is_again: bool = False,
-) -> Path | None:
-    """The named folder, else the newest unfinished sweep of the same kind in the same place; None if there is none.
+) -> Found:
+    """The named folder, else an unfinished sweep of the same kind in the same place.
 
-    `is_again` finds finished ones too: something of them is to be run again. Changes nothing. Raises UsageError for a
-    bad name, and for a folder whose sweep is of another kind.
+    Of these only one whose trials are all in this plan, for none is made smaller by accident: the largest, and of
+    several the newest. `is_again` finds finished ones too: something of them is to be run again. Changes nothing.
+    Raises UsageError for a bad name, and for a folder whose sweep is of another kind.
     """
     identity, place = _identity(config, plan, arms), _place(endpoint, config.isolation)
     if config.name is not None and not _NAME.fullmatch(config.name):
         raise UsageError(f"--name {config.name!r}: use letters, digits, dots, dashes, underscores and plus signs.")
     if config.name is not None:
-        found = [runs / config.name] if (runs / config.name / MANIFEST).exists() else []
+        path = runs / config.name
+        found = Found(path=path if (path / MANIFEST).exists() else None)
     else:
-        found = [
-            path
+        same = [
+            (path, manifest)
             for path, manifest in sweeps(runs)
             if _identity_of(manifest) == identity
             and _place_of(manifest) == place
             and (is_again or not is_finished(path, manifest))
         ]
-    if not found:
-        return None
-    _check_same(found[0], read_manifest(found[0]), identity, place, plan)
-    return found[0]
+        fitting = {path: len(planned(manifest)) for path, manifest in same if not _lost(manifest, plan)}
+        if same and not fitting:
+            return Found(path=None, why=_why_new(*same[0], config, plan))
+        found = Found(path=max(fitting, key=fitting.__getitem__, default=None))
+    if found.path is not None:
+        _check_same(found.path, read_manifest(found.path), identity, place, plan)
+    return found
+
+
+def _lost(manifest: Mapping[str, Any], plan: Plan) -> int:
+    """How many of the trials that a sweep was last asked for are not in this plan."""
+    return sum(key not in plan for key in planned(manifest))
+
+
+def _why_new(path: Path, manifest: Mapping[str, Any], config: SweepConfig, plan: Plan) -> str:
+    before, now = manifest["config"], config.model_dump(mode="json")
+    differing = [
+        f"{_option(size, now[size])} now, {_option(size, before.get(size))} before"
+        for size in _SIZES
+        if now[size] != before.get(size)
+    ]
+    reason = f" ({'; '.join(differing)})" if differing else ""
+    lost = _lost(manifest, plan)
+    trials = "a trial" if lost == 1 else f"{lost} trials"
+    return (
+        f"It is a new sweep because {path.name} has {trials} that this one has not{reason}: "
+        f"`sweep resume {as_typed(path)}` goes on with that."
+    )
+
+
+def _option(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    words = " ".join(value) if isinstance(value, list) else value
+    return f"--{name} {words}" if words else f"no --{name}"
 
 
 def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:

@@ -37,6 +37,8 @@ INTERRUPTED: Final = "Interrupted"
 UNSUPPORTED: Final = "Unsupported"
 #: Seconds that are counted, at most, of the time in which no process watched the devboxes that were up.
 UNWATCHED: Final = 3600.0
+#: Characters that are kept of the message of a failure.
+WORDS: Final = 500
 
 
 @dataclass(slots=True)
@@ -80,6 +82,10 @@ class Trial:
     outcome: Outcome | None = None
     score: float | None = None
     flags: tuple[str, ...] = ()
+    #: How its agent ended; None where it ran out of time, or never ended.
+    exit_status: int | None = None
+    #: When the first of the attempts that led to its result began, by the journal's clock.
+    began: float | None = None
     #: How many attempts began, and how many of them count against the limit.
     attempts: int = 0
     counted: int = 0
@@ -90,9 +96,12 @@ class Trial:
     attempt: Attempt | None = None
     #: `{attempt, failure}` of each attempt that ended without a score; dropped when the trial is finished.
     failures: list[dict[str, Any]] = field(default_factory=list)
-    #: The class of the failure that the trial ended with.
+    #: The class of the failure that the trial ended with, and the beginning of its message.
     failure: str | None = None
+    message: str = ""
+    #: Seconds at work in all stages of its last attempt, and its agent's share of them.
     seconds: float = 0.0
+    agent_seconds: float = 0.0
 
     def copy(self) -> "Trial":
         return replace(self, attempt=self.attempt and self.attempt.copy(), failures=self.failures.copy())
@@ -138,6 +147,8 @@ class Ledger:
     leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
     #: US dollars that the agents of each arm report to have spent, in every attempt.
     costs: dict[str, float] = field(default_factory=dict)
+    #: Input and output tokens that they report to have used, in every attempt too.
+    tokens: dict[str, int] = field(default_factory=dict)
     #: Seconds of the devboxes that are released; how many are up, and the sum of the times since when they are.
     released_seconds: float = 0.0
     up: int = 0
@@ -216,18 +227,19 @@ class Ledger:
             return
         else:
             move(None, stage)
-            attempt = self._begin(key, event.attempt)
+            attempt = self._begin(key, event.attempt, event.at)
         attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
         attempt.stage, attempt.since = stage, event.at
         self.stages[stage] += 1
 
-    def _begin(self, key: TrialKey, number: int) -> Attempt:
+    def _begin(self, key: TrialKey, number: int, at: float) -> Attempt:
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is not None or number != trial.attempts + 1:
             raise InternalError(f"The journal begins attempt {number} of {key}, which is not its next.")
         trial = self.trials.setdefault(key, Trial())
         self._set_aside(key, trial)
         trial.attempts = number
+        trial.began = at if trial.began is None else trial.began
         trial.attempt = attempt = Attempt(number=number)
         return attempt
 
@@ -278,9 +290,13 @@ class Ledger:
             self.trials[key].attempt = None
 
     def _spend(self, arm: str, facts: Mapping[str, Any]) -> None:
-        cost = _cost(facts) if "usage" in facts else 0.0
-        if cost:
+        usage = facts.get("usage")
+        if not isinstance(usage, dict):  # an agent may report anything
+            return
+        if cost := _amount(usage.get("cost_usd")):
             self.costs[arm] = self.costs.get(arm, 0.0) + cost
+        if tokens := int(_amount(usage.get("input_tokens")) + _amount(usage.get("output_tokens"))):
+            self.tokens[arm] = self.tokens.get(arm, 0) + tokens
 
     def _put_down(self, attempt: Attempt, at: float) -> None:
         """The devbox of an attempt, if it had one, is gone."""
@@ -311,7 +327,8 @@ class Ledger:
             raise InternalError(f"The journal finishes trial {event.trial} twice.")
         result = event.result
         outcome, flags = Outcome(result["outcome"]), tuple(result.get("flags", ()))
-        seconds = sum(stage["seconds"] for stage in result.get("stages", {}).values())
+        stages = result.get("stages", {})
+        seconds, solve = sum(stage["seconds"] for stage in stages.values()), stages.get("solve", {"seconds": 0.0})
         failure = result.get("failure")
         if failure:
             self._notice(key, failure, is_final=True)
@@ -319,8 +336,10 @@ class Ledger:
         if trial.attempt is None or "usage" not in trial.attempt.facts:
             self._spend(key.arm, result)
         trial.attempts = max(trial.attempts, event.attempt)
-        trial.outcome, trial.score, trial.flags, trial.seconds = outcome, result.get("score"), flags, seconds
-        trial.failure = failure["class"] if failure else None
+        trial.outcome, trial.score, trial.flags = outcome, result.get("score"), flags
+        trial.exit_status = result.get("exit_status")
+        trial.seconds, trial.agent_seconds = seconds, solve["seconds"]
+        trial.failure, trial.message = (failure["class"], failure["message"][:WORDS]) if failure else (None, "")
         trial.failures = []
         self.outcomes[outcome] += 1
         self.unsupported += trial.failure == UNSUPPORTED
@@ -389,11 +408,9 @@ class Ledger:
     }
 
 
-def _cost(facts: Mapping[str, Any]) -> float:
-    """The dollars in the usage that an agent reported; it may report anything."""
-    usage = facts.get("usage")
-    cost = usage.get("cost_usd") if isinstance(usage, dict) else None
-    return float(cost) if isinstance(cost, int | float) and 0 < cost < inf else 0.0
+def _amount(reported: object) -> float:
+    """What an agent reported, if that is an amount of something."""
+    return float(reported) if isinstance(reported, int | float) and 0 < reported < inf else 0.0
 
 
 _NO_TRIAL = Trial()

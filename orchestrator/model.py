@@ -62,6 +62,12 @@ class Flag(StrEnum):
     TRAJECTORY_UNREAD = "trajectory_unread", "the trajectory could not be converted"
 
 
+def flags_table() -> str:
+    """The flags as a table in Markdown, for people."""
+    rows = [("flag", "says"), ("---", "---"), *((f"`{flag}`", flag.meaning) for flag in Flag)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TrialKey:
     """Which trial: the unit that ends with exactly one result. Numbers start at 1."""

@@ -22,6 +22,12 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def shortened(text: str, width: int) -> str:
+    """A text on one printable line of at most so many characters; `…` is where more was."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
+
+
 def printable_lines(text: str) -> list[str]:
     """A message that may have several lines: those after the first are indented, so that none passes for another's."""
     first, *others = text.replace("\r\n", "\n").rstrip("\n").split("\n")

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from subprocess import run
@@ -372,3 +372,62 @@ def test_a_new_run_folder_is_its_owners_and_one_that_is_there_stays_as_it_is(tmp
     for name in ("new", "old"):
         sweep(name=name).choose(tmp_path)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "old")] == [0o700, 0o755]
+
+
+def part_of(whole: Sweep, count: int = 1) -> Sweep:
+    """The same with the first scenarios only, as `--limit` asks for it."""
+    config = whole.config.model_copy(update={"limit": count})
+    return replace(whole, config=config, plan=replace(whole.plan, scenarios=whole.plan.scenarios[:count]))
+
+
+def test_without_a_name_no_sweep_is_made_smaller_and_why_another_begins_is_said(tmp_path: Path) -> None:
+    first = sweep(trials=3).choose(tmp_path)
+    before = (first.path / MANIFEST).read_bytes()
+    fewer = sweep(trials=1).choose(tmp_path)
+    finish(fewer)
+    part = part_of(sweep(trials=3)).choose(tmp_path)
+    assert len({first.sweep, fewer.sweep, part.sweep}) == 3
+    assert not part.is_resumed
+    assert not fewer.is_resumed
+    assert part.why == (
+        f"It is a new sweep because {first.path.name} has 3 trials that this one has not "
+        f"(--limit 1 now, no --limit before): `sweep resume {first.path}` goes on with that."
+    )
+    assert "has 4 trials that this one has not (--trials 1 now, --trials 3 before)" in fewer.why
+    assert (first.path / MANIFEST).read_bytes() == before
+
+
+def test_why_another_begins_names_globs_too_and_a_benchmark_that_shrank_by_itself(tmp_path: Path) -> None:
+    whole = sweep(exclude=["z*"])
+    first = whole.choose(tmp_path)
+    other = sweep(include=["o*", "x"])
+    chosen = replace(other, plan=part_of(other).plan).choose(tmp_path)
+    assert "(--include o* x now, no --include before; no --exclude now, --exclude z* before)" in chosen.why
+    finish(chosen)
+    shrunk = replace(whole, plan=part_of(whole).plan)
+    assert f"{first.path.name} has a trial that this one has not: `sweep" in shrunk.choose(tmp_path).why
+
+
+def test_the_same_or_a_larger_plan_goes_on_without_a_word(tmp_path: Path) -> None:
+    first = part_of(sweep()).choose(tmp_path)
+    for wanted in (part_of(sweep()), sweep(), sweep(trials=3), sweep(trials=3)):
+        chosen = wanted.choose(tmp_path)
+        assert (chosen.sweep, chosen.is_resumed, chosen.why) == (first.sweep, True, "")
+
+
+def test_a_sweep_of_the_same_size_is_gone_on_with_whichever_is_newer(tmp_path: Path) -> None:
+    small = part_of(sweep(name="small")).choose(tmp_path)
+    large = sweep(name="large").choose(tmp_path)
+    for newer, older in ((large, small), (small, large)):
+        os.utime(newer.path / MANIFEST, (2, 2))
+        os.utime(older.path / MANIFEST, (1, 1))
+        assert part_of(sweep()).choose(tmp_path).path == small.path
+        os.utime(newer.path / MANIFEST, (2, 2))
+        os.utime(older.path / MANIFEST, (1, 1))
+        assert sweep().choose(tmp_path).path == large.path
+
+
+def test_by_name_a_sweep_is_made_smaller_as_ever(tmp_path: Path) -> None:
+    first = sweep(name="n", trials=3).choose(tmp_path)
+    chosen = part_of(sweep(name="n")).choose(tmp_path)
+    assert (chosen.sweep, chosen.is_resumed, chosen.why) == (first.sweep, True, "")

@@ -11,7 +11,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
+from orchestrator.app.exits import ALL_FLAGGED, EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, all_flagged, exit_code
 from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger
 from orchestrator.runs import Reader, as_typed, holder, planned
@@ -70,9 +70,11 @@ async def run(folder: Path, *, style: Style) -> int:
         return EXIT_INTERRUPTED
     state.is_over = True
     progress.finish()
+    doubtful = all_flagged(plan, ledger)
+    progress.say(*map(ALL_FLAGGED.format, doubtful))
     ended = ledger.ended or ""
     trials = filter(ledger.is_finished, plan) if ended.endswith(NOT_SELECTED) else plan
-    return exit_code(list(trials), ledger, is_stopped=ended.startswith(INTERRUPTED))
+    return exit_code(list(trials), ledger, doubtful=doubtful, is_stopped=ended.startswith(INTERRUPTED))
 
 
 async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:

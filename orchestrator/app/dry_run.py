@@ -12,7 +12,15 @@ import anyio
 from orchestrator.app.exits import EXIT_OK
 from orchestrator.app.places import Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.shelf import Shelf
-from orchestrator.app.sweeps import fit_open_files, load_arms, make_plan, network_notices, supply_arms, support_notices
+from orchestrator.app.sweeps import (
+    deadline_of,
+    fit_open_files,
+    load_arms,
+    make_plan,
+    network_notices,
+    supply_arms,
+    support_notices,
+)
 from orchestrator.config import SweepConfig, Timeouts
 from orchestrator.engine.work import Arm
 from orchestrator.folder import find_folder, refuse_elsewhere
@@ -41,12 +49,13 @@ ACTIVE: Final = (Fate.AGAIN, Fate.TAKE_UP, Fate.RUN)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What was found out. `folder` is None for a new sweep."""
+    """What was found out. `folder` is None for a new sweep; `why` says why it is new where that may surprise."""
 
     config: SweepConfig
     plan: Plan
     arms: Mapping[str, Arm]
     folder: Path | None
+    why: str
     at_work: Holder | None
     found: Sequence[Verdict]
 
@@ -58,6 +67,7 @@ class DryRun:
 async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, given: Mapping[str, str]) -> int:
     """Tell what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     fit_open_files(config)
+    deadline_of(config)
     place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
     arms = await load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
@@ -66,13 +76,15 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, g
         benchmark = await find_benchmark(source, name)
         arms = await supply_arms(arms, source)
         plan = await make_plan(config, benchmark, arms, source)
-    folder = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+    found = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+    folder = found.path
     ledger = Ledger() if folder is None else (await anyio.to_thread.run_sync(Reader, folder)).ledger
     dry = DryRun(
         config=config,
         plan=plan,
         arms=arms,
         folder=folder,
+        why=found.why,
         at_work=holder(folder) if folder else None,
         found=list(verdicts(plan, ledger, again)),
     )
@@ -95,6 +107,7 @@ def _as_json(dry: DryRun) -> None:
     head: dict[str, Any] = {
         "event": "plan",
         "folder": str(dry.folder) if dry.folder else None,
+        "why_new": dry.why or None,
         "in_use_by": dry.at_work.name if dry.at_work else None,
         "benchmark": plan.benchmark,
         "scenarios": len(plan.scenarios),
@@ -132,7 +145,7 @@ def _head(dry: DryRun) -> list[str]:
         f"{name.replace('_', ' ')} {getattr(config, name)}" for name in LIMITS if getattr(config, name) is not None
     ]
     what = f"This would go on with {folder.name} ({folder})" if folder else "This would be a new sweep"
-    lines = [f"{what}: {active} of {len(plan)} trials to run."]
+    lines = [f"{what}: {active} of {len(plan)} trials to run.", *filter(None, [dry.why])]
     if folder and dry.at_work:
         lines.append(f"Now it is in use by {dry.at_work.name}: `sweep attach {as_typed(folder)}`.")
     return [

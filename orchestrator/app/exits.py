@@ -1,11 +1,12 @@
 """Exit codes, and the one line that a failure deserves."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from orchestrator.errors import SweepError, Unauthorized, UsageError, leaf
 from orchestrator.ledger import Ledger
-from orchestrator.model import Outcome, TrialKey
+from orchestrator.model import Flag, Outcome, TrialKey
+from orchestrator.plan import Plan
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -15,6 +16,9 @@ EXIT_INTERRUPTED: Final = 130
 INTERRUPTED: Final = "interrupted"
 #: How it ends where all that was selected was done.
 NOT_SELECTED: Final = "the others were not selected"
+ALL_FLAGGED: Final = "Every result of {} is flagged: look at them before you trust the mean. The exit code is 1."
+#: Where it stands alone it casts no doubt on all: on an endpoint that is not ours every result has it.
+_USUAL: Final = frozenset({Flag.SCORED_LIVE})
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
@@ -28,9 +32,19 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
     return (EXIT_MISUSE if is_misuse else EXIT_FAILED), cause.message
 
 
-def exit_code(trials: Collection[TrialKey], ledger: Ledger, *, is_stopped: bool) -> int:
-    """The exit code of a sweep that was to run these trials."""
+def all_flagged(plan: Plan, ledger: Ledger) -> Sequence[str]:
+    """The arms that have results, all of which are flagged."""
+    doubts: dict[str, list[bool]] = {}
+    for key in plan:
+        if ledger.is_finished(key):
+            doubts.setdefault(key.arm, []).append(bool({*ledger.trials[key].flags} - _USUAL))
+    return [arm for arm, doubted in doubts.items() if all(doubted)]
+
+
+def exit_code(trials: Collection[TrialKey], ledger: Ledger, *, doubtful: Collection[str] = (), is_stopped: bool) -> int:
+    """The exit code of a sweep that was to run these trials; `doubtful` are arms whose results are all flagged."""
     outcomes = [ledger.trials[key].outcome for key in trials if ledger.is_finished(key)]
     if len(outcomes) < len(trials):
         return EXIT_INTERRUPTED if is_stopped else EXIT_FAILED
-    return EXIT_OK if all(outcome is Outcome.SCORED for outcome in outcomes) else EXIT_FAILED
+    is_sound = all(outcome is Outcome.SCORED for outcome in outcomes) and not doubtful
+    return EXIT_OK if is_sound else EXIT_FAILED

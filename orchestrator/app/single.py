@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+from msgspec import structs
 
 from orchestrator import events
 from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
@@ -32,6 +33,7 @@ from orchestrator.engine.work import LOG, Context, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.events import Event
 from orchestrator.folder import make_folder
+from orchestrator.journal import now
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
 from orchestrator.printable import printable_lines
@@ -56,7 +58,7 @@ class Teller:
 
     def append_nowait(self, *batch: Event) -> None:
         for event in batch:
-            self._ledger.apply(event)
+            self._ledger.apply(structs.replace(event, at=now()))
             for line in _tell(event):
                 say(line)
 

@@ -20,7 +20,7 @@ import structlog
 from orchestrator import __version__, logs
 from orchestrator.agentkit import loader
 from orchestrator.app import AGENTS
-from orchestrator.app.exits import EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, exit_code
+from orchestrator.app.exits import ALL_FLAGGED, EXIT_INTERRUPTED, INTERRUPTED, NOT_SELECTED, all_flagged, exit_code
 from orchestrator.app.places import GREETING, Definitions, Where, find_benchmark, open_endpoint, where
 from orchestrator.app.state import State
 from orchestrator.config import ArmConfig, SweepConfig, moment
@@ -154,10 +154,8 @@ async def run(
     run folder once it is ours.
     """
     fit_open_files(config)
-    ledger, deadline = Ledger(), None
-    if config.deadline is not None:
-        deadline = moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
-    stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline).used_up)
+    ledger = Ledger()
+    stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
     state = State(
         stopping=stopping,
         limits=Limits(devboxes=config.devboxes, agents=config.agents),
@@ -229,8 +227,13 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            said = [*_notices(config, arms, redactor, folder.path), *network_notices(config, plan.scenarios), *told]
-            said += support_notices(plan)
+            said = [
+                *filter(None, [folder.why]),
+                *_notices(config, arms, redactor, folder.path),
+                *network_notices(config, plan.scenarios),
+                *support_notices(plan),
+                *told,
+            ]
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 said.append(f"Of these {now} run now, as --only says; the others stay owed.")
@@ -244,7 +247,9 @@ async def _run(
                         await arm.agent.aclose()
     if stopping.fault is not None:
         raise stopping.fault
-    return exit_code(chosen, ledger, is_stopped=stopping.is_by_signal)
+    doubtful = all_flagged(plan, ledger)
+    progress.say(*map(ALL_FLAGGED.format, doubtful))
+    return exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
 
 
 def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, folder: Path) -> Iterator[str]:
@@ -363,6 +368,16 @@ async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpo
                 f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
                 "Mend them, or run the others: --include '*'."
             ) from None
+
+
+def deadline_of(config: SweepConfig) -> float | None:
+    """The deadline in seconds since 1970; None if there is none. Raises UsageError for one that is over."""
+    if config.deadline is None:
+        return None
+    try:
+        return moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
+    except ValueError as error:
+        raise UsageError(f"--deadline: {error}.") from None
 
 
 def fit_open_files(config: SweepConfig) -> None:

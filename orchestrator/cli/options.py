@@ -61,7 +61,8 @@ RetryOption = Annotated[
     typer.Option(
         "--retry",
         metavar="CLASS,…",
-        help="Run finished trials again that failed so, or have such a flag: WorldError, StageTimeout, agent_crashed …",
+        help="Run finished trials again that failed so (a class such as StageTimeout, or a kind with all its classes: "
+        "WorldError, AgentError, ScoringFault), or have such a flag (agent_crashed …). README.md lists both.",
     ),
 ]
 OnlyOption = Annotated[

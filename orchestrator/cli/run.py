@@ -104,7 +104,8 @@ def run(
     deadline: Annotated[
         str | None,
         typer.Option(
-            metavar="07:00|8h|DATE", help="Start no trial after this time of day, so long from now, or this moment."
+            metavar="07:00|8h|DATE",
+            help="Start no trial after this time of day, so long from now, or this moment, which is to come.",
         ),
     ] = None,
     max_cost: Annotated[
@@ -129,7 +130,10 @@ def run(
     same_failures: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Stop when so many devboxes, or installs of one agent, fail in a row. [10]"
+            metavar="N",
+            min=1,
+            help="Stop when so many devboxes, or installs of one agent, fail in a row, or when an agent has crashed in "
+            "each of so many trials in the same way and reached nothing. [10]",
         ),
     ] = None,
     unreachable: Annotated[
@@ -156,7 +160,8 @@ def run(
 ) -> None:
     """Run agents over a benchmark and score every scenario.
 
-    Results stream to runs/<sweep>/results.jsonl. Running the same command again goes on where it was.
+    Results stream to runs/<sweep>/results.jsonl. Running the same command again, or one for more of the same, goes on
+    where it was; one for less begins a new sweep.
 
     Ctrl-C: no new trials, those in flight finish. Again: they are ended, in 10 s.
     A third time leaves at once. No stop fails a trial: running it again goes on.

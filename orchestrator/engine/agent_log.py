@@ -8,6 +8,7 @@ whoever follows it sees it grow, and a process that goes on where another died n
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Final, Self
 
 from orchestrator.engine.disk import persist
 from orchestrator.engine.redact import Redactor
+from orchestrator.printable import shortened
 
 #: Bytes of a log; half of them are of its beginning.
 LIMIT: Final = 64 << 20
+#: Bytes in which what tells most of a crash is looked for.
+_BEGINNING: Final = 64 << 10
 _NOTED: Final = re.compile(rb"\n\[sweep: ([\d,]+) bytes are left out here\]\n")
 
 
@@ -130,6 +134,18 @@ def is_cut(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(LIMIT // 2)
         return _NOTED.match(file.read(100)) is not None
+
+
+def telling_line(path: Path) -> str:
+    """The line of a log that tells most of why its agent crashed, for a message; empty where there is none.
+
+    That is the first one; the last one where it begins with a traceback of Python's.
+    """
+    text = ""
+    with suppress(OSError), path.open("rb") as file:
+        text = file.read(_BEGINNING).decode(errors="replace")
+    lines = [line for line in map(str.strip, text.splitlines()) if line] or [""]
+    return shortened(lines[-1 if lines[0].startswith("Traceback (most recent call last)") else 0], 200)
 
 
 def _note(left_out: int) -> bytes:

@@ -1,11 +1,12 @@
 """When to stop a sweep for failures that are no trial's fault: the rest of the night would go the same way.
 
 So many installs of one agent, or boots of devboxes, fail in a row; or for so long the endpoint grants no run, while
-none of ours is alive whose end could make room. Pure: the caller brings the time.
+none of ours is alive whose end could make room; or an agent crashes in the same way in every trial, and reaches
+nothing: a mistyped command looks like an honest 0. Pure: the caller brings the time, and the trials.
 """
 
 from collections import Counter
-from textwrap import shorten
+from collections.abc import Iterable
 
 from orchestrator.errors import (
     AgentSetupFailed,
@@ -16,6 +17,9 @@ from orchestrator.errors import (
     Throttled,
     Unavailable,
 )
+from orchestrator.ledger import Trial
+from orchestrator.model import Flag, Outcome
+from orchestrator.printable import shortened
 from orchestrator.stages import Stage
 
 #: What is no trial's fault, by stage.
@@ -51,10 +55,25 @@ class Breaker:
             return None
         if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
             stage = Stage.PREPARE
-        words = shorten(error.message, 400, placeholder=" …")
+        words = shortened(error.message, 400)
         if stage is Stage.START:
             return self._wait_for_run(error, words, now, is_busy=is_busy)
         return self._count(stage, arm, words)
+
+    def crashed(self, arm: str, finished: Iterable[Trial]) -> str | None:
+        """Asked after a crash: how the agent of an arm always crashes, if that is why to stop; None if it is not.
+
+        `finished` are the arm's trials so far, in any order. One in which no agent ended says nothing of it.
+        """
+        count, status = 0, None
+        for trial in filter(_tells_of_agent, finished):
+            its_own = _crash(trial)
+            if its_own is None or (count and its_own != status):
+                return None
+            count, status = count + 1, its_own
+        if count < self._same_failures:
+            return None
+        return f"the agent of {arm} crashed in each of its {count} trials so far, with exit status {status}"
 
     def _count(self, stage: Stage, arm: str, words: str) -> str | None:
         self._in_a_row[_series(stage, arm)] += 1
@@ -82,3 +101,13 @@ class Breaker:
 def _series(stage: Stage, arm: str) -> tuple[Stage, str]:
     """What a failure is counted with: an agent that cannot be installed says nothing of the others."""
     return stage, arm if stage is Stage.PREPARE else ""
+
+
+def _tells_of_agent(trial: Trial) -> bool:
+    return trial.outcome is Outcome.SCORED or bool({Flag.AGENT_CRASHED, Flag.AGENT_TIMED_OUT} & {*trial.flags})
+
+
+def _crash(trial: Trial) -> int | None:
+    """The exit status of an agent that crashed and reached nothing; None for any other."""
+    is_crash = Flag.AGENT_CRASHED in trial.flags and (trial.score or 0) <= 0
+    return trial.exit_status if is_crash else None

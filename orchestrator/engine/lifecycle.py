@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 import structlog
 
+from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.disk import PATIENCE, persist
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import has_result, take_up
@@ -286,6 +287,20 @@ async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure |
     work.has_score = outcome is Outcome.SCORED
     await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
     await _release(ctx, work)
+    if Flag.AGENT_CRASHED in work.flags:
+        await _halt_if_it_always_crashes(ctx, work)
+
+
+async def _halt_if_it_always_crashes(ctx: Context, work: Work) -> None:
+    """Raise SweepHalted where every trial of the arm has gone as this one, by what the ledger knows."""
+    trials = (ctx.ledger.trials[key] for key in ctx.ledger.finished if key.arm == work.key.arm)
+    verdict = ctx.breaker.crashed(work.key.arm, trials)
+    if verdict is not None:
+        said = telling_line(work.folder / LOG) or "it printed nothing"
+        raise SweepHalted(
+            f"{verdict}: {said}. Mend it and run them again with --retry {Flag.AGENT_CRASHED}; "
+            "where that is how it works, raise --same-failures"
+        )
 
 
 async def _release(ctx: Context, work: Work) -> None:

@@ -1,6 +1,7 @@
 """The line of results.jsonl: everything about a finished trial, readable without any other file."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.engine.work import Context, Work
@@ -12,9 +13,11 @@ SCHEMA: Final = 1
 def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
     """Compose the line.
 
-    `version` is the agent's, null where it has none; `exit_reason` is its own word for why it ended, null where it said
-    none. `network` counts the connections that its devbox made, `reached`, and was not let out with, `refused`, by
-    host; each is null where the endpoint does not count. `flags` are those of `model.Flag`.
+    `started` is when the first of its attempts began, `finished` when the line was made, both by the journal's clock.
+    `version` is the agent's, null where it has none; `exit_status` is null where its time was over, or it never ended;
+    `exit_reason` is its own word for why it ended, null where it said none. `network` counts the connections that its
+    devbox made, `reached`, and was not let out with, `refused`, by host; each is null where the endpoint does not
+    count. `flags` are those of `model.Flag`.
 
     `scoring` is where the scorers ran (separate, shared, live), null where none did. `processes_left` counts by name
     what still ran when the agent had ended. `rewards` are the named numbers that tests wrote, whichever is the score.
@@ -25,6 +28,7 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
     """
     trial = ctx.ledger.trials.get(work.key)
     failures = trial.failures if trial else []
+    now = ctx.now()
     run = work.run
     return {
         "schema": SCHEMA,
@@ -37,6 +41,8 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "version": work.arm.agent.version,
         "model": work.arm.config.model,
         "trial": work.key.number,
+        "started": _moment(trial.began if trial and trial.began is not None else now),
+        "finished": _moment(now),
         "outcome": outcome,
         "score": run.score if run and outcome is Outcome.SCORED else None,
         "scorers": [
@@ -50,6 +56,7 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "failure": failure.as_dict() if failure else None,
         "attempts": failures if failure else [*failures, {"attempt": work.number, "failure": None}],
         "stages": work.stages,
+        "exit_status": work.result.exit_status if work.result else None,
         "exit_reason": (work.result.exit_reason or None) if work.result else None,
         "usage": dict(work.result.usage) if work.result else {},
         "network": work.network,
@@ -67,3 +74,8 @@ def _mode(run: ScenarioRun | None) -> str | None:
     if run is None or run.score is None:
         return None
     return (run.judgement.mode or None) if run.judgement else "live"
+
+
+def _moment(at: float) -> str:
+    """Seconds since 1970 in ISO 8601, in UTC, to the millisecond."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")

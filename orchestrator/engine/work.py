@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator import journal
 from orchestrator.agentkit.contract import Agent, Result
 from orchestrator.config import ArmConfig, SweepConfig
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
@@ -71,6 +72,8 @@ class Context:
     silence: Silence
     #: Knows the secrets of all arms: nothing that we write has them.
     redactor: Redactor = NO_SECRETS
+    #: Seconds since 1970 by the clock of events.
+    now: Callable[[], float] = journal.now
 
     def has(self, key: TrialKey) -> bool:
         """Whether the sweep still asks for a trial."""

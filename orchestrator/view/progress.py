@@ -21,7 +21,7 @@ from orchestrator.plan import Plan
 from orchestrator.printable import printable
 from orchestrator.stages import Stage
 from orchestrator.view import out
-from orchestrator.view.report import as_json, as_table, duration, number, summarise
+from orchestrator.view.report import as_json, as_table, duration, number, report
 
 Style = Literal["terminal", "plain", "json"]
 
@@ -166,14 +166,14 @@ class Progress:
         out.show(())
         for line in self._new_lines():
             self._line(line)
-        summaries = summarise(self._ledger, self._plan)
+        whole = report(self._ledger, self._plan, self._folder)
         left = len(self._plan) - len(self._done)
         stop = self._state.stop if left else None
         if self._style == "json":
             stopped = {"stopped": stop} if stop else {}
-            out.say_json({"event": "sweep", "folder": str(self._folder), "arms": as_json(summaries)} | stopped)
+            out.say_json({"event": "sweep"} | as_json(whole) | stopped)
         else:
-            self._page.print(as_table(summaries, self._folder))
+            self._page.print(as_table(whole))
         if stop:
             words = f"Stopped: {stop}. {left} of {len(self._plan)} trials are left: run the sweep again for them."
             self.say(words)

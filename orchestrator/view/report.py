@@ -1,31 +1,41 @@
-"""The finished picture: one line an arm, the same numbers as a table for people and as JSON for programs."""
+"""The finished picture: one line an arm, and what went wrong most; as a table for people, as JSON for programs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import ceil, floor
 from pathlib import Path
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.journal import RESULTS
 from orchestrator.ledger import Ledger, Trial
-from orchestrator.model import Outcome
+from orchestrator.model import Flag, Outcome, TrialKey
 from orchestrator.plan import Plan
-from orchestrator.printable import printable
+from orchestrator.printable import printable, shortened
+from orchestrator.runs import as_typed
+from orchestrator.view.interval import interval
 
-_Z: Final = NormalDist().inv_cdf(0.975)
+#: Kinds of failures, and of flags, that are named under the table.
+NAMED: Final = 5
+#: Characters of what is said of each.
+WORDS: Final = 200
+#: Characters of an arm's name that stay on one line where there is little room.
+ARM: Final = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """What an arm reached: `mean` over scored trials, with its 95 % interval where two scenarios or more have scores.
+    """What an arm reached: `mean` over scored trials, with its 95 % interval.
 
     `floor` is the mean if every failed trial counted 0: between the two lies the truth about a night with failures.
-    `seconds` is the time its last attempts took, summed.
+    `cost`, in US dollars, and `tokens`, of input and output, are what its agents report to have used, in every attempt,
+    None where they report none; `agent_seconds` is how long they worked in the last attempts of its trials.
     """
 
     arm: str
@@ -37,100 +47,213 @@ class ArmSummary:
     low: float | None
     high: float | None
     floor: float | None
-    seconds: float
+    cost: float | None
+    tokens: int | None
+    agent_seconds: float
 
 
-def summarise(ledger: Ledger, plan: Plan) -> list[ArmSummary]:
-    """One summary an arm, in the plan's order."""
-    trials: dict[str, dict[str, list[Trial]]] = {arm: {} for arm in plan.arms}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Trials that failed with one class, or have a flag in common.
+
+    `kind` is that class or flag, `count` how many there are, `arms` how many of each arm. `words` is the message of the
+    first of them, or what the flag means; `command` shows its agent's log, None where no attempt was made.
+    """
+
+    kind: str
+    count: int
+    arms: Mapping[str, int]
+    words: str
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that is said at the end; `failures` and `flags` begin with the commonest."""
+
+    folder: Path
+    arms: Sequence[ArmSummary]
+    failures: Sequence[Finding]
+    flags: Sequence[Finding]
+
+
+def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
+    """How the trials of a plan stand; `folder` is the run folder."""
+    trials: dict[str, dict[TrialKey, Trial]] = {arm: {} for arm in plan.arms}
+    failures: dict[str, list[TrialKey]] = {}
+    flags: dict[str, list[TrialKey]] = {}
     for key in plan:
         trial = ledger.trials.get(key)
-        if trial is not None and trial.outcome is not None:
-            trials[key.arm].setdefault(key.scenario, []).append(trial)
-    planned = len(plan) // max(1, len(plan.arms))
-    return [_summarise_arm(arm, planned, by_scenario) for arm, by_scenario in trials.items()]
+        if trial is None or trial.outcome is None:
+            continue
+        trials[key.arm][key] = trial
+        if trial.failure is not None:
+            failures.setdefault(trial.failure, []).append(key)
+        for flag in trial.flags:
+            flags.setdefault(flag, []).append(key)
+    meanings = {flag.value: flag.meaning for flag in Flag}
+    return Report(
+        folder=folder,
+        arms=[_summarise(arm, ledger, plan, finished) for arm, finished in trials.items()],
+        failures=_findings(failures, lambda _, trial: trial.message, ledger, plan, folder),
+        flags=_findings(flags, lambda flag, _: meanings.get(flag, "of another version"), ledger, plan, folder),
+    )
 
 
-def _summarise_arm(arm: str, planned: int, by_scenario: Mapping[str, list[Trial]]) -> ArmSummary:
-    finished = [trial for trials in by_scenario.values() for trial in trials]
-    scores = [[trial.score for trial in trials if trial.score is not None] for trials in by_scenario.values()]
-    flat = [score for values in scores for score in values]
-    failed = sum(trial.outcome is Outcome.FAILED for trial in finished)
-    low, high = interval([values for values in scores if values])
+def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey, Trial]) -> ArmSummary:
+    scores: dict[object, list[float]] = {}
+    for key, trial in finished.items():
+        if trial.score is not None:  # where there is one scenario, its trials are all that can be counted
+            scores.setdefault(key.scenario if len(plan.scenarios) > 1 else key, []).append(trial.score)
+    flat = [score for values in scores.values() for score in values]
+    failed = sum(trial.outcome is Outcome.FAILED for trial in finished.values())
+    low, high = interval([*scores.values()])
     return ArmSummary(
         arm=arm,
-        planned=planned,
+        planned=len(plan) // max(1, len(plan.arms)),
         scored=len(flat),
         failed=failed,
-        flagged=sum(bool(trial.flags) for trial in finished),
+        flagged=sum(bool(trial.flags) for trial in finished.values()),
         mean=fmean(flat) if flat else None,
         low=low,
         high=high,
         floor=sum(flat) / (len(flat) + failed) if flat or failed else None,
-        seconds=round(sum(trial.seconds for trial in finished), 1),
+        cost=ledger.costs.get(arm),
+        tokens=ledger.tokens.get(arm),
+        agent_seconds=round(sum(trial.agent_seconds for trial in finished.values()), 1),
     )
 
 
-def interval(scores: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """The 95 % confidence interval of the mean of all scores, given as one sequence a scenario, within [0, 1].
-
-    Repeated trials of one scenario are not independent, so scenarios are what is counted: Student's t, with the
-    variance of a ratio of sums over clusters (Cochran, Sampling Techniques), for failed trials leave some scenarios
-    with fewer scores than others. None for fewer than two scenarios.
-    """
-    clusters = len(scores)
-    if clusters < 2:
-        return None, None
-    count = sum(map(len, scores))
-    mean = sum(map(sum, scores)) / count
-    spread = sum((sum(values) - mean * len(values)) ** 2 for values in scores)
-    half = _t_quantile(clusters - 1) * sqrt(clusters / (clusters - 1) * spread) / count
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def _t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t (Abramowitz and Stegun, 26.7.5; exact forms for 1 and 2 degrees)."""
-    if freedom == 1:
-        return 12.7062
-    if freedom == 2:
-        return 4.3027
-    z, n = _Z, freedom
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
-
-
-def as_json(summaries: Iterable[ArmSummary]) -> list[dict[str, Any]]:
-    """The summaries as plain objects."""
-    return [asdict(summary) for summary in summaries]
-
-
-def as_table(summaries: Iterable[ArmSummary], folder: Path) -> RenderableType:
-    """The table, and where the files are."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("arm", overflow="fold")
-    for name in ("scored", "failed", "mean", "95 % interval", "if failed were 0", "agent time"):
-        table.add_column(name, justify="right")
-    for each in summaries:
-        table.add_row(
-            Text(printable(each.arm)),
-            f"{each.scored}/{each.planned}",
-            str(each.failed),
-            number(each.mean),
-            f"{number(each.low)} - {number(each.high)}" if each.low is not None else "-",
-            number(each.floor),
-            duration(each.seconds),
+def _findings(
+    kinds: Mapping[str, Sequence[TrialKey]],
+    words: Callable[[str, Trial], str],
+    ledger: Ledger,
+    plan: Plan,
+    folder: Path,
+) -> list[Finding]:
+    found = []
+    for kind, keys in kinds.items():
+        first = ledger.trials[keys[0]]
+        finding = Finding(
+            kind=kind,
+            count=len(keys),
+            arms={arm: count for arm in plan.arms if (count := sum(key.arm == arm for key in keys))},
+            words=words(kind, first),
+            command=_command(keys[0], plan, folder) if first.attempts else None,
         )
-    files = (f"Results: {folder / RESULTS}", f"Logs:    {folder / 'trials'}")
-    return Group(table, *(Text(printable(line)) for line in files))
+        found.append(finding)
+    return sorted(found, key=lambda finding: -finding.count)
+
+
+def _command(key: TrialKey, plan: Plan, folder: Path) -> str:
+    """What shows the log of a trial's agent."""
+    names = {scenario.id: scenario.name for scenario in plan.scenarios}
+    name = names[key.scenario]
+    is_typed = name.isprintable() and not name.startswith("-") and [*names.values()].count(name) == 1
+    words = ["sweep logs", as_typed(folder), shlex.quote(name if is_typed else key.scenario)]
+    if len(plan.arms) > 1:
+        words += ["--arm", shlex.quote(key.arm)]
+    if key.number > 1:
+        words += ["--trial", str(key.number)]
+    return " ".join(words)
+
+
+def as_json(whole: Report) -> dict[str, Any]:
+    """The report as plain objects."""
+    return {**asdict(whole), "folder": str(whole.folder)}
+
+
+def as_table(whole: Report) -> RenderableType:
+    """The table, what went wrong most, and where the files are."""
+    files = (f"Results: {whole.folder / RESULTS}", f"Logs:    {whole.folder / 'trials'}")
+    lines = [*_told("Failed", whole.failures), *_told("Flagged", whole.flags), *map(printable, files)]
+    return Group(_Arms(whole.arms), *map(Text, lines))
+
+
+def _told(title: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """The commonest findings, each with the command that shows more."""
+    if findings:
+        yield f"{title}:"
+    width = len(str(findings[0].count)) if findings else 0
+    for each in findings[:NAMED]:
+        of_arms = ", ".join(f"{arm} {count}" for arm, count in each.arms.items())
+        kind = f"{each.kind} ({of_arms})" if len(each.arms) > 1 else each.kind
+        yield f"  {each.count:>{width}}  {shortened(f'{kind}: {each.words}', WORDS)}"
+        if each.command is not None:
+            yield f"  {'':{width}}  {printable(each.command)}"
+    if len(findings) > NAMED:
+        yield f"  {'':{width}}  and {len(findings) - NAMED} other kinds"
+
+
+@dataclass(frozen=True, slots=True)
+class _Arms:
+    """A line for each arm: in one table, or in two where a terminal has no room for it: no number is ever cut."""
+
+    summaries: Sequence[ArmSummary]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reached, used = self._reached(), self._used()
+        wide = options.update(max_width=10_000)
+        longest = max((len(printable(each.arm)) for each in self.summaries), default=0)
+        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM))):
+            whole = self._table(reached | used, gap)
+            if Measurement.get(console, wide, whole).maximum - folded <= options.max_width:
+                yield whole
+                return
+        yield self._table(reached, "\n")
+        yield self._table(used, "\n")
+
+    def _reached(self) -> dict[str, list[str]]:
+        return {
+            "scored": [f"{each.scored}/{each.planned}" for each in self.summaries],
+            "failed": [str(each.failed) for each in self.summaries],
+            "flagged": [str(each.flagged) for each in self.summaries],
+            "mean": [number(each.mean) for each in self.summaries],
+            "95 % interval": [span(each.low, each.high) for each in self.summaries],
+            "if failed|were 0": [number(each.floor) for each in self.summaries],
+        }
+
+    def _used(self) -> dict[str, list[str]]:
+        """Cost and tokens only where agents report them."""
+        columns = {}
+        costs, tokens = [each.cost for each in self.summaries], [each.tokens for each in self.summaries]
+        if any(costs):
+            columns["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
+        if any(tokens):
+            columns["tokens"] = ["-" if count is None else amount(count) for count in tokens]
+        return columns | {"agent|time": [duration(each.agent_seconds) for each in self.summaries]}
+
+    def _table(self, columns: Mapping[str, Sequence[str]], gap: str) -> Table:
+        """`gap` is what stands between the two parts of a heading."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("arm", overflow="fold")
+        for heading in columns:
+            table.add_column(heading.replace("|", gap), justify="right", no_wrap=True)
+        for row, each in enumerate(self.summaries):
+            table.add_row(Text(printable(each.arm)), *(values[row] for values in columns.values()))
+        return table
 
 
 def number(value: float | None) -> str:
     """A score for people."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of scores for people; rounded outwards where it would seem to have no width."""
+    if low is None or high is None:
+        return "-"
+    if number(low) == number(high):
+        low, high = floor(low * 1000) / 1000, ceil(high * 1000) / 1000
+    return f"{number(low)} - {number(high)}"
+
+
+def amount(count: int) -> str:
+    """A number of tokens for people: 950, 12.3k, 1.2M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
 
 
 def duration(seconds: float) -> str:

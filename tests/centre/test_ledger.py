@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from orchestrator.errors import InternalError
 from orchestrator.events import (
@@ -26,7 +27,7 @@ from orchestrator.events import (
     TrialReopened,
     Unknown,
 )
-from orchestrator.ledger import Ledger, fold
+from orchestrator.ledger import WORDS, Ledger, fold
 from orchestrator.model import Outcome, TrialKey
 from orchestrator.stages import Stage
 
@@ -247,3 +248,43 @@ def test_a_sweep_that_is_opened_again_has_not_ended() -> None:
     assert (ledger.opened, ledger.ended) == (1, "stopped")
     ledger.apply(opened)
     assert (ledger.opened, ledger.ended) == (2, None)
+
+
+def test_a_result_began_with_the_first_attempt_that_led_to_it() -> None:
+    key = TrialKey("s", "a", 1)
+    ledger = fold([structs.replace(entered("start"), at=3.0), structs.replace(entered("start"), at=4.0), ended()])
+    assert ledger.trials[key].began == 3.0
+    ledger = fold([*SCORED, entered("release"), left("release"), TrialReopened(trial="s/a/1")])
+    assert ledger.trials[key].began is None
+    ledger.apply(structs.replace(entered("start", attempt=2), at=9.0))
+    assert ledger.trials[key].began == 9.0
+
+
+def test_of_a_result_is_known_how_its_agent_ended_and_how_long_it_worked_and_what_the_trial_died_of() -> None:
+    trial = fold([finished()]).trials[TrialKey("s", "a", 1)]
+    assert (trial.seconds, trial.agent_seconds, trial.exit_status, trial.message) == (5.0, 3.0, None, "")
+    event = finished(outcome="failed", score=None)
+    crashed = structs.replace(event, result={**event.result, "exit_status": 3, "stages": {}})
+    trial = fold([crashed]).trials[TrialKey("s", "a", 1)]
+    assert (trial.seconds, trial.agent_seconds, trial.exit_status, trial.message) == (0.0, 0.0, 3, "no")
+    page = {"class": "Refused", "message": "x" * 10_000, "stage": "start"}
+    long = structs.replace(event, result={**event.result, "failure": page})
+    assert fold([long]).trials[TrialKey("s", "a", 1)].message == "x" * WORDS
+
+
+def test_tokens_of_every_attempt_are_counted_once_and_what_is_no_number_is_none() -> None:
+    """As costs are: of a stage that finished, else of the result."""
+
+    def solved(usage: Any, trial: str) -> list[Event]:
+        worked = structs.replace(left("solve", trial=trial), facts={"usage": usage})
+        return [*(entered(stage, trial=trial) for stage in ROAD[:4]), worked]
+
+    def scored(usage: Any, trial: str) -> TrialFinished:
+        event = finished(trial=trial)
+        return structs.replace(event, result={**event.result, "usage": usage})
+
+    reported = {"input_tokens": 10, "output_tokens": 2.0, "cached_tokens": 9}
+    events = [*solved(reported, "s/a/1"), scored(reported, "s/a/1"), *solved({"output_tokens": 7}, "s/b/1")]
+    unusual: list[Any] = [None, [], {"input_tokens": "9"}, reported]
+    odd = [scored(usage, f"s/c/{number}") for number, usage in enumerate(unusual)]
+    assert fold([*events, *odd]).tokens == {"a": 12, "b": 7, "c": 12}

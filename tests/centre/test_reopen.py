@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import UsageError
 from orchestrator.events import AttemptEnded, Event, StageEntered, TrialFinished, TrialReopened
 from orchestrator.ledger import Ledger, fold
-from orchestrator.model import ScenarioSummary
+from orchestrator.model import Flag, ScenarioSummary
 from orchestrator.plan import Plan
 from orchestrator.reopen import Again, Fate, ask, named, verdicts
 from orchestrator.stages import Stage
@@ -172,3 +172,11 @@ def test_a_list_of_nothing_does_not_mean_everything(nothing: str) -> None:
     with pytest.raises(UsageError, match="--retry names nothing"):
         ask([nothing], [])
     assert not ask([], [])
+
+
+@pytest.mark.parametrize("flag", Flag)
+def test_each_flag_can_be_asked_for(flag: Flag) -> None:
+    assert flag in ask([flag], []).retry
+    ledger = fold([TrialFinished(trial="s/a/1", attempt=1, result={"outcome": "scored", "flags": [flag]})])
+    plan = Plan(benchmark="b", scenarios=(ScenarioSummary(id="s", name="s"),), arms=("a",), trials=1)
+    assert [each.fate for each in verdicts(plan, ledger, ask([flag], []))] == [Fate.AGAIN]

@@ -36,8 +36,9 @@ def knows_gathered(sweep: Sweep) -> bool:
 
 
 def without_what_came_home(known: Undisturbed) -> Undisturbed:
-    """A devbox that was scored has the scorers' files in it: nothing of it comes home."""
-    return replace(known, results=[{**each, "flags": ["gather_incomplete"], "brought": {}} for each in known.results])
+    """A devbox that was scored has the scorers' files in it: nothing of it comes home, and every result says so."""
+    results = [{**each, "flags": ["gather_incomplete"], "brought": {}} for each in known.results]
+    return replace(known, status=1, results=results)
 
 
 def cut_at_each_line(ground: Ground, whole: Sweep) -> Iterator[tuple[str, Sweep]]:

@@ -282,7 +282,9 @@ class World:
         """What the sweep must end with: None, which nothing is, as long as trials are owed."""
         if self.done < self.trials:
             return None
-        return int(any(result["outcome"] != "scored" for result in read_results(self.run_folder)))
+        results = read_results(self.run_folder)
+        sound = {result["arm"] for result in results if not result["flags"]}
+        return int(any(result["outcome"] != "scored" or result["arm"] not in sound for result in results))
 
     @property
     def said(self) -> str:

@@ -38,7 +38,7 @@ def test_a_command_is_the_shells_word_for_word(served: "Desk") -> None:
 
 
 def test_an_agent_that_crashes_is_scored_as_it_left_things_and_flagged(served: "Desk") -> None:
-    result = run_one(served, "command:touch done; echo sorry >&2; exit 3")
+    result = run_one(served, "command:touch done; echo sorry >&2; exit 3", status=1)
     assert (result["outcome"], result["score"], result["flags"]) == ("scored", 1.0, ["agent_crashed"])
     assert served.log("runs/mine", result) == "sorry\n"
     (solved,) = [event for event in served.journal("runs/mine", "stage.finished") if event["stage"] == "solve"]
@@ -58,7 +58,7 @@ def test_an_agent_out_of_time_is_ended_with_all_it_started_and_scored(served: "D
     mark = uuid.uuid4().hex
     sleeper = f"python3 -c 'import time; time.sleep(600)' {mark}"
     agent = f"command:touch done; setsid {sleeper} </dev/null >/dev/null 2>&1 & {sleeper}"
-    result = run_one(served, agent, "--timeout-solve", "2")
+    result = run_one(served, agent, "--timeout-solve", "2", status=1)
     assert (result["outcome"], result["score"], result["flags"]) == ("scored", 1.0, ["agent_timed_out"])
     assert 1.5 < result["stages"]["solve"]["seconds"] < 30
     within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
@@ -108,7 +108,7 @@ def test_a_python_class_that_crashes_is_scored_and_its_traceback_is_in_its_log(s
         "    def run(self):\n"
         "        raise LookupError('no idea')\n"
     )
-    result = run_one(served, "mine.py:MyAgent")
+    result = run_one(served, "mine.py:MyAgent", status=1)
     assert (result["outcome"], result["score"], result["flags"]) == ("scored", 0.0, ["agent_crashed"])
     log = served.log("runs/mine", result)
     assert "LookupError: no idea" in log
@@ -124,7 +124,7 @@ def test_a_python_agent_out_of_time_is_ended_with_all_it_started(served: "Desk")
         "    subprocess.Popen(sleeper, start_new_session=True)\n"
         "    subprocess.run(sleeper)\n"
     )
-    result = run_one(served, "mine.py:agent", "--timeout-solve", "2")
+    result = run_one(served, "mine.py:agent", "--timeout-solve", "2", status=1)
     assert (result["outcome"], result["flags"]) == ("scored", ["agent_timed_out"])
     within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
 

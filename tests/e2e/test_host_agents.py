@@ -105,7 +105,7 @@ def test_a_program_out_of_time_is_ended_with_all_it_started(served: "Desk") -> N
     sleeper = f"python3 -c 'import time; time.sleep(600)' {mark}"
     run = f"sweep workspace exec 'touch done'\nsetsid {sleeper} </dev/null >/dev/null 2>&1 &\n{sleeper}"
     (served.folder / "mine.sh").write_text(run)
-    result = run_one(served, f". {served.folder}/mine.sh", "--timeout-solve", "4")
+    result = run_one(served, f". {served.folder}/mine.sh", "--timeout-solve", "4", status=1)
     assert (result["score"], result["flags"]) == (1.0, ["agent_timed_out"])
     within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
 

@@ -98,7 +98,7 @@ def test_what_an_agent_leaves_comes_home_and_is_in_its_result(served: "Desk", co
     """A trajectory that cannot be read is there as it is, and no reason to fail a trial."""
     (served.folder / "agents").mkdir()
     (served.folder / "agents/tool.toml").write_text(AGENT.replace("CONTENT", content))
-    served.sweep("run", "six", "--agent", "tool", "--limit", "1", "--name", "mine")
+    served.sweep("run", "six", "--agent", "tool", "--limit", "1", "--name", "mine", status=int(bool(flags)))
     (result,) = served.results("runs/mine")
     assert (result["outcome"], result["flags"], result["version"]) == ("scored", flags, "1.2")
     folder = served.folder / "runs/mine"

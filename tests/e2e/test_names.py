@@ -108,7 +108,7 @@ def test_files_that_are_left_out_are_named_on_lines_of_their_own(served: "Desk")
     run = r"""mkdir -p ~/out; cd ~/out; for n in "$(printf 'a\033[31m\rpiece b')" "$(printf 'c\nartifacts: forged')"
 do truncate -s 65M "$n"; done"""
     (agents / "mine.toml").write_text(f"run = '''\n{run}\n'''\n[gather]\nfiles = ['~/out']\n")
-    served.sweep("run", "six", "--agent", "mine", "--limit", "1", "--name", "mine")
+    served.sweep("run", "six", "--agent", "mine", "--limit", "1", "--name", "mine", status=1)
     (result,) = served.results("runs/mine")
     assert "left_out" in result["files"], result["files"]
     told = served.log("runs/mine", result, "left_out")

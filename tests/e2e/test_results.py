@@ -1,6 +1,8 @@
 """What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
 
 import re
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "version": (str, type(None)),
     "model": (str, type(None)),
     "trial": int,
+    "started": str,
+    "finished": str,
     "outcome": str,
     "score": (float, type(None)),
     "scorers": list,
@@ -33,6 +37,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "failure": (dict, type(None)),
     "attempts": list,
     "stages": dict,
+    "exit_status": (int, type(None)),
     "exit_reason": (str, type(None)),
     "usage": dict,
     "network": dict,
@@ -66,6 +71,10 @@ def test_a_sweep_leaves_one_documented_line_for_each_trial(ended: "tuple[Desk, E
         assert result["stages"].keys() >= {"start", "boot", "solve", "score"}
         assert (result["outcome"], result["benchmark"], result["failure"]) == ("scored", "six", None)
         assert all(result["ids"].values())
+        started, finished = (datetime.fromisoformat(result[key]) for key in ("started", "finished"))
+        assert started < finished
+        assert started.utcoffset() == finished.utcoffset() == timedelta(0)
+        assert abs(finished.timestamp() - time.time()) < 600
     scores = {(result["scenario_name"], result["arm"], result["trial"]): result["score"] for result in results}
     assert len(results) == 4
     assert scores == {(n, arm, 1): score for n in ("ant", "bee") for arm, score in (("oracle", 1.0), ("nop", 0.0))}
@@ -95,8 +104,8 @@ def test_for_a_pipe_the_picture_is_plain_lines_and_a_table(ended: "tuple[Desk, E
     assert re.fullmatch(r"Starting six-2-arms-\d{8}-\d{6}: 4 trials, 4 to do\.", first)
     assert sum(bool(re.match(r"\[[1-4]/4\] (ant|bee) (oracle  1\.000|nop  0\.000)  ", line)) for line in lines) == 4
     table = {line.split()[0]: line.split() for line in lines if line.startswith(("oracle ", "nop "))}
-    assert table["oracle"][1:4] == ["2/2", "0", "1.000"]
-    assert table["nop"][1:4] == ["2/2", "0", "0.000"]
+    assert table["oracle"][1:8] == ["2/2", "0", "0", "1.000", "0.342", "-", "1.000"]
+    assert table["nop"][1:8] == ["2/2", "0", "0", "0.000", "0.000", "-", "0.658"]
     assert (desk.folder / said.folder / "trials").is_dir()
 
 
@@ -132,6 +141,23 @@ def test_a_named_sweep_that_is_finished_shows_its_summary_and_runs_nothing(serve
     line = served.refused("run", "six", "--agent", "nop", "--limit", "1", "--name", "mine")
     assert "runs/mine" in line
     assert "arms.oracle" in line
+
+
+def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(served: "Desk") -> None:
+    """A dry run says so too, and both say why."""
+    command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
+    whole = served.sweep(*command, "--limit", "5", "--max-failures", "1", status=1).folder
+    why = (
+        f"It is a new sweep because {Path(whole).name} has 3 trials that this one has not "
+        f"(--limit 2 now, --limit 5 before): `sweep resume {Path(whole).name}` goes on with that."
+    )
+    assert why in served.sweep(*command, "--limit", "2", "--dry-run").out
+    less = served.sweep(*command, "--limit", "2", status=1)
+    assert why in less.out.splitlines()
+    assert less.folder != whole
+    more = served.sweep(*command, "--limit", "6", "--max-failures", "2", status=1)
+    assert more.folder == whole
+    assert "It is a new sweep" not in more.out
 
 
 def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:

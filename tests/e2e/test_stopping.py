@@ -1,6 +1,7 @@
 """The real command told to stop, by signals, by a closed terminal, by a budget; whatever else is broken meanwhile."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -109,10 +110,37 @@ def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk"
     assert len(served.results(run)) == 6
 
 
-def test_a_deadline_in_the_past_starts_nothing_and_says_so(served: "Desk") -> None:
-    ended = served.sweep("run", "six", "--agent", "nop", "--deadline", "2020-01-01T07:00", "--name", "mine", status=1)
-    assert "Stopped: --deadline 2020-01-01T07:00 has come; it takes a later one to go on. 6 of 6" in ended.out
-    assert not served.journal("runs/mine", "stage.entered")
+@pytest.mark.parametrize(
+    ("deadline", "words"),
+    [
+        ("2020-01-01T07:00", "--deadline: 2020-01-01T07:00 is over; give a later moment, 8h from now, or 07:00"),
+        ("5", "deadline: '5' of what? Write 5h, 5m or 5s from now, or a time such as 07:00"),
+    ],
+)
+def test_a_deadline_in_the_past_and_a_number_alone_are_refused_with_the_fix(
+    served: "Desk", deadline: str, words: str
+) -> None:
+    for how in ([], ["--dry-run"]):
+        line = served.refused("run", "six", "--agent", "nop", "--deadline", deadline, "--name", "mine", *how)
+        assert words in line
+    assert not (served.folder / "runs").exists()
+
+
+def test_a_mistyped_command_stops_the_sweep_with_what_it_printed(served: "Desk") -> None:
+    """It would be an honest 0.000 else; a resume knows of the crashes."""
+    command = ("run", "six", "--agent", "command:claude-cod --fast", "--trials", "2", "--devboxes", "2")
+    ended = served.sweep(*command, "--same-failures", "3", status=1)
+    stopped = next(line for line in ended.out.splitlines() if line.startswith("Stopped: "))
+    how = r"Stopped: the agent of command crashed in each of its [34] trials so far, with exit status 127: "
+    assert re.match(how, stopped)
+    assert "claude-cod: command not found. Mend it and run them again with --retry agent_crashed;" in stopped
+    run = Path(ended.folder).name
+    count = len(served.results(ended.folder))
+    assert ended.out.index(f"Flagged:\n  {count}  agent_crashed: ") < ended.out.index(f"     sweep logs {run} ant\n")
+    assert "Every result of command is flagged" in ended.out.splitlines()[-1]
+    again = served.sweep("resume", status=1)
+    assert "Stopped: the agent of command crashed in each of its " in again.out
+    assert count < len(served.results(ended.folder)) <= count + 2
 
 
 def test_a_budget_in_a_settings_file_is_heeded(served: "Desk") -> None:

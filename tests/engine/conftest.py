@@ -120,6 +120,7 @@ def _make(
         dice=lambda: 0.5,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
         silence=Silence(endpoint, unreachable=config.unreachable),
+        now=anyio.current_time,
     )
     plan = Plan(benchmark="memory", scenarios=summaries, arms=tuple(arms), trials=config.trials)
     return Sweep(ctx=ctx, plan=plan, endpoint=endpoint, sink=sink, stopping=Stopping())

@@ -15,6 +15,8 @@ from orchestrator.errors import (
     Throttled,
     Unavailable,
 )
+from orchestrator.ledger import Trial
+from orchestrator.model import Flag, Outcome
 from orchestrator.stages import Stage
 
 
@@ -125,3 +127,43 @@ def test_a_page_of_output_is_cut_to_a_message() -> None:
     assert verdict is not None
     assert len(verdict) < 600
     assert "\n" not in verdict
+
+
+def crash(status: int = 127, *, score: float | None = 0.0) -> Trial:
+    return Trial(outcome=Outcome.SCORED, score=score, flags=(Flag.AGENT_CRASHED,), exit_status=status)
+
+
+PASSED = Trial(outcome=Outcome.SCORED, score=0.0, exit_status=0)
+TIMED_OUT = Trial(outcome=Outcome.SCORED, score=0.0, flags=(Flag.AGENT_TIMED_OUT,))
+NEVER_BEGUN = Trial(outcome=Outcome.FAILED, failure="DevboxFailed")
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [crash()] * 3,
+        [crash(score=None), crash(score=-1.0), crash()],
+        [Trial(outcome=Outcome.FAILED, flags=(Flag.AGENT_CRASHED,), exit_status=127)] * 3,
+        [NEVER_BEGUN, crash(), crash(), NEVER_BEGUN, crash()],
+    ],
+)
+def test_an_agent_that_crashed_in_each_trial_in_the_same_way_and_reached_nothing_is_enough(trials: list[Trial]) -> None:
+    verdict = Breaker(same_failures=3).crashed("mine", trials)
+    assert verdict == "the agent of mine crashed in each of its 3 trials so far, with exit status 127"
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [crash(), crash()],
+        [crash(), crash(), crash(score=0.1), crash()],
+        [crash(), crash(), crash(), crash(1)],
+        [PASSED, crash(), crash(), crash()],
+        [crash(), crash(), crash(), TIMED_OUT],
+        [NEVER_BEGUN] * 9,
+        [TIMED_OUT] * 9,
+    ],
+)
+def test_an_agent_that_ended_otherwise_even_once_is_not(trials: list[Trial]) -> None:
+    assert Breaker(same_failures=3).crashed("mine", trials) is None

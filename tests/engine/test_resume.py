@@ -4,6 +4,7 @@ The dead process is one whose journal stops and whom nobody hears: what it had d
 """
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -68,6 +69,25 @@ def test_killed_at_any_event_every_trial_ends_with_one_result_and_no_agent_runs_
         assert {run.state for run in first.endpoint.runs.values()} <= {"completed", "canceled"}, count
         assert sum(run.state == "completed" for run in first.endpoint.runs.values()) == 3, count
         assert ledger.unreleased() == [], count
+
+
+def seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def test_a_result_says_when_its_first_attempt_began_and_when_it_was_there(make_sweep: MakeSweep) -> None:
+    """Through attempts that failed, and the death of the process."""
+    script = Script(failing_boots=1)
+    first = make_sweep(scenarios=1, script=script, timeouts={"boot": 50})
+    die_after(first, 14)
+    began = next(event.at for event in first.sink.events if isinstance(event, StageEntered))
+    second = make_sweep(scenarios=1, script=script, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()
+    [result] = second.results
+    [finished] = second.events("trial.finished")
+    assert len(result["attempts"]) == 2
+    assert seconds(result["started"]) == pytest.approx(began, abs=0.002)
+    assert seconds(result["finished"]) == pytest.approx(finished.at, abs=0.002)
+    assert result["started"].endswith("+00:00")
 
 
 def test_an_agent_on_this_host_does_not_survive_us_and_its_trial_is_tried_again() -> None:

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from orchestrator.app.sweeps import complete
+from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.lifecycle import LAST_RITES
 from orchestrator.engine.worker import run_all
 from orchestrator.errors import AgentSetupFailed, DevboxFailed, Throttled, Unavailable
 from orchestrator.events import Event
+from orchestrator.ledger import fold
 from orchestrator.model import Outcome
 from orchestrator.testing import MemorySink, Script, run_virtually
 
@@ -264,6 +267,73 @@ def test_an_agent_that_cannot_be_installed_stops_the_sweep_with_one_message(make
     assert re.search(r"could not be installed [5-9] times in a row: no such package", sweep.stopping.reason)
     assert len(sweep.endpoint.runs) <= 9
     assert sweep.endpoint.alive == 0
+
+
+MISTYPED = Script(exit_status=127, score=0.0, output="\n  sh: claude-cod: not \x1b[31mfound\nmore\n")
+ALWAYS = (
+    r"the agent of command crashed in each of its 1[0-3] trials so far, with exit status 127: "
+    r"sh: claude-cod: not \\x1b\[31mfound\. Mend it and run them again with --retry agent_crashed"
+)
+
+
+def test_an_agent_that_crashes_in_every_trial_stops_the_sweep_with_its_first_words(make_sweep: MakeSweep) -> None:
+    """A mistyped command would look like an honest 0.000 in the morning."""
+    sweep = make_sweep(scenarios=100, devboxes=4, script=MISTYPED).run()
+    assert re.match(ALWAYS, sweep.stopping.reason or "")
+    assert 10 <= len(sweep.results) <= 13
+    assert sweep.endpoint.alive == 0
+    assert {result["exit_status"] for result in sweep.results} == {127}
+
+
+@pytest.mark.parametrize("script", [Script(exit_status=1, score=0.5), Script(exit_status=0, score=0.0)])
+def test_an_agent_that_crashes_or_scores_nothing_but_not_both_stops_nothing(
+    make_sweep: MakeSweep, script: Script
+) -> None:
+    sweep = make_sweep(scenarios=15, script=script).run()
+    assert sweep.ledger.outcomes == {Outcome.SCORED: 15}
+
+
+def test_crashes_before_a_resume_count(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=100, devboxes=2, script=MISTYPED)
+    conduct(first, (200, lambda: first.stopping.drain("SIGTERM")))
+    assert 4 <= len(first.results) <= 8
+    second = make_sweep(scenarios=100, devboxes=2, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()
+    assert re.match(ALWAYS, second.stopping.reason or "")
+    assert 10 <= len(first.results) + len(second.results) <= 11
+
+
+def test_an_agent_that_was_mended_goes_on_after_a_resume(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=30, devboxes=4, script=MISTYPED).run()
+    first.endpoint.script = Script(score=0.0)
+    second = make_sweep(scenarios=30, devboxes=4, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()
+    assert second.stopping.reason is None
+    assert second.ledger.outcomes == {Outcome.SCORED: 30}
+
+
+def test_the_other_arms_crash_counts_for_the_other_arm_only(make_sweep: MakeSweep) -> None:
+    arms = [{"agent": "command:a", "name": "a"}, {"agent": "command:b", "name": "b"}]
+    sweep = make_sweep(scenarios=9, arms=arms, script=MISTYPED).run()
+    assert sweep.stopping.reason is None
+
+
+@pytest.mark.parametrize(
+    ("printed", "line"),
+    [
+        (b"", ""),
+        (b"\n \t\n", ""),
+        (b"\r\n  first  of\tall \nsecond", "first of all"),
+        (b"Traceback (most recent call last):\n  File \"x\"\nKeyError: 'API_KEY'\n\n", "KeyError: 'API_KEY'"),
+        (b"\xff\x1b[2J", "\N{REPLACEMENT CHARACTER}\\x1b[2J"),
+        (b"x" * 10_000_000, "x" * 199 + "…"),
+    ],
+)
+def test_the_line_of_a_log_that_tells_most_is_fit_to_be_printed(tmp_path: Path, printed: bytes, line: str) -> None:
+    (tmp_path / "agent.log").write_bytes(printed)
+    assert telling_line(tmp_path / "agent.log") == line
+
+
+def test_a_log_that_is_not_there_tells_nothing(tmp_path: Path) -> None:
+    assert telling_line(tmp_path / "agent.log") == ""
 
 
 @pytest.mark.parametrize("fault", [Throttled("quota exhausted"), Unavailable("no route to host")])

@@ -49,14 +49,24 @@ def make_plan(*names: str, arms: tuple[str, ...] = ("a",), trials: int = 1) -> P
     return Plan(benchmark="b", scenarios=scenarios, arms=arms, trials=trials)
 
 
-def scored(trial: str, score: float, *, flags: Iterable[str] = (), seconds: float = 60.0) -> TrialFinished:
-    result = {"outcome": "scored", "score": score, "flags": list(flags), "stages": {"solve": {"seconds": seconds}}}
+def scored(
+    trial: str,
+    score: float,
+    *,
+    flags: Iterable[str] = (),
+    seconds: float = 60.0,
+    usage: Mapping[str, float] | None = None,
+) -> TrialFinished:
+    stages = {"boot": {"seconds": 0.0}, "solve": {"seconds": seconds}}
+    result = {"outcome": "scored", "score": score, "flags": list(flags), "stages": stages, "usage": dict(usage or {})}
     return TrialFinished(trial=trial, attempt=1, result=result)
 
 
-def failed(trial: str, *, outcome: str = "failed", message: str = "it is gone") -> TrialFinished:
-    failure = {"class": "DevboxLost", "message": message, "stage": "boot"}
-    return TrialFinished(trial=trial, attempt=1, result={"outcome": outcome, "score": None, "failure": failure})
+def failed(
+    trial: str, *, outcome: str = "failed", message: str = "it is gone", kind: str = "DevboxLost", attempt: int = 1
+) -> TrialFinished:
+    failure = {"class": kind, "message": message, "stage": "boot"}
+    return TrialFinished(trial=trial, attempt=attempt, result={"outcome": outcome, "score": None, "failure": failure})
 
 
 def again(trial: str, message: str) -> list[Event]:

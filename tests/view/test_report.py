@@ -1,63 +1,37 @@
 """The finished picture and its numbers."""
 
 from io import StringIO
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.events import Event
+from orchestrator.events import Event, TrialReopened
 from orchestrator.ledger import fold
+from orchestrator.model import Flag
 from orchestrator.plan import Plan
-from orchestrator.view.report import ArmSummary, as_json, as_table, duration, interval, number, summarise
+from orchestrator.view.interval import interval
+from orchestrator.view.report import ArmSummary, Report, amount, as_json, as_table, duration, number, report, span
 
 from .conftest import failed, make_plan, scored
 
-SCORES = st.floats(0, 1)
-#: The 97.5 % quantile of Student's t for n - 1 degrees of freedom, by n; from printed tables.
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262, 30: 2.045, 100: 1.984}
+FOLDER = Path("runs/night")
+
+
+def told(plan: Plan, *events: Event) -> Report:
+    return report(fold(events), plan, FOLDER)
 
 
 def summary(plan: Plan, *events: Event) -> ArmSummary:
-    [only] = summarise(fold(events), plan)
+    [only] = told(plan, *events).arms
     return only
 
 
-@pytest.mark.parametrize("count", STUDENT)
-def test_the_interval_is_students(count: int) -> None:
-    means = [0.5 + 0.001 * (-1) ** number * (1 + number % 3) for number in range(count)]
-    low, high = interval([[mean] for mean in means])
-    assert low is not None
-    assert high is not None
-    assert (high - low) / 2 == pytest.approx(STUDENT[count] * stdev(means) / sqrt(count), rel=0.01)
-    assert (high + low) / 2 == pytest.approx(fmean(means))
-
-
-@given(st.lists(SCORES, min_size=2, max_size=9), st.integers(1, 5))
-def test_repeating_every_trial_with_the_same_score_teaches_nothing(means: list[float], trials: int) -> None:
-    """Trials of one scenario are not independent: only more scenarios make the interval narrower."""
-    assert interval([[mean] * trials for mean in means]) == pytest.approx(
-        interval([[mean] for mean in means]), abs=1e-6
-    )
-
-
-@given(st.lists(st.lists(SCORES, min_size=1, max_size=4), min_size=2, max_size=9))
-def test_the_mean_is_in_its_interval_and_that_in_the_range_of_scores(scores: list[list[float]]) -> None:
-    low, high = interval(scores)
-    assert low is not None
-    assert high is not None
-    mean = fmean(score for values in scores for score in values)
-    assert 0 <= low <= mean + 1e-9
-    assert mean - 1e-9 <= high <= 1
-
-
-def test_one_scenario_has_no_interval() -> None:
-    assert interval([]) == interval([[0.5, 0.7]]) == (None, None)
+def drawn(whole: Report, width: int = 200, *, is_terminal: bool = False) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=width, emoji=False, soft_wrap=not is_terminal).print(as_table(whole))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def test_a_failed_trial_lowers_the_floor_and_not_the_mean() -> None:
@@ -79,9 +53,30 @@ def test_nothing_finished_gives_no_numbers() -> None:
 def test_flags_and_agent_time_are_counted_an_arm() -> None:
     plan = make_plan("x", "y", arms=("a", "b"), trials=2)
     events = [scored("s0/a/1", 1.0, flags=["agent_crashed", "gather_incomplete"]), scored("s0/a/2", 0.0, seconds=30)]
-    one, other = summarise(fold([*events, scored("s1/b/1", 0.25)]), plan)
-    assert (one.arm, one.planned, one.scored, one.flagged, one.seconds) == ("a", 4, 2, 1, 90.0)
+    one, other = told(plan, *events, scored("s1/b/1", 0.25)).arms
+    assert (one.arm, one.planned, one.scored, one.flagged, one.agent_seconds) == ("a", 4, 2, 1, 90.0)
     assert (other.arm, other.scored, other.flagged, other.mean) == ("b", 1, 0, 0.25)
+
+
+def test_the_interval_is_over_scenarios_and_over_trials_where_there_is_one_scenario() -> None:
+    trials = [scored(f"s{scenario}/a/{n}", n % 2) for scenario in range(2) for n in range(1, 5)]
+    two = summary(make_plan("x", "y", trials=4), *trials)
+    assert (two.low, two.high) == interval([[1, 0, 1, 0]] * 2)
+    one = summary(make_plan("x", trials=4), *trials)
+    assert (one.low, one.high) == interval([[1], [0], [1], [0]])
+    begun = summary(make_plan("x", "y", trials=4), *trials[:4])
+    assert (begun.low, begun.high) == interval([[1, 0, 1, 0]])
+
+
+def test_cost_and_tokens_are_those_that_agents_report() -> None:
+    plan = make_plan("x", "y", arms=("a", "b"))
+    usage = {"cost_usd": 0.5, "input_tokens": 1000, "output_tokens": 234, "cached_tokens": 900}
+    whole = told(plan, scored("s0/a/1", 1.0, usage=usage), scored("s1/a/1", 1.0, usage=usage), scored("s0/b/1", 0.0))
+    assert [(arm.cost, arm.tokens) for arm in whole.arms] == [(1.0, 2468), (None, None)]
+    head, one, other, *_ = drawn(whole)
+    assert head.endswith("  cost  tokens  agent time")
+    assert one.split()[-3:] == ["$1.00", "2.5k", "2:00"]
+    assert other.split()[-3:] == ["-", "-", "1:00"]
 
 
 def test_trials_outside_the_plan_do_not_count() -> None:
@@ -89,22 +84,110 @@ def test_trials_outside_the_plan_do_not_count() -> None:
 
 
 def test_json_has_the_same_numbers() -> None:
-    summaries = summarise(fold([scored("s0/a/1", 0.5)]), make_plan("x"))
-    assert orjson.loads(orjson.dumps(as_json(summaries)))[0] == {
-        "arm": "a", "planned": 1, "scored": 1, "failed": 0, "flagged": 0,
-        "mean": 0.5, "low": None, "high": None, "floor": 0.5, "seconds": 60.0,
+    usage = {"cost_usd": 0.5, "input_tokens": 7}
+    whole = told(make_plan("x", "y"), scored("s0/a/1", 0.5, flags=["no_patch"], usage=usage), failed("s1/a/1"))
+    low, high = interval([[0.5]])
+    assert orjson.loads(orjson.dumps(as_json(whole))) == {
+        "folder": "runs/night",
+        "arms": [{
+            "arm": "a", "planned": 2, "scored": 1, "failed": 1, "flagged": 1,
+            "mean": 0.5, "low": low, "high": high, "floor": 0.25, "cost": 0.5, "tokens": 7, "agent_seconds": 60.0,
+        }],
+        "failures": [{
+            "kind": "DevboxLost", "count": 1, "arms": {"a": 1}, "words": "it is gone", "command": "sweep logs night y",
+        }],
+        "flags": [{
+            "kind": "no_patch", "count": 1, "arms": {"a": 1},
+            "words": "there is no `patch.diff`: `LEFT-OUT.txt` says why", "command": "sweep logs night x",
+        }],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_says_arms_by_their_names_and_where_the_files_are(width: int) -> None:
     arms = ("[red]x", "[/bold]", ":bug:")
-    summaries = summarise(fold([]), make_plan("x", arms=arms))
-    drawn = StringIO()
-    Console(file=drawn, width=width, emoji=False, soft_wrap=True).print(as_table(summaries, Path("runs/night")))
-    text = drawn.getvalue()
+    text = "\n".join(drawn(told(make_plan("x", arms=arms)), width))
     assert [arm for arm in arms if arm not in text] == []
     assert "runs/night/results.jsonl" in text
+
+
+def test_nothing_went_wrong_is_not_said() -> None:
+    lines = drawn(told(make_plan("x"), scored("s0/a/1", 1.0)))
+    assert [line.split()[0] for line in lines] == ["arm", "a", "Results:", "Logs:"]
+    assert lines[0].endswith("if failed were 0  agent time")
+
+
+def test_the_commonest_failures_and_flags_are_told_with_the_command_that_shows_more() -> None:
+    plan = make_plan("x", "it's", "z", arms=("mine", "other one"), trials=2)
+    events = [
+        failed("s0/mine/1", kind="StageTimeout", message="boot took\nlonger than 900 s"),
+        failed("s1/other one/2", message="\x1b[31mgone " + "far " * 500),
+        failed("s2/other one/1", message="gone too"),
+        scored("s0/other one/1", 0.0, flags=["agent_crashed", "no_patch"]),
+        scored("s1/mine/1", 0.0, flags=["agent_crashed"]),
+        scored("s2/mine/1", 0.0, flags=["agent_crashed", "of_tomorrow"]),
+    ]
+    lines = drawn(told(plan, *events))
+    lines = lines[lines.index("Failed:") :]
+    assert lines[1].startswith("  2  DevboxLost: gone too")
+    assert [line for number, line in enumerate(lines) if number != 1] == [
+        "Failed:",
+        "     sweep logs night z --arm 'other one'",
+        "  1  StageTimeout: boot took longer than 900 s",
+        "     sweep logs night x --arm mine",
+        "Flagged:",
+        f"  3  agent_crashed (mine 2, other one 1): {Flag.AGENT_CRASHED.meaning}",
+        "     sweep logs night x --arm 'other one'",
+        f"  1  no_patch: {Flag.NO_PATCH.meaning}",
+        "     sweep logs night x --arm 'other one'",
+        "  1  of_tomorrow: of another version",
+        "     sweep logs night z --arm mine",
+        "Results: runs/night/results.jsonl",
+        "Logs:    runs/night/trials",
+    ]
+
+
+def test_a_message_is_shortened_and_no_terminal_obeys_it() -> None:
+    whole = told(make_plan("x", trials=2), failed("s0/a/2", message="\x1b[31mgone " + "far " * 500))
+    lines = drawn(whole)
+    [line] = [line for line in lines if "DevboxLost" in line]
+    assert line.startswith("  1  DevboxLost: \\x1b[31mgone far far")
+    assert len(line) < 220
+    assert lines[lines.index(line) + 1] == "     sweep logs night x --trial 2"
+
+
+def test_only_the_commonest_are_named() -> None:
+    names = [f"s{number}" for number in range(16)]
+    events = [failed(f"{name}/a/1", kind=f"K{min(number, 6)}") for number, name in enumerate(names)]
+    lines = drawn(told(make_plan(*names), *events))
+    told_of = [line for line in lines if ": it is gone" in line]
+    assert told_of == ["  10  K6: it is gone", *(f"   1  K{number}: it is gone" for number in range(4))]
+    assert "      and 2 other kinds" in lines
+
+
+def test_a_scenario_whose_name_cannot_be_typed_is_named_by_its_id_and_one_never_begun_has_no_log() -> None:
+    for names in (("-x", "y"), ("\x1b[2J", "y"), ("x", "x")):
+        [finding] = told(make_plan(*names), scored("s0/a/1", 0.0, flags=["no_patch"])).flags
+        assert finding.command == "sweep logs night s0"
+    [finding] = told(make_plan("x"), failed("s0/a/1", attempt=0)).failures
+    assert finding.command is None
+
+
+def test_what_was_reopened_is_not_told() -> None:
+    whole = told(make_plan("x"), failed("s0/a/1"), TrialReopened(trial="s0/a/1"))
+    assert (whole.failures, whole.flags) == ([], [])
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_no_number_is_cut_however_narrow_the_terminal_and_however_long_the_names(width: int) -> None:
+    arms = ("claude-code+claude-sonnet-4-5-20250929", "b")
+    usage = {"cost_usd": 1234.5, "input_tokens": 123_400_000}
+    events = [scored("s0/b/1", 0.5, usage=usage, seconds=36_000), failed("s1/b/1")]
+    text = "\n".join(drawn(told(make_plan("x", "y", arms=arms), *events), width, is_terminal=True))
+    for cell in ("1/2", "0.500", "0.055 - 0.945", "0.250", "$1,234.50", "123.4M", "10:00:00", "flagged", "tokens"):
+        assert cell in text, text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
 
 
 @pytest.mark.parametrize(
@@ -118,3 +201,10 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_scores_are_for_people() -> None:
     assert (number(None), number(0), number(2 / 3)) == ("-", "0.000", "0.667")
+    assert (span(None, None), span(0.87127, 1.0), span(0.50001, 0.50002)) == ("-", "0.871 - 1.000", "0.500 - 0.501")
+
+
+def test_tokens_are_for_people() -> None:
+    assert [amount(count) for count in (0, 999, 1000, 12_345, 1_250_000, 3 * 10**9)] == [
+        "0", "999", "1.0k", "12.3k", "1.2M", "3.0G",
+    ]  # fmt: skip
