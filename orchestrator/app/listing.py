@@ -32,7 +32,10 @@ async def scenarios(
     place, name = places.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
     async with places.open_endpoint(place) as opened:
         summaries = await opened.summaries(await places.find_benchmark(opened, name))
-    print_rows([_row(summary) for summary in summaries], as_json=as_json)
+    rows = [_row(summary) for summary in summaries]
+    if any(summary.unsupported for summary in summaries):
+        rows = [row | {"unsupported": each.unsupported or None} for row, each in zip(rows, summaries, strict=True)]
+    print_rows(rows, as_json=as_json)
 
 
 def _row(summary: ScenarioSummary) -> dict[str, object]:
@@ -41,7 +44,6 @@ def _row(summary: ScenarioSummary) -> dict[str, object]:
         "name": summary.name,
         "agent_timeout": summary.agent_timeout,
         "scorer_timeout": summary.scorer_timeout,
-        "unsupported": summary.unsupported or None,
     }
 
 

@@ -157,15 +157,17 @@ def test_a_folder_without_scenarios_says_what_a_scenario_is(desk: "Desk") -> Non
     assert "task.toml" in desk.refused("run", "./empty", "--agent", "nop")
 
 
-def test_a_broken_definition_is_named_and_never_left_out_unsaid(desk: "Desk") -> None:
+def test_a_broken_definition_is_named_wherever_scenarios_are_and_never_left_out_unsaid(desk: "Desk") -> None:
     write_scenario(desk.folder / "mine" / "good")
     broken = write_scenario(desk.folder / "mine" / "broken")
     (broken / "task.toml").write_text('version = "1.0"\n\n[verifier]\ntimeout_sec = "soon"\n')
-    ended = desk.sweep("run", "./mine", "--agent", "oracle", status=2)
-    assert "broken" in ended.err
-    assert "task.toml" in ended.err
-    ended = desk.sweep("run", "./mine", "--agent", "oracle", "--include", "*")
-    assert [result["scenario_name"] for result in desk.results(ended.folder)] == ["good"]
+    why = "task.toml: verifier.timeout_sec: expected a number above 0, got 'soon'"
+    ended = desk.sweep("run", "./mine", "--agent", "oracle", "--include", "*", status=1)
+    assert f"{why}: broken" in ended.out
+    outcomes = {result["scenario_name"]: result["outcome"] for result in desk.results(ended.folder)}
+    assert outcomes == {"good": "scored", "broken": "failed"}
+    assert why in desk.sweep("benchmarks", "show", "./mine").out
+    assert why in desk.refused("scenario", "run", "broken", "--benchmark", "./mine", "--agent", "oracle")
 
 
 def test_a_runs_folder_that_cannot_be_written_is_named(desk: "Desk") -> None:
