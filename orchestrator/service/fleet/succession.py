@@ -121,29 +121,32 @@ class Succession:
             keep=self._folder,
         )
 
-    async def settle(self, wanted: Mode, collect: Sequence[tuple[Command, float]] = ()) -> Settled:
+    async def settle(
+        self, wanted: Mode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
+    ) -> Settled:
         """The agent has ended: end what it left running, unless scorers are to meet it, and show the files read-only.
 
         The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
         server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
-        answer, but a `live` one can be made another yet. Raises BoxDied, BoxStartFailed and OSError.
+        answer; what was `live` is made what is wanted when that is over. Raises BoxDied, BoxStartFailed and OSError.
         """
         async with self._lock:
-            if self.settled is not None and (self.settled.mode is not Mode.LIVE or wanted is Mode.LIVE):
-                return self.settled
+            before = self.settled
+            if before is not None and not (before.mode is Mode.LIVE and is_live_over):
+                return before
             if Capability.SUCCESSION not in self._provider.capabilities:
                 self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
                 return self.settled
-            is_first = self.settled is None
-            left = await self.agents.left() if is_first else self.settled.left  # type: ignore[union-attr]
-            mode = Mode.LIVE if wanted is Mode.SHARED and left.is_listening and is_first else wanted
-            if left.is_listening and is_first:
+            left = before.left if before else await self.agents.left()
+            is_served = left.is_listening and not is_live_over
+            if is_served:
                 await self._collect(self.agents, collect)
+            mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
             if mode is not Mode.LIVE:
                 await self.agents.retire()
                 self._is_retired = True
                 await anyio.to_thread.run_sync(self._mend)
-                if is_first and not left.is_listening and collect:
+                if collect and not is_served:
                     async with self.scoring_box() as box:
                         await self._collect(box, collect)
             changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None

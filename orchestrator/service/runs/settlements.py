@@ -67,10 +67,12 @@ class Settlements:
         plan = plan_of(scenario)
         wanted = run.get("_scoring_mode", DECLARED)
         mode = Mode(plan.mode if wanted == DECLARED else wanted)
-        if mode is Mode.LIVE and run.get("_is_live_over"):
+        is_live_over = bool(run.get("_is_live_over"))
+        if mode is Mode.LIVE and is_live_over:
             mode = Mode.SHARED
+        collect = _commands(plan) if mode is Mode.SEPARATE else ()
         with anyio.CancelScope(shield=True):
-            settled = await boxes.settle(mode, _commands(plan) if mode is Mode.SEPARATE else ())
+            settled = await boxes.settle(mode, collect, is_live_over=is_live_over)
             document = shown(settled)
             await insist(
                 lambda: self._store.write(lambda db: SCENARIO_RUNS.update(db, run["id"], {"scoring": document}))

@@ -110,7 +110,7 @@ class LocalBox(AgentBox):
         self._forget_group()
 
     async def left(self) -> Left:
-        if self._root is None or self._link is None:
+        if self._root is None or self._link is None or self._why is not None:
             return Left()
         return await anyio.to_thread.run_sync(left_in, self._root.pid, self._link.running)
 
