@@ -155,4 +155,4 @@ async def _fetch(pattern: str, workspace: Workspace) -> bytes:
         raise FileNotFoundError(f"there is no such file in the devbox {result.stderr.strip()}".rstrip())
     if int(size) > MAX_FILE:
         raise ValueError(f"{newest} has {size} bytes, more than {MAX_FILE}")
-    return await workspace.read(newest.rstrip("\n"))
+    return await workspace.read(newest.rstrip("\n"), at_most=MAX_FILE)

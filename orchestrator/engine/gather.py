@@ -12,7 +12,7 @@ fails a trial that can be scored.
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -164,12 +164,15 @@ class _Coming:
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
         """What was packed, from its pieces: it has secrets yet, so the file has no name."""
         with await persist(partial(_open_nameless, self._work.folder)) as file:
-            size = 0
+            size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
             for name in names:
-                data = await self._workspace.read(f"{self._workspace.scratch}/{step}/{name}")
-                await persist(partial(_write_at, file, size, data))
-                size += len(data)
-                if size > self._limits.room + PIECE:  # more than the script was to pack
+                async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
+                    async for piece in pieces:
+                        await persist(partial(_write_at, file, size, piece))
+                        size += len(piece)
+                        if size > most:
+                            break
+                if size > most:
                     break
             file.seek(0)
             yield file
