@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.agentkit.contract import Leavings
 from orchestrator.engine.packing import packing
-from orchestrator.engine.parcel import Limits, join, unpack
+from orchestrator.engine.parcel import Account, Limits, join, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.snapshot import patching, snapshot
 
@@ -227,7 +227,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
         "piece artifacts.far.aaa",
     ]
     for unit in ("trajectory.near", "traces.near", "artifacts.near", "artifacts.far"):
-        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], Limits(), NO_SECRETS) == []
+        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], Limits(), NO_SECRETS) == Account()
     far = str(box.app / "four").lstrip("/")
     assert tree(tmp_path / "artifacts") == {
         ".tool/a/b/one.json": b"1\n",
@@ -246,7 +246,7 @@ def test_of_a_file_that_is_too_large_the_beginning_comes_home_and_says_so(box: B
     told = box.pack(Leavings(artifacts=("*",)), limits)
     assert f"note artifacts: {box.home}/large: too large, its beginning is here" in told
     for unit in ("artifacts.near", "artifacts.cut"):
-        assert unpack(box.archive(unit), tmp_path / "artifacts", limits, NO_SECRETS) == []
+        assert unpack(box.archive(unit), tmp_path / "artifacts", limits, NO_SECRETS) == Account()
     assert tree(tmp_path / "artifacts") == {"small": b"small\n", "large.beginning": bytes(2048)}
 
 
@@ -256,7 +256,7 @@ def test_no_more_than_there_is_room_for_is_packed(box: Box, tmp_path: Path) -> N
     limits = Limits(room=350_000)
     box.pack(Leavings(artifacts=("*",)), limits)
     assert box.archive("artifacts.near").seek(0, 2) <= 350_000
-    left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS)
+    left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS).left_out
     assert left_out
     assert 2 <= len(tree(tmp_path / "artifacts")) <= 3
 
@@ -312,7 +312,7 @@ def test_nothing_climbs_out_of_its_folder(tmp_path: Path, members: list[tuple[st
 
 
 def test_an_absolute_name_is_one_below_the_folder(tmp_path: Path) -> None:
-    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", Limits(), NO_SECRETS) == []
+    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", Limits(), NO_SECRETS) == Account()
     assert tree(tmp_path / "files") == {"etc/passwd": b"x"}
 
 
@@ -320,7 +320,7 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
     members = [(f"{n}", "0", bytes(100)) for n in range(10)]
     for limits in (Limits(file=99), Limits(room=250), Limits(files=2)):
         folder = tmp_path / repr(limits)[:60]
-        left_out = unpack(tar(*members, ("a", "0", b"")), folder, limits, NO_SECRETS)
+        left_out = unpack(tar(*members, ("a", "0", b"")), folder, limits, NO_SECRETS).left_out
         kept = sum(map(len, tree(folder).values())) if folder.exists() else 0
         assert left_out
         assert kept <= 250
@@ -331,7 +331,7 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
 def test_what_is_no_archive_harms_nothing(tmp_path: Path, damage: str) -> None:
     whole = tar(("a", "0", bytes(5000)), ("b", "0", bytes(5000))).getvalue()
     data = {"torn": whole[:7000], "noise": os.urandom(5000), "empty": b""}[damage]
-    assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS)) == 1
+    assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS).left_out) == 1
 
 
 def test_what_comes_home_has_no_secrets_in_names_neither(tmp_path: Path) -> None:
