@@ -45,7 +45,7 @@ class Redactor:
         #: The variables whose values are too short to be masked.
         self.unmasked = sorted({name for name, value in self._known if 0 < len(_encoded(value)) < SHORTEST})
         #: Those whose values are ordinary words: they are masked in what is printed, and not in files.
-        self.words = sorted({name for name, value in self._known if _is_word(value)} - {*self.unmasked})
+        self.words = sorted({name for name, value in self._known if value and _is_word(value)} - {*self.unmasked})
         self._names = {guise: name for name, value in sorted(self._known) for guise in _guises(value)}
         self._guises = sorted(self._names, key=len, reverse=True)
         #: In small letters, for they are fewer; where one is not, nothing is that has it in it. What has a NUL

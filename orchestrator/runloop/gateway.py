@@ -388,12 +388,12 @@ class Gateway:
         )
 
     async def devbox_log(self, devbox_id: str) -> str:
-        async def read() -> str:
+        async def read() -> list[str]:
             # Not as the client's records, which it would make of ten thousand lines in the loop's thread.
             answer = await self._client.devboxes.logs.with_raw_response.list(devbox_id)
-            return await anyio.to_thread.run_sync(views.log_text, await answer.read())
+            return await anyio.to_thread.run_sync(views.log_lines, await answer.read())
 
-        return await self._ask(f"reading the log of {devbox_id}", read, str)
+        return await self._ask(f"reading the log of {devbox_id}", read, "".join)
 
     async def _profile(self, keep_alive: int, needs: Needs) -> RunProfile:
         """The run profile for what a devbox needs."""

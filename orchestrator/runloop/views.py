@@ -109,11 +109,11 @@ def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
     return offset + len(chunk.output.encode("utf-8", "surrogatepass"))
 
 
-def log_text(answer: bytes) -> str:
+def log_lines(answer: bytes) -> list[str]:
     """The entries of a devbox's log, a line each, of the answer as it came. May take long: for a worker thread."""
     entries = orjson.loads(answer)["logs"]
     lines = ((each["source"], each["level"], each.get("message") or each.get("cmd") or "") for each in entries)
-    return "".join(f"{source} {level} {words}\n" for source, level, words in lines)
+    return [f"{source} {level} {words}\n" for source, level, words in lines]
 
 
 def _required(value: T | None, what: str) -> T:
