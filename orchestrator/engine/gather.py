@@ -225,7 +225,7 @@ class _Coming:
             self._said["renamed"].add(f"{name}: {line}")
         for path, masked in account.masked.items():
             for variable, times in sorted(masked.items()):
-                self._said["masked"].add(f"{f'{name}/{path}'.rstrip('/')}: {variable} is masked, {times} times")
+                self._said["masked"].add(f"{f'{name}/{path}'.rstrip('/')}: {variable}, {times} times masked")
         if account.masked and name in _EXACT:
             self._work.flag(Flag.SECRETS_MASKED)
         if target.exists():
