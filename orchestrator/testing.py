@@ -423,11 +423,11 @@ class MemoryEndpoint:
         del devbox_id, execution_id
         await self._call("kill")
 
-    async def read_file(self, devbox_id: str, path: str) -> bytes:
+    async def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
         await self._call("read_file")
         self._check(devbox_id)
         try:
-            return self.files[devbox_id, path]
+            yield self.files[devbox_id, path]
         except KeyError:
             raise Missing(f"{path}: no such file in {devbox_id}") from None
 

@@ -5,7 +5,8 @@ one `Workspace.run`, which survives us and can be waited for again; an agent on 
 with us.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeGuard
@@ -97,6 +98,17 @@ def is_usage(found: object) -> TypeGuard[float]:
     return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < MAX_USAGE
 
 
+async def whole(pieces: AsyncGenerator[bytes, None], name: str, at_most: int) -> bytes:
+    """A file from its pieces, of which no more are taken than it may have. Raises ValueError if it has more."""
+    data = bytearray()
+    async with aclosing(pieces):
+        async for piece in pieces:
+            data += piece
+            if len(data) > at_most:
+                raise ValueError(f"{name} has more than {at_most:,} bytes")
+    return bytes(data)
+
+
 class Workspace(Protocol):
     """The devbox, as an agent uses it. Paths are absolute in the devbox, or relative to its working directory."""
 
@@ -143,8 +155,11 @@ class Workspace(Protocol):
         it. A call after a restart of ours waits for the run that is there.
         """
 
-    async def read(self, path: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+    async def read(self, path: str, *, at_most: int) -> bytes:
+        """The content of a file. Raises FileNotFoundError, and ValueError if it has more than so many bytes."""
+
+    def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The content of a file of any size, as it comes. Raises FileNotFoundError."""
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file, with its missing folders."""

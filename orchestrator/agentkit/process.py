@@ -27,7 +27,7 @@ from orchestrator.locks import birth
 Header = Mapping[str, Any]
 Frame = tuple[Header, bytes]
 #: Sends a piece of an answer ahead of its end.
-Send = Callable[[Header], Awaitable[None]]
+Send = Callable[[Header, bytes], Awaitable[None]]
 Answer = Callable[[Header, bytes, Send], Awaitable[Frame]]
 
 #: Seconds a worker may take to end by itself after it reported, e.g. for threads the agent left running.
@@ -245,8 +245,8 @@ class _Conversation:
     async def _answer(self, header: Header, body: bytes, free: anyio.Semaphore) -> None:
         number = header.get("id")
 
-        async def send(piece: Header) -> None:
-            await self._send({**piece, "id": number}, b"")
+        async def send(piece: Header, body: bytes) -> None:
+            await self._send({**piece, "id": number}, body)
 
         try:
             with anyio.CancelScope() as self.asked[repr(number)]:

@@ -7,7 +7,7 @@ comes here, and goes to the very `Workspace` that the attempt was given.
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from orchestrator.agentkit.command import as_bytes, tail
 from orchestrator.agentkit.contract import MAX_REASON, NUMBERS, Leavings, Result, Task, Where, Workspace, is_usage
 from orchestrator.agentkit.interpreter import Target
 from orchestrator.agentkit.process import Ended, Frame, Header, Send, Worker
+from orchestrator.agentkit.worker.frames import check_sizes
 from orchestrator.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, leaf
 from orchestrator.model import Install
 
@@ -263,7 +264,7 @@ def _request(workspace: Workspace, header: Header, body: bytes, send: Send) -> C
         case "exec":
             return _exec(workspace, header, send)
         case "read":
-            return _read(workspace, str(header["path"]))
+            return _read(workspace, str(header["path"]), send)
         case "write":
             return _write(workspace, str(header["path"]), body)
         case other:
@@ -281,7 +282,7 @@ def _exec(workspace: Workspace, header: Header, send: Send) -> Callable[[], Awai
     if header.get("stream"):
 
         async def on_output(piece: str) -> None:
-            await send({"output": piece})
+            await send({"output": piece}, b"")
 
     async def act() -> Frame:
         result = await workspace.exec(command, timeout=timeout, environment=environment, cwd=cwd, on_output=on_output)
@@ -290,9 +291,16 @@ def _exec(workspace: Workspace, header: Header, send: Send) -> Callable[[], Awai
     return act
 
 
-def _read(workspace: Workspace, path: str) -> Callable[[], Awaitable[Frame]]:
+def _read(workspace: Workspace, path: str, send: Send) -> Callable[[], Awaitable[Frame]]:
     async def act() -> Frame:
-        return {}, await workspace.read(path)
+        """Pass a file on as it comes: it is the agent's memory that it may fill."""
+        size = 0
+        async with aclosing(workspace.pieces(path)) as pieces:
+            async for piece in pieces:
+                size += len(piece)
+                check_sizes(0, size)
+                await send({"piece": True}, piece)
+        return {}, b""
 
     return act
 

@@ -26,7 +26,7 @@ from orchestrator.errors import WorldError
 #: Bytes: a longer line, document or file is no report.
 MAX_LINE: Final = 4 * 2**20
 MAX_DOCUMENT: Final = 16 * 2**20
-MAX_FILE: Final = 64 * 2**20
+MAX_FILE: Final = 16 * 2**20
 #: Lines that may begin a document, counted from the end.
 ATTEMPTS: Final = 100
 #: Seconds that finding a file in the devbox may take.
@@ -155,4 +155,4 @@ async def _fetch(pattern: str, workspace: Workspace) -> bytes:
         raise FileNotFoundError(f"there is no such file in the devbox {result.stderr.strip()}".rstrip())
     if int(size) > MAX_FILE:
         raise ValueError(f"{newest} has {size} bytes, more than {MAX_FILE}")
-    return await workspace.read(newest.rstrip("\n"))
+    return await workspace.read(newest.rstrip("\n"), at_most=MAX_FILE)

@@ -60,6 +60,7 @@ FILES_OF_OURS: Final = 64
 NOTHING_AGAIN: Final = Again()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
+WORDS: Final = "Words that anybody may write, and so not masked in patches and artifacts: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
 #: How a scenario's network says that every public host may be reached.
 INTERNET: Final = "internet"
@@ -258,6 +259,8 @@ def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, f
         yield RISK.format(folder)
     if redactor.unmasked:
         yield TOO_SHORT.format(", ".join(redactor.unmasked))
+    if redactor.words:
+        yield WORDS.format(", ".join(redactor.words))
     limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
     if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
         yield UNCOUNTED.format(", ".join(silent))

@@ -11,10 +11,10 @@ fails a trial that can be scored.
 
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from itertools import groupby
+from itertools import product
 from pathlib import Path
 from typing import IO, Final
 
@@ -25,8 +25,8 @@ import structlog
 from orchestrator.agentkit.trajectory import convert
 from orchestrator.engine.difference import differing
 from orchestrator.engine.disk import persist
-from orchestrator.engine.packing import GROUPS, packing
-from orchestrator.engine.parcel import Limits, clear, join, unpack
+from orchestrator.engine.packing import GATHER, GROUPS, VERIFIER, packing, packing_verifier
+from orchestrator.engine.parcel import Account, Limits, Lines, clear, join, shown_before, unpack
 from orchestrator.engine.redact import Redactor
 from orchestrator.engine.snapshot import PATIENCE, PIECE, patching, snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
@@ -39,9 +39,15 @@ from orchestrator.printable import printable
 PACKING: Final = 0.5
 PATCH_FILE: Final = "patch.diff"
 CHANGES: Final = "changes.txt"
+#: Bytes of it; the service has a bound of its own.
+MAX_CHANGES: Final = 8 << 20
 CONVERTED: Final = "trajectory.json"
-LEFT_OUT: Final = "LEFT-OUT.txt"
-_NAME: Final = re.compile(rf"({'|'.join(GROUPS)})\.(near|far|cut)\.[a-z]+")
+#: What is said of what came home, by its name among the result's files.
+NOTES: Final = {"left_out": "LEFT-OUT.txt", "renamed": "RENAMED.txt", "masked": "MASKED.txt"}
+_PIECE_NAME: Final = re.compile(rf"({'|'.join([*GROUPS, VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
+_PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
+#: Where a masked byte is worth a flag: these are to be as they were.
+_EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
 #: Seconds for packing where no deadline says less.
 _LONGEST: Final = 3600.0
 
@@ -84,6 +90,16 @@ async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) ->
         raise missing
 
 
+async def bring_verifier_home(ctx: Context, work: Work, settlement: Settlement | None) -> None:
+    """Add to the attempt's folder what its scorers left, once they have. Raises WorldError where it does not come."""
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    if settlement is not None:
+        workspace.scratch = settlement.scratch
+    coming = _Coming(ctx, work, workspace, settlement)
+    await coming.verifier()
+    await coming.say()
+
+
 class _Coming:
     """What comes home of one attempt, part by part."""
 
@@ -93,11 +109,11 @@ class _Coming:
         self._workspace = workspace
         self._settlement = settlement
         self._limits = Limits()
-        self._left_out: list[str] = []
+        self._said = {label: Lines() for label in NOTES}
 
     async def clear(self) -> None:
         """Remove what an earlier process brought home: all of it comes again."""
-        for name in (PATCH_FILE, CHANGES, CONVERTED, LEFT_OUT, *GROUPS):
+        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *GROUPS, VERIFIER):
             await persist(partial(clear, self._work.folder / name))
 
     async def patch(self) -> None:
@@ -114,31 +130,49 @@ class _Coming:
             )
         told = await self._tend("patch", script, PATIENCE)
         self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
-        self._left_out += [f"{PATCH_FILE}: {line}" for line in told.get("left", ())]
+        for line in told.get("left", ()):
+            self._said["left_out"].add(f"{PATCH_FILE}: {line}")
         if reasons := told.get("no-patch"):
             self._work.flag(Flag.NO_PATCH)
-            self._left_out += [f"{PATCH_FILE}: {reason}" for reason in reasons]
-        elif told["piece"]:
-            async with self._archive("patch", told["piece"]) as archive:
-                await self._come("patch", PATCH_FILE, partial(join, archive))
+            for reason in reasons:
+                self._said["left_out"].add(f"{PATCH_FILE}: {reason}")
+        elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, told["piece"]))):
+            async with self._archive("patch", pieces) as archive:
+                await self._come("patch", PATCH_FILE, partial(self._join_patch, archive))
+
+    def _join_patch(self, archive: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
+        """Write the patch; a value that the scenario's own lines in it show is the scenario's. Raises OSError."""
+        own = shown_before(archive, redactor)
+        for name in sorted(own):
+            self._said["masked"].add(f"{PATCH_FILE}: {name} is in the scenario's own files, and is not masked")
+        return join(archive, target, limits, redactor.without(own))
 
     async def changes(self) -> None:
         """What was changed beside the working directory."""
         if self._settlement is not None:
-            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}")
+            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}", at_most=MAX_CHANGES)
             if changes:
                 await self._work.keep("changes", CHANGES, changes)
 
     async def files(self) -> None:
         """The folders: all are packed in one go."""
         script = packing(self._work.arm.agent.leavings, self._limits, **_places(self._workspace))
-        told = await self._tend("gather", script, _LONGEST)
+        await self._folders(GATHER, script, GROUPS)
+
+    async def verifier(self) -> None:
+        """What scorers left, once they have."""
+        await persist(partial(clear, self._work.folder / VERIFIER))
+        await self._folders(VERIFIER, packing_verifier(self._limits, **_places(self._workspace)), [VERIFIER])
+
+    async def _folders(self, step: str, script: str, groups: Collection[str]) -> None:
+        """Have folders packed, and unpack them."""
+        told = await self._tend(step, script, _LONGEST)
         self._cut(told.get("note", []))
-        pieces = filter(_NAME.fullmatch, told.get("piece", []))
-        for unit, names in groupby(pieces, key=lambda name: name.rpartition(".")[0]):
-            group = unit.partition(".")[0]
-            async with self._archive("gather", names) as archive:
-                await self._come(group, group, partial(unpack, archive))
+        pieces = sorted(set(filter(_PIECE_NAME.fullmatch, told["piece"])))
+        for group, kind in product(groups, ("near", "far", "cut")):
+            if names := [name for name in pieces if name.startswith(f"{group}.{kind}.")]:
+                async with self._archive(step, names) as archive:
+                    await self._come(group, group, partial(unpack, archive))
 
     async def trajectory(self) -> None:
         """Convert what is there of it; one that cannot be read is flagged."""
@@ -163,10 +197,13 @@ class _Coming:
             await work.keep("trajectory_atif", CONVERTED, document)
 
     async def say(self) -> None:
-        """What did not come home, and why."""
-        if self._left_out:
-            words = "".join(f"{printable(line)}\n" for line in self._left_out)
-            await self._work.keep("left_out", LEFT_OUT, words.encode())
+        """What did not come home and why, what has another name here, and where something is masked."""
+        for label, lines in self._said.items():
+            name = NOTES[label]
+            if lines:
+                known = await anyio.to_thread.run_sync(_lines, self._work.folder / name)
+                new = [line for line in map(printable, lines) if line not in known]
+                await self._work.keep(label, name, "".join(f"{line}\n" for line in [*known, *new]).encode())
 
     async def log(self) -> None:
         log = await self._ctx.endpoint.devbox_log(self._workspace.devbox.id)
@@ -194,27 +231,46 @@ class _Coming:
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
         """What was packed, from its pieces: it has secrets yet, so the file has no name."""
         with await persist(partial(_open_nameless, self._work.folder)) as file:
-            size = 0
+            size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
             for name in names:
-                data = await self._workspace.read(f"{self._workspace.scratch}/{step}/{name}")
-                await persist(partial(_write_at, file, size, data))
-                size += len(data)
-                if size > self._limits.room + PIECE:  # more than the script was to pack
+                async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
+                    async for piece in pieces:
+                        await persist(partial(_write_at, file, size, piece))
+                        size += len(piece)
+                        if size > most:
+                            break
+                if size > most:
                     break
             file.seek(0)
             yield file
 
-    async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], list[str]]) -> None:
-        target = self._work.folder / name
-        left_out = await anyio.to_thread.run_sync(unpacking, target, self._limits, self._work.redactor)
-        self._cut(f"{name}: {line}" for line in left_out)
+    async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], Account]) -> None:
+        target, redactor, scenario = self._work.folder / name, self._work.redactor, self._work.scenario
+
+        def come() -> Account:
+            if name not in _EXACT:
+                return unpacking(target, self._limits, redactor)
+            texts = (scenario.prompt, scenario.reference_output or "") if scenario else ()
+            return unpacking(
+                target, self._limits, redactor.for_files([text.encode(errors="replace") for text in texts])
+            )
+
+        account = await anyio.to_thread.run_sync(come)
+        self._cut(f"{name}: {line}" for line in account.left_out)
+        for line in account.renamed:
+            self._said["renamed"].add(f"{name}: {line}")
+        for path, masked in account.masked.items():
+            for variable, times in sorted(masked.items()):
+                self._said["masked"].add(f"{f'{name}/{path}'.rstrip('/')}: {variable}, {times} times masked")
+        if account.masked and name in _EXACT:
+            self._work.flag(Flag.SECRETS_MASKED)
         if target.exists():
             self._work.list_file(label, target)
 
     def _cut(self, lines: Iterable[str]) -> None:
-        if new := list(lines):
+        for line in lines:
             self._work.flag(Flag.GATHER_TRUNCATED)
-            self._left_out += new
+            self._said["left_out"].add(line)
 
 
 def _open_nameless(folder: Path) -> IO[bytes]:
@@ -225,6 +281,10 @@ def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
     file.seek(position)
     file.write(data)
     file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def _by_age(folder: Path) -> list[Path]:

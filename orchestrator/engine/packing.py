@@ -1,7 +1,8 @@
 """The script that packs in a devbox what is to come home, into pieces of a size that one call can bring.
 
-Three groups, each in up to three archives: files below the group's own folder, files elsewhere, and the beginnings of
-those that are too large. They are archives and not copies of trees, because names, times and links of others need an
+Groups, each in up to three archives: files below the group's own folder, files elsewhere, and the beginnings of those
+that are too large. What the agent left comes before scoring; what scorers left, a group of its own, comes after. They
+are archives and not copies of trees, because names, times and links of others need an
 answer in one place, which is where they are unpacked.
 """
 
@@ -15,23 +16,32 @@ from orchestrator.engine.snapshot import PIECE, traces_folder, variables
 
 #: In this order: who comes first has more room.
 GROUPS: Final = ("trajectory", "traces", "artifacts")
+#: What scorers left in `/logs/verifier`.
+VERIFIER: Final = "verifier"
+#: The scratch folder's folders of pieces.
+GATHER: Final = "gather"
+#: Seconds that a program may take in the devbox, where there is what ends it: a file may have become a pipe meanwhile.
+_PATIENCE: Final = 60
 
 _PACK: Final = r"""
-out=$scratch/gather
+out=$scratch/$step
 rm -rf "$out"
 mkdir -p "$out"
 shopt -s globstar nullglob
 IFS=
+limited=()
+command -v timeout >/dev/null && limited=(timeout -k 1 "$patience")
 found() { # the files of size $1 that the patterns behind it name
     for pattern in "${@:2}"; do
         for path in $pattern; do
-            find -H "$path" \( -path "$scratch" -o -path "$scratch/*" \) -prune -o -type f -size "$1" -print0
+            "${limited[@]}" find -H "$path" \
+                \( -path "$scratch" -o -path "$scratch/*" \) -prune -o -type f -size "$1" -print0
         done
     done | sort -zu
 }
 archive() { # the files of list $2 of group $1, as they are called from $3, in pieces; says which, and shrinks the room
     [ -s "$out/$2" ] || return
-    tar -chf - -C "$3" --null -T "$out/$2" | head -c "$room" | split -b "$piece" -a 3 - "$out/$1.$2."
+    "${limited[@]}" tar -chf - -C "$3" --null -T "$out/$2" | head -c "$room" | split -b "$piece" -a 3 - "$out/$1.$2."
     [ "${PIPESTATUS[0]}" = 0 ] || echo "note $1: not all of it could be packed"
     rm -f "$out/$2"
     for each in "$out/$1.$2".*; do
@@ -57,7 +67,7 @@ pack() { # as group $1 the files that the patterns behind $2 name: as they are c
     while IFS= read -r -d '' path; do
         echo "note $group: ${path//$'\n'/?}: too large, its beginning is here"
         copy=$out/large/${path#"$base"/}.beginning
-        mkdir -p "${copy%/*}" && head -c "$file" "$path" >"$copy"
+        mkdir -p "${copy%/*}" && "${limited[@]}" head -c "$file" "$path" >"$copy"
         printf './%s\0' "${copy#"$out"/large/}" >>"$out/cut"
         [ $((count += 1)) -lt "$most_large" ] || break
     done < <(found +$((file / 512)) "${@:3}")
@@ -70,19 +80,36 @@ _MOST_LARGE: Final = 4
 
 
 def packing(leavings: Leavings, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
-    """The script; see `snapshot.variables`. Tells `piece NAME`, in the scratch folder's `gather`, and `note WORDS`."""
+    """The script for what the agent left; see `snapshot.variables`.
+
+    Tells `piece NAME`, in the scratch folder's `gather`, and `note WORDS`.
+    """
     traces = traces_folder(home)
     wanted = {
         "trajectory": (home, _absolute(leavings.trajectory, home)),
         "traces": (traces, [traces]),
         "artifacts": (home, _absolute(leavings.artifacts, home)),
     }
+    packs = [("pack", group, wanted[group][0], *wanted[group][1]) for group in GROUPS if wanted[group][1]]
+    return _script(packs, GATHER, limits, scratch=scratch, directory=directory, home=home)
+
+
+def packing_verifier(limits: Limits, *, scratch: str, directory: str, home: str) -> str:
+    """The script for all that scorers left in `/logs/verifier`; as `packing`, in the scratch folder's `verifier`."""
+    folder = f"{traces_folder(home).removesuffix('agent')}{VERIFIER}"
+    packs = [("pack", VERIFIER, folder, folder)]
+    return _script(packs, VERIFIER, limits, scratch=scratch, directory=directory, home=home)
+
+
+def _script(packs: Sequence[Sequence[str]], step: str, limits: Limits, **places: str) -> str:
+    numbers = {"file": limits.file, "room": limits.room, "files": limits.files, "piece": PIECE}
+    numbers |= {"most_large": _MOST_LARGE, "patience": _PATIENCE}
     return "\n".join(
         [
-            variables(scratch=scratch, directory=directory, home=home),
-            f"file={limits.file} room={limits.room} files={limits.files} piece={PIECE} most_large={_MOST_LARGE}",
+            variables(**places),
+            " ".join([f"step={step}", *(f"{name}={value}" for name, value in numbers.items())]),
             _PACK,
-            *(shlex.join(("pack", group, wanted[group][0], *wanted[group][1])) for group in GROUPS if wanted[group][1]),
+            *map(shlex.join, packs),
             "exit 0\n",
         ]
     )

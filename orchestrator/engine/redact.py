@@ -1,15 +1,19 @@
 """Secrets out of everything we write: each byte of a value becomes a `*`, wherever the value turns up.
 
 As many bytes as before, so that offsets, lengths and the columns of a log stay what they were. A value is looked for as
-it is, line by line, and in the guises in which programs print what they were given: JSON, URLs, shells, Python, base64.
-What is compressed or encrypted is beyond it.
+it is, line by line, and in the guises in which programs print what they were given: JSON, URLs, shells, Python, base64,
+hexadecimal, UTF-16, in upper and in lower case. What is compressed or encrypted is beyond it.
+
+A patch and a copy of a file are worth nothing if they are not as they were: for them there is a redactor that leaves
+ordinary words alone, and whoever masks there is told what was masked.
 """
 
 import base64
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -21,6 +25,10 @@ from orchestrator.events import Event
 
 #: Bytes below which a value cannot be told from ordinary words.
 SHORTEST: Final = 6
+#: In a patch or a copy there must be more: characters below which a value, and letters up to which one that is nothing
+#: but letters, is a word that anybody may write.
+SHORTEST_IN_FILES: Final = 8
+LONGEST_WORD: Final = 12
 _MASK: Final = b"*"
 #: Where a value may begin in the groups of three bytes that base64 takes.
 _ALIGNMENTS: Final = range(3)
@@ -33,18 +41,51 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[tuple[str, str]] = ()) -> None:
-        known = set(secrets)
+        self._known = frozenset(secrets)
         #: The variables whose values are too short to be masked.
-        self.unmasked = sorted({name for name, value in known if 0 < len(_encoded(value)) < SHORTEST})
-        found = {guise for _, value in known for guise in _guises(value)}
-        self._guises = sorted(found, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, self._guises))) if found else None
+        self.unmasked = sorted({name for name, value in self._known if 0 < len(_encoded(value)) < SHORTEST})
+        #: Those whose values are ordinary words: they are masked in what is printed, and not in files.
+        self.words = sorted({name for name, value in self._known if value and _is_word(value)} - {*self.unmasked})
+        self._names = {guise: name for name, value in sorted(self._known) for guise in _guises(value)}
+        self._guises = sorted(self._names, key=len, reverse=True)
+        #: In small letters, for they are fewer; where one is not, nothing is that has it in it. What has a NUL
+        #: is looked for where there is one.
+        small = {guise.lower() for guise in self._guises}
+        telling = [each for each in small if not any(other in each for other in small if other != each)]
+        self._telling = [each for each in telling if 0 not in each]
+        self._telling_wide = [each for each in telling if 0 in each]
+        self._pattern = re.compile(b"|".join(map(re.escape, self._guises))) if self._names else None
 
-    def mask(self, data: bytes) -> bytes:
-        """Mask whole values."""
-        if self._pattern is None or not any(guise in data for guise in self._guises):
+    def for_files(self, own: Collection[bytes] = ()) -> "Redactor":
+        """As this one, without values that are ordinary words, or stand in one of the texts that are the scenario's."""
+        kept = [(name, value) for name, value in self._known if not (_is_word(value) or _stands_in(value, own))]
+        return self if len(kept) == len(self._known) else Redactor(kept)
+
+    def without(self, names: Collection[str]) -> "Redactor":
+        """As this one, without the values of these variables."""
+        return Redactor(each for each in self._known if each[0] not in names) if names else self
+
+    def shown(self, data: bytes) -> set[str]:
+        """The variables whose values are there, as they are."""
+        return {name for name, value in self._known if len(_encoded(value)) >= SHORTEST and _encoded(value) in data}
+
+    def mask(self, data: bytes, masked: Counter[str] | None = None) -> bytes:
+        """Mask whole values. Adds to `masked` how often, by the variable's name."""
+        if self._pattern is None or not self._may_have(data):
             return data
-        return self._pattern.sub(lambda match: _MASK * len(match[0]), data)
+
+        def hide(found: re.Match[bytes]) -> bytes:
+            if masked is not None:
+                masked[self._names[found[0]]] += 1
+            return _MASK * len(found[0])
+
+        return self._pattern.sub(hide, data)
+
+    def _may_have(self, data: bytes) -> bool:
+        small = data.lower()
+        if any(guise in small for guise in self._telling):
+            return True
+        return 0 in data and any(guise in small for guise in self._telling_wide)
 
     def text(self, text: str) -> str:
         if self._pattern is None:
@@ -75,15 +116,21 @@ class Redactor:
         end = len(data)
         return min((_open_end(data, guise) for guise in self._guises), default=end)
 
-    def stream(self) -> "Stream":
-        return Stream(self)
+    def begun(self, data: bytes) -> str | None:
+        """The variable whose value begins so; None if there is none."""
+        return next((self._names[guise] for guise in self._guises if guise.startswith(data)), None)
+
+    def stream(self, masked: Counter[str] | None = None) -> "Stream":
+        """As `mask`, for what comes in pieces."""
+        return Stream(self, masked)
 
 
 class Stream:
     """Masks what comes in pieces: the end of a piece that may be the beginning of a value waits for the next."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, masked: Counter[str] | None = None) -> None:
         self._redactor = redactor
+        self._masked = masked
         self._held = b""
 
     @property
@@ -93,7 +140,7 @@ class Stream:
     def feed(self, piece: bytes) -> bytes:
         data = self._held + piece
         # A value may end in what begins another one: only what is left after masking is held.
-        masked = self._redactor.mask(data)
+        masked = self._redactor.mask(data, self._masked)
         cut = self._redactor.split(masked)
         self._held = masked[cut:]
         return masked[:cut]
@@ -101,7 +148,11 @@ class Stream:
     def finish(self) -> bytes:
         """What was held. As much of a value as would be masked by itself is masked: it was cut off, not harmless."""
         held, self._held = self._held, b""
-        return held if len(held) < SHORTEST else _MASK * len(held)
+        if len(held) < SHORTEST:
+            return held
+        if self._masked is not None and (name := self._redactor.begun(held)) is not None:
+            self._masked[name] += 1
+        return _MASK * len(held)
 
 
 class MaskingSink:
@@ -153,7 +204,25 @@ def _guises(value: str) -> Iterator[bytes]:
             yield each
             yield each.decode("utf-8", "replace").encode()  # as an endpoint hands it on that speaks of text only
             yield from (base64 for base64 in _base64s(each) if len(base64) >= SHORTEST)
+            yield from (each.hex().encode(), each.hex().upper().encode())
+            for text in _cases(each.decode("utf-8", "replace")):
+                yield text.encode()
+                yield from (text.encode("utf-16-le"), text.encode("utf-16-be"))
     yield from (guise for guise in _escaped(value) if len(guise) >= SHORTEST)
+
+
+def _cases(text: str) -> tuple[str, str, str]:
+    return text, text.upper(), text.lower()
+
+
+def _is_word(value: str) -> bool:
+    """Whether it is a word that anybody may write: a program's name, a placeholder, a yes or no."""
+    is_plain = value.isalpha() and (value.islower() or value.isupper() or value.istitle())
+    return len(value) < SHORTEST_IN_FILES or (is_plain and len(value) <= LONGEST_WORD)
+
+
+def _stands_in(value: str, texts: Collection[bytes]) -> bool:
+    return any(_encoded(value) in text for text in texts)
 
 
 def _escaped(value: str) -> Iterable[bytes]:

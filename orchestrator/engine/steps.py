@@ -14,7 +14,7 @@ import structlog
 from orchestrator.agentkit.contract import Agent, Result, Task
 from orchestrator.config import SweepConfig
 from orchestrator.engine.agent_log import AgentLog
-from orchestrator.engine.gather import bring_home, take_snapshot
+from orchestrator.engine.gather import bring_home, bring_verifier_home, take_snapshot
 from orchestrator.engine.work import LOG, Context, Work, given
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.errors import (
@@ -47,6 +47,9 @@ from orchestrator.model import (
     path_part,
 )
 from orchestrator.stages import Stage
+
+#: Seconds in which what the tests wrote beside their score must come home.
+VERIFIER_PATIENCE: Final = 60.0
 
 Facts = Mapping[str, Any]
 Step = Callable[[Context, Work], Awaitable[Facts]]
@@ -223,7 +226,22 @@ async def score(ctx: Context, work: Work) -> Facts:
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
     _flag_judged(work, scored)
+    await _take_verifier_files(ctx, work)
     return {"score": scored.score}
+
+
+async def _take_verifier_files(ctx: Context, work: Work) -> None:
+    """Bring home what the tests wrote beside their score; a score is not held up by it."""
+    if work.workspace is None:  # the result was there before we came
+        return
+    with anyio.move_on_after(VERIFIER_PATIENCE) as bounds:
+        try:
+            await bring_verifier_home(ctx, work, await settle(ctx, work))
+        except WorldError as error:
+            work.flag(Flag.GATHER_INCOMPLETE)
+            structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=error.message)
+    if bounds.cancelled_caught:
+        work.flag(Flag.GATHER_INCOMPLETE)
 
 
 def _flag_judged(work: Work, run: ScenarioRun) -> None:

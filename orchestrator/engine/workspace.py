@@ -11,7 +11,7 @@ whether the files that were written for it are there, and an agent has ended whe
 import posixpath
 import re
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from hashlib import sha256
 from math import inf
@@ -22,7 +22,7 @@ from uuid import uuid4
 import anyio
 import structlog
 
-from orchestrator.agentkit.contract import ExecResult, OnOutput
+from orchestrator.agentkit.contract import ExecResult, OnOutput, whole
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
@@ -91,6 +91,8 @@ exit $status
 _VANISHED: Final = 125
 _NOT_WRITTEN: Final = 96
 _NOT_THERE: Final = "sweep: what was written for this command is not there"
+#: Bytes of what the wrapper records.
+_RECORD: Final = 100
 #: How often an agent's execution may be lost sight of.
 _SIGHTS: Final = 5
 #: Seconds between two notes of how far the log has come.
@@ -286,9 +288,14 @@ class DevboxWorkspace:
             f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
         )
 
-    async def read(self, path: str) -> bytes:
+    async def read(self, path: str, *, at_most: int) -> bytes:
+        return await whole(self.pieces(path), path, at_most)
+
+    async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
         try:
-            return await self._endpoint.read_file(self._devbox.id, self._absolute(path))
+            async with aclosing(self._endpoint.read_file(self._devbox.id, self._absolute(path))) as pieces:
+                async for piece in pieces:
+                    yield piece
         except (Missing, Conflicted) as error:
             raise FileNotFoundError(str(error)) from None
 
@@ -303,8 +310,8 @@ class DevboxWorkspace:
 
     async def _is_begun(self) -> bool:
         """Whether the agent's command was started: what it runs must not be written anew under it then."""
-        with suppress(FileNotFoundError):
-            return bool(await self.read(f"{self.scratch}/agent/marker/pid"))
+        with suppress(FileNotFoundError, ValueError):
+            return bool(await self.read(f"{self.scratch}/agent/marker/pid", at_most=_RECORD))
         return False
 
     async def _begin(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
@@ -408,8 +415,8 @@ class DevboxWorkspace:
 
     async def _read_ending(self) -> str:
         """What the script recorded of the agent's end; nothing if it did not come to that."""
-        with suppress(FileNotFoundError):
-            ending = (await self.read(f"{self.scratch}/agent/status")).decode(errors="replace").strip()
+        with suppress(FileNotFoundError, ValueError):
+            ending = (await self.read(f"{self.scratch}/agent/status", at_most=_RECORD)).decode(errors="replace").strip()
             if ending == "timed-out" or re.fullmatch(r"\d{1,3}", ending):
                 return ending
         return ""

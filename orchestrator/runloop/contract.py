@@ -162,8 +162,11 @@ class Endpoint(Protocol):
 
     async def kill(self, devbox_id: str, execution_id: str) -> None: ...
 
-    async def read_file(self, devbox_id: str, path: str) -> bytes:
-        """The content of a file. Raises Missing or Conflicted if it cannot be read."""
+    def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        """The content of a file in pieces, as they come: it may have no end, so whoever has enough stops.
+
+        Raises Missing or Conflicted if it cannot be read.
+        """
 
     async def write_file(self, devbox_id: str, path: str, data: bytes) -> None: ...
 

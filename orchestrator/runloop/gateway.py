@@ -5,7 +5,7 @@ a portal or a balancer says in the endpoint's place is trouble on the way, and t
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -15,7 +15,7 @@ import httpx
 from httpx import codes
 from httpx_aiohttp import AiohttpTransport
 from orjson import dumps
-from runloop_api_client import APIStatusError, AsyncRunloop, DefaultAioHttpClient, omit
+from runloop_api_client import APIStatusError, AsyncAPIResponse, AsyncRunloop, DefaultAioHttpClient, omit
 from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.shared_params.run_profile import RunProfile
@@ -45,6 +45,7 @@ from orchestrator.model import (
     Settlement,
 )
 from orchestrator.runloop import views
+from orchestrator.runloop.bounds import Bounded
 from orchestrator.runloop.contract import SETTLEMENTS
 from orchestrator.runloop.doubt import Doubt
 from orchestrator.runloop.faults import translated
@@ -63,7 +64,7 @@ DEFINITIONS: Final = 200
 MAX_CHOICE: Final = 8192
 #: Seconds added to a long-poll's hold before the client gives up on it.
 _SLACK: Final = 10.0
-_UPLOAD_TIMEOUT: Final = 600.0
+_TRANSFER_TIMEOUT: Final = 600.0
 #: Seconds in which an endpoint that can do more than the published protocol must say so.
 _GREETING: Final = 10.0
 
@@ -89,7 +90,7 @@ class Gateway:
         `on_push_back` is called whenever the endpoint asks for less.
         """
         inner = AiohttpTransport(limits=httpx.Limits(max_connections=CONNECTIONS))
-        transport = Throttle(Doubt(inner), rate, on_push_back)
+        transport = Throttle(Doubt(Bounded(inner)), rate, on_push_back)
         http = DefaultAioHttpClient(transport=transport, trust_env=False)
         async with AsyncRunloop(bearer_token=token, base_url=url, max_retries=0, http_client=http) as client:
             yield cls(client, url)
@@ -389,25 +390,48 @@ class Gateway:
             views.of(execution_id, views.execution),
         )
 
-    async def read_file(self, devbox_id: str, path: str) -> bytes:
-        async def read() -> bytes:
-            answer = await self._client.devboxes.download_file(devbox_id, path=path, timeout=_UPLOAD_TIMEOUT)
-            return views.content(answer.status_code, answer.headers.get("content-type", ""), await answer.read())
+    async def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        what = f"reading {path}"
+        download = self._client.devboxes.with_streaming_response.download_file
+        had, pause = 0, FIRST_PAUSE
+        while True:
+            async with AsyncExitStack() as opened:
 
-        return await self._in_devbox(devbox_id, f"reading {path}", read, bytes)
+                def connect(opened: AsyncExitStack = opened) -> Awaitable[AsyncAPIResponse[Any]]:
+                    return opened.enter_async_context(download(devbox_id, path=path, timeout=_TRANSFER_TIMEOUT))
+
+                answer = await self._in_devbox(devbox_id, what, connect, _as_it_is)
+                begun_at, at = had, 0
+                try:
+                    with translated(what), views.shaped(what):
+                        views.check_file(answer.status_code, answer.headers.get("content-type", ""))
+                        async for piece in answer.iter_bytes():
+                            self._answered_at = anyio.current_time()
+                            at += len(piece)
+                            if at > had:  # what came before an answer broke off is not given twice
+                                new, had = piece[had - at :], at
+                                yield new
+                except Unavailable:
+                    pause = FIRST_PAUSE if had > begun_at else min(2 * pause, LONGEST_PAUSE)
+                else:
+                    return
+            await anyio.sleep(pause)
 
     async def write_file(self, devbox_id: str, path: str, data: bytes) -> None:
         await self._in_devbox(
             devbox_id,
             f"writing {path}",
-            lambda: self._client.devboxes.upload_file(devbox_id, path=path, file=data, timeout=_UPLOAD_TIMEOUT),
+            lambda: self._client.devboxes.upload_file(devbox_id, path=path, file=data, timeout=_TRANSFER_TIMEOUT),
             views.receipt,
         )
 
     async def devbox_log(self, devbox_id: str) -> str:
-        return await self._ask(
-            f"reading the log of {devbox_id}", lambda: self._client.devboxes.logs.list(devbox_id), views.log_text
-        )
+        async def read() -> list[str]:
+            # Not as the client's records, which it would make of ten thousand lines in the loop's thread.
+            answer = await self._client.devboxes.logs.with_raw_response.list(devbox_id)
+            return await anyio.to_thread.run_sync(views.log_lines, await answer.read())
+
+        return await self._ask(f"reading the log of {devbox_id}", read, "".join)
 
     async def _profile(self, keep_alive: int, needs: Needs) -> RunProfile:
         """The run profile for what a devbox needs."""
@@ -541,6 +565,10 @@ class Gateway:
             return answer
 
         return await ask(what, ask_once)
+
+
+def _as_it_is(answer: T) -> T:
+    return answer
 
 
 async def _once(what: str, call: Callable[[], Awaitable[V]]) -> V:

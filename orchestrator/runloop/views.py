@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, Final, TypeVar
 
+import orjson
 from httpx import codes
 from pydantic import BaseModel
 from runloop_api_client.types import (
@@ -20,7 +21,6 @@ from runloop_api_client.types import (
     SecretListView,
 )
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
-from runloop_api_client.types.devboxes.devbox_logs_list_view import DevboxLogsListView
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
 
 from orchestrator.errors import Unavailable
@@ -92,11 +92,10 @@ def items(page: BaseModel) -> list[Any]:
     return listed
 
 
-def content(status: int, kind: str, data: bytes) -> bytes:
-    """What a file has: it comes as it is. A page, or a word in JSON, is not one, nor is any other status."""
+def check_file(status: int, kind: str) -> None:
+    """Raise ValueError for what is no file: a page, or a word in JSON, is not one, nor is any other status."""
     if status != codes.OK or kind.startswith(("text/html", "application/json")):
         raise ValueError(f"it is no file (HTTP {status}, {kind or 'of no type'})")
-    return data
 
 
 def check_stream(kind: str) -> None:
@@ -112,8 +111,11 @@ def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
     return offset + len(chunk.output.encode("utf-8", "surrogatepass"))
 
 
-def log_text(view: DevboxLogsListView) -> str:
-    return "".join(f"{entry.source} {entry.level} {entry.message or entry.cmd or ''}\n" for entry in view.logs)
+def log_lines(answer: bytes) -> list[str]:
+    """The entries of a devbox's log, a line each, of the answer as it came. May take long: for a worker thread."""
+    entries = orjson.loads(answer)["logs"]
+    lines = ((each["source"], each["level"], each.get("message") or each.get("cmd") or "") for each in entries)
+    return [f"{source} {level} {words}\n" for source, level, words in lines]
 
 
 def _required(value: T | None, what: str) -> T:

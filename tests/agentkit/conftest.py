@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio
 import pytest
 
-from orchestrator.agentkit.contract import ExecResult, OnOutput, Task, Workspace
+from orchestrator.agentkit.contract import ExecResult, OnOutput, Task, Workspace, whole
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,10 +67,15 @@ class LocalWorkspace:
         self.log += (result.stdout + result.stderr).encode()
         return result
 
-    async def read(self, path: str) -> bytes:
+    async def read(self, path: str, *, at_most: int) -> bytes:
+        return await whole(self.pieces(path), path, at_most)
+
+    async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
         if self.fault is not None:
             raise self.fault
-        return await anyio.Path(self.root / path).read_bytes()
+        async with await anyio.open_file(self.root / path, "rb") as file:
+            while piece := await file.read(1 << 16):
+                yield piece
 
     async def write(self, path: str, data: bytes) -> None:
         if self.fault is not None:

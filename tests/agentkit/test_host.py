@@ -102,8 +102,8 @@ async def test_what_its_file_names_goes_the_devboxs_way_home(
     )
     await agent.solve(make_task(), workspace, ignore)
     host = f"{workspace.home}/.sweep-host"
-    assert await workspace.read(f"{host}/artifacts/report.md") == b"report\n"
-    assert await workspace.read(f"{host}/trajectory/one.jsonl") == b'{"n": 1}\n'
+    assert await workspace.read(f"{host}/artifacts/report.md", at_most=100) == b"report\n"
+    assert await workspace.read(f"{host}/trajectory/one.jsonl", at_most=100) == b'{"n": 1}\n'
     assert agent.leavings.trajectory == ("~/.sweep-host/trajectory/*",)
     assert agent.leavings.artifacts == ("~/.sweep-host/artifacts/*",)
 

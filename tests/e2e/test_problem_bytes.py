@@ -86,7 +86,8 @@ class Bench:
         agent = load(AGENT.replace("$HOME", home), python=None, search=(), settings={}, environ={})
         result = await agent.solve(self._task(statement), workspace, lambda _: None)
         assert (result.exit_status, result.message) == (0, "")
-        return await workspace.read(f"{home}/by-stdin"), await workspace.read(f"{home}/by-file")
+        by_stdin = await workspace.read(f"{home}/by-stdin", at_most=1 << 20)
+        return by_stdin, await workspace.read(f"{home}/by-file", at_most=1 << 20)
 
     def _task(self, statement: str) -> Task:
         return Task(

@@ -165,7 +165,7 @@ def test_nothing_that_is_written_has_a_secret_in_it(desk: "Desk") -> None:
     leaky(desk, LEAK + WRITE + "leak(sys.stdout)\n" + FAIL)
     run(desk, "--agent", "leaky", "--name", "scored", environment=SECRETS)
     (result,) = desk.results("runs/scored")
-    assert (result["outcome"], result["flags"]) == ("scored", ["agent_crashed"])
+    assert (result["outcome"], result["flags"]) == ("scored", ["agent_crashed", "secrets_masked"])
     files = result["files"]
     assert {"agent_log", "patch", "artifacts", "traces", "devbox_log"} <= files.keys()
     for name in ("agent_log", "patch", "devbox_log"):
@@ -204,7 +204,7 @@ def test_a_program_on_this_machine_leaks_as_little(desk: "Desk") -> None:
     started = desk.start("run", "./mine", *words)
     started.end()
     (result,) = desk.results("runs/host")
-    assert result["flags"] == ["agent_crashed"]
+    assert result["flags"] == ["agent_crashed", "secrets_masked"]
     log = desk.log("runs/host", result)
     assert "*" * 200 in log
     assert "LookupError: ****" in log

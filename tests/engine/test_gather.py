@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Final
 import pytest
 
 from orchestrator.agentkit.contract import Leavings
-from orchestrator.engine.packing import packing
-from orchestrator.engine.parcel import Limits, join, unpack
+from orchestrator.engine.packing import packing, packing_verifier
+from orchestrator.engine.parcel import MOST_LINES, Account, Limits, join, shown_before, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.snapshot import patching, snapshot
 
@@ -227,7 +229,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
         "piece artifacts.far.aaa",
     ]
     for unit in ("trajectory.near", "traces.near", "artifacts.near", "artifacts.far"):
-        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], Limits(), NO_SECRETS) == []
+        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], Limits(), NO_SECRETS) == Account()
     far = str(box.app / "four").lstrip("/")
     assert tree(tmp_path / "artifacts") == {
         ".tool/a/b/one.json": b"1\n",
@@ -246,7 +248,7 @@ def test_of_a_file_that_is_too_large_the_beginning_comes_home_and_says_so(box: B
     told = box.pack(Leavings(artifacts=("*",)), limits)
     assert f"note artifacts: {box.home}/large: too large, its beginning is here" in told
     for unit in ("artifacts.near", "artifacts.cut"):
-        assert unpack(box.archive(unit), tmp_path / "artifacts", limits, NO_SECRETS) == []
+        assert unpack(box.archive(unit), tmp_path / "artifacts", limits, NO_SECRETS) == Account()
     assert tree(tmp_path / "artifacts") == {"small": b"small\n", "large.beginning": bytes(2048)}
 
 
@@ -256,7 +258,7 @@ def test_no_more_than_there_is_room_for_is_packed(box: Box, tmp_path: Path) -> N
     limits = Limits(room=350_000)
     box.pack(Leavings(artifacts=("*",)), limits)
     assert box.archive("artifacts.near").seek(0, 2) <= 350_000
-    left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS)
+    left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS).left_out
     assert left_out
     assert 2 <= len(tree(tmp_path / "artifacts")) <= 3
 
@@ -312,7 +314,7 @@ def test_nothing_climbs_out_of_its_folder(tmp_path: Path, members: list[tuple[st
 
 
 def test_an_absolute_name_is_one_below_the_folder(tmp_path: Path) -> None:
-    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", Limits(), NO_SECRETS) == []
+    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", Limits(), NO_SECRETS) == Account()
     assert tree(tmp_path / "files") == {"etc/passwd": b"x"}
 
 
@@ -320,7 +322,7 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
     members = [(f"{n}", "0", bytes(100)) for n in range(10)]
     for limits in (Limits(file=99), Limits(room=250), Limits(files=2)):
         folder = tmp_path / repr(limits)[:60]
-        left_out = unpack(tar(*members, ("a", "0", b"")), folder, limits, NO_SECRETS)
+        left_out = unpack(tar(*members, ("a", "0", b"")), folder, limits, NO_SECRETS).left_out
         kept = sum(map(len, tree(folder).values())) if folder.exists() else 0
         assert left_out
         assert kept <= 250
@@ -331,7 +333,7 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
 def test_what_is_no_archive_harms_nothing(tmp_path: Path, damage: str) -> None:
     whole = tar(("a", "0", bytes(5000)), ("b", "0", bytes(5000))).getvalue()
     data = {"torn": whole[:7000], "noise": os.urandom(5000), "empty": b""}[damage]
-    assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS)) == 1
+    assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS).left_out) == 1
 
 
 def test_what_comes_home_has_no_secrets_in_names_neither(tmp_path: Path) -> None:
@@ -342,3 +344,102 @@ def test_what_comes_home_has_no_secrets_in_names_neither(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["**************.txt"]
     for path in ((tmp_path / "files/**************.txt"), tmp_path / "patch.diff"):
         assert path.read_bytes() == large.replace(b"hunter2hunter2", b"*" * 14)
+
+
+def test_settings_of_programs_come_home_under_other_names_that_are_told(tmp_path: Path) -> None:
+    members = [(".git/config", "0", b"x"), (".git/HEAD", "0", b"x"), ("a/.EnvRC", "0", b"x"), ("a/b", "0", b"x")]
+    account = unpack(tar(*members), tmp_path / "files", Limits(), NO_SECRETS)
+    assert set(tree(tmp_path / "files")) == {"dot-git/config", "dot-git/not-HEAD", "a/dot-EnvRC", "a/b"}
+    assert list(account.renamed) == [
+        ".git is dot-git",
+        "dot-git/HEAD is dot-git/not-HEAD",
+        "a/.EnvRC is a/dot-EnvRC",
+    ]
+
+
+def raw(name: bytes, kind: bytes, data: bytes = b"", size: bytes | None = None) -> bytes:
+    """One member with a header that says what it is told to."""
+    fields = [
+        name.ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,
+        size or b"%011o\0" % len(data),
+        b"0" * 11 + b"\0",
+    ]
+    head = b"".join(fields) + b" " * 8 + kind + bytes(100) + b"ustar  \0"
+    head = head.ljust(512, b"\0")
+    head = head[:148] + b"%06o\0 " % sum(head) + head[156:]
+    return head + data + bytes(-len(data) % 512)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    body = b" " + key + b"=" + value + b"\n"
+    size = next(size for size in range(len(body), len(body) + 12) if len(str(size)) + len(body) == size)
+    return str(size).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("hostile", "words"),
+    [
+        (raw(b"x", b"x", record(b"path", b"y" * (64 << 20))), "torn"),
+        (raw(b"x", b"L", b"y" * (8 << 20)), "torn"),
+        (
+            raw(b"x", b"x", record(b"GNU.sparse.realsize", b"1099511627776")) + raw(b"s", b"0", b"1\n0\n1\n"),
+            "no regular",
+        ),
+        (raw(b"sparse", b"S", bytes(512)), "no regular file"),
+        (raw(b"neg", b"0", size=b"-0000000005\0"), "torn"),
+        (raw(b"neg", b"0", size=b"\xff" * 12), "no regular file|limit"),
+        (raw(b"huge", b"0", size=b"\x80" + b"\0" * 6 + b"\1" + bytes(4)), "limit"),
+        (raw(b"x", b"x", b"-5 path=y\n"), "torn"),
+        (raw(b"x", b"x", record(b"mtime", b"1e400")) + raw(b"late", b"0", b"x") + bytes(1024), ""),
+    ],
+)
+def test_no_header_is_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
+    """What came before one is here; and it takes no more memory than a piece, whatever it says."""
+    archive = io.BytesIO(raw(b"before", b"0", b"x") + hostile)
+    tracemalloc.start()
+    account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert re.search(words, "\n".join(account.left_out))
+    assert (tmp_path / "files/before").read_bytes() == b"x"
+    assert all(path.stat().st_blocks < 100 for path in (tmp_path / "files").iterdir())
+
+
+def test_a_million_members_are_counted_and_not_told_one_by_one(tmp_path: Path) -> None:
+    member = raw(b"pipe", b"6")
+    archive = io.BytesIO(b"".join(member.replace(b"pipe", b"%04d" % (n % 10_000), 1) for n in range(3000)))
+    account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
+    assert len(list(account.left_out)) <= MOST_LINES + 1
+
+
+def test_what_is_masked_is_counted_by_file_and_variable(tmp_path: Path) -> None:
+    known = Redactor([("KEY", "hunter2-hunter2"), ("OTHER", "0123456789abcd")])
+    members = [
+        ("a", "0", b"hunter2-hunter2 0123456789ABCD hunter2-hunter2"),
+        ("b", "0", b"x"),
+        ("c", "0", b"hunter2-hun"),
+    ]
+    account = unpack(tar(*members), tmp_path / "files", Limits(), known)
+    assert account.masked == {"a": {"KEY": 2, "OTHER": 1}, "c": {"KEY": 1}}
+
+
+def test_what_a_patch_shows_of_the_time_before_is_the_scenarios_own() -> None:
+    known = Redactor([("MODEL", "qwen-coder-30b"), ("KEY", "hunter2-hunter2")])
+    patch = b"--- a/x\n+++ b/x\n@@ -1 +1 @@\n model = qwen-coder-30b\n-old\n+hunter2-hunter2 qwen-coder-30b\n"
+    own = shown_before(io.BytesIO(patch), known)
+    assert own == {"MODEL"}
+    assert known.without(own).mask(patch) == patch.replace(b"hunter2-hunter2", b"*" * 15)
+
+
+def test_what_scorers_left_is_a_group_of_its_own(box: Box, tmp_path: Path) -> None:
+    folder = box.root / "logs/verifier"
+    folder.mkdir(parents=True)
+    (folder / "ctrf.json").write_text("{}")
+    os.mkfifo(folder / "pipe")
+    told = box.sh(box._here(packing_verifier(Limits(), **box._places))).splitlines()
+    assert told == ["piece verifier.near.aaa"]
+    archive = io.BytesIO((box.home / ".sweep/verifier/verifier.near.aaa").read_bytes())
+    assert unpack(archive, tmp_path / "verifier", Limits(), NO_SECRETS) == Account()
+    assert tree(tmp_path / "verifier") == {"ctrf.json": b"{}"}

@@ -32,6 +32,10 @@ GUISES: Final[dict[str, Callable[[str], str]]] = {
     "shell": shlex.quote,
     "Python": repr,
     "ASCII": ascii,
+    "capitals": str.upper,
+    "small letters": str.lower,
+    "hexadecimal": lambda value: value.encode().hex(),
+    "hexadecimal in capitals": lambda value: value.encode().hex().upper(),
 }
 
 
@@ -69,6 +73,31 @@ def test_what_is_too_short_is_left_alone_and_said() -> None:
     known = Redactor([("SHORT", "12345"), ("EMPTY", ""), ("LONG", "123456")])
     assert known.mask(b"12345 123456") == b"12345 ******"
     assert known.unmasked == ["SHORT"]
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be", "utf-16"])
+@pytest.mark.parametrize("case", [str, str.upper, str.lower])
+def test_no_value_is_hidden_by_bytes_between_its_letters(coding: str, case: Callable[[str], str]) -> None:
+    shown = b"before " + case(SECRET).encode(coding) + b" after"
+    masked = redactor(SECRET).mask(shown)
+    assert len(masked) == len(shown)
+    assert masked.count(b"*") == len(SECRET.encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("word", ["ollama", "anthropic", "PASSWORD", "abc-1234"[:7], "Anything"])
+def test_ordinary_words_are_left_alone_in_files_and_named(word: str) -> None:
+    known = Redactor([("WORD", word), ("KEY", "hunter2-hunter2")])
+    assert known.words == ["WORD"]
+    data = f"{word} hunter2-hunter2".encode()
+    assert known.for_files().mask(data) == f"{word} ".encode() + b"*" * 15
+    assert known.mask(data) == b"*" * len(word) + b" " + b"*" * 15
+
+
+def test_a_value_of_the_scenarios_own_is_left_alone_in_files() -> None:
+    known = redactor("hunter2-hunter2", "hunter3-hunter3")
+    own = known.for_files([b"the password is hunter2-hunter2"])
+    assert own.mask(b"hunter2-hunter2 hunter3-hunter3") == b"hunter2-hunter2 " + b"*" * 15
+    assert known.for_files([b"nothing"]) is known
 
 
 def test_without_secrets_nothing_changes() -> None:

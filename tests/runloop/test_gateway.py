@@ -10,6 +10,7 @@ from anyio.abc import SocketStream
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from orchestrator.agentkit.contract import whole
 from orchestrator.errors import (
     Conflicted,
     DevboxFailed,
@@ -137,7 +138,7 @@ CALLS: dict[str, Call] = {
 #: The others say nothing but that all is well: for them an object is an answer.
 RECEIPTS: dict[str, Call] = {
     f"{DEVBOX_PATH}/upload_file": lambda gateway: gateway.write_file("dbx_1", "/x", b"x"),
-    f"{DEVBOX_PATH}/download_file": lambda gateway: gateway.read_file("dbx_1", "/x"),
+    f"{DEVBOX_PATH}/download_file": lambda gateway: whole(gateway.read_file("dbx_1", "/x"), "/x", 1 << 20),
 }
 STRANGE = [
     *(HTMLResponse("<h1>Welcome to the hotel</h1>"), Response(status_code=204), JSONResponse(None), JSONResponse([])),

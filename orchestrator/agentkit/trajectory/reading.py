@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+#: Bytes of one JSON value: what an agent wrote is parsed in our own memory.
+MAX_VALUE: Final = 16 * 2**20
 
 
 class TrajectoryError(ValueError):
@@ -17,9 +20,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     Raises TrajectoryError for any other line that is not a JSON object.
     """
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_VALUE + 1), b""), start=1):
             if not line.strip():
                 continue
+            if len(line) > MAX_VALUE:
+                raise TrajectoryError(f"{path}:{number}: a line of more than {MAX_VALUE:,} bytes")
             try:
                 value = json.loads(line.decode(errors="replace"))
             except ValueError as error:
@@ -32,7 +37,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def printed_objects(path: Path) -> Iterator[Mapping[str, Any]]:
     """The JSON objects that have a line to themselves in what a program printed; other lines are skipped."""
     with path.open("rb") as lines:
-        for line in lines:
+        for line in iter(lambda: lines.readline(MAX_VALUE), b""):  # what is longer is no JSON in parts either
             try:
                 value = json.loads(line)
             except ValueError:
@@ -43,6 +48,8 @@ def printed_objects(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def json_document(path: Path) -> Mapping[str, Any]:
     """The file's one JSON object. Raises TrajectoryError."""
+    if path.stat().st_size > MAX_VALUE:
+        raise TrajectoryError(f"{path}: more than {MAX_VALUE:,} bytes")
     try:
         value = json.loads(path.read_bytes().decode(errors="replace"))
     except json.JSONDecodeError as error:

@@ -38,6 +38,7 @@ class Workspace(Transfers):
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[tuple[Header, bytes]]] = {}
         self._streams: dict[int, Stream] = {}
+        self._pieces: dict[int, bytearray] = {}
         self._asked = 0
 
     def exec(
@@ -140,6 +141,7 @@ class Workspace(Transfers):
     def _forget(self, number: int) -> None:
         self._waiting.pop(number, None)
         self._streams.pop(number, None)
+        self._pieces.pop(number, None)
 
     def _receive(self) -> None:
         """Hand each answer, and each piece of output, to the one who waits for it."""
@@ -153,6 +155,11 @@ class Workspace(Transfers):
                         stream.put(header["output"])
                     continue
                 answer = self._waiting.get(number)
+                if "piece" in header:
+                    if answer is not None:
+                        self._pieces.setdefault(number, bytearray()).extend(body)
+                    continue
+                body = bytes(self._pieces.pop(number, b"")) + body
                 self._forget(number)
                 if answer is None or not answer.set_running_or_notify_cancel():
                     continue

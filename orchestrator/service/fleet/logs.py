@@ -14,7 +14,7 @@ from orchestrator.service.fleet.spool import STREAMS, append, read_tail, spool_p
 from orchestrator.service.store import Document
 
 MAX_ENTRIES: Final = 10_000
-MAX_BYTES: Final = 8 << 20
+MAX_BYTES: Final = 2 << 20
 _LEVELS: Final = {"stdout": "info", "stderr": "error"}
 
 
