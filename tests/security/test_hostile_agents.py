@@ -128,6 +128,21 @@ ATTACKS: Final = {
 }
 
 
+#: Of ten scenarios three are solved, and the devboxes of the others are broken, each in another way.
+SOLVES_THREE: Final = r"""
+case $(cat "$SWEEP_PROBLEM_FILE") in
+[012]) touch /app/done ;;
+3) kill -9 -1 ;;
+4) kill -STOP $PPID; (setsid sleep 1000 &); kill -9 $$ ;;
+5) chmod 000 /app /tmp /logs /logs/verifier /home/user ;;
+6) (setsid sh -c 'while :; do sleep 1000 & done' >/dev/null 2>&1 </dev/null &); sleep 1 ;;
+7) head -c 4G /dev/zero >/tmp/fill; sleep 20 ;;
+8) rm -rf /app/* /logs/* 2>/dev/null; ln -s /dev /logs/verifier; ln -s /proc /app/done ;;
+9) printf 'import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n' >/app/sitecustomize.py ;;
+esac
+"""
+
+
 @pytest.fixture
 def desk(sandboxes: None, tmp_path: Path) -> Iterator[Desk]:
     desk = new_desk(tmp_path, "local")
@@ -165,6 +180,24 @@ def test_an_agent_that_attacks_gets_nowhere_and_harms_nobody(desk: Desk, attack:
         assert all(log.rstrip().endswith("looked") for log in logs)
         lines = [line for log in logs for line in log.splitlines()]
         assert [line for line in lines if line.startswith(("FOUND ", "OPEN ", "SOCKET "))] == []
+
+
+def test_an_agent_that_breaks_its_devboxes_has_a_zero_for_each(desk: Desk) -> None:
+    """The mean is over all of them: nobody gets rid of a scenario by breaking what it is scored in."""
+    for number in range(10):
+        test = "PYTHONPATH=/app python3 -c pass; [ -f /app/done ]; echo $((1 - $?)) >/logs/verifier/reward.txt"
+        task = "[environment]\nmemory_mb = 512\nstorage_mb = 512\n"
+        write_scenario(desk.folder / "ten" / f"scenario-{number}", statement=f"{number}\n", test=test, task=task)
+    (desk.folder / "three.toml").write_text(f"run = '''\n{SOLVES_THREE}\n'''\n")
+    (desk.folder / "sweep.toml").write_text(SETTINGS.replace("attempts = 1", "attempts = 2"))
+    words = ("run", "ten", "--config", "sweep.toml", "--agent", "./three.toml", "--name", "it")
+    ended = desk.start(*words).end(PATIENCE)
+    results = desk.results("runs/it")
+    assert {result["outcome"] for result in results} == {"scored"}, str(ended)
+    assert sum(result["score"] for result in results) / len(results) == pytest.approx(0.3), str(ended)
+    assert {len(result["attempts"]) for result in results} == {1}, "no new attempt"
+    flagged = {result["scenario_name"]: result["flags"] for result in results}
+    assert "devbox_broken_by_agent" in flagged["scenario-7"]
 
 
 def sweep(desk: Desk, mark: str, attack: str) -> tuple[Ended, str]:
