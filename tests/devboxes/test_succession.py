@@ -118,6 +118,21 @@ async def test_a_command_that_cannot_be_ended_breaks_its_box_from_inside(local: 
     assert box.is_broken_from_inside
 
 
+async def test_a_box_that_is_started_beside_one_that_stops_is_not_left_behind(local: "Bench") -> None:
+    box = await local.boot()
+
+    async def boot() -> None:
+        with pytest.raises(BoxStartFailed):
+            await local.boot(beside=box)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(boot)
+        await anyio.sleep(0.005)
+        tasks.start_soon(box.stop)
+    assert not local.provider._boxes
+
+
 def _is_stopped(box: AgentBox) -> bool:
     stats = [Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] for pid in box.pids()]
     return b"T" in stats

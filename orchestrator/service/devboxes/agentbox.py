@@ -122,6 +122,8 @@ class AgentBox(ABC):
         """Boot; on any failure nothing is left. Raises BoxStartFailed."""
         try:
             with self._booting:
+                if self._host is not None:
+                    self._host.take_in(self)
                 await self._boot()
         except BaseException:
             self._boot_over.set()
@@ -131,8 +133,6 @@ class AgentBox(ABC):
         if self._booting.cancelled_caught or self._why is not None:
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
-        if self._host is not None:
-            self._host.guests.append(self)
         self._watch.add(
             Watched(
                 folder=self.folder.files,
@@ -144,6 +144,12 @@ class AgentBox(ABC):
                 owner=os.geteuid() if self.folder.owner is None else self.folder.owner,
             )
         )
+
+    def take_in(self, guest: "AgentBox") -> None:
+        """Another box is to use this one's files: it ends before these go. Raises BoxStartFailed when they do."""
+        if self._stopping is not None:
+            raise BoxStartFailed(f"devbox {guest.id}: the box whose files it was to use is gone")
+        self.guests.append(guest)
 
     async def _boot(self) -> None:
         try:
