@@ -218,6 +218,10 @@ class Succession:
             moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
             self._holder = await self._fresh()
             await anyio.to_thread.run_sync(self._take, moves)
+        await self.empty_verifier()
+
+    async def empty_verifier(self) -> None:
+        """What tests write into is new and empty. Raises OSError."""
         await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
 
     @asynccontextmanager
@@ -225,7 +229,7 @@ class Succession:
         """Meanwhile what is judged is a fresh copy of the environment, with nothing of the agent's in it."""
         holder, self._holder = self._holder, await self._fresh()
         try:
-            await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
+            await self.empty_verifier()
             yield
         finally:
             fresh, self._holder = self._holder, holder

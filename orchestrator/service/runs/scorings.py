@@ -5,7 +5,7 @@ Why the result is not sent with the answer to `score`: scorers may take half an 
 
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,15 @@ from orchestrator.service.runs.states import RunState, move_run
 from orchestrator.service.scoring.apart import Apart, tests_program
 from orchestrator.service.scoring.scorers import InPlace, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
-from orchestrator.service.scoring.verdict import faults
+from orchestrator.service.scoring.verdict import blamed, faults
 from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 
 DEFAULT_TIMEOUT: Final = 1800
 #: Seconds that scorings get to finish when the service ends.
 GRACE: Final = 5.0
-#: Seconds in which an untouched environment is scored, to learn whose fault it is that scorers fail again.
-CONTROL: Final = 100.0
+#: Seconds in which scorers that fail again must end once more, without what the agent left and with it: who waits for
+#: the score waits no longer than a minute or two beyond their own time.
+CONTROL: Final = 50.0
 #: The box's own working directory, which it was booted with: the scenario's.
 IN_PLACE: Final = "."
 
@@ -134,9 +135,7 @@ class Scorings:
                     score = partial(self._scoring.score, contract, place, custom=custom, tests=tests)
                     result = await score(timeout=timeout)
                     if faults(result) and run.get("_faults") and isinstance(place, Apart):
-                        async with boxes.untouched():
-                            control = await score(timeout=min(timeout, CONTROL))
-                        result = self._scoring.blame(contract, result, control)
+                        result = await self._tried_again(result, partial(score, timeout=min(timeout, CONTROL)), boxes)
                 await _need_whole(boxes)
         except (ServiceError, WorldError) as error:
             return None, error.message
@@ -144,6 +143,17 @@ class Scorings:
             structlog.get_logger().exception("scoring.crashed", run=run["id"])
             return None, f"The service could not score: {type(error).__name__}: {error}"
         return result, _fault(result) if self._dialect.is_error_failure else None
+
+    async def _tried_again(
+        self, result: Document, score: Callable[[], Awaitable[Document]], boxes: Succession
+    ) -> Document:
+        """Learn whose fault it is that scorers fail again: the agent's, if they work without what it left."""
+        async with boxes.untouched():
+            control = await score()
+        if set(faults(result)) & set(faults(control)):
+            return result
+        await boxes.empty_verifier()
+        return blamed(await score(), control)
 
     @asynccontextmanager
     async def _place(

@@ -15,7 +15,7 @@ from orchestrator.service.devboxes.contract import Bind, BoxStartFailed
 from orchestrator.service.scoring.contract import AstGrep, Checks, Function, PythonScript, read_contract
 from orchestrator.service.scoring.pythons import PythonEnvironments
 from orchestrator.service.scoring.scorers import AST_GREP, BrokenByTested, FindCustom, Place, Program, program_of
-from orchestrator.service.scoring.verdict import Verdict, blamed, result_of, weigh
+from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
 from orchestrator.service.store import Document
 
 
@@ -65,10 +65,6 @@ class Scoring:
 
         results = [await _score(function, program, place, deadline) for function in functions]
         return weigh([function.weight for function in functions], results)
-
-    def blame(self, contract: Any, result: Document, control: Document) -> Document:
-        """The result of a contract once it is known how the untouched environment is scored: see `verdict.blamed`."""
-        return blamed([function.weight for function in read_contract(contract)], result, control)
 
     async def _binds_of(self, function: Function) -> tuple[Bind, ...]:
         match function.scorer:

@@ -172,10 +172,11 @@ def weigh(weights: Sequence[float], results: Iterable[Document]) -> Document:
     return {"score": min(1.0, max(0.0, total)), "scoring_function_results": results}
 
 
-def blamed(weights: Sequence[float], result: Document, control: Document) -> Document:
+def blamed(result: Document, control: Document) -> Document:
     """The contract's result with a 0 for each function in error that is in none on the untouched environment.
 
-    What fails again and again with what an agent left, and not without it, is no fault of the scorer.
+    What fails again and again with what an agent left, and not without it, is no fault of the scorer. The total is as
+    it was: a function in error has counted 0 in it.
     """
     sound = {each["scoring_function_name"] for each in control["scoring_function_results"] if each["state"] == COMPLETE}
     judged = []
@@ -187,7 +188,7 @@ def blamed(weights: Sequence[float], result: Document, control: Document) -> Doc
         broken = f"it fails with what the agent left, and not without it: {reason}"
         output = f"{each['output']}scorer {each['scoring_function_name']}: {broken}\n"
         judged.append({**each, "score": 0.0, "state": COMPLETE, "output": output, "broken": broken})
-    return weigh(weights, judged)
+    return {**result, "scoring_function_results": judged}
 
 
 def faults(result: Mapping[str, Any]) -> list[str]:
