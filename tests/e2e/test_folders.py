@@ -34,7 +34,7 @@ def test_without_isolation_tasks_run_as_well(desk: "Desk") -> None:
     write_scenario(desk.folder / "mine" / "one", solution="touch done\n", test=test)
     write_scenario(desk.folder / "mine" / "two")
     ended = desk.sweep("run", "./mine", "--agent", "oracle", "--isolation", "none")
-    assert [(result["score"], result["flags"]) for result in desk.results(ended.folder)] == [(1.0, [])] * 2
+    assert [(result["score"], result["flags"]) for result in desk.results(ended.folder)] == [(1.0, ["scored_live"])] * 2
 
 
 def test_partial_credit_is_kept_as_it_is(desk: "Desk") -> None:

@@ -43,7 +43,7 @@ def test_what_there_is_is_listed_and_can_be_printed(served: "Desk") -> None:
     listed = served.sweep("logs", "mine").out.splitlines()
     assert len(listed) == 4
     assert listed[0].startswith("ant command 1 attempt 1 0.000: ")
-    assert {"agent.log,", "patch.diff,", "scorers,", "traces"} <= set(listed[0].split())
+    assert {"agent.log,", "patch.diff,", "scorers,", "traces,", "verifier"} <= set(listed[0].split())
     assert "+changed" in served.sweep("logs", "mine", "ant", "--arm", "command", "--file", "patch.diff").out
     assert served.sweep("logs", "mine", "ant", "--arm", "nop", "--file", "patch.diff").out == ""
     assert served.sweep("logs", "mine", "ant", "--arm", "command", "--file", "traces").out == "a/t\n"

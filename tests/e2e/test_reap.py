@@ -116,9 +116,13 @@ def test_a_sweep_whose_folder_is_elsewhere_is_released_by_its_id_only(served: "D
 
 def test_a_result_that_is_there_outlives_the_reaping(served: "Desk", service: "Service") -> None:
     """Only the endpoint has the score: its run is completed, not canceled, and the resume takes the score."""
-    agent = "command:touch done; exec sleep 31536045"
+    agent = "command:touch done; echo ready; exec sleep 31536045"
     first = served.start("run", "six", "--agent", agent, "--limit", "1", "--name", "mine")
-    within(60, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(first))
+
+    def is_ready() -> bool:
+        return any(log.read_text() == "ready\n" for log in (served.folder / "runs/mine").rglob("agent.log"))
+
+    within(60, is_ready, lambda: str(first))
     first.kill()
     (run,) = [event["run"] for event in served.journal("runs/mine", "run.started")]
     service.http.post(f"/v1/scenarios/runs/{run}/score").raise_for_status()

@@ -70,7 +70,7 @@ def test_a_sweep_leaves_one_documented_line_for_each_trial(ended: "tuple[Desk, E
         assert_documented(result)
         assert result["files"]["agent_log"]
         assert result["files"]["scorer_tests"]
-        assert all((desk.folder / folder / file).is_file() for file in result["files"].values())
+        assert all((desk.folder / folder / file).exists() for file in result["files"].values())
         assert result["stages"].keys() >= {"start", "boot", "solve", "score"}
         assert (result["outcome"], result["benchmark"], result["failure"]) == ("scored", "six", None)
         assert all(result["ids"].values())

@@ -7,8 +7,8 @@ files where these are `shared`, over a fresh copy of the environment with what m
 `separate`. Only `live` scorers meet the agent's processes, in its own box.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -19,7 +19,17 @@ import anyio
 import anyio.to_thread
 
 from orchestrator.service.devboxes.commands import run
-from orchestrator.service.devboxes.contract import HOME, Bind, Box, BoxSpec, Capability, Command, Left, Provider
+from orchestrator.service.devboxes.contract import (
+    HOME,
+    Bind,
+    Box,
+    BoxDied,
+    BoxSpec,
+    Capability,
+    Command,
+    Left,
+    Provider,
+)
 from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.egress.proxy import Egress
@@ -53,6 +63,15 @@ class Settled:
     mode: Mode
     left: Left
     changes: Changes | None
+
+
+@contextmanager
+def _whole(box: Box) -> Iterator[None]:
+    """Raise BoxDied where the files of a box cannot be handled: somebody removed them from the host."""
+    try:
+        yield
+    except OSError as error:
+        raise BoxDied(f"devbox {box.id}: its files cannot be handled: {error}") from error
 
 
 class Succession:
@@ -104,10 +123,11 @@ class Succession:
                     return how, box is self.agents and self.is_marked and box.is_broken_from_inside
 
     async def mark(self) -> None:
-        """Note how everything is: the agent begins now. Raises OSError."""
+        """Note how everything is: the agent begins now. Raises BoxDied."""
         async with self._lock:
             if self.settled is None and Capability.SUCCESSION in self._provider.capabilities:
-                await anyio.to_thread.run_sync(self._remember)
+                with _whole(self.agents):
+                    await anyio.to_thread.run_sync(self._remember)
                 self.is_marked = True
 
     def _remember(self) -> None:
@@ -128,31 +148,35 @@ class Succession:
 
         The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
         server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
-        answer; what was `live` is made what is wanted when that is over. Raises BoxDied, BoxStartFailed and OSError.
+        answer; what was `live` is made what is wanted when that is over. Raises BoxDied and BoxStartFailed.
         """
         async with self._lock:
-            before = self.settled
-            if before is not None and not (before.mode is Mode.LIVE and is_live_over):
-                return before
-            if Capability.SUCCESSION not in self._provider.capabilities:
-                self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
-                return self.settled
-            left = before.left if before else await self.agents.left()
-            is_served = left.is_listening and not is_live_over
-            if is_served:
-                await self._collect(self.agents, collect)
-            mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
-            if mode is not Mode.LIVE:
-                await self.agents.retire()
-                self._is_retired = True
-                await anyio.to_thread.run_sync(self._mend)
-                if collect and not is_served:
-                    async with self.scoring_box() as box:
-                        await self._collect(box, collect)
-            changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
-            await self.show()
-            self.settled = Settled(mode=mode, left=left, changes=changes)
+            with _whole(self.agents):
+                return await self._settle(wanted, collect, is_live_over=is_live_over)
+
+    async def _settle(self, wanted: Mode, collect: Sequence[tuple[Command, float]], *, is_live_over: bool) -> Settled:
+        before = self.settled
+        if before is not None and not (before.mode is Mode.LIVE and is_live_over):
+            return before
+        if Capability.SUCCESSION not in self._provider.capabilities:
+            self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
             return self.settled
+        left = before.left if before else await self.agents.left()
+        is_served = left.is_listening and not is_live_over
+        if is_served:
+            await self._collect(self.agents, collect)
+        mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
+        if mode is not Mode.LIVE:
+            await self.agents.retire()
+            self._is_retired = True
+            await anyio.to_thread.run_sync(self._mend)
+            if collect and not is_served:
+                async with self.scoring_box() as box:
+                    await self._collect(box, collect)
+        changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
+        await self.show()
+        self.settled = Settled(mode=mode, left=left, changes=changes)
+        return self.settled
 
     async def _collect(self, box: Box, collect: Sequence[tuple[Command, float]]) -> None:
         """What such a command cannot do is missing where it should cross, and the tests say so."""
@@ -198,31 +222,33 @@ class Succession:
         return f"{self._spec.id}.{kind}-{self._count}"
 
     def _tops(self, *, is_writable: bool, but: Sequence[str] = ()) -> Sequence[Bind]:
-        """The own folders of the box that has the files, as binds."""
-        root = self._holder.place("/")
-        homes = [f"home/{each.name}" for each in sorted((root / "home").iterdir())]
-        names = [each.name for each in sorted(root.iterdir()) if each.name != "home"]
+        """The own folders of the box that has the files, as binds. Raises BoxDied."""
+        with _whole(self._holder):
+            homes = [f"home/{each.name}" for each in sorted((self.files / "home").iterdir())]
+            names = [each.name for each in sorted(self.files.iterdir()) if each.name != "home"]
         return [
-            Bind(source=root / name, target=f"/{name}", is_writable=is_writable)
+            Bind(source=self.files / name, target=f"/{name}", is_writable=is_writable)
             for name in (*names, *homes)
             if f"/{name}" not in but
         ]
 
     async def lay_out(self, mode: Mode, crossing: Sequence[str] = ()) -> None:
-        """Make ready for a scoring that is not live. Raises BoxStartFailed and OSError.
+        """Make ready for a scoring that is not live. Raises BoxStartFailed and BoxDied.
 
         In a `separate` one, `crossing` are the paths that go from what was left to the same place in a fresh copy of
         the environment.
         """
         if mode is Mode.SEPARATE:
-            moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
-            self._holder = await self._fresh()
-            await anyio.to_thread.run_sync(self._take, moves)
+            with _whole(self._holder):
+                moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
+                self._holder = await self._fresh()
+                await anyio.to_thread.run_sync(self._take, moves)
         await self.empty_verifier()
 
     async def empty_verifier(self) -> None:
-        """What tests write into is new and empty. Raises OSError."""
-        await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
+        """What tests write into is new and empty. Raises BoxDied."""
+        with _whole(self._holder):
+            await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
 
     @asynccontextmanager
     async def untouched(self) -> AsyncIterator[None]:
