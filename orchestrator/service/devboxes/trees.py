@@ -257,18 +257,19 @@ def walk(root: Path, *, skip: frozenset[str] = frozenset()) -> Iterator[tuple[st
 
 
 def _walk(folder: int, prefix: str, skip: frozenset[str], depth: int) -> Iterator[tuple[str, os.stat_result]]:
-    for name in _names(folder):
-        path = prefix + name
-        if path in skip:
-            continue
-        try:
-            found = os.lstat(name, dir_fd=folder)
-        except FileNotFoundError:
-            continue
-        yield path, found
-        if stat.S_ISDIR(found.st_mode) and depth < MAX_DEPTH:
-            with suppress(FileNotFoundError, NotADirectoryError), _entered(name, FOLDER, folder) as below:
-                yield from _walk(below, path + "/", skip, depth + 1)
+    with os.scandir(folder) as entries:  # not as a list: there may be a million
+        for entry in entries:
+            path = prefix + entry.name
+            if path in skip:
+                continue
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield path, found
+            if stat.S_ISDIR(found.st_mode) and depth < MAX_DEPTH:
+                with suppress(FileNotFoundError, NotADirectoryError), _entered(entry.name, FOLDER, folder) as below:
+                    yield from _walk(below, path + "/", skip, depth + 1)
 
 
 def copy_file(root: Path, path: str, target: Path) -> None:

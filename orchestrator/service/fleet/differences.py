@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -57,6 +57,26 @@ class Changes:
     system: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class _Lines:
+    """The first of any number of lines; an agent may have made a million files."""
+
+    kept: list[str] = field(default_factory=list)
+    more: int = 0
+
+    def append(self, line: str) -> None:
+        if len(self.kept) < MOST_LINES:
+            self.kept.append(line)
+        else:
+            self.more += 1
+
+    @property
+    def text(self) -> str:
+        """All of them, each with its end."""
+        more = f"and {self.more:,} more\n" if self.more else ""
+        return "".join(f"{line}\n" for line in sorted(self.kept)) + more
+
+
 @dataclass(slots=True, kw_only=True)
 class _Lists:
     """Paths relative to the working directory, for a box of ours to read: see `compare`."""
@@ -64,7 +84,7 @@ class _Lists:
     before: dict[str, list[str]] = field(default_factory=lambda: {"prepared": [], "kept": []})
     after: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: _Lines = field(default_factory=_Lines)
     bytes: int = 0
 
 
@@ -104,7 +124,7 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     """
     at, entries, where = marshal.loads((keep / "before").read_bytes())  # noqa: S302 - written above, and nobody else's
     work, loaded = directory.strip("/"), _Loaded.by(environment, directory)
-    lists, outside, system = _Lists(), list[str](), list[str]()
+    lists, outside, system = _Lists(), _Lines(), _Lines()
     git = 0
     for path, found in walk(files, skip=frozenset({"tmp", _SCRATCH})):
         before = entries.pop(path, None)
@@ -137,7 +157,7 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     if git:
         outside.append(f"changed {printable(directory.rstrip('/'))}/.git: {git} entries")
     _write(keep, lists, outside)
-    return Changes(outside=tuple(outside[:MOST_LINES]), system=tuple(sorted(system)))
+    return Changes(outside=tuple(sorted(outside.kept)), system=tuple(sorted(system.kept)))
 
 
 def _facts(found: os.stat_result) -> Facts:
@@ -229,14 +249,8 @@ class _Loaded:
         return bool(is_module or _START_UP.fullmatch(path) or _SYSTEM.match(path))
 
 
-def _write(keep: Path, lists: _Lists, outside: list[str]) -> None:
+def _write(keep: Path, lists: _Lists, outside: _Lines) -> None:
     for name, paths in {**lists.before, "after": lists.after, "new": lists.new}.items():
         (keep / f"{name}.list").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in sorted(paths)))
-    (keep / "left-out").write_text("".join(_bounded(lists.left_out)))
-    (keep / "changes.txt").write_text("".join(_bounded(outside)))
-
-
-def _bounded(lines: list[str]) -> Iterator[str]:
-    yield from (f"{line}\n" for line in lines[:MOST_LINES])
-    if len(lines) > MOST_LINES:
-        yield f"and {len(lines) - MOST_LINES:,} more\n"
+    (keep / "left-out").write_text(lists.left_out.text)
+    (keep / "changes.txt").write_text(outside.text)

@@ -166,8 +166,8 @@ async def test_what_is_too_large_or_no_file_is_told(stage: Stage) -> None:
     patch, told = await stage.patch()
     assert told[-3:] == [
         "cut grows: 41,943,040 bytes; 33,554,432 fit into a patch",
-        "cut pipe: no file, link or folder",
         "cut huge: was removed, and too large before",
+        "cut pipe: no file, link or folder",
     ]
     assert b"grows" not in patch
 
