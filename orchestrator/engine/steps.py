@@ -231,17 +231,14 @@ async def score(ctx: Context, work: Work) -> Facts:
 
 
 async def _take_verifier_files(ctx: Context, work: Work) -> None:
-    """Bring home what the tests wrote beside their score; a score is not held up by it."""
+    """Bring home what the tests wrote beside their score; it holds no score up, and is not what the agent left."""
     if work.workspace is None:  # the result was there before we came
         return
-    with anyio.move_on_after(VERIFIER_PATIENCE) as bounds:
-        try:
+    try:
+        with anyio.fail_after(VERIFIER_PATIENCE):
             await bring_verifier_home(ctx, work, await settle(ctx, work))
-        except WorldError as error:
-            work.flag(Flag.GATHER_INCOMPLETE)
-            structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=error.message)
-    if bounds.cancelled_caught:
-        work.flag(Flag.GATHER_INCOMPLETE)
+    except (WorldError, TimeoutError) as error:
+        structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=str(error))
 
 
 def _flag_judged(work: Work, run: ScenarioRun) -> None:
