@@ -47,7 +47,7 @@ class Flag(StrEnum):
 
     AGENT_CRASHED = "agent_crashed", "the agent ended with an exit status other than 0"
     AGENT_TIMED_OUT = "agent_timed_out", "the agent used up its time"
-    DEVBOX_BROKEN_BY_AGENT = "devbox_broken_by_agent", "the agent broke its own devbox: the score is 0"
+    DEVBOX_BROKEN_BY_AGENT = "devbox_broken_by_agent", "the agent broke its devbox, or what scores it: the score is 0"
     SCORED_LIVE = "scored_live", "scorers ran in the agent's own devbox, beside what it left running"
     SYSTEM_CHANGED = (
         "system_changed",
@@ -147,9 +147,11 @@ class Judgement:
 
     `mode` is separate, shared or live; `processes_left` are processes by name that still ran when the agent had ended;
     `system_changed` are changed programs and start-up files. `broken` says how the agent broke what it was in, if so.
+    `was_live` means that scorers met what the agent left running, though others came to the score.
     """
 
     mode: str
+    was_live: bool = False
     processes_left: Mapping[str, int] = field(default_factory=dict)
     system_changed: tuple[str, ...] = ()
     broken: str = ""

@@ -17,7 +17,8 @@ exec 9>"$scratch/lock" && flock -w 20 9
 made=$scratch/made
 git_() { # below the folder $1
     GIT_DIR=$made/git GIT_WORK_TREE=$1 GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 \
-        git -c core.compression=0 -c core.fsync=none -c core.fileMode=true -c core.quotePath=false -c gc.auto=0 "${@:2}"
+        timeout 50 git -c core.compression=0 -c core.fsync=none -c core.fileMode=true -c core.quotePath=false \
+        -c gc.auto=0 "${@:2}"
 }
 dotted() { # a name may begin with a dash
     while IFS= read -r -d '' name; do printf './%s\0' "$name"; done
@@ -38,7 +39,8 @@ ignored() { # new files that the .gitignore of before names, and that the agent 
     [ -d "$evidence/ignores" ] || return 0
     comm -z -23 \
         <(cd "$evidence/ignores" && git_ "$PWD" check-ignore -z --no-index --stdin <"$evidence/new.list" | sort -z) \
-        <(cd "$directory" && GIT_INDEX_FILE=$PWD/.git/index git_ "$PWD" ls-files -z | sort -z)
+        <(cd "$directory" && [ -f .git/index ] && [ ! -L .git/index ] &&
+            GIT_INDEX_FILE=$PWD/.git/index git_ "$PWD" ls-files -z | sort -z)
 }
 difference() { # to standard output, or why there is none to $1
     [ -e "$evidence/after.list" ] || { echo "nobody noted how the devbox was before the agent began" >"$1"; return; }
@@ -70,6 +72,8 @@ difference() { # to standard output, or why there is none to $1
         export GIT_INDEX_FILE=$made/index.after
         (indexed "$directory" "$made/after") && git_ / write-tree >"$made/tree.after" ||
             { echo "git could not read the working directory" >"$1"; return; }
+        (cd / && git_ / ls-files -z) | sort -z | comm -z -23 "$made/after" - | lines |
+            sed 's/^/cut /; s/$/: git keeps no file of that name/' >>"$made/told"
         unset GIT_INDEX_FILE
         git_ / diff --binary --no-color --no-ext-diff --no-textconv --no-renames \
             "$(cat "$made/tree.before")" "$(cat "$made/tree.after")"
@@ -89,13 +93,13 @@ rm -rf "$out" "$made"
 mkdir -p "$out" "$made"
 : >"$made/ignored"
 difference "$out/no-patch" | head -c $((file + 1)) | split -b "$piece" -a 3 - "$out/patch."
+head -c 500000 "$made/told"
 if [ -e "$out/no-patch" ]; then
     echo "no-patch $(cat "$out/no-patch")"
 else
     [ -e "$out/patch.aaa" ] || : >"$out/patch.aaa" # nothing was changed
     for each in "$out"/patch.*; do echo "piece ${each##*/}"; done
 fi
-cat "$made/told"
 exit 0
 """
 

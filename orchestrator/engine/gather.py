@@ -84,17 +84,16 @@ async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) ->
             raise
         except WorldError as error:
             missing = error
-        except OSError as error:
-            missing = WorldError(f"what came home could not be written: {error}")
+        except (OSError, ValueError) as error:  # also: larger than it can be
+            missing = WorldError(f"what came home could not be kept: {error}")
     if missing is not None:
         raise missing
 
 
-async def bring_verifier_home(ctx: Context, work: Work, settlement: Settlement | None) -> None:
+async def bring_verifier_home(ctx: Context, work: Work, settlement: Settlement) -> None:
     """Add to the attempt's folder what its scorers left, once they have. Raises WorldError where it does not come."""
     workspace: DevboxWorkspace = given(work.workspace, "the workspace")
-    if settlement is not None:
-        workspace.scratch = settlement.scratch
+    workspace.scratch = settlement.scratch
     coming = _Coming(ctx, work, workspace, settlement)
     await coming.verifier()
     await coming.say()
@@ -139,6 +138,9 @@ class _Coming:
         elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, told["piece"]))):
             async with self._archive("patch", pieces) as archive:
                 await self._come("patch", PATCH_FILE, partial(self._join_patch, archive))
+        else:
+            self._work.flag(Flag.NO_PATCH)
+            self._said["left_out"].add(f"{PATCH_FILE}: the devbox did not say that it made one")
 
     def _join_patch(self, archive: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
         """Write the patch; a value that the scenario's own lines in it show is the scenario's. Raises OSError."""

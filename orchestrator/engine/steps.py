@@ -222,6 +222,7 @@ async def score(ctx: Context, work: Work) -> Facts:
     if scored.state == "failed":
         await unchanged_scenario(ctx, work)
     if words := _faults(scored):
+        await _take_verifier_files(ctx, work)
         raise ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
@@ -236,7 +237,8 @@ async def _take_verifier_files(ctx: Context, work: Work) -> None:
         return
     try:
         with anyio.fail_after(VERIFIER_PATIENCE):
-            await bring_verifier_home(ctx, work, await settle(ctx, work))
+            if (settlement := await settle(ctx, work)) is not None:
+                await bring_verifier_home(ctx, work, settlement)
     except (WorldError, TimeoutError) as error:
         structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=str(error))
 
@@ -246,7 +248,7 @@ def _flag_judged(work: Work, run: ScenarioRun) -> None:
     judgement = run.judgement or Judgement(mode="live")
     if judgement.broken:
         work.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
-    elif judgement.mode == "live":
+    if judgement.mode == "live" or judgement.was_live:
         work.flag(Flag.SCORED_LIVE)
     if judgement.system_changed:
         work.flag(Flag.SYSTEM_CHANGED)

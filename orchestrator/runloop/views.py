@@ -205,6 +205,7 @@ def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
         return None
     return Judgement(
         mode=str(view.get("mode") or ""),
+        was_live=bool(view.get("was_live")),
         processes_left=view.get("processes_left") or {},
         system_changed=tuple(view.get("system_changed") or ()),
         broken=str(view.get("broken") or ""),

@@ -50,6 +50,14 @@ def open_up(root: Path, path: str) -> None:
     place.chmod(stat.S_IMODE(place.lstat().st_mode) | 0o700)
 
 
+def clear(root: Path, path: str) -> None:
+    """Remove what is at a path, a link itself and not what it leads to. Raises OSError."""
+    pure = PurePosixPath(path)
+    parent = resolved(root, str(pure.parent))
+    if parent is not None and parent.is_dir():
+        _clear(parent / pure.name)
+
+
 def empty(root: Path, path: str) -> None:
     """Put a new folder that everybody may write in where something is. Raises OSError."""
     pure = PurePosixPath(path)

@@ -34,12 +34,14 @@ from orchestrator.service.devboxes.prepared import Prepared
 from orchestrator.service.devboxes.trees import remove
 from orchestrator.service.egress.proxy import Egress
 from orchestrator.service.fleet.differences import Changes, compare, remember
-from orchestrator.service.fleet.remains import empty, open_up, resolved, take
+from orchestrator.service.fleet.remains import clear, empty, open_up, resolved, take
 
 #: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
 EVIDENCE: Final = "/run/evidence"
 PREPARED: Final = "/run/prepared"
 SCRATCH: Final = "/evidence"
+#: Bytes that whoever looks may use, whatever the devbox may: a patch is made of all that was changed, twice.
+EVIDENCE_DISK: Final = 8 << 30
 #: What scorers write: new and empty for each scoring.
 VERIFIER: Final = "/logs/verifier"
 ARTIFACTS: Final = "/logs/artifacts"
@@ -113,14 +115,14 @@ class Succession:
     async def wait_dead(self) -> tuple[str, bool]:
         """Wait until the box that stands for the devbox has ended, and no other takes its place.
 
-        Returns how, and whether that was done by an agent from inside.
+        Returns how, and whether that was done from inside: by an agent, or by what it left.
         """
         while True:
             box = self.front if self._is_retired else self.agents
             how = await box.wait_dead()
             async with self._lock:
                 if box is (self.front if self._is_retired else self.agents):
-                    return how, box is self.agents and self.is_marked and box.is_broken_from_inside
+                    return how, self.is_marked and box.is_broken_from_inside
 
     async def mark(self) -> None:
         """Note how everything is: the agent begins now. Raises BoxDied."""
@@ -192,6 +194,8 @@ class Succession:
         )
 
     def _mend(self) -> None:
+        """Let whoever comes enter what an agent may have closed; what our own steps kept in its home goes."""
+        clear(self.agents.place("/"), f"{HOME}/.sweep")
         for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
             open_up(self.agents.place("/"), path)
 
@@ -201,7 +205,7 @@ class Succession:
         self.front = await self._provider.start(
             BoxSpec(
                 id=self._next("evidence"),
-                resources=self._spec.resources,
+                resources=replace(self._spec.resources, disk=EVIDENCE_DISK),
                 working_directory=SCRATCH,
                 environment={"HOME": SCRATCH, "TMPDIR": SCRATCH},
                 binds=(*self._covers, *self._tops(is_writable=False), *self._findings()),

@@ -23,6 +23,8 @@ from orchestrator.service.runs.starting import check_unchanged, outwait
 from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 
 DECLARED: Final = "declared"
+#: Changed programs and start-up files that a run's record names; `changes.txt` has more.
+SHOWN: Final = 20
 
 
 class Settlements:
@@ -73,7 +75,7 @@ class Settlements:
         collect = _commands(plan) if mode is Mode.SEPARATE else ()
         with anyio.CancelScope(shield=True):
             settled = await boxes.settle(mode, collect, is_live_over=is_live_over)
-            document = shown(settled)
+            document = {**shown(settled), "was_live": is_live_over}
             await insist(
                 lambda: self._store.write(lambda db: SCENARIO_RUNS.update(db, run["id"], {"scoring": document}))
             )
@@ -99,7 +101,7 @@ def shown(settled: Settled) -> Document:
     return {
         "mode": str(settled.mode),
         "processes_left": dict(settled.left.names),
-        "system_changed": None if settled.changes is None else list(settled.changes.system),
+        "system_changed": None if settled.changes is None else list(settled.changes.system[:SHOWN]),
     }
 
 
