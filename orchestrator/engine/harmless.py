@@ -17,6 +17,7 @@ _SETTINGS: Final = frozenset(
     .vscode .idea .vs .fleet .zed .nova .helix .devcontainer .devcontainer.json .exrc .vimrc .nvimrc .nvim.lua
     .lvimrc .local.vimrc .dir-locals.el .dir-locals-2.el .cursor .mcp.json .aider.conf.yml .continue .windsurf
     .gdbinit .lldbinit .pdbrc .ghci .ocamlinit .rprofile .renviron .irbrc .pryrc .iex.exs .npmrc .yarnrc .yarnrc.yml
+    .claude .gemini .codex .clinerules .aider .ycm_extra_conf.py .eslintrc.js .eslintrc.cjs .prettierrc.js
     .pnp.cjs .cargo .bundle .mvn .github .gitlab
     desktop.ini autorun.inf .directory
     """.split()  # noqa: SIM905 - a line for each kind

@@ -8,10 +8,12 @@ Blocking; call from a worker thread.
 
 import os
 import stat
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from orchestrator.service.devboxes.trees import remove
+from orchestrator.service.devboxes.trees import remove, walk
 
 _MOST_LINKS: Final = 40
 
@@ -66,12 +68,20 @@ def empty(root: Path, path: str) -> None:
     _make(parent / pure.name, 0o777)
 
 
-def take(root: Path, path: str, source: Path) -> None:
-    """Move a file or folder of another box here, in the place of what is there. Raises OSError."""
+def take(root: Path, path: str, source: Path, *, exclude: Sequence[str] = ()) -> None:
+    """Move a file or folder of another box here, in the place of what is there, but for what a pattern of tar excludes.
+
+    Raises OSError.
+    """
     pure = PurePosixPath(path)
     parent = _folder(root, str(pure.parent))
     _clear(parent / pure.name)
-    source.rename(parent / pure.name)
+    target = parent / pure.name
+    source.rename(target)
+    found = [each for each, _ in walk(target)] if exclude and target.is_dir() and not target.is_symlink() else []
+    for each in found:
+        if any(fnmatchcase(part, pattern) for pattern in exclude for part in (each, PurePosixPath(each).name)):
+            _clear(target / each)
 
 
 def put(root: Path, path: str, data: bytes, mode: int) -> str:

@@ -45,6 +45,7 @@ EVIDENCE_DISK: Final = 8 << 30
 #: What scorers write: new and empty for each scoring.
 VERIFIER: Final = "/logs/verifier"
 ARTIFACTS: Final = "/logs/artifacts"
+NOTHING: Final[Mapping[str, Sequence[str]]] = {}
 
 
 class Mode(StrEnum):
@@ -173,7 +174,7 @@ class Succession:
             self._is_retired = True
             await anyio.to_thread.run_sync(self._mend)
             if collect and not is_served:
-                async with self.scoring_box() as box:
+                async with self.scoring_box(judged=self._tops(is_writable=True)) as box:
                     await self._collect(box, collect)
         changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
         await self.show()
@@ -236,17 +237,19 @@ class Succession:
             if f"/{name}" not in but
         ]
 
-    async def lay_out(self, mode: Mode, crossing: Sequence[str] = ()) -> None:
+    async def lay_out(self, mode: Mode, crossing: Mapping[str, Sequence[str]] = NOTHING) -> None:
         """Make ready for a scoring that is not live. Raises BoxStartFailed and BoxDied.
 
         In a `separate` one, `crossing` are the paths that go from what was left to the same place in a fresh copy of
-        the environment.
+        the environment, each with the patterns of what in it does not.
         """
         if mode is Mode.SEPARATE:
             with _whole(self._holder):
                 moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
                 self._holder = await self._fresh()
-                await anyio.to_thread.run_sync(self._take, moves)
+                await anyio.to_thread.run_sync(self._take, moves, crossing)
+        with _whole(self._holder):
+            await anyio.to_thread.run_sync(self._drop_leading)
         await self.empty_verifier()
 
     async def empty_verifier(self) -> None:
@@ -303,9 +306,15 @@ class Succession:
             yield
             tasks.cancel_scope.cancel()
 
-    def _take(self, moves: Mapping[str, Path]) -> None:
+    def _drop_leading(self) -> None:
+        """A link of the agent's to where scorers have their files is no file of its own: it would be the answer."""
+        changes = self.settled.changes if self.settled is not None else None
+        for path in changes.leading if changes is not None else ():
+            clear(self.files, f"/{path}")
+
+    def _take(self, moves: Mapping[str, Path], crossing: Mapping[str, Sequence[str]]) -> None:
         for path, source in moves.items():
-            take(self.files, path, source)
+            take(self.files, path, source, exclude=crossing.get(path, ()))
 
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
         """Where each path really is; one inside another goes with it."""
@@ -325,9 +334,25 @@ class Succession:
         """Whether nobody has removed that from the host."""
         return await self._holder.is_whole()
 
+    def _judged(self) -> Sequence[Bind]:
+        """The files that are judged. The agent's /tmp stays away, but for a working directory in it."""
+        if self._holder is not self.agents:
+            return self._tops(is_writable=True, but=("/tests",))
+        binds = [*self._tops(is_writable=True, but=("/tests", "/tmp"))]  # noqa: S108 - the box's
+        if PurePosixPath(self.working_directory).is_relative_to("/tmp"):  # noqa: S108
+            place = self.files / self.working_directory.strip("/")
+            binds.append(Bind(source=place, target=self.working_directory, is_writable=True))
+        return binds
+
     @asynccontextmanager
-    async def scoring_box(self, given: Sequence[Bind] = (), variables: Collection[str] = ()) -> AsyncIterator[Box]:
-        """A box over the files as they are, with a /tmp of its own, `given` files and the way out.
+    async def scoring_box(
+        self,
+        given: Sequence[Bind] = (),
+        variables: Collection[str] = (),
+        *,
+        judged: Sequence[Bind] | None = None,
+    ) -> AsyncIterator[Box]:
+        """A box over the files as they are, with `given` files and the way out; its /tmp has nothing of the agent's.
 
         Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
         for. Everything in it ends with the context. Raises BoxStartFailed.
@@ -338,7 +363,7 @@ class Succession:
                 id=self._next("scoring"),
                 root=None,
                 environment=self._environment(variables),
-                binds=(*self._covers, *self._tops(is_writable=True, but=("/tmp", "/tests")), *given),  # noqa: S108
+                binds=(*self._covers, *(self._judged() if judged is None else judged), *given),
             ),
             beside=self._holder,
         )

@@ -135,25 +135,34 @@ class Scorings:
                     score = partial(self._scoring.score, contract, place, custom=custom, tests=tests)
                     result = await score(timeout=timeout)
                     if faults(result) and run.get("_faults") and isinstance(place, Apart):
-                        result = await self._tried_again(result, partial(score, timeout=min(timeout, CONTROL)), boxes)
+                        result = await self._tried_again(result, score, timeout, boxes)
                 await _need_whole(boxes)
         except (ServiceError, WorldError) as error:
             return None, error.message
         except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
             structlog.get_logger().exception("scoring.crashed", run=run["id"])
             return None, f"The service could not score: {type(error).__name__}: {error}"
+        for each in result["scoring_function_results"]:
+            each.pop("_is_own", None)
         return result, _fault(result) if self._dialect.is_error_failure else None
 
     async def _tried_again(
-        self, result: Document, score: Callable[[], Awaitable[Document]], boxes: Succession
+        self, result: Document, score: Callable[..., Awaitable[Document]], timeout: float, boxes: Succession
     ) -> Document:
-        """Learn whose fault it is that scorers fail again: the agent's, if they work without what it left."""
+        """Learn whose fault it is that scorers fail again: the agent's, if they work without what it left.
+
+        Who hangs twice is not waited for once more; and who is cut off here before its own time is over is not blamed.
+        """
+        limit = min(timeout, CONTROL)
         async with boxes.untouched():
-            control = await score()
+            control = await score(timeout=limit)
         if set(faults(result)) & set(faults(control)):
             return result
+        if _longest_fault(result) >= timeout - 1:
+            return blamed(result, control)
         await boxes.empty_verifier()
-        return blamed(await score(), control)
+        again = await score(timeout=limit)
+        return result if limit < timeout and _longest_fault(again) >= limit - 1 else blamed(again, control)
 
     @asynccontextmanager
     async def _place(
@@ -208,6 +217,12 @@ async def _need_whole(boxes: Succession) -> None:
     """Raise BoxDied where what the scorers looked at was removed under them."""
     if not await boxes.is_whole():
         raise BoxDied(f"devbox {boxes.agents.id}: its files were removed from the host")
+
+
+def _longest_fault(result: Document) -> float:
+    """Seconds of the slowest function in error."""
+    functions, wrong = result["scoring_function_results"], faults(result)
+    return max((each["seconds"] for each in functions if each["scoring_function_name"] in wrong), default=0.0)
 
 
 def end_run(db: sqlite3.Connection, run: Document, state: RunState, reason: str | None = None) -> None:

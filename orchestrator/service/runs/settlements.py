@@ -7,7 +7,7 @@ asking for the score.
 
 import posixpath
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -83,11 +83,11 @@ class Settlements:
         return settled
 
 
-def crossing(plan: ScoringPlan) -> Sequence[str]:
-    """The paths that cross to a separate scoring: the declared artifacts, else the working directory."""
+def crossing(plan: ScoringPlan) -> Mapping[str, Sequence[str]]:
+    """What crosses to a separate scoring, the artifacts or else the working directory, with what in it does not."""
     if not plan.artifacts:
-        return [plan.working_directory]
-    return [posixpath.join(plan.working_directory, artifact.source) for artifact in plan.artifacts]
+        return {plan.working_directory: ()}
+    return {posixpath.join(plan.working_directory, each.source): each.exclude for each in plan.artifacts}
 
 
 def _commands(plan: ScoringPlan) -> Sequence[tuple[Command, float]]:

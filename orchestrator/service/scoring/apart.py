@@ -31,6 +31,8 @@ from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
 TESTS: Final = "/tests"
 STDOUT: Final = f"{VERIFIER}/test-stdout.txt"
 _SCRIPTS: Final = "/run/scorer"
+#: Byte code that an agent left beside a module is not run in its place.
+FRESH: Final = {"PYTHONPYCACHEPREFIX": "/tmp/.pycache"}  # noqa: S108 - the box's
 
 
 def tests_program(tests: Tests) -> Program:
@@ -75,7 +77,8 @@ class Apart:
         except OSError as error:
             raise BadRequest(f"its files could not be put in place: {error}") from error
         argv = (*program.argv, f"{_SCRIPTS}/script") if program.script is not None else tuple(program.argv)
-        command = Command(argv=argv, cwd=self.boxes.working_directory, environment={**EMPTIED, **program.environment})
+        environment = {**EMPTIED, **FRESH, **program.environment}
+        command = Command(argv=argv, cwd=self.boxes.working_directory, environment=environment)
         async with self.boxes.scoring_box((*self.binds, *given), self.variables) as box:
             try:
                 ended = await watch(box, command, timeout=timeout)

@@ -36,6 +36,10 @@ class BadReward(ValueError):
     """There is no score in it; the message says why, with the first bytes of the file."""
 
 
+class WrongReward(BadReward):
+    """It was read, and is no score: who wrote it meant what it says."""
+
+
 def read_rewards(json_file: bytes | None, text_file: bytes | None) -> Mapping[str, float]:
     """The rewards by name: finite numbers, at least one. None stands for a file that is not there.
 
@@ -55,10 +59,10 @@ def score_of(rewards: Mapping[str, float]) -> float:
     """
     if RECORD not in rewards and len(rewards) != 1:
         names = ", ".join(ascii(name)[:SHOWN] for name in list(rewards)[:SHOWN_NAMES])
-        raise BadReward(f'none of {len(rewards)} rewards is named "{RECORD}", so there is no score: {names}')
+        raise WrongReward(f'none of {len(rewards)} rewards is named "{RECORD}", so there is no score: {names}')
     name = RECORD if RECORD in rewards else next(iter(rewards))
     if not 0 <= rewards[name] <= 1:
-        raise BadReward(f"the reward {ascii(name)[:SHOWN]} is {rewards[name]!r}, and a score is from 0 to 1")
+        raise WrongReward(f"the reward {ascii(name)[:SHOWN]} is {rewards[name]!r}, and a score is from 0 to 1")
     return rewards[name] + 0.0  # adding 0 turns -0.0 into 0.0
 
 
@@ -90,19 +94,19 @@ def _read_json(data: bytes) -> dict[str, float]:
     if not isinstance(found, dict):
         return {RECORD: _finite(found, JSON_FILE, "", data)}
     if not found:
-        raise BadReward(f"/logs/verifier/{JSON_FILE} names no reward: {_first(data)}")
+        raise WrongReward(f"/logs/verifier/{JSON_FILE} names no reward: {_first(data)}")
     return {name: _finite(value, JSON_FILE, f": {ascii(name)[:SHOWN]}", data) for name, value in found.items()}
 
 
 def _finite(value: Any, file: str, where: str, data: bytes) -> float:
     if not isinstance(value, (int, float)):
-        raise BadReward(f"/logs/verifier/{file}{where} is no number: {_first(data)}")
+        raise WrongReward(f"/logs/verifier/{file}{where} is no number: {_first(data)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BadReward(f"/logs/verifier/{file}{where} is no finite number: {_first(data)}")
+        raise WrongReward(f"/logs/verifier/{file}{where} is no finite number: {_first(data)}")
     return number
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import Any, Final
 
-from orchestrator.service.scoring.rewards import JSON_FILE, TEXT_FILE, BadReward, read_rewards, score_of
+from orchestrator.service.scoring.rewards import JSON_FILE, TEXT_FILE, BadReward, WrongReward, read_rewards, score_of
 from orchestrator.service.store import Document
 
 VERIFIER: Final = "/logs/verifier"
@@ -47,13 +47,15 @@ class Ended:
 class Verdict:
     """A score from 0 to 1, or why there is none; the named numbers that it is one of, where there are some.
 
-    `broken` says what was done, where what is judged broke the box that judged it: that is no fault of the scorer.
+    `broken` says what was done, where what is judged broke the box that judged it: that is no fault of the scorer. An
+    error that `is_own` is, surely: it gave numbers, and they are no score.
     """
 
     score: float = 0.0
     error: str | None = None
     rewards: Mapping[str, float] = field(default_factory=dict)
     broken: str | None = None
+    is_own: bool = False
 
 
 def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
@@ -81,14 +83,15 @@ def _rewards(stdout: str) -> Mapping[str, float]:
 
 
 def judge_rewards(ended: Ended) -> Verdict:
-    """The score that tests wrote into /logs/verifier; how they ended does not matter, unless it took too long."""
-    if ended.status is None:
+    """The score that tests wrote into /logs/verifier; a status of theirs means nothing, but a signal's does."""
+    if ended.status is None or 128 < ended.status < 128 + signal.NSIG:
         return Verdict(error=_broken(ended))
     try:
         rewards = read_rewards(*(ended.files.get(f"{VERIFIER}/{name}") for name in (JSON_FILE, TEXT_FILE)))
         return Verdict(score=score_of(rewards), rewards=rewards)
     except BadReward as error:
-        return Verdict(error=f"{error} (it ended with exit status {ended.status})")
+        words = f"{error} (it ended with exit status {ended.status})"
+        return Verdict(error=words, is_own=isinstance(error, WrongReward))
 
 
 def judge_status(ended: Ended) -> Verdict:
@@ -151,6 +154,8 @@ def result_of(name: str, verdict: Verdict, *, output: str, seconds: float, **mor
         more["rewards"] = dict(verdict.rewards)
     if verdict.broken:
         more["broken"] = verdict.broken
+    if verdict.is_own:
+        more["_is_own"] = True
     return {
         "scoring_function_name": name,
         "score": verdict.score,
@@ -181,7 +186,7 @@ def blamed(result: Document, control: Document) -> Document:
     sound = {each["scoring_function_name"] for each in control["scoring_function_results"] if each["state"] == COMPLETE}
     judged = []
     for each in result["scoring_function_results"]:
-        if each["state"] == COMPLETE or each["scoring_function_name"] not in sound:
+        if each["state"] == COMPLETE or each["scoring_function_name"] not in sound or each.get("_is_own"):
             judged.append(each)
             continue
         reason = each["output"].rstrip().rpartition("\n")[2]

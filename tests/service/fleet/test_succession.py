@@ -207,7 +207,7 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
         "echo mine >~/mine; echo out >/logs/artifacts/a; echo new >src/new.py; echo t >/tmp/t; echo l >/logs/x"
     )
     await stage.boxes.settle(Mode.SEPARATE)
-    await stage.boxes.lay_out(Mode.SEPARATE, [APP])
+    await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
     async with stage.boxes.scoring_box(variables=("KEY",)) as box:
         found = await run(
             box, Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f | sort; echo $WORD $KEY")), timeout=20
@@ -224,7 +224,9 @@ async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stag
         "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /etc/passwd outside; echo no >src/old.py"
     )
     await stage.boxes.settle(Mode.SEPARATE)
-    await stage.boxes.lay_out(Mode.SEPARATE, ["/app/result", "/app/outside", "/app/missing", "/app/deep"])
+    await stage.boxes.lay_out(
+        Mode.SEPARATE, dict.fromkeys(("/app/result", "/app/outside", "/app/missing", "/app/deep"), ())
+    )
     async with stage.boxes.scoring_box() as box:
         found = await run(box, shell("cd /app; cat deep/answer src/old.py; ls"), timeout=20)
     assert found.output == "42\none\ntwo\ndeep\ngone.txt\nsrc\n"
@@ -235,7 +237,7 @@ async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_
     await stage.work("echo new >src/old.py")
     await stage.boxes.settle(Mode.SEPARATE)
     for _ in range(2):
-        await stage.boxes.lay_out(Mode.SEPARATE, [APP])
+        await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
         async with stage.boxes.scoring_box() as box:
             assert (
                 await run(box, shell(f"cat /app/src/old.py; echo 1 >{VERIFIER}/reward.txt"), timeout=20)
@@ -273,6 +275,34 @@ async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage)
     assert (await stage.boxes.settle(Mode.SHARED)).mode is Mode.LIVE
     assert (await stage.boxes.settle(Mode.SHARED, is_live_over=True)).mode is Mode.SHARED
     assert await stage.boxes.agents.wait_dead() == "retired"
+
+
+async def test_what_is_hidden_from_the_lists_is_named(stage: Stage) -> None:
+    """Beside our own files, in git's folder, behind links to where scorers have theirs, in names that git refuses."""
+    await stage.begin(setup="git init -q .")
+    await stage.work(
+        "mkdir -p ~/.sweep/l .git/x 'git~1'; echo x >~/.sweep/l/x; ln -s ~/.sweep/l ~/.local; echo y >.git/x/sol.py\n"
+        "echo z >'git~1/sol.py'; git config core.fsmonitor false; ln -s /tests/expected out; echo s >random.py"
+    )
+    _, told = await stage.patch()
+    settled = await stage.boxes.settle(Mode.SHARED)
+    assert settled.changes is not None
+    assert set(settled.changes.system) == {"/app/.git/config", "/app/out", "/app/random.py", "/home/user/.local"}
+    assert "cut .git/x/sol.py: a file that is none of git's, in a folder of that name" in told
+    assert "cut git~1/sol.py: git keeps no file of that name" in told
+    await stage.boxes.lay_out(Mode.SHARED)
+    assert not (stage.boxes.files / "app/out").is_symlink()
+
+
+async def test_paths_that_are_very_long_cost_a_line_each(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work(
+        "python3 - <<'E'\nimport os\nfor _ in range(60):\n os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        "for n in range(50): open(str(n), 'w').close()\nE"
+    )
+    patch, told = await stage.patch()
+    assert patch == b""
+    assert all(line.startswith("cut ") and len(line) < 500 for line in told)
 
 
 def test_links_lead_where_they_would_in_the_box(tmp_path: Path) -> None:

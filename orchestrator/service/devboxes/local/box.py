@@ -93,12 +93,12 @@ class LocalBox(AgentBox):
             inside.append(os.fspath(prefix or ""))
         for own in (*self.folder.tops(), *self.folder.anchors(inside)):
             yield Mount(source=f"{names.boxes}/{self.id}/files/{own}", target=f"/{own}", writable=True)
-        if names.prefix is not None:
-            yield Mount(source=names.prefix, target=os.fspath(prefix or ""))
         for bind in self.spec.binds:
             source = self._machine.spawner.admit(bind.source)
             self._admitted.append(bind.source)
             yield Mount(source=source, target=bind.target, writable=bind.is_writable)
+        if names.prefix is not None:  # behind a bind that has its folder in it
+            yield Mount(source=names.prefix, target=os.fspath(prefix or ""))
         seen = {bind.target: bind.source for bind in self.spec.binds}
         for place in veils(self._machine.hidden, seen, prefix):
             yield Mount(source=f"{names.shared}/nothing", target=place)
