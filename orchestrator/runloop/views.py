@@ -4,7 +4,7 @@ The client builds its views without a look at them: what is missing is None, wha
 not the shape of its call's answer is none of the endpoint's: a proxy, a portal or a balancer gave it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, Final, TypeVar
@@ -152,9 +152,15 @@ def summary(view: ScenarioView) -> ScenarioSummary:
         agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
         scorer_timeout=_seconds(view.scorer_timeout_sec),
         network=tuple(filter(None, metadata.get("reaches", "").split(","))),
-        unsupported=metadata.get("unsupported", ""),
+        unsupported=metadata.get("unsupported") or _wanting(view.required_environment_variables or ()),
         notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
     )
+
+
+def _wanting(variables: Sequence[str]) -> str:
+    """Why a scenario cannot run that wants variables of whoever runs it."""
+    named = ", ".join(variables)
+    return f"task.toml: wants {named} from whoever runs it, which a sweep cannot give it yet" if named else ""
 
 
 def _seconds(value: Any) -> float | None:
