@@ -164,11 +164,12 @@ class _Coming:
     async def verifier(self) -> None:
         """What scorers left, once they have."""
         await persist(partial(clear, self._work.folder / VERIFIER))
-        await self._folders(VERIFIER, packing_verifier(self._limits, **_places(self._workspace)), [VERIFIER])
+        script = packing_verifier(self._limits, **_places(self._workspace))
+        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._work.scorings}")
 
-    async def _folders(self, step: str, script: str, groups: Collection[str]) -> None:
-        """Have folders packed, and unpack them."""
-        told = await self._tend(step, script, _LONGEST)
+    async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
+        """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
+        told = await self._tend(f"{step}{again}", script, _LONGEST)
         self._cut(told.get("note", []))
         pieces = sorted(set(filter(_PIECE_NAME.fullmatch, told["piece"])))
         for group, kind in product(groups, ("near", "far", "cut")):

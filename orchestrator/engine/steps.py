@@ -239,7 +239,7 @@ async def _take_verifier_files(ctx: Context, work: Work) -> None:
         with anyio.fail_after(VERIFIER_PATIENCE):
             if (settlement := await settle(ctx, work)) is not None:
                 await bring_verifier_home(ctx, work, settlement)
-    except (WorldError, TimeoutError) as error:
+    except (WorldError, TimeoutError, OSError, ValueError) as error:
         structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=str(error))
 
 
