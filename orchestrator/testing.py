@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: moves the clock to where the loop wanted to wait for.
+    """Waits for threads only, for which the clock stands: else it moves the clock to where the loop wanted to wait for.
 
     Each poll creeps by a microsecond, because a clock that stands still livelocks with code that waits for it to move.
     """
@@ -49,9 +49,10 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.threads = anyio.CapacityLimiter(1)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
+        ready = super().select(None if self.threads.borrowed_tokens and timeout != 0 else 0)
         if not ready:
             if timeout is None:
                 raise RuntimeError("every task waits for something that will never happen")
@@ -70,11 +71,17 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    async def heeding_threads(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._jumping.threads = anyio.to_thread.current_default_thread_limiter()
+        return await main()
+
 
 def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine on a virtual clock. Raises RuntimeError when it would wait for ever."""
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
-        return runner.run(main())
+        loop = runner.get_loop()
+        assert isinstance(loop, VirtualClockLoop)
+        return runner.run(loop.heeding_threads(main))
 
 
 class MemorySink:
@@ -142,6 +149,8 @@ class Script:
 
 #: What `DevboxWorkspace.tend` runs: nothing of it takes time here, or goes wrong.
 HOUSEKEEPING: Final = ("/.sweep/snapshot.sh", "/.sweep/patch.sh", "/.sweep/gather.sh")
+#: The only piece of an agent's patch: it changes nothing.
+PATCH: Final = "patch.aaa"
 #: The wrapper's folder, in the command that starts an agent.
 _WRAPPER: Final = re.compile(r"^bash (\S+/agent)/run ", re.MULTILINE)
 
@@ -395,7 +404,8 @@ class MemoryEndpoint:
 
     async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
         if execution_id.endswith(HOUSEKEEPING):
-            return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=0)
+            told = f"piece {PATCH}\n" if execution_id.endswith("/patch.sh") else ""
+            return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=0, stdout=told)
         await self._call("wait_completed")
         trial = self.devboxes[devbox_id].metadata.get("trial", "")
         slow = [seconds for arm, seconds in self.script.solve_for.items() if f"/{arm}/" in trial]
@@ -424,6 +434,9 @@ class MemoryEndpoint:
         await self._call("kill")
 
     async def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        if path.endswith(f"/{PATCH}"):
+            yield b""
+            return
         await self._call("read_file")
         self._check(devbox_id)
         try:

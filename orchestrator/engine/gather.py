@@ -204,7 +204,7 @@ class _Coming:
         for label, lines in self._said.items():
             name = NOTES[label]
             if lines:
-                known = await anyio.to_thread.run_sync(_lines, self._work.folder / name)
+                known = await persist(partial(_lines, self._work.folder / name))
                 new = [line for line in map(printable, lines) if line not in known]
                 await self._work.keep(label, name, "".join(f"{line}\n" for line in [*known, *new]).encode())
 
