@@ -79,7 +79,7 @@ def test_none_closes_and_host_opens_and_says_so(curious: "Desk", ports: list[int
     assert all(f"greeted by {port}" in seen for port in ports)
     assert "As --network host says, agents reach everything that their devbox's host reaches." in said
     again = curious.refused("run", "mine", "--agent", "./curious.toml", "--name", "opened")
-    assert 'network ("host", now "agent") changed since' in again
+    assert 'network was "host" and is now "agent"' in again
 
 
 def test_without_walls_hosts_are_left_as_they_are_and_none_is_refused(curious: "Desk", ports: list[int]) -> None:

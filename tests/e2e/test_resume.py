@@ -81,7 +81,7 @@ def test_what_would_mix_results_of_two_kinds_is_refused_by_name(served: "Desk") 
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
     before = manifest(served, "mine")
     same = ("run", "six", "--name", "mine", "--limit", "1")
-    assert 'on_agent_failure ("score", now "fail")' in served.refused(
+    assert 'on_agent_failure was "score" and is now "fail"' in served.refused(
         *same, "--agent", "oracle", "--on-agent-failure", "fail"
     )
     assert "arms.nop, arms.oracle" in served.refused(*same, "--agent", "nop")
