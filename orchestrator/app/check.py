@@ -85,7 +85,7 @@ def _reasons(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
     files, status = result["files"], result["exit_status"]
     if status != 0:
         how = "ran out of time" if status is None else f"ended with exit status {status}"
-        yield f"solve.sh {how}{_last_line(ran, files.get('log'))}"
+        yield f"solve.sh {how}{_last_line(ran, files.get('agent_log'))}"
     for scorer in result["scorers"]:
         said = _last_line(ran, files.get(f"scorer_{scorer['name']}"))
         if said and scorer["score"] != 1.0:
