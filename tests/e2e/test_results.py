@@ -160,7 +160,7 @@ def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(se
     assert less.folder != whole
     more = served.sweep(*command, "--limit", "6", "--max-failures", "2", status=1)
     assert more.folder == whole
-    assert "It is a new sweep" not in more.out
+    assert "New sweep: " not in more.out
 
 
 def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:
