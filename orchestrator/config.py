@@ -39,7 +39,7 @@ def seconds(value: Any) -> Any:
         return value
     match = _DURATION.fullmatch(value.strip().lower())
     if match is None:
-        raise ValueError(f"{value!r} is not a duration; write for example 90, 90s, 10m or 8h")
+        raise ValueError(f"{value!r} is not a duration. Write for example 90, 90s, 10m or 8h")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -51,9 +51,7 @@ def moment(text: str, now: datetime) -> float:
     """
     span = _DURATION.fullmatch(text.strip().lower())
     if span and not span[2]:
-        raise ValueError(
-            f"{text!r} of what? Write {span[1]}h, {span[1]}m or {span[1]}s from now, or a time such as 07:00"
-        )
+        raise ValueError(f"{span[1]} has no unit. Write {span[1]}h, {span[1]}m, {span[1]}s, or a time such as 07:00")
     if span and float(span[1]):
         return now.timestamp() + float(seconds(text))
     of_day = _TIME_OF_DAY.fullmatch(text)
@@ -64,11 +62,11 @@ def moment(text: str, now: datetime) -> float:
             else datetime.fromisoformat(text)
         )
     except ValueError:
-        raise ValueError(f"{text!r} is not a deadline; write 07:00, 8h or 2026-11-24T07:00") from None
+        raise ValueError(f"{text!r} is not a deadline. Write 07:00, 8h or 2026-11-24T07:00") from None
     if of_day and at <= now:
         at += timedelta(days=1)
     if at.timestamp() <= now.timestamp():
-        raise ValueError(f"{text} is over; give a later moment, 8h from now, or 07:00 for the next morning")
+        raise ValueError(f"{text} is in the past. Give a later time")
     return at.timestamp()
 
 
@@ -248,12 +246,15 @@ def load_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
 
 
-def resolve(data: Mapping[str, Any], *, source: str = "the command line") -> SweepConfig:
-    """Settings as a config. Raises UsageError naming every wrong key, what it may be called, and what was expected."""
+def resolve(data: Mapping[str, Any], *, source: Path | str = "the command line") -> SweepConfig:
+    """Settings as a config. Raises UsageError naming every wrong key, what it may be called, and what was expected.
+
+    `source` is the file that they are in, or what they were typed to: what is wrong there is named as an option.
+    """
     try:
         return SweepConfig.model_validate(_with_arm_names(data))
     except ValidationError as error:
-        raise UsageError("; ".join(_explain(problem, source) for problem in error.errors())) from None
+        raise UsageError("; ".join(_explain(problem, source) for problem in error.errors()) + ".") from None
 
 
 def _with_arm_names(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,11 +281,17 @@ def _free(name: str, taken: Container[str]) -> str:
     return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
-def _explain(problem: Any, source: str) -> str:
+def _explain(problem: Any, source: Path | str) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = [*SweepConfig.model_fields, *Timeouts.model_fields, *ArmConfig.model_fields]
         near = get_close_matches(str(problem["loc"][-1]), known, 1)
         return f"{source}: unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {place}: {message}" if place else f"{source}: {message}"
+    if problem["type"] == "literal_error":
+        message = f"choose {problem['ctx']['expected'].replace(chr(39), '')}"
+    if not place:
+        return f"{source}: {message}"
+    is_option = isinstance(source, str) and problem["loc"][0] not in {"benchmark", "arms"}
+    option = place.replace("timeouts.", "timeout-").replace("_", "-")
+    return f"--{option}: {message}" if is_option else f"{source}: {place}: {message}"

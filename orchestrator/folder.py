@@ -24,6 +24,7 @@ from orchestrator.errors import JournalError, UsageError
 from orchestrator.journal import MANIFEST, locked, read_manifest, write_atomically
 from orchestrator.model import ScenarioSummary
 from orchestrator.plan import Plan
+from orchestrator.printable import counted
 from orchestrator.runs import as_typed, is_finished, planned, sweeps
 
 SCHEMA: Final = 1
@@ -167,23 +168,22 @@ def _lost(manifest: Mapping[str, Any], plan: Plan) -> int:
 def _why_new(path: Path, manifest: Mapping[str, Any], config: SweepConfig, plan: Plan) -> str:
     before, now = manifest["config"], config.model_dump(mode="json")
     differing = [
-        f"{_option(size, now[size])} now, {_option(size, before.get(size))} before"
+        f"--{size} was {_typed(before.get(size))}, is {_typed(now[size])}"
         for size in _SIZES
         if now[size] != before.get(size)
     ]
     reason = f" ({'; '.join(differing)})" if differing else ""
     lost = _lost(manifest, plan)
-    trials = "a trial" if lost == 1 else f"{lost} trials"
     return (
-        f"It is a new sweep because {path.name} has {trials} that this one has not{reason}: "
-        f"`sweep resume {as_typed(path)}` goes on with that."
+        f"New sweep: {path.name} has {counted(lost, 'trial')} that this plan does not have{reason}. "
+        f"To continue {path.name}: sweep resume {as_typed(path)}"
     )
 
 
-def _option(name: str, value: Any) -> str:
+def _typed(value: Any) -> str:
     """A setting as it is typed."""
     words = " ".join(value) if isinstance(value, list) else value
-    return f"--{name} {words}" if words else f"no --{name}"
+    return str(words) if words else "not given"
 
 
 def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:
@@ -288,10 +288,11 @@ def _check_same(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, 
     tried = {identity: entry for identity, entry in known.items() if not entry.get("unsupported")}
     changed = [s.name for s in plan.scenarios if s.id in tried and tried[s.id]["digest"] != s.digest]
     if changed:
-        differing.append(f"the content of {', '.join(changed[:5])}" + (" and others" if len(changed) > 5 else ""))
+        names = ", ".join(changed[:5]) + (" and others" if len(changed) > 5 else "")
+        differing.append(f"the content of {names} has changed")
     if differing:
         raise UsageError(
-            f"{path} has results of another kind: {', '.join(differing)} changed since. "
+            f"{path} has results of another kind: {'; '.join(differing)}. "
             "Give another --name to start a sweep of its own."
         )
 
@@ -304,7 +305,7 @@ def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
     elif old != new:
         values = [orjson.dumps(value).decode() for value in (old, new)]
         is_short = max(map(len, values)) <= _SHORT
-        yield f"{at} ({values[0]}, now {values[1]})" if is_short else at
+        yield f"{at} was {values[0]} and is now {values[1]}" if is_short else f"{at} has changed"
 
 
 def _new_path(runs: Path, plan: Plan) -> Path:

@@ -16,7 +16,8 @@ from orchestrator.model import ScenarioSummary, TrialKey
 class Plan:
     """A sweep's trials: every scenario, with every arm, as often as asked.
 
-    `left_out` are scenarios that were selected and cannot run, and that somebody wanted to be left out.
+    `left_out` are scenarios that were selected and cannot run, and that somebody wanted to be left out; `notes` are
+    what is to be known of the selection, a sentence each.
     """
 
     benchmark: str
@@ -24,6 +25,7 @@ class Plan:
     arms: tuple[str, ...]
     trials: int
     left_out: tuple[ScenarioSummary, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scenarios) * len(self.arms) * self.trials
@@ -55,17 +57,19 @@ class Plan:
 
 
 def select(
-    scenarios: Sequence[ScenarioSummary], *, include: Sequence[str], exclude: Sequence[str], limit: int | None
+    scenarios: Sequence[ScenarioSummary],
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    limit: int | None,
+    option: str = "--include",
 ) -> tuple[ScenarioSummary, ...]:
     """The scenarios whose name or id matches an include glob and no exclude glob, the first `limit` of them.
 
-    Raises UsageError when a glob or the selection as a whole matches nothing.
+    Raises UsageError when an include glob, which `option` has, or the selection as a whole matches nothing.
     """
-    for glob in (*include, *exclude):
-        if not any(_matches(scenario, glob) for scenario in scenarios):
-            near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
-            hint = f" Did you mean {', '.join(near)}?" if near else " `sweep benchmarks show` lists them."
-            raise UsageError(f"No scenario matches {glob!r}.{hint}")
+    if idle := unmatched(scenarios, include, option):
+        raise UsageError(idle[0])
     chosen = tuple(
         scenario
         for scenario in scenarios
@@ -75,6 +79,17 @@ def select(
     if not chosen:
         raise UsageError("No scenario is left to run: the benchmark is empty, or --exclude takes all of it.")
     return chosen[:limit]
+
+
+def unmatched(scenarios: Sequence[ScenarioSummary], globs: Sequence[str], option: str) -> list[str]:
+    """A sentence for each of an option's globs that matches no scenario, with the names that are near."""
+    found = []
+    for glob in globs:
+        if not any(_matches(scenario, glob) for scenario in scenarios):
+            near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
+            hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show` lists them."
+            found.append(f"{option} {glob!r} matches no scenario. {hint}")
+    return found
 
 
 def _matches(scenario: ScenarioSummary, glob: str) -> bool:

@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of them, in words that agree: 1 trial, 2 trials."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shortened(text: str, width: int) -> str:
     """A text on one printable line of at most so many characters; `…` is where more was."""
     line = printable(" ".join(text.split()))

@@ -106,7 +106,7 @@ def _flag(name: str) -> str:
 def named(plan: Plan, again: Again) -> frozenset[str]:
     """The ids of the scenarios that `again.only` names. Raises UsageError for one that the plan does not have."""
     names = [word for word in again.only if word not in KINDS]
-    chosen = select(plan.scenarios, include=names, exclude=(), limit=None) if names else ()
+    chosen = select(plan.scenarios, include=names, exclude=(), limit=None, option="--only") if names else ()
     return frozenset(scenario.id for scenario in chosen)
 
 

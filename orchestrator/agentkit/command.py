@@ -145,7 +145,7 @@ class CommandAgent:
     async def _write_reference(self, task: Task, workspace: Workspace) -> str:
         if not task.reference_output:
             raise AgentSetupFailed(
-                f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no reference output to apply; "
+                f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no solution/solve.sh; "
                 "add one to the scenario, or leave the scenario out"
             )
         path = f"{workspace.scratch}/reference.sh"

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import orjson
@@ -14,9 +14,12 @@ from orchestrator.app.exits import EXIT_FAILED, EXIT_OK
 from orchestrator.config import resolve
 from orchestrator.errors import UsageError
 from orchestrator.journal import RESULTS
-from orchestrator.printable import printable, printable_lines
+from orchestrator.printable import printable, printable_lines, shortened
 from orchestrator.service.catalog.catalog import problems
 from orchestrator.view.out import say
+
+#: Characters of a line that is quoted.
+LONGEST: Final = 200
 
 
 async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
@@ -61,16 +64,41 @@ async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[st
         }
     )
     await sweeps.run(config, runs=runs, style="plain")
-    lines = await anyio.Path(runs / str(config.name) / RESULTS).read_bytes()
-    return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line))]
+    ran = runs / str(config.name)
+    lines = await anyio.Path(ran / RESULTS).read_bytes()
+    return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line), ran)]
 
 
-def _judge(result: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with one trial of `oracle` or `nop`."""
+def _judge(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
+    """What is wrong with one trial of `oracle` or `nop`; `ran` is its run folder."""
     name, arm, score = printable(result["scenario_name"]), result["arm"], result["score"]
     if result["outcome"] != "scored":
         yield f"{name}: {arm} got no score: {result['failure']['message']}"
     elif arm == "oracle" and score != 1.0:
-        yield f"{name}: the reference solution scores {score:g}, not 1.0"
+        yield "; ".join([f"{name}: the reference solution scores {score:g}, not 1.0", *_reasons(result, ran)])
     elif arm == "nop" and score >= 1.0:
         yield f"{name}: doing nothing scores {score:g}: the scorers do not tell a solution from none"
+
+
+def _reasons(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
+    """What the solution said if it failed, and what each scorer said that gave it less than 1.0: their last lines."""
+    files, status = result["files"], result["exit_status"]
+    if status != 0:
+        how = "ran out of time" if status is None else f"ended with exit status {status}"
+        yield f"solve.sh {how}{_last_line(ran, files.get('agent_log'))}"
+    for scorer in result["scorers"]:
+        said = _last_line(ran, files.get(f"scorer_{scorer['name']}"))
+        if said and scorer["score"] != 1.0:
+            yield f"scorer {scorer['name']}{said}"
+
+
+def _last_line(ran: Path, file: str | None) -> str:
+    """The last line that was printed, after a colon; nothing where there is none."""
+    if file is None:
+        return ""
+    try:
+        lines = (ran / file).read_text("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return ""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f": {shortened(last, LONGEST)}" if last else ""

@@ -20,6 +20,7 @@ from orchestrator.app.sweeps import (
     network_notices,
     supply_arms,
     support_notices,
+    unasked,
 )
 from orchestrator.config import SweepConfig, Timeouts
 from orchestrator.engine.work import Arm
@@ -27,6 +28,7 @@ from orchestrator.folder import find_folder, refuse_elsewhere
 from orchestrator.ledger import Ledger
 from orchestrator.model import TrialKey
 from orchestrator.plan import Plan
+from orchestrator.printable import counted
 from orchestrator.reopen import Again, Fate, Verdict, verdicts
 from orchestrator.runs import Holder, Reader, as_typed, holder
 from orchestrator.view.out import say, say_json
@@ -56,6 +58,7 @@ class DryRun:
     arms: Mapping[str, Arm]
     folder: Path | None
     why: str
+    ledger: Ledger
     at_work: Holder | None
     found: Sequence[Verdict]
 
@@ -85,6 +88,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, g
         arms=arms,
         folder=folder,
         why=found.why,
+        ledger=ledger,
         at_work=holder(folder) if folder else None,
         found=list(verdicts(plan, ledger, again)),
     )
@@ -116,6 +120,7 @@ def _as_json(dry: DryRun) -> None:
         "limits": {name: getattr(config, name) for name in LIMITS},
         "timeouts": config.timeouts.model_dump(),
         "network": config.network,
+        "scoring": config.scoring,
         "reaches": {each.name: each.network for each in plan.scenarios if each.network},
         "unsupported": {each.name: each.unsupported for each in plan.scenarios if each.unsupported},
         "skipped_unsupported": {each.name: each.unsupported for each in plan.left_out},
@@ -140,12 +145,15 @@ def _as_text(dry: DryRun) -> None:
 def _head(dry: DryRun) -> list[str]:
     config, plan, folder = dry.config, dry.plan, dry.folder
     active = sum(dry.counts.get(fate, 0) for fate in ACTIVE)
-    sizes = f"{len(plan.scenarios)} scenarios x {len(plan.arms)} arms x {plan.trials} trials of each = {len(plan)}"
+    sizes = (
+        f"{counted(len(plan.scenarios), 'scenario')} x {counted(len(plan.arms), 'arm')} x "
+        f"{counted(plan.trials, 'trial')} of each = {len(plan)}"
+    )
     limits = [
         f"{name.replace('_', ' ')} {getattr(config, name)}" for name in LIMITS if getattr(config, name) is not None
     ]
     what = f"This would go on with {folder.name} ({folder})" if folder else "This would be a new sweep"
-    lines = [f"{what}: {active} of {len(plan)} trials to run.", *filter(None, [dry.why])]
+    lines = [f"{what}: {active} of {counted(len(plan), 'trial')} to run.", *filter(None, [dry.why])]
     if folder and dry.at_work:
         lines.append(f"Now it is in use by {dry.at_work.name}: `sweep attach {as_typed(folder)}`.")
     return [
@@ -153,9 +161,11 @@ def _head(dry: DryRun) -> list[str]:
         f"Benchmark: {plan.benchmark}, {sizes}",
         f"Arms:      {', '.join(plan.arms)}",
         f"Limits:    {', '.join(limits)}",
+        f"Scoring:   {config.scoring}{', as each scenario says' if config.scoring == 'declared' else ''}",
         f"Timeouts:  {_timeouts(dry)}",
         *network_notices(config, plan.scenarios),
         *support_notices(plan),
+        *unasked(plan, dry.ledger),
     ]
 
 

@@ -15,16 +15,16 @@ import anyio
 
 from orchestrator.app.attach import LOOK, catch_up
 from orchestrator.engine.agent_log import is_cut
-from orchestrator.engine.work import attempt_folder
+from orchestrator.engine.work import LOG, attempt_folder
 from orchestrator.errors import UsageError
 from orchestrator.journal import read_manifest
 from orchestrator.ledger import Ledger, Trial
 from orchestrator.model import Outcome, ScenarioSummary, TrialKey
 from orchestrator.plan import Plan
-from orchestrator.printable import coloured
+from orchestrator.printable import coloured, shortened
 from orchestrator.runs import Reader, holder, planned
 from orchestrator.view.out import say, wait_writable
-from orchestrator.view.report import number
+from orchestrator.view.report import WORDS, number
 
 _PIECE: Final = 1 << 20
 #: What may be the beginning of a line's end or of a colour.
@@ -38,7 +38,7 @@ class Which:
     arm: str | None = None
     trial: int = 1
     attempt: int | None = None
-    file: str = "agent.log"
+    file: str = LOG
 
 
 class Printer:
@@ -87,12 +87,13 @@ async def run(folder: Path, scenario: str | None, which: Which, *, is_followed: 
     if is_followed:
         await _follow(folder, key, summary, which, reader, printer)
         return
-    path = _find_file(folder, key, summary, which, reader.ledger.trials.get(key))
+    trial = reader.ledger.trials.get(key)
+    path = _find_file(folder, key, summary, which, trial)
     if path.is_dir():
         for each in _files(path):
             say(str(each.relative_to(path)))
-    else:
-        await _copy(path, 0, printer)
+    elif not await _copy(path, 0, printer) and path.name == LOG:
+        say(f"The agent printed nothing.{_failure(trial)}", to_stderr=True)
     printer.write(b"", is_last=True)
 
 
@@ -163,9 +164,16 @@ def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, which: Whi
         raise UsageError(f"{summary.name} has no attempt {which.attempt}: there are {trial.attempts}.")
     path = place / which.file
     if not path.exists() or not path.resolve().is_relative_to(place.resolve()):
-        known = ", ".join(sorted(each.name for each in place.iterdir()))
-        raise UsageError(f"{summary.name} has no file {which.file}. There are: {known}.")
+        known = ", ".join(sorted(each.name for each in place.iterdir())) or "none"
+        raise UsageError(f"{summary.name} has no file {which.file}. There are: {known}.{_failure(trial)}")
     return path
+
+
+def _failure(trial: Trial | None) -> str:
+    """Why a trial failed, as one more sentence; nothing where it did not."""
+    if trial is None or trial.failure is None:
+        return ""
+    return f" The trial failed: {trial.failure}: {shortened(trial.message, WORDS)}"
 
 
 def _list(folder: Path, plan: Plan, ledger: Ledger) -> None:

@@ -98,7 +98,7 @@ def _name_of(folder: Path) -> str:
     if len(found) == 1:
         file, home = surroundings(found[0])
         if mistakes := text(problem for problem in file.problems if problem.severity == "error"):
-            raise UsageError(f"{home}: {mistakes}. Mend it; `sweep check` says more.")
+            raise UsageError(f"{home}: {mistakes}. Fix it; `sweep check` says more.")
         return file.name
     if found:
         raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")

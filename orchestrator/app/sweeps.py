@@ -47,25 +47,26 @@ from orchestrator.journal import MANIFEST, Journal
 from orchestrator.ledger import Ledger
 from orchestrator.locks import RISK
 from orchestrator.model import Benchmark, ScenarioSummary, TrialKey
-from orchestrator.plan import Plan, select
-from orchestrator.printable import printable
+from orchestrator.plan import Plan, select, unmatched
+from orchestrator.printable import counted, printable
 from orchestrator.reopen import Again, Fate, named, verdicts
 from orchestrator.runloop.contract import SETTLEMENTS, Endpoint
 from orchestrator.view.out import leave_screen
 from orchestrator.view.progress import Progress, Style, tell_slow_phases
+from orchestrator.view.report import CHECK
 
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
 NOTHING_AGAIN: Final = Again()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
-TOO_SHORT: Final = "Too short to be told from ordinary words, and so not masked in what is written: {}."
-WORDS: Final = "Words that anybody may write, and so not masked in patches and artifacts: {}."
+TOO_SHORT: Final = "Not masked in what is written, because the values are too short: {}."
+WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
 OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
 #: How a scenario's network says that every public host may be reached.
 INTERNET: Final = "internet"
-PUBLIC_NETWORK: Final = "By their own word, these scenarios have the internet: {}. `--network none` closes it."
-NAMED_HOSTS: Final = "By their own word, these scenarios reach hosts that they name: {}. `--network none` closes that."
+PUBLIC_NETWORK: Final = "These scenarios ask for internet access: {}. `--network none` closes it."
+NAMED_HOSTS: Final = "These scenarios ask for access to hosts: {}. `--network none` closes it."
 #: Scenarios that a notice names.
 SHOWN: Final = 12
 #: Characters of a reason.
@@ -77,7 +78,8 @@ _LINE: Final = re.compile(r": line \d+(?=: )")
 UNSUPPORTED: Final = (
     "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
 )
-LEFT_OUT: Final = "Left out are {} scenarios that cannot run here, as --skip-unsupported says:"
+LEFT_OUT: Final = "--skip-unsupported leaves out {}:"
+UNASKED: Final = "{} of this folder {} not asked for now."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
 #: Seconds in which an endpoint must say which scenarios there are.
@@ -233,6 +235,7 @@ async def _run(
                 *_notices(config, arms, redactor, folder.path),
                 *network_notices(config, plan.scenarios),
                 *support_notices(plan),
+                *unasked(plan, ledger),
                 *told,
             ]
             if again.only:
@@ -281,13 +284,14 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
 
 
 def support_notices(plan: Plan) -> Iterator[str]:
-    """What cannot run, and what runs without something that it asks for; a line for each kind of these."""
+    """What cannot run, what runs without something that it asks for, what selects nothing; a line for each kind."""
+    yield from plan.notes
     unsupported = [each for each in plan.scenarios if each.unsupported]
     if unsupported:
         yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios))
         yield from _reasons(unsupported)
     if plan.left_out:
-        yield LEFT_OUT.format(len(plan.left_out))
+        yield LEFT_OUT.format(counted(len(plan.left_out), "scenario"))
         yield from _reasons(plan.left_out)
     asking: dict[str, list[str]] = {}
     for scenario in plan.scenarios:
@@ -295,6 +299,12 @@ def support_notices(plan: Plan) -> Iterator[str]:
             asking.setdefault(note, []).append(scenario.name)
     for note, names in asking.items():
         yield f"{len(names)} of {len(plan.scenarios)} scenarios, {printable(note)}: {_named(names)}"
+
+
+def unasked(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    """That results are in the folder which are not in the table."""
+    if count := sum(key not in plan for key in ledger.finished):
+        yield UNASKED.format(counted(count, "finished trial"), "is" if count == 1 else "are")
 
 
 def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
@@ -305,9 +315,11 @@ def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
         groups.setdefault(shorten(printable(why), LONGEST, placeholder=" …"), []).append(each.name)
     commonest = sorted(groups.items(), key=lambda group: -len(group[1]))
     for why, names in commonest[:SHOWN]:
-        yield f"  {len(names)} x {why}: {_named(names, NAMED)}"
+        yield (
+            f"  {printable(names[0])}: {why}" if len(names) == 1 else f"  {len(names)} x {why}: {_named(names, NAMED)}"
+        )
     if len(commonest) > SHOWN:
-        yield f"  and {len(commonest) - SHOWN} more reasons: manifest.json has them, and so have the results"
+        yield f"  and {len(commonest) - SHOWN} more reasons: `{CHECK}` names them"
 
 
 def _named(names: Sequence[str], shown: int = SHOWN) -> str:
@@ -349,11 +361,16 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
     if not scenarios:
         reasons = "; ".join(map(str.strip, _reasons(left_out)))
-        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(len(left_out))} {reasons}")
+        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(counted(len(left_out), 'scenario'))} {reasons}")
     for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(
-        benchmark=benchmark.name, scenarios=scenarios, arms=tuple(arms), trials=config.trials, left_out=left_out
+        benchmark=benchmark.name,
+        scenarios=scenarios,
+        arms=tuple(arms),
+        trials=config.trials,
+        left_out=left_out,
+        notes=tuple(unmatched(summaries, config.exclude, "--exclude")),
     )
 
 
@@ -369,7 +386,7 @@ async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpo
         except Refused as error:
             raise UsageError(
                 f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
-                "Mend them, or run the others: --include '*'."
+                "Fix them, or run the others: --include '*'."
             ) from None
 
 

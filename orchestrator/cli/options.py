@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Callable, Container
+from copy import copy
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_args
 
 import typer
 
@@ -113,14 +114,16 @@ def style(*, as_json: bool) -> "Style":
     return "terminal" if sys.stdout.isatty() and can_redraw else "plain"
 
 
-def borrowing(command: Callable[..., Any], *, but: Container[str]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a function that takes `**options` the options of another command, all but these."""
+def borrowing(
+    command: Callable[..., Any], *, but: Container[str], hidden: Container[str] = ()
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a function that takes `**options` the options of another command, all but these; no help shows `hidden`."""
 
     def borrow(function: Callable[..., T]) -> Callable[..., T]:
         own = signature(function)
         named = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
         borrowed = [
-            each
+            each.replace(annotation=_hidden(each.annotation)) if name in hidden else each
             for name, each in signature(command).parameters.items()
             if name not in own.parameters and name not in but
         ]
@@ -128,3 +131,11 @@ def borrowing(command: Callable[..., Any], *, but: Container[str]) -> Callable[[
         return function
 
     return borrow
+
+
+def _hidden(annotation: Any) -> Any:
+    """The same option, which no help shows."""
+    kind, option = get_args(annotation)
+    option = copy(option)
+    option.hidden = True
+    return Annotated[kind, option]

@@ -10,16 +10,23 @@ from orchestrator.cli.options import RUNS, JsonOption, RunsOption, SweepArgument
 from orchestrator.cli.run import run
 from orchestrator.cli.starting import start
 
-#: What tells one sweep from another cannot change, and the folder is known.
-FIXED = (
-    *("benchmark", "agent", "model", "setting", "on_agent_failure", "scoring"),
-    *("network", "isolation", "python", "name", "config"),
-)
+#: What tells one sweep from another cannot change; as it is typed.
+FIXED = {
+    "agent": "--agent",
+    "model": "--model",
+    "setting": "--set",
+    "on_agent_failure": "--on-agent-failure",
+    "scoring": "--scoring",
+    "network": "--network",
+    "isolation": "--isolation",
+}
+#: The manifest has it, or the folder is known.
+KNOWN = ("benchmark", "python", "name", "config")
 #: What changes nothing of a finished sweep.
 IDLE = ("endpoint", "detach", "env_file", "lock")
 
 
-@borrowing(run, but=FIXED)
+@borrowing(run, but=KNOWN, hidden=FIXED)
 def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOption = False, **options: Any) -> None:
     """Go on with a sweep: by default the newest unfinished one.
 
@@ -38,10 +45,17 @@ def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
 
     """
     from orchestrator.app import attach
+    from orchestrator.errors import UsageError
     from orchestrator.journal import read_manifest
     from orchestrator.runs import find, find_unfinished, is_finished
     from orchestrator.view.out import write_by_threads
 
+    fixed = [option for name, option in FIXED.items() if options.pop(name)]
+    if fixed:
+        raise UsageError(
+            f"{fixed[0]} is part of what a sweep is, and a resume does not change it: "
+            f"leave it out, or start another sweep with `sweep run … {fixed[0]} …`."
+        )
     folder = find(runs, name) if name else find_unfinished(runs)
     manifest = read_manifest(folder)
     is_changed = any(value for option, value in options.items() if option not in IDLE)

@@ -161,7 +161,7 @@ def run(
     """Run agents over a benchmark and score every scenario.
 
     Results stream to runs/<sweep>/results.jsonl. Running the same command again, or one for more of the same, goes on
-    where it was; one for less begins a new sweep.
+    with a sweep that is unfinished; one for less, or after a finished sweep, begins a new sweep.
 
     Ctrl-C: no new trials, those in flight finish. Again: they are ended, in 10 s.
     A third time leaves at once. No stop fails a trial: running it again goes on.
@@ -188,4 +188,4 @@ def run(
         raise typer.BadParameter(
             "is for agents named with --agent; others have their settings in the file", param_hint="--set"
         )
-    start(settings, typed, source=str(config) if config else "sweep run")
+    start(settings, typed, source=config or "sweep run")

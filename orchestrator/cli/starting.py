@@ -13,7 +13,7 @@ from orchestrator.cli.options import style
 
 
 def start(
-    settings: Mapping[str, Any], typed: Mapping[str, Any], *, source: str, folder: Path | None = None
+    settings: Mapping[str, Any], typed: Mapping[str, Any], *, source: Path | str, folder: Path | None = None
 ) -> NoReturn:
     """Run a sweep, dry or detached if asked. Options that are named like a setting override it.
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from orchestrator.ledger import Ledger
 from orchestrator.model import Outcome, TrialKey
 from orchestrator.plan import Plan
-from orchestrator.printable import printable
+from orchestrator.printable import counted, printable
 from orchestrator.stages import Stage
 from orchestrator.view import out
 from orchestrator.view.report import as_json, as_table, duration, number, report
@@ -134,7 +134,7 @@ class Progress:
         self._slow = SlowPhases(state)
         self._remarked: set[str] = set()
         owed = len(plan) - len(self._done)
-        self.say(f"{opening}: {len(plan)} trials, {owed} to do.")
+        self.say(f"{opening}: {counted(len(plan), 'trial')}, {owed} to do.")
 
     def _begin(self) -> None:
         """Take what is finished now as told; it is counted once, and not for each picture."""
@@ -175,8 +175,8 @@ class Progress:
         else:
             self._page.print(as_table(whole))
         if stop:
-            words = f"Stopped: {stop}. {left} of {len(self._plan)} trials are left: run the sweep again for them."
-            self.say(words)
+            owed = f"{left} of {counted(len(self._plan), 'trial')} {'is' if left == 1 else 'are'} left"
+            self.say(f"Stopped: {_cause(stop)}. {owed}: run the sweep again for {'it' if left == 1 else 'them'}.")
 
     async def _show_lines(self) -> None:
         due = anyio.current_time() + SUMMARY_EVERY
@@ -208,7 +208,7 @@ class Progress:
             return remarks | {"end": "Ending the agents and releasing the devboxes."}
         again = "again" if self._state.is_asked_to_stop else "twice"
         words = (
-            f"Stopping: {self._state.stop}. No new trials, those in flight finish: {', '.join(stages)}; "
+            f"Stopping: {_cause(self._state.stop)}. No new trials, those in flight finish: {', '.join(stages)}; "
             f"at most {duration(self._state.longest_left)} more. Press Ctrl-C {again} to end them now."
         )
         return remarks | {f"stop {again}": words}
@@ -314,3 +314,8 @@ class Progress:
         if self._plan.trials > 1:
             parts.append(f"#{key.number}")
         return printable(" ".join(parts))
+
+
+def _cause(stop: str) -> str:
+    """Why a sweep stops, for people."""
+    return "Ctrl-C" if stop == "SIGINT" else stop

@@ -1,8 +1,10 @@
 """The finished picture: one line an arm, and what went wrong most; as a table for people, as JSON for programs."""
 
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil, floor
 from pathlib import Path
 from statistics import fmean
@@ -14,19 +16,37 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.journal import RESULTS
-from orchestrator.ledger import Ledger, Trial
-from orchestrator.model import Flag, Outcome, TrialKey
+from orchestrator.ledger import UNSUPPORTED, Ledger, Trial
+from orchestrator.model import Flag, Outcome, TrialKey, path_part
 from orchestrator.plan import Plan
 from orchestrator.printable import printable, shortened
 from orchestrator.runs import as_typed
 from orchestrator.view.interval import interval
 
-#: Kinds of failures, and of flags, that are named under the table.
+#: Failures, and flags, that are named under the table.
 NAMED: Final = 5
+#: Messages of one class that are named; where it has more, one of them is the example.
+SEVERAL: Final = 3
 #: Characters of what is said of each.
 WORDS: Final = 200
 #: Characters of an arm's name that stay on one line where there is little room.
 ARM: Final = 13
+#: The file of an attempt that says more of a failure or a flag; of all others it is what its agent printed.
+SHOWN_BY: Final = {
+    Flag.SYSTEM_CHANGED: "changes.txt",
+    Flag.SECRETS_MASKED: "MASKED.txt",
+    Flag.GATHER_TRUNCATED: "LEFT-OUT.txt",
+    Flag.NO_PATCH: "LEFT-OUT.txt",
+}
+#: What the scorers' logs say more of.
+SHOWN_BY_SCORERS: Final = frozenset({"ScoringFault", Flag.DEVBOX_BROKEN_BY_AGENT})
+#: What our own log says more of.
+SHOWN_BY_US: Final = frozenset({Flag.GATHER_INCOMPLETE, Flag.TRAJECTORY_UNREAD})
+CHECK: Final = "sweep check PATH --static"
+#: What differs from trial to trial though the cause is the same: ids, digests, paths of devboxes, large numbers, times.
+_VARYING: Final = re.compile(
+    r"/\S*(?=/)|\b[a-z]{2,5}_\w*\d\w*|\b(?=[a-f]*\d)[0-9a-f]{8}[0-9a-f-]*|\b\d{4,}\b|\b\d+(\.\d+)?(?= (s|h|min)\b)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +74,11 @@ class ArmSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Trials that failed with one class, or have a flag in common.
+    """Trials that failed with one class and message, or have a flag in common.
 
     `kind` is that class or flag, `count` how many there are, `arms` how many of each arm. `words` is the message of the
-    first of them, or what the flag means; `command` shows its agent's log, None where no attempt was made.
+    first of them, or what the flag means; messages that differ in ids, paths and times only are one. `command` shows
+    more of that first one (a command, or the path of our own log), None where there is nothing to be shown.
     """
 
     kind: str
@@ -80,24 +101,37 @@ class Report:
 def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
     """How the trials of a plan stand; `folder` is the run folder."""
     trials: dict[str, dict[TrialKey, Trial]] = {arm: {} for arm in plan.arms}
-    failures: dict[str, list[TrialKey]] = {}
-    flags: dict[str, list[TrialKey]] = {}
+    failures: dict[tuple[str, str], list[TrialKey]] = {}
+    flags: dict[tuple[str, str], list[TrialKey]] = {}
+    names = {scenario.id: scenario.name for scenario in plan.scenarios}
+    meanings = {flag.value: flag.meaning for flag in Flag}
     for key in plan:
         trial = ledger.trials.get(key)
         if trial is None or trial.outcome is None:
             continue
         trials[key.arm][key] = trial
         if trial.failure is not None:
-            failures.setdefault(trial.failure, []).append(key)
+            gist = _VARYING.sub("…", re.sub(rf"(?<!\w){re.escape(names[key.scenario])}(?!\w)", "…", trial.message))
+            failures.setdefault((trial.failure, gist), []).append(key)
         for flag in trial.flags:
-            flags.setdefault(flag, []).append(key)
-    meanings = {flag.value: flag.meaning for flag in Flag}
+            flags.setdefault((flag, meanings.get(flag, "of another version")), []).append(key)
     return Report(
         folder=folder,
         arms=[_summarise(arm, ledger, plan, finished) for arm, finished in trials.items()],
-        failures=_findings(failures, lambda _, trial: trial.message, ledger, plan, folder),
-        flags=_findings(flags, lambda flag, _: meanings.get(flag, "of another version"), ledger, plan, folder),
+        failures=[
+            _finding(kind, ledger.trials[keys[0]].message, keys, ledger, plan, folder)
+            for (kind, _), keys in _commonest_first(failures)
+        ],
+        flags=[
+            _finding(flag, meaning, keys, ledger, plan, folder) for (flag, meaning), keys in _commonest_first(flags)
+        ],
     )
+
+
+def _commonest_first(
+    groups: Mapping[tuple[str, str], Sequence[TrialKey]],
+) -> list[tuple[tuple[str, str], Sequence[TrialKey]]]:
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
 def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey, Trial]) -> ArmSummary:
@@ -124,29 +158,24 @@ def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey,
     )
 
 
-def _findings(
-    kinds: Mapping[str, Sequence[TrialKey]],
-    words: Callable[[str, Trial], str],
-    ledger: Ledger,
-    plan: Plan,
-    folder: Path,
-) -> list[Finding]:
-    found = []
-    for kind, keys in kinds.items():
-        first = ledger.trials[keys[0]]
-        finding = Finding(
-            kind=kind,
-            count=len(keys),
-            arms={arm: count for arm in plan.arms if (count := sum(key.arm == arm for key in keys))},
-            words=words(kind, first),
-            command=_command(keys[0], plan, folder) if first.attempts else None,
-        )
-        found.append(finding)
-    return sorted(found, key=lambda finding: -finding.count)
+def _finding(kind: str, words: str, keys: Sequence[TrialKey], ledger: Ledger, plan: Plan, folder: Path) -> Finding:
+    return Finding(
+        kind=kind,
+        count=len(keys),
+        arms={arm: count for arm in plan.arms if (count := sum(key.arm == arm for key in keys))},
+        words=words,
+        command=_command(kind, keys[0], ledger.trials[keys[0]], plan, folder),
+    )
 
 
-def _command(key: TrialKey, plan: Plan, folder: Path) -> str:
-    """What shows the log of a trial's agent."""
+def _command(kind: str, key: TrialKey, trial: Trial, plan: Plan, folder: Path) -> str | None:
+    """What shows more of a trial's failure or flag."""
+    if kind == UNSUPPORTED:
+        return CHECK
+    if not trial.attempts:
+        return None
+    if kind in SHOWN_BY_US:
+        return shlex.quote(str(folder / "sweep.log"))
     names = {scenario.id: scenario.name for scenario in plan.scenarios}
     name = names[key.scenario]
     is_typed = name.isprintable() and not name.startswith("-") and [*names.values()].count(name) == 1
@@ -155,6 +184,12 @@ def _command(key: TrialKey, plan: Plan, folder: Path) -> str:
         words += ["--arm", shlex.quote(key.arm)]
     if key.number > 1:
         words += ["--trial", str(key.number)]
+    file = SHOWN_BY.get(Flag(kind)) if kind in {*Flag} else None
+    if kind in SHOWN_BY_SCORERS:
+        place = folder / "trials" / path_part(name) / path_part(key.arm) / str(key.number) / f"attempt-{trial.attempts}"
+        file = next((f"scorers/{log.name}" for log in sorted(place.glob("scorers/*.log")) if log.stat().st_size), None)
+    if file is not None:
+        words += ["--file", shlex.quote(file)]
     return " ".join(words)
 
 
@@ -166,23 +201,54 @@ def as_json(whole: Report) -> dict[str, Any]:
 def as_table(whole: Report) -> RenderableType:
     """The table, what went wrong most, and where the files are."""
     files = (f"Results: {whole.folder / RESULTS}", f"Logs:    {whole.folder / 'trials'}")
-    lines = [*_told("Failed", whole.failures), *_told("Flagged", whole.flags), *map(printable, files)]
-    return Group(_Arms(whole.arms), *map(Text, lines))
+    told = [*_told("Failed", whole.failures), *_told("Flagged", whole.flags)]
+    return Group(_Arms(whole.arms), *told, *(Text(printable(line)) for line in files))
 
 
-def _told(title: str, findings: Sequence[Finding]) -> Iterator[str]:
-    """The commonest findings, each with the command that shows more."""
+def _told(title: str, findings: Sequence[Finding]) -> Iterator["_Line"]:
+    """The commonest findings, each with what shows more of it."""
     if findings:
-        yield f"{title}:"
-    width = len(str(findings[0].count)) if findings else 0
-    for each in findings[:NAMED]:
+        yield _Line(f"{title}:")
+    found = _with_examples(findings)
+    width = len(str(found[0].count)) if found else 0
+    for each in found[:NAMED]:
         of_arms = ", ".join(f"{arm} {count}" for arm, count in each.arms.items())
         kind = f"{each.kind} ({of_arms})" if len(each.arms) > 1 else each.kind
-        yield f"  {each.count:>{width}}  {shortened(f'{kind}: {each.words}', WORDS)}"
+        yield _Line(shortened(f"{kind}: {each.words}", WORDS), f"  {each.count:>{width}}  ")
         if each.command is not None:
-            yield f"  {'':{width}}  {printable(each.command)}"
-    if len(findings) > NAMED:
-        yield f"  {'':{width}}  and {len(findings) - NAMED} other kinds"
+            yield _Line(printable(each.command), f"  {'':{width}}  ")
+    if len(found) > NAMED:
+        others = "another" if len(found) == NAMED + 1 else f"{len(found) - NAMED} others"
+        yield _Line(f"and {others}", f"  {'':{width}}  ")
+
+
+def _with_examples(findings: Sequence[Finding]) -> list[Finding]:
+    """The commonest first; of a class with many messages the commonest stands for all."""
+    messages = Counter(each.kind for each in findings)
+    found: dict[object, Finding] = {}
+    for number, each in enumerate(findings):
+        at = each.kind if messages[each.kind] > SEVERAL else number
+        if at not in found:
+            found[at] = each if at == number else replace(each, kind=f"{each.kind}, for example")
+        else:
+            arms = {arm: found[at].arms.get(arm, 0) + each.arms.get(arm, 0) for arm in [*found[at].arms, *each.arms]}
+            found[at] = replace(found[at], count=found[at].count + each.count, arms=arms)
+    return sorted(found.values(), key=lambda finding: -finding.count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line behind its lead; what a terminal has no room for is continued below its first word."""
+
+    words: str
+    lead: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = 10_000 if options.no_wrap else max(1, options.max_width - len(self.lead))
+        first, *others = Text(self.words).wrap(console, room)
+        yield Text(self.lead) + first
+        for each in others:
+            yield Text(" " * len(self.lead)) + each
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ async def test_oracle_applies_the_reference_output(workspace: LocalWorkspace, ma
 async def test_oracle_says_which_scenario_has_no_reference_output(
     workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
-    with pytest.raises(AgentSetupFailed, match=r"oracle: scenario csv-quoted-newlines \(scn_1\) has no reference"):
+    with pytest.raises(AgentSetupFailed, match=r"oracle: scenario csv-quoted-newlines \(scn_1\) has no solution/solve"):
         await builtin("oracle").solve(make_task(), workspace, unheard)
     assert workspace.runs == []
 

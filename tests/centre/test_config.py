@@ -11,7 +11,7 @@ from orchestrator.stages import Stage
 
 
 def config(**settings: Any) -> SweepConfig:
-    return resolve({"benchmark": "b", "arms": [{"agent": "oracle"}]} | settings, source="sweep.toml")
+    return resolve({"benchmark": "b", "arms": [{"agent": "oracle"}]} | settings, source=Path("sweep.toml"))
 
 
 def arms(*agents: dict[str, Any] | str) -> list[str]:
@@ -34,8 +34,8 @@ def test_a_benchmark_and_an_agent_are_enough() -> None:
         ({"devboxes": "many"}, ["devboxes: ", "integer"]),
         ({"rate": float("inf")}, ["rate: ", "finite"]),
         ({"timeouts": {"boot": float("nan")}}, ["timeouts.boot: "]),
-        ({"on_agent_failure": "shrug"}, ["on_agent_failure: ", "'score' or 'fail'"]),
-        ({"isolation": "docker"}, ["isolation: ", "'local' or 'none'"]),
+        ({"on_agent_failure": "shrug"}, ["on_agent_failure: ", "choose score or fail."]),
+        ({"isolation": "docker"}, ["isolation: ", "choose local or none."]),
         ({"arms": []}, ["no agent: name one with --agent"]),
         ({"arms": [{"model": "x"}]}, ["arms.0.agent: ", "required"]),
         ({"arms": "oracle"}, ["arms: "]),
@@ -44,8 +44,8 @@ def test_a_benchmark_and_an_agent_are_enough() -> None:
         ({"timeouts": {"boot": "0s"}}, ["timeouts.boot: ", "greater than 0"]),
         ({"drain": "-1"}, ["drain: '-1' is not a duration"]),
         ({"unreachable": 0}, ["unreachable: ", "greater than 0"]),
-        ({"deadline": "soon"}, ["deadline: 'soon' is not a deadline; write 07:00, 8h or 2026-11-24T07:00"]),
-        ({"deadline": 7}, ["deadline: '7' of what? Write 7h, 7m or 7s from now, or a time such as 07:00"]),
+        ({"deadline": "soon"}, ["deadline: 'soon' is not a deadline. Write 07:00, 8h or 2026-11-24T07:00"]),
+        ({"deadline": 7}, ["deadline: 7 has no unit. Write 7h, 7m, 7s, or a time such as 07:00"]),
         ({"deadline": [7]}, ["deadline: ", "string"]),
         ({"max_cost": 0}, ["max_cost: ", "greater than 0"]),
         ({"max_devbox_hours": -1}, ["max_devbox_hours: "]),
@@ -61,6 +61,16 @@ def test_a_wrong_setting_is_named_with_its_place_and_what_was_expected(
     assert caught.value.message.startswith("sweep.toml: ")
     assert [word for word in words if word not in caught.value.message] == []
     assert "\n" not in caught.value.message
+
+
+def test_what_was_typed_is_named_as_it_is_typed() -> None:
+    typed = {"scoring": "there", "timeouts": {"solve": "x"}, "max_cost": 0}
+    with pytest.raises(UsageError) as caught:
+        resolve({"benchmark": "b", "arms": [{"agent": "oracle"}]} | typed, source="sweep run")
+    solve, scoring, cost = sorted(caught.value.message.split("; "), reverse=True)
+    assert cost.startswith("--max-cost: ")
+    assert scoring.startswith("--scoring: choose declared, separate, shared or live")
+    assert solve.startswith("--timeout-solve: 'x' is not a duration. Write for example 90, 90s, 10m or 8h")
 
 
 def test_every_mistake_is_named_at_once() -> None:

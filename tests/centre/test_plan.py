@@ -10,7 +10,7 @@ from orchestrator.errors import UsageError
 from orchestrator.events import TrialFinished
 from orchestrator.ledger import Ledger, fold
 from orchestrator.model import ScenarioSummary, TrialKey
-from orchestrator.plan import Plan, select
+from orchestrator.plan import Plan, select, unmatched
 
 
 def scenarios(*names: str) -> tuple[ScenarioSummary, ...]:
@@ -77,19 +77,21 @@ def test_a_name_with_brackets_can_be_named() -> None:
     assert chosen("sum[1]", "sum1", include=["sum[1]"]) == ["sum[1]", "sum1"]
 
 
-@pytest.mark.parametrize("which", ["include", "exclude"])
-def test_a_glob_that_matches_nothing_is_a_mistake_and_near_names_are_offered(which: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"No scenario matches 'billing-month-ends'\. Did you mean billing-month-end\?"
-    ):
-        _chosen_by(which, "billing-month-ends")
-    with pytest.raises(UsageError, match=r"'zzz'.*lists them"):
-        _chosen_by(which, "zzz")
+def test_an_include_glob_that_matches_nothing_is_a_mistake_and_near_names_are_offered() -> None:
+    subject = scenarios("billing-month-end", "cache")
+    words = r"--include 'billing-month-ends' matches no scenario\. Did you mean billing-month-end\?"
+    with pytest.raises(UsageError, match=words):
+        select(subject, include=["billing-month-ends"], exclude=[], limit=None)
+    with pytest.raises(UsageError, match=r"--only 'zzz'.*lists them"):
+        select(subject, include=["zzz"], exclude=[], limit=None, option="--only")
 
 
-def _chosen_by(which: str, glob: str) -> list[str]:
-    globs = {which: [glob]}
-    return chosen("billing-month-end", "cache", include=globs.get("include"), exclude=globs.get("exclude"))
+def test_an_exclude_glob_that_matches_nothing_is_told_and_no_mistake() -> None:
+    subject = scenarios("billing-month-end", "cache")
+    assert len(select(subject, include=[], exclude=["zzz"], limit=None)) == 2
+    assert unmatched(subject, ["zzz", "cache"], "--exclude") == [
+        "--exclude 'zzz' matches no scenario. `sweep benchmarks show` lists them."
+    ]
 
 
 def test_an_empty_selection_is_a_mistake() -> None:

@@ -134,7 +134,7 @@ def test_of_a_selection_and_a_failure_both_must_match() -> None:
 
 
 def test_a_scenario_that_does_not_exist_is_answered_with_near_ones() -> None:
-    with pytest.raises(UsageError, match=r"'bea'\. Did you mean bee"):
+    with pytest.raises(UsageError, match=r"--only 'bea' matches no scenario\. Did you mean bee"):
         named(PLAN, ask([], ["ant,bea"]))
 
 

@@ -106,7 +106,7 @@ def test_whoever_follows_a_sweep_may_leave_it(served: "Desk") -> None:
     os.kill(pid, signal.SIGKILL)
     within(10, lambda: pid not in served.processes(), lambda: "it outlived SIGKILL")
     ended = served.sweep("attach", "mine", status=1)
-    assert ended.out.startswith("mine is not running: 1 trials, 1 to do.")
+    assert ended.out.startswith("mine is not running: 1 trial, 1 to do.")
     assert "its process ended without a word" in ended.out
     assert "is running" in served.refused("attach")
     served.sweep("reap", "--yes")

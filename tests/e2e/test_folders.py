@@ -83,6 +83,15 @@ def test_solutions_that_fail_and_scorers_that_tell_nothing_are_found(desk: "Desk
     assert "no-score: nop got no score" in told
 
 
+def test_why_a_reference_solution_fails_is_quoted(desk: "Desk") -> None:
+    test = "echo first; echo the test saw nothing; echo 0 >/logs/verifier/reward.txt\n"
+    write_scenario(desk.folder / "mine" / "one", solution="echo cannot do it >&2\nexit 3\n", test=test)
+    assert (
+        "error: one: the reference solution scores 0, not 1.0; solve.sh ended with exit status 3: cannot do it; "
+        "scorer tests: the test saw nothing"
+    ) in desk.sweep("check", "./mine", status=1).out.splitlines()
+
+
 def leak_tests(scenario: Path) -> str:
     text = "# a test that is long enough to tell something\n" + reward("test -e /app/done")
     (scenario / "tests" / "test.sh").write_text(text)

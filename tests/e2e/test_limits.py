@@ -66,7 +66,9 @@ def test_a_scorer_that_breaks_its_own_rules_is_a_fault_and_never_a_zero(served: 
     assert len(served.journal("runs/mine", "execution.started")) == 1
     table = next(line.split() for line in ended.out.splitlines() if line.startswith("oracle "))
     assert table[1:5] == ["0/1", "1", "0", "-"]
-    assert ended.out.index("Failed:\n  1  ScoringFault: ") < ended.out.index("     sweep logs mine too-much\n")
+    assert ended.out.index("Failed:\n  1  ScoringFault: ") < ended.out.index(
+        "     sweep logs mine too-much --file scorers/"
+    )
 
 
 def test_an_arm_has_a_limit_and_a_budget_of_its_own_and_who_says_no_cost_is_named(served: "Desk") -> None:

@@ -61,6 +61,16 @@ def test_what_is_not_there_is_named_with_what_there_is(served: "Desk") -> None:
     assert "no sweep" in served.refused("logs", "nowhere")
 
 
+def test_a_log_that_is_empty_says_so_and_why_the_trial_failed(served: "Desk") -> None:
+    served.sweep("run", "six", "--agent", "command:true", "--limit", "1", "--name", "mine")
+    silent = served.sweep("logs", "mine", "ant")
+    assert (silent.out, silent.err) == ("", "The agent printed nothing.\n")
+    served.sweep("run", "broken", "--agent", "command:true", "--name", "other", status=1)
+    assert (
+        "The agent printed nothing. The trial failed: ScoringFault: " in served.sweep("logs", "other", "too-much").err
+    )
+
+
 def test_who_has_read_enough_ends_it_without_a_word(served: "Desk") -> None:
     agent = "command:yes 0123456789abcdef0123456789abcdef | head -c 300000"
     served.sweep("run", "six", "--agent", agent, "--limit", "1", "--name", "mine")

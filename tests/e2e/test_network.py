@@ -79,7 +79,7 @@ def test_none_closes_and_host_opens_and_says_so(curious: "Desk", ports: list[int
     assert all(f"greeted by {port}" in seen for port in ports)
     assert "As --network host says, agents reach everything that their devbox's host reaches." in said
     again = curious.refused("run", "mine", "--agent", "./curious.toml", "--name", "opened")
-    assert 'network ("host", now "agent") changed since' in again
+    assert 'network was "host" and is now "agent"' in again
 
 
 def test_without_walls_hosts_are_left_as_they_are_and_none_is_refused(curious: "Desk", ports: list[int]) -> None:
@@ -100,7 +100,7 @@ def test_hosts_of_a_scenario_are_added_to_the_agents(curious: "Desk", ports: lis
     seen, _ = greeted(curious)
     assert all(f"greeted by {port}" in seen for port in ports)
     said = curious.sweep("run", "mine", "--agent", "nop", "--name", "told").out
-    assert f"these scenarios reach hosts that they name: one (localhost:{ports[1]})." in said
+    assert f"These scenarios ask for access to hosts: one (localhost:{ports[1]})." in said
 
 
 def test_a_scenarios_internet_is_told_and_ends_at_this_machine(
@@ -114,7 +114,7 @@ def test_a_scenarios_internet_is_told_and_ends_at_this_machine(
         f"http://{host}:{ports[0]}/" for host in ("127.0.0.1", "localhost", "127.1", "[::1]", "0x7f.1")
     )
     agent = f"command:curl -sS -m 9 --noproxy '*' {everywhere}; curl -sS -m 9 --noproxy '' -p {everywhere}; touch done"
-    told = "these scenarios have the internet: one. `--network none` closes it."
+    told = "These scenarios ask for internet access: one. `--network none` closes it."
     assert told in curious.sweep("run", "mine", "--agent", agent, "--dry-run").out
     ended = curious.sweep("run", "mine", "--agent", agent, "--name", "public")
     (result,) = curious.results(ended.folder)

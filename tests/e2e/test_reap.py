@@ -133,7 +133,7 @@ def test_a_result_that_is_there_outlives_the_reaping(served: "Desk", service: "S
     within(30, is_scored, lambda: "never scored")
     served.sweep("reap", "--yes")
     assert not service.alive()
-    assert "Resuming mine: 1 trials, 1 to do." in served.sweep("resume", status=1).out
+    assert "Resuming mine: 1 trial, 1 to do." in served.sweep("resume", status=1).out
     (result,) = served.results("runs/mine")
     assert result["flags"] == ["gather_incomplete"]
     assert (result["score"], len(served.journal("runs/mine", "execution.started"))) == (1.0, 1)

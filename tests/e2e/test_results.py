@@ -151,8 +151,8 @@ def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(se
     command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
     whole = served.sweep(*command, "--limit", "5", "--max-failures", "1", status=1).folder
     why = (
-        f"It is a new sweep because {Path(whole).name} has 3 trials that this one has not "
-        f"(--limit 2 now, --limit 5 before): `sweep resume {Path(whole).name}` goes on with that."
+        f"New sweep: {Path(whole).name} has 3 trials that this plan does not have "
+        f"(--limit was 5, is 2). To continue {Path(whole).name}: sweep resume {Path(whole).name}"
     )
     assert why in served.sweep(*command, "--limit", "2", "--dry-run").out
     less = served.sweep(*command, "--limit", "2", status=1)
@@ -160,7 +160,7 @@ def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(se
     assert less.folder != whole
     more = served.sweep(*command, "--limit", "6", "--max-failures", "2", status=1)
     assert more.folder == whole
-    assert "It is a new sweep" not in more.out
+    assert "New sweep: " not in more.out
 
 
 def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:

@@ -81,10 +81,11 @@ def test_what_would_mix_results_of_two_kinds_is_refused_by_name(served: "Desk") 
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
     before = manifest(served, "mine")
     same = ("run", "six", "--name", "mine", "--limit", "1")
-    assert 'on_agent_failure ("score", now "fail")' in served.refused(
+    assert "--scoring is part of what a sweep is" in served.refused("resume", "mine", "--scoring", "live")
+    assert 'on_agent_failure was "score" and is now "fail"' in served.refused(
         *same, "--agent", "oracle", "--on-agent-failure", "fail"
     )
-    assert "arms.nop, arms.oracle" in served.refused(*same, "--agent", "nop")
+    assert "arms.nop has changed; arms.oracle has changed" in served.refused(*same, "--agent", "nop")
     assert manifest(served, "mine") == before
     for option in ("--agent", "--model", "--on-agent-failure"):
         assert option in served.sweep("resume", "mine", option, "x", status=2).err

@@ -70,7 +70,7 @@ def test_a_drain_that_takes_longer_than_asked_ends_what_is_in_flight(served: "De
     running.process.terminate()
     ended = running.end(20)
     assert ended.status == 130, str(ended)
-    assert "Stopped: SIGTERM. 1 of 1 trials are left: run the sweep again for them." in ended.out
+    assert "Stopped: SIGTERM. 1 of 1 trial is left: run the sweep again for it." in ended.out
     assert not service.alive()
 
 
@@ -113,8 +113,8 @@ def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk"
 @pytest.mark.parametrize(
     ("deadline", "words"),
     [
-        ("2020-01-01T07:00", "--deadline: 2020-01-01T07:00 is over; give a later moment, 8h from now, or 07:00"),
-        ("5", "deadline: '5' of what? Write 5h, 5m or 5s from now, or a time such as 07:00"),
+        ("2020-01-01T07:00", "--deadline: 2020-01-01T07:00 is in the past. Give a later time."),
+        ("5", "--deadline: 5 has no unit. Write 5h, 5m, 5s, or a time such as 07:00."),
     ],
 )
 def test_a_deadline_in_the_past_and_a_number_alone_are_refused_with_the_fix(

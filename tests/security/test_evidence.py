@@ -56,7 +56,7 @@ def test_what_an_agent_leaves_runs_nothing_and_hides_nothing(desk: Desk) -> None
     (desk.folder / "agents/leaves.toml").write_text(AGENT.replace("LEAVES", LEAVES.replace("@DESK@", str(desk.folder))))
     words = ("run", "bench", "--agent", "leaves", "--name", "it")
     ended = desk.start(*words, environment={"MY_KEY": KEY, "MODEL_HOST": "ollama"}).end()
-    assert "Words that anybody may write, and so not masked in patches and artifacts: MODEL_HOST." in ended.out
+    assert "Not masked in patches and artifacts, because the values are common words: MODEL_HOST." in ended.out
     (result,) = desk.results("runs/it")
     assert {"secrets_masked", "gather_truncated"} <= set(result["flags"]), str(ended)
     attempt = (desk.folder / "runs/it" / result["files"]["agent_log"]).parent

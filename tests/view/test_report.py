@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.events import Event, TrialReopened
 from orchestrator.ledger import fold
-from orchestrator.model import Flag
+from orchestrator.model import Flag, path_part
 from orchestrator.plan import Plan
 from orchestrator.view.interval import interval
 from orchestrator.view.report import ArmSummary, Report, amount, as_json, as_table, duration, number, report, span
@@ -98,7 +98,8 @@ def test_json_has_the_same_numbers() -> None:
         }],
         "flags": [{
             "kind": "no_patch", "count": 1, "arms": {"a": 1},
-            "words": "there is no `patch.diff`: `LEFT-OUT.txt` says why", "command": "sweep logs night x",
+            "words": "there is no `patch.diff`: `LEFT-OUT.txt` says why",
+            "command": "sweep logs night x --file LEFT-OUT.txt",
         }],
     }  # fmt: skip
 
@@ -129,17 +130,19 @@ def test_the_commonest_failures_and_flags_are_told_with_the_command_that_shows_m
     ]
     lines = drawn(told(plan, *events))
     lines = lines[lines.index("Failed:") :]
-    assert lines[1].startswith("  2  DevboxLost: gone too")
-    assert [line for number, line in enumerate(lines) if number != 1] == [
+    assert lines[5].startswith("  1  DevboxLost: \\x1b[31mgone far far")
+    assert [line for number, line in enumerate(lines) if number != 5] == [
         "Failed:",
-        "     sweep logs night z --arm 'other one'",
         "  1  StageTimeout: boot took longer than 900 s",
         "     sweep logs night x --arm mine",
+        "  1  DevboxLost: gone too",
+        "     sweep logs night z --arm 'other one'",
+        """     sweep logs night 'it'"'"'s' --arm 'other one' --trial 2""",
         "Flagged:",
         f"  3  agent_crashed (mine 2, other one 1): {Flag.AGENT_CRASHED.meaning}",
         "     sweep logs night x --arm 'other one'",
         f"  1  no_patch: {Flag.NO_PATCH.meaning}",
-        "     sweep logs night x --arm 'other one'",
+        "     sweep logs night x --arm 'other one' --file LEFT-OUT.txt",
         "  1  of_tomorrow: of another version",
         "     sweep logs night z --arm mine",
         "Results: runs/night/results.jsonl",
@@ -162,15 +165,77 @@ def test_only_the_commonest_are_named() -> None:
     lines = drawn(told(make_plan(*names), *events))
     told_of = [line for line in lines if ": it is gone" in line]
     assert told_of == ["  10  K6: it is gone", *(f"   1  K{number}: it is gone" for number in range(4))]
-    assert "      and 2 other kinds" in lines
+    assert "      and 2 others" in lines
 
 
 def test_a_scenario_whose_name_cannot_be_typed_is_named_by_its_id_and_one_never_begun_has_no_log() -> None:
     for names in (("-x", "y"), ("\x1b[2J", "y"), ("x", "x")):
-        [finding] = told(make_plan(*names), scored("s0/a/1", 0.0, flags=["no_patch"])).flags
+        [finding] = told(make_plan(*names), scored("s0/a/1", 0.0, flags=["agent_crashed"])).flags
         assert finding.command == "sweep logs night s0"
     [finding] = told(make_plan("x"), failed("s0/a/1", attempt=0)).failures
     assert finding.command is None
+
+
+def test_failures_of_one_class_are_told_apart_by_what_they_say_and_not_by_what_differs_in_every_trial() -> None:
+    plan = make_plan("ant", "bee", "cow", "dog", "emu")
+    events = [
+        failed("s0/a/1", message="ant: devbox dbx_1a2b was gone after 12.5 s"),
+        failed("s1/a/1", message="bee: devbox dbx_9z8y was gone after 3 s"),
+        failed("s2/a/1", message="cow: /srv/state/boxes/dbx_7k/log: no room, exit status 1"),
+        failed("s3/a/1", message="dog: /srv/state/boxes/dbx_8m/log: no room, exit status 1"),
+        failed("s4/a/1", message="emu: /srv/state/boxes/dbx_9m/log: no room, exit status 2"),
+    ]
+    assert [each.count for each in told(plan, *events).failures] == [2, 2, 1]
+
+
+def test_where_a_class_has_many_messages_one_is_the_example_for_all() -> None:
+    names = [f"s{number}" for number in range(6)]
+    events = [
+        failed(f"{name}/a/1", kind="Unsupported", message=f"mistake {number // 2}", attempt=0)
+        for number, name in enumerate(names)
+    ]
+    whole = told(make_plan(*names, "x", "y"), *events, *(failed(f"s{n}/a/1", kind="Unsupported") for n in (6, 7)))
+    assert [each.count for each in whole.failures] == [2, 2, 2, 2], "JSON has all of them"
+    lines = drawn(whole)
+    assert lines[lines.index("Failed:") + 1 : -2] == [
+        "  8  Unsupported, for example: mistake 0",
+        "     sweep check PATH --static",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "command"),
+    [
+        ("system_changed", "sweep logs night x --file changes.txt"),
+        ("secrets_masked", "sweep logs night x --file MASKED.txt"),
+        ("gather_truncated", "sweep logs night x --file LEFT-OUT.txt"),
+        ("no_patch", "sweep logs night x --file LEFT-OUT.txt"),
+        ("gather_incomplete", "runs/night/sweep.log"),
+        ("agent_timed_out", "sweep logs night x"),
+    ],
+)
+def test_what_is_to_be_looked_at_is_the_file_that_says_more_of_a_flag(flag: str, command: str) -> None:
+    [finding] = told(make_plan("x"), scored("s0/a/1", 0.0, flags=[flag])).flags
+    assert finding.command == command
+
+
+def test_of_a_scorer_that_failed_its_own_log_is_shown(tmp_path: Path) -> None:
+    plan, events = make_plan("x"), [failed("s0/a/1", kind="ScoringFault")]
+    folder = tmp_path / "trials" / path_part("x") / path_part("a") / "1/attempt-1/scorers"
+    folder.mkdir(parents=True)
+    for name, text in (("a.log", ""), ("tests-1.log", "torn")):
+        (folder / name).write_text(text)
+    [finding] = report(fold(events), plan, tmp_path).failures
+    assert finding.command == f"sweep logs {tmp_path} x --file scorers/tests-1.log"
+
+
+def test_what_a_terminal_has_no_room_for_is_continued_below_its_first_word() -> None:
+    whole = told(make_plan("x"), failed("s0/a/1", message="word " * 30))
+    lines = drawn(whole, 60, is_terminal=True)
+    first = next(number for number, line in enumerate(lines) if "DevboxLost" in line)
+    assert lines[first].startswith("  1  DevboxLost: word")
+    assert lines[first + 1].startswith("     word word")
+    assert max(map(len, lines)) <= 60
 
 
 def test_what_was_reopened_is_not_told() -> None:
