@@ -205,7 +205,7 @@ class Service:
                 continue
             except UsageError as error:
                 raise Unavailable(
-                    f"{error.message} It ended while it was needed. Nothing finished is lost: mend this, then resume."
+                    f"{error.message} It ended while it was needed. Nothing finished is lost: fix this, then resume."
                 ) from None
             if address != self.address:
                 structlog.get_logger().warning("service.replaced", url=address.url)

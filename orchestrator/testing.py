@@ -1,8 +1,8 @@
 """What tests of the engine need, for us and for whoever extends it: a clock that jumps, an endpoint in memory, a sink.
 
 The endpoint keeps real run states, so that an illegal call fails as it would on a service; how long things take and
-what goes wrong is a script. With the virtual clock an hour of it takes milliseconds. Code with threads or processes
-needs the real clock: this one does not wait for them.
+what goes wrong is a script. With the virtual clock an hour of it takes milliseconds; what goes to a thread is done
+at once. Code with processes needs the real clock: this one does not wait for them.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 import anyio
 from msgspec import structs
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Waits for threads only, for which the clock stands: else it moves the clock to where the loop wanted to wait for.
+    """Never waits: moves the clock to where the loop wanted to wait for.
 
     Each poll creeps by a microsecond, because a clock that stands still livelocks with code that waits for it to move.
     """
@@ -49,10 +50,9 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.threads = anyio.CapacityLimiter(1)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(None if self.threads.borrowed_tokens and timeout != 0 else 0)
+        ready = super().select(0)
         if not ready:
             if timeout is None:
                 raise RuntimeError("every task waits for something that will never happen")
@@ -71,17 +71,17 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
-    async def heeding_threads(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        self._jumping.threads = anyio.to_thread.current_default_thread_limiter()
-        return await main()
+
+async def _at_once(function: Callable[..., T], *args: object, **options: object) -> T:
+    """Stands in for `anyio.to_thread.run_sync`: a thread takes time, of which a virtual clock knows nothing."""
+    del options
+    return function(*args)
 
 
 def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine on a virtual clock. Raises RuntimeError when it would wait for ever."""
-    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
-        loop = runner.get_loop()
-        assert isinstance(loop, VirtualClockLoop)
-        return runner.run(loop.heeding_threads(main))
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner, patch("anyio.to_thread.run_sync", _at_once):
+        return runner.run(main())
 
 
 class MemorySink:

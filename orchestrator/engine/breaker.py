@@ -81,8 +81,8 @@ class Breaker:
         if count < self._same_failures:
             return None
         if stage is Stage.BOOT:
-            return f"{count} devboxes in a row did not come up: {words}. Mend what gives the devboxes"
-        return f"the agent of {arm} could not be installed {count} times in a row: {words}. Mend its install step"
+            return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
+        return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
 
     def _wait_for_run(self, error: SweepError, words: str, now: float, *, is_busy: bool) -> str | None:
         is_full = isinstance(error, Throttled)

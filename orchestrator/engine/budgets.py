@@ -34,18 +34,16 @@ class Budgets:
         """Which budget is used up, and how, for people; None if none is."""
         config, ledger = self.config, self.ledger
         if self.deadline is not None and self.wall() >= self.deadline:
-            return f"--deadline {config.deadline} has come; it takes a later one to go on"
+            return f"the deadline ({config.deadline}) has passed; give a later one to continue"
         if config.max_cost is not None and ledger.cost >= config.max_cost:
-            return f"--max-cost {config.max_cost:g} is used up ({ledger.cost:.2f} USD); it takes more to go on"
+            return f"--max-cost {config.max_cost:g} is used up ({ledger.cost:.2f} USD); raise it to continue"
         if config.max_devbox_hours is not None:
             hours = ledger.devbox_seconds(self.now()) / HOUR
             if hours >= config.max_devbox_hours:
-                return (
-                    f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); it takes more to go on"
-                )
+                return f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); raise it to continue"
         failures = ledger.outcomes[Outcome.FAILED] - ledger.unsupported
         if config.max_failures is not None and failures >= config.max_failures:
-            return f"--max-failures {config.max_failures} is reached; it takes more to go on"
+            return f"--max-failures {config.max_failures} is reached; raise it to continue"
         return None
 
 
@@ -54,7 +52,7 @@ def arm_used_up(arm: ArmConfig, ledger: Ledger) -> str | None:
     spent = ledger.costs.get(arm.name, 0.0)
     if arm.cost is None or spent < arm.cost:
         return None
-    return f"the cost of arm {arm.name}, {arm.cost:g}, is used up ({spent:.2f} USD); it takes more to go on"
+    return f"the cost of arm {arm.name}, {arm.cost:g}, is used up ({spent:.2f} USD); raise it to continue"
 
 
 async def watch(stopping: Stopping) -> None:

@@ -298,8 +298,8 @@ async def _halt_if_it_always_crashes(ctx: Context, work: Work) -> None:
     if verdict is not None:
         said = telling_line(work.folder / LOG) or "it printed nothing"
         raise SweepHalted(
-            f"{verdict}: {said}. Mend it and run them again with --retry {Flag.AGENT_CRASHED}; "
-            "where that is how it works, raise --same-failures"
+            f"{verdict}: {said}. Fix it, and start a new sweep, or run these again with --retry {Flag.AGENT_CRASHED}; "
+            "raise --same-failures if that is normal for your agent"
         )
 
 

@@ -96,7 +96,7 @@ def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk"
     command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
     ended = served.sweep(*command, "--max-failures", "2", status=1)
     run = ended.folder
-    assert "Stopped: --max-failures 2 is reached; it takes more to go on. 4 of 6 trials are left" in ended.out
+    assert "Stopped: --max-failures 2 is reached; raise it to continue. 4 of 6 trials are left" in ended.out
     assert len(served.results(run)) == 2
     assert served.journal(run)[-1]["reason"].startswith("stopped: --max-failures 2 is reached")
 
@@ -133,7 +133,7 @@ def test_a_mistyped_command_stops_the_sweep_with_what_it_printed(served: "Desk")
     stopped = next(line for line in ended.out.splitlines() if line.startswith("Stopped: "))
     how = r"Stopped: the agent of command crashed in each of its [34] trials so far, with exit status 127: "
     assert re.match(how, stopped)
-    assert "claude-cod: command not found. Mend it and run them again with --retry agent_crashed;" in stopped
+    assert "claude-cod: command not found. Fix it, and start a new sweep, or run these again with" in stopped
     run = Path(ended.folder).name
     count = len(served.results(ended.folder))
     assert ended.out.index(f"Flagged:\n  {count}  agent_crashed: ") < ended.out.index(f"     sweep logs {run} ant\n")

@@ -93,7 +93,7 @@ async def test_when_none_can_be_started_again_the_sweep_ends_and_says_so(place: 
     error = leaf(raised.value)
     assert isinstance(error, Unavailable)
     assert "cannot start: The service's state has schema 99" in error.message
-    assert error.message.endswith("Nothing finished is lost: mend this, then resume.")
+    assert error.message.endswith("Nothing finished is lost: fix this, then resume.")
 
 
 async def test_it_lingers_after_the_last_sign_of_life_and_not_longer(place: Place) -> None:

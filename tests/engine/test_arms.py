@@ -62,7 +62,7 @@ def test_an_arm_whose_cost_is_used_up_starts_no_trial_and_the_others_finish(make
     sweep.ledger.costs["slow"] = 2.5
     sweep.run()
     assert [result["arm"] for result in sweep.results] == ["fast"] * 6
-    assert sweep.stopping.reason == "the cost of arm slow, 2.5, is used up (2.50 USD); it takes more to go on"
+    assert sweep.stopping.reason == "the cost of arm slow, 2.5, is used up (2.50 USD); raise it to continue"
 
 
 def test_an_arm_that_has_finished_is_not_stopped_by_its_cost(make_sweep: MakeSweep) -> None:

@@ -39,7 +39,7 @@ def test_so_many_failed_boots_in_a_row_are_enough(error: SweepError) -> None:
     assert told.fail(error, Stage.BOOT, "b") is None
     verdict = told.fail(error, Stage.BOOT, "c")
     assert verdict is not None
-    assert verdict.startswith(f"3 devboxes in a row did not come up: {error}. Mend")
+    assert verdict.startswith(f"3 devboxes in a row did not come up: {error}. Fix")
 
 
 def test_a_boot_between_them_makes_them_start_again() -> None:
@@ -58,7 +58,7 @@ def test_installs_are_counted_for_each_arm() -> None:
     told.breaker.passed(Stage.PREPARE, "b")
     assert told.fail(AgentSetupFailed("x"), Stage.PREPARE, "b") is None
     verdict = told.fail(AgentSetupFailed("npm: 404"), Stage.PREPARE, "a")
-    assert verdict == "the agent of a could not be installed 3 times in a row: npm: 404. Mend its install step"
+    assert verdict == "the agent of a could not be installed 3 times in a row: npm: 404. Fix its install step"
 
 
 def test_an_install_that_the_endpoint_tried_is_an_install() -> None:
@@ -66,7 +66,7 @@ def test_an_install_that_the_endpoint_tried_is_an_install() -> None:
     assert told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "a") is None
     assert told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "b") is None
     verdict = told.fail(AgentSetupFailed("npm: 404"), Stage.BOOT, "a")
-    assert verdict == "the agent of a could not be installed 2 times in a row: npm: 404. Mend its install step"
+    assert verdict == "the agent of a could not be installed 2 times in a row: npm: 404. Fix its install step"
 
 
 def test_once_it_is_enough_it_stays_so_until_one_passes() -> None:

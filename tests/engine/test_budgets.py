@@ -58,7 +58,7 @@ def test_the_cost_of_every_attempt_counts_with_or_without_a_result() -> None:
     ledger = fold([*solved("s/a/1", 2.5), *solved("s/a/2", 2), *solved("s/a/3", 0.75)])
     assert ledger.cost == pytest.approx(5.25)
     assert used_up(ledger, max_cost=5.26) is None
-    assert used_up(ledger, max_cost=5) == "--max-cost 5 is used up (5.25 USD); it takes more to go on"
+    assert used_up(ledger, max_cost=5) == "--max-cost 5 is used up (5.25 USD); raise it to continue"
 
 
 def test_a_cost_is_not_counted_twice_and_not_lost_where_the_stage_did_not_finish() -> None:
@@ -79,7 +79,7 @@ def test_devbox_time_is_from_boot_to_release_and_goes_on_for_those_alive() -> No
     assert fold(two).devbox_seconds(now=1000) == 500 + 800
     assert used_up(fold(up), now=100 + 2 * HOUR, max_devbox_hours=2.01) is None
     assert used_up(fold(up), now=100 + 2 * HOUR, max_devbox_hours=2) == (
-        "--max-devbox-hours 2 is used up (2.00); it takes more to go on"
+        "--max-devbox-hours 2 is used up (2.00); raise it to continue"
     )
 
 
@@ -115,14 +115,14 @@ def test_a_devbox_that_never_ran_and_a_clock_that_goes_back_cost_nothing() -> No
 def test_failed_trials_are_counted() -> None:
     ledger = fold([failed("s/a/1"), failed("s/a/2")])
     assert used_up(ledger, max_failures=3) is None
-    assert used_up(ledger, max_failures=2) == "--max-failures 2 is reached; it takes more to go on"
+    assert used_up(ledger, max_failures=2) == "--max-failures 2 is reached; raise it to continue"
 
 
 def test_the_deadline_is_a_moment_of_the_wall_clock() -> None:
     at = moment("07:00", NOON)
     assert used_up(Ledger(), now=at - 1, at=at, deadline="07:00") is None
     words = used_up(Ledger(), now=at, at=at, deadline="07:00")
-    assert words == "--deadline 07:00 has come; it takes a later one to go on"
+    assert words == "the deadline (07:00) has passed; give a later one to continue"
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_an_agent_that_cannot_be_installed_stops_the_sweep_with_one_message(make
 MISTYPED = Script(exit_status=127, score=0.0, output="\n  sh: claude-cod: not \x1b[31mfound\nmore\n")
 ALWAYS = (
     r"the agent of command crashed in each of its 1[0-3] trials so far, with exit status 127: "
-    r"sh: claude-cod: not \\x1b\[31mfound\. Mend it and run them again with --retry agent_crashed"
+    r"sh: claude-cod: not \\x1b\[31mfound\. Fix it, and start a new sweep, or run these again with --retry agent_"
 )
 
 
