@@ -20,7 +20,7 @@ def main() -> None:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: os._exit(130))
     if sys.argv[1:2] == ["workspace"]:  # an agent's helper, called for every little thing
-        from orchestrator.agentkit.helper import main as helper
+        from orchestrator.agentkit.host.workspace_cli import main as helper
 
         helper(sys.argv[2:])
     from orchestrator.cli import main as command

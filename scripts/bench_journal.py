@@ -12,12 +12,14 @@ from typing import Any
 
 import anyio
 
-from orchestrator import events
-from orchestrator.app import sweeps
-from orchestrator.events import Event, to_line
-from orchestrator.journal import CHECKPOINT, JOURNAL, Journal
-from orchestrator.ledger import Ledger
-from orchestrator.stages import Stage
+from orchestrator.commands import run_sweep
+from orchestrator.core import events
+from orchestrator.core.events import Event, to_line
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.stages import Stage
+from orchestrator.rundir.checkpoint import CHECKPOINT
+from orchestrator.rundir.files import JOURNAL
+from orchestrator.rundir.journal import Journal
 
 RATE, SECONDS, ATTEMPTS = 1000, 10, 100
 
@@ -69,7 +71,7 @@ def make(folder: Path, trials: int) -> None:
 
 
 async def open_once(folder: Path) -> None:
-    assert sweeps  # all that the process of a sweep has in memory
+    assert run_sweep  # all that the process of a sweep has in memory
     began = time.perf_counter()
     async with Journal.open(folder, Ledger()):
         seconds = time.perf_counter() - began

@@ -4,8 +4,8 @@ import anyio
 import pytest
 from hypothesis import settings
 
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.local import check_sandbox
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.service.sandbox.bwrap import check_sandbox
 
 # Nothing is kept beside the tests, which may be read-only, and a busy machine is no failure.
 settings.register_profile("ours", database=None, deadline=None)

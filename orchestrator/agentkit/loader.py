@@ -20,15 +20,15 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import orchestrator
-from orchestrator.agentkit.agentfile import read_definition
+from orchestrator.agentkit.agent import Agent
 from orchestrator.agentkit.builtin import BUILTIN, Builtin
-from orchestrator.agentkit.command import CommandAgent
-from orchestrator.agentkit.contract import Agent
-from orchestrator.agentkit.definition import VERSION, Definition
-from orchestrator.agentkit.host import HostCommandAgent
-from orchestrator.agentkit.interpreter import Target, digest_of, find_interpreter
-from orchestrator.agentkit.python import NOTHING_LEFT, PythonAgent
-from orchestrator.errors import UsageError
+from orchestrator.agentkit.file.agentfile import read_definition
+from orchestrator.agentkit.file.command import CommandAgent
+from orchestrator.agentkit.file.definition import VERSION, Definition
+from orchestrator.agentkit.host.program import HostCommandAgent
+from orchestrator.agentkit.python.agent import NOTHING_LEFT, PythonAgent
+from orchestrator.agentkit.python.interpreter import Target, digest_of, find_interpreter
+from orchestrator.core.errors import UsageError
 
 _FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
 _VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")

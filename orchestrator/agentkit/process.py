@@ -19,10 +19,10 @@ from typing import Any, Final, Self
 import anyio
 from anyio.abc import Process, TaskGroup
 
-from orchestrator.agentkit import worker
-from orchestrator.agentkit.worker import frames
-from orchestrator.errors import UsageError
-from orchestrator.locks import birth
+from orchestrator.agentkit.python import worker
+from orchestrator.agentkit.python.worker import frames
+from orchestrator.common.locks import birth
+from orchestrator.core.errors import UsageError
 
 Header = Mapping[str, Any]
 Frame = tuple[Header, bytes]

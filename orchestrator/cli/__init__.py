@@ -93,8 +93,8 @@ def main() -> None:
 
 def _tell(error: Exception) -> int:
     """Say what failed, with a traceback if that is a mistake of ours; returns the exit code."""
-    from orchestrator.app.exits import exit_code_of
-    from orchestrator.printable import printable_lines
+    from orchestrator.commands.exit_codes import exit_code_of
+    from orchestrator.core.printable import printable_lines
 
     try:
         code, message = exit_code_of(error)
@@ -111,7 +111,7 @@ def _finish_writing(code: int) -> int:
 
     What a thread writes is no reason for another code: whoever did something is not judged by who listened.
     """
-    out = sys.modules.get("orchestrator.view.out")
+    out = sys.modules.get("orchestrator.view.console")
     if out is not None:
         out.finish_writing()
     try:

@@ -12,9 +12,9 @@ def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
     Ctrl-C leaves it running. When it ends, its summary is printed and its exit code is this command's. Of a sweep that
     does not run the summary is printed at once.
     """
-    from orchestrator.app import attach
-    from orchestrator.runs import find, find_running
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands import attach
+    from orchestrator.rundir.sweep_index import find, find_running
+    from orchestrator.view.console import write_by_threads
 
     folder = find(runs, name) if name else find_running(runs)
     write_by_threads(as_json=json)

@@ -20,7 +20,7 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """List the benchmarks: the bundled ones, or an endpoint's."""
-    from orchestrator.app import listing
+    from orchestrator.commands import listing
 
     anyio.run(lambda: listing.benchmarks(endpoint=endpoint, isolation=isolation, runs=runs, lock=lock, as_json=json))
 
@@ -36,7 +36,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """List a benchmark's scenarios with their ids and time limits."""
-    from orchestrator.app import listing
+    from orchestrator.commands import listing
 
     anyio.run(
         lambda: listing.scenarios(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock, as_json=json)

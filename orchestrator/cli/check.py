@@ -20,8 +20,8 @@ def check(
 
     Names file and key of each mistake. Exit code 1 if there is any. What ran is kept like any sweep.
     """
-    from orchestrator.app.check import check as run_check
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands.check import check as run_check
+    from orchestrator.view.console import write_by_threads
 
     if not static:
         write_by_threads()

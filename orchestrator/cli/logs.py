@@ -42,8 +42,8 @@ def logs(
       sweep logs my-sweep billing-month-end --file patch.diff | git apply
 
     """
-    from orchestrator.app import logs
-    from orchestrator.runs import find
+    from orchestrator.commands import logs
+    from orchestrator.rundir.sweep_index import find
 
     which = logs.Which(arm=arm, trial=trial, attempt=attempt, file=file)
     anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow, is_raw=raw))

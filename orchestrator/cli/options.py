@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_args
 
 import typer
 
-from orchestrator.locks import Kind
+from orchestrator.common.locks import Kind
 
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style

@@ -29,6 +29,6 @@ def reap(
     --sweep ID --yes only. What is of no sweep is never touched. Without --endpoint the embedded service of --runs is
     looked at, if it runs.
     """
-    from orchestrator.app import reap
+    from orchestrator.commands import reap
 
     raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, as_json=json)))

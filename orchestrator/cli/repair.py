@@ -12,10 +12,10 @@ def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such
     Results that the journal has lost are taken from results.jsonl, if they are there. `sweep resume` then runs the
     trials again whose results are lost.
     """
-    from orchestrator import salvage
-    from orchestrator.view.out import say
+    from orchestrator.rundir import repair
+    from orchestrator.view.console import say
 
-    lost = salvage.repair(folder)
+    lost = repair.repair(folder)
     if lost is None:
         say(f"{folder}: nothing is damaged.")
         return

@@ -6,9 +6,9 @@ from typing import Any
 import anyio
 import typer
 
+from orchestrator.cli.launch import start
 from orchestrator.cli.options import RUNS, JsonOption, RunsOption, SweepArgument, borrowing, style
 from orchestrator.cli.run import run
-from orchestrator.cli.starting import start
 
 #: What tells one sweep from another cannot change; as it is typed.
 FIXED = {
@@ -44,11 +44,11 @@ def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
       sweep resume my-sweep --only failed
 
     """
-    from orchestrator.app import attach
-    from orchestrator.errors import UsageError
-    from orchestrator.journal import read_manifest
-    from orchestrator.runs import find, find_unfinished, is_finished
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands import attach
+    from orchestrator.core.errors import UsageError
+    from orchestrator.rundir.files import read_manifest
+    from orchestrator.rundir.sweep_index import find, find_unfinished, is_finished
+    from orchestrator.view.console import write_by_threads
 
     fixed = [option for name, option in FIXED.items() if options.pop(name)]
     if fixed:

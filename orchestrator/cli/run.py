@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
+from orchestrator.cli.launch import rate_of, settings_of, start
 from orchestrator.cli.options import (
     RUNS,
     DetachOption,
@@ -20,7 +21,6 @@ from orchestrator.cli.options import (
     RetryOption,
     RunsOption,
 )
-from orchestrator.cli.starting import rate_of, settings_of, start
 
 #: As `config.seconds` reads it.
 Timeout = str | None
@@ -176,7 +176,7 @@ def run(
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
     """
-    from orchestrator.config import load_file
+    from orchestrator.core.config import load_file
 
     typed = dict(locals())
     settings = load_file(config) if config else {}

@@ -5,6 +5,7 @@ from typing import Annotated
 import anyio
 import typer
 
+from orchestrator.cli.launch import settings_of, variables_of
 from orchestrator.cli.options import (
     RUNS,
     EndpointOption,
@@ -15,7 +16,6 @@ from orchestrator.cli.options import (
     PythonOption,
     RunsOption,
 )
-from orchestrator.cli.starting import settings_of, variables_of
 
 app = typer.Typer(help="One scenario at a time.", no_args_is_help=True)
 
@@ -39,9 +39,9 @@ def run(
     runs: RunsOption = RUNS,
 ) -> None:
     """Run one scenario by itself and tell every step: start, boot, solve, score, complete."""
-    from orchestrator.app import single
-    from orchestrator.config import resolve
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands import run_scenario
+    from orchestrator.core.config import resolve
+    from orchestrator.view.console import write_by_threads
 
     config = resolve(
         {
@@ -58,4 +58,4 @@ def run(
     )
     given = variables_of(env_file)
     write_by_threads()
-    raise typer.Exit(anyio.run(lambda: single.run(scenario, config, runs=runs, given=given)))
+    raise typer.Exit(anyio.run(lambda: run_scenario.run(scenario, config, runs=runs, given=given)))

@@ -95,13 +95,13 @@ def serve(
     Even an empty file lets a request ask: x-sweep-chaos: drop, or late=2.5.
     Spared are /v1/sweep and the shutdown of devboxes.
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
-    from orchestrator.app import serving
-    from orchestrator.awake import AwakeLoop
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands import serve
+    from orchestrator.common.awake import AwakeLoop
+    from orchestrator.view.console import write_by_threads
 
     write_by_threads()
     anyio.run(
-        lambda: serving.run(
+        lambda: serve.run(
             host=host,
             port=port,
             token=token,

@@ -21,9 +21,9 @@ def stop(
     It starts no new trials; those in flight finish, for as long as the sweep's --drain says (5 minutes without it).
     What is owed then is owed still: `sweep resume` goes on with it.
     """
-    from orchestrator.app import stop
-    from orchestrator.runs import find, find_running
-    from orchestrator.view.out import write_by_threads
+    from orchestrator.commands import stop
+    from orchestrator.rundir.sweep_index import find, find_running
+    from orchestrator.view.console import write_by_threads
 
     folder = find(runs, name) if name else find_running(runs)
     write_by_threads()

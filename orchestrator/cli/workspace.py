@@ -10,6 +10,6 @@ EVERYTHING: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_o
 
 def workspace(context: typer.Context) -> None:
     """For agents on this machine: exec, read, write, upload and download in their devbox."""
-    from orchestrator.agentkit.helper import main
+    from orchestrator.agentkit.host.workspace_cli import main
 
     main(context.args)

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from orchestrator.engine.disk import persist
+from orchestrator.core.printable import shortened
 from orchestrator.engine.redact import Redactor
-from orchestrator.printable import shortened
+from orchestrator.engine.retry_io import persist
 
 #: Bytes of a log; half of them are of its beginning.
 LIMIT: Final = 64 << 20

@@ -7,12 +7,12 @@ from contextlib import suppress
 import anyio
 import structlog
 
-from orchestrator.engine.sink import Sink
-from orchestrator.errors import Missing, SweepCanceled
-from orchestrator.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
-from orchestrator.ledger import Ledger
-from orchestrator.model import BenchmarkRun
-from orchestrator.runloop.contract import Endpoint
+from orchestrator.core.errors import Missing, SweepCanceled
+from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.records import BenchmarkRun
+from orchestrator.endpoint.contract import Endpoint
+from orchestrator.engine.event_log import Sink
 
 
 class BenchmarkRuns:

@@ -9,11 +9,11 @@ from typing import Final
 
 import anyio
 
-from orchestrator import journal
-from orchestrator.config import ArmConfig, SweepConfig
+from orchestrator.core.config import ArmConfig, SweepConfig
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.records import Outcome
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.ledger import Ledger
-from orchestrator.model import Outcome
+from orchestrator.rundir.clock import now
 
 #: Seconds between two looks; every trial that is to start looks, too.
 LOOK_EVERY: Final = 2.0
@@ -27,7 +27,7 @@ class Budgets:
     config: SweepConfig
     ledger: Ledger
     deadline: float | None = None
-    now: Callable[[], float] = journal.now
+    now: Callable[[], float] = now
     wall: Callable[[], float] = time.time
 
     def used_up(self) -> str | None:

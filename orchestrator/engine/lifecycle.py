@@ -14,13 +14,7 @@ from typing import Final
 import anyio
 import structlog
 
-from orchestrator.engine.agent_log import telling_line
-from orchestrator.engine.disk import PATIENCE, persist
-from orchestrator.engine.result import result_line
-from orchestrator.engine.resume import has_result, take_up
-from orchestrator.engine.steps import STEPS, Facts, gathered, unchanged_scenario
-from orchestrator.engine.work import LOG, Context, Work, attempt_folder, given
-from orchestrator.errors import (
+from orchestrator.core.errors import (
     AllowanceUsedUp,
     DevboxFailed,
     JournalError,
@@ -29,11 +23,17 @@ from orchestrator.errors import (
     SweepHalted,
     WorldError,
 )
-from orchestrator.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
-from orchestrator.ledger import INTERRUPTED, Attempt, Trial
-from orchestrator.model import Failure, Flag, Outcome, ScenarioRun, TrialKey
-from orchestrator.policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
-from orchestrator.stages import ANNOUNCED, Stage, move
+from orchestrator.core.events import AttemptEnded, StageEntered, StageFinished, TrialFinished
+from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
+from orchestrator.core.records import Failure, Flag, Outcome, ScenarioRun, TrialKey
+from orchestrator.core.retry_policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
+from orchestrator.core.stages import ANNOUNCED, Stage, move
+from orchestrator.engine.agent_log import telling_line
+from orchestrator.engine.context import LOG, Context, Work, attempt_folder, given
+from orchestrator.engine.result import result_line
+from orchestrator.engine.resume import has_result, take_up
+from orchestrator.engine.retry_io import PATIENCE, persist
+from orchestrator.engine.steps import STEPS, Facts, gathered, unchanged_scenario
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 LAST_RITES = 8.0

@@ -13,9 +13,9 @@ from typing import Final
 
 import anyio
 
-from orchestrator.errors import UsageError, WorldError
-from orchestrator.locks import birth
-from orchestrator.runloop.contract import Endpoint
+from orchestrator.common.locks import birth
+from orchestrator.core.errors import UsageError, WorldError
+from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds between two signs of life.
 EVERY: Final = 5.0

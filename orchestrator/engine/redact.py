@@ -19,9 +19,9 @@ from urllib.parse import quote, quote_plus
 
 from msgspec import structs
 
-from orchestrator.engine.sink import Sink
-from orchestrator.errors import SweepError
-from orchestrator.events import Event
+from orchestrator.core.errors import SweepError
+from orchestrator.core.events import Event
+from orchestrator.engine.event_log import Sink
 
 #: Bytes below which a value cannot be told from ordinary words.
 SHORTEST: Final = 6

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from orchestrator.engine.work import Context, Work
-from orchestrator.model import Failure, Outcome, ScenarioRun
+from orchestrator.core.records import Failure, Outcome, ScenarioRun
+from orchestrator.engine.context import Context, Work
 
 SCHEMA: Final = 1
 

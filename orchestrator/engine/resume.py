@@ -12,14 +12,12 @@ from typing import Final
 import anyio
 import structlog
 
-from orchestrator.agentkit.contract import Result, Where
+from orchestrator.agentkit.agent import Result, Where
 from orchestrator.agentkit.process import end_process
-from orchestrator.engine.steps import open_workspace, unchanged_scenario
-from orchestrator.engine.work import Context, Work
-from orchestrator.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
-from orchestrator.events import AttemptEnded, StageEntered, StageFinished
-from orchestrator.ledger import INTERRUPTED, Attempt
-from orchestrator.model import (
+from orchestrator.core.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
+from orchestrator.core.events import AttemptEnded, StageEntered, StageFinished
+from orchestrator.core.ledger import INTERRUPTED, Attempt
+from orchestrator.core.records import (
     DEVBOX_BOOTING,
     DEVBOX_DEAD,
     RUN_ALIVE,
@@ -30,7 +28,9 @@ from orchestrator.model import (
     ScenarioRun,
     TrialKey,
 )
-from orchestrator.stages import Stage
+from orchestrator.core.stages import Stage
+from orchestrator.engine.context import Context, Work
+from orchestrator.engine.steps import open_workspace, unchanged_scenario
 
 FOLLOWS: Final = {
     Stage.BOOT: Stage.PREPARE,

@@ -13,11 +13,11 @@ from itertools import filterfalse
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
-from orchestrator.config import ArmConfig
+from orchestrator.core.config import ArmConfig
+from orchestrator.core.records import TrialKey
 from orchestrator.engine.budgets import arm_used_up
+from orchestrator.engine.context import Context
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.engine.work import Context
-from orchestrator.model import TrialKey
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 
 import anyio
 
-from orchestrator.errors import SweepError
+from orchestrator.core.errors import SweepError
 
 #: Cancels at once, as a second signal does: what `sweep stop --now` sends.
 NOW: Final = signal.SIGUSR1

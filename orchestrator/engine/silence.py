@@ -12,8 +12,8 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from orchestrator.errors import WorldError
-from orchestrator.runloop.contract import Endpoint
+from orchestrator.core.errors import WorldError
+from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds between two looks.
 LOOK_EVERY: Final = 1.0

@@ -11,13 +11,10 @@ from typing import Any, Final
 import anyio
 import structlog
 
-from orchestrator.agentkit.contract import Agent, Result, Task
-from orchestrator.config import SweepConfig
-from orchestrator.engine.agent_log import AgentLog
-from orchestrator.engine.gather import bring_home, bring_verifier_home, take_snapshot
-from orchestrator.engine.work import LOG, Context, Work, given
-from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.errors import (
+from orchestrator.agentkit.agent import Agent, Result, Task
+from orchestrator.common.locks import birth
+from orchestrator.core.config import SweepConfig
+from orchestrator.core.errors import (
     AgentCrashed,
     AgentTimedOut,
     Conflicted,
@@ -30,10 +27,9 @@ from orchestrator.errors import (
     Unavailable,
     WorldError,
 )
-from orchestrator.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
-from orchestrator.ledger import Attempt
-from orchestrator.locks import birth
-from orchestrator.model import (
+from orchestrator.core.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted
+from orchestrator.core.ledger import Attempt
+from orchestrator.core.records import (
     DEVBOX_DEAD,
     RUN_ALIVE,
     RUN_RESULT,
@@ -46,7 +42,11 @@ from orchestrator.model import (
     Settlement,
     path_part,
 )
-from orchestrator.stages import Stage
+from orchestrator.core.stages import Stage
+from orchestrator.engine.agent_log import AgentLog
+from orchestrator.engine.artifacts.collect import bring_home, bring_verifier_home, take_snapshot
+from orchestrator.engine.context import LOG, Context, Work, given
+from orchestrator.engine.workspace import DevboxWorkspace
 
 #: Seconds in which what the tests wrote beside their score must come home.
 VERIFIER_PATIENCE: Final = 60.0

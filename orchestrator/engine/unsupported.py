@@ -5,13 +5,13 @@ Not by a worker: there is no devbox to wait for, and a row of such failures says
 
 from collections.abc import Iterable
 
+from orchestrator.core.errors import Unsupported
+from orchestrator.core.events import TrialFinished
+from orchestrator.core.ledger import Trial
+from orchestrator.core.records import Failure, Outcome, TrialKey
+from orchestrator.core.stages import Stage
+from orchestrator.engine.context import Context, Work, attempt_folder
 from orchestrator.engine.result import result_line
-from orchestrator.engine.work import Context, Work, attempt_folder
-from orchestrator.errors import Unsupported
-from orchestrator.events import TrialFinished
-from orchestrator.ledger import Trial
-from orchestrator.model import Failure, Outcome, TrialKey
-from orchestrator.stages import Stage
 
 
 async def give_up(ctx: Context, owed: Iterable[TrialKey]) -> None:

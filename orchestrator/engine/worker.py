@@ -4,13 +4,13 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from orchestrator.core.errors import InternalError, SweepError, SweepHalted
+from orchestrator.core.records import TrialKey
+from orchestrator.engine.context import Context
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.resume import reconcile
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.engine.work import Context
-from orchestrator.errors import InternalError, SweepError, SweepHalted
-from orchestrator.model import TrialKey
 
 
 async def serve(

@@ -22,13 +22,13 @@ from uuid import uuid4
 import anyio
 import structlog
 
-from orchestrator.agentkit.contract import ExecResult, OnOutput, whole
+from orchestrator.agentkit.agent import ExecResult, OnOutput, whole
+from orchestrator.core.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
+from orchestrator.core.ledger import Attempt
+from orchestrator.core.records import Devbox, Execution
+from orchestrator.endpoint.contract import Endpoint
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.redact import NO_SECRETS, Redactor
-from orchestrator.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
-from orchestrator.ledger import Attempt
-from orchestrator.model import Devbox, Execution
-from orchestrator.runloop.contract import Endpoint
 
 #: Seconds that our own timer leaves the script to end the agent itself.
 BACKSTOP: Final = 60.0

@@ -14,8 +14,8 @@ from typing import Final, Self
 
 import orjson
 
-from orchestrator.errors import UsageError
-from orchestrator.locks import Held, Kind, hold
+from orchestrator.common.locks import Held, Kind, hold
+from orchestrator.core.errors import UsageError
 
 ADDRESS: Final = "address.json"
 

@@ -29,50 +29,50 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrator.errors import UsageError, leaf
-from orchestrator.locks import Kind
+from orchestrator.common.locks import Kind
+from orchestrator.core.errors import UsageError, leaf
 from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
-from orchestrator.service.api import devboxes as devbox_routes
-from orchestrator.service.api.activity import Activity
-from orchestrator.service.api.app import application
-from orchestrator.service.api.benchmarks import BenchmarkRunRoutes, Benchmarks
-from orchestrator.service.api.gate import Gate, Names
-from orchestrator.service.api.policies import NetworkPolicyRoutes
-from orchestrator.service.api.protocol import BoundedHeads, Strangers
-from orchestrator.service.api.published import PLACES, PublishedOnly
-from orchestrator.service.api.runs import ScenarioRunRoutes
-from orchestrator.service.api.scenarios import Scenarios
-from orchestrator.service.api.scorers import Scorers
-from orchestrator.service.api.secrets import Secrets
-from orchestrator.service.api.settlements import SettlementRoutes
-from orchestrator.service.api.sweep import Facts, Sweep
-from orchestrator.service.catalog.catalog import Catalog
-from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.catalog.environments import Environments
-from orchestrator.service.chaos.boxes import ChaosProvider
-from orchestrator.service.chaos.dice import Dice
-from orchestrator.service.chaos.executions import ChaosExecutions
-from orchestrator.service.chaos.requests import Droppable, RequestFaults
-from orchestrator.service.chaos.rules import Rules
-from orchestrator.service.chaos.scoring import ChaosScoring
-from orchestrator.service.devboxes.contract import Capability, Provider
-from orchestrator.service.devboxes.keeper import Keeper
-from orchestrator.service.devboxes.limits import unlimited
-from orchestrator.service.devboxes.local.provider import LocalProvider
-from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.dialect import OURS, Dialect
-from orchestrator.service.egress.policies import NetworkPolicies
-from orchestrator.service.fleet.executions import Executions
-from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.installs.installs import Installs
-from orchestrator.service.installs.layers import cache_folder
+from orchestrator.service.compatibility import OURS, Dialect
+from orchestrator.service.definitions.catalog import Catalog
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.definitions.environments import Environments
+from orchestrator.service.devboxes.executions import Executions
+from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.network_policies import NetworkPolicies
+from orchestrator.service.environments.installs.installs import Installs
+from orchestrator.service.environments.installs.layers import cache_folder
+from orchestrator.service.http import devboxes as devbox_routes
+from orchestrator.service.http.activity import Activity
+from orchestrator.service.http.app import application
+from orchestrator.service.http.benchmarks import BenchmarkRunRoutes, Benchmarks
+from orchestrator.service.http.gate import Gate, Names
+from orchestrator.service.http.policies import NetworkPolicyRoutes
+from orchestrator.service.http.protocol import BoundedHeads, Strangers
+from orchestrator.service.http.runs import ScenarioRunRoutes
+from orchestrator.service.http.scenarios import Scenarios
+from orchestrator.service.http.scorers import Scorers
+from orchestrator.service.http.secrets import Secrets
+from orchestrator.service.http.settlements import SettlementRoutes
+from orchestrator.service.http.strict_compat import PLACES, PublishedOnly
+from orchestrator.service.http.sweep import Facts, Sweep
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE, Scorings
 from orchestrator.service.runs.settlements import Settlements
+from orchestrator.service.sandbox.base_provider import Keeper
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.limits import unlimited
+from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.provider import Capability, Provider
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Store
+from orchestrator.testing.chaos.boxes import ChaosProvider
+from orchestrator.testing.chaos.dice import Dice
+from orchestrator.testing.chaos.executions import ChaosExecutions
+from orchestrator.testing.chaos.requests import Droppable, RequestFaults
+from orchestrator.testing.chaos.rules import Rules
+from orchestrator.testing.chaos.scoring import ChaosScoring
 
 BACKLOG: Final = 4096
 KEEP_ALIVE: Final = 75

@@ -27,8 +27,9 @@ import anyio
 import orjson
 import structlog
 
-from orchestrator.errors import InternalError, NotFound, Unwritable, UsageError
-from orchestrator.locks import Kind
+from orchestrator.common.locks import Kind
+from orchestrator.core.errors import InternalError, UsageError
+from orchestrator.service.errors import NotFound, Unwritable
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]

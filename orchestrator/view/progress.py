@@ -15,12 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.ledger import Ledger
-from orchestrator.model import Outcome, TrialKey
-from orchestrator.plan import Plan
-from orchestrator.printable import counted, printable
-from orchestrator.stages import Stage
-from orchestrator.view import out
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.plan import Plan
+from orchestrator.core.printable import counted, printable
+from orchestrator.core.records import Outcome, TrialKey
+from orchestrator.core.stages import Stage
+from orchestrator.view import console
 from orchestrator.view.report import as_json, as_table, duration, number, report
 
 Style = Literal["terminal", "plain", "json"]
@@ -115,7 +115,7 @@ async def tell_slow_phases(state: State, style: Style, until: anyio.Event) -> No
     slow = SlowPhases(state, SLOW if style == "terminal" else SLOW_START)
     while not until.is_set():
         if (words := slow.due()) is not None:
-            out.say(words, to_stderr=style == "json")
+            console.say(words, to_stderr=style == "json")
         await anyio.sleep(REDRAW)
 
 
@@ -128,7 +128,7 @@ class Progress:
         self._state = state
         self._folder = folder
         self._style = style
-        self._page = out.Page(LINE)
+        self._page = console.Page(LINE)
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
         self._begin()
         self._slow = SlowPhases(state)
@@ -150,7 +150,7 @@ class Progress:
     def say(self, *messages: str) -> None:
         """Tell the person at the screen something, each on a line of its own."""
         for message in messages:
-            out.say(message, to_stderr=self._style == "json")
+            console.say(message, to_stderr=self._style == "json")
 
     async def show(self) -> None:
         """Draw until canceled."""
@@ -158,12 +158,12 @@ class Progress:
             await self._show_lines()
             return
         while True:
-            out.show(self._page.lay_out(self._screen(), highest=self._page.height))
+            console.show(self._page.lay_out(self._screen(), highest=self._page.height))
             await anyio.sleep(REDRAW)
 
     def finish(self) -> None:
         """Draw the end: the last lines, the table, where the files are."""
-        out.show(())
+        console.show(())
         for line in self._new_lines():
             self._line(line)
         whole = report(self._ledger, self._plan, self._folder)
@@ -171,7 +171,7 @@ class Progress:
         stop = self._state.stop if left else None
         if self._style == "json":
             stopped = {"stopped": stop} if stop else {}
-            out.say_json({"event": "sweep"} | as_json(whole) | stopped)
+            console.say_json({"event": "sweep"} | as_json(whole) | stopped)
         else:
             self._page.print(as_table(whole))
         if stop:
@@ -254,7 +254,7 @@ class Progress:
             "seconds": round(trial.seconds, 3),
         }
         if self._style == "json":
-            out.say_json(facts)
+            console.say_json(facts)
             return
         ending = number(trial.score) if trial.outcome is Outcome.SCORED else f"{trial.outcome}: {trial.failure}"
         flags = f" ({', '.join(trial.flags)})" if trial.flags else ""

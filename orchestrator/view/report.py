@@ -15,12 +15,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.journal import RESULTS
-from orchestrator.ledger import UNSUPPORTED, Ledger, Trial
-from orchestrator.model import Flag, Outcome, TrialKey, path_part
-from orchestrator.plan import Plan
-from orchestrator.printable import printable, shortened
-from orchestrator.runs import as_typed
+from orchestrator.core.ledger import UNSUPPORTED, Ledger, Trial
+from orchestrator.core.plan import Plan
+from orchestrator.core.printable import printable, shortened
+from orchestrator.core.records import Flag, Outcome, TrialKey, path_part
+from orchestrator.rundir.files import RESULTS
+from orchestrator.rundir.sweep_index import as_typed
 from orchestrator.view.interval import interval
 
 #: Failures, and flags, that are named under the table.

@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio
 import pytest
 
-from orchestrator.agentkit.contract import ExecResult, OnOutput, Task, Workspace, whole
+from orchestrator.agentkit.agent import ExecResult, OnOutput, Task, Workspace, whole
 
 
 @dataclass(slots=True, kw_only=True)

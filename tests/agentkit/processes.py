@@ -8,9 +8,9 @@ from pathlib import Path
 
 import anyio
 
-from orchestrator.agentkit.contract import Task
+from orchestrator.agentkit.agent import Task
 from orchestrator.agentkit.loader import load
-from orchestrator.locks import birth
+from orchestrator.common.locks import birth
 
 from .conftest import LocalWorkspace
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.agentkit.agentfile import parse_definition
-from orchestrator.agentkit.command import CommandAgent, tail
+from orchestrator.agentkit.file.agentfile import parse_definition
+from orchestrator.agentkit.file.command import CommandAgent, tail
 from orchestrator.agentkit.loader import load
-from orchestrator.errors import AgentSetupFailed
+from orchestrator.core.errors import AgentSetupFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import pytest
 
-from orchestrator.agentkit.command import as_bytes
+from orchestrator.agentkit.file.command import as_bytes
 from orchestrator.agentkit.loader import check, load
 
 from .processes import is_alive, living_children, open_descriptors
@@ -19,7 +19,7 @@ from .processes import is_alive, living_children, open_descriptors
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from orchestrator.agentkit.contract import Agent
+    from orchestrator.agentkit.agent import Agent
     from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agentkit.agentfile import parse_definition, read_definition
-from orchestrator.agentkit.definition import Definition
-from orchestrator.errors import UsageError
+from orchestrator.agentkit.file.agentfile import parse_definition, read_definition
+from orchestrator.agentkit.file.definition import Definition
+from orchestrator.core.errors import UsageError
 
 
 def parse(text: str) -> Definition:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.host.program import HostCommandAgent
 from orchestrator.agentkit.loader import load
 
 from .processes import at_work, is_alive

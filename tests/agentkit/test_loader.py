@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import orchestrator
-from orchestrator.agentkit.command import CommandAgent
-from orchestrator.agentkit.contract import Agent
-from orchestrator.agentkit.host import HostCommandAgent
+from orchestrator.agentkit.agent import Agent
+from orchestrator.agentkit.file.command import CommandAgent
+from orchestrator.agentkit.host.program import HostCommandAgent
 from orchestrator.agentkit.loader import available, builtin_folder, check, find, lacking, load, supply
-from orchestrator.agentkit.python import PythonAgent
-from orchestrator.errors import UsageError
+from orchestrator.agentkit.python.agent import PythonAgent
+from orchestrator.core.errors import UsageError
 
 pytestmark = pytest.mark.anyio
 
@@ -339,9 +339,9 @@ def test_nothing_of_ours_is_importable_as_agents() -> None:
 def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> None:
     """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
     package = tmp_path / "orchestrator"
-    shutil.copytree(Path(orchestrator.__file__).parent / "agentkit", package / "agentkit")
-    for name in ("__init__.py", "errors.py", "locks.py", "model.py", "program.py"):
-        shutil.copy(Path(orchestrator.__file__).with_name(name), package / name)
+    for part in ("agentkit", "common", "core"):
+        shutil.copytree(Path(orchestrator.__file__).parent / part, package / part)
+    shutil.copy(orchestrator.__file__, package / "__init__.py")
     shutil.copytree(builtin_folder(), package / "agents")
     code = "from orchestrator.agentkit.loader import available; print(*(each.file for each in available(())))"
     listed = subprocess.run(

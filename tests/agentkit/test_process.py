@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from orchestrator.agentkit.process import Worker, end_process
-from orchestrator.locks import birth
+from orchestrator.common.locks import birth
 
 pytestmark = pytest.mark.anyio
 

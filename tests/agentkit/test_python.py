@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from orchestrator.agentkit.contract import Result
+from orchestrator.agentkit.agent import Result
 from orchestrator.agentkit.loader import check, load
-from orchestrator.agentkit.python import PythonAgent
-from orchestrator.agentkit.worker import job
-from orchestrator.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
+from orchestrator.agentkit.python.agent import PythonAgent
+from orchestrator.agentkit.python.worker import job
+from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
 
 from .processes import at_work, is_alive, living_children, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from orchestrator.agentkit.contract import Task
+    from orchestrator.agentkit.agent import Task
     from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator.agentkit.relay import Access, open_relay
+from orchestrator.agentkit.host.devbox_proxy import Access, open_relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

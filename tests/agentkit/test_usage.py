@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.agentkit.agentfile import parse_definition
-from orchestrator.agentkit.command import CommandAgent
-from orchestrator.agentkit.contract import is_usage
-from orchestrator.agentkit.usage import MAX_LINE, read_usage
-from orchestrator.errors import DevboxLost
+from orchestrator.agentkit.agent import is_usage
+from orchestrator.agentkit.file.agentfile import parse_definition
+from orchestrator.agentkit.file.command import CommandAgent
+from orchestrator.agentkit.file.usage import MAX_LINE, read_usage
+from orchestrator.core.errors import DevboxLost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,7 +163,7 @@ async def test_documents_without_end_or_bottom_are_passed_over(workspace: LocalW
 )
 def test_skipping_lines_without_the_name_loses_nothing(documents: list[dict[str, Any]]) -> None:
     """The quick look for the last name of a path agrees with looking at every line."""
-    from orchestrator.agentkit.usage import _Finder, _look
+    from orchestrator.agentkit.file.usage import _Finder, _look
 
     for path in ("$..n", "$..['n', 'b']", "$.*[?@.n].b"):
         finder, plain = (_Finder(path, is_usage, "sum") for _ in range(2))

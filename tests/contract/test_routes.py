@@ -26,9 +26,9 @@ from runloop_api_client import (
 )
 from runloop_api_client.lib.polling import PollingConfig
 
-from orchestrator.errors import SandboxUnavailable
+from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.devboxes.local.provider import check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import check_sandbox
 from orchestrator.service.server import Isolation, serve
 
 pytestmark = [

@@ -37,13 +37,13 @@ import structlog
 
 import orchestrator
 from orchestrator import cli
+from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.gateway import Gateway
 from orchestrator.engine import workspace
-from orchestrator.runloop.contract import Endpoint
-from orchestrator.runloop.gateway import Gateway
 
 JOURNAL: Final = "journal.jsonl"
 #: Run by other interpreters, by path: no part of what is imported here.
-ELSEWHERE: Final = ("orchestrator.agentkit.builtin.", "orchestrator.agentkit.worker.")
+ELSEWHERE: Final = ("orchestrator.agentkit.builtin.", "orchestrator.agentkit.python.worker.")
 #: Calls of which there are several kinds in one stage: each is a point of its own.
 IN_DEVBOX: Final = frozenset({"execute", "read_file", "write_file"})
 

@@ -9,8 +9,9 @@ from typing import Final
 
 import orjson
 
-from orchestrator.errors import ServiceError, SweepError
-from orchestrator.policy import RULES, Action
+from orchestrator.core.errors import SweepError
+from orchestrator.core.retry_policy import RULES, Action
+from orchestrator.service.errors import ServiceError
 
 from .weather import ARMS, SAID, World, score_of, wait_until
 from .witness import Result, read_results, remains, sweep_id, trial_of

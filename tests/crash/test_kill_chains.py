@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.events import KINDS
+from orchestrator.core.events import KINDS
 
 from .conftest import Ground, Story
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.app import BUNDLED
+from orchestrator.commands import BUNDLED
 
 if TYPE_CHECKING:
     from .conftest import Desk

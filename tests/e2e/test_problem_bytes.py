@@ -17,17 +17,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from runloop_api_client import AsyncRunloop
 
-from orchestrator.agentkit.contract import Task
+from orchestrator.agentkit.agent import Task
 from orchestrator.agentkit.loader import load
+from orchestrator.endpoint.gateway import Gateway
 from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.runloop.gateway import Gateway
 from orchestrator.service.server import Isolation, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from orchestrator.model import Devbox
+    from orchestrator.core.records import Devbox
     from orchestrator.service.address import Address
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from orchestrator import __version__
-from orchestrator.agentkit import helper
-from orchestrator.agentkit.agentfile import parse_definition
+from orchestrator.agentkit.file.agentfile import parse_definition
+from orchestrator.agentkit.host import workspace_cli
 from orchestrator.agentkit.loader import available
 from orchestrator.cli import app
 
@@ -197,7 +197,7 @@ def test_every_word_for_the_devbox_in_the_readme_is_one(capsys: pytest.CaptureFi
     (words,) = (line.split()[2] for line in sweep_lines() if line.startswith("sweep workspace exec|"))
     for word in words.split("|"):
         with pytest.raises(SystemExit, match=r"^0$"):
-            helper.main([word, "--help"])
+            workspace_cli.main([word, "--help"])
         assert capsys.readouterr().out.startswith(f"usage: sweep workspace {word} ")
 
 
@@ -228,7 +228,7 @@ def test_every_option_and_file_that_the_readme_names_exists() -> None:
 
 def test_the_readmes_settings_file_is_understood(desk: "Desk", tmp_path: Path) -> None:
     """All but its agents, which the reader has."""
-    from orchestrator.config import load_file, resolve
+    from orchestrator.core.config import load_file, resolve
 
     (text,) = [block for block in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[timeouts]" in block]
     (tmp_path / "sweep.toml").write_text(text)

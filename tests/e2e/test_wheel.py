@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from orchestrator import __version__
-from orchestrator.app import BUNDLED
+from orchestrator.commands import BUNDLED
 
 from .conftest import ROOT
 

@@ -13,8 +13,8 @@ from typing import Final
 import anyio
 import pytest
 
-from orchestrator.app import BUNDLED
-from orchestrator.embedded import Service, _state_folder
+from orchestrator.commands import BUNDLED
+from orchestrator.endpoint.embedded_service import Service, _state_folder
 
 PATIENCE: Final = 60.0
 

@@ -18,8 +18,8 @@ import orjson
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
-from orchestrator.embedded import Address, _loopback
-from orchestrator.errors import UsageError
+from orchestrator.core.errors import UsageError
+from orchestrator.endpoint.embedded_service import Address, _loopback
 
 from .conftest import Place, until
 
@@ -30,8 +30,8 @@ TOKEN = "the-token-of-a-service-that-is-no-more"
 SWEEP = """
 import sys, anyio
 from pathlib import Path
-from orchestrator.app import BUNDLED
-from orchestrator.embedded import Service
+from orchestrator.commands import BUNDLED
+from orchestrator.endpoint.embedded_service import Service
 
 async def main():
     async with Service.open(Path(sys.argv[1]), benchmarks=[BUNDLED], isolation="none"):

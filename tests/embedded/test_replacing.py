@@ -11,8 +11,8 @@ import anyio
 import httpx
 import pytest
 
-from orchestrator.embedded import Address, Service
-from orchestrator.errors import Unavailable, leaf
+from orchestrator.core.errors import Unavailable, leaf
+from orchestrator.endpoint.embedded_service import Address, Service
 
 from .conftest import Place, until
 

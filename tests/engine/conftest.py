@@ -11,20 +11,20 @@ import anyio
 import pytest
 
 from orchestrator.agentkit import loader
-from orchestrator.config import resolve
+from orchestrator.core.config import resolve
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.plan import Plan
+from orchestrator.core.records import ScenarioSummary, TrialKey
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
-from orchestrator.engine.breaker import Breaker
-from orchestrator.engine.limits import Limits
-from orchestrator.engine.remote import Remote
+from orchestrator.engine.circuit_breaker import Breaker
+from orchestrator.engine.concurrency import Limits
+from orchestrator.engine.context import Arm, Context
+from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.silence import Silence
-from orchestrator.engine.work import Arm, Context
 from orchestrator.engine.worker import run_all
-from orchestrator.ledger import Ledger
-from orchestrator.model import ScenarioSummary, TrialKey
-from orchestrator.plan import Plan
-from orchestrator.testing import MemoryEndpoint, MemorySink, Script, run_virtually
+from orchestrator.testing.endpoint import MemoryEndpoint, MemorySink, Script, run_virtually
 
 
 @dataclass

@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from orchestrator.events import StageFinished
-from orchestrator.model import Outcome
-from orchestrator.testing import Script
+from orchestrator.core.events import StageFinished
+from orchestrator.core.records import Outcome
+from orchestrator.testing.endpoint import Script
 
 from .conftest import MakeSweep, Sweep
 

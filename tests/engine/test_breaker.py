@@ -2,8 +2,7 @@
 
 import pytest
 
-from orchestrator.engine.breaker import Breaker
-from orchestrator.errors import (
+from orchestrator.core.errors import (
     AgentCrashed,
     AgentSetupFailed,
     DevboxFailed,
@@ -15,9 +14,10 @@ from orchestrator.errors import (
     Throttled,
     Unavailable,
 )
-from orchestrator.ledger import Trial
-from orchestrator.model import Flag, Outcome
-from orchestrator.stages import Stage
+from orchestrator.core.ledger import Trial
+from orchestrator.core.records import Flag, Outcome
+from orchestrator.core.stages import Stage
+from orchestrator.engine.circuit_breaker import Breaker
 
 
 class Told:

@@ -6,16 +6,16 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.config import SweepConfig, moment, resolve
+from orchestrator.core.config import SweepConfig, moment, resolve
+from orchestrator.core.events import Event, StageEntered, StageFinished, SweepOpened, TrialFinished
+from orchestrator.core.ledger import UNWATCHED, Ledger, fold
+from orchestrator.core.records import Outcome
+from orchestrator.core.stages import Stage
 from orchestrator.engine.budgets import LOOK_EVERY, Budgets, watch
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
-from orchestrator.events import Event, StageEntered, StageFinished, SweepOpened, TrialFinished
-from orchestrator.journal import now
-from orchestrator.ledger import UNWATCHED, Ledger, fold
-from orchestrator.model import Outcome
-from orchestrator.stages import Stage
-from orchestrator.testing import Script, run_virtually
+from orchestrator.rundir.clock import now
+from orchestrator.testing.endpoint import Script, run_virtually
 
 from .conftest import MakeSweep, Sweep
 

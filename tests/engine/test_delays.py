@@ -1,9 +1,9 @@
 """What waits while the endpoint refuses: neither a devbox nor a worker, and no trial pays for it."""
 
-from orchestrator.errors import ScoringFault, Throttled, Unavailable
-from orchestrator.events import StageEntered
-from orchestrator.model import Outcome
-from orchestrator.testing import Script
+from orchestrator.core.errors import ScoringFault, Throttled, Unavailable
+from orchestrator.core.events import StageEntered
+from orchestrator.core.records import Outcome
+from orchestrator.testing.endpoint import Script
 
 from .conftest import MakeSweep
 

@@ -14,11 +14,11 @@ from typing import Final
 
 import pytest
 
-from orchestrator.agentkit.contract import Leavings
-from orchestrator.engine.packing import packing, packing_verifier
-from orchestrator.engine.parcel import MOST_LINES, Account, Limits, join, shown_before, unpack
+from orchestrator.agentkit.agent import Leavings
+from orchestrator.engine.artifacts.pack import packing, packing_verifier
+from orchestrator.engine.artifacts.snapshot import patching, snapshot
+from orchestrator.engine.artifacts.unpack import MOST_LINES, Account, Limits, join, shown_before, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
-from orchestrator.engine.snapshot import patching, snapshot
 
 needs_git: Final = pytest.mark.skipif(shutil.which("git") is None, reason="git is not there")
 BARE: Final = ("bash", "cat", "cp", "cut", "diff", "find", "head", "ln", "mkdir", "mv", "rm", "sh", "sort", "split")
@@ -205,7 +205,7 @@ def test_where_no_patch_can_be_made_the_reason_is_said(box: Box, tmp_path: Path)
 
 @needs_git
 def test_a_tree_that_is_too_large_is_left_alone(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.engine.snapshot.MOST_FILES", 10)
+    monkeypatch.setattr("orchestrator.engine.artifacts.snapshot.MOST_FILES", 10)
     box.sh("for n in {1..20}; do echo $n >$n; done")
     box.snapshot()
     assert box.diff() == ["no-patch the working directory is too large"]
@@ -427,7 +427,7 @@ def test_what_is_masked_is_counted_by_file_and_variable(tmp_path: Path) -> None:
 
 def test_what_a_patch_shows_of_the_time_before_is_the_scenarios_own() -> None:
     known = Redactor([("MODEL", "qwen-coder-30b"), ("KEY", "hunter2-hunter2")])
-    patch = b"--- a/x\n+++ b/x\n@@ -1 +1 @@\n model = qwen-coder-30b\n-old\n+hunter2-hunter2 qwen-coder-30b\n"
+    patch = b"--- a/x\n+++ b/x\n -1 +1 \n model = qwen-coder-30b\n-old\n+hunter2-hunter2 qwen-coder-30b\n"
     own = shown_before(io.BytesIO(patch), known)
     assert own == {"MODEL"}
     assert known.without(own).mask(patch) == patch.replace(b"hunter2-hunter2", b"*" * 15)

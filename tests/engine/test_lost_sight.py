@@ -10,11 +10,11 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.awake import LATE, AwakeLoop
-from orchestrator.errors import Missing
-from orchestrator.ledger import Ledger
-from orchestrator.model import Outcome, ScenarioSummary
-from orchestrator.testing import MemoryEndpoint, Script
+from orchestrator.common.awake import LATE, AwakeLoop
+from orchestrator.core.errors import Missing
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.records import Outcome, ScenarioSummary
+from orchestrator.testing.endpoint import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 from .test_resume import die_after
@@ -152,7 +152,7 @@ def test_a_service_that_could_ask_no_scorer_is_told_to_try_again_later(
 
 SLEEPER = """
 import anyio
-from orchestrator.awake import AwakeLoop
+from orchestrator.common.awake import AwakeLoop
 
 async def main():
     with anyio.move_on_after(LIMIT) as scope:

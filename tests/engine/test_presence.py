@@ -5,10 +5,10 @@ import os
 import anyio
 import pytest
 
+from orchestrator.common.locks import birth
+from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.engine.presence import FORGOTTEN, Presence
-from orchestrator.errors import Unavailable, UsageError
-from orchestrator.locks import birth
-from orchestrator.testing import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
 
 ELSEWHERE = "process 7 on another-machine, of boot 1"
 

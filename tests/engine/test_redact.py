@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.events import AttemptEnded, StageEntered, to_line
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.records import Outcome
+from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog, is_cut
 from orchestrator.engine.redact import NO_SECRETS, SHORTEST, MaskingSink, Redactor
-from orchestrator.events import AttemptEnded, StageEntered, to_line
-from orchestrator.ledger import Ledger
-from orchestrator.model import Outcome
-from orchestrator.stages import Stage
-from orchestrator.testing import MemorySink, run_virtually
+from orchestrator.testing.endpoint import MemorySink, run_virtually
 
 SECRET: Final = """it's "quoted" $HOME `id` \\ ü漢🙂 /+?&="""
 KEYS: Final = "-----BEGIN KEY-----\nAAAAbbbbCCCCdddd1234\nEEEEffffGGGG+/==\n-----END KEY-----\n"

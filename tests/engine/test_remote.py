@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.errors import SweepCanceled, Unavailable
-from orchestrator.ledger import fold
-from orchestrator.model import BenchmarkRun, Devbox, Outcome, ScenarioRun
-from orchestrator.testing import MemoryEndpoint, Script
+from orchestrator.core.errors import SweepCanceled, Unavailable
+from orchestrator.core.ledger import fold
+from orchestrator.core.records import BenchmarkRun, Devbox, Outcome, ScenarioRun
+from orchestrator.testing.endpoint import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 from .test_resume import die_after

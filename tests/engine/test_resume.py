@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from orchestrator.core.errors import Unavailable
+from orchestrator.core.events import Event, StageEntered, StageFinished
+from orchestrator.core.ledger import Attempt, fold
+from orchestrator.core.records import Devbox, Outcome, ScenarioRun
+from orchestrator.core.stages import Stage
 from orchestrator.engine.resume import next_stage
-from orchestrator.errors import Unavailable
-from orchestrator.events import Event, StageEntered, StageFinished
-from orchestrator.ledger import Attempt, fold
-from orchestrator.model import Devbox, Outcome, ScenarioRun
-from orchestrator.stages import Stage
-from orchestrator.testing import MemoryEndpoint, Script
+from orchestrator.testing.endpoint import MemoryEndpoint, Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -8,15 +8,15 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.app.sweeps import complete
+from orchestrator.commands.run_sweep import complete
+from orchestrator.core.errors import AgentSetupFailed, DevboxFailed, Throttled, Unavailable
+from orchestrator.core.events import Event
+from orchestrator.core.ledger import fold
+from orchestrator.core.records import Outcome
 from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.lifecycle import LAST_RITES
 from orchestrator.engine.worker import run_all
-from orchestrator.errors import AgentSetupFailed, DevboxFailed, Throttled, Unavailable
-from orchestrator.events import Event
-from orchestrator.ledger import fold
-from orchestrator.model import Outcome
-from orchestrator.testing import MemorySink, Script, run_virtually
+from orchestrator.testing.endpoint import MemorySink, Script, run_virtually
 
 from .conftest import MakeSweep, Sweep
 

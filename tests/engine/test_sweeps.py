@@ -7,13 +7,13 @@ from typing import Any
 import anyio
 import pytest
 
+from orchestrator.core.errors import Refused, Throttled, Unauthorized, Unavailable
+from orchestrator.core.records import Outcome, ScenarioRun, TrialKey
+from orchestrator.core.stages import Stage
 from orchestrator.engine.scheduler import Lane, Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.engine.workspace import BACKSTOP
-from orchestrator.errors import Refused, Throttled, Unauthorized, Unavailable
-from orchestrator.model import Outcome, ScenarioRun, TrialKey
-from orchestrator.stages import Stage
-from orchestrator.testing import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
 
 from .conftest import MakeSweep
 

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import anyio
-from orchestrator import logs
+from orchestrator.common import logs
 from orchestrator.engine import watchdog
 from orchestrator.engine.watchdog import Watchdog
 

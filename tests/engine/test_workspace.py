@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.agentkit.contract import ExecResult
+from orchestrator.agentkit.agent import ExecResult
+from orchestrator.core.errors import DevboxLost, Missing, Unavailable, WorldError
+from orchestrator.core.ledger import Attempt
+from orchestrator.core.records import Devbox, Execution
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.workspace import _NOT_THERE, _NOT_WRITTEN, DevboxWorkspace, _check
-from orchestrator.errors import DevboxLost, Missing, Unavailable, WorldError
-from orchestrator.ledger import Attempt
-from orchestrator.model import Devbox, Execution
-from orchestrator.testing import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
 
 DEVBOX = Devbox(id="dbx_1", status="running")
 OUTPUT = "first line\nsecond line\nthird line\n"

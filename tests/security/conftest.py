@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from orchestrator.service.address import Address
-from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.commands import run
-from orchestrator.service.devboxes.contract import BoxSpec, Command, shell
-from orchestrator.service.devboxes.local import LocalProvider
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.provider import BoxSpec, Command, shell
 from orchestrator.service.server import Isolation, serve
 
 PATIENCE = 30.0

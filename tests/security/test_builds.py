@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.devboxes.contract import BoxStartFailed
+from orchestrator.service.environments.pythons import PythonEnvironments
+from orchestrator.service.environments.requirements import check_requirements
+from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.scoring.contract import PythonScript
-from orchestrator.service.scoring.pythons import PythonEnvironments
-from orchestrator.service.scoring.requirements import check_requirements
 
 pytestmark = pytest.mark.anyio
 PROJECT = """\

@@ -14,11 +14,11 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.errors import UsageError
+from orchestrator.core.errors import UsageError
 from orchestrator.service import server
 from orchestrator.service.address import Address
-from orchestrator.service.api import protocol
-from orchestrator.service.api.gate import Names
+from orchestrator.service.http import protocol
+from orchestrator.service.http.gate import Names
 from orchestrator.service.server import Isolation, raise_open_files, serve
 
 pytestmark = pytest.mark.anyio

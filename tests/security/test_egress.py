@@ -18,13 +18,13 @@ import pytest
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSListener
 
-from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.commands import run as run_in
-from orchestrator.service.devboxes.contract import Command
-from orchestrator.service.egress import dialing
-from orchestrator.service.egress.proxy import MAX_CONNECTIONS, Egress
-from orchestrator.service.egress.rules import Address, Rules
-from orchestrator.service.egress.tally import Verdict
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.commands import run as run_in
+from orchestrator.service.sandbox.egress import dialing
+from orchestrator.service.sandbox.egress.counters import Verdict
+from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress
+from orchestrator.service.sandbox.egress.rules import Address, Rules
+from orchestrator.service.sandbox.provider import Command
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]

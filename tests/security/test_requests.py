@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message
 
-from orchestrator.errors import BadRequest
-from orchestrator.service import wire
+from orchestrator.service import serialization
 from orchestrator.service.address import Address
+from orchestrator.service.errors import BadRequest
 from orchestrator.service.server import Isolation, Service
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def test_a_body_without_end_is_not_read_to_its_end() -> None:
         return {"type": "http.request", "body": b" " * 10_000, "more_body": True}
 
     with pytest.raises(BadRequest, match="larger than 100000 bytes"):
-        await wire._body(Request({"type": "http"}, endless), limit=100_000)
+        await serialization._body(Request({"type": "http"}, endless), limit=100_000)
     assert taken == 110_000
 
 

@@ -10,10 +10,10 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.service import store, wire
+from orchestrator.service import serialization, store
 from orchestrator.service.address import Address
-from orchestrator.service.api import files
-from orchestrator.service.catalog import seam
+from orchestrator.service.definitions import merged_list
+from orchestrator.service.http import files
 from orchestrator.service.server import Isolation, Service
 
 pytestmark = pytest.mark.anyio
@@ -157,7 +157,7 @@ async def test_metadata_is_bounded_wherever_it_is_given(client: httpx.AsyncClien
 async def test_every_body_has_a_limit_that_fits_its_route(client: httpx.AsyncClient) -> None:
     """Also one that comes in chunks, and does not say how long it is."""
     devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]
-    small, rich = wire.MAX_BODY, wire.MAX_RICH_BODY
+    small, rich = serialization.MAX_BODY, serialization.MAX_RICH_BODY
     for path, limit in (
         ("sweep/heartbeat", small),
         (f"devboxes/{devbox}", small),
@@ -207,9 +207,9 @@ async def test_an_upload_has_a_limit_and_is_nothing_but_a_form(
 async def test_a_page_has_room_for_so_much_and_the_next_goes_on(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (store, seam):
+    for module in (store, merged_list):
         monkeypatch.setattr(module, "MAX_PAGE", 10_000)
-    monkeypatch.setattr(seam, "_STEP", 1)
+    monkeypatch.setattr(merged_list, "_STEP", 1)
     large = SCENARIO | {"input_context": {"problem_statement": "p" * 4_000}}
     made = [(await client.post("/v1/scenarios", json=large)).json()["id"] for _ in range(8)]
     benchmark = (await client.post("/v1/benchmarks", json={"name": "b", "scenario_ids": made})).json()["id"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.commands import run, write_file
-from orchestrator.service.devboxes.contract import Command, shell
-from orchestrator.service.devboxes.pipes import Drain, OutputPipe
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.commands import run, write_file
+from orchestrator.service.sandbox.pipes import Drain, OutputPipe
+from orchestrator.service.sandbox.provider import Command, shell
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 

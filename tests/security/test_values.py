@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from orchestrator.service.address import Address
-from orchestrator.service.api.app import MAX_MESSAGE
+from orchestrator.service.http.app import MAX_MESSAGE
 from orchestrator.service.server import Isolation
 
 pytestmark = pytest.mark.anyio

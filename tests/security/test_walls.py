@@ -10,15 +10,15 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from orchestrator.service.catalog.catalog import Catalog
-from orchestrator.service.catalog.environments import Environments
-from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.contract import Bind, BoxSpec, BoxStartFailed
-from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.devboxes.local.commandline import Interpreter, veils
-from orchestrator.service.devboxes.local.filter import ALLOW, RETURN, program
-from orchestrator.service.devboxes.local.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
-from orchestrator.service.devboxes.trees import ENTRY, disk_usage
+from orchestrator.service.definitions.catalog import Catalog
+from orchestrator.service.definitions.environments import Environments
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, veils
+from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
+from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
+from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed
+from orchestrator.service.sandbox.safe_fs import ENTRY, disk_usage
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]

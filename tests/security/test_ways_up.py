@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from orchestrator.service.devboxes.agentbox import AgentBox
-from orchestrator.service.devboxes.contract import BoxSpec
-from orchestrator.service.devboxes.local import LocalProvider
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.provider import BoxSpec
 
 pytestmark = pytest.mark.anyio
 Ask = Callable[[AgentBox, str], Awaitable[str]]

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.errors import Unwritable, WaitExpired
-from orchestrator.service.api.activity import Activity
-from orchestrator.service.api.app import application
-from orchestrator.service.devboxes.contract import BoxDied
+from orchestrator.service.errors import Unwritable, WaitExpired
+from orchestrator.service.http.activity import Activity
+from orchestrator.service.http.app import application
+from orchestrator.service.sandbox.provider import BoxDied
 from orchestrator.service.server import Isolation, Service
 
 pytestmark = pytest.mark.anyio

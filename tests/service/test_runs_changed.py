@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.service.fleet.fleet import Fleet
+from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.server import Isolation, Service
 
 pytestmark = pytest.mark.anyio

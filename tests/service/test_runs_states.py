@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.runs import tally
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.runs import benchmark_score
 from orchestrator.service.runs.states import (
     ALIVE,
     BENCHMARK_RUN_MOVES,
@@ -47,7 +47,7 @@ def db() -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(":memory:")) as connection:
         for table in TABLES:
             table.create(connection)
-        tally.prepare(connection)
+        benchmark_score.prepare(connection)
         yield connection
 
 
@@ -109,17 +109,17 @@ def test_pending_are_the_scenarios_without_a_run_that_is_done_or_alive(db: sqlit
     benchmark_run = benchmark_run_document(*(f"scn_{state}" for state in RunState), "scn_none")
     for number, state in enumerate(RunState):
         RUNS.insert(db, run_document(state, scenario=f"scn_{state}", number=number))
-    assert tally.pending(db, benchmark_run) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
+    assert benchmark_score.pending(db, benchmark_run) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
 
 
 def test_a_benchmark_run_completes_when_every_scenario_is_scored_or_completed(db: sqlite3.Connection) -> None:
     BENCHMARK_RUNS.insert(db, benchmark_run_document("scn_1", "scn_2"))
     RUNS.insert(db, run_document("scored", number=1, score=1.0))
     RUNS.insert(db, run_document("failed", number=2, scenario="scn_2"))
-    tally.settle(db, "bmr_1")
+    benchmark_score.settle(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1")["state"] == "running"
     RUNS.insert(db, run_document("completed", number=3, scenario="scn_2", score=0.5))
-    tally.settle(db, "bmr_1")
+    benchmark_score.settle(db, "bmr_1")
     ended = BENCHMARK_RUNS.get(db, "bmr_1")
     assert ended["state"] == "completed"
     assert ended["score"] == pytest.approx(1.5 / 3), "the failed run counts in the number of runs"
@@ -130,25 +130,25 @@ def test_a_run_scored_after_the_end_still_counts(db: sqlite3.Connection) -> None
     RUNS.insert(db, run_document("scored", number=1, score=1.0))
     second = run_document("running", number=2)
     RUNS.insert(db, second)
-    tally.settle(db, "bmr_1")
+    benchmark_score.settle(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1")["score"] == pytest.approx(0.5)
     RUNS.put(db, run_document("scored", number=2, score=1.0))
-    tally.settle(db, "bmr_1")
+    benchmark_score.settle(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1")["score"] == pytest.approx(1.0)
 
 
 def test_without_runs_there_is_no_score(db: sqlite3.Connection) -> None:
     BENCHMARK_RUNS.insert(db, benchmark_run_document("scn_1"))
-    tally.end(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunState.COMPLETED)
+    benchmark_score.end(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunState.COMPLETED)
     assert "score" not in BENCHMARK_RUNS.get(db, "bmr_1")
 
 
 def test_a_run_of_no_benchmark_settles_nothing(db: sqlite3.Connection) -> None:
-    tally.settle(db, None)
-    tally.settle(db, "bmr_unknown")
+    benchmark_score.settle(db, None)
+    benchmark_score.settle(db, "bmr_unknown")
 
 
 def test_the_tally_reads_no_documents(db: sqlite3.Connection) -> None:
     """The index answers by itself, or a benchmark of thousands would be read again with each score."""
-    plan = db.execute(f"EXPLAIN QUERY PLAN {tally._SELECT}", ("bmr_1",)).fetchall()
+    plan = db.execute(f"EXPLAIN QUERY PLAN {benchmark_score._SELECT}", ("bmr_1",)).fetchall()
     assert any("scenario_runs_tally" in row[-1] for row in plan)

@@ -6,8 +6,8 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from orchestrator.errors import UsageError
-from orchestrator.runloop.gateway import Gateway
+from orchestrator.core.errors import UsageError
+from orchestrator.endpoint.gateway import Gateway
 from orchestrator.service.address import Address
 from orchestrator.service.server import Isolation, serve
 

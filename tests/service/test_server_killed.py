@@ -13,10 +13,10 @@ import anyio
 import httpx
 import pytest
 
-from orchestrator.errors import SandboxUnavailable
+from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.devboxes.limits import CONTROLLERS, PREFIX, _candidates
-from orchestrator.service.devboxes.local import check_sandbox
+from orchestrator.service.sandbox.bwrap import check_sandbox
+from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, _candidates
 from orchestrator.service.server import Isolation, serve
 
 pytestmark = pytest.mark.anyio

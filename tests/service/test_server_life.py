@@ -18,10 +18,10 @@ import httpx
 import pytest
 from anyio.abc import Process
 
-from orchestrator.errors import UsageError
+from orchestrator.core.errors import UsageError
 from orchestrator.service.address import Address, hold_lock, is_loopback
-from orchestrator.service.api.activity import HEARTBEAT, Activity
-from orchestrator.service.api.sweep import proof
+from orchestrator.service.http.activity import HEARTBEAT, Activity
+from orchestrator.service.http.sweep import proof
 from orchestrator.service.server import Isolation, raise_open_files, serve
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from orchestrator.errors import InternalError, NotFound, Unwritable
-from orchestrator.locks import Kind
+from orchestrator.common.locks import Kind
+from orchestrator.core.errors import InternalError
 from orchestrator.service import store as module
+from orchestrator.service.errors import NotFound, Unwritable
 from orchestrator.service.store import DEVBOXES, ListQuery, Store
 
 pytestmark = pytest.mark.anyio

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from orchestrator.events import AttemptEnded, Event, StageEntered, TrialFinished
-from orchestrator.model import ScenarioSummary
-from orchestrator.plan import Plan
-from orchestrator.stages import Stage
-from orchestrator.view.out import Stream, write_by_threads
+from orchestrator.core.events import AttemptEnded, Event, StageEntered, TrialFinished
+from orchestrator.core.plan import Plan
+from orchestrator.core.records import ScenarioSummary
+from orchestrator.core.stages import Stage
+from orchestrator.view.console import Stream, write_by_threads
 
 
 @contextmanager

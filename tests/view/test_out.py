@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import orjson
 import pytest
 
-from orchestrator.view.out import Output
+from orchestrator.view.console import Output
 
 #: Bytes of a pipe that nobody reads, and then some.
 MORE_THAN_A_PIPE = 1 << 17
@@ -186,7 +186,7 @@ def test_who_leaves_at_once_gives_the_cursor_back_or_does_not_wait_for_long() ->
 
 PROGRAM = """
 import os, signal, sys, termios
-from orchestrator.view.out import write_by_threads, finish_writing
+from orchestrator.view.console import write_by_threads, finish_writing
 write_by_threads()
 attributes = termios.tcgetattr(1)
 attributes[3] |= termios.TOSTOP

@@ -10,11 +10,11 @@ import orjson
 import pytest
 from rich.console import Console
 
-from orchestrator.events import Event, StageEntered, StageFinished, TrialReopened
-from orchestrator.ledger import Ledger, fold
-from orchestrator.plan import Plan
-from orchestrator.stages import Stage
-from orchestrator.testing import run_virtually
+from orchestrator.core.events import Event, StageEntered, StageFinished, TrialReopened
+from orchestrator.core.ledger import Ledger, fold
+from orchestrator.core.plan import Plan
+from orchestrator.core.stages import Stage
+from orchestrator.testing.endpoint import run_virtually
 from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style, tell_slow_phases
 
 from .conftest import State, again, failed, make_plan, scored, settle, threads

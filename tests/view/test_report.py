@@ -7,10 +7,10 @@ import orjson
 import pytest
 from rich.console import Console
 
-from orchestrator.events import Event, TrialReopened
-from orchestrator.ledger import fold
-from orchestrator.model import Flag, path_part
-from orchestrator.plan import Plan
+from orchestrator.core.events import Event, TrialReopened
+from orchestrator.core.ledger import fold
+from orchestrator.core.plan import Plan
+from orchestrator.core.records import Flag, path_part
 from orchestrator.view.interval import interval
 from orchestrator.view.report import ArmSummary, Report, amount, as_json, as_table, duration, number, report, span
 

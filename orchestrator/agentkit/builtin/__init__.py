@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orchestrator.agentkit.contract import Leavings
+from orchestrator.agentkit.agent import Leavings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Where the service's devboxes come from, and what is done in them."""
+"""The devboxes of the service and the commands in them, whoever provides the boxes."""

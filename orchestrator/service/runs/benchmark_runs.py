@@ -10,11 +10,12 @@ from typing import Final
 
 import anyio
 
-from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.runs import tally
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.runs import benchmark_score
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.runs.starting import StartRequest, check_startable, secret_values
+from orchestrator.service.runs.start_request import StartRequest, check_startable, secret_values
 from orchestrator.service.runs.states import DONE, BenchmarkRunState, RunState
+from orchestrator.service.serialization import view
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     SCENARIO_RUNS,
@@ -27,7 +28,6 @@ from orchestrator.service.store import (
     now_ms,
     once,
 )
-from orchestrator.service.wire import view
 
 #: What ending a benchmark run makes of its scenario runs: a result that is there is kept, a failure stays one.
 _ENDS: Final[Mapping[RunState, RunState]] = {
@@ -100,9 +100,9 @@ class BenchmarkRuns:
             run = BENCHMARK_RUNS.get(db, run_id)
             ended = self._end_scenario_runs(db, run_id)
             if run["state"] == state:
-                tally.settle(db, run_id)
+                benchmark_score.settle(db, run_id)
             else:
-                tally.end(db, run, state)
+                benchmark_score.end(db, run, state)
             return _whole_view(db, BENCHMARK_RUNS.get(db, run_id)), ended
 
         with anyio.CancelScope(shield=True):
@@ -113,7 +113,7 @@ class BenchmarkRuns:
 
     def _end_scenario_runs(self, db: sqlite3.Connection, run_id: str) -> list[Document]:
         ended = []
-        for entry in tally.entries(db, run_id):
+        for entry in benchmark_score.entries(db, run_id):
             if target := _ENDS.get(entry.state):
                 scenario_run = SCENARIO_RUNS.get(db, entry.id)
                 self._scenario_runs.end_in(db, scenario_run, target)
@@ -123,10 +123,10 @@ class BenchmarkRuns:
 
 def _whole_view(db: sqlite3.Connection, run: Document) -> Document:
     """The view of one run: with what clients before 1.0 read of it, in their spelling."""
-    done = [SCENARIO_RUNS.get(db, entry.id) for entry in tally.entries(db, run["id"]) if entry.state in DONE]
+    done = [SCENARIO_RUNS.get(db, entry.id) for entry in benchmark_score.entries(db, run["id"]) if entry.state in DONE]
     return {
         **view(run),
-        "pending_scenarios": tally.pending(db, run),
+        "pending_scenarios": benchmark_score.pending(db, run),
         "scenario_runs": [_old_view(each) for each in done if "scoring_contract_result" in each],
     }
 

@@ -19,10 +19,10 @@ from typing import IO, Final
 import anyio
 import orjson
 
-from orchestrator.service.fleet.logs import collect
-from orchestrator.service.fleet.spool import STREAMS, spool_path
+from orchestrator.service.devboxes.logs import collect
+from orchestrator.service.devboxes.spool import STREAMS, spool_path
+from orchestrator.service.serialization import view
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, SCENARIO_RUNS, Document, Store
-from orchestrator.service.wire import view
 
 MAX_TOTAL: Final = 512 << 20
 _PIECE: Final = 1 << 20

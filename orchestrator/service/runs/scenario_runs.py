@@ -12,17 +12,16 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.catalog.environments import Environments
-from orchestrator.service.devboxes.prepared import Prepare, Prepared
-from orchestrator.service.dialect import Dialect
-from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.requests import DevboxRequest, mounted_files, mounted_install
-from orchestrator.service.runs import tally
+from orchestrator.service.compatibility import Dialect
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.definitions.environments import Environments
+from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.requests import DevboxRequest, mounted_files, mounted_install
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.runs import benchmark_score
 from orchestrator.service.runs.scorings import Scorings, end_run
 from orchestrator.service.runs.settlements import note_broken
-from orchestrator.service.runs.starting import (
+from orchestrator.service.runs.start_request import (
     Profile,
     StartRequest,
     check_startable,
@@ -33,8 +32,10 @@ from orchestrator.service.runs.starting import (
     secret_values,
 )
 from orchestrator.service.runs.states import ALIVE, BenchmarkRunState, RunState, move_run
+from orchestrator.service.sandbox.prepared import Prepare, Prepared
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import COMPLETE
+from orchestrator.service.serialization import view
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     DEVBOXES,
@@ -48,7 +49,6 @@ from orchestrator.service.store import (
     now_ms,
     once,
 )
-from orchestrator.service.wire import view
 
 #: The key in its metadata that says that a run is a sweep's.
 SWEEP: Final = "sweep"
@@ -81,7 +81,7 @@ class ScenarioRuns:
 
     async def recover(self) -> None:
         """Call once, after the fleet has opened: what an earlier process was scoring is `failed`."""
-        await self._store.write(tally.prepare)
+        await self._store.write(benchmark_score.prepare)
         await self._store.write(_fail_interrupted)
 
     async def retrieve(self, run_id: str) -> Document:
@@ -170,7 +170,7 @@ class ScenarioRuns:
         def change(db: sqlite3.Connection) -> Document:
             run = SCENARIO_RUNS.get(db, run_id)
             self.end_in(db, run, RunState.COMPLETED)
-            tally.settle(db, run.get("benchmark_run_id"))
+            benchmark_score.settle(db, run.get("benchmark_run_id"))
             return run
 
         return await self._end_with_devbox(change)
@@ -186,7 +186,7 @@ class ScenarioRuns:
             run = SCENARIO_RUNS.get(db, run_id)
             is_over = run["state"] in {RunState.FAILED, RunState.TIMEOUT}
             self.end_in(db, run, RunState(run["state"]) if is_over else RunState.CANCELED)
-            tally.settle(db, run.get("benchmark_run_id"))
+            benchmark_score.settle(db, run.get("benchmark_run_id"))
             return run
 
         return await self._end_with_devbox(change)
@@ -279,7 +279,7 @@ def _score_broken(db: sqlite3.Connection, run: Document, how: str) -> None:
     run["scoring_contract_result"] = {"score": 0.0, "scoring_function_results": results}
     note_broken(run, [how])
     end_run(db, run, RunState.SCORED)
-    tally.settle(db, run.get("benchmark_run_id"))
+    benchmark_score.settle(db, run.get("benchmark_run_id"))
 
 
 def _how_ended(run: Document, devbox: Document) -> str:

@@ -15,18 +15,18 @@ from typing import Final, Self
 import anyio
 import structlog
 
-from orchestrator.errors import ServiceError, WorldError
-from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.devboxes.contract import BoxDied
-from orchestrator.service.devboxes.trees import remove
-from orchestrator.service.dialect import Dialect
-from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.succession import Mode, Succession
-from orchestrator.service.runs import tally
+from orchestrator.service.compatibility import Dialect
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.succession import Mode, Succession
+from orchestrator.service.errors import ServiceError
+from orchestrator.service.runs import benchmark_score
+from orchestrator.service.runs.separate_scoring import Apart, tests_program
 from orchestrator.service.runs.settlements import Settlements, crossing, note_broken, note_live_fault, plan_of
-from orchestrator.service.runs.starting import check_unchanged, outwait
+from orchestrator.service.runs.start_request import check_unchanged, outwait
 from orchestrator.service.runs.states import RunState, move_run
-from orchestrator.service.scoring.apart import Apart, tests_program
+from orchestrator.service.sandbox.provider import BoxDied
+from orchestrator.service.sandbox.safe_fs import remove
 from orchestrator.service.scoring.scorers import InPlace, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import blamed, faults
@@ -137,7 +137,7 @@ class Scorings:
                     if faults(result) and run.get("_faults") and isinstance(place, Apart):
                         result = await self._tried_again(result, score, timeout, boxes)
                 await _need_whole(boxes)
-        except (ServiceError, WorldError) as error:
+        except ServiceError as error:
             return None, error.message
         except Exception as error:  # noqa: BLE001 - one scoring's trouble is not the service's
             structlog.get_logger().exception("scoring.crashed", run=run["id"])
@@ -208,7 +208,7 @@ class Scorings:
                 run["_faults"] = run.get("_faults", 0) + 1
                 note_live_fault(run)
             end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
-            tally.settle(db, run.get("benchmark_run_id"))
+            benchmark_score.settle(db, run.get("benchmark_run_id"))
 
         await insist(partial(self._store.write, finish))
 

@@ -13,13 +13,13 @@ from typing import Final
 
 import anyio
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.catalog.definitions import Definitions
-from orchestrator.service.catalog.scoringplan import ScoringPlan
-from orchestrator.service.devboxes.contract import HOME, Command
-from orchestrator.service.fleet.fleet import Fleet
-from orchestrator.service.fleet.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Settled, Succession
-from orchestrator.service.runs.starting import check_unchanged, outwait
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.definitions.scoring_plan import ScoringPlan
+from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Settled, Succession
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.runs.start_request import check_unchanged, outwait
+from orchestrator.service.sandbox.provider import HOME, Command
 from orchestrator.service.store import SCENARIO_RUNS, Document, Store, insist
 
 DECLARED: Final = "declared"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.errors import BadRequest
+from orchestrator.service.errors import BadRequest
 from orchestrator.service.store import Document, now_ms
 
 

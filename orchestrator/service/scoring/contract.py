@@ -15,8 +15,8 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.scoring.requirements import check_requirements
+from orchestrator.service.environments.requirements import check_requirements
+from orchestrator.service.errors import BadRequest
 
 WEIGHT_TOLERANCE: Final = 1e-6
 #: A single environment variable holds 128 KiB on Linux, its name included.

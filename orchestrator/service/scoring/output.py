@@ -9,8 +9,8 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream
 
-from orchestrator.service.devboxes.commands import wait_attended
-from orchestrator.service.devboxes.contract import Box, Command
+from orchestrator.service.sandbox.commands import wait_attended
+from orchestrator.service.sandbox.provider import Box, Command
 from orchestrator.service.scoring.verdict import Ended
 
 SHOWN: Final = 64 * 1024

@@ -22,9 +22,10 @@ from typing import Any, Final, Protocol
 import anyio
 import orjson
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.devboxes.commands import run, write_file
-from orchestrator.service.devboxes.contract import Box, BoxDied, Command
+from orchestrator.service.environments.pythons import PythonEnvironments
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.sandbox.commands import run, write_file
+from orchestrator.service.sandbox.provider import Box, BoxDied, Command
 from orchestrator.service.scoring.contract import (
     AstGrep,
     BashScript,
@@ -35,7 +36,6 @@ from orchestrator.service.scoring.contract import (
     TestFile,
 )
 from orchestrator.service.scoring.output import watch
-from orchestrator.service.scoring.pythons import PythonEnvironments
 from orchestrator.service.scoring.verdict import Ended, Verdict, judge_matches, judge_printed, judge_status
 
 AST_GREP: Final = "/opt/sweep/ast-grep"

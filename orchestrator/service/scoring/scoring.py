@@ -10,10 +10,10 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from orchestrator.errors import BadRequest, NotFound
-from orchestrator.service.devboxes.contract import Bind, BoxStartFailed
+from orchestrator.service.environments.pythons import PythonEnvironments
+from orchestrator.service.errors import BadRequest, NotFound
+from orchestrator.service.sandbox.provider import Bind, BoxStartFailed
 from orchestrator.service.scoring.contract import AstGrep, Checks, Function, PythonScript, read_contract
-from orchestrator.service.scoring.pythons import PythonEnvironments
 from orchestrator.service.scoring.scorers import AST_GREP, BrokenByTested, FindCustom, Place, Program, program_of
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
 from orchestrator.service.store import Document

@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from orchestrator.service.egress import addresses
-from orchestrator.service.egress.addresses import is_global, is_public, near_networks
+from orchestrator.service.sandbox.egress import addresses
+from orchestrator.service.sandbox.egress.addresses import is_global, is_public, near_networks
 
 #: IANA's IPv4 Special-Purpose Address Registry: block, name, globally reachable (None: not applicable).
 REGISTRY_4: Final = (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.service.egress.heads import Asked, BadHead, Head, refusal
+from orchestrator.service.sandbox.egress.http_head import Asked, BadHead, Head, refusal
 
 REQUEST = (
     b"POST http://Model.test:8080/v1/messages?x=1#y HTTP/1.1\r\nHost: other.test\r\nProxy-Authorization: Basic eA==\r\n"

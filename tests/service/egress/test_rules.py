@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from orchestrator.service.egress.rules import Network, Rule, Rules, known_host, spelled
+from orchestrator.service.sandbox.egress.rules import Network, Rule, Rules, known_host, spelled
 
 
 @pytest.mark.parametrize(

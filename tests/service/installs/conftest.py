@@ -10,13 +10,13 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from orchestrator.service.devboxes.commands import Finished, run
-from orchestrator.service.devboxes.contract import Box, BoxSpec, Provider, shell
-from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.egress.addresses import Resolver
-from orchestrator.service.installs.install import Install
-from orchestrator.service.installs.installs import Installs
+from orchestrator.service.environments.installs.install import Install
+from orchestrator.service.environments.installs.installs import Installs
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.commands import Finished, run
+from orchestrator.service.sandbox.egress.addresses import Resolver
+from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.provider import Box, BoxSpec, Provider, shell
 
 PREFIX = "/home/user/.agent"
 #: Each making of it differs.

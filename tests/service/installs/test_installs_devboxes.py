@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.dialect import FOREIGN, OURS, Dialect
+from orchestrator.service.compatibility import FOREIGN, OURS, Dialect
+from orchestrator.service.sandbox.bwrap import LocalProvider
 from orchestrator.service.server import Isolation, Service
 
 from .conftest import PREFIX, SCRIPT

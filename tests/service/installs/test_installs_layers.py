@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.installs.install import InstallFailed
-from orchestrator.service.installs.layers import KEPT_DAYS, Layers, cache_folder
+from orchestrator.service.environments.installs.install import InstallFailed
+from orchestrator.service.environments.installs.layers import KEPT_DAYS, Layers, cache_folder
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.prepared import Prepared
 
 from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
 

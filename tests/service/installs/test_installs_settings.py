@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.devboxes.contract import HOME
-from orchestrator.service.installs.settings import Settings
+from orchestrator.service.environments.installs.settings import Settings
+from orchestrator.service.sandbox.provider import HOME
 
 from .conftest import Machine, Shop, holding, wanted
 

@@ -11,11 +11,11 @@ import anyio
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
 
-from orchestrator.service.devboxes.local import LocalProvider
-from orchestrator.service.devboxes.prepared import Prepared
-from orchestrator.service.egress.rules import Address
-from orchestrator.service.installs.install import InstallFailed
-from orchestrator.service.installs.settings import covers
+from orchestrator.service.environments.installs.install import InstallFailed
+from orchestrator.service.environments.installs.settings import covers
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.egress.rules import Address
+from orchestrator.service.sandbox.prepared import Prepared
 
 from .conftest import Machine, Shop, holding, opened, planted, texts, wanted
 

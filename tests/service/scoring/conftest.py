@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import SandboxUnavailable
-from orchestrator.service.devboxes.commands import run
-from orchestrator.service.devboxes.contract import Box, BoxSpec, Command, Provider, shell
-from orchestrator.service.devboxes.local import LocalProvider, check_sandbox
-from orchestrator.service.devboxes.process import ProcessProvider
-from orchestrator.service.scoring.interpreters import Interpreters
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.service.environments.interpreters import Interpreters
+from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Document

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import BadRequest
+from orchestrator.service.environments.requirements import check_requirements
+from orchestrator.service.errors import BadRequest
 from orchestrator.service.scoring.contract import Checks, ContractMistaken, read_contract
-from orchestrator.service.scoring.requirements import check_requirements
 
 CHECKS = Checks(custom_types=("partial-cases",), python_problem=lambda text: "nobody has it" if "9" in text else None)
 

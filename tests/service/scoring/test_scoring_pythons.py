@@ -7,11 +7,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.errors import BadRequest
-from orchestrator.service.devboxes.contract import BoxStartFailed
+from orchestrator.service.environments.interpreters import Interpreters
+from orchestrator.service.environments.pythons import PythonEnvironments
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.scoring.contract import PythonScript
-from orchestrator.service.scoring.interpreters import Interpreters
-from orchestrator.service.scoring.pythons import PythonEnvironments
 from orchestrator.service.scoring.scoring import Scoring
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.devboxes.commands import run, write_file
-from orchestrator.service.devboxes.contract import Box, BoxDied, Capability, Provider, shell
+from orchestrator.service.sandbox.commands import run, write_file
+from orchestrator.service.sandbox.provider import Box, BoxDied, Capability, Provider, shell
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import faults

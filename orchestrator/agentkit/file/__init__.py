@@ -1,0 +1,1 @@
+"""Agents that a file describes: what to install, what to run, how to read its output."""

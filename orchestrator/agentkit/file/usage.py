@@ -1,0 +1,158 @@
+"""What an agent used, read out of what it printed or wrote, where its file says.
+
+Never a failure: a number that cannot be read is one less number, with a word in the log. An agent may print anything,
+and any amount of it, so a log is read line by line, and a line that is too long to be a report is passed over.
+"""
+
+import io
+import json
+import operator
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import anyio
+import jsonpath
+import orjson
+import structlog
+
+from orchestrator.agentkit.agent import MAX_REASON, Workspace, is_usage
+from orchestrator.agentkit.file.definition import OUTPUT, Usage
+from orchestrator.core.errors import WorldError
+
+#: Bytes: a longer line, document or file is no report.
+MAX_LINE: Final = 4 * 2**20
+MAX_DOCUMENT: Final = 16 * 2**20
+MAX_FILE: Final = 16 * 2**20
+#: Lines that may begin a document, counted from the end.
+ATTEMPTS: Final = 100
+#: Seconds that finding a file in the devbox may take.
+SEARCH_TIMEOUT: Final = 60.0
+
+_FOLDS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    "sum": operator.add,
+    "count": operator.add,
+    "max": max,
+    "last": lambda _, new: new,
+}
+_BEGINNING: Final = re.compile(r"^[\[{]", re.MULTILINE)
+_LAST_NAMES: Final = re.compile(r"\[((?:'[\w-]+'(?:, )?)+)\]$", re.ASCII)
+#: Says the size and the path of the newest file that $1 names.
+_NEWEST: Final = r"""
+shopt -s globstar nullglob dotglob
+IFS=
+for file in $1; do
+    if [ -f "$file" ] && { [ -z "$newest" ] || [ "$file" -nt "$newest" ]; }; then newest=$file; fi
+done
+[ -z "$newest" ] || printf '%s %s' "$(stat -L -c %s -- "$newest")" "$newest"
+"""
+
+
+async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Mapping[str, float], str]:
+    """The numbers and the exit reason that an agent reports, as far as they can be read.
+
+    `log` is what it printed. A file in the devbox is the newest that matches.
+    """
+    numbers = {name: _Finder(reading.path, is_usage, reading.combine) for name, reading in usage.numbers.items()}
+    words = [] if usage.exit_reason is None else [_Finder(usage.exit_reason, _is_word, "last")]
+    finders = [*numbers.values(), *words]
+    try:
+        source = log if usage.source == OUTPUT else await _fetch(usage.source, workspace)
+        await anyio.to_thread.run_sync(_look, usage.format, finders, source, abandon_on_cancel=True)
+        troubles = [finder.trouble for finder in finders if finder.trouble]
+    except (OSError, ValueError, WorldError) as error:
+        troubles = [str(error)]
+    for trouble in troubles:
+        structlog.get_logger().warning("usage.unread", source=usage.source, error=trouble)
+    found = {name: finder.value for name, finder in numbers.items() if finder.value is not None}
+    return found, "".join(finder.value or "" for finder in words)[:MAX_REASON]
+
+
+class _Finder:
+    """Looks into documents for what is at a path, and makes one value of all it finds."""
+
+    def __init__(self, path: str, is_wanted: Callable[[object], bool], combine: str) -> None:
+        compiled = jsonpath.compile(path, strict=True)
+        last = _LAST_NAMES.search(str(compiled))
+        self._names = [name.strip("'").encode() for name in last[1].split(", ")] if last else [b""]
+        self.value: Any = None
+        self.trouble = ""
+        self._find = compiled.findall
+        self._is_wanted = is_wanted
+        self._is_count = combine == "count"
+        self._fold = _FOLDS[combine]
+
+    def may_see(self, text: bytes) -> bool:
+        """Whether there can be anything in a document: it has one of the last names then. Parsing takes far longer."""
+        return any(name in text for name in self._names)
+
+    def see(self, document: Any) -> None:
+        try:
+            for found in self._find(document):
+                if self._is_count:
+                    self._add(1)
+                elif self._is_wanted(found):
+                    self._add(found)
+        except (jsonpath.JSONPathError, RecursionError) as error:
+            self.trouble = str(error)
+
+    def _add(self, new: Any) -> None:
+        self.value = new if self.value is None else self._fold(self.value, new)
+
+
+def _is_word(found: object) -> bool:
+    return isinstance(found, str)
+
+
+def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
+    """Show the finders what there is. Raises OSError, and ValueError where there is no document."""
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        if form == "json":
+            document = _document(file)
+            for finder in finders:
+                finder.see(document)
+            return
+        for line in _lines(file):
+            if seers := [finder for finder in finders if finder.may_see(line)]:
+                with suppress(orjson.JSONDecodeError):  # agents print other things too
+                    document = [orjson.loads(line)]
+                    for finder in seers:
+                        finder.see(document)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines that can be JSON and are not too long."""
+    while line := file.readline(MAX_LINE):
+        is_whole = len(line) < MAX_LINE or line.endswith(b"\n")
+        while len(line) == MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
+        if is_whole and line.lstrip()[:1] in {b"{", b"["}:
+            yield line
+
+
+def _document(file: BinaryIO) -> Any:
+    """The last JSON document; other words may stand before and behind it. Raises ValueError where there is none."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - MAX_DOCUMENT))
+    text, decoder = file.read().decode(errors="replace"), json.JSONDecoder()
+    beginnings = [match.start() for match in _BEGINNING.finditer(text)]
+    for start in beginnings[: -ATTEMPTS - 1 : -1]:
+        try:
+            return decoder.raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+    raise ValueError("no JSON document in it")
+
+
+async def _fetch(pattern: str, workspace: Workspace) -> bytes:
+    """The newest file in the devbox that matches. Raises OSError and ValueError where there is none, or a huge one."""
+    path = pattern if pattern.startswith("/") else f"{workspace.home}/{pattern.removeprefix('~/')}"
+    result = await workspace.exec(shlex.join(["bash", "-c", _NEWEST, "newest", path]), timeout=SEARCH_TIMEOUT)
+    size, _, newest = result.stdout.partition(" ")
+    if not size.isdigit():
+        raise FileNotFoundError(f"there is no such file in the devbox {result.stderr.strip()}".rstrip())
+    if int(size) > MAX_FILE:
+        raise ValueError(f"{newest} has {size} bytes, more than {MAX_FILE}")
+    return await workspace.read(newest.rstrip("\n"), at_most=MAX_FILE)

@@ -1,0 +1,112 @@
+"""A sweep of this machine seen from outside: what it has done so far, and what it does until it ends.
+
+All is read from its folder and without its lock, so that whoever looks is never in the way of the process at work.
+"""
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from orchestrator.commands.exit_codes import (
+    ALL_FLAGGED,
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+    NOT_SELECTED,
+    all_flagged,
+    exit_code,
+)
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.stages import Stage
+from orchestrator.rundir.files import read_manifest
+from orchestrator.rundir.sweep_index import Reader, as_typed, holder, planned
+from orchestrator.view import console
+from orchestrator.view.progress import Progress, Style
+
+#: Seconds between two looks at the folder.
+LOOK: Final = 0.2
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Implements `view.progress.State` for a process of which only the journal is seen."""
+
+    ledger: Ledger
+    devboxes: int
+    is_over: bool
+    phase: str = "running"
+    troubles: Sequence[str] = ()
+    is_asked_to_stop: bool = False
+    is_ending: bool = False
+    in_flight: Mapping[Stage, int] = field(default_factory=dict)
+    longest_left: float = 0.0
+    is_reduced: bool = False
+
+    @property
+    def stop(self) -> str | None:
+        if not self.is_over:
+            return None
+        return self.ledger.ended.partition(": ")[2] if self.ledger.ended else "its process ended without a word"
+
+
+async def run(folder: Path, *, style: Style) -> int:
+    """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code.
+
+    Raises BrokenPipeError when nobody reads what is shown any more.
+    """
+    manifest, at_work = read_manifest(folder), holder(folder)
+    plan, reader = planned(manifest), await anyio.to_thread.run_sync(Reader, folder)
+    ledger = reader.ledger
+    state = State(ledger=ledger, devboxes=manifest["config"]["devboxes"], is_over=at_work is None)
+    progress = Progress(
+        ledger=ledger,
+        plan=plan,
+        state=state,
+        folder=folder,
+        style=style,
+        opening=f"Following {folder.name} ({at_work.name})" if at_work else f"{folder.name} is not running",
+    )
+    if at_work and not await _follow(folder, reader, progress):
+        typed = as_typed(folder)
+        words = f"{folder.name} goes on: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
+        console.show(())
+        console.say(words, to_stderr=style == "json")
+        return EXIT_INTERRUPTED
+    state.is_over = True
+    progress.finish()
+    doubtful = all_flagged(plan, ledger)
+    progress.say(*map(ALL_FLAGGED.format, doubtful))
+    ended = ledger.ended or ""
+    trials = filter(ledger.is_finished, plan) if ended.endswith(NOT_SELECTED) else plan
+    return exit_code(list(trials), ledger, doubtful=doubtful, is_stopped=ended.startswith(INTERRUPTED))
+
+
+async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:
+    """Show the sweep until it ends; False if the person at the screen leaves before."""
+    async with anyio.create_task_group() as tasks:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def leave() -> None:
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave)
+            tasks.start_soon(progress.show)
+            while await anyio.to_thread.run_sync(holder, folder):
+                await catch_up(reader)
+                if not console.is_read():
+                    raise BrokenPipeError
+                await anyio.sleep(LOOK)
+            await catch_up(reader)  # what was written between the last look and the end
+        tasks.cancel_scope.cancel()
+        return True
+    return False
+
+
+async def catch_up(reader: Reader) -> None:
+    """Apply what was written since the last time."""
+    for event in await anyio.to_thread.run_sync(reader.read):
+        reader.ledger.apply(event)

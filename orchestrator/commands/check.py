@@ -1,0 +1,104 @@
+"""Whether a benchmark is sound: its definitions hold, its reference solutions score 1.0, doing nothing scores less."""
+
+import time
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from orchestrator.commands import BUNDLED, run_sweep
+from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
+from orchestrator.core.config import resolve
+from orchestrator.core.errors import UsageError
+from orchestrator.core.printable import printable, printable_lines, shortened
+from orchestrator.rundir.files import RESULTS
+from orchestrator.service.definitions.catalog import problems
+from orchestrator.view.console import say
+
+#: Characters of a line that is quoted.
+LONGEST: Final = 200
+
+
+async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
+    """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
+    folder = _folder(benchmark)
+    found = await anyio.to_thread.run_sync(problems, folder)
+    for problem in found:
+        say(f"{problem.severity}: {problem}")
+    has_errors = any(problem.severity == "error" for problem in found)
+    if not is_static and not has_errors:
+        complaints = await _prove(folder, isolation, runs, lock)
+        for complaint in complaints:
+            for line in printable_lines(f"error: {complaint}"):
+                say(line)
+        has_errors = bool(complaints)
+    say(f"{folder.name}: {'not sound' if has_errors else 'sound'}")
+    return EXIT_FAILED if has_errors else EXIT_OK
+
+
+def _folder(benchmark: str) -> Path:
+    for folder in (Path(benchmark).expanduser(), BUNDLED / benchmark):
+        if folder.is_dir():
+            return folder.resolve()
+    bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir())
+    near = get_close_matches(benchmark, bundled, 1)
+    raise UsageError(
+        f"{benchmark}: there is no such folder, and no bundled benchmark of that name; "
+        + (f"did you mean {near[0]}?" if near else f"bundled: {', '.join(bundled)}.")
+    )
+
+
+async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[str]:
+    """Run the reference solution and the empty one; returns what is not as it must be."""
+    config = resolve(
+        {
+            "benchmark": str(folder),
+            "arms": [{"agent": "oracle"}, {"agent": "nop"}],
+            "isolation": isolation,
+            "lock": lock,
+            "attempts": 1,
+            "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
+        }
+    )
+    await run_sweep.run(config, runs=runs, style="plain")
+    ran = runs / str(config.name)
+    lines = await anyio.Path(ran / RESULTS).read_bytes()
+    return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line), ran)]
+
+
+def _judge(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
+    """What is wrong with one trial of `oracle` or `nop`; `ran` is its run folder."""
+    name, arm, score = printable(result["scenario_name"]), result["arm"], result["score"]
+    if result["outcome"] != "scored":
+        yield f"{name}: {arm} got no score: {result['failure']['message']}"
+    elif arm == "oracle" and score != 1.0:
+        yield "; ".join([f"{name}: the reference solution scores {score:g}, not 1.0", *_reasons(result, ran)])
+    elif arm == "nop" and score >= 1.0:
+        yield f"{name}: doing nothing scores {score:g}: the scorers do not tell a solution from none"
+
+
+def _reasons(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
+    """What the solution said if it failed, and what each scorer said that gave it less than 1.0: their last lines."""
+    files, status = result["files"], result["exit_status"]
+    if status != 0:
+        how = "ran out of time" if status is None else f"ended with exit status {status}"
+        yield f"solve.sh {how}{_last_line(ran, files.get('agent_log'))}"
+    for scorer in result["scorers"]:
+        said = _last_line(ran, files.get(f"scorer_{scorer['name']}"))
+        if said and scorer["score"] != 1.0:
+            yield f"scorer {scorer['name']}{said}"
+
+
+def _last_line(ran: Path, file: str | None) -> str:
+    """The last line that was printed, after a colon; nothing where there is none."""
+    if file is None:
+        return ""
+    try:
+        lines = (ran / file).read_text("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return ""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f": {shortened(last, LONGEST)}" if last else ""

@@ -1,0 +1,80 @@
+"""A sweep that outlives the terminal it was started from.
+
+The same command is started once more in a session of its own, with a pipe. It speaks to the terminal until the run
+folder is its own: what it cannot do is said there, and its exit code is ours. Then it names the folder in the pipe and
+turns its words to a file in it. Why not a fork: threads and open connections do not survive one.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Final
+
+from orchestrator.commands.exit_codes import EXIT_OK
+from orchestrator.common import program
+from orchestrator.core.errors import JournalError
+from orchestrator.rundir.sweep_index import as_typed
+from orchestrator.view.console import finish_writing, say, say_json, write_by_threads
+
+#: The number of the pipe's end, in the environment of the process that was detached.
+READY: Final = "SWEEP_READY"
+OUT: Final = "sweep.out"
+#: Seconds in which the terminal that is turned away from must take something of what was said to it.
+_TURNING: Final = 1.0
+
+
+def claim(*, as_json: bool) -> Callable[[Path], None] | None:
+    """What the detached process does once a run folder is its own; None in every other process.
+
+    Nothing that we start inherits the pipe, or the word of it.
+    """
+    number = os.environ.pop(READY, None)
+    if number is None:
+        return None
+    os.set_inheritable(int(number), False)  # noqa: FBT003 - takes no keyword
+    return lambda folder: _turn_away(folder, int(number), as_json=as_json)
+
+
+def _turn_away(folder: Path, pipe: int, *, as_json: bool) -> None:
+    finish_writing(stall=_TURNING)
+    try:
+        out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise JournalError(f"{folder / OUT} cannot be written: {error.strerror}.") from None
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
+    write_by_threads(as_json=as_json)  # others: what nobody took of the old ones' words may never be taken
+    with os.fdopen(pipe, "w") as ready:
+        ready.write(str(folder))
+
+
+def start(*, as_json: bool) -> int:
+    """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
+    read, write = os.pipe()
+    child = Popen(
+        [*program.command(), *sys.argv[1:]],
+        stdin=DEVNULL,
+        start_new_session=True,
+        pass_fds=[write],
+        env=os.environ | {READY: str(write)},
+    )
+    os.close(write)
+    with os.fdopen(read) as ready:
+        try:
+            folder = ready.read()
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+            raise
+    if not folder:
+        status = child.wait()
+        return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
+    name, typed = Path(folder).name, as_typed(Path(folder))
+    if as_json:
+        say_json({"event": "detached", "folder": folder, "pid": child.pid})
+    else:
+        say(f"{name} runs as process {child.pid}: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it.")
+    return EXIT_OK

@@ -1,0 +1,193 @@
+"""Where benchmarks are: an endpoint elsewhere, or the embedded service over folders of this machine.
+
+The published client takes as long to import as the embedded service takes to start, so the two are done side by side.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from textwrap import shorten
+from threading import Thread
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+import anyio
+import structlog
+
+from orchestrator.commands import BUNDLED
+from orchestrator.common import logs
+from orchestrator.common.locks import Kind
+from orchestrator.core.errors import Unauthorized, UsageError, WorldError
+from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
+from orchestrator.endpoint.embedded_service import Service
+
+if TYPE_CHECKING:
+    from orchestrator.endpoint.gateway import Gateway
+
+#: Seconds that an endpoint may take to answer the first questions.
+GREETING: Final = 10.0
+DEFAULT_RATE: Final = 20.0
+
+
+class Definitions(Protocol):
+    """Where a plan comes from: an endpoint, or what answers for one."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def benchmarks(self) -> list[Benchmark]: ...
+
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]: ...
+
+    async def scenario(self, scenario_id: str) -> Scenario: ...
+
+    async def secret_names(self) -> frozenset[str]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where benchmarks are looked for: folders for the embedded service, or an endpoint elsewhere."""
+
+    endpoint: str | None
+    folders: tuple[Path, ...]
+    isolation: str
+    runs: Path
+    lock: Kind = "file"
+
+
+def where(
+    benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
+) -> tuple[Where, str]:
+    """Where to look for a benchmark, and its name there. A path is served by the embedded service."""
+    endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
+    path = Path(benchmark)
+    is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
+    if not is_path:
+        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock), benchmark
+    if endpoint:
+        raise UsageError(
+            f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint, and RUNLOOP_BASE_URL, "
+            "to have it served here."
+        )
+    folder = path.expanduser().resolve()
+    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), _name_of(folder)
+
+
+def _name_of(folder: Path) -> str:
+    """What the benchmark in a folder is called. Raises UsageError for none in it, for several, and for a broken one."""
+    from orchestrator.service.definitions.catalog import benchmark_folders, surroundings
+    from orchestrator.service.diagnostics import printable, text
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder.")
+    if printable(folder) != str(folder):
+        raise UsageError(f"{printable(folder)}: the path is not UTF-8, as what is written of a sweep is: rename it.")
+    found = benchmark_folders(folder)
+    if len(found) == 1:
+        file, home = surroundings(found[0])
+        if mistakes := text(problem for problem in file.problems if problem.severity == "error"):
+            raise UsageError(f"{home}: {mistakes}. Fix it; `sweep check` says more.")
+        return file.name
+    if found:
+        raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")
+    raise UsageError(f"{folder} holds no scenario: a scenario is a folder with a task.toml. `sweep check` says more.")
+
+
+@asynccontextmanager
+async def open_endpoint(
+    place: Where,
+    *,
+    rate: float | None = None,
+    on_push_back: Callable[[], None] = lambda: None,
+    hidden: Collection[str] = (),
+) -> AsyncIterator["Gateway"]:
+    """Connect to the endpoint, or to the embedded service. Raises UsageError where a key is missing.
+
+    An embedded service that is started for it does not get the `hidden` variables of our environment.
+    """
+    if not structlog.is_configured():  # by default it would print to standard output
+        logs.to_stream(level=logging.WARNING)
+    Thread(target=_import_gateway, daemon=True).start()
+    async with AsyncExitStack() as stack:
+        service = None
+        if place.endpoint is None:
+            service = await stack.enter_async_context(
+                Service.open(
+                    place.runs,
+                    benchmarks=place.folders,
+                    isolation=place.isolation,
+                    hidden=hidden,
+                    lock=place.lock,
+                )
+            )
+            url, token = service.address.url, service.address.token
+        else:
+            url, token = place.endpoint, os.environ.get("RUNLOOP_API_KEY", "")
+            if not token:
+                raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
+            rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
+        gateway = await anyio.to_thread.run_sync(_import_gateway)
+        endpoint = await stack.enter_async_context(gateway.open(url, token, rate=rate, on_push_back=on_push_back))
+        if service is not None:
+            service.follow(endpoint.move)
+        yield endpoint
+
+
+def _import_gateway() -> "type[Gateway]":
+    gateway: type[Gateway] = importlib.import_module("orchestrator.endpoint.gateway").Gateway
+    return gateway
+
+
+async def list_benchmarks(endpoint: Definitions, patience: float = GREETING) -> list[Benchmark]:
+    """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes.
+
+    `patience` is how many seconds it may take to answer.
+    """
+    try:
+        with anyio.fail_after(patience):
+            return await endpoint.benchmarks()
+    except Unauthorized as error:
+        raise UsageError(f"{endpoint.url} refuses the key in RUNLOOP_API_KEY: {error}") from None
+    except TimeoutError:
+        raise UsageError(f"{endpoint.url} did not answer for {patience:g} s. Is the address right?") from None
+    except WorldError as error:
+        raise UsageError(
+            f"{endpoint.url} does not serve benchmarks: {_in_short(error)}. Runloop's hosted API was retired: "
+            "leave out --endpoint to run on the embedded service, or name one that serves them (sweep serve)."
+        ) from None
+
+
+def _in_short(error: WorldError) -> str:
+    """One line of it: what is no benchmark service may answer with a page."""
+    return shorten(error.message, 300, placeholder=" …")
+
+
+async def find_benchmark(endpoint: Definitions, name: str, patience: float = GREETING) -> Benchmark:
+    """The benchmark with this name or id. Raises UsageError suggesting near names, and as `list_benchmarks` does."""
+    known = await list_benchmarks(endpoint, patience)
+    found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"Several benchmarks are called {name!r}; give an id: {', '.join(b.id for b in found)}.")
+    names = sorted(benchmark.name for benchmark in known)
+    near = get_close_matches(name, names, 3)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names) or 'none'}."
+    raise UsageError(f"There is no benchmark {name!r}. {hint} `sweep benchmarks list` shows them all.")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")

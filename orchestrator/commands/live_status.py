@@ -1,0 +1,91 @@
+"""What a picture shows of a sweep that runs here, pulled from the engine's parts as they come to be."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from orchestrator.core.stages import Stage
+from orchestrator.engine.concurrency import Limits
+from orchestrator.engine.context import Context
+from orchestrator.engine.lifecycle import longest_left
+from orchestrator.engine.scheduler import Scheduler
+from orchestrator.engine.shutdown import Stopping
+from orchestrator.engine.watchdog import Watchdog
+from orchestrator.rundir.clock import now
+from orchestrator.rundir.journal import Journal
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Implements `view.progress.State`."""
+
+    stopping: Stopping
+    limits: Limits
+    watchdog: Watchdog
+    #: What is done before and after the trials run; "" while they do.
+    step: str = "starting"
+    journal: Journal | None = None
+    ctx: Context | None = None
+    scheduler: Scheduler | None = None
+    #: There is a picture.
+    opened: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def phase(self) -> str:
+        if self.step:
+            return self.step
+        if self.stopping.is_canceled:
+            return "releasing"
+        if self.in_flight or (self.scheduler is not None and self.scheduler.is_feeding):
+            return "draining" if self.stopping.is_draining else "running"
+        return "reconciling"
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        found = []
+        if self.journal is not None and self.journal.trouble is not None:
+            found.append(f"New work waits: {self.journal.trouble}")
+        if self.scheduler is not None and self.scheduler.is_feeding and not self.scheduler.is_calm:
+            found.append("New work waits: the endpoint grants no run for now.")
+        silent = self.ctx.silence.seconds if self.ctx is not None else 0.0
+        if silent:
+            found.append(f"The endpoint has not answered for {silent:.0f} s; time limits wait for it.")
+        if self.watchdog.notice is not None:
+            found.append(f"{self.watchdog.notice[0].upper()}{self.watchdog.notice[1:]}.")
+        return found
+
+    @property
+    def stop(self) -> str | None:
+        return self.stopping.reason if self.stopping.fault is None else None
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return self.stopping.is_by_signal
+
+    @property
+    def is_ending(self) -> bool:
+        return self.stopping.is_canceled
+
+    @property
+    def in_flight(self) -> Mapping[Stage, int]:
+        if self.ctx is None:
+            return {}
+        trials = [self.ctx.ledger.trials.get(key) for key in self.ctx.in_flight]
+        at = Counter((trial and trial.attempt and trial.attempt.stage) or Stage.START for trial in trials)
+        return {stage: at[stage] for stage in Stage if at[stage]}
+
+    @property
+    def longest_left(self) -> float:
+        if self.ctx is None:
+            return 0.0
+        return min(longest_left(self.ctx, now()), max(0.0, self.stopping.ends_at - anyio.current_time()))
+
+    @property
+    def devboxes(self) -> int:
+        return self.limits.devboxes
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.limits.is_reduced

@@ -1,0 +1,510 @@
+"""A sweep from its configuration to its exit code: opens, wires, runs, closes."""
+
+import os
+import random
+import re
+import resource
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import Final
+
+import anyio
+import structlog
+
+from orchestrator import __version__
+from orchestrator.agentkit import loader
+from orchestrator.commands import AGENTS
+from orchestrator.commands.endpoints import GREETING, Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.commands.exit_codes import (
+    ALL_FLAGGED,
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+    NOT_SELECTED,
+    all_flagged,
+    exit_code,
+)
+from orchestrator.commands.live_status import State
+from orchestrator.common import logs
+from orchestrator.common.locks import RISK
+from orchestrator.core.config import ArmConfig, SweepConfig, moment
+from orchestrator.core.errors import JournalError, Refused, Unavailable, UsageError, WorldError
+from orchestrator.core.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.plan import Plan, select, unmatched
+from orchestrator.core.printable import counted, printable
+from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
+from orchestrator.core.selection import Again, Fate, named, verdicts
+from orchestrator.endpoint.contract import SETTLEMENTS, Endpoint
+from orchestrator.engine.benchmark_runs import BenchmarkRuns
+from orchestrator.engine.budgets import Budgets, watch
+from orchestrator.engine.circuit_breaker import Breaker
+from orchestrator.engine.concurrency import Limits
+from orchestrator.engine.context import Arm, Context
+from orchestrator.engine.event_log import Sink
+from orchestrator.engine.presence import Presence
+from orchestrator.engine.redact import MaskingSink, Redactor
+from orchestrator.engine.remote_state import Remote
+from orchestrator.engine.scheduler import Scheduler, lanes_of
+from orchestrator.engine.shutdown import Stopping, obeying_signals
+from orchestrator.engine.silence import Silence
+from orchestrator.engine.steps import needs_of
+from orchestrator.engine.unsupported import give_up
+from orchestrator.engine.watchdog import Watchdog
+from orchestrator.engine.worker import run_all
+from orchestrator.rundir.files import MANIFEST
+from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.manifest import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.view.console import leave_screen
+from orchestrator.view.progress import Progress, Style, tell_slow_phases
+from orchestrator.view.report import CHECK
+
+#: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
+FILES_PER_DEVBOX: Final = 5
+FILES_OF_OURS: Final = 64
+NOTHING_AGAIN: Final = Again()
+NOTHING_GIVEN: Final[Mapping[str, str]] = {}
+TOO_SHORT: Final = "Not masked in what is written, because the values are too short: {}."
+WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
+OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
+#: How a scenario's network says that every public host may be reached.
+INTERNET: Final = "internet"
+PUBLIC_NETWORK: Final = "These scenarios ask for internet access: {}. `--network none` closes it."
+NAMED_HOSTS: Final = "These scenarios ask for access to hosts: {}. `--network none` closes it."
+#: Scenarios that a notice names.
+SHOWN: Final = 12
+#: Characters of a reason.
+LONGEST: Final = 160
+#: Scenarios that are named for one reason.
+NAMED: Final = 3
+#: Where in a file something stands.
+_LINE: Final = re.compile(r": line \d+(?=: )")
+UNSUPPORTED: Final = (
+    "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
+)
+LEFT_OUT: Final = "--skip-unsupported leaves out {}:"
+UNASKED: Final = "{} of this folder {} not asked for now."
+UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
+NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
+#: Seconds in which an endpoint must say which scenarios there are.
+LISTING: Final = 300.0
+#: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
+COMPLETING: Final = 60.0
+#: Seconds that the last word may take to reach the disk.
+LAST_WORD: Final = 2.0
+
+
+async def load_arms(
+    configs: Sequence[ArmConfig], python: Path | None, given: Mapping[str, str], *, place: Where
+) -> Mapping[str, Arm]:
+    """The agents of all arms, found and checked before anything is spent. Raises UsageError.
+
+    `given` are variables of the user's beside the environment. What an agent lacks may still be a secret of an endpoint
+    elsewhere: then `supply_arms` has the last word. An arm's model is the one it works with: where nobody says, its
+    agent's own.
+    """
+    arms, environ = {}, {**os.environ, **given}
+    for config in configs:
+        agent = loader.load(
+            config.agent,
+            python=python,
+            search=AGENTS,
+            settings=config.settings,
+            environ=environ,
+            model=config.model,
+            secret=given.keys(),
+        )
+        if place.endpoint is None:
+            agent = loader.supply(agent)
+        await loader.check(agent)
+        arms[config.name] = Arm(config=config.model_copy(update={"model": agent.model}), agent=agent)
+    return arms
+
+
+def secrets_of(arms: Mapping[str, Arm]) -> Collection[str]:
+    """The variables that are secret to any of the arms."""
+    return {name for arm in arms.values() for name in arm.agent.secrets}
+
+
+def redactor_of(arms: Mapping[str, Arm]) -> Redactor:
+    """What keeps the secrets of all arms, and our own key, out of all that is written."""
+    ours = [("RUNLOOP_API_KEY", os.environ.get("RUNLOOP_API_KEY", ""))]
+    return Redactor([*ours, *(pair for arm in arms.values() for pair in arm.agent.secrets.items())])
+
+
+async def supply_arms(arms: Mapping[str, Arm], endpoint: Definitions) -> Mapping[str, Arm]:
+    """The arms with what their agents lack in the environment taken from the endpoint's secrets. Raises UsageError."""
+    if not any(loader.lacking(arm.agent) for arm in arms.values()):
+        return arms
+    try:
+        with anyio.fail_after(LISTING):
+            names = await endpoint.secret_names()
+    except TimeoutError:
+        raise Unavailable(f"{endpoint.url} did not list its secrets in {LISTING:g} s.") from None
+    return {name: replace(arm, agent=loader.supply(arm.agent, names)) for name, arm in arms.items()}
+
+
+async def run(
+    config: SweepConfig,
+    *,
+    runs: Path,
+    style: Style,
+    file: Path | None = None,
+    again: Again = NOTHING_AGAIN,
+    given: Mapping[str, str] = NOTHING_GIVEN,
+    begun: Callable[[Path], None] = lambda _: None,
+) -> int:
+    """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
+
+    `file` is the sweep.toml that the config came from: the run folder keeps it as given. `again` is what is to be run
+    once more though it is finished, `given` are variables for the agents beside the environment; `begun` hears of the
+    run folder once it is ours.
+    """
+    fit_open_files(config)
+    ledger = Ledger()
+    stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
+    state = State(
+        stopping=stopping,
+        limits=Limits(devboxes=config.devboxes, agents=config.agents),
+        watchdog=Watchdog(lambda _: stopping.check()),
+    )
+    with (
+        anyio.CancelScope() as opening,
+        obeying_signals(stopping, drain=config.drain, leave=leave_screen),
+        state.watchdog.watching(),
+    ):
+        stopping.open(opening)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_slow_phases, state, style, state.opened)
+            return await _run(
+                config, state, ledger, runs=runs, style=style, file=file, again=again, given=given, begun=begun
+            )
+    return EXIT_INTERRUPTED
+
+
+async def _run(
+    config: SweepConfig,
+    state: State,
+    ledger: Ledger,
+    *,
+    runs: Path,
+    style: Style,
+    file: Path | None,
+    again: Again,
+    given: Mapping[str, str],
+    begun: Callable[[Path], None],
+) -> int:
+    place, name = where(
+        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+    )
+    arms = await load_arms(config.arms, config.python, given, place=place)
+    is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
+    if config.name is not None:  # before a key goes to another endpoint than the sweep's
+        refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
+    stopping, limits = state.stopping, state.limits
+    state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
+    redactor, hidden = redactor_of(arms), secrets_of(arms)
+    async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back, hidden=hidden) as endpoint:
+        benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING)
+        arms = await supply_arms(arms, endpoint)
+        plan = await make_plan(config, benchmark, arms, endpoint)
+        named(plan, again)  # a mistake in it costs nothing yet
+        await check_needs(config, arms, endpoint)
+        told = await notices_of(endpoint)
+        choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+        state.step = "opening the journal"
+        folder = await anyio.to_thread.run_sync(choose)
+        async with Journal.open(folder.path, ledger, lock=config.lock) as journal:
+            logs.to_file(folder.path / "sweep.log", mask=redactor.value)
+            if file is not None:
+                folder.keep_settings(file)
+            presence = Presence(endpoint, folder.sweep)
+            await presence.claim()
+            sink = MaskingSink(journal, redactor)
+            ctx = _context(config, folder, plan, benchmark, arms, endpoint, sink, ledger, limits, redactor)
+            state.ctx, state.journal = ctx, journal
+            chosen = await _open(ctx, plan, again)
+            begun(folder.path)
+            progress = Progress(
+                ledger=ledger,
+                plan=plan,
+                state=state,
+                folder=folder.path,
+                style=style,
+                opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
+            )
+            state.opened.set()
+            said = [
+                *filter(None, [folder.why]),
+                *_notices(config, arms, redactor, folder.path),
+                *network_notices(config, plan.scenarios),
+                *support_notices(plan),
+                *unasked(plan, ledger),
+                *told,
+            ]
+            if again.only:
+                now = sum(key in chosen for key in plan.pending(ledger))
+                said.append(f"Of these {now} run now, as --only says; the others stay owed.")
+            progress.say(*said)
+            try:
+                await _conduct(ctx, plan, chosen, state, progress, presence)
+            finally:
+                await presence.leave()
+                for arm in arms.values():
+                    with anyio.move_on_after(5, shield=True):
+                        await arm.agent.aclose()
+    if stopping.fault is not None:
+        raise stopping.fault
+    doubtful = all_flagged(plan, ledger)
+    progress.say(*map(ALL_FLAGGED.format, doubtful))
+    return exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
+
+
+def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, folder: Path) -> Iterator[str]:
+    """What is better known before the night than after it."""
+    if config.lock == "none":
+        yield RISK.format(folder)
+    if redactor.unmasked:
+        yield TOO_SHORT.format(", ".join(redactor.unmasked))
+    if redactor.words:
+        yield WORDS.format(", ".join(redactor.words))
+    limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
+    if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
+        yield UNCOUNTED.format(", ".join(silent))
+
+
+def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """What devboxes reach by the word of others than their agents."""
+    if config.network == "host":
+        yield OPEN_NETWORK
+    if config.network != "agent":
+        return
+    scenarios = [each for each in scenarios if not each.unsupported]
+    if public := [each.name for each in scenarios if INTERNET in each.network]:
+        yield PUBLIC_NETWORK.format(_named(public))
+    hosts = {each.name: ", ".join(host for host in each.network if host != INTERNET) for each in scenarios}
+    if naming := [f"{name} ({reached})" for name, reached in hosts.items() if reached]:
+        yield NAMED_HOSTS.format(_named(naming))
+
+
+def support_notices(plan: Plan) -> Iterator[str]:
+    """What cannot run, what runs without something that it asks for, what selects nothing; a line for each kind."""
+    yield from plan.notes
+    unsupported = [each for each in plan.scenarios if each.unsupported]
+    if unsupported:
+        yield UNSUPPORTED.format(len(unsupported), len(plan.scenarios))
+        yield from _reasons(unsupported)
+    if plan.left_out:
+        yield LEFT_OUT.format(counted(len(plan.left_out), "scenario"))
+        yield from _reasons(plan.left_out)
+    asking: dict[str, list[str]] = {}
+    for scenario in plan.scenarios:
+        for note in scenario.notes if not scenario.unsupported else ():
+            asking.setdefault(note, []).append(scenario.name)
+    for note, names in asking.items():
+        yield f"{len(names)} of {len(plan.scenarios)} scenarios, {printable(note)}: {_named(names)}"
+
+
+def unasked(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    """That results are in the folder which are not in the table."""
+    if count := sum(key not in plan for key in ledger.finished):
+        yield UNASKED.format(counted(count, "finished trial"), "is" if count == 1 else "are")
+
+
+def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """A line for each of the commonest reasons; where in a file it stands makes no other reason."""
+    groups: dict[str, list[str]] = {}
+    for each in scenarios:
+        why = _LINE.sub("", each.unsupported.partition("; ")[0])
+        groups.setdefault(shorten(printable(why), LONGEST, placeholder=" …"), []).append(each.name)
+    commonest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for why, names in commonest[:SHOWN]:
+        yield (
+            f"  {printable(names[0])}: {why}" if len(names) == 1 else f"  {len(names)} x {why}: {_named(names, NAMED)}"
+        )
+    if len(commonest) > SHOWN:
+        yield f"  and {len(commonest) - SHOWN} more reasons: `{CHECK}` names them"
+
+
+def _named(names: Sequence[str], shown: int = SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return printable(f"{', '.join(names[:shown])}{more}")
+
+
+async def notices_of(endpoint: Endpoint) -> Sequence[str]:
+    """What the endpoint wants to have said; nothing, where it does not say so soon."""
+    with suppress(WorldError), anyio.move_on_after(GREETING):
+        return await endpoint.notices()
+    return ()
+
+
+async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:
+    """Raises UsageError for what no devbox of this endpoint can have."""
+    if config.scoring in {"separate", "shared"} and SETTLEMENTS not in await endpoint.features():
+        raise UsageError(
+            f"--scoring {config.scoring} needs devboxes in sandboxes of a `sweep serve`, and {endpoint.url} has none: "
+            "leave it out, and scorers run in the agent's devbox."
+        )
+    for arm in arms.values():
+        await endpoint.check(needs_of(config, arm.agent))
+
+
+async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
+    """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
+    is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
+    try:
+        with anyio.fail_after(LISTING):
+            at_most = None if is_filtered else config.limit
+            summaries = await endpoint.summaries(benchmark, at_most, include=config.include, exclude=config.exclude)
+            if not config.include and len(summaries) != config.limit:
+                await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
+    except TimeoutError:
+        raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
+    chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
+    left_out = tuple(each for each in chosen if each.unsupported) if config.skip_unsupported else ()
+    scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
+    if not scenarios:
+        reasons = "; ".join(map(str.strip, _reasons(left_out)))
+        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(counted(len(left_out), 'scenario'))} {reasons}")
+    for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
+        config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
+    return Plan(
+        benchmark=benchmark.name,
+        scenarios=scenarios,
+        arms=tuple(arms),
+        trials=config.trials,
+        left_out=left_out,
+        notes=tuple(unmatched(summaries, config.exclude, "--exclude")),
+    )
+
+
+async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
+    """A scenario that the benchmark names and the endpoint has no use of would be missing from every mean, unseen.
+
+    Raises UsageError with the endpoint's reason.
+    """
+    unusable = [identity for identity in benchmark.scenario_ids if identity not in usable]
+    for identity in unusable:
+        try:
+            await endpoint.scenario(identity)
+        except Refused as error:
+            raise UsageError(
+                f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
+                "Fix them, or run the others: --include '*'."
+            ) from None
+
+
+def deadline_of(config: SweepConfig) -> float | None:
+    """The deadline in seconds since 1970; None if there is none. Raises UsageError for one that is over."""
+    if config.deadline is None:
+        return None
+    try:
+        return moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
+    except ValueError as error:
+        raise UsageError(f"--deadline: {error}.") from None
+
+
+def fit_open_files(config: SweepConfig) -> None:
+    """Raise the soft limit on open files, and refuse more devboxes than the hard one has room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = (hard - FILES_OF_OURS) // FILES_PER_DEVBOX
+    if hard != resource.RLIM_INFINITY and config.devboxes > room:
+        raise UsageError(
+            f"--devboxes {config.devboxes} needs more open files than this machine grants ({hard}): "
+            f"use at most {room}, or raise the limit (ulimit -n)."
+        )
+
+
+def _context(
+    config: SweepConfig,
+    folder: RunFolder,
+    plan: Plan,
+    benchmark: Benchmark,
+    arms: Mapping[str, Arm],
+    endpoint: Endpoint,
+    sink: Sink,
+    ledger: Ledger,
+    limits: Limits,
+    redactor: Redactor,
+) -> Context:
+    benchmark_runs = BenchmarkRuns(
+        sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=sink, ledger=ledger
+    )
+    return Context(
+        sweep=folder.sweep,
+        benchmark=benchmark.name,
+        config=config,
+        endpoint=endpoint,
+        sink=sink,
+        ledger=ledger,
+        limits=limits,
+        folder=folder.path,
+        arms=arms,
+        scenarios={scenario.id: scenario for scenario in plan.scenarios},
+        benchmark_runs=benchmark_runs,
+        remote=Remote(folder.sweep, endpoint),
+        dice=random.random,
+        breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
+        silence=Silence(endpoint, unreachable=config.unreachable),
+        redactor=redactor,
+    )
+
+
+async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
+    """Journal that we are here, and which finished trials are run once more; returns the trials that may run now."""
+    opened = SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid())
+    found = list(verdicts(plan, ctx.ledger, again)) if again else []
+    reopened = [TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN]
+    await ctx.sink.append(opened, *reopened)
+    return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
+
+
+async def _conduct(
+    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress, presence: Presence
+) -> None:
+    """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, state.stopping)
+        tasks.start_soon(progress.show)
+        tasks.start_soon(presence.keep, progress.say)
+        try:
+            await give_up(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
+            pending = plan.pending_by_arm(ctx.ledger)
+            lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
+            left = [key for key in chosen if ctx.ledger.has_run(key)]
+            state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
+            await run_all(ctx, state.scheduler, state.stopping)
+            if ctx.remote.refusing:
+                progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))
+            state.step = "completing"
+            await complete(ctx, plan, state.stopping)
+        finally:
+            tasks.cancel_scope.cancel()
+    progress.finish()
+
+
+async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
+    """Close the benchmark runs if nothing is owed, and write down how the sweep ended. Bounded."""
+    is_finished = next(plan.pending(ctx.ledger), None) is None
+    with anyio.CancelScope(deadline=anyio.current_time() + COMPLETING) as closing:
+        stopping.bind(closing)
+        if is_finished and ctx.benchmark_runs is not None:
+            try:
+                await ctx.benchmark_runs.complete_all()
+            except WorldError as error:
+                structlog.get_logger().warning("benchmark_runs.not_completed", error=error.message)
+    how = INTERRUPTED if stopping.is_by_signal else "stopped"
+    reason = "finished" if is_finished else f"{how}: {stopping.reason or NOT_SELECTED}"
+    try:
+        with anyio.move_on_after(LAST_WORD, shield=True):
+            await ctx.sink.append(SweepEnded(reason=reason))
+    except JournalError:
+        if not stopping.is_by_signal:
+            raise

@@ -1,0 +1,76 @@
+"""The benchmark service in the foreground."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+from orchestrator.commands import BUNDLED
+from orchestrator.common import logs
+from orchestrator.common.locks import RISK, Kind
+from orchestrator.core.errors import UsageError
+from orchestrator.service.address import Address
+from orchestrator.service.compatibility import FOREIGN, OURS
+from orchestrator.service.server import Isolation, serve
+from orchestrator.testing.chaos.rules import read_rules
+from orchestrator.view.console import say
+
+
+async def run(
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    state: Path,
+    benchmarks: Sequence[Path],
+    isolation: str,
+    linger: float | None,
+    is_foreign: bool,
+    chaos: Path | None,
+    secret_names: Sequence[str],
+    allowed_hosts: Sequence[str],
+    lock: Kind,
+    is_quiet: bool,
+) -> None:
+    """Serve until a signal, or until nobody asks any more. Raises UsageError."""
+    logs.to_stream(level=30 if is_quiet else 20)
+    for folder in benchmarks:
+        if not folder.is_dir():
+            raise UsageError(f"--benchmarks {folder}: there is no such folder.")
+    isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
+    if isolation not in isolations:
+        raise UsageError(f"--isolation {isolation!r}: write local or none.")
+    rules = None if chaos is None else await anyio.to_thread.run_sync(read_rules, chaos)
+    if rules is not None:
+        words = {"file": str(chaos), "rules": len(rules.rules), "seed": rules.seed}
+        structlog.get_logger().warning("chaos.on", **words)
+    where = await anyio.to_thread.run_sync(lambda: state.expanduser().resolve())
+    async with anyio.create_task_group() as tasks:
+
+        async def listen(*, task_status: TaskStatus[Address]) -> None:
+            # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
+            folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
+            chosen = isolations[isolation]
+            await serve(
+                host,
+                port,
+                token,
+                where,
+                folders,
+                chosen,
+                linger,
+                dialect=FOREIGN if is_foreign else OURS,
+                chaos=rules,
+                secret_names=secret_names,
+                allowed_hosts=allowed_hosts,
+                lock=lock,
+                task_status=task_status,
+            )
+
+        if lock == "none":
+            structlog.get_logger().warning("lock.none", risk=RISK.format(where))
+        address: Address = await tasks.start(listen)
+        if not is_quiet:
+            say(f"export RUNLOOP_BASE_URL={address.url} RUNLOOP_API_KEY={address.token}")

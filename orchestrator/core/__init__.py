@@ -1,0 +1,1 @@
+"""The pure centre: records, rules and the fold. No I/O and no clock."""

@@ -1,0 +1,159 @@
+"""Every failure this project speaks of, attributed to whoever caused it.
+
+    SweepError
+    ├── UsageError              the user's mistake: one line that names the fix, exit 2, nothing was spent
+    │   └── SandboxUnavailable  this machine does not permit sandboxes
+    ├── WorldError              the endpoint, the network, a devbox: retried with back-off, counted
+    │   ├── Unavailable         no answer, a 5xx, or an answer that is not the endpoint's
+    │   ├── Throttled           429 or "quota"; knows how long to wait
+    │   ├── Refused             a 4xx: this request will not be answered
+    │   │   ├── Unauthorized    401 or 403: no request of ours will be
+    │   │   ├── Missing         404: no such thing there
+    │   │   └── Conflicted      400, 409: the thing is in a state that forbids it
+    │   ├── DevboxFailed        never became ready
+    │   ├── DevboxLost          died, or was shut down, under us
+    │   ├── RunLost             the scenario run was canceled or ended by somebody else
+    │   ├── Interrupted         we were stopped, or died, and nothing of the attempt can go on; not counted
+    │   ├── StageTimeout        a stage other than `solve` ran out of time
+    │   └── AllowanceUsedUp     a devbox waited for its agent's turn until its own time ran short; not counted
+    ├── AgentError              the agent's: an outcome, not retried unless asked
+    │   ├── AgentSetupFailed    its install step failed
+    │   ├── AgentCrashed        it ended with a status other than 0
+    │   └── AgentTimedOut       it used up its time
+    ├── Unsupported             the scenario cannot run there: it was not tried
+    ├── ScoringFault            a scorer's: scored again, the agent is not run again
+    ├── SweepCanceled           somebody else canceled our benchmark run: an order to stop
+    ├── SweepHalted             the rest would fail like what failed: stop, and say what to mend
+    ├── JournalError            the run folder cannot be written or read: stop, the journal stays as it is
+    └── InternalError           ours: stop loudly
+
+Whose fault it was is the type, which decides what is tried again: `retry_policy.py`. Messages name the thing and the
+fix.
+"""
+
+
+class SweepError(Exception):
+    """The root of the tree above."""
+
+    @property
+    def message(self) -> str:
+        return str(self) or type(self).__name__
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first failure inside a task group's group of failures; any other error is itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class UsageError(SweepError):
+    """The user can mend this; the message says how."""
+
+
+class SandboxUnavailable(UsageError):
+    """This machine does not permit sandboxes; the message says why and what to do."""
+
+
+class WorldError(SweepError):
+    """The world's fault."""
+
+
+class Unavailable(WorldError):
+    """No answer, an answer of 500 and above, or one that is not the endpoint's."""
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        #: The HTTP status that somebody answered with, if somebody did.
+        self.status = status
+        #: Seconds the endpoint asked us to wait, if it did.
+        self.retry_after = retry_after
+
+
+class Throttled(WorldError):
+    """The endpoint asks for less."""
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        #: Seconds the endpoint asked us to wait, if it did.
+        self.retry_after = retry_after
+
+
+class Refused(WorldError):
+    """The endpoint will not answer this request, now or later."""
+
+
+class Unauthorized(Refused):
+    """The key is not good enough."""
+
+
+class Missing(Refused):
+    """The endpoint knows no such thing."""
+
+
+class Conflicted(Refused):
+    """The thing is in a state that forbids the request."""
+
+
+class DevboxFailed(WorldError):
+    """The devbox never became ready."""
+
+
+class DevboxLost(WorldError):
+    """The devbox died, or somebody shut it down, while we used it."""
+
+
+class RunLost(WorldError):
+    """The scenario run ended by somebody else's hand."""
+
+
+class Interrupted(WorldError):
+    """We were stopped, or died, and nothing of the attempt can go on."""
+
+
+class StageTimeout(WorldError):
+    """A stage other than `solve` ran out of time."""
+
+
+class AllowanceUsedUp(WorldError):
+    """The devbox waited for its agent's turn for as long as its keep-alive allows."""
+
+
+class AgentError(SweepError):
+    """The agent's fault."""
+
+
+class AgentSetupFailed(AgentError):
+    """The agent's install step failed."""
+
+
+class AgentCrashed(AgentError):
+    """The agent ended with a status other than 0."""
+
+
+class AgentTimedOut(AgentError):
+    """The agent used up its time."""
+
+
+class Unsupported(SweepError):
+    """A scenario asks for what its endpoint does not have, or its definition cannot be read."""
+
+
+class ScoringFault(SweepError):
+    """A scorer's fault."""
+
+
+class SweepCanceled(SweepError):
+    """Somebody else canceled the benchmark run that our trials belong to."""
+
+
+class SweepHalted(SweepError):
+    """Too many failures that are no trial's fault; the message names the cause and the fix."""
+
+
+class JournalError(SweepError):
+    """The run folder cannot be read or written."""
+
+
+class InternalError(SweepError):
+    """A mistake of this program."""

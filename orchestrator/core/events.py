@@ -1,0 +1,199 @@
+"""What can happen in a sweep, each as one line of its journal.
+
+Intents are written before the call they announce, facts after it. A kind this version does not know is kept as
+`Unknown` and skipped by the fold, so that an older version can read a newer journal of the same schema.
+
+| event | kind | when |
+|---|---|---|
+| sweep.opened | fact | a process opened the run folder |
+| benchmark_run.intended, .started, .ended | intent, fact, fact | each arm and trial number has its own benchmark run |
+| stage.entered | intent | before the stage's first call |
+| run.started | fact | the scenario run and its devbox have ids |
+| execution.started | fact | the agent's command runs in the devbox and has an id |
+| agent.started | fact | the agent's process runs on this host |
+| output.kept | fact | every few seconds: how much of the agent's output is in its log, and from where to read on |
+| stage.finished | fact | with seconds at work and seconds waiting for a turn |
+| attempt.ended | fact | without a score; whether the trial gets another attempt |
+| trial.finished | fact | the whole result line; durable before the devbox is released |
+| trial.reopened | intent | a finished trial is to be run again |
+| stray.found | intent | something of this sweep lives on the endpoint that no attempt needs; it is ended |
+| sweep.ended | fact | and why |
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+import orjson
+from msgspec import Struct, field, structs
+from msgspec.json import Decoder
+
+from orchestrator.core.errors import JournalError
+from orchestrator.core.stages import Stage
+
+SCHEMA: Final = 1
+
+
+class Event(Struct, frozen=True, kw_only=True, gc=False, tag_field="event"):
+    """Something that happened. `at` is wall-clock seconds since 1970, for people: nothing is decided by it."""
+
+    at: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return _kind(type(self))
+
+
+class AttemptEvent(Event, frozen=True, kw_only=True):
+    """Something that happened to one attempt at a trial."""
+
+    trial: str
+    attempt: int
+
+
+class SweepOpened(Event, frozen=True, kw_only=True, tag="sweep.opened"):
+    sweep: str
+    schema: int
+    version: str
+    pid: int
+
+
+class BenchmarkRunIntended(Event, frozen=True, kw_only=True, tag="benchmark_run.intended"):
+    arm: str
+    number: int
+    #: Counts the benchmark runs of this arm and number: another follows when one is over while trials are owed.
+    round: int = 1
+
+
+class BenchmarkRunStarted(Event, frozen=True, kw_only=True, tag="benchmark_run.started"):
+    arm: str
+    number: int
+    run: str
+    round: int = 1
+
+
+class BenchmarkRunEnded(Event, frozen=True, kw_only=True, tag="benchmark_run.ended"):
+    arm: str
+    number: int
+    run: str
+
+
+class StageEntered(AttemptEvent, frozen=True, kw_only=True, tag="stage.entered"):
+    stage: Stage
+
+
+class RunStarted(AttemptEvent, frozen=True, kw_only=True, tag="run.started"):
+    run: str
+    devbox: str
+
+
+class ExecutionStarted(AttemptEvent, frozen=True, kw_only=True, tag="execution.started"):
+    execution: str
+
+
+class AgentStarted(AttemptEvent, frozen=True, kw_only=True, tag="agent.started"):
+    pid: int
+    #: Tells this process from a later one with its number: see `locks.birth`.
+    birth: str
+
+
+class OutputKept(AttemptEvent, frozen=True, kw_only=True, tag="output.kept"):
+    #: The next byte of the command's output to ask for, and the length of the log that has all before it.
+    offset: int
+    length: int
+
+
+class StageFinished(AttemptEvent, frozen=True, kw_only=True, tag="stage.finished"):
+    stage: Stage
+    seconds: float
+    waited: float = 0.0
+    #: What the stage found out, such as the agent's exit status.
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag="attempt.ended"):
+    #: `{class, message, stage}`, see `model.Failure`.
+    failure: Mapping[str, Any]
+    #: Whether it used up one of the trial's attempts.
+    counted: bool
+    #: Seconds until the next attempt; None if there is none.
+    retry_in: float | None = None
+
+
+class TrialFinished(AttemptEvent, frozen=True, kw_only=True, tag="trial.finished"):
+    #: The line of results.jsonl.
+    result: Mapping[str, Any]
+
+
+class TrialReopened(Event, frozen=True, kw_only=True, tag="trial.reopened"):
+    trial: str
+
+
+class StrayFound(Event, frozen=True, kw_only=True, tag="stray.found"):
+    #: Ids on the endpoint; a devbox may live without its run.
+    run: str | None
+    devbox: str | None
+
+
+class SweepEnded(Event, frozen=True, kw_only=True, tag="sweep.ended"):
+    reason: str
+
+
+class Unknown(Event, frozen=True, kw_only=True, tag="unknown"):
+    """An event of a later version."""
+
+    data: Mapping[str, Any]
+
+
+Known = (
+    SweepOpened
+    | BenchmarkRunIntended
+    | BenchmarkRunStarted
+    | BenchmarkRunEnded
+    | StageEntered
+    | RunStarted
+    | ExecutionStarted
+    | AgentStarted
+    | OutputKept
+    | StageFinished
+    | AttemptEnded
+    | TrialFinished
+    | TrialReopened
+    | StrayFound
+    | SweepEnded
+)
+
+
+def _kind(cls: type[Event]) -> str:
+    return str(cls.__struct_config__.tag)
+
+
+KINDS: Final[dict[str, type[Event]]] = {_kind(cls): cls for cls in get_args(Known)}
+_DECODER: Final[Decoder[Event]] = Decoder(Known)
+
+
+def to_line(event: Event) -> bytes:
+    """The line of an event in the journal. Raises TypeError for a value that JSON has not."""
+    data = event.data if isinstance(event, Unknown) else {"event": event.kind} | structs.asdict(event)
+    return orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def from_line(line: bytes) -> Event:
+    """The event of a line. Raises JournalError that says what is wrong with it."""
+    try:
+        return _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:  # also of msgspec: not JSON, not UTF-8, a value amiss, all too deep
+        return _from_unusual(line, error)
+
+
+def _from_unusual(line: bytes, error: Exception) -> Unknown:
+    """An event of a later version, if it is one."""
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError as damage:
+        raise JournalError(str(damage)) from None
+    kind = data.get("event") if isinstance(data, dict) else None
+    if not isinstance(kind, str):
+        raise JournalError("an object with an `event` was expected")
+    if kind in KINDS:
+        raise JournalError(f"event {kind}: {error}")
+    return Unknown(at=data.get("at", 0.0), data=data)

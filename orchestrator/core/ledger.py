@@ -1,0 +1,424 @@
+"""The only meaning of a journal: what its events add up to.
+
+Progress, report, resume and tests read the same fold, so they cannot disagree; a crash is only "stop reading here".
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from math import inf
+from typing import Any, ClassVar, Final, Self
+
+from orchestrator.core.errors import InternalError
+from orchestrator.core.events import (
+    AgentStarted,
+    AttemptEnded,
+    AttemptEvent,
+    BenchmarkRunEnded,
+    BenchmarkRunIntended,
+    BenchmarkRunStarted,
+    Event,
+    ExecutionStarted,
+    OutputKept,
+    RunStarted,
+    StageEntered,
+    StageFinished,
+    SweepEnded,
+    SweepOpened,
+    TrialFinished,
+    TrialReopened,
+)
+from orchestrator.core.records import Outcome, TrialKey
+from orchestrator.core.stages import Stage, move
+
+#: The class of a failure that is nobody's: we were stopped, or died.
+INTERRUPTED: Final = "Interrupted"
+#: The class of a failure that is known before anything is tried.
+UNSUPPORTED: Final = "Unsupported"
+#: Seconds that are counted, at most, of the time in which no process watched the devboxes that were up.
+UNWATCHED: Final = 3600.0
+#: Characters that are kept of the message of a failure.
+WORDS: Final = 500
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The newest attempt of a trial, while it is not released."""
+
+    number: int
+    stage: Stage | None = None
+    #: Wall-clock seconds since 1970 at which its stage began.
+    since: float = 0.0
+    run: str | None = None
+    devbox: str | None = None
+    execution: str | None = None
+    #: The host agent's process, and what tells it from a later one of that number.
+    pid: int | None = None
+    birth: str = ""
+    #: How much of the execution's output is in its log: the next byte to ask for, and the log's length then.
+    offset: int = 0
+    length: int = 0
+    #: How often its stage was entered in a row.
+    entries: int = 0
+    #: The last stage that was finished, and what each found out and took.
+    finished: Stage | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: When its devbox was up, by the journal's clock; None before, and after its release.
+    up_since: float | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        return self.finished is Stage.SCORE
+
+    def copy(self) -> "Attempt":
+        return replace(self, facts=self.facts.copy(), stages=self.stages.copy())
+
+
+@dataclass(slots=True)
+class Trial:
+    """What is known of one trial that has begun."""
+
+    outcome: Outcome | None = None
+    score: float | None = None
+    flags: tuple[str, ...] = ()
+    #: How its agent ended; None where it ran out of time, or never ended.
+    exit_status: int | None = None
+    #: When the first of the attempts that led to its result began, by the journal's clock.
+    began: float | None = None
+    #: How many attempts began, and how many of them count against the limit.
+    attempts: int = 0
+    counted: int = 0
+    #: The number of the last attempt that ended without a score, and how many were interrupted.
+    last_ended: int = 0
+    interrupted: int = 0
+    #: The attempt under way; None between attempts and after the release.
+    attempt: Attempt | None = None
+    #: `{attempt, failure}` of each attempt that ended without a score; dropped when the trial is finished.
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    #: The class of the failure that the trial ended with, and the beginning of its message.
+    failure: str | None = None
+    message: str = ""
+    #: Seconds at work in all stages of its last attempt, and its agent's share of them.
+    seconds: float = 0.0
+    agent_seconds: float = 0.0
+
+    def copy(self) -> "Trial":
+        return replace(self, attempt=self.attempt and self.attempt.copy(), failures=self.failures.copy())
+
+
+@dataclass(slots=True)
+class BenchmarkRunState:
+    """The benchmark run of one arm and trial number. `run` is None while it is only intended."""
+
+    round: int = 1
+    run: str | None = None
+    is_ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A failure, for the list of the latest ones."""
+
+    trial: TrialKey
+    error: str
+    message: str
+    is_final: bool
+
+
+@dataclass
+class Ledger:
+    """The state of a sweep after the events applied so far."""
+
+    LATEST = 5
+
+    trials: dict[TrialKey, Trial] = field(default_factory=dict)
+    benchmark_runs: dict[tuple[str, int], BenchmarkRunState] = field(default_factory=dict)
+    #: The finished trials, in the order they finished.
+    finished: list[TrialKey] = field(default_factory=list)
+    opened: int = 0
+    ended: str | None = None
+    stages: Counter[Stage] = field(default_factory=Counter)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    #: How many of the failed ones could not be tried at all.
+    unsupported: int = 0
+    latest_failures: list[Notice] = field(default_factory=list)
+    #: Attempts that were followed by another before their release was known to have happened.
+    leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
+    #: US dollars that the agents of each arm report to have spent, in every attempt.
+    costs: dict[str, float] = field(default_factory=dict)
+    #: Input and output tokens that they report to have used, in every attempt too.
+    tokens: dict[str, int] = field(default_factory=dict)
+    #: Seconds of the devboxes that are released; how many are up, and the sum of the times since when they are.
+    released_seconds: float = 0.0
+    up: int = 0
+    up_since: float = 0.0
+    #: The time of the latest event.
+    at: float = 0.0
+
+    def copy(self) -> Self:
+        """Another one that says the same: what is applied to one of them is not in the other."""
+        twin = type(self)()
+        for each in fields(Ledger):
+            value = getattr(self, each.name)
+            setattr(twin, each.name, value.copy() if isinstance(value, dict | list) else value)
+        twin.trials = {key: trial.copy() for key, trial in self.trials.items()}
+        twin.benchmark_runs = {key: replace(run) for key, run in self.benchmark_runs.items()}
+        twin.leftovers = {key: attempt.copy() for key, attempt in self.leftovers.items()}
+        return twin
+
+    def apply(self, event: Event) -> None:
+        """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
+        add = self._BY_TYPE.get(type(event))
+        try:
+            if add is not None:
+                add(self, event)
+                self.at = event.at
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise InternalError(f"The journal has a malformed {event.kind}: {error!r}.") from error
+
+    @property
+    def cost(self) -> float:
+        """US dollars that agents report to have spent, in all arms."""
+        return sum(self.costs.values())
+
+    def devbox_seconds(self, now: float) -> float:
+        """Seconds between boot and release, of all devboxes so far; `now` is by the journal's clock."""
+        return self.released_seconds + max(0.0, self.up * now - self.up_since)
+
+    def is_finished(self, key: TrialKey) -> bool:
+        trial = self.trials.get(key)
+        return trial is not None and trial.outcome is not None
+
+    def under_way(self, key: TrialKey) -> Attempt | None:
+        """The attempt that a process began and did not end; None if there is none."""
+        trial = self.trials.get(key)
+        if trial is None or trial.attempt is None or trial.outcome is not None:
+            return None
+        return trial.attempt if trial.attempt.number > trial.last_ended else None
+
+    def has_run(self, key: TrialKey) -> bool:
+        """Whether an attempt that a process began and did not end got as far as a run with its devbox."""
+        attempt = self.under_way(key)
+        return attempt is not None and attempt.run is not None
+
+    def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
+        """Attempts whose release is not known to have happened."""
+        newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
+        return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
+
+    def _attempt(self, event: AttemptEvent) -> Attempt:
+        attempt = self.trials.get(TrialKey.parse(event.trial), _NO_TRIAL).attempt
+        if attempt is None or attempt.number != event.attempt:
+            raise InternalError(
+                f"The journal speaks of attempt {event.attempt} of {event.trial}, which is not under way."
+            )
+        return attempt
+
+    def _enter(self, event: StageEntered) -> None:
+        key, stage = TrialKey.parse(event.trial), event.stage
+        trial = self.trials.get(key, _NO_TRIAL)
+        attempt = trial.attempt
+        if attempt is not None and attempt.number == event.attempt:
+            move(attempt.stage, stage)
+            self._leave_stage(attempt)
+        elif self.leftovers and (key, event.attempt) in self.leftovers:
+            move(self.leftovers[key, event.attempt].stage, stage)
+            return
+        else:
+            move(None, stage)
+            attempt = self._begin(key, event.attempt, event.at)
+        attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
+        attempt.stage, attempt.since = stage, event.at
+        self.stages[stage] += 1
+
+    def _begin(self, key: TrialKey, number: int, at: float) -> Attempt:
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.outcome is not None or number != trial.attempts + 1:
+            raise InternalError(f"The journal begins attempt {number} of {key}, which is not its next.")
+        trial = self.trials.setdefault(key, Trial())
+        self._set_aside(key, trial)
+        trial.attempts = number
+        trial.began = at if trial.began is None else trial.began
+        trial.attempt = attempt = Attempt(number=number)
+        return attempt
+
+    def _set_aside(self, key: TrialKey, trial: Trial) -> None:
+        """The attempt that another takes the place of is still to be released."""
+        if trial.attempt is not None:
+            self._leave_stage(trial.attempt)
+            self.leftovers[key, trial.attempt.number] = trial.attempt
+
+    def _start_run(self, event: RunStarted) -> None:
+        attempt = self._attempt(event)
+        attempt.run, attempt.devbox = event.run, event.devbox
+
+    def _start_execution(self, event: ExecutionStarted) -> None:
+        self._attempt(event).execution = event.execution
+
+    def _start_agent(self, event: AgentStarted) -> None:
+        attempt = self._attempt(event)
+        attempt.pid, attempt.birth = event.pid, event.birth
+
+    def _keep_output(self, event: OutputKept) -> None:
+        attempt = self._attempt(event)
+        attempt.offset, attempt.length = event.offset, event.length
+
+    def _leave_stage(self, attempt: Attempt) -> None:
+        if attempt.stage is not None:
+            self.stages[attempt.stage] -= 1
+
+    def _finish_stage(self, event: StageFinished) -> None:
+        key, stage = TrialKey.parse(event.trial), event.stage
+        if self.leftovers and (key, event.attempt) in self.leftovers and stage is Stage.RELEASE:
+            self._put_down(self.leftovers.pop((key, event.attempt)), event.at)
+            return
+        attempt = self._attempt(event)
+        if attempt.stage is not stage:
+            raise InternalError(f"The journal finishes stage {stage} of {event.trial}, which is not under way.")
+        attempt.finished = stage
+        attempt.facts |= event.facts
+        attempt.stages[str(stage)] = {"seconds": event.seconds, "waited": event.waited}
+        self._spend(key.arm, event.facts)
+        if stage is Stage.BOOT and attempt.up_since is None:
+            attempt.up_since = event.at
+            self.up += 1
+            self.up_since += event.at
+        elif stage is Stage.RELEASE:
+            self._leave_stage(attempt)
+            self._put_down(attempt, event.at)
+            self.trials[key].attempt = None
+
+    def _spend(self, arm: str, facts: Mapping[str, Any]) -> None:
+        usage = facts.get("usage")
+        if not isinstance(usage, dict):  # an agent may report anything
+            return
+        if cost := _amount(usage.get("cost_usd")):
+            self.costs[arm] = self.costs.get(arm, 0.0) + cost
+        if tokens := int(_amount(usage.get("input_tokens")) + _amount(usage.get("output_tokens"))):
+            self.tokens[arm] = self.tokens.get(arm, 0) + tokens
+
+    def _put_down(self, attempt: Attempt, at: float) -> None:
+        """The devbox of an attempt, if it had one, is gone."""
+        if attempt.up_since is not None:
+            self.released_seconds += max(0.0, at - attempt.up_since)
+            self.up -= 1
+            self.up_since -= attempt.up_since
+            attempt.up_since = None
+
+    def _end_attempt(self, event: AttemptEnded) -> None:
+        self._attempt(event)
+        key = TrialKey.parse(event.trial)
+        trial = self.trials[key]
+        if trial.outcome is not None or event.attempt <= trial.last_ended:
+            return  # whoever is stopped while it writes an end, or a result, cannot know that and ends it once more
+        failure = {"attempt": event.attempt, "failure": dict(event.failure)}
+        if event.counted:
+            self._notice(key, event.failure, is_final=False)
+        trial.counted += event.counted
+        trial.last_ended = event.attempt
+        trial.interrupted += event.failure["class"] == INTERRUPTED
+        trial.failures.append(failure)
+
+    def _finish(self, event: TrialFinished) -> None:
+        key = TrialKey.parse(event.trial)
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.outcome is not None:
+            raise InternalError(f"The journal finishes trial {event.trial} twice.")
+        result = event.result
+        outcome, flags = Outcome(result["outcome"]), tuple(result.get("flags", ()))
+        stages = result.get("stages", {})
+        seconds, solve = sum(stage["seconds"] for stage in stages.values()), stages.get("solve", {"seconds": 0.0})
+        failure = result.get("failure")
+        if failure:
+            self._notice(key, failure, is_final=True)
+        trial = self.trials.setdefault(key, Trial())
+        if trial.attempt is None or "usage" not in trial.attempt.facts:
+            self._spend(key.arm, result)
+        trial.attempts = max(trial.attempts, event.attempt)
+        trial.outcome, trial.score, trial.flags = outcome, result.get("score"), flags
+        trial.exit_status = result.get("exit_status")
+        trial.seconds, trial.agent_seconds = seconds, solve["seconds"]
+        trial.failure, trial.message = (failure["class"], failure["message"][:WORDS]) if failure else (None, "")
+        trial.failures = []
+        self.outcomes[outcome] += 1
+        self.unsupported += trial.failure == UNSUPPORTED
+        self.finished.append(key)
+
+    def _intend_benchmark_run(self, event: BenchmarkRunIntended) -> None:
+        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round)
+
+    def _start_benchmark_run(self, event: BenchmarkRunStarted) -> None:
+        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
+
+    def _end_benchmark_run(self, event: BenchmarkRunEnded) -> None:
+        state = self.benchmark_runs.get((event.arm, event.number))
+        if state is None:
+            raise InternalError(f"The journal ends benchmark run {event.run}, which it never began.")
+        state.is_ended = True
+
+    def _reopen(self, event: TrialReopened) -> None:
+        key = TrialKey.parse(event.trial)
+        trial = self.trials.get(key, _NO_TRIAL)
+        if trial.outcome is None:
+            raise InternalError(f"The journal reopens trial {key}, which is not finished.")
+        self.outcomes[trial.outcome] -= 1
+        self.unsupported -= trial.failure == UNSUPPORTED
+        self.finished.remove(key)
+        self._set_aside(key, trial)
+        self.trials[key] = Trial(attempts=trial.attempts)
+
+    def _notice(self, key: TrialKey, failure: Mapping[str, Any], *, is_final: bool) -> None:
+        notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
+        self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
+
+    def _open(self, event: SweepOpened) -> None:
+        self.opened += 1
+        self.ended = None
+        self._count_unwatched(event.at - self.at)
+
+    def _count_unwatched(self, seconds: float) -> None:
+        """Another process goes on after so many seconds, by a clock that may be set otherwise than the last one's."""
+        uncounted = seconds - min(max(0.0, seconds), UNWATCHED)
+        if uncounted and self.up:
+            for _, attempt in self.unreleased():
+                if attempt.up_since is not None:
+                    attempt.up_since += uncounted
+                    self.up_since += uncounted
+
+    def _end(self, event: SweepEnded) -> None:
+        self.ended = event.reason
+
+    #: What each event adds; the others add nothing. A million are looked up here when a long journal is read.
+    _BY_TYPE: ClassVar[dict[type[Event], Callable[["Ledger", Any], None]]] = {
+        SweepOpened: _open,
+        BenchmarkRunIntended: _intend_benchmark_run,
+        BenchmarkRunStarted: _start_benchmark_run,
+        BenchmarkRunEnded: _end_benchmark_run,
+        StageEntered: _enter,
+        RunStarted: _start_run,
+        ExecutionStarted: _start_execution,
+        AgentStarted: _start_agent,
+        OutputKept: _keep_output,
+        StageFinished: _finish_stage,
+        AttemptEnded: _end_attempt,
+        TrialFinished: _finish,
+        TrialReopened: _reopen,
+        SweepEnded: _end,
+    }
+
+
+def _amount(reported: object) -> float:
+    """What an agent reported, if that is an amount of something."""
+    return float(reported) if isinstance(reported, int | float) and 0 < reported < inf else 0.0
+
+
+_NO_TRIAL = Trial()
+
+
+def fold(events: Iterable[Event]) -> Ledger:
+    """The state of the sweep whose journal has these events."""
+    ledger = Ledger()
+    for event in events:
+        ledger.apply(event)
+    return ledger

@@ -1,0 +1,97 @@
+"""Which trials a sweep has, and in which order. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import chain
+
+from orchestrator.core.errors import UsageError
+from orchestrator.core.ledger import Ledger
+from orchestrator.core.records import ScenarioSummary, TrialKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep's trials: every scenario, with every arm, as often as asked.
+
+    `left_out` are scenarios that were selected and cannot run, and that somebody wanted to be left out; `notes` are
+    what is to be known of the selection, a sentence each.
+    """
+
+    benchmark: str
+    scenarios: tuple[ScenarioSummary, ...]
+    arms: tuple[str, ...]
+    trials: int
+    left_out: tuple[ScenarioSummary, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scenarios) * len(self.arms) * self.trials
+
+    def __iter__(self) -> Iterator[TrialKey]:
+        """Every trial, scenarios as listed; arms side by side, so that an early look compares like with like."""
+        for number in range(1, self.trials + 1):
+            for scenario in self.scenarios:
+                for arm in self.arms:
+                    yield TrialKey(scenario.id, arm, number)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, TrialKey):
+            return False
+        return key.arm in self.arms and key.number <= self.trials and key.scenario in self.scenario_ids
+
+    @cached_property
+    def scenario_ids(self) -> frozenset[str]:
+        return frozenset(scenario.id for scenario in self.scenarios)
+
+    def pending(self, ledger: Ledger) -> Iterator[TrialKey]:
+        """The trials without an outcome, found one at a time; first those that hold a devbox already."""
+        begun = {key: None for key, attempt in ledger.unreleased() if key in self and ledger.under_way(key) is attempt}
+        return chain(begun, (key for key in self if key not in begun and not ledger.is_finished(key)))
+
+    def pending_by_arm(self, ledger: Ledger) -> dict[str, Iterator[TrialKey]]:
+        """The same for each arm by itself: whoever takes from one does not walk past the trials of another."""
+        return {arm: replace(self, arms=(arm,)).pending(ledger) for arm in self.arms}
+
+
+def select(
+    scenarios: Sequence[ScenarioSummary],
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    limit: int | None,
+    option: str = "--include",
+) -> tuple[ScenarioSummary, ...]:
+    """The scenarios whose name or id matches an include glob and no exclude glob, the first `limit` of them.
+
+    Raises UsageError when an include glob, which `option` has, or the selection as a whole matches nothing.
+    """
+    if idle := unmatched(scenarios, include, option):
+        raise UsageError(idle[0])
+    chosen = tuple(
+        scenario
+        for scenario in scenarios
+        if (not include or any(_matches(scenario, glob) for glob in include))
+        and not any(_matches(scenario, glob) for glob in exclude)
+    )
+    if not chosen:
+        raise UsageError("No scenario is left to run: the benchmark is empty, or --exclude takes all of it.")
+    return chosen[:limit]
+
+
+def unmatched(scenarios: Sequence[ScenarioSummary], globs: Sequence[str], option: str) -> list[str]:
+    """A sentence for each of an option's globs that matches no scenario, with the names that are near."""
+    found = []
+    for glob in globs:
+        if not any(_matches(scenario, glob) for scenario in scenarios):
+            near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
+            hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show` lists them."
+            found.append(f"{option} {glob!r} matches no scenario. {hint}")
+    return found
+
+
+def _matches(scenario: ScenarioSummary, glob: str) -> bool:
+    """A name may have brackets in it, so it matches itself whatever it means as a glob."""
+    return any(glob == name or fnmatchcase(name, glob) for name in (scenario.name, scenario.id))

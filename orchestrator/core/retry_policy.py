@@ -1,0 +1,153 @@
+"""What to do about a failure, decided by whose fault it was. Pure: the caller brings the numbers and the dice.
+
+`RULES` is complete: the nearest class in the tree of `errors.py` has the rule. `table()` shows it to people.
+
+A back-off never holds a devbox: what is tried again in a new attempt has given its devbox back before, what comes later
+has none yet, and what is scored again, which needs its devbox, is scored again at once. Nor does it hold a worker.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+from orchestrator.core import errors
+from orchestrator.core.errors import SweepError
+from orchestrator.core.stages import Stage
+
+
+class Action(StrEnum):
+    """What follows a failure."""
+
+    NEW_ATTEMPT = "a new attempt"
+    LATER = "the same attempt, later"
+    SCORE_AGAIN = "scored again, same devbox"
+    GIVE_UP = "the trial failed"
+    STOP = "the sweep stops"
+
+
+#: What bounds the tries: the attempts and scorings that the user allows, or how often a start may be put off and an
+#: attempt be interrupted.
+Bound = Literal["attempts", "scorings", "delays", "interruptions"]
+DELAYS: Final = 60
+INTERRUPTIONS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What follows one class of failure, how often, and after how long: the back-off doubles from `base` to `cap` s.
+
+    `bound` is None where nothing bounds it. Only what is bounded by `attempts` uses one of them up.
+    """
+
+    action: Action
+    bound: Bound | None = "attempts"
+    base: float = 1.0
+    cap: float = 60.0
+
+    @property
+    def is_counted(self) -> bool:
+        return self.bound == "attempts" and self.action is not Action.STOP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What follows this failure, and in how many seconds; whether the endpoint asked for less, and whether any other
+    trial would have met the same.
+    """
+
+    action: Action
+    delay: float = 0.0
+    is_push_back: bool = False
+    is_everybodys: bool = False
+
+
+RULES: Final[Mapping[type[SweepError], Rule]] = {
+    errors.WorldError: Rule(action=Action.NEW_ATTEMPT),
+    errors.Throttled: Rule(action=Action.NEW_ATTEMPT, base=4.0, cap=300.0),
+    errors.Refused: Rule(action=Action.GIVE_UP),
+    errors.Missing: Rule(action=Action.NEW_ATTEMPT),
+    errors.Unauthorized: Rule(action=Action.STOP),
+    errors.Conflicted: Rule(action=Action.NEW_ATTEMPT),
+    errors.Interrupted: Rule(action=Action.NEW_ATTEMPT, bound="interruptions", base=0.0),
+    errors.AllowanceUsedUp: Rule(action=Action.NEW_ATTEMPT, bound=None),
+    errors.AgentError: Rule(action=Action.GIVE_UP),
+    errors.AgentSetupFailed: Rule(action=Action.NEW_ATTEMPT),
+    errors.Unsupported: Rule(action=Action.GIVE_UP),
+    errors.ScoringFault: Rule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
+    errors.SweepError: Rule(action=Action.STOP),
+}
+#: While the run is only asked for there is no devbox to lose: the attempt waits its time, and begins no other.
+AT_START: Final[Mapping[type[SweepError], Rule]] = {
+    errors.Throttled: Rule(action=Action.LATER, bound="delays", base=4.0, cap=300.0),
+    errors.Unavailable: Rule(action=Action.LATER, bound="delays", base=1.0, cap=120.0),
+    errors.Missing: Rule(action=Action.LATER, bound=None),
+}
+
+
+def rule(failure: SweepError, at: Stage | None = None) -> Rule:
+    """The rule of the nearest class in the tree, for a failure in this stage."""
+    rules = {**RULES, **AT_START} if at is Stage.START else RULES
+    return next(rules[cls] for cls in type(failure).__mro__ if cls in rules)
+
+
+def decide(failure: SweepError, its_rule: Rule, *, tries: int, allowed: int | None, dice: float) -> Decision:
+    """What follows the `tries`-th failure of its kind when `allowed` are allowed (None: any number).
+
+    Full jitter: `dice` is uniform in [0, 1), so the back-off is uniform between 0 and the doubled base, but never less
+    than the endpoint asked for. A start that was put off too often is a failed attempt.
+    """
+    if its_rule.action in {Action.GIVE_UP, Action.STOP}:
+        return Decision(action=its_rule.action)
+    if allowed is not None and tries >= allowed:
+        return Decision(action=Action.GIVE_UP)
+    asked = getattr(failure, "retry_after", None) or 0.0
+    delay = max(asked, dice * backoff_ceiling(its_rule, tries))
+    return Decision(
+        action=its_rule.action,
+        delay=delay,
+        is_push_back=isinstance(failure, errors.Throttled),
+        is_everybodys=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
+    )
+
+
+def backoff_ceiling(its_rule: Rule, tries: int) -> float:
+    """The longest back-off after the `tries`-th failure, in seconds."""
+    return float(min(its_rule.cap, its_rule.base * 2 ** min(tries - 1, 30)))
+
+
+def table() -> str:
+    """The rules as a table in Markdown, for people: every class of failure that an attempt may end with."""
+    rows = [_row(_classes(cls), each) for cls, each in RULES.items()]
+    rows += [_row([cls], each, ", before there is a devbox") for cls, each in AT_START.items()]
+    head = ("failure", "what follows", "how often", "back-off")
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * 4, *rows))
+
+
+_OFTEN: Final[Mapping[Bound | None, str]] = {
+    "attempts": "`--attempts` (3)",
+    "scorings": "`scorings` (3)",
+    "delays": f"{DELAYS} times, uses up no attempt",
+    "interruptions": f"{INTERRUPTIONS} times, uses up no attempt",
+    None: "until it works, uses up no attempt",
+}
+
+
+def _classes(cls: type[SweepError]) -> list[type[SweepError]]:
+    """The classes that a rule is for: its own, and those below that have none of theirs."""
+    below = (
+        sub
+        for sub in cls.__subclasses__()
+        if sub not in RULES and sub.__module__ == errors.__name__  # the service has some of its own
+    )
+    return [cls, *(each for sub in below for each in _classes(sub))]
+
+
+def _row(classes: Sequence[type[SweepError]], its_rule: Rule, where: str = "") -> tuple[str, str, str, str]:
+    names = ", ".join(f"`{cls.__name__}`" for cls in classes)
+    if its_rule.action in {Action.GIVE_UP, Action.STOP}:
+        often, pause = "-", "-"
+    else:
+        often = _OFTEN[its_rule.bound]
+        pause = f"up to {its_rule.base:g} s, doubling to {its_rule.cap:g} s" if its_rule.base else "none"
+    return names + where, its_rule.action.value, often, pause

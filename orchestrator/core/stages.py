@@ -1,0 +1,61 @@
+"""The stages of an attempt, and which may follow which.
+
+    start → boot → prepare → solve → gather → score → release
+      └───────┴───────┴────────┴───────┴────────┴──────→ release     an attempt may be given up at any point
+      └───────┴───────┴────────┴───────┴───────→ score               a result that is there already is taken
+                                                 start → start       what a process that died had begun is taken up
+                                                  boot → boot        again where it was; an install is not, and an
+                                                 solve → solve       agent is waited for, never run twice
+                                                gather → gather
+                                                 score → score       a scorer's fault is scored again, too
+                                               release → release     what did not go back is given back again
+
+Where an attempt is and how its trial ended are different things: stages here, `model.Outcome` there.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+from orchestrator.core.errors import InternalError
+
+
+class Stage(StrEnum):
+    """A step of an attempt."""
+
+    START = "start"
+    """The scenario run is asked for."""
+    BOOT = "boot"
+    """Its devbox comes up."""
+    PREPARE = "prepare"
+    """The agent is installed in the devbox."""
+    SOLVE = "solve"
+    """The agent works."""
+    GATHER = "gather"
+    """What it left comes home, before scoring brings hidden tests into the devbox."""
+    SCORE = "score"
+    """The scenario's scorers judge."""
+    RELEASE = "release"
+    """The run is completed or canceled, and the devbox goes away."""
+
+
+MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
+    None: frozenset({Stage.START}),
+    Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.SCORE, Stage.RELEASE}),
+    Stage.BOOT: frozenset({Stage.BOOT, Stage.PREPARE, Stage.SCORE, Stage.RELEASE}),
+    Stage.PREPARE: frozenset({Stage.SOLVE, Stage.SCORE, Stage.RELEASE}),
+    Stage.SOLVE: frozenset({Stage.SOLVE, Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
+    Stage.GATHER: frozenset({Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
+    Stage.SCORE: frozenset({Stage.SCORE, Stage.RELEASE}),
+    Stage.RELEASE: frozenset({Stage.RELEASE}),
+}
+
+#: What must be on the disk before its first call. Whoever did not hear of the others, and does them again, does no
+#: harm; and a full disk keeps no devbox.
+ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.SCORE})
+
+
+def move(at: Stage | None, to: Stage) -> Stage:
+    """Go from one stage to the next; None is before the first. Raises InternalError for an illegal move."""
+    if to not in MOVES[at]:
+        raise InternalError(f"An attempt cannot go from stage {at or 'none'} to {to}.")
+    return to

@@ -1,0 +1,246 @@
+"""The service that a sweep starts for itself: found if it runs, started if it does not, proven before it is trusted.
+
+One service per set of benchmark folders, below the runs folder. It is in a session of its own and outlives us for a
+while, so that the next process finds what an interrupted one left in it.
+
+Its secret: it is looked for not once but every few seconds, as long as we live. Who finds it dead starts another, and
+everybody else finds that one, under a new address and a new token. Keeping the old ones would hand the token to whoever
+took the port in between, and would need a second answer for the night in which somebody did.
+"""
+
+import hmac
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Any, Final, Self
+
+import anyio
+import httpx
+import orjson
+import structlog
+
+from orchestrator.common import program
+from orchestrator.common.locks import Kind, holder
+from orchestrator.core.errors import Unavailable, UsageError
+
+SERVICES: Final = ".service"
+ADDRESS: Final = "address.json"
+LOG: Final = "service.log"
+LINGER: Final = 600
+#: Seconds between two looks at it, each of which is a sign of life of ours too.
+HEARTBEAT: Final = 3.0
+START_TIMEOUT: Final = 60.0
+#: Seconds that it may take to answer the questions of one look.
+PATIENCE: Final = 10.0
+_STARTED: Final = "started by"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a service is that has proven that it knows this token, and its process."""
+
+    url: str
+    token: str
+    pid: int
+
+    @classmethod
+    async def read(cls, http: httpx.AsyncClient, state: Path) -> Self | None:
+        """The address in a state folder's file, if who listens there knows its token, which is not told."""
+        try:
+            told: dict[str, Any] = orjson.loads((state / ADDRESS).read_bytes())
+            url, token, pid = str(told["url"]), str(told["token"]), int(told["pid"])
+            nonce = secrets.token_hex(16)
+            answer = await http.get(f"{url}/v1/sweep/proof", params={"nonce": nonce})
+            proof = str(answer.json()["proof"]).encode()
+        except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
+            return None
+        expected = hmac.new(token.encode(), nonce.encode(), sha256).hexdigest()
+        return cls(url=url, token=token, pid=pid) if hmac.compare_digest(proof, expected.encode()) else None
+
+    async def post(self, http: httpx.AsyncClient, verb: str, client: str) -> bool:
+        """Whether the service agreed."""
+        headers = {"authorization": f"Bearer {self.token}"}
+        try:
+            answer = await http.post(f"{self.url}/v1/sweep/{verb}", json={"client": client}, headers=headers)
+        except httpx.HTTPError:
+            return False
+        return answer.is_success
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seeker:
+    """Finds the service of a state folder, or starts it."""
+
+    state: Path
+    command: Sequence[str]
+    http: httpx.AsyncClient
+    hidden: Collection[str] = ()
+    client: str = field(default_factory=lambda: secrets.token_hex(8))
+    children: list[Popen[bytes]] = field(default_factory=list)
+
+    async def find_or_start(self) -> Address:
+        """Raises UsageError with the service's own words when it cannot start, Unavailable when it does not answer."""
+        child: Popen[bytes] | None = None
+        try:
+            with anyio.move_on_after(START_TIMEOUT):
+                while (address := await self._find()) is None:
+                    child = self._started(child)
+                    await anyio.sleep(0.03)
+                return address
+        except OSError as error:
+            raise UsageError(
+                f"{self.state}: the benchmark service cannot be kept here: {error.strerror}. Give another --runs."
+            ) from None
+        raise Unavailable(
+            f"The benchmark service in {self.state} did not answer for {START_TIMEOUT:g} s; see {LOG} there."
+        )
+
+    async def _find(self) -> Address | None:
+        """Where it is, if it has noted that we are there; one that is about to end does not. Raises OSError."""
+        if holder(self.state) is None:
+            return None
+        with anyio.move_on_after(PATIENCE):
+            address = await Address.read(self.http, self.state)
+            if address is not None and await address.post(self.http, "heartbeat", self.client):
+                return address
+        return None
+
+    def _started(self, child: Popen[bytes] | None) -> Popen[bytes] | None:
+        """The service that we have started, or start now if there is none; None if it is somebody else's.
+
+        Raises UsageError if ours gave up by itself, and not because another one was there first; and OSError.
+        """
+        self.children = [each for each in self.children if each.poll() is None]
+        if child in self.children:
+            return child
+        if holder(self.state) is not None:
+            return None
+        if child is not None and child.returncode > 0:
+            raise UsageError(f"The benchmark service cannot start: {_last_words(self.state)}")
+        for folder in (self.state.parent, self.state):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.children.append(_spawn(self.command, self.state, self.hidden))
+        return self.children[-1]
+
+    def disown(self, found: Address | None) -> None:
+        """The service that was found lives on; another that we started, and nobody has seen yet, does not."""
+        for child in self.children:
+            if found is None or child.pid != found.pid:
+                child.terminate()
+            child.returncode = child.poll() or 0  # it may outlive us, and Python would warn of that
+
+
+@dataclass(slots=True, kw_only=True)
+class Service:
+    """The service, wherever it is just now."""
+
+    address: Address
+    _move: Callable[[str, str], None] = lambda _url, _token: None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        runs: Path,
+        *,
+        benchmarks: Sequence[Path],
+        isolation: str,
+        hidden: Collection[str] = (),
+        lock: Kind = "file",
+    ) -> AsyncIterator[Self]:
+        """Find or start the service; keep it there meanwhile; ask it to end afterwards if nothing is in flight in it.
+
+        One that is started gets our environment without the `hidden` variables, and lives in it for as long as it is.
+        Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
+        started again.
+        """
+        state, service = _state_folder(runs, benchmarks, isolation), None
+        async with _loopback() as http:
+            command = _command(state, benchmarks, isolation, lock)
+            seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
+            try:
+                service = cls(address=await seeker.find_or_start())
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(service._keep, seeker)
+                    try:
+                        yield service
+                    finally:
+                        tasks.cancel_scope.cancel()
+                        with anyio.move_on_after(5, shield=True):
+                            await service._leave(seeker)
+            finally:
+                seeker.disown(service.address if service is not None else None)
+
+    @classmethod
+    async def running(cls, runs: Path) -> list[Address]:
+        """The services of a runs folder that run now, whatever they serve; none is started."""
+        files = await anyio.to_thread.run_sync(lambda: sorted(runs.glob(f"{SERVICES}/*/{ADDRESS}")))
+        async with _loopback() as http:
+            found = [await Address.read(http, file.parent) for file in files]
+        return [address for address in found if address is not None]
+
+    def follow(self, move: Callable[[str, str], None]) -> None:
+        """Call `move` with the address and the token now, and whenever they are others."""
+        self._move = move
+        move(self.address.url, self.address.token)
+
+    async def _leave(self, seeker: _Seeker) -> None:
+        """Be no client any more, then ask it to end: of those who leave at once, the last is heard."""
+        for verb in ("goodbye", "stop"):
+            await self.address.post(seeker.http, verb, seeker.client)
+
+    async def _keep(self, seeker: _Seeker) -> None:
+        while True:
+            await anyio.sleep(HEARTBEAT)
+            try:
+                address = await seeker.find_or_start()
+            except Unavailable as error:  # it lives: what is asked of it may be answered all the same
+                structlog.get_logger().warning("service.silent", error=error.message)
+                continue
+            except UsageError as error:
+                raise Unavailable(
+                    f"{error.message} It ended while it was needed. Nothing finished is lost: fix this, then resume."
+                ) from None
+            if address != self.address:
+                structlog.get_logger().warning("service.replaced", url=address.url)
+                self.address = address
+                self._move(address.url, address.token)
+
+
+def _loopback() -> httpx.AsyncClient:
+    transport = httpx.AsyncHTTPTransport(verify=False)  # plain HTTP on loopback needs no certificates
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=PATIENCE)
+
+
+def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Path:
+    what = "\n".join([isolation, *(str(folder.resolve()) for folder in benchmarks)])
+    return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
+
+
+def _command(state: Path, benchmarks: Sequence[Path], isolation: str, lock: Kind) -> list[str]:
+    command = [*program.command(), "serve", "--state", str(state), "--isolation", isolation]
+    command += ["--port", "0", "--linger", str(LINGER), "--lock", lock, "--quiet"]
+    for folder in benchmarks:
+        command += ["--benchmarks", str(folder)]
+    return command
+
+
+def _spawn(command: Sequence[str], state: Path, hidden: Collection[str]) -> Popen[bytes]:
+    """Start the service in its own session, so that a Ctrl-C meant for us does not reach it. Raises OSError."""
+    kept = [name for name in os.environ if not name.startswith("RUNLOOP_") and name not in hidden]
+    environment = {name: os.environ[name] for name in kept}
+    with (state / LOG).open("ab") as log:
+        log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {_STARTED} {os.getpid()}\n".encode())
+        log.flush()  # a full disk refuses here, where it can be said
+        return Popen(command, stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+
+def _last_words(state: Path) -> str:
+    words = (state / LOG).read_text(errors="replace").rpartition(_STARTED)[2].splitlines()[1:]
+    return words[-1].removeprefix("sweep: ") if words else f"it ended without a word; see {state / LOG}."

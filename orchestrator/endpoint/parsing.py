@@ -1,0 +1,281 @@
+"""The endpoint's answers as records of ours.
+
+The client builds its views without a look at them: what is missing is None, what is wrong is there. An answer that has
+not the shape of its call's answer is none of the endpoint's: a proxy, a portal or a balancer gave it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from json import JSONDecodeError
+from typing import Any, Final, TypeVar
+
+import orjson
+from httpx import codes
+from pydantic import BaseModel
+from runloop_api_client.types import (
+    BenchmarkRunView,
+    BenchmarkView,
+    DevboxView,
+    ScenarioRunView,
+    ScenarioView,
+    SecretListView,
+)
+from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
+from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
+
+from orchestrator.core.errors import Unavailable
+from orchestrator.core.records import (
+    Benchmark,
+    BenchmarkRun,
+    Devbox,
+    Execution,
+    Judgement,
+    Scenario,
+    ScenarioRun,
+    ScenarioSummary,
+    ScorerResult,
+    Settlement,
+)
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+HOME: Final = "/home/user"
+
+
+@contextmanager
+def shaped(what: str) -> Iterator[None]:
+    """Raise Unavailable where a view inside is not of the shape it should be: the client does not look."""
+    try:
+        yield
+    except (JSONDecodeError, UnicodeDecodeError):
+        raise  # `faults` has the words
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unavailable(f"{what}: the endpoint's answer is not what it should be: {error}") from error
+
+
+def perhaps(read: Callable[[V], T]) -> Callable[[V | None], T | None]:
+    """As `read`, and None for None."""
+    return lambda view: None if view is None else read(view)
+
+
+def said(view: T | None) -> T:
+    """A view that is there."""
+    if view is None:
+        raise ValueError("it says nothing")
+    return view
+
+
+def of(identity: str, read: Callable[[V], T]) -> Callable[[V], T]:
+    """As `read`, for the view of the thing with this id and of no other."""
+
+    def read_its(view: V) -> T:
+        record = read(view)
+        if getattr(record, "id", None) != identity:
+            raise ValueError(f"it is not about {identity}")
+        return record
+
+    return read_its
+
+
+def receipt(view: object) -> None:
+    """An object without a meaning: that it came says that all is well."""
+    if not isinstance(view, Mapping):
+        raise TypeError(f"an object was expected, not {view!r:.100}")
+
+
+def items(page: BaseModel) -> list[Any]:
+    """What is listed on a page, whatever its kind calls it."""
+    (listed,) = (getattr(page, name) for name in type(page).model_fields if name not in {"has_more", "total_count"})
+    if not isinstance(listed, list):
+        raise TypeError("it has no list")
+    return listed
+
+
+def check_file(status: int, kind: str) -> None:
+    """Raise ValueError for what is no file: a page, or a word in JSON, is not one, nor is any other status."""
+    if status != codes.OK or kind.startswith(("text/html", "application/json")):
+        raise ValueError(f"it is no file (HTTP {status}, {kind or 'of no type'})")
+
+
+def check_stream(kind: str) -> None:
+    """Raise ValueError for what is no stream of events: read as one it would be an end without a word."""
+    if not kind.startswith("text/event-stream"):
+        raise ValueError(f"it is no stream of events, but {kind or 'of no type'}")
+
+
+def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
+    """The offset behind a piece of output. Some endpoints say it; on others it is the one before the piece."""
+    if chunk.offset is not None and chunk.offset > offset:
+        return chunk.offset
+    return offset + len(chunk.output.encode("utf-8", "surrogatepass"))
+
+
+def log_lines(answer: bytes) -> list[str]:
+    """The entries of a devbox's log, a line each, of the answer as it came. May take long: for a worker thread."""
+    entries = orjson.loads(answer)["logs"]
+    lines = ((each["source"], each["level"], each.get("message") or each.get("cmd") or "") for each in entries)
+    return [f"{source} {level} {words}\n" for source, level, words in lines]
+
+
+def _required(value: T | None, what: str) -> T:
+    if value is None or value == "":
+        raise ValueError(f"it lacks {what}")
+    return value
+
+
+def benchmark(view: BenchmarkView) -> Benchmark:
+    return Benchmark(
+        id=_required(view.id, "a benchmark's id"),
+        name=view.name or view.id,
+        scenario_ids=tuple(view.scenario_ids or ()),
+    )
+
+
+def scenario(view: ScenarioView) -> Scenario:
+    return Scenario(
+        id=_required(view.id, "a scenario's id"),
+        name=view.name or view.id,
+        prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
+        digest=(view.metadata or {}).get("digest", ""),
+        reference_output=view.reference_output,
+        working_directory=view.environment.working_directory if view.environment else None,
+    )
+
+
+def summary(view: ScenarioView) -> ScenarioSummary:
+    metadata = view.metadata or {}
+    return ScenarioSummary(
+        id=_required(view.id, "a scenario's id"),
+        name=view.name or view.id,
+        digest=metadata.get("digest", ""),
+        agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
+        scorer_timeout=_seconds(view.scorer_timeout_sec),
+        network=tuple(filter(None, metadata.get("reaches", "").split(","))),
+        unsupported=metadata.get("unsupported") or _wanting(view.required_environment_variables or ()),
+        notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
+    )
+
+
+def _wanting(variables: Sequence[str]) -> str:
+    """Why a scenario cannot run that wants variables of whoever runs it."""
+    named = ", ".join(variables)
+    return f"task.toml: wants {named} from whoever runs it, which a sweep cannot give it yet" if named else ""
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if seconds > 0 else None
+
+
+def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
+    return BenchmarkRun(
+        id=_required(view.id, "a benchmark run's id"),
+        benchmark_id=view.benchmark_id or "",
+        state=_required(view.state, "a benchmark run's state"),
+        name=view.name or "",
+        metadata=view.metadata or {},
+    )
+
+
+def run(view: ScenarioRunView) -> ScenarioRun:
+    result = view.scoring_contract_result
+    scorers = [
+        ScorerResult(
+            name=each.scoring_function_name,
+            score=each.score,
+            state=each.state,
+            output=each.output or "",
+            rewards=(each.model_extra or {}).get("rewards") or {},
+        )
+        for each in (result.scoring_function_results or [] if result else [])
+    ]
+    return ScenarioRun(
+        id=_required(view.id, "a run's id"),
+        scenario_id=view.scenario_id,
+        devbox_id=_required(view.devbox_id, "a run's devbox"),
+        state=_required(view.state, "a run's state"),
+        score=result.score if result else None,
+        scorers=tuple(scorers),
+        judgement=_judgement((view.model_extra or {}).get("scoring")),
+        benchmark_run_id=view.benchmark_run_id,
+        metadata=view.metadata or {},
+    )
+
+
+def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
+    if not view:
+        return None
+    return Judgement(
+        mode=str(view.get("mode") or ""),
+        was_live=bool(view.get("was_live")),
+        processes_left=view.get("processes_left") or {},
+        system_changed=tuple(view.get("system_changed") or ()),
+        broken=str(view.get("broken") or ""),
+    )
+
+
+def settlement(view: Mapping[str, Any]) -> Settlement | None:
+    """What was settled; None where scorers meet the agent's processes, and nothing else was made of the devbox."""
+    if view["scratch"] is None:
+        return None
+    return Settlement(
+        exit_status=view["exit_status"],
+        scratch=str(view["scratch"]),
+        evidence=str(view["evidence"]),
+        prepared=str(view["prepared"]),
+    )
+
+
+def facts(view: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a service of ours tells about itself."""
+    if not isinstance(view["features"], list):
+        raise TypeError("its features are no list")
+    return view
+
+
+def features(view: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(map(str, view.get("features", ())))
+
+
+def at_work(view: Mapping[str, Any]) -> list[str]:
+    return list(map(str, view["at_work"]))
+
+
+def notices(view: Mapping[str, Any]) -> list[str]:
+    return [text for text in view.get("notices") or () if isinstance(text, str)]
+
+
+def secret_names(view: SecretListView) -> frozenset[str]:
+    return frozenset(secret.name for secret in view.secrets)
+
+
+def devbox(view: DevboxView) -> Devbox:
+    extra = view.model_extra or {}
+    reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
+    return Devbox(
+        id=_required(view.id, "a devbox's id"),
+        status=_required(view.status, "a devbox's status"),
+        failure=str(reason),
+        home=str(extra.get("home") or HOME),
+        working_directory=extra.get("working_directory"),
+        installed=frozenset(extra.get("installed") or ()),
+        failed_install=extra.get("failed_install"),
+        reached=extra.get("reached"),
+        refused=extra.get("refused"),
+        metadata=view.metadata or {},
+    )
+
+
+def execution(view: DevboxAsyncExecutionDetailView) -> Execution:
+    return Execution(
+        id=_required(view.execution_id, "an execution's id"),
+        devbox_id=view.devbox_id,
+        is_completed=view.status == "completed",
+        exit_status=view.exit_status,
+        stdout=view.stdout or "",
+        stderr=view.stderr or "",
+    )

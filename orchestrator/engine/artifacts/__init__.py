@@ -1,0 +1,1 @@
+"""What comes home of an attempt: patch, artifacts, trajectory and logs."""

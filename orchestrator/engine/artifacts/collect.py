@@ -1,0 +1,303 @@
+"""What comes home of an attempt, before scoring brings hidden tests into its devbox.
+
+The patch, the artifacts that the agent's file names, its trajectory as it is and in the format for everybody, what it
+left in `/logs/agent`, and the devbox's log. The protocol has no way to attach files to a run, so the attempt's folder
+is where they are.
+
+One script in the devbox packs all of it into pieces that are read one by one, so that a call takes no more memory than
+a piece, whatever the agent left. What is too large, torn or strange is left out and said in LEFT-OUT.txt; nothing here
+fails a trial that can be scored.
+"""
+
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import IO, Final
+
+import anyio
+import orjson
+import structlog
+
+from orchestrator.agentkit.trajectory import convert
+from orchestrator.core.errors import DevboxLost, WorldError
+from orchestrator.core.printable import printable
+from orchestrator.core.records import Flag, Settlement
+from orchestrator.engine.artifacts.difference import differing
+from orchestrator.engine.artifacts.pack import GATHER, GROUPS, VERIFIER, packing, packing_verifier
+from orchestrator.engine.artifacts.snapshot import PATIENCE, PIECE, patching, snapshot
+from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
+from orchestrator.engine.context import LOG, Context, Work, given
+from orchestrator.engine.redact import Redactor
+from orchestrator.engine.retry_io import persist
+from orchestrator.engine.workspace import DevboxWorkspace
+
+#: How much of the stage's time the devbox may take to pack; the rest is for the way home.
+PACKING: Final = 0.5
+PATCH_FILE: Final = "patch.diff"
+CHANGES: Final = "changes.txt"
+#: Bytes of it; the service has a bound of its own.
+MAX_CHANGES: Final = 8 << 20
+CONVERTED: Final = "trajectory.json"
+#: What is said of what came home, by its name among the result's files.
+NOTES: Final = {"left_out": "LEFT-OUT.txt", "renamed": "RENAMED.txt", "masked": "MASKED.txt"}
+_PIECE_NAME: Final = re.compile(rf"({'|'.join([*GROUPS, VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
+_PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
+#: Where a masked byte is worth a flag: these are to be as they were.
+_EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
+#: Seconds for packing where no deadline says less.
+_LONGEST: Final = 3600.0
+
+
+async def take_snapshot(work: Work) -> None:
+    """Remember how things stand in the devbox before the agent begins. Raises DevboxLost and nothing else."""
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    try:
+        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATIENCE)
+    except DevboxLost:
+        raise
+    except WorldError as error:
+        _warn(work, "snapshot.failed", error.message)
+    else:
+        if ended.exit_status != 0:
+            _warn(work, "snapshot.failed", ended.stderr or f"status {ended.exit_status}")
+
+
+async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) -> None:
+    """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others.
+
+    Where the devbox is settled, what comes home is made where nothing of the agent's runs.
+    """
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    if settlement is not None:
+        workspace.scratch = settlement.scratch
+    coming = _Coming(ctx, work, workspace, settlement)
+    missing: WorldError | None = None
+    parts = (coming.clear, coming.patch, coming.changes, coming.files, coming.trajectory)
+    for part in (*parts, coming.say, coming.log, coming.network):
+        try:
+            await part()
+        except DevboxLost:
+            raise
+        except WorldError as error:
+            missing = error
+        except (OSError, ValueError) as error:  # also: larger than it can be
+            missing = WorldError(f"what came home could not be kept: {error}")
+    if missing is not None:
+        raise missing
+
+
+async def bring_verifier_home(ctx: Context, work: Work, settlement: Settlement) -> None:
+    """Add to the attempt's folder what its scorers left, once they have. Raises WorldError where it does not come."""
+    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    workspace.scratch = settlement.scratch
+    coming = _Coming(ctx, work, workspace, settlement)
+    await coming.verifier()
+    await coming.say()
+
+
+class _Coming:
+    """What comes home of one attempt, part by part."""
+
+    def __init__(self, ctx: Context, work: Work, workspace: DevboxWorkspace, settlement: Settlement | None) -> None:
+        self._ctx = ctx
+        self._work = work
+        self._workspace = workspace
+        self._settlement = settlement
+        self._limits = Limits()
+        self._said = {label: Lines() for label in NOTES}
+
+    async def clear(self) -> None:
+        """Remove what an earlier process brought home: all of it comes again."""
+        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *GROUPS, VERIFIER):
+            await persist(partial(clear, self._work.folder / name))
+
+    async def patch(self) -> None:
+        found, workspace = self._settlement, self._workspace
+        if found is None:
+            script = patching(self._limits.file, **_places(workspace))
+        else:
+            script = differing(
+                self._limits.file,
+                evidence=found.evidence,
+                prepared=found.prepared,
+                scratch=workspace.scratch,
+                directory=workspace.working_directory,
+            )
+        told = await self._tend("patch", script, PATIENCE)
+        self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
+        for line in told.get("left", ()):
+            self._said["left_out"].add(f"{PATCH_FILE}: {line}")
+        if reasons := told.get("no-patch"):
+            self._work.flag(Flag.NO_PATCH)
+            for reason in reasons:
+                self._said["left_out"].add(f"{PATCH_FILE}: {reason}")
+        elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, told["piece"]))):
+            async with self._archive("patch", pieces) as archive:
+                await self._come("patch", PATCH_FILE, partial(self._join_patch, archive))
+        else:
+            self._work.flag(Flag.NO_PATCH)
+            self._said["left_out"].add(f"{PATCH_FILE}: the devbox did not say that it made one")
+
+    def _join_patch(self, archive: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
+        """Write the patch; a value that the scenario's own lines in it show is the scenario's. Raises OSError."""
+        own = shown_before(archive, redactor)
+        for name in sorted(own):
+            self._said["masked"].add(f"{PATCH_FILE}: {name} is in the scenario's own files, and is not masked")
+        return join(archive, target, limits, redactor.without(own))
+
+    async def changes(self) -> None:
+        """What was changed beside the working directory."""
+        if self._settlement is not None:
+            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}", at_most=MAX_CHANGES)
+            if changes:
+                await self._work.keep("changes", CHANGES, changes)
+
+    async def files(self) -> None:
+        """The folders: all are packed in one go."""
+        script = packing(self._work.arm.agent.leavings, self._limits, **_places(self._workspace))
+        await self._folders(GATHER, script, GROUPS)
+
+    async def verifier(self) -> None:
+        """What scorers left, once they have."""
+        await persist(partial(clear, self._work.folder / VERIFIER))
+        script = packing_verifier(self._limits, **_places(self._workspace))
+        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._work.scorings}")
+
+    async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
+        """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
+        told = await self._tend(f"{step}{again}", script, _LONGEST)
+        self._cut(told.get("note", []))
+        pieces = sorted(set(filter(_PIECE_NAME.fullmatch, told["piece"])))
+        for group, kind in product(groups, ("near", "far", "cut")):
+            if names := [name for name in pieces if name.startswith(f"{group}.{kind}.")]:
+                async with self._archive(step, names) as archive:
+                    await self._come(group, group, partial(unpack, archive))
+
+    async def trajectory(self) -> None:
+        """Convert what is there of it; one that cannot be read is flagged."""
+        work, agent = self._work, self._work.arm.agent
+        if agent.leavings.trajectory_format is None:
+            return
+        reading = partial(
+            convert,
+            agent.leavings.trajectory_format,
+            _by_age(work.folder / "trajectory") if agent.leavings.trajectory else [work.folder / LOG],
+            agent=agent.name,
+            version=agent.version,
+            model=work.arm.config.model,
+            session=f"{self._ctx.sweep}/{work.key}/{work.number}",
+        )
+        try:
+            document = await anyio.to_thread.run_sync(lambda: orjson.dumps(reading(), option=orjson.OPT_INDENT_2))
+        except Exception as error:  # noqa: BLE001 - what an agent wrote, and a reader of it, are no reason to fail a trial
+            work.flag(Flag.TRAJECTORY_UNREAD)
+            _warn(work, "trajectory.unread", str(error))
+        else:
+            await work.keep("trajectory_atif", CONVERTED, document)
+
+    async def say(self) -> None:
+        """What did not come home and why, what has another name here, and where something is masked."""
+        for label, lines in self._said.items():
+            name = NOTES[label]
+            if lines:
+                known = await persist(partial(_lines, self._work.folder / name))
+                new = [line for line in map(printable, lines) if line not in known]
+                await self._work.keep(label, name, "".join(f"{line}\n" for line in [*known, *new]).encode())
+
+    async def log(self) -> None:
+        log = await self._ctx.endpoint.devbox_log(self._workspace.devbox.id)
+        await self._work.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
+
+    async def network(self) -> None:
+        if self._workspace.devbox.reached is None:  # an endpoint that does not count need not be asked
+            return
+        devbox = await self._ctx.endpoint.devbox(self._workspace.devbox.id)
+        self._work.network = {"reached": devbox.reached, "refused": devbox.refused}
+
+    async def _tend(self, step: str, script: str, at_most: float) -> dict[str, list[str]]:
+        """What a script of ours told, by the first word of each line. Raises WorldError if it came to no end."""
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        ended = await self._workspace.tend(step, script, timeout=min(left * PACKING, at_most))
+        if ended.exit_status != 0:
+            raise WorldError(f"{step}.sh in the devbox: {ended.stderr or f'status {ended.exit_status}'}")
+        told: dict[str, list[str]] = {"piece": []}
+        for line in ended.stdout.split("\n"):  # a name may have what else counts as a line's end
+            word, _, rest = line.partition(" ")
+            told.setdefault(word, []).append(rest)
+        return told
+
+    @asynccontextmanager
+    async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
+        """What was packed, from its pieces: it has secrets yet, so the file has no name."""
+        with await persist(partial(_open_nameless, self._work.folder)) as file:
+            size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
+            for name in names:
+                async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
+                    async for piece in pieces:
+                        await persist(partial(_write_at, file, size, piece))
+                        size += len(piece)
+                        if size > most:
+                            break
+                if size > most:
+                    break
+            file.seek(0)
+            yield file
+
+    async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], Account]) -> None:
+        target, redactor, scenario = self._work.folder / name, self._work.redactor, self._work.scenario
+
+        def come() -> Account:
+            if name not in _EXACT:
+                return unpacking(target, self._limits, redactor)
+            texts = (scenario.prompt, scenario.reference_output or "") if scenario else ()
+            return unpacking(
+                target, self._limits, redactor.for_files([text.encode(errors="replace") for text in texts])
+            )
+
+        account = await anyio.to_thread.run_sync(come)
+        self._cut(f"{name}: {line}" for line in account.left_out)
+        for line in account.renamed:
+            self._said["renamed"].add(f"{name}: {line}")
+        for path, masked in account.masked.items():
+            for variable, times in sorted(masked.items()):
+                self._said["masked"].add(f"{f'{name}/{path}'.rstrip('/')}: {variable}, {times} times masked")
+        if account.masked and name in _EXACT:
+            self._work.flag(Flag.SECRETS_MASKED)
+        if target.exists():
+            self._work.list_file(label, target)
+
+    def _cut(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._work.flag(Flag.GATHER_TRUNCATED)
+            self._said["left_out"].add(line)
+
+
+def _open_nameless(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
+    file.seek(position)
+    file.write(data)
+    file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _by_age(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def _places(workspace: DevboxWorkspace) -> dict[str, str]:
+    return {"scratch": workspace.scratch, "directory": workspace.working_directory, "home": workspace.home}
+
+
+def _warn(work: Work, fact: str, words: str) -> None:
+    structlog.get_logger().warning(fact, trial=str(work.key), error=words)

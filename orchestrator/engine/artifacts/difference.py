@@ -1,0 +1,115 @@
+"""The patch of a devbox that its service has settled: nothing of the agent runs any more, and its files are read-only.
+
+The service says which files may have changed, and has their content from before; git compares these and no others, in a
+folder of ours that the agent never saw. What its `.gitignore` names is judged by that file as it was before the agent
+began: an agent that adds to it hides nothing. Each thing that a patch lacks is told.
+"""
+
+import shlex
+from typing import Final
+
+from orchestrator.engine.artifacts.snapshot import PIECE
+
+_SCRIPT: Final = r"""
+PATH=/usr/local/bin:/usr/bin:/bin
+exec 2>/dev/null </dev/null
+exec 9>"$scratch/lock" && flock -w 20 9
+made=$scratch/made
+git_() { # below the folder $1
+    GIT_DIR=$made/git GIT_WORK_TREE=$1 GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 \
+        timeout 50 git -c core.compression=0 -c core.fsync=none -c core.fileMode=true -c core.quotePath=false \
+        -c gc.auto=0 "${@:2}"
+}
+dotted() { # a name may begin with a dash
+    while IFS= read -r -d '' name; do printf './%s\0' "$name"; done
+}
+readable() { # of the files on standard input, those that can be read
+    dotted | xargs -0 -r -n 500 sh -c 'find "$@" -maxdepth 0 \( -type l -o -type f -readable \) -print0' sh |
+        sed -z 's|^\./||'
+}
+lines() { tr '\0\n' '\n?' | head -n 1000; }
+indexed() { # the files of list $2 below folder $1, added to the index; for an empty list there need be no folder
+    [ -s "$2" ] || return 0
+    cd "$1" && dotted <"$2" | git_ "$1" update-index -z --add --replace --stdin
+}
+copied() { # the files on standard input, from folder $1 to folder $2
+    cd "$1" && dotted | xargs -0 -r cp -P --parents -t "$2"
+}
+ignored() { # new files that the .gitignore of before names, and that the agent did not stage all the same
+    [ -d "$evidence/ignores" ] || return 0
+    comm -z -23 \
+        <(cd "$evidence/ignores" && git_ "$PWD" check-ignore -z --no-index --stdin <"$evidence/new.list" | sort -z) \
+        <(cd "$directory" && [ -f .git/index ] && [ ! -L .git/index ] &&
+            GIT_INDEX_FILE=$PWD/.git/index git_ "$PWD" ls-files -z | sort -z)
+}
+difference() { # to standard output, or why there is none to $1
+    [ -e "$evidence/after.list" ] || { echo "nobody noted how the devbox was before the agent began" >"$1"; return; }
+    is_git=$(command -v git)
+    if [ "$is_git" ]; then
+        git_ / init -q --template= || { echo "git made no folder of its own" >"$1"; return; }
+        mkdir -p "$made/git/info"
+        printf '* -text -ident -filter -working-tree-encoding !diff\n' >"$made/git/info/attributes"
+        (ignored) >"$made/ignored"
+    fi
+    sort -z "$evidence/after.list" | comm -z -23 - "$made/ignored" >"$made/wanted"
+    (cd "$directory" && readable <"$made/wanted") | sort -z >"$made/after"
+    {
+        comm -z -23 "$made/wanted" "$made/after" | lines | sed 's/^/cut /; s/$/: cannot be read/'
+        lines <"$made/ignored" | while IFS= read -r name; do
+            case /$name in # what tools drop by themselves is no reason to look
+            */__pycache__/* | *.pyc | */node_modules/* | */.*_cache/* | */.tox/* | */.venv/* | */.cache/*) word=left ;;
+            *) word=cut ;;
+            esac
+            echo "$word $name: .gitignore names it, and the agent did not stage it"
+        done
+        sed 's/^/cut /' "$evidence/left-out"
+    } >"$made/told"
+    if [ "$is_git" ]; then
+        export GIT_INDEX_FILE=$made/index.before
+        (indexed "$prepared$directory" "$evidence/prepared.list") &&
+            (indexed "$evidence/kept" "$evidence/kept.list") && git_ / write-tree >"$made/tree.before" ||
+            { echo "git could not read how the working directory was" >"$1"; return; }
+        export GIT_INDEX_FILE=$made/index.after
+        (indexed "$directory" "$made/after") && git_ / write-tree >"$made/tree.after" ||
+            { echo "git could not read the working directory" >"$1"; return; }
+        (cd / && git_ / ls-files -z) | sort -z | comm -z -23 "$made/after" - | lines |
+            sed 's/^/cut /; s/$/: git keeps no file of that name/' >>"$made/told"
+        unset GIT_INDEX_FILE
+        git_ / diff --binary --no-color --no-ext-diff --no-textconv --no-renames \
+            "$(cat "$made/tree.before")" "$(cat "$made/tree.after")"
+    elif command -v diff >/dev/null; then
+        mkdir "$made/a" "$made/b"
+        (copied "$prepared$directory" "$made/a" <"$evidence/prepared.list")
+        (copied "$evidence/kept" "$made/a" <"$evidence/kept.list")
+        (copied "$directory" "$made/b" <"$made/after")
+        cd "$made" && diff -ruN a b
+    else
+        echo "there is neither git nor diff" >"$1"
+    fi
+}
+shopt -s nullglob
+out=$scratch/patch
+rm -rf "$out" "$made"
+mkdir -p "$out" "$made"
+: >"$made/ignored"
+difference "$out/no-patch" | head -c $((file + 1)) | split -b "$piece" -a 3 - "$out/patch."
+head -c 500000 "$made/told"
+if [ -e "$out/no-patch" ]; then
+    echo "no-patch $(cat "$out/no-patch")"
+else
+    [ -e "$out/patch.aaa" ] || : >"$out/patch.aaa" # nothing was changed
+    for each in "$out"/patch.*; do echo "piece ${each##*/}"; done
+fi
+exit 0
+"""
+
+
+def differing(limit: int, *, evidence: str, prepared: str, scratch: str, directory: str) -> str:
+    """The script that makes the patch, of at most one byte more than `limit`; see `model.Settlement` for the folders.
+
+    It tells `piece NAME` in the scratch folder's `patch`, or `no-patch REASON`; `cut WORDS` for what the patch lacks,
+    and `left WORDS` for what nobody misses.
+    """
+    words = {"evidence": evidence, "prepared": prepared, "scratch": scratch, "directory": directory.rstrip("/") or "/"}
+    given = "".join(f"{name}={shlex.quote(value)}\n" for name, value in words.items())
+    return f"{given}file={limit} piece={PIECE}\n{_SCRIPT}"

@@ -1,0 +1,288 @@
+"""An archive out of a devbox, unpacked at home: nothing in it is trusted.
+
+Only what is a regular file comes out, as a new file below one folder: no link, no device, no owner, no mode, no path
+that climbs or begins at the root. What is written has no secrets, in names neither, stays within the limits, and has no
+name by which a program takes it for settings of its own.
+
+Blocking; call from a worker thread. Archives are read by a reader of our own, a block at a time: the standard library's
+keeps every member, and reads extended headers whole and believes them, whatever they say.
+"""
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from orchestrator.engine.artifacts.harmless import harmless
+from orchestrator.engine.redact import Redactor
+
+_PIECE: Final = 1 << 20
+_LONGEST_NAME: Final = 255
+_LONGEST_PATH: Final = 2048
+_DEEPEST: Final = 64
+_BLOCK: Final = 512
+#: Bytes of a header that has a name in it; longer ones are nobody's who means well.
+_LONGEST_HEADER: Final = 64 << 10
+#: Lines on what is left out, and on what is renamed, of one parcel; the rest is counted.
+MOST_LINES: Final = 1000
+#: What a file system says to a name that it cannot have.
+_UNFIT: Final = frozenset(
+    {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP}
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """Of one attempt, in bytes; `room` and `files` are what is left of it, and shrink. Folders count as files."""
+
+    file: int = 64 << 20
+    room: int = 256 << 20
+    files: int = 10_000
+
+
+@dataclass(slots=True)
+class Lines:
+    """The first lines of any number of them."""
+
+    kept: dict[str, None] = field(default_factory=dict)
+    more: int = 0
+
+    def add(self, line: str) -> None:
+        """Add a line, once."""
+        if len(self.kept) < MOST_LINES:
+            self.kept[line] = None
+        elif line not in self.kept:
+            self.more += 1
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.kept
+        if self.more:
+            yield f"… and {self.more:,} more"
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+@dataclass(slots=True)
+class Account:
+    """What is not as it was in the devbox: what is left out and why, new names, and masked values by file and variable.
+
+    Names are as they are here, relative to the folder that they came to, and are of others.
+    """
+
+    left_out: Lines = field(default_factory=Lines)
+    renamed: Lines = field(default_factory=Lines)
+    masked: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    name: bytes
+    is_file: bool
+    is_folder: bool
+    size: int
+    mtime: int
+
+
+def unpack(archive: IO[bytes], folder: Path, limits: Limits, redactor: Redactor) -> Account:
+    """Unpack a tar archive, whole or torn, over nothing that is there. Raises OSError where nothing can be written."""
+    account = Account()
+    try:
+        for member in _members(archive):
+            if not member.is_folder:
+                _take(archive, member, folder, limits, redactor, account)
+    except (ValueError, EOFError):
+        account.left_out.add("the archive is torn, and what came after is missing")
+    return account
+
+
+def _members(archive: IO[bytes]) -> Iterator[_Member]:
+    """Each member, with the archive where its content begins. Raises ValueError and EOFError where there is no more.
+
+    Of the extensions what GNU and POSIX tar do with names that are long is known; others are no regular file.
+    """
+    end, at, name, is_plain = archive.seek(0, os.SEEK_END), 0, b"", True
+    while True:
+        archive.seek(at)
+        head = archive.read(_BLOCK)
+        if len(head) == _BLOCK and not any(head):
+            return
+        member, kind = _header(head)
+        at += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
+        if kind in b"LKxg" and member.size > _LONGEST_HEADER:
+            raise ValueError("a header that is too long")
+        if kind == b"L":
+            name = archive.read(member.size).rstrip(b"\0")
+        elif kind == b"x":
+            records = dict(_records(archive.read(member.size)))
+            name = records.get(b"path", name)
+            is_plain = not any(key.startswith(b"GNU.sparse") or key == b"size" for key in records)
+        elif kind not in b"Kg":
+            yield _Member(
+                name=name or member.name,
+                is_file=member.is_file and is_plain,
+                is_folder=member.is_folder,
+                size=member.size,
+                mtime=member.mtime,
+            )
+            name, is_plain = b"", True
+            if at > end:
+                raise EOFError
+
+
+def _header(head: bytes) -> tuple[_Member, bytes]:
+    """A member as its block says, and its kind. Raises ValueError for what is no header."""
+    if len(head) < _BLOCK:
+        raise EOFError
+    if _number(head[148:156]) != sum(head) - sum(head[148:156]) + 8 * ord(" "):
+        raise ValueError("no header")
+    name, kind = head[:100].partition(b"\0")[0], head[156:157]
+    if head[257:263] == b"ustar\0" and head[345] != 0:
+        name = head[345:500].partition(b"\0")[0] + b"/" + name
+    size, is_folder = _number(head[124:136]), kind == b"5"
+    if size < 0:
+        raise ValueError("a size below nothing")
+    return (
+        _Member(
+            name=name,
+            is_file=kind in {b"0", b"\0", b"7"},
+            is_folder=is_folder,
+            size=0 if is_folder else size,
+            mtime=_number(head[136:148]),
+        ),
+        kind,
+    )
+
+
+def _number(digits: bytes) -> int:
+    """Octal digits, or where the first bit is set the bytes of a number. Raises ValueError."""
+    if digits[0] & 0x80:
+        return int.from_bytes(digits, signed=True) + (1 << 8 * len(digits) - 1)
+    return int(digits.strip(b" \0") or b"0", 8)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of a POSIX header: `LENGTH KEY=VALUE`, a line each. Raises ValueError."""
+    at = 0
+    while at < len(data) and data[at] != 0:
+        length, _, _ = data[at : at + 20].partition(b" ")
+        record = data[at : at + int(length)]
+        if int(length) <= len(length) + 1:
+            raise ValueError("a record without an end")
+        key, _, value = record[len(length) + 1 : -1].partition(b"=")
+        yield key, value
+        at += int(length)
+
+
+def _take(
+    archive: IO[bytes], member: _Member, folder: Path, limits: Limits, redactor: Redactor, account: Account
+) -> None:
+    """Unpack one member, or say why not."""
+    masked = Counter[str]()
+    name = redactor.mask(member.name, masked).decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
+    parts = [part for part in name.split("/") if part not in {"", "."}]
+    if reason := _refusal(member, parts, limits):
+        account.left_out.add(f"{name[:_LONGEST_PATH]}: {reason}")
+        return
+    renamed = [harmless(part) for part in parts]
+    path = folder.joinpath(*renamed)
+    try:
+        limits.files -= 1 + _make_folder(path.parent)
+        with path.open("xb") as target:
+            _copy(archive, member.size, target, limits, redactor, masked)
+    except OSError as error:
+        if error.errno not in _UNFIT:
+            raise
+        account.left_out.add(f"{name}: {error.strerror} here")
+        return
+    for depth, (old, new) in enumerate(zip(parts, renamed, strict=True), 1):
+        if old != new:
+            account.renamed.add(f"{'/'.join([*renamed[: depth - 1], old])} is {'/'.join(renamed[:depth])}")
+    if masked and len(account.masked) < MOST_LINES:
+        account.masked["/".join(renamed)] = masked
+    with suppress(OSError, OverflowError):  # a time that no clock can show
+        os.utime(path, (member.mtime, member.mtime))
+
+
+def _refusal(member: _Member, parts: Sequence[str], limits: Limits) -> str:
+    """Why a member stays where it is; nothing if it does not."""
+    if not member.is_file:
+        return "no regular file"
+    if not parts or ".." in parts or len(parts) > _DEEPEST or any(map(_is_unfit, parts)):
+        return "no fit name for a file here"
+    if sum(map(len, parts)) > _LONGEST_PATH:
+        return "no fit name for a file here"
+    if member.size > limits.file:
+        return f"{member.size:,} bytes, and {limits.file:,} is the limit for one file"
+    if member.size > limits.room:
+        return f"{member.size:,} bytes, and there is room for {limits.room:,} more"
+    return "" if limits.files > 0 else "there are too many files"
+
+
+def _is_unfit(part: str) -> bool:
+    return "\0" in part or len(part.encode("utf-8", "replace")) > _LONGEST_NAME
+
+
+def _make_folder(folder: Path) -> int:
+    """Make a folder with those that it is in; returns how many were missing. Raises OSError."""
+    missing = 0
+    for each in (folder, *folder.parents):
+        if each.is_dir():
+            break
+        missing += 1
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _copy(
+    source: IO[bytes], size: int, target: IO[bytes], limits: Limits, redactor: Redactor, masked: Counter[str]
+) -> None:
+    stream = redactor.stream(masked)
+    while size > 0 and (piece := source.read(min(size, _PIECE))):
+        size -= len(piece)
+        limits.room -= len(piece)
+        target.write(stream.feed(piece))
+    target.write(stream.finish())
+
+
+def join(source: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
+    """Write one file that came by itself. Raises OSError."""
+    account, masked = Account(), Counter[str]()
+    with target.open("wb") as file:
+        _copy(source, min(limits.file, limits.room), file, limits, redactor, masked)
+    if masked:
+        account.masked[""] = masked
+    if source.read(1):
+        account.left_out.add("too large, its beginning is here")
+    return account
+
+
+def shown_before(patch: IO[bytes], redactor: Redactor) -> set[str]:
+    """The variables whose values stand in lines that a patch removes or leaves: in files that were there before.
+
+    Raises OSError.
+    """
+    shown, is_before = set[str](), False
+    patch.seek(0)
+    is_begun = True
+    while line := patch.readline(_PIECE):
+        if is_begun:
+            is_before = line[:1] in {b" ", b"-"}
+        is_begun = line.endswith(b"\n")
+        if is_before:
+            shown |= redactor.shown(line)
+    patch.seek(0)
+    return shown
+
+
+def clear(path: Path) -> None:
+    """Remove what an earlier process may have brought home. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

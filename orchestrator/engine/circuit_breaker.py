@@ -1,0 +1,113 @@
+"""When to stop a sweep for failures that are no trial's fault: the rest of the night would go the same way.
+
+So many installs of one agent, or boots of devboxes, fail in a row; or for so long the endpoint grants no run, while
+none of ours is alive whose end could make room; or an agent crashes in the same way in every trial, and reaches
+nothing: a mistyped command looks like an honest 0. Pure: the caller brings the time, and the trials.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from orchestrator.core.errors import (
+    AgentSetupFailed,
+    DevboxFailed,
+    Missing,
+    StageTimeout,
+    SweepError,
+    Throttled,
+    Unavailable,
+)
+from orchestrator.core.ledger import Trial
+from orchestrator.core.printable import shortened
+from orchestrator.core.records import Flag, Outcome
+from orchestrator.core.stages import Stage
+
+#: What is no trial's fault, by stage.
+_KINDS: dict[Stage, tuple[type[SweepError], ...]] = {
+    Stage.START: (Throttled, Unavailable, Missing, StageTimeout),
+    Stage.BOOT: (DevboxFailed, AgentSetupFailed, StageTimeout),
+    Stage.PREPARE: (AgentSetupFailed, StageTimeout),
+}
+
+
+class Breaker:
+    """Told of each stage that was passed and of each failure; says when it is enough."""
+
+    def __init__(self, *, same_failures: int = 10, unreachable: float = 1800.0) -> None:
+        self._same_failures = same_failures
+        self._unreachable = unreachable
+        self._in_a_row: Counter[tuple[Stage, str]] = Counter()
+        #: When the endpoint was first asked in vain for a run, since it granted the last.
+        self._refused_at: float | None = None
+
+    def passed(self, stage: Stage, arm: str) -> None:
+        """It works: what counted against it is forgotten."""
+        if stage is Stage.START:
+            self._refused_at = None
+        del self._in_a_row[_series(stage, arm)]
+
+    def failed(self, error: SweepError, stage: Stage | None, arm: str, *, now: float, is_busy: bool) -> str | None:
+        """Count a failure of an attempt; returns why the sweep should stop, or None.
+
+        `now` is in seconds of any clock that does not go back; `is_busy` is whether other attempts hold devboxes.
+        """
+        if stage is None or not isinstance(error, _KINDS.get(stage, ())):
+            return None
+        if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
+            stage = Stage.PREPARE
+        words = shortened(error.message, 400)
+        if stage is Stage.START:
+            return self._wait_for_run(error, words, now, is_busy=is_busy)
+        return self._count(stage, arm, words)
+
+    def crashed(self, arm: str, finished: Iterable[Trial]) -> str | None:
+        """Asked after a crash: how the agent of an arm always crashes, if that is why to stop; None if it is not.
+
+        `finished` are the arm's trials so far, in any order. One in which no agent ended says nothing of it.
+        """
+        count, status = 0, None
+        for trial in filter(_tells_of_agent, finished):
+            its_own = _crash(trial)
+            if its_own is None or (count and its_own != status):
+                return None
+            count, status = count + 1, its_own
+        if count < self._same_failures:
+            return None
+        return f"the agent of {arm} crashed in each of its {count} trials so far, with exit status {status}"
+
+    def _count(self, stage: Stage, arm: str, words: str) -> str | None:
+        self._in_a_row[_series(stage, arm)] += 1
+        count = self._in_a_row[_series(stage, arm)]
+        if count < self._same_failures:
+            return None
+        if stage is Stage.BOOT:
+            return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
+        return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
+
+    def _wait_for_run(self, error: SweepError, words: str, now: float, *, is_busy: bool) -> str | None:
+        is_full = isinstance(error, Throttled)
+        if self._refused_at is None or (is_full and is_busy):
+            self._refused_at = now
+        minutes = (now - self._refused_at) / 60
+        if 60 * minutes < self._unreachable:
+            return None
+        if is_full:
+            return f"the endpoint has granted no run for {minutes:.0f} minutes: {words}. Have the quota raised"
+        if isinstance(error, Missing):
+            return f"something that trials need has been missing for {minutes:.0f} minutes: {words}. Put it back"
+        return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. See that it is there"
+
+
+def _series(stage: Stage, arm: str) -> tuple[Stage, str]:
+    """What a failure is counted with: an agent that cannot be installed says nothing of the others."""
+    return stage, arm if stage is Stage.PREPARE else ""
+
+
+def _tells_of_agent(trial: Trial) -> bool:
+    return trial.outcome is Outcome.SCORED or bool({Flag.AGENT_CRASHED, Flag.AGENT_TIMED_OUT} & {*trial.flags})
+
+
+def _crash(trial: Trial) -> int | None:
+    """The exit status of an agent that crashed and reached nothing; None for any other."""
+    is_crash = Flag.AGENT_CRASHED in trial.flags and (trial.score or 0) <= 0
+    return trial.exit_status if is_crash else None

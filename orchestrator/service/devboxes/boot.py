@@ -1,0 +1,116 @@
+"""What happens in a devbox between its boot and its first command: files are put in place, then scripts run.
+
+Scripts run in the working directory, one after the other, and the first that fails ends the boot; so does a health
+check that never passes. What they print is part of the devbox's log, and the end of it is in the message, because that
+is all most people ever look at.
+"""
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+
+import anyio
+
+from orchestrator.service.devboxes.logs import append_setup, entry
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.sandbox.commands import Finished, run, write_file
+from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.provider import HOME, Box, Command, shell
+from orchestrator.service.store import Document, now_ms
+
+SCRIPT_TIMEOUT: Final = 3600.0
+_SHOWN: Final = 2000
+#: Executes the file $0, and leaves nothing of it behind.
+_EXECUTE: Final = '"$0"; status=$?; rm -rf -- "${0%/*}"; exit $status'
+
+
+def in_home(path: str) -> str:
+    """An absolute path of the devbox; as published, a relative one starts at the home of its user."""
+    return posixpath.join(HOME, path)
+
+
+async def write_mounts(box: Box, mounts: Mapping[str, str]) -> None:
+    """Raises BadRequest when a file cannot be written, and BoxDied."""
+    for path, contents in mounts.items():
+        await write_file(box, in_home(path), contents.encode())
+
+
+async def settle_in(box: Box, prepared: Prepared, output: Path) -> None:
+    """Run an environment's scripts and wait until it is healthy. Raises BadRequest saying what failed, and BoxDied."""
+    await run_scripts(box, prepared.setup, output)
+    if prepared.healthcheck is not None:
+        await wait_healthy(box, prepared.healthcheck, output)
+
+
+async def run_scripts(box: Box, scripts: Iterable[str], output: Path) -> None:
+    """Execute the scripts as files, so that their `#!` lines count; one without is bash's.
+
+    Raises BadRequest saying what went wrong, and BoxDied.
+    """
+    for script in scripts:
+        file = f"/tmp/.setup-{token_hex(8)}/setup.sh"  # noqa: S108 - of the devbox
+        await write_file(box, file, script.encode(), mode=0o755)
+        argv = ("bash", "-lc", _EXECUTE, box.path(file))
+        await _run_one(box, script, Command(argv=argv), output)
+
+
+async def run_commands(box: Box, commands: Iterable[str], output: Path) -> None:
+    """Run the commands as users type them. Raises BadRequest saying what went wrong, and BoxDied."""
+    for command in commands:
+        await _run_one(box, command, shell(command), output)
+
+
+async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
+    """Run a health check until it passes. Raises BadRequest when it failed too often, and BoxDied."""
+    started, failures = anyio.current_time(), 0
+    while True:
+        is_early = anyio.current_time() - started < check.start_period
+        command = Command(argv=("bash", "-c", check.command))
+        finished = await _run(box, check.command, command, output, timeout=check.timeout)
+        if finished.status == 0:
+            return
+        failures += not is_early
+        if failures >= check.retries:
+            what = f"The health check of the environment (environment.healthcheck) failed {failures} times in a row:"
+            raise BadRequest(f"{what} {_problem(check.command, finished, check.timeout)}")
+        await anyio.sleep(check.start_interval if is_early else check.interval)
+
+
+async def _run_one(box: Box, script: str, command: Command, output: Path) -> None:
+    finished = await _run(box, script, command, output, timeout=SCRIPT_TIMEOUT)
+    if finished.status != 0:
+        raise BadRequest(f"The setup command {_problem(script, finished, SCRIPT_TIMEOUT)}")
+
+
+async def _run(box: Box, script: str, command: Command, output: Path, *, timeout: float) -> Finished:
+    """Run it, and note in the devbox's log what it printed."""
+    started = now_ms()
+    finished = await run(box, command, timeout=timeout)
+    entries = _entries(script, finished, started)
+    devbox = box.id.partition(".")[0]  # a box of ours beside a devbox's own has its id before its own
+    await anyio.to_thread.run_sync(partial(append_setup, output, devbox, entries))
+    return finished
+
+
+def _entries(script: str, finished: Finished, started: int) -> list[Document]:
+    source = "setup_commands"
+    return [
+        entry(source, started, cmd=script),
+        *(entry(source, started, message=line) for line in _lines(finished.stdout)),
+        *(entry(source, started, level="error", message=line) for line in _lines(finished.stderr)),
+        entry(source, now_ms(), exit_code=finished.status),
+    ]
+
+
+def _lines(output: bytes) -> list[str]:
+    return output.decode(errors="replace").splitlines()
+
+
+def _problem(script: str, finished: Finished, limit: float) -> str:
+    first = script.strip().partition("\n")[0][:120]
+    how = f"took longer than {limit:g} s" if finished.is_timed_out else f"exited with {finished.status}"
+    said = finished.output.strip()[-_SHOWN:]
+    return f"{first!r} {how}" + (f": {said}" if said else ", and printed nothing.")

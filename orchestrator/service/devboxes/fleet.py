@@ -1,0 +1,468 @@
+"""All devboxes of the service: each has a row in the store and, while it lives, one task that boots it and sees it end.
+
+However a devbox ends (by request, by its keep-alive, by dying), the end is recorded by one function, in one
+transaction with everything that hangs on it (`on_end`), and its task stops the box. Nobody polls: waiters are woken by
+changes, keep-alive and idle time are the deadline of the task's own cancel scope, and the box says when it died.
+What a devbox is booted with stays in memory (it may hold keys): no devbox outlives the service that booted it.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+import anyio.lowlevel
+import structlog
+from anyio.abc import TaskGroup
+
+from orchestrator.core.errors import InternalError, SweepError
+from orchestrator.service.devboxes.boot import run_commands, run_scripts, settle_in, wait_healthy, write_mounts
+from orchestrator.service.devboxes.changes import Changes
+from orchestrator.service.devboxes.launch import Launch, parse_launch
+from orchestrator.service.devboxes.logs import append_setup, entry
+from orchestrator.service.devboxes.network import network_of, way_out
+from orchestrator.service.devboxes.network_policies import policy_of
+from orchestrator.service.devboxes.pruning import prune_hourly
+from orchestrator.service.devboxes.requests import DevboxRequest
+from orchestrator.service.devboxes.rows import DevboxRows, OnEnd, new_devbox, not_running
+from orchestrator.service.devboxes.states import (
+    TERMINAL,
+    End,
+    Status,
+    failure,
+    failure_reason,
+    is_ended,
+    shutdown,
+)
+from orchestrator.service.devboxes.succession import Succession
+from orchestrator.service.environments.installs.install import MOUNT, InstallFailed
+from orchestrator.service.environments.installs.installs import Installs
+from orchestrator.service.environments.installs.settings import covers
+from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
+from orchestrator.service.sandbox.egress.addresses import Resolver
+from orchestrator.service.sandbox.egress.proxy import Egress
+from orchestrator.service.sandbox.egress.rules import Network
+from orchestrator.service.sandbox.prepared import Prepare, Prepared
+from orchestrator.service.sandbox.provider import (
+    HOME,
+    Bind,
+    Box,
+    BoxDied,
+    BoxSpec,
+    BoxStartFailed,
+    Capability,
+    Provider,
+    Resources,
+)
+from orchestrator.service.sandbox.safe_fs import remove
+from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
+
+#: That of the scenario, and that of whoever runs it.
+Policies = tuple[Network | None, Network | None]
+STOP_TIMEOUT: Final = 20.0
+#: Seconds after which a request whose transaction was undone is forgotten.
+FORGET: Final = 600.0
+
+
+@dataclass(slots=True)
+class _Live:
+    """A devbox that has not ended, as its task knows it. `users` are the commands and transfers under way in it."""
+
+    id: str
+    request: DevboxRequest
+    launch: Launch
+    policies: Policies
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    gone: anyio.Event = field(default_factory=anyio.Event)
+    status: str = Status.PROVISIONING
+    boxes: Succession | None = None
+    egress: Egress | None = None
+    users: int = 0
+
+    @property
+    def counts(self) -> Document:
+        """What its way out has counted so far, if it has one."""
+        return {} if self.egress is None else {**self.egress.tally.document()}
+
+    def touch(self) -> None:
+        """Idle time starts again; the keep-alive of a devbox without an idle setting does not."""
+        if self.launch.idle is not None and self.status == Status.RUNNING:
+            self.scope.deadline = float("inf") if self.users else anyio.current_time() + self.launch.idle
+
+
+class Fleet:
+    """Use `async with fleet` once everybody has appended to `on_end`, for entering ends what an earlier service left.
+
+    On leaving, every devbox is shut down. The provider is closed by whoever opened it.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        provider: Provider,
+        state: Path,
+        blueprints: Callable[[str], Awaitable[Prepared]],
+        installs: Installs | None = None,
+        resolve: Resolver | None = None,
+    ) -> None:
+        self._rows = DevboxRows(store)
+        self.output = state / "output"
+        self._evidence = state / "evidence"
+        self._store = store
+        self._provider = provider
+        self._blueprints = blueprints
+        self._installs = installs
+        self._resolve = resolve
+        self._changes = Changes()
+        self._live: dict[str, _Live] = {}
+        self._ended: dict[str, str] = {}
+        self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
+        self._requests_lock = threading.Lock()
+        self._tasks: TaskGroup | None = None
+        self._covers: tuple[Bind, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        self._ended = await self._rows.end_leftovers()
+        await anyio.to_thread.run_sync(self._clear_evidence)
+        if Capability.ISOLATED in self._provider.capabilities:
+            self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self.start_soon(prune_hourly, self._store, self.output)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        tasks, self._tasks = self._group(), None
+        tasks.cancel_scope.cancel()
+        if isinstance(error, Exception):  # it leaves as it is, not inside a group
+            await tasks.__aexit__(None, None, None)
+            return None
+        return await tasks.__aexit__(kind, error, trace)
+
+    def _clear_evidence(self) -> None:
+        """What an earlier service left goes."""
+        remove(self._evidence)
+        self._evidence.mkdir(mode=0o700)
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run something for as long as the fleet is open; it is cancelled when the fleet closes."""
+        self._group().start_soon(function, *args)
+
+    @property
+    def on_end(self) -> list[OnEnd]:
+        """What else happens, in the same transaction, when a devbox becomes `failure` or `shutdown`."""
+        return self._rows.on_end
+
+    def _group(self) -> TaskGroup:
+        if self._tasks is None:
+            raise InternalError("The fleet is not open.")
+        return self._tasks
+
+    def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> Document:
+        """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
+        if request.install is not None and (self._installs is None or not self._installs.is_possible):
+            raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
+        launch = parse_launch(request.launch_parameters)
+        capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
+        of_scenario = policy_of(db, request.scenario_policy_id, capabilities)
+        policies = of_scenario, policy_of(db, identity, capabilities)
+        doc = new_devbox(request, launch)
+        DEVBOXES.insert(db, doc)
+        with self._requests_lock:
+            self._requests[doc["id"]] = request, policies, time.monotonic()
+        return doc
+
+    async def create(self, request: DevboxRequest, key: str | None) -> Document:
+        """Insert and boot a devbox, once for each idempotency key. Raises BadRequest."""
+
+        def change(db: sqlite3.Connection) -> tuple[Document, bool]:
+            return once(db, key, lambda: {"id": self.insert(db, request)["id"]})
+
+        with anyio.CancelScope(shield=True):  # a devbox that is in the store must be booted
+            answer, is_new = await self._store.write(change)
+            if is_new:
+                self.boot_soon(answer["id"])
+        return await self.retrieve(answer["id"])
+
+    def boot_soon(self, devbox_id: str, prepare: Prepare | None = None) -> None:
+        """Boot a devbox whose insertion is committed, from what `prepare` says, else from its blueprint, else bare."""
+        request, policies = self._take_request(devbox_id)
+        live = _Live(id=devbox_id, request=request, launch=parse_launch(request.launch_parameters), policies=policies)
+        if live.launch.idle is None:
+            live.scope.deadline = anyio.current_time() + live.launch.keep_alive
+        self.start_soon(self._life, live, prepare)
+        self._live[devbox_id] = live
+
+    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Policies]:
+        now = time.monotonic()
+        with self._requests_lock:
+            found = self._requests.pop(devbox_id, None)
+            for identity, (*_, since) in list(self._requests.items()):
+                if since > now - FORGET:
+                    break
+                del self._requests[identity]
+        if found is None:
+            raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
+        return found[:2]
+
+    async def _life(self, live: _Live, prepare: Prepare | None) -> None:
+        end = shutdown("api_shutdown", "The service stopped.")
+        try:
+            with live.scope:
+                async with anyio.create_task_group() as helpers:
+                    end = await self._boot_and_watch(live, prepare, helpers)
+                    helpers.cancel_scope.cancel()
+            if live.scope.cancelled_caught:
+                end = shutdown("keep_alive_timeout" if live.launch.idle is None else "idle")
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._finish(live, end)
+
+    async def _boot_and_watch(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> End:
+        log = structlog.get_logger().bind(devbox=live.id)
+        try:
+            boxes = await self._boot(live, prepare, helpers)
+        except InstallFailed as error:
+            install = live.request.install
+            return failure("execution_failed", error.message, install=install.key if install else None)
+        except (BoxStartFailed, BoxDied) as error:
+            return failure(failure_reason(error.message), error.message)
+        except SweepError as error:
+            return failure("execution_failed", error.message)
+        except Exception as error:  # one devbox's trouble is not the service's
+            log.exception("devbox.boot_crashed")
+            return failure("execution_failed", f"The devbox could not be prepared: {error!r}")
+        log.info("devbox.running")
+        how, is_by_agent = await boxes.wait_dead()
+        end = failure(failure_reason(how), f"The devbox ended by itself: {how}.")
+        return replace(end, is_by_agent=is_by_agent)
+
+    async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
+        prepared = await self._installed(live, await self._prepared(live, prepare))
+        network = network_of(prepared, *live.policies, self._provider.capabilities)
+        live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
+        spec = _spec(live, prepared, network, self._covers)
+        box = await self._provider.start(spec)
+        boxes = live.boxes = Succession(
+            provider=self._provider,
+            spec=spec,
+            box=box,
+            prepared=prepared,
+            folder=self._evidence / live.id,
+            egress=live.egress,
+            covers=self._covers,
+            settle_in=partial(settle_in, prepared=prepared, output=self.output),
+        )
+        if live.egress is not None:
+            await helpers.start(live.egress.serve, box)
+        shown = {
+            "isolation": self._provider.name,
+            "enforced_limits": sorted(box.enforced),
+            "home": box.path(HOME),
+            "working_directory": box.path(prepared.working_directory),
+        }
+        if live.request.install is not None:
+            shown["installed"] = [live.request.install.key]
+        await self._advance(live, Status.INITIALIZING, shown)
+        await write_mounts(box, live.request.file_mounts)
+        await run_scripts(box, prepared.setup, self.output)
+        await run_commands(box, live.launch.commands, self.output)
+        if prepared.healthcheck is not None:
+            await wait_healthy(box, prepared.healthcheck, self.output)
+        await self._advance(live, Status.RUNNING, {})
+        live.touch()
+        return boxes
+
+    async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
+        if prepare is not None:
+            return await prepare()
+        if live.request.blueprint_id is not None:
+            return await self._blueprints(live.request.blueprint_id)
+        return Prepared()
+
+    async def _installed(self, live: _Live, prepared: Prepared) -> Prepared:
+        """With what the request wants installed. Raises InstallFailed."""
+        install = live.request.install
+        if install is None or self._installs is None:
+            return prepared
+
+        async def tell(message: str) -> None:
+            said = [entry("setup_commands", now_ms(), message=message)]
+            await anyio.to_thread.run_sync(append_setup, self.output, live.id, said)
+
+        return await self._installs.add(install, prepared, start_soon=self.start_soon, tell=tell)
+
+    async def _advance(self, live: _Live, status: Status, shown: Document) -> None:
+        """Record the next status; a devbox that was shut down meanwhile is not booted further."""
+        doc = await self._rows.advance(live.id, status, shown)
+        live.status = doc["status"]
+        self._changes.announce(live.id)
+        if is_ended(doc):
+            live.scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+    async def _finish(self, live: _Live, end: End) -> None:
+        live.status = end.status
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._stop, live)
+            tasks.start_soon(self._record_end, live, end)
+        self._ended[live.id] = self._live.pop(live.id).status
+        live.gone.set()
+
+    async def _stop(self, live: _Live) -> None:
+        if live.boxes is None:
+            return
+        log = structlog.get_logger().bind(devbox=live.id)
+        try:
+            with anyio.fail_after(STOP_TIMEOUT):
+                await live.boxes.stop()
+        except TimeoutError:
+            log.warning("devbox.not_stopped", seconds=STOP_TIMEOUT)
+        except Exception:
+            log.exception("devbox.stop_crashed")
+
+    async def _record_end(self, live: _Live, end: End) -> None:
+        """Until it is written: a full disk must not leave a devbox that looks alive. A closing service gives up."""
+        while True:
+            try:
+                doc = await self._rows.end(live.id, end, live.counts)
+            except Unwritable:
+                if self._tasks is None:
+                    return
+                await anyio.sleep(RETRY)
+            else:
+                break
+        live.status = doc["status"]
+        self._changes.announce(live.id)
+        reason = doc.get("shutdown_reason") or doc.get("failure_reason")
+        log = structlog.get_logger()
+        log.info("devbox.ended", devbox=live.id, status=doc["status"], reason=reason, message=doc.get("_failure"))
+
+    async def retrieve(self, devbox_id: str) -> Document:
+        """Raises NotFound."""
+        counted = self._counting()
+        return counted(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
+
+    async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page:
+        counted = self._counting()
+        page = await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
+        return replace(page, items=list(map(counted, page.items)))
+
+    def _counting(self) -> Callable[[Document], Document]:
+        """Adds what its way out has counted to a devbox that lives now; its record gets that at the end."""
+        living = self._live.copy()
+        return lambda doc: doc | living[doc["id"]].counts if doc["id"] in living else doc
+
+    async def update(self, devbox_id: str, changes: Document) -> Document:
+        """Replace the keys given (`name`, `metadata`). Raises NotFound."""
+        return await self._store.write(lambda db: DEVBOXES.update(db, devbox_id, changes))
+
+    async def wait_for_status(self, devbox_id: str, statuses: Collection[str], timeout: float) -> Document:
+        """Wait, at most `timeout` seconds, until a devbox is in one of the statuses.
+
+        Raises WaitExpired naming the status it is in, and NotFound.
+        """
+        event = self._changes.next(devbox_id)
+        doc = await self.retrieve(devbox_id)
+        with anyio.move_on_after(timeout):
+            while doc["status"] not in statuses:
+                await event.wait()
+                event = self._changes.next(devbox_id)
+                doc = await self.retrieve(devbox_id)
+        if doc["status"] in statuses:
+            return doc
+        wanted = ", ".join(sorted(statuses))
+        raise WaitExpired(f"Devbox {devbox_id} is {doc['status']} after {timeout:g} s, not yet: {wanted}.")
+
+    def box(self, devbox_id: str) -> Box:
+        """The box that stands for a running devbox. Raises as `boxes`."""
+        live = self._running(devbox_id)
+        live.touch()
+        assert live.boxes is not None
+        return live.boxes.front
+
+    @contextmanager
+    def using(self, devbox_id: str) -> Iterator[Box]:
+        """The same, for as long as something goes on in it: meanwhile the devbox is not idle."""
+        with self.boxes(devbox_id) as boxes:
+            yield boxes.front
+
+    @contextmanager
+    def boxes(self, devbox_id: str) -> Iterator[Succession]:
+        """All the boxes of a running devbox, for as long as something goes on in them.
+
+        Raises BadRequest naming the state of one that does not run, and NotFound.
+        """
+        live = self._running(devbox_id)
+        assert live.boxes is not None
+        live.users += 1
+        live.touch()
+        try:
+            yield live.boxes
+        finally:
+            live.users -= 1
+            live.touch()
+
+    def working_directory(self, devbox_id: str) -> str | None:
+        """Where commands run in a devbox, whichever box stands for it; None where it is gone."""
+        live = self._live.get(devbox_id)
+        return live.boxes.working_directory if live is not None and live.boxes is not None else None
+
+    def touch(self, devbox_id: str) -> None:
+        """Idle time starts again. Raises like `box`."""
+        self._running(devbox_id).touch()
+
+    def _running(self, devbox_id: str) -> _Live:
+        live = self._live.get(devbox_id)
+        if live is not None and live.status == Status.RUNNING:
+            return live
+        status = live.status if live is not None else self._ended.get(devbox_id)
+        if status is None:
+            raise NotFound(f"There is no devbox with id {devbox_id!r}.")
+        raise not_running(devbox_id, status)
+
+    async def shutdown(self, devbox_id: str, reason: str = "api_shutdown") -> Document:
+        """End a devbox and wait until nothing of it is left. Idempotent. Raises NotFound."""
+        with anyio.CancelScope(shield=True):
+            await self._store.write(partial(self.shutdown_in, devbox_id=devbox_id, reason=reason))
+            self.shutdown_soon(devbox_id)
+        live = self._live.get(devbox_id)
+        if live is not None:
+            with anyio.move_on_after(STOP_TIMEOUT):
+                await live.gone.wait()
+        return await self.retrieve(devbox_id)
+
+    def shutdown_in(self, db: sqlite3.Connection, devbox_id: str, reason: str) -> None:
+        """End a devbox in the caller's transaction; `shutdown_soon` it after the commit. Raises NotFound."""
+        self._rows.end_in(db, devbox_id, shutdown(reason))
+
+    def shutdown_soon(self, devbox_id: str) -> None:
+        """Stop the box of a devbox that `shutdown_in` has ended, and wake who waits for it."""
+        live = self._live.get(devbox_id)
+        if live is not None:
+            if live.status not in TERMINAL:
+                live.status = Status.SHUTDOWN
+            live.scope.cancel()
+        self._changes.announce(devbox_id)
+
+
+def _spec(live: _Live, prepared: Prepared, network: Network, binds: Iterable[Bind]) -> BoxSpec:
+    variables = {} if live.egress is None else live.egress.variables
+    return BoxSpec(
+        id=live.id,
+        resources=live.launch.resources or prepared.resources or Resources(),
+        network=network.is_open,
+        working_directory=prepared.working_directory,
+        environment={**prepared.environment, **prepared.secrets, **variables, **live.request.environment_variables},
+        root=prepared.root,
+        binds=(*prepared.binds, *binds),
+    )

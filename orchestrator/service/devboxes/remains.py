@@ -1,0 +1,143 @@
+"""What an agent left in its box's folders, handled from the host.
+
+Its secret: nothing runs in the box any more, so what a path is does not change while it is looked at. But its author
+may be hostile: a path is walked part by part, links lead where they would in the box and never out of it, and nothing
+is opened that is not a regular file. `root` is the folder with the box's own folders, `path` one of the box.
+Blocking; call from a worker thread.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from orchestrator.service.sandbox.safe_fs import remove, walk
+
+_MOST_LINKS: Final = 40
+
+
+def resolved(root: Path, path: str) -> Path | None:
+    """Where on the host a path leads, all links followed; None if nowhere."""
+    todo, place, links = [part for part in path.split("/") if part][::-1], root, 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            place = place.parent if place != root else root
+            continue
+        if part == ".":
+            continue
+        try:
+            mode = (place / part).lstat().st_mode
+        except OSError:
+            return None
+        if stat.S_ISLNK(mode):
+            links += 1
+            target = os.readlink(place / part)  # noqa: PTH115
+            if links > _MOST_LINKS:
+                return None
+            place = root if target.startswith("/") else place
+            todo += [each for each in target.split("/") if each][::-1]
+        else:
+            place /= part
+    return place
+
+
+def open_up(root: Path, path: str) -> None:
+    """Make sure that there is a folder which its owner can enter and write in. Raises OSError."""
+    place = resolved(root, path)
+    if place is None or not place.is_dir():
+        place = _folder(root, path)
+    place.chmod(stat.S_IMODE(place.lstat().st_mode) | 0o700)
+
+
+def clear(root: Path, path: str) -> None:
+    """Remove what is at a path, a link itself and not what it leads to. Raises OSError."""
+    pure = PurePosixPath(path)
+    parent = resolved(root, str(pure.parent))
+    if parent is not None and parent.is_dir():
+        _clear(parent / pure.name)
+
+
+def empty(root: Path, path: str) -> None:
+    """Put a new folder that everybody may write in where something is. Raises OSError."""
+    pure = PurePosixPath(path)
+    parent = _folder(root, str(pure.parent))
+    _clear(parent / pure.name)
+    _make(parent / pure.name, 0o777)
+
+
+def take(root: Path, path: str, source: Path, *, exclude: Sequence[str] = ()) -> None:
+    """Move a file or folder of another box here, in the place of what is there, but for what a pattern of tar excludes.
+
+    Raises OSError.
+    """
+    pure = PurePosixPath(path)
+    parent = _folder(root, str(pure.parent))
+    _clear(parent / pure.name)
+    target = parent / pure.name
+    source.rename(target)
+    found = [each for each, _ in walk(target)] if exclude and target.is_dir() and not target.is_symlink() else []
+    for each in found:
+        if any(fnmatchcase(part, pattern) for pattern in exclude for part in (each, PurePosixPath(each).name)):
+            _clear(target / each)
+
+
+def put(root: Path, path: str, data: bytes, mode: int) -> str:
+    """Write a file in the place of whatever stands there or in its way, and remove the byte code beside it.
+
+    Returns the same path with the links on its way followed. Raises OSError.
+    """
+    pure = PurePosixPath(path)
+    parent = _folder(root, str(pure.parent))
+    for name in (pure.name, "__pycache__"):
+        _clear(parent / name)
+    target = parent / pure.name
+    target.write_bytes(data)
+    target.chmod(mode)
+    _give(target)
+    return f"/{target.relative_to(root)}"
+
+
+def read(root: Path, path: str, limit: int) -> bytes | None:
+    """The first bytes of a file; None where there is none, or something else. Raises OSError."""
+    place = resolved(root, path)
+    if place is None or not stat.S_ISREG(place.lstat().st_mode):
+        return None
+    place.chmod(stat.S_IMODE(place.lstat().st_mode) | 0o400)
+    with place.open("rb") as file:
+        return file.read(limit)
+
+
+def _folder(root: Path, path: str) -> Path:
+    """The folder at a path, made where it is missing; what stands in its way and is none is removed."""
+    place = root
+    for part in PurePosixPath(path).parts[1:]:
+        found = resolved(root, str(PurePosixPath("/", place.relative_to(root), part)))
+        if found is not None and found.is_dir():
+            place = found
+            continue
+        _clear(place / part)
+        _make(place / part, 0o755)
+        place /= part
+    return place
+
+
+def _make(place: Path, mode: int) -> None:
+    place.mkdir()
+    place.chmod(mode)
+    _give(place)
+
+
+def _give(place: Path) -> None:
+    """To the user whose the folder around it is."""
+    owner = place.parent.lstat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+
+
+def _clear(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        remove(place)
+    else:
+        place.unlink(missing_ok=True)

@@ -1,0 +1,380 @@
+"""The boxes of one devbox, one after the other: its agent's, and when that has ended, boxes of ours over what it left.
+
+Its secret: nothing is copied, and nothing of the agent's runs where it is judged. The agent's box is retired: its
+processes end, its files stay. An *evidence box* shows them read-only to whoever looks, with a scratch folder of its own
+and a HOME that nobody wrote in. Scorers run in *scoring boxes*, a new one for each scoring function: over the agent's
+files where these are `shared`, over a fresh copy of the environment with what may cross moved into it where they are
+`separate`. Only `live` scorers meet the agent's processes, in its own box.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.devboxes.differences import Changes, compare, remember
+from orchestrator.service.devboxes.remains import clear, empty, open_up, resolved, take
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.egress.proxy import Egress
+from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.provider import (
+    HOME,
+    Bind,
+    Box,
+    BoxDied,
+    BoxSpec,
+    Capability,
+    Command,
+    Left,
+    Provider,
+)
+from orchestrator.service.sandbox.safe_fs import remove
+
+#: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
+EVIDENCE: Final = "/run/evidence"
+PREPARED: Final = "/run/prepared"
+SCRATCH: Final = "/evidence"
+#: Bytes that whoever looks may use, whatever the devbox may: a patch is made of all that was changed, twice.
+EVIDENCE_DISK: Final = 8 << 30
+#: What scorers write: new and empty for each scoring.
+VERIFIER: Final = "/logs/verifier"
+ARTIFACTS: Final = "/logs/artifacts"
+NOTHING: Final[Mapping[str, Sequence[str]]] = {}
+
+
+class Mode(StrEnum):
+    """Where scorers run."""
+
+    SEPARATE = "separate"
+    """In a fresh box of the environment, with what may cross."""
+    SHARED = "shared"
+    """In a new box over the same files."""
+    LIVE = "live"
+    """In the agent's box as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How an agent's box was left: where scorers run now, what still ran, what was changed (None: nobody noted)."""
+
+    mode: Mode
+    left: Left
+    changes: Changes | None
+
+
+@contextmanager
+def _whole(box: Box) -> Iterator[None]:
+    """Raise BoxDied where the files of a box cannot be handled: somebody removed them from the host."""
+    try:
+        yield
+    except OSError as error:
+        raise BoxDied(f"devbox {box.id}: its files cannot be handled: {error}") from error
+
+
+class Succession:
+    """The boxes of one devbox. `folder` is a place on the host for evidence, made when it is needed."""
+
+    def __init__(
+        self,
+        *,
+        provider: Provider,
+        spec: BoxSpec,
+        box: Box,
+        prepared: Prepared,
+        folder: Path,
+        egress: Egress | None,
+        covers: Sequence[Bind],
+        settle_in: Callable[[Box], Awaitable[None]],
+    ) -> None:
+        self._provider = provider
+        self._spec = spec
+        self._covers = covers
+        self._settle_in = settle_in
+        self._holder = box
+        self._prepared = prepared
+        self._folder = folder
+        self._egress = egress
+        self._lock = anyio.Lock()
+        self._count = 0
+        self._is_retired = False
+        #: The box that commands of clients run in, and the agent's.
+        self.front = self.agents = box
+        #: Whether an agent may have begun: what becomes of its box from then on is its own doing.
+        self.is_marked = False
+        self.settled: Settled | None = None
+
+    @property
+    def working_directory(self) -> str:
+        return self._spec.working_directory
+
+    async def wait_dead(self) -> tuple[str, bool]:
+        """Wait until the box that stands for the devbox has ended, and no other takes its place.
+
+        Returns how, and whether that was done from inside: by an agent, or by what it left.
+        """
+        while True:
+            box = self.front if self._is_retired else self.agents
+            how = await box.wait_dead()
+            async with self._lock:
+                if box is (self.front if self._is_retired else self.agents):
+                    return how, self.is_marked and box.is_broken_from_inside
+
+    async def mark(self) -> None:
+        """Note how everything is: the agent begins now. Raises BoxDied."""
+        async with self._lock:
+            if self.settled is None and Capability.SUCCESSION in self._provider.capabilities:
+                with _whole(self.agents):
+                    await anyio.to_thread.run_sync(self._remember)
+                self.is_marked = True
+
+    def _remember(self) -> None:
+        remove(self._folder)
+        self._folder.mkdir()
+        self._folder.chmod(0o755)
+        remember(
+            self.agents.place("/"),
+            directory=self._spec.working_directory,
+            prepared=self._prepared.root,
+            keep=self._folder,
+        )
+
+    async def settle(
+        self, wanted: Mode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
+    ) -> Settled:
+        """The agent has ended: end what it left running, unless scorers are to meet it, and show the files read-only.
+
+        The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
+        server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
+        answer; what was `live` is made what is wanted when that is over. Raises BoxDied and BoxStartFailed.
+        """
+        async with self._lock:
+            with _whole(self.agents):
+                return await self._settle(wanted, collect, is_live_over=is_live_over)
+
+    async def _settle(self, wanted: Mode, collect: Sequence[tuple[Command, float]], *, is_live_over: bool) -> Settled:
+        before = self.settled
+        if before is not None and not (before.mode is Mode.LIVE and is_live_over):
+            return before
+        if Capability.SUCCESSION not in self._provider.capabilities:
+            self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
+            return self.settled
+        left = before.left if before else await self.agents.left()
+        is_served = left.is_listening and not is_live_over
+        if is_served:
+            await self._collect(self.agents, collect)
+        mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
+        if mode is not Mode.LIVE:
+            await self.agents.retire()
+            self._is_retired = True
+            await anyio.to_thread.run_sync(self._mend)
+            if collect and not is_served:
+                async with self.scoring_box(judged=self._tops(is_writable=True)) as box:
+                    await self._collect(box, collect)
+        changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
+        await self.show()
+        self.settled = Settled(mode=mode, left=left, changes=changes)
+        return self.settled
+
+    async def _collect(self, box: Box, collect: Sequence[tuple[Command, float]]) -> None:
+        """What such a command cannot do is missing where it should cross, and the tests say so."""
+        for command, timeout in collect:
+            await run(box, command, timeout=timeout)
+
+    def _compare(self) -> Changes:
+        return compare(
+            self.agents.place("/"),
+            directory=self._spec.working_directory,
+            keep=self._folder,
+            environment=self._prepared.environment,
+        )
+
+    def _mend(self) -> None:
+        """Let whoever comes enter what an agent may have closed; what our own steps kept in its home goes."""
+        clear(self.agents.place("/"), f"{HOME}/.sweep")
+        for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
+            open_up(self.agents.place("/"), path)
+
+    async def show(self) -> None:
+        """Give clients an evidence box over the files as they are now. Raises BoxStartFailed."""
+        last = self.front
+        self.front = await self._provider.start(
+            BoxSpec(
+                id=self._next("evidence"),
+                resources=replace(self._spec.resources, disk=EVIDENCE_DISK),
+                working_directory=SCRATCH,
+                environment={"HOME": SCRATCH, "TMPDIR": SCRATCH},
+                binds=(*self._covers, *self._tops(is_writable=False), *self._findings()),
+            ),
+            beside=self._holder,
+        )
+        if last is not self.agents:
+            await last.stop()
+
+    def _findings(self) -> Sequence[Bind]:
+        binds = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
+        if self._prepared.root is not None:
+            binds.append(Bind(source=self._prepared.root, target=PREPARED))
+        return binds
+
+    def _next(self, kind: str) -> str:
+        self._count += 1
+        return f"{self._spec.id}.{kind}-{self._count}"
+
+    def _tops(self, *, is_writable: bool, but: Sequence[str] = ()) -> Sequence[Bind]:
+        """The own folders of the box that has the files, as binds. Raises BoxDied."""
+        with _whole(self._holder):
+            homes = [f"home/{each.name}" for each in sorted((self.files / "home").iterdir())]
+            names = [each.name for each in sorted(self.files.iterdir()) if each.name != "home"]
+        return [
+            Bind(source=self.files / name, target=f"/{name}", is_writable=is_writable)
+            for name in (*names, *homes)
+            if f"/{name}" not in but
+        ]
+
+    async def lay_out(self, mode: Mode, crossing: Mapping[str, Sequence[str]] = NOTHING) -> None:
+        """Make ready for a scoring that is not live. Raises BoxStartFailed and BoxDied.
+
+        In a `separate` one, `crossing` are the paths that go from what was left to the same place in a fresh copy of
+        the environment, each with the patterns of what in it does not.
+        """
+        if mode is Mode.SEPARATE:
+            with _whole(self._holder):
+                moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
+                self._holder = await self._fresh()
+                await anyio.to_thread.run_sync(self._take, moves, crossing)
+        with _whole(self._holder):
+            await anyio.to_thread.run_sync(self._drop_leading)
+        await self.empty_verifier()
+
+    async def empty_verifier(self) -> None:
+        """What tests write into is new and empty. Raises BoxDied."""
+        with _whole(self._holder):
+            await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
+
+    @asynccontextmanager
+    async def untouched(self) -> AsyncIterator[None]:
+        """Meanwhile what is judged is a fresh copy of the environment, with nothing of the agent's in it."""
+        holder, self._holder = self._holder, await self._fresh()
+        try:
+            await self.empty_verifier()
+            yield
+        finally:
+            fresh, self._holder = self._holder, holder
+            await fresh.stop()
+
+    async def _fresh(self) -> Box:
+        """A box of the environment as the agent's was before it began, in which nothing runs any more."""
+        box = await self._provider.start(
+            replace(
+                self._spec,
+                id=self._next("fresh"),
+                root=self._prepared.root,
+                environment=self._environment(),
+                binds=tuple(self._covers),
+            ),
+            beside=self.agents,
+        )
+        try:
+            async with self._let_out(box):
+                await self._settle_in(box)
+            await box.retire()
+        except BaseException:
+            await box.stop()
+            raise
+        return box
+
+    def _environment(self, asked: Collection[str] = ()) -> Mapping[str, str]:
+        """The variables of the environment, and of the agent's box those that are asked for."""
+        proxy = {} if self._egress is None else self._egress.variables
+        given = {name: value for name, value in self._spec.environment.items() if name in asked}
+        return {**self._prepared.environment, **proxy, **given}
+
+    @asynccontextmanager
+    async def _let_out(self, box: Box) -> AsyncIterator[None]:
+        """The way out, from this box too."""
+        if self._egress is None:
+            yield
+            return
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._egress.serve, box)
+            yield
+            tasks.cancel_scope.cancel()
+
+    def _drop_leading(self) -> None:
+        """A link of the agent's to where scorers have their files is no file of its own: it would be the answer."""
+        changes = self.settled.changes if self.settled is not None else None
+        for path in changes.leading if changes is not None else ():
+            clear(self.files, f"/{path}")
+
+    def _take(self, moves: Mapping[str, Path], crossing: Mapping[str, Sequence[str]]) -> None:
+        for path, source in moves.items():
+            take(self.files, path, source, exclude=crossing.get(path, ()))
+
+    def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
+        """Where each path really is; one inside another goes with it."""
+        root = self._holder.place("/")
+        wanted = {str(PurePosixPath(path)) for path in paths}
+        outermost = [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
+        found = {path: place for path in outermost if (place := resolved(root, path)) is not None}
+        real = set(found.values())
+        return {path: place for path, place in found.items() if not any(up in real for up in place.parents)}
+
+    @property
+    def files(self) -> Path:
+        """The folder on the host with what is judged: see `remains`."""
+        return self._holder.place("/")
+
+    async def is_whole(self) -> bool:
+        """Whether nobody has removed that from the host."""
+        return await self._holder.is_whole()
+
+    def _judged(self) -> Sequence[Bind]:
+        """The files that are judged. The agent's /tmp stays away, but for a working directory in it."""
+        if self._holder is not self.agents:
+            return self._tops(is_writable=True, but=("/tests",))
+        binds = [*self._tops(is_writable=True, but=("/tests", "/tmp"))]  # noqa: S108 - the box's
+        if PurePosixPath(self.working_directory).is_relative_to("/tmp"):  # noqa: S108
+            place = self.files / self.working_directory.strip("/")
+            binds.append(Bind(source=place, target=self.working_directory, is_writable=True))
+        return binds
+
+    @asynccontextmanager
+    async def scoring_box(
+        self,
+        given: Sequence[Bind] = (),
+        variables: Collection[str] = (),
+        *,
+        judged: Sequence[Bind] | None = None,
+    ) -> AsyncIterator[Box]:
+        """A box over the files as they are, with `given` files and the way out; its /tmp has nothing of the agent's.
+
+        Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
+        for. Everything in it ends with the context. Raises BoxStartFailed.
+        """
+        box = await self._provider.start(
+            replace(
+                self._spec,
+                id=self._next("scoring"),
+                root=None,
+                environment=self._environment(variables),
+                binds=(*self._covers, *(self._judged() if judged is None else judged), *given),
+            ),
+            beside=self._holder,
+        )
+        try:
+            async with self._let_out(box):
+                yield box
+        finally:
+            await box.stop()
+
+    async def stop(self) -> None:
+        """End all of them, and remove what they left."""
+        await self.agents.stop()
+        with suppress(OSError):
+            await anyio.to_thread.run_sync(partial(remove, self._folder))

@@ -1,0 +1,232 @@
+"""COPY with Docker's rules: which files a source means, and where in a tree they go.
+
+The tree may come out of a devbox in which commands of a stranger ran, so its links are followed as a devbox would
+follow them, from the tree's own root; a link to /etc leads to the tree's /etc and never to this machine's. Blocking.
+"""
+
+import os
+import posixpath
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orchestrator.service.content import Listing, Node
+from orchestrator.service.environments.dockerfile import Copy
+from orchestrator.service.environments.dockerlines import Mistake
+from orchestrator.service.sandbox.folders import SYSTEM
+
+MAX_LINKS: Final = 40
+#: Patterns of a .dockerignore, and ** within one name of a pattern.
+MAX_PATTERNS: Final = 1000
+MAX_DEEP: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The files that COPY may use: those of a folder without what is left out by path or by .dockerignore."""
+
+    files: Listing
+
+    @classmethod
+    def of(cls, files: Listing, *, without: frozenset[str] = frozenset(), ignore: str = "") -> "Context":
+        """`without` are paths, `ignore` is the text of a .dockerignore. Raises Mistake naming a bad pattern."""
+        is_ignored = _ignored(ignore)
+        nodes = [
+            node for node in files.nodes if node.path.split("/", 1)[0] not in without and not is_ignored(node.path)
+        ]
+        return cls(files=Listing(tuple(nodes)))
+
+    def select(self, step: Copy) -> list[Node | None]:
+        """What the sources of a step mean, None standing for the whole folder. Raises Mistake."""
+        found: list[Node | None] = []
+        for source in step.sources:
+            name = posixpath.normpath(source.lstrip("/") or ".")
+            matches = [None] if name == "." else self._matches(name)
+            if not matches:
+                raise Mistake(f"{source} is not in environment/, or is left out by .dockerignore")
+            found += matches
+        if len(found) + len(step.texts) > 1 and not step.is_folder:
+            raise Mistake(f"the sources match several files, so the target must end with /: {step.target}/")
+        return found
+
+    def _matches(self, name: str) -> list[Node | None]:
+        if not set("*?[") & set(name):
+            node = self.files.find(name)
+            return [self._followed(node)] if node else []
+        pattern = _pattern(name)
+        return [self._followed(node) for node in self.files.nodes if pattern.fullmatch(node.path)]
+
+    def _followed(self, node: Node) -> Node:
+        """A link that is named as a source stands for what it leads to, under its own name."""
+        if node.kind != "link":
+            return node
+        above = node.source.parents[node.path.count("/")]
+        path = os.path.relpath(os.path.realpath(node.source), above.resolve())
+        target = self.files.find(path)
+        if target is None:
+            raise Mistake(f"{node.path} is a link to {node.target}, which is not there")
+        return target
+
+    def inside(self, folder: Node | None) -> list[tuple[str, Node]]:
+        """What is below a folder, with paths relative to it."""
+        start = f"{folder.path}/" if folder else ""
+        return [(node.path[len(start) :], node) for node in self.files.nodes if node.path.startswith(start)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree in the form of `BoxSpec.root`; paths are the devbox's, absolute."""
+
+    root: Path
+
+    def make_folder(self, path: str) -> Path:
+        """Make a folder with those above it. Raises Mistake and OSError."""
+        place = self._resolved(path)
+        for folder in [*reversed(place.relative_to(self.root).parents), place.relative_to(self.root)][1:]:
+            each = self.root / folder
+            if not each.is_dir():
+                if each.exists():
+                    raise Mistake(f"{path}: /{folder} is a file")
+                each.mkdir()
+                each.chmod(0o755)
+        return place
+
+    def copy(self, step: Copy, context: Context) -> None:
+        """Carry out a COPY. Raises Mistake and OSError."""
+        for node in context.select(step):
+            if node is None or node.kind == "folder":
+                self._copy_folder(step, context.inside(node))
+            else:
+                target = self._target(step, posixpath.basename(node.path))
+                self._put(target, node, step.mode)
+        for name, text in step.texts:
+            place = self._free(self._target(step, name))
+            place.write_text(text)
+            place.chmod(0o644 if step.mode is None else step.mode)
+
+    def _copy_folder(self, step: Copy, nodes: list[tuple[str, Node]]) -> None:
+        self.make_folder(step.target)
+        for path, node in nodes:
+            self._put(f"{step.target}/{path}", node, step.mode)
+
+    def _target(self, step: Copy, name: str) -> str:
+        is_folder = step.is_folder or self._resolved(step.target).is_dir()
+        return f"{step.target}/{name}" if is_folder else step.target
+
+    def _put(self, path: str, node: Node, mode: int | None) -> None:
+        if node.kind == "folder":
+            self.make_folder(path)
+            return
+        place = self._free(path)
+        if node.kind == "link":
+            place.symlink_to(node.target)
+        else:
+            shutil.copyfile(node.source, place)
+            place.chmod(node.mode if mode is None else mode)
+
+    def _free(self, path: str) -> Path:
+        """Where a file may be written: its folder is there, and nothing is in its place."""
+        place = self.make_folder(posixpath.dirname(path)) / posixpath.basename(path)
+        if place.parent in {self.root, self.root / "home"}:
+            where = posixpath.dirname(path)
+            raise Mistake(f"{path}: a file directly in {where} is not possible here; put it into a folder")
+        if place.is_dir() and not place.is_symlink():
+            raise Mistake(f"{path} is a folder already")
+        place.unlink(missing_ok=True)
+        return place
+
+    def _resolved(self, path: str) -> Path:
+        """The place of a path, links followed from the tree's root."""
+        left, links = deque(path.split("/")), 0
+        done: list[str] = []
+        while left:
+            part = left.popleft()
+            if part in {"", "."}:
+                continue
+            if part == "..":
+                done = done[:-1]
+                continue
+            here = self.root.joinpath(*done, part)
+            if not here.is_symlink():
+                done.append(part)
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise Mistake(f"{path}: too many links")
+            target = str(here.readlink())
+            done = [] if target.startswith("/") else done
+            left.extendleft(reversed(target.split("/")))
+        if done and done[0] in SYSTEM:
+            raise Mistake(f"{path}: leads to /{done[0]}, which is the system's and read-only in a devbox")
+        return self.root.joinpath(*done)
+
+
+def _ignored(text: str) -> Callable[[str], bool]:
+    """Whether a .dockerignore leaves a path out: the last pattern that matches it, or a folder above it, decides."""
+    rules: list[tuple[re.Pattern[str], bool]] = []
+    for line in text.splitlines():
+        rule = line.strip()
+        if rule and not rule.startswith("#"):
+            if len(rules) == MAX_PATTERNS:
+                raise Mistake(f"has more than {MAX_PATTERNS:,} patterns")
+            name = posixpath.normpath(rule.lstrip("!").strip().lstrip("/") or ".")
+            rules.append((_pattern(name), not rule.startswith("!")))
+
+    def is_ignored(path: str) -> bool:
+        parts = path.split("/")
+        above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        verdict = False
+        for pattern, leaves_out in rules:
+            if any(pattern.fullmatch(each) for each in above):
+                verdict = leaves_out
+        return verdict
+
+    return is_ignored
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Docker's patterns: * and ? stay within a name, ** does not, [a-z] and [^a-z] are classes. Raises Mistake.
+
+    What stands between two wildcards is looked for once, where it comes first, which decides nothing for what follows;
+    trying all places would take an hour for a pattern of ten stars.
+    """
+    runs: list[list[str]] = [[]]
+    for name in glob.split("/"):
+        if name != "**":
+            runs[-1].append(_name_pattern(name))
+        elif runs[-1] or len(runs) == 1:
+            runs.append([])
+    first, *middle = ("".join(f"{name}/" for name in run) for run in runs[:-1]) if len(runs) > 1 else ("",)
+    last = "/".join(runs[-1])
+    if len(runs) > 1:
+        last = f"(?:[^/]*/)*{last}" if last else ".*"
+    try:
+        return re.compile(first + "".join(f"(?>(?:[^/]*/)*?{run})" for run in middle) + last, re.DOTALL)
+    except re.error as error:
+        raise Mistake(f"the pattern {glob} is not valid: {error}") from None
+
+
+def _name_pattern(glob: str) -> str:
+    """The part of a pattern between two slashes. Raises Mistake."""
+    if glob.count("**") > MAX_DEEP:
+        raise Mistake(f"the pattern {glob} has ** more than {MAX_DEEP} times within a name")
+    parts, at = [""], 0
+    while at < len(glob):
+        if glob.startswith("**", at):
+            parts[-1], at = parts[-1] + ".*", at + 2
+        elif glob[at] == "*":
+            parts, at = [*parts, ""], at + 1
+        elif glob[at] == "[" and (end := glob.find("]", at + 2)) > 0:
+            parts[-1], at = parts[-1] + f"(?!/)[{glob[at + 1 : end]}]", end + 1
+        elif glob[at] == "\\" and at + 1 < len(glob):
+            parts[-1], at = parts[-1] + re.escape(glob[at + 1]), at + 2
+        else:
+            parts[-1], at = parts[-1] + ("[^/]" if glob[at] == "?" else re.escape(glob[at])), at + 1
+    if len(parts) == 1:
+        return parts[0]
+    first, *middle, last = parts
+    return first + "".join(f"(?>[^/]*?{part})" for part in middle if part) + "[^/]*" + last

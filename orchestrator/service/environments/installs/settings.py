@@ -1,0 +1,229 @@
+"""What npm, pip and uv of this machine know of indexes, proxies and certificates, for the box that installs.
+
+An install that works for the user in a terminal should work there too. The settings may hold tokens: they are for the
+box that makes a layer, where nothing runs but the agent's own script, and for no other; what they say of where to write
+is left out, for there it is elsewhere. Files are shown as copies, because they are often readable by their owner only,
+who is a stranger in a box. In all other boxes those that lie in /usr are covered. Blocking; call from a worker thread.
+"""
+
+import base64
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from orchestrator.service.sandbox.egress.rules import Rule
+from orchestrator.service.sandbox.folders import OWN
+from orchestrator.service.sandbox.provider import HOME, Bind
+
+#: Where in the box the machine's own settings are, beside those of the user.
+_MACHINE: Final = "/run/settings"
+_FILES: Final[Mapping[str, str]] = {
+    "/etc/pip.conf": f"{_MACHINE}/pip/pip.conf",
+    "/etc/uv/uv.toml": f"{_MACHINE}/uv/uv.toml",
+    "~/.npmrc": f"{HOME}/.npmrc",
+    "~/.pip/pip.conf": f"{HOME}/.pip/pip.conf",
+    "~/.config/pip/pip.conf": f"{HOME}/.config/pip/pip.conf",
+    "~/.config/uv/uv.toml": f"{HOME}/.config/uv/uv.toml",
+}
+#: Settings in folders of programs, which every box sees.
+_IN_PREFIX: Final = (
+    *("etc/npmrc", "etc/pip.conf", "pip.conf", "uv.toml", "etc/uv/uv.toml", ".condarc", "condarc"),
+    *("lib/node_modules/npm/npmrc", "share/nodejs/npm/npmrc", "share/npm/npmrc", "share/npm/etc/npmrc"),
+)
+_TOOLS: Final = ("PIP_", "NPM_CONFIG_", "UV_")
+_OTHERS: Final = frozenset(
+    {
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+    }
+)
+#: Of the tools' own: where they write, what they take for the environment that they run in, and proxies, for in the box
+#: there is but one.
+_LEFT_OUT: Final = re.compile(
+    r"(PIP_(TARGET|PREFIX|ROOT|USER|SRC|LOG|REQUIRE_VIRTUALENV|PYTHON|REPORT|PROXY))"
+    r"|(NPM_CONFIG_(PREFIX|GLOBAL_PREFIX|LOCAL_PREFIX|USERCONFIG|GLOBALCONFIG|LOGS_DIR|TMP|NODE_GYP|USER_AGENT))"
+    r"|(NPM_CONFIG_(PROXY|HTTPS?_PROXY|NOPROXY))"
+    r"|(UV|UV_(PROJECT.*|PYTHON.*|TOOL_.*|RUN_.*|WORKING.*|LINK_MODE|INTERNAL.*))"
+)
+#: Downloads are not worth keeping beside what was made of them.
+_CACHES: Final[Mapping[str, str]] = {
+    "npm_config_cache": "/tmp/.cache/npm",  # noqa: S108 - of the box
+    "PIP_CACHE_DIR": "/tmp/.cache/pip",  # noqa: S108
+    "UV_CACHE_DIR": "/tmp/.cache/uv",  # noqa: S108
+}
+_PATH: Final = re.compile(r"(?:(?<=file://)|(?<![\w.:/~@%-]))/[\w.+@%/-]*\w")
+#: What a box sees of the machine anyway, or may never see; and folders that it has itself.
+_MACHINES: Final = tuple(
+    map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/dev", "/proc", "/sys", "/run"))
+)
+_BOXES: Final = frozenset(map(Path, ("/", "/home", *OWN)))
+_COMMENT: Final = re.compile(r"^\s*[#;].*$", re.MULTILINE)
+#: An index, with what may stand before its host: `https://name:word@host:port/`, and npm's `//host/:_authToken=`.
+_HOST: Final = re.compile(
+    r"(?<![\w./:])(?:https?:)?//(?:(?P<login>[^\s/@'\"]+)@)?(?P<host>\[[\da-fA-F:.]+\]|[\w.-]+)(?P<port>:\d+)?"
+)
+#: Hosts that pip and uv may get from without a certificate: they are asked for files, too.
+_TRUSTED: Final = re.compile(
+    r"(?:trusted|allow-insecure|insecure)[_-]host\s*=\s*(?P<hosts>\[[^\]]*\]|[^\n]+(?:\n[ \t]+[^\n]+)*)", re.IGNORECASE
+)
+_PROXY: Final = re.compile(
+    r"""^\s*(?:all_)?(?:https?[-_])?proxy\s*=\s*["']?(?P<url>[^\s"']+)""", re.IGNORECASE | re.MULTILINE
+)
+#: The same in the environment, the tools' own first.
+_PROXIES: Final = (
+    *("npm_config_https_proxy", "npm_config_proxy", "pip_proxy"),
+    *("https_proxy", "http_proxy", "all_proxy"),
+)
+_BYPASS: Final = re.compile(r"^\s*no-?proxy\s*=\s*(?P<hosts>[^\n]+)", re.IGNORECASE | re.MULTILINE)
+_BYPASSES: Final = frozenset({"no_proxy", "npm_config_noproxy"})
+#: pip asks another index than its own; `extra-index-url` only adds one.
+_OWN_INDEX: Final = re.compile(r"^\s*(?:PIP_)?(?:index[-_]url|no[-_]index)\s*=", re.IGNORECASE | re.MULTILINE)
+#: npm's ways to log in.
+_TOKEN: Final = re.compile(r"(?:_auth|_?authToken|password|token)\s*=\s*[\"']?(?P<token>[^\s\"']+)", re.IGNORECASE)
+#: Shorter words may be anybody's.
+_TELLING: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Variables, and files and folders that are seen in the box, and what they say.
+
+    `hosts` are rules for the hosts that they name; `proxy` is the machine's own way out, `bypass` what is not reached
+    by it. `has_index` says that pip is to ask none but these. `secrets` are what must be left in no layer.
+    """
+
+    variables: Mapping[str, str]
+    binds: tuple[Bind, ...]
+    hosts: tuple[str, ...] = ()
+    proxy: str | None = field(default=None, repr=False)
+    bypass: str = ""
+    has_index: bool = False
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of_this_machine(cls, copies: Path) -> "Settings":
+        """Those of the process's environment and its user; copies of files are made in the empty folder `copies`."""
+        variables = {name: value for name, value in os.environ.items() if _is_setting(name)}
+        files = {Path(name).expanduser(): target for name, target in _FILES.items()}
+        found = {source: target for source, target in files.items() if _is_readable(source)}
+        covered = [place for place in _in_prefixes() if _is_readable(place)]
+        written = [source.read_text(errors="replace") for source in (*found, *covered)]
+        texts = [_COMMENT.sub("", text) for text in written] + [f"{name}={value}" for name, value in variables.items()]
+        named = {place: os.fspath(place) for place in _outermost(_named([*variables.values(), *written]))}
+        binds = [Bind(source=_shown(source, copies), target=target) for source, target in {**found, **named}.items()]
+        return cls(
+            variables={**variables, **_CACHES, "XDG_CONFIG_DIRS": _MACHINE},
+            binds=tuple(binds),
+            hosts=tuple(dict.fromkeys(chain.from_iterable(hosts_named(_PROXY.sub("", text)) for text in texts))),
+            proxy=_proxy(texts),
+            bypass=_bypass(texts),
+            has_index=any(_OWN_INDEX.search(text) for text in texts),
+            secrets=tuple(dict.fromkeys(chain.from_iterable(map(_secrets, texts)))),
+        )
+
+    @classmethod
+    def of_nobody(cls, nothing: Path) -> "Settings":
+        """For a box that runs programs of others; `nothing` becomes an empty file. Raises OSError."""
+        return cls(variables=_CACHES, binds=covers(nothing))
+
+
+def covers(nothing: Path) -> tuple[Bind, ...]:
+    """What hides settings that lie in folders of programs from a box; `nothing` becomes an empty file.
+
+    Raises OSError.
+    """
+    nothing.write_bytes(b"")
+    nothing.chmod(0o644)
+    return tuple(Bind(source=nothing, target=os.fspath(place)) for place in _in_prefixes())
+
+
+def _in_prefixes() -> list[Path]:
+    shown = (Path("/usr"), Path(sys.base_prefix).resolve())
+    prefixes = dict.fromkeys((*shown, Path("/usr/local")))
+    places = [prefix / name for prefix in prefixes for name in _IN_PREFIX]
+    found = dict.fromkeys(place.resolve() for place in places if place.is_file())
+    return [place for place in found if any(place.is_relative_to(prefix) for prefix in shown)]
+
+
+def _is_setting(name: str) -> bool:
+    upper = name.upper()
+    return upper in _OTHERS or (upper.startswith(_TOOLS) and _LEFT_OUT.fullmatch(upper) is None)
+
+
+def _is_readable(file: Path) -> bool:
+    return file.is_file() and os.access(file, os.R_OK)
+
+
+def hosts_named(text: str) -> Iterator[str]:
+    """Rules for the hosts that a text names."""
+    named = [f"{found['host']}{found['port'] or ''}" for found in _HOST.finditer(text)]
+    trusted = [re.split(r"[\s,]+", found["hosts"].strip("[]")) for found in _TRUSTED.finditer(text)]
+    for host in (*named, *(each.strip("\"'") for each in chain.from_iterable(trusted))):
+        try:
+            Rule.parse(host)
+        except ValueError:
+            continue
+        yield host
+
+
+def _proxy(texts: Iterable[str]) -> str | None:
+    """The one that a tool's own settings name, else the machine's."""
+    named = [found["url"] for found in chain.from_iterable(map(_PROXY.finditer, texts))]
+    given = {name.lower(): value for name, value in os.environ.items()}
+    found = (*named, *(given.get(name, "") for name in _PROXIES))
+    return next((url for url in found if url and url.lower() not in {"null", "none", "false"}), None)
+
+
+def _bypass(texts: Iterable[str]) -> str:
+    named = [found["hosts"] for found in chain.from_iterable(map(_BYPASS.finditer, texts))]
+    return ",".join([*named, *(value for name, value in os.environ.items() if name.lower() in _BYPASSES)])
+
+
+def _secrets(text: str) -> Iterator[bytes]:
+    """What of a text would let somebody in, in the forms in which programs write it."""
+    for found in _HOST.finditer(text):
+        if login := found["login"]:
+            plain = unquote(login)
+            yield from (f"{login}@".encode(), base64.b64encode(plain.encode()).rstrip(b"="))
+            if len(word := plain.partition(":")[2]) >= _TELLING:
+                yield word.encode()
+    for found in _TOKEN.finditer(text):
+        if len(found["token"]) >= _TELLING and not found["token"].startswith("${"):
+            yield found["token"].encode()
+
+
+def _named(texts: Iterable[str]) -> Iterator[Path]:
+    """Files and folders of this machine that settings speak of: certificates, folders of packages."""
+    home = Path.home()
+    matches = chain.from_iterable(map(_PATH.finditer, texts))
+    for place in chain.from_iterable(_with_files(Path(os.path.normpath(match[0]))) for match in matches):
+        if place in _BOXES or home.is_relative_to(place) or any(place.is_relative_to(own) for own in _MACHINES):
+            continue
+        if os.access(place, os.R_OK) and (place.is_dir() or place.is_file()):
+            yield place
+
+
+def _with_files(place: Path) -> tuple[Path, ...]:
+    """A copy of a package index is a folder `simple` with pages, which lead to files in another folder beside it."""
+    return (place, place.parent) if place.name == "simple" else (place,)
+
+
+def _outermost(places: Iterable[Path]) -> list[Path]:
+    every = set(places)
+    return sorted(place for place in every if every.isdisjoint(place.parents))
+
+
+def _shown(source: Path, copies: Path) -> Path:
+    if source.is_dir():
+        return source
+    copy = copies / f"{len(list(copies.iterdir()))}"
+    shutil.copyfile(source, copy)
+    copy.chmod(0o644)
+    return copy

@@ -1,1 +1,0 @@
-"""The devboxes of the service and the commands in them, whoever provides the boxes."""

@@ -1,0 +1,1 @@
+"""Where the service's devboxes come from, and what is done in them."""

@@ -1,0 +1,128 @@
+"""Where a name leads, and whether that is a place on the public internet.
+
+Its secret: the many spellings of "this machine and its neighbours". What counts is the address that is connected to,
+looked up once, never the name. The standard library's `is_global` follows the registries of its day (192.88.99.0/24 and
+3fff::/20 are public to some versions that we run on), counts multicast, and knows nothing of clouds, of this machine's
+own addresses, or of the networks that its cards are in; so what is public is said here, for every version alike.
+"""
+
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.sandbox.egress.rules import Address
+
+Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
+#: Seconds that a look-up may take.
+PATIENCE: Final = 15.0
+#: What is not global in IANA's IPv4 Special-Purpose Address Registry (iana.org/assignments/iana-ipv4-special-registry),
+#: multicast (RFC 5771), and addresses in public ranges where a cloud's own machines stand, for whoever is inside.
+_CLOSED_4: Final = tuple(
+    map(
+        IPv4Network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            # Also 192.0.0.9 and .10, though registered as global: anycast, answered by the nearest gateway.
+            "192.0.0.0/24",
+            *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+            *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+            "168.63.129.16/32",  # Azure's host: learn.microsoft.com, "What is IP address 168.63.129.16?"
+            *("161.26.0.0/16", "166.8.0.0/14"),  # IBM Cloud's own services, of its private network
+            "192.80.8.124/32",  # metadata of Equinix Metal
+        ),
+    )
+)
+#: The only part of IPv6 that is given to anybody on the internet (iana.org/assignments/ipv6-address-space).
+_UNICAST_6: Final = IPv6Network("2000::/3")
+#: What of that is not global in IANA's IPv6 Special-Purpose Address Registry (iana-ipv6-special-registry), or leads to
+#: an IPv4 address behind some relay (6to4, Teredo), or was given back (6bone, ORCHID).
+_CLOSED_6: Final = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3ffe::/16", "3fff::/20")))
+#: What is global in spite of that. 2001:1::/126 is too, and answered by the nearest gateway, as 192.0.0.9 is.
+_OPEN_6: Final = tuple(map(IPv6Network, ("2001:3::/32", "2001:4:112::/48", "2001:20::/28", "2001:30::/28")))
+#: An IPv4 address behind a translator (RFC 6052): it is what that is.
+_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
+#: Networks larger than these are ways to the internet, by a tunnel without a gateway, and no neighbourhood.
+_NEAR_4: Final = 8
+_NEAR_6: Final = 32
+_GATEWAY: Final = 0x2
+_ROUTES_4: Final = Path("/proc/net/route")
+_ROUTES_6: Final = Path("/proc/net/ipv6_route")
+
+
+def is_public(address: Address) -> bool:
+    """Whether it is on the internet, and neither this machine nor in a network that this machine is in itself."""
+    if isinstance(address, IPv6Address) and address in _TRANSLATED:
+        return is_public(_translated(address))
+    return is_global(address) and not (_is_ours(address) or any(address in near for near in _neighbourhoods()))
+
+
+def is_global(address: Address) -> bool:
+    """Whether it is on the internet wherever one stands."""
+    if isinstance(address, IPv6Address) and address in _TRANSLATED:
+        return is_global(_translated(address))
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _CLOSED_4)
+    is_closed = any(address in network for network in _CLOSED_6) and not any(address in each for each in _OPEN_6)
+    return address in _UNICAST_6 and not is_closed
+
+
+def _translated(address: IPv6Address) -> IPv4Address:
+    return IPv4Address(int(address) & 0xFFFF_FFFF)
+
+
+def _is_ours(address: Address) -> bool:
+    """Whether it is one of this machine's own: then the way to it begins there. No packet is sent."""
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as trial:
+        trial.connect((str(address), 9))
+        return bool(ip_address(trial.getsockname()[0]) == address)
+    return False
+
+
+def _neighbourhoods() -> Iterator[IPv4Network | IPv6Network]:
+    """The networks that this machine is in: laptops and printers have public IPv6 addresses too."""
+    with suppress(OSError):
+        yield from near_networks(_ROUTES_4.read_text(), "")
+    with suppress(OSError):
+        yield from near_networks("", _ROUTES_6.read_text())
+
+
+def near_networks(routes: str, routes_6: str) -> Iterator[IPv4Network | IPv6Network]:
+    """What is reached without a gateway, of the kernel's tables /proc/net/route and /proc/net/ipv6_route."""
+    for line in routes.splitlines()[1:]:
+        _, target, gateway, flags, *_, mask, _, _, _ = line.split()
+        length = int(mask, 16).bit_count()
+        if not int(flags, 16) & _GATEWAY and int(gateway, 16) == 0 and length >= _NEAR_4:
+            yield IPv4Network((int(target, 16).to_bytes(4, sys.byteorder), length), strict=False)
+    for line in routes_6.splitlines():
+        target, length_6, _, _, gateway, _, _, _, flags, _ = line.split()
+        if not int(flags, 16) & _GATEWAY and int(gateway, 16) == 0 and int(length_6, 16) >= _NEAR_6:
+            yield IPv6Network((int(target, 16), int(length_6, 16)), strict=False)
+
+
+def looked_up(lookups: int) -> Resolver:
+    """The machine's own resolver, asked by at most so many threads at once: one who has slow names waits alone."""
+    limiter = anyio.CapacityLimiter(lookups)
+
+    async def resolve(host: str, port: int) -> Sequence[Address]:
+        """Raises OSError, and TimeoutError."""
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        with anyio.fail_after(PATIENCE):
+            found = await anyio.to_thread.run_sync(ask, limiter=limiter, abandon_on_cancel=True)
+        return tuple(dict.fromkeys(address_of(str(place[0])) for *_, place in found))
+
+    return resolve
+
+
+def address_of(text: str) -> Address:
+    """An address without the interface's name. Raises ValueError."""
+    address = ip_address(text)
+    return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address

@@ -1,0 +1,138 @@
+"""One box's place on the host's disk: which folders are its own, how a prepared root gets in and a snapshot out.
+
+Its secret: the layout. `files/` holds the box's own folders as a tree in the form of `BoxSpec.root`, below a folder
+that only the box's user can enter. What becomes a mount is a folder and never a link: whoever prepared the root would
+choose by it which place of the host the box owns. Blocking; call from a worker thread.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed
+from orchestrator.service.sandbox.safe_fs import Copier, remove
+
+OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
+#: Those that every task of Harbor's finds, for anybody to write into.
+LOGS = ("/logs/agent", "/logs/artifacts", "/logs/verifier")
+#: The machine's: read-only in every box, so no folder of a prepared root can stand for them.
+SYSTEM = frozenset(
+    {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxFolder:
+    """The folder `base` of one box; `owner` is the host's user that the box runs as, None for our own."""
+
+    base: Path
+    owner: int | None = None
+
+    @property
+    def files(self) -> Path:
+        return self.base / "files"
+
+    def create(self, spec: BoxSpec) -> None:
+        """Make the box's own folders and copy its prepared root in. Raises BoxStartFailed."""
+        refuse_system(spec)
+        try:
+            self.base.mkdir(mode=0o700, parents=True)
+            self.files.mkdir()
+            self.files.chmod(0o755)
+            for path in (*OWN, *LOGS, spec.working_directory):
+                self._make(path)
+            for path in LOGS:
+                (self.files / path[1:]).chmod(0o777)
+            (self.files / "tmp").chmod(0o1777)
+            if spec.root is not None:
+                Copier(owner=self.owner).copy(spec.root, self.files)
+            if self.owner is not None:
+                os.chown(self.base, self.owner, self.owner)
+        except OSError as error:
+            raise BoxStartFailed(f"devbox {spec.id}: its folders could not be made: {error}") from error
+
+    def export(self, target: Path, spec: BoxSpec, only: str = "") -> None:
+        """Copy the box's own folders, or what of them is at `only`, into the empty folder `target`. Raises OSError."""
+        binds = frozenset(bind.target.strip("/") for bind in spec.binds)
+        Copier(skip=binds, only=only.strip("/")).copy(self.files, target)
+
+    def remove(self) -> None:
+        remove(self.base)
+
+    def is_whole(self) -> bool:
+        """Whether its own folders are there: from inside a sandbox, where they are mounts, they cannot be removed."""
+        return all((self.files / path.strip("/")).is_dir() for path in OWN)
+
+    def tops(self) -> list[str]:
+        """What has to appear in the box's root: paths such as "app" and "home/user"."""
+        folders = [place for place in self.files.iterdir() if place.name != "home"]
+        return sorted(str(place.relative_to(self.files)) for place in (*folders, *(self.files / "home").iterdir()))
+
+    def anchors(self, targets: Iterable[str]) -> list[str]:
+        """The box's own folders on the way to mounts in them, made if they are missing; the upper ones first.
+
+        Mounted onto themselves they cannot be renamed; else the box would move them away, mount and all, and put a
+        program of its own in the place of one that it may not change. Raises BoxStartFailed for a link in the way.
+        """
+        found: set[str] = set()
+        for target in targets:
+            place = target.strip("/")
+            for top in self.tops():
+                if place.startswith(f"{top}/"):
+                    found.update(self._on_the_way(top, place))
+        for path in sorted(found):
+            self._make(f"/{path}")
+        return sorted(found)
+
+    def _on_the_way(self, top: str, place: str) -> Iterator[str]:
+        parts = place.removeprefix(f"{top}/").split("/")
+        for count in range(1, len(parts) + 1):
+            path = "/".join([top, *parts[:count]])
+            if (self.files / path).is_symlink():
+                raise BoxStartFailed(f"/{path} is a link in the prepared root, and /{place} has to be mounted there")
+            if count < len(parts):
+                yield path
+
+    def _make(self, path: str) -> None:
+        folder = self.files
+        for part in PurePosixPath(path).parts[1:]:
+            folder /= part
+            if not folder.is_dir():
+                folder.mkdir()
+                folder.chmod(0o755)
+                if self.owner is not None:
+                    os.chown(folder, self.owner, self.owner)
+
+
+def refuse_system(spec: BoxSpec) -> None:
+    """Raises BoxStartFailed for a spec that wants to own what belongs to the machine, naming it."""
+    folders = [spec.working_directory]
+    if spec.root is not None:
+        try:
+            found = sorted(spec.root.iterdir())
+        except OSError as error:
+            raise BoxStartFailed(f"devbox {spec.id}: its prepared root cannot be read: {error}") from error
+        folders += [f"/{entry.name}" for entry in found]
+        odd = [str(each.relative_to(spec.root)) for each in _mounted(found) if each.is_symlink() or not each.is_dir()]
+        if odd:
+            raise BoxStartFailed(f"devbox {spec.id}: its prepared root may hold folders only, not {', '.join(odd)}")
+    for path in folders:
+        if path == "/":
+            continue
+        parts = PurePosixPath(path).parts
+        if parts[:1] != ("/",) or ".." in parts or "\0" in path:
+            raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..' and NUL")
+        if parts[1] in SYSTEM:
+            raise BoxStartFailed(
+                f"devbox {spec.id}: {path} belongs to the system, which is read-only in a devbox; "
+                f"use a folder of its own such as {HOME}, /app or /srv"
+            )
+
+
+def _mounted(entries: Iterable[Path]) -> Iterator[Path]:
+    """What of a prepared root becomes a mount each: see `BoxFolder.tops`."""
+    for entry in entries:
+        yield entry
+        if entry.name == "home" and entry.is_dir() and not entry.is_symlink():
+            yield from sorted(entry.iterdir())

@@ -1,0 +1,274 @@
+"""Which limits this machine lets us enforce on a box, and setting them.
+
+Its secret: control groups in both their forms. Memory and CPU need one; it is made below the service's own group
+(beside it, where version 2 forbids that), so that what bounds the service bounds its boxes. A limit counts as enforced
+only if the kernel took the number *and* the box's processes are in the group. Without control groups a box has neither:
+RLIMIT_AS would break what reserves much and uses little (node, JVM), RLIMIT_CPU counts seconds, not cores, and a lie in
+the record would be worse. Processes and file sizes are limited by rlimits set *inside* the box, where they count it
+alone; set outside, all boxes of one user would share them.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from orchestrator.service.sandbox.provider import Limit, Resources
+
+CPU_PERIOD = 100_000
+#: The service raises its own limit far beyond; programs that close every possible file would take seconds for that.
+OPEN_FILES = 65536
+CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu"}
+PREFIX = "sweep-"
+_AS_USER = "start the service, or the sweep that starts it, as `systemd-run --user --scope -p Delegate=yes sweep ...`"
+_AS_ROOT = "start the service, or the sweep that starts it, where it may make control groups (/sys/fs/cgroup, writable)"
+_IN_SANDBOXES = "processes are counted in sandboxes only (--isolation local)"
+#: Several providers may live in one process.
+PROVIDERS = itertools.count(1)
+REMOVE_PATIENCE = 2.0
+
+
+def unlimited(enforced: AbstractSet[Limit]) -> Iterator[str]:
+    """What to tell people about the limits that are not among those enforced on this machine, and how to get them."""
+    names = {Limit.MEMORY: "memory", Limit.CPU: "CPU", Limit.PROCESSES: "number of processes"}
+    missing = [name for limit, name in names.items() if limit not in enforced]
+    if not missing:
+        return
+    ways = [] if {Limit.MEMORY, Limit.CPU} <= enforced else [_AS_ROOT if os.geteuid() == 0 else _AS_USER]
+    ways += [] if Limit.PROCESSES in enforced else [_IN_SANDBOXES]
+    yield f"One devbox can take all there is of {', '.join(missing)} here. For limits: {'; '.join(ways)}."
+
+
+def box_rlimits(resources: Resources, *, processes: bool) -> str:
+    """What the agent sets for itself and all below it, as "NAME=N,…"."""
+    limits = {"CORE": 0, "NOFILE": OPEN_FILES, "FSIZE": resources.disk}
+    if processes:
+        limits["NPROC"] = resources.processes
+    return ",".join(f"{name}={value}" for name, value in limits.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The control groups of one box, one folder for each controller (the same one in version 2)."""
+
+    folders: Mapping[Limit, Path]
+
+    @property
+    def enforced(self) -> frozenset[Limit]:
+        return frozenset(self.folders)
+
+    def add(self, pids: Iterable[int]) -> None:
+        """Move processes in. Raises OSError."""
+        for pid in pids:
+            for folder in set(self.folders.values()):
+                (folder / "cgroup.procs").write_text(str(pid))
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel has ended a process in the group for want of memory."""
+        folder = self.folders.get(Limit.MEMORY)
+        if folder is None:
+            return False
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                lines = (folder / name).read_text().splitlines()
+            except OSError:
+                continue
+            return any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in lines)
+        return False
+
+    def remove(self) -> None:
+        """Remove the folders; waits a moment for the last process to be gone. Blocking."""
+        for folder in set(self.folders.values()):
+            _remove_group(folder, REMOVE_PATIENCE)
+
+
+NO_GROUP = Group(folders={})
+
+
+class Groups:
+    """Makes groups for boxes below one group of this service, `sweep-PID-START-N`."""
+
+    def __init__(self, parents: Mapping[Limit, Path]) -> None:
+        name = f"{PREFIX}{own_name()}-{next(PROVIDERS)}"
+        self._homes = {limit: parent / name for limit, parent in parents.items()}
+
+    @classmethod
+    def find(cls) -> "Groups":
+        """Look where this process may make groups; what earlier services left behind is removed. Blocking."""
+        parents: dict[Limit, Path] = {}
+        for limit, controller in CONTROLLERS.items():
+            parent = next((path for path in _candidates(controller) if _usable(path, controller)), None)
+            if parent is not None:
+                parents[limit] = parent
+                remove_stale(parent)
+        return cls(parents)
+
+    @property
+    def limits(self) -> frozenset[Limit]:
+        return frozenset(self._homes)
+
+    def create(self, name: str, resources: Resources) -> Group:
+        """A group with the limits set, as many as the kernel takes. Blocking."""
+        folders: dict[Limit, Path] = {}
+        for limit, home in self._homes.items():
+            folder = home / name
+            try:
+                _make_group(home, CONTROLLERS[limit])
+                folder.mkdir(exist_ok=True)
+                _set_limit(folder, limit, resources)
+            except OSError as error:
+                structlog.get_logger().warning("devbox.limit_refused", limit=limit, devbox=name, error=str(error))
+                _remove_group(folder, 0)
+            else:
+                folders[limit] = folder
+        return Group(folders=folders)
+
+    def close(self) -> None:
+        for home in set(self._homes.values()):
+            _remove_group(home, 0)
+
+
+def keep_expendable(pids: Iterable[int]) -> None:
+    """See to it that processes which chose to go first when memory runs out cannot think better of it, nor any child.
+
+    It takes CAP_SYS_RESOURCE: what somebody with it writes is the least that others may write there (proc(5)). Without,
+    they can go back to what they were started with.
+    """
+    for pid in pids:
+        score = Path(f"/proc/{pid}/oom_score_adj")
+        with suppress(OSError):
+            score.write_text(score.read_text())
+
+
+def own_name() -> str:
+    """This process, by a name that no later process can have."""
+    return f"{os.getpid()}-{_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return "0"
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove the groups of services that are no more."""
+    for home in parent.glob(f"{PREFIX}*-*"):
+        pid, start, *_ = home.name.removeprefix(PREFIX).split("-")
+        if pid.isdigit() and _start_time(int(pid)) != start:
+            with suppress(FileNotFoundError):  # another service that starts removes it too
+                for folder in home.iterdir():
+                    if folder.is_dir():
+                        _remove_group(folder, 0)
+            _remove_group(home, 0)
+
+
+def _candidates(controller: str) -> Iterator[Path]:
+    """Folders where groups with `controller` might be made: version 1, or version 2 below us, then beside us."""
+    ours = _own_groups()
+    for kind, root, mount, options in _cgroup_mounts():
+        if kind == "cgroup" and controller in options:
+            path = next((path for names, path in ours.items() if controller in names.split(",")), None)
+        elif kind == "cgroup2":
+            path = ours.get("")
+        else:
+            continue
+        if path is not None and (path + "/").startswith(root.rstrip("/") + "/"):
+            below = Path(mount + path[len(root.rstrip("/")) :])
+            yield below
+            if kind == "cgroup2" and below != Path(mount):
+                yield below.parent
+
+
+def _own_groups() -> dict[str, str]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return {}
+    return {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+
+
+def _cgroup_mounts() -> Iterator[tuple[str, str, str, list[str]]]:
+    """Kind, root, place and options of every mounted hierarchy, from /proc/self/mountinfo (proc(5))."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind.startswith("cgroup"):
+            fields = before.split(" ")
+            yield kind, fields[3], fields[4], options.split(",")
+
+
+def _usable(parent: Path, controller: str) -> bool:
+    """Whether a group with `controller` can be made in `parent`: tried, for permissions alone do not tell."""
+    trial = parent / f"{PREFIX}trial-{os.getpid()}"
+    try:
+        _make_group(trial, controller)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        _remove_group(trial, 0)
+
+
+def _make_group(folder: Path, controller: str) -> None:
+    """Make `folder` a group that can have children with `controller`. Raises OSError."""
+    if (folder.parent / "cgroup.subtree_control").exists():
+        _enable(folder.parent, controller)
+        folder.mkdir(exist_ok=True)
+        _enable(folder, controller)
+    else:
+        folder.mkdir(exist_ok=True)
+
+
+def _enable(folder: Path, controller: str) -> None:
+    control = folder / "cgroup.subtree_control"
+    if controller not in control.read_text().split():
+        control.write_text(f"+{controller}")
+
+
+def _set_limit(folder: Path, limit: Limit, resources: Resources) -> None:
+    quota = max(1000, int(resources.cpus * CPU_PERIOD))
+    if limit is Limit.MEMORY and (folder / "memory.max").exists():
+        (folder / "memory.max").write_text(str(resources.memory))
+        _write_if_there(folder / "memory.swap.max", "0")
+        _write_if_there(folder / "memory.oom.group", "0")
+    elif limit is Limit.MEMORY:
+        (folder / "memory.limit_in_bytes").write_text(str(resources.memory))
+        _write_if_there(folder / "memory.memsw.limit_in_bytes", str(resources.memory))
+    elif (folder / "cpu.max").exists():
+        (folder / "cpu.max").write_text(f"{quota} {CPU_PERIOD}")
+    else:
+        (folder / "cpu.cfs_period_us").write_text(str(CPU_PERIOD))
+        (folder / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+def _write_if_there(path: Path, text: str) -> None:
+    if path.exists():
+        path.write_text(text)
+
+
+def _remove_group(folder: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.02)
+        else:
+            return

@@ -1,0 +1,232 @@
+"""What a provider of devboxes promises: boot a box, run commands in it, end it.
+
+A box offers one verb, `spawn`. Reading and writing files, scoring, building environments: all are commands, so that a
+provider has little else to get right, and nothing outside a box ever opens a path that somebody inside it controls. The
+other one, `listen`, is the only way out of a box whose network is off.
+"""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from anyio.abc import ByteReceiveStream, ByteSendStream
+
+from orchestrator.service.errors import SandboxError
+
+HOME = "/home/user"
+GIB = 1 << 30
+
+
+class BoxDied(SandboxError):
+    """The box ended under a command, or before it could be started; the message says how."""
+
+
+class BoxStartFailed(SandboxError):
+    """The box could not be booted; the message says why."""
+
+
+class Capability(StrEnum):
+    """What a provider can do; what it does not declare is refused by the layers above."""
+
+    ISOLATED = "isolated"
+    """No file, process or user of the host or of another box is visible; the system is read-only."""
+    ROOTED = "rooted"
+    """Absolute paths such as /app, /tests and /logs are the box's own."""
+    NETWORK_OFF = "network_off"
+    """The network can be switched off."""
+    NETWORK_ON = "network_on"
+    """The network can be switched on."""
+    EGRESS = "egress"
+    """A box whose network is off can be let out to some hosts: `Box.listen` opens its own loopback to the service."""
+    TREE_KILL = "tree_kill"
+    """`Process.kill` and `Box.stop` end every descendant, daemons included."""
+    DIES_WITH_SERVICE = "dies_with_service"
+    """No process is left when the service is killed with SIGKILL."""
+    SUCCESSION = "succession"
+    """A box can be retired, and others started beside it over its files."""
+
+
+class Limit(StrEnum):
+    """Limits that a box may really enforce; its record shows which."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    PROCESSES = "processes"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """How large a box is: CPU cores, bytes of memory and of disk, number of processes."""
+
+    cpus: float = 1.0
+    memory: int = 2 * GIB
+    disk: int = 4 * GIB
+    processes: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """A file or folder of the host that the box sees at `target`, an absolute path in it; read-only unless said."""
+
+    source: Path
+    target: str
+    is_writable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxSpec:
+    """Everything a provider needs to boot one box.
+
+    `root` is a prepared tree (`home/user/…`, `app/…`): it is copied, never shared, into the box's own writable
+    folders; each of its top-level folders becomes one. /home/user, /tmp, /app, /tests, /solution, /logs and
+    `working_directory` are the box's own and writable in any case, and exist. A bind at one of them covers it.
+    `environment` reaches every command.
+    """
+
+    id: str
+    resources: Resources = Resources()
+    network: bool = False
+    working_directory: str = HOME
+    environment: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    binds: tuple[Bind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Processes in a box that no command of ours is: how many of each name, and whether any listens on a socket."""
+
+    names: Mapping[str, int] = field(default_factory=dict)
+    is_listening: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One program to run in a box.
+
+    `argv[0]` is looked up on the box's PATH. `cwd` is absolute, or relative to the working directory; None is the
+    working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
+    A program that `is_plain` is ours and gets nothing of the spec's environment: a PATH through folders that an agent
+    can write must not decide which `cat` writes a scorer's files.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stdin: bool = False
+    is_plain: bool = False
+
+
+def shell(
+    script: str, *, cwd: str | None = None, environment: Mapping[str, str] | None = None, stdin: bool = False
+) -> Command:
+    """A command as users type it: run by a login shell, as on a Runloop devbox."""
+    return Command(argv=("bash", "-lc", script), cwd=cwd, environment=environment or {}, stdin=stdin)
+
+
+class Process(Protocol):
+    """A running command.
+
+    Both output streams must be read, or the program blocks as it would on a full pipe. They end when the program has
+    ended and what it wrote has been read, even if a process it left behind still holds them open.
+    """
+
+    @property
+    def stdin(self) -> ByteSendStream | None:
+        """The program's standard input, if the command asked for one."""
+
+    @property
+    def stdout(self) -> ByteReceiveStream: ...
+
+    @property
+    def stderr(self) -> ByteReceiveStream: ...
+
+    async def wait(self) -> int:
+        """Wait for the end; returns the exit status, 128 + n after signal n. Raises BoxDied. May be called often."""
+
+    async def interrupt(self) -> None:
+        """Send SIGINT to the program's process group."""
+
+    async def kill(self) -> None:
+        """End the program and every descendant of it, daemons included; returns when none is left. Idempotent.
+
+        What cannot be ended within seconds ends with its box.
+        """
+
+
+class Box(Protocol):
+    """A booted box."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def enforced(self) -> frozenset[Limit]:
+        """The limits that the kernel really enforces on this box."""
+
+    async def spawn(self, command: Command) -> Process:
+        """Start a command. Raises BoxDied.
+
+        A program that cannot be started is a process that ends with 126 or 127 and says why on stderr.
+        """
+
+    async def listen(self, port: int) -> socket.socket:
+        """A non-blocking socket that listens at 127.0.0.1:port in the box's own network, where there is one (EGRESS).
+
+        The caller closes it. Raises BoxDied, and OSError if the port cannot be had.
+        """
+
+    def path(self, path: str) -> str:
+        """What a path of the devbox is called inside the box; the same, unless the provider is not ROOTED."""
+
+    async def export(self, target: Path, only: str = "") -> None:
+        """Copy the box's own folders, in the form of `BoxSpec.root`, into the empty folder `target` of the host.
+
+        With a path `only`, nothing but what is there and the folders above it.
+        """
+
+    def place(self, path: str) -> Path:
+        """Where on the host the box's own `path` is, whatever stands there; opened by nobody before `retire`."""
+
+    async def left(self) -> Left:
+        """What runs in it beside the commands that were started here and have not ended."""
+
+    async def retire(self) -> None:
+        """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
+
+    @property
+    def is_broken_from_inside(self) -> bool:
+        """Whether it ended by what was done in it: its memory or its disk was used up, or its agent gave up."""
+
+    async def is_whole(self) -> bool:
+        """Whether its files are on the host, as far as it is sure that nobody in the box has removed them."""
+
+    async def wait_dead(self) -> str:
+        """Wait until the box has ended; returns how ("stopped", "killed by signal 9", …). May be called often."""
+
+    async def stop(self) -> None:
+        """End the box with everything in it, and remove its files. Idempotent, bounded."""
+
+
+class Provider(Protocol):
+    """A source of boxes. An asynchronous context manager is not needed: `close` ends all that is left."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> Box:
+        """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all.
+
+        With `beside`, another one that has not been stopped, it runs as the same user, so that it may use that one's
+        files; what it writes there counts for that one, and it ends with it at the latest.
+        """
+
+    async def close(self) -> None:
+        """Stop every box."""

@@ -1,0 +1,377 @@
+"""Where people read, written to by a thread, so that nothing else ever waits for a reader.
+
+A terminal may take nothing for a night (Ctrl-S, an ssh that hangs), a pipe may be full or without a reader, a disk may
+be full, a shell may stop whoever writes from the background. That may hold a picture up, and must hold up no sweep.
+
+Of what nobody takes, the newest is kept: the latest picture, and as many lines as there is room for; how many were
+left out is said in their place. A descriptor whose reader is gone is not written to again, and that is all.
+"""
+
+import errno
+import os
+import select
+import signal
+import sys
+import termios
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from io import TextIOBase
+from queue import SimpleQueue
+from threading import Event, RLock, Thread
+from typing import Any, Final
+
+from rich.console import Console, RenderableType
+
+from orchestrator.core.errors import WorldError
+from orchestrator.core.printable import coloured, json_line, printable
+
+#: Bytes of lines that wait to be taken; older ones are left out.
+ROOM: Final = 1 << 20
+#: Bytes written at a time: whether a reader moves is seen between two of them.
+_PIECE: Final = 4096
+#: Seconds between two looks at a descriptor that takes nothing now.
+_PAUSE: Final = 0.2
+#: Seconds in which a reader must take something at the end, and all that it gets then.
+STALL: Final = 3.0
+LAST: Final = 10.0
+#: Seconds for the last signs to a terminal when the process leaves at once.
+_LEAVING: Final = 0.5
+#: What may be better some time later.
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HIDE_CURSOR: Final = b"\x1b[?25l"
+_SHOW_CURSOR: Final = b"\x1b[?25h"
+_ERASE_LINE: Final = b"\x1b[2K"
+_UP: Final = b"\x1b[1A"
+
+
+class Output:
+    """A descriptor and the thread that writes to it. No call waits but `settle` and `leave`, which are bounded.
+
+    `left_out` words how many lines are missing in their place.
+    """
+
+    def __init__(self, fd: int, left_out: Callable[[int], str], *, room: int = ROOM) -> None:
+        self.fd = fd
+        #: Whether nobody reads it any more.
+        self.is_gone = False
+        self._word = left_out
+        self._room = room
+        #: May be taken again by who has it: what the collector deletes may have last words.
+        self._lock = RLock()
+        self._lines: deque[bytes] = deque()
+        self._waiting = 0
+        #: How many lines are missing, and how many of them are being told of.
+        self._left_out = self._saying = 0
+        #: The picture that is to be seen, and the one that is.
+        self._wanted: tuple[bytes, ...] = ()
+        self._drawn: tuple[bytes, ...] = ()
+        self._is_torn = self._is_leaving = False
+        self._moved_at = time.monotonic()
+        self._idle = Event()
+        self._idle.set()
+        #: Its `put` may be called from a signal's handler.
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._is_rung = False
+        self._is_terminal = os.isatty(fd)
+        Thread(target=self._run, name=f"output {fd}", daemon=True).start()
+
+    def write(self, line: bytes) -> None:
+        """Add a line, or several, above the picture."""
+        with self._lock:
+            if self.is_gone:
+                return
+            self._lines.append(line)
+            self._waiting += len(line)
+            while self._waiting > self._room and len(self._lines) > 1:
+                oldest = self._lines.popleft()
+                self._waiting -= len(oldest)
+                self._left_out += max(1, oldest.count(b"\n"))
+            self._ring()
+
+    def show(self, picture: Sequence[str]) -> None:
+        """Have these lines, and no earlier ones, at the end of the screen; they are no wider than it is."""
+        with self._lock:
+            self._wanted = tuple(line.encode(errors="backslashreplace") for line in picture)
+            self._ring()
+
+    def settle(self, stall: float = STALL) -> bool:
+        """Wait until all is written, as long as its reader goes on taking it; whether it is.
+
+        `stall` is the longest that the reader may take nothing, in seconds.
+        """
+        began = time.monotonic()
+        while not self._idle.wait(0.02):
+            now = time.monotonic()
+            if now - max(began, self._moved_at) > stall or now - began > LAST:
+                return False
+        return True
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether what waits is so much that more would soon be left out."""
+        return self._waiting > self._room // 2
+
+    def leave(self) -> None:
+        """Give a terminal back as it was, now. May be called from anywhere, a signal's handler included."""
+        self._is_leaving = True
+        self._bell.put(None)
+        end = time.monotonic() + _LEAVING
+        while self._is_leaving and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _ring(self) -> None:
+        self._idle.clear()
+        if not self._is_rung:
+            self._is_rung = True
+            self._bell.put(None)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # it would stop the whole process
+        while True:
+            self._bell.get()
+            while data := self._next():
+                self._deliver(data)
+            if self._is_leaving:
+                self._deliver(_SHOW_CURSOR + b"\n" if self._drawn else b"")
+                self._is_leaving = False
+
+    def _next(self) -> bytes:
+        """What is to be written now; nothing if all is."""
+        with self._lock:
+            lines = self._take()
+            redraw = bool(lines) or self._wanted != self._drawn
+            if not redraw or self._is_leaving:
+                self._is_rung = False
+                if not redraw:
+                    self._idle.set()
+                return b""
+            before, self._drawn = self._drawn, self._wanted
+        erased = (b"\r" + _ERASE_LINE + (_UP + _ERASE_LINE) * (len(before) - 1)) if before else b""
+        cursor = _HIDE_CURSOR if self._drawn and not before else _SHOW_CURSOR if before and not self._drawn else b""
+        return b"".join([erased, *lines, cursor, b"\n".join(self._drawn)])
+
+    def _take(self) -> list[bytes]:
+        """Lines that wait, some at a time; what was left out before them is said first."""
+        taken, size = [], 0
+        if self._lines and self._is_torn:
+            taken.append(b"\n")
+        if self._lines and self._left_out:
+            taken.append(self._word(self._left_out).encode())
+        if self._lines:
+            self._saying, self._left_out, self._is_torn = self._left_out, 0, False
+        while self._lines and size < 16 * _PIECE:
+            line = self._lines.popleft()
+            size += len(line)
+            taken.append(line)
+        self._waiting -= size
+        return taken
+
+    def _deliver(self, data: bytes) -> None:
+        rest = data
+        while rest and not self.is_gone:
+            try:
+                self._wait_for_terminal()
+                written = os.write(self.fd, rest[:_PIECE])
+            except BlockingIOError:  # somebody who shares it has made it so
+                wait_writable(self.fd)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    self._give_up()
+                    return
+                self._lose(data, rest)
+                return
+            else:
+                rest = rest[written:]
+                self._moved_at = time.monotonic()
+
+    def _lose(self, data: bytes, rest: bytes) -> None:
+        """Leave out what could not be written of what was to be."""
+        is_begun = len(rest) < len(data)
+        with self._lock:
+            self._left_out += rest.count(b"\n") + (0 if is_begun else max(0, self._saying - 1))
+            self._is_torn = is_begun and data[-len(rest) - 1 : -len(rest)] != b"\n"
+        self._moved_at = time.monotonic()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self.is_gone = True
+            self._lines.clear()
+            self._waiting = self._left_out = 0
+
+    def _wait_for_terminal(self) -> None:
+        """A terminal that wants no words from the background (stty tostop) gets none until we are in front again."""
+        while self._is_terminal and _is_unwelcome(self.fd):
+            time.sleep(_PAUSE)
+
+
+def _is_unwelcome(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp() and bool(termios.tcgetattr(fd)[3] & termios.TOSTOP)
+    except (OSError, termios.error):  # not the terminal of our session, or it is gone
+        return False
+
+
+def wait_writable(fd: int) -> None:
+    """Wait a moment for a descriptor that takes nothing now and does not say so by waiting."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    poll.poll(_PAUSE * 1000)
+
+
+class Stream(TextIOBase):
+    """What `sys.stdout` and `sys.stderr` are while threads write: never waits, never fails."""
+
+    def __init__(self, output: Output, encoding: str) -> None:
+        self.output = output
+        self._encoding = encoding
+        self._lock = RLock()
+        self._begun = ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def write(self, text: str, /) -> int:
+        with self._lock:
+            whole, newline, self._begun = (self._begun + text).rpartition("\n")
+        self._send(whole + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        """What is no whole line yet is written too."""
+        with self._lock:
+            begun, self._begun = self._begun, ""
+        self._send(begun)
+
+    def _send(self, text: str) -> None:
+        if text:
+            self.output.write(text.encode(self._encoding, "backslashreplace"))
+
+    def isatty(self) -> bool:
+        return os.isatty(self.output.fd)
+
+    def fileno(self) -> int:
+        return self.output.fd
+
+    def writable(self) -> bool:
+        return True
+
+
+def write_by_threads(*, as_json: bool = False) -> None:
+    """From now on, to the end of the process, nobody who writes to standard output or error waits for a reader.
+
+    `as_json` says in what is missing of standard output that it is.
+    """
+    is_one = os.path.sameopenfile(1, 2)
+    out = Output(1, _left_out_as_json if as_json else _left_out)
+    err = out if is_one else Output(2, _left_out)
+    for name, output in (("stdout", out), ("stderr", err)):
+        before = getattr(sys, name)
+        if not isinstance(before, Stream):
+            before.flush()
+        setattr(sys, name, Stream(output, before.encoding))
+
+
+def finish_writing(stall: float = STALL) -> None:
+    """Wait, within bounds, until what was written by threads is read; what is not by then is lost."""
+    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, Stream)]
+    for stream in streams:
+        stream.flush()
+    for output in dict.fromkeys(stream.output for stream in streams):
+        output.show(())
+        output.settle(stall)
+
+
+def _left_out(count: int) -> str:
+    return f"… {count} lines are left out here: nobody read them.\n"
+
+
+def _left_out_as_json(count: int) -> str:
+    return json_line({"event": "left_out", "lines": count})
+
+
+def is_read() -> bool:
+    """Whether there may be somebody who reads standard output, as far as what was written to it tells."""
+    return not (isinstance(sys.stdout, Stream) and sys.stdout.output.is_gone)
+
+
+def leave_screen() -> None:
+    """Give the terminal back as it was. May be called from anywhere, at any time."""
+    if isinstance(sys.stdout, Stream):
+        sys.stdout.output.leave()
+
+
+def show(picture: Sequence[str]) -> None:
+    """Have this picture on the screen, where a thread draws it."""
+    if isinstance(sys.stdout, Stream):
+        sys.stdout.output.show(picture)
+
+
+def say(words: str, *, to_stderr: bool = False) -> None:
+    """Print a line with whatever is in it. Where no thread writes it waits, and raises as `put` does."""
+    if to_stderr:
+        sys.stderr.write(f"{printable(words)}\n")
+    else:
+        put(f"{printable(words)}\n")
+
+
+def say_json(document: object, default: Callable[[Any], object] | None = None) -> None:
+    """Print a document as a line of JSON."""
+    put(json_line(document, default))
+
+
+def put(text: str) -> None:
+    """Print as it is. Raises BrokenPipeError if nobody reads, WorldError if it cannot be written for another reason."""
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorldError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def print_log(text: str) -> None:
+    """Print lines that may be more than there is room for: waits for a reader, as long as there is one, and blocks."""
+    is_waited_for = isinstance(sys.stdout, Stream)
+    for line in coloured(text).split("\n"):
+        put(f"{line}\n")
+        if is_waited_for and isinstance(sys.stdout, Stream) and sys.stdout.output.is_filling:
+            is_waited_for = sys.stdout.output.settle()
+
+
+class Page:
+    """Lays tables out in the width of the terminal, or in a width of its own where there is none."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    def lay_out(self, drawing: RenderableType, *, highest: int | None = None) -> list[str]:
+        """The lines of a drawing, coloured where it can be seen, at most as many as a terminal has."""
+        console = self._console()
+        with console.capture() as captured:
+            console.print(drawing)
+        lines = captured.get().removesuffix("\n").split("\n")
+        return lines if highest is None else lines[:highest]
+
+    def print(self, drawing: RenderableType) -> None:
+        put("".join(f"{line}\n" for line in self.lay_out(drawing)))
+
+    @property
+    def width(self) -> int:
+        return self._console().width
+
+    @property
+    def height(self) -> int:
+        return self._console().height
+
+    def _console(self) -> Console:
+        """Made anew each time: a terminal may be resized."""
+        is_terminal = sys.stdout.isatty()
+        return Console(
+            file=sys.stdout,
+            highlight=False,
+            emoji=False,
+            soft_wrap=not is_terminal,
+            width=None if is_terminal else self._width,
+        )

@@ -1,0 +1,85 @@
+"""What the gateway does about installs: it leaves them to an endpoint that can do them, and to no other."""
+
+import anyio
+import pytest
+from starlette.responses import JSONResponse
+
+from orchestrator.core.errors import AgentSetupFailed, Refused
+from orchestrator.core.records import Install, Needs
+from orchestrator.endpoint.gateway import Gateway
+
+from .conftest import Misbehaving, Profile
+
+pytestmark = pytest.mark.anyio
+
+NEEDS = Needs(install=Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"}))
+
+
+async def test_an_endpoint_that_can_install_is_told_to(
+    gateway: Gateway, endpoint: Misbehaving, profile: Profile
+) -> None:
+    endpoint.on("/sweep", {"service": "sweep", "features": ["installs", "more"]})
+    assert await gateway.features() == {"installs", "more"}
+    assert (await profile(NEEDS))["mounts"] == [
+        {
+            "type": "install_mount",
+            "key": "k1",
+            "script": "npm install",
+            "prefix": "/home/user/.agent",
+            "environment": {"A": "b"},
+        }
+    ]
+
+
+async def test_hosts_that_an_install_needs_are_named(gateway: Gateway, endpoint: Misbehaving, profile: Profile) -> None:
+    endpoint.on("/sweep", {"service": "sweep", "features": ["installs"]})
+    install = Install(key="k1", script="curl", prefix="/home/user/.agent", hosts=("a.test",))
+    (mount,) = (await profile(Needs(install=install)))["mounts"]
+    assert list(mount["hosts"]) == ["a.test"]
+
+
+async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Profile) -> None:
+    """It has no such page."""
+    assert "mounts" not in await profile(NEEDS)
+    assert await gateway.features() == frozenset()
+
+
+async def test_it_is_asked_once_by_all(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/sweep", JSONResponse({}, status_code=503), {"features": []})
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(gateway.features)
+    gateway.move(endpoint.url, "another token")
+    await gateway.features()
+    assert endpoint.calls["/sweep"] == 2
+
+
+async def test_a_refusal_is_no_answer(gateway: Gateway, endpoint: Misbehaving) -> None:
+    refusal = JSONResponse({"message": "no"}, status_code=403)
+    endpoint.on("/sweep", refusal, refusal, refusal, {"features": ["installs"]})
+    with pytest.raises(Refused):
+        await gateway.features()
+    assert await gateway.features() == {"installs"}
+
+
+async def test_a_devbox_says_what_is_installed(gateway: Gateway, endpoint: Misbehaving) -> None:
+    endpoint.on("/devboxes/dbx_1", {"id": "dbx_1", "status": "running", "installed": ["k1"]})
+    assert (await gateway.devbox("dbx_1")).installed == {"k1"}
+
+
+async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, endpoint: Misbehaving) -> None:
+    failed = {"id": "dbx_1", "status": "failure", "failure_message": "no such package", "failed_install": "k1"}
+    endpoint.on("/devboxes/dbx_1/wait_for_status", failed)
+    with pytest.raises(AgentSetupFailed, match=r"^no such package$"):
+        await gateway.wait_running("dbx_1")
+
+
+async def test_what_a_service_of_ours_wants_to_have_said_is_heard_and_of_another_nothing(
+    gateway: Gateway, endpoint: Misbehaving
+) -> None:
+    assert list(await gateway.notices()) == []
+    endpoint.on("/sweep", {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3]})
+    async with Gateway.open(endpoint.url, "token", rate=None) as another:
+        assert list(await another.notices()) == ["Mind the gap."]
+        assert await another.features() == frozenset()
+    assert endpoint.calls["/sweep"] == 2

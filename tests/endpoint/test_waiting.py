@@ -1,0 +1,157 @@
+"""Trying again and waiting, on a clock that jumps."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import runloop_api_client as client
+
+from orchestrator.core.errors import Missing, Throttled, Unavailable, WorldError
+from orchestrator.endpoint.throttle import Throttle
+from orchestrator.endpoint.waiting import FIRST_PAUSE, LONGEST_PAUSE, hold, patiently, poll
+from orchestrator.testing.endpoint import run_virtually
+
+
+class Answers:
+    """A call that gives these answers, the last one for ever; raises those that are errors. Notes when it was asked."""
+
+    def __init__(self, *answers: Any, takes: float = 0.0) -> None:
+        self.answers = list(answers)
+        self.takes = takes
+        self.asked: list[float] = []
+
+    async def __call__(self) -> Any:
+        self.asked.append(anyio.current_time())
+        await anyio.sleep(self.takes)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def pauses(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.asked, self.asked[1:], strict=False)]
+
+
+def within(seconds: float, wait: Callable[[], Awaitable[Any]]) -> Any:
+    """The result of a wait that has a deadline."""
+
+    async def main() -> Any:
+        with anyio.fail_after(seconds):
+            return await wait()
+
+    return run_virtually(main)
+
+
+def test_an_endpoint_in_trouble_is_asked_until_it_answers() -> None:
+    call = Answers(Unavailable("down"), Throttled("less"), "hello")
+    assert within(60, lambda: patiently("asking", call)) == "hello"
+    assert len(call.asked) == 3
+
+
+def test_failures_of_the_client_are_translated_before_they_are_judged() -> None:
+    call = Answers(httpx.ConnectError("refused"), client.APITimeoutError(httpx.Request("GET", "http://x/")), "hello")
+    assert within(60, lambda: patiently("asking", call)) == "hello"
+
+
+def test_a_refusal_is_not_asked_again() -> None:
+    call = Answers(Missing("no such run"))
+    with pytest.raises(Missing):
+        within(60, lambda: patiently("asking", call))
+    assert len(call.asked) == 1
+
+
+def test_pauses_double_from_a_quarter_second_to_half_a_minute_and_are_jittered() -> None:
+    call = Answers(*[Unavailable("down")] * 20, "hello")
+    within(10_000, lambda: patiently("asking", call))
+    ceilings = [min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) for number in range(20)]
+    assert all(0.5 * most <= pause <= most + 0.01 for pause, most in zip(call.pauses, ceilings, strict=True))
+    assert len({round(pause / most, 3) for pause, most in zip(call.pauses, ceilings, strict=True)}) > 5
+
+
+def test_an_endpoint_that_asks_for_time_gets_it_to_the_second() -> None:
+    call = Answers(Throttled("less", retry_after=90), "hello")
+    within(100, lambda: patiently("asking", call))
+    assert call.pauses == [pytest.approx(90, abs=0.01)]
+
+
+def test_when_no_time_is_left_for_another_try_the_last_fault_is_raised_and_not_a_timeout() -> None:
+    call = Answers(Unavailable("first"), Unavailable("second", retry_after=500), "hello")
+    with pytest.raises(Unavailable, match="second"):
+        within(100, lambda: patiently("asking", call))
+    assert len(call.asked) == 2
+
+
+def test_a_long_poll_that_is_held_is_repeated_at_once() -> None:
+    call = Answers(None, None, "done", takes=20)
+    assert within(100, lambda: hold(call)) == "done"
+    assert call.pauses == [pytest.approx(20, abs=0.01)] * 2
+
+
+def test_an_endpoint_that_does_not_hold_a_long_poll_is_asked_once_a_second() -> None:
+    call = Answers(*[None] * 50, "done")
+    assert within(100, lambda: hold(call)) == "done"
+    assert call.pauses == [pytest.approx(1, abs=0.01)] * 50
+
+
+def test_polling_is_quick_at_first_and_then_steady() -> None:
+    call = Answers(*range(100))
+    assert within(1000, lambda: poll(call, lambda answer: answer == 30, longest=2)) == 30
+    assert call.pauses[0] == pytest.approx(0.05, abs=0.01)
+    assert call.pauses[-1] == pytest.approx(2, abs=0.01)
+    rounded = [round(pause, 3) for pause in call.pauses]
+    assert rounded == sorted(rounded)
+
+
+def test_polling_and_holding_raise_what_the_question_raises() -> None:
+    for wait in (lambda: hold(Answers(WorldError("gone"))), lambda: poll(Answers(WorldError("gone")), bool)):
+        with pytest.raises(WorldError, match="gone"):
+            within(10, wait)
+
+
+class Inner(httpx.AsyncBaseTransport):
+    """Notes when each request left, by its path."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, list[float]] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.left.setdefault(request.url.path, []).append(anyio.current_time())
+        return httpx.Response(200)
+
+
+def leave(rate: float | None, *paths: str) -> dict[str, list[float]]:
+    """When requests to these paths leave that are all asked for at once."""
+    inner = Inner()
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=Throttle(inner, rate)) as http, anyio.create_task_group() as tasks:
+            for path in paths:
+                tasks.start_soon(_get, http, path)
+
+    def _get(http: httpx.AsyncClient, path: str) -> Coroutine[Any, Any, httpx.Response]:
+        return http.get(f"http://x{path}")
+
+    run_virtually(main)
+    return inner.left
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(20, 2), (5, 1), (0.5, 1), (200, 20)])
+def test_requests_leave_no_faster_than_the_rate_after_a_small_burst(rate: float, burst: int) -> None:
+    left = leave(rate, *["/v1/x"] * 100)["/v1/x"]
+    assert left[-1] - left[0] == pytest.approx((100 - burst) / rate, rel=0.02)
+    assert max(sum(start <= time < start + 1 for time in left) for start in left) <= rate + burst + 1
+
+
+def test_without_a_rate_nothing_waits() -> None:
+    left = leave(None, *["/v1/x"] * 100)["/v1/x"]
+    assert left[-1] - left[0] < 0.1
+
+
+def test_waits_draw_from_a_limiter_of_their_own() -> None:
+    waits = ["/v1/devboxes/d/wait_for_status"] * 100
+    left = leave(10, *waits, "/v1/devboxes/d")
+    assert left["/v1/devboxes/d"][0] < 1
+    assert left[waits[0]][-1] > 9

@@ -1,0 +1,157 @@
+"""Providers to test, boxes of them, and what tests ask of a box."""
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import Keeper
+from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.commands import Finished, run
+from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.provider import BoxSpec, shell
+
+PATIENCE = 20.0
+AnyProvider = Keeper[Any]
+
+
+@dataclass(slots=True)
+class Bench:
+    """One provider under test, its state folder below `place`, and helpers that wait with a deadline."""
+
+    provider: AnyProvider
+    place: Path
+    boxes: list[AgentBox] = field(default_factory=list)
+
+    async def boot(self, *, beside: AgentBox | None = None, **spec: Any) -> AgentBox:
+        given = BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", **spec})
+        box = await self.provider.start(given, beside=beside)
+        self.boxes.append(box)
+        return box
+
+    async def run(self, box: AgentBox, script: str, *, timeout: float = PATIENCE, **how: Any) -> Finished:
+        return await run(box, shell(script, **how), timeout=timeout)
+
+
+async def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait for something in the world that nobody announces."""
+    with anyio.move_on_after(PATIENCE):
+        while not holds():  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+    assert holds(), what
+
+
+def alive(marker: str) -> list[int]:
+    """The host's processes that carry `marker` in their arguments or environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in text:
+                found.append(int(folder.name))
+    return found
+
+
+refusals: list[str] = []
+
+
+async def sandboxes_or_skip() -> None:
+    """Ask the machine once."""
+    if not refusals:
+        try:
+            await check_sandbox()
+        except SandboxUnavailable as error:
+            refusals.append(str(error))
+        else:
+            refusals.append("")
+    if refusals[0]:
+        pytest.skip(refusals[0])
+
+
+@pytest.fixture
+def marker() -> str:
+    """A word that only this test's processes carry."""
+    return f"marker-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for a module's tests, for they share providers."""
+    return "asyncio"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A place for a state folder, below one that only its owner can enter."""
+    return closed_folder(tmp_path)
+
+
+def closed_folder(place: Path) -> Path:
+    (place / "locked").mkdir(mode=0o700)
+    return place / "locked/state"
+
+
+@pytest.fixture(scope="module")
+async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalProvider]:
+    await sandboxes_or_skip()
+    provider = LocalProvider(closed_folder(tmp_path_factory.mktemp("local")))
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture(scope="module")
+async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessProvider]:
+    provider = ProcessProvider(closed_folder(tmp_path_factory.mktemp("process")))
+    yield provider
+    await provider.close()
+
+
+async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
+    """A bench whose boxes are gone afterwards, with their files."""
+    bench = Bench(provider, place)
+    yield bench
+    async with anyio.create_task_group() as stops:
+        for box in bench.boxes:
+            stops.start_soon(box.stop)
+    assert not provider._boxes
+    assert not list(provider.state.glob("boxes/*")), "a box's files outlived it"
+
+
+@pytest.fixture
+async def local(local_provider: LocalProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    async for bench in opened(local_provider, tmp_path):
+        yield bench
+
+
+@pytest.fixture
+async def process(process_provider: ProcessProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    async for bench in opened(process_provider, tmp_path):
+        yield bench
+
+
+@pytest.fixture(params=["local", "process"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Each provider in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Bench)
+    return found
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool], str], Awaitable[None]]:
+    return eventually
+
+
+@pytest.fixture
+def count_alive() -> Callable[[str], list[int]]:
+    return alive

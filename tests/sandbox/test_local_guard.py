@@ -1,0 +1,105 @@
+"""What boots when the service dies does not stay behind half set up."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
+CountAlive = Callable[[str], list[int]]
+
+FOLDER = Path(__file__).parents[2]
+#: Two processes of one group, the second of which would outlive the first.
+PAIR = 'sleep 1000 & echo "up $$" >&2; exec sleep 1000'
+SERVICE = """
+import os, sys, time
+from orchestrator.service.sandbox.bwrap.guard import Guard
+
+guard = Guard()
+readable, writable = os.pipe()
+with open(writable, "wb") as errors:
+    groups = [guard.start(["sh", "-c", sys.argv[1]], user=None, fds=(), errors=errors).pid for _ in range(3)]
+with open(readable) as words:
+    assert sorted(words.readline() for _ in groups) == sorted(f"up {{group}}\\n" for group in groups)
+guard.forget(groups[1])
+print(*groups, flush=True)
+{end}
+"""
+HASTY = """
+import os, signal, sys
+from orchestrator.service.sandbox.bwrap.guard import Guard
+
+Guard().start(["sh", "-c", *sys.argv[1:]], user=None, fds=(), errors=sys.stderr)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+UNGUARDED = """
+import subprocess, sys
+from orchestrator.service.sandbox.bwrap.guard import Guard
+
+guard = Guard()
+guard._shell.kill()
+guard._shell.wait()
+started = guard.start(["sh", "-c", "kill -s PIPE $$"], user=None, fds=(), errors=sys.stderr)
+print(started.wait())
+guard.forget(started.pid)
+guard.close()
+"""
+
+
+def group_is_alive(group: int) -> bool:
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            return True
+    return False
+
+
+@pytest.mark.parametrize("end", ["time.sleep(1000)", "guard.close()"])
+async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_are_left_alone(
+    end: str, wait_until: WaitUntil
+) -> None:
+    command = [sys.executable, "-c", SERVICE.format(end=end), PAIR]
+    service = await anyio.to_thread.run_sync(lambda: subprocess.Popen(command, stdout=subprocess.PIPE, cwd=FOLDER))
+    assert service.stdout is not None
+    first, forgotten, last = map(int, (await anyio.to_thread.run_sync(service.stdout.readline)).split())
+    try:
+        if "sleep" in end:
+            service.send_signal(signal.SIGKILL)
+        await wait_until(lambda: not group_is_alive(first) and not group_is_alive(last), "those that boot are gone")
+        assert group_is_alive(forgotten)
+    finally:
+        os.killpg(forgotten, signal.SIGKILL)
+        service.kill()
+        service.wait()
+        service.stdout.close()
+
+
+async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(
+    marker: str, count_alive: CountAlive, wait_until: WaitUntil
+) -> None:
+    command = [sys.executable, "-c", HASTY, "while :; do sleep 1000; done", marker]
+    service = await anyio.run_process(command, cwd=FOLDER, check=False, stdout=None, stderr=None)
+    assert service.returncode == -signal.SIGKILL
+    try:
+        await wait_until(lambda: not count_alive(marker), "it is gone")
+    finally:
+        for pid in count_alive(marker):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_guard_that_somebody_killed_hinders_nobody() -> None:
+    """What is started then runs as ever, and signals mean to it what they always do."""
+    ended = await anyio.run_process([sys.executable, "-c", UNGUARDED], cwd=FOLDER)
+    assert int(ended.stdout) == -signal.SIGPIPE

@@ -1,0 +1,229 @@
+"""The parts of the sandbox provider, one by one."""
+
+import os
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.service.sandbox.agent_protocol import Answers, Exited, Ready, WireError, spawn_frame
+from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap import users as users_of
+from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
+from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, Mount, box_arguments, isolation
+from orchestrator.service.sandbox.bwrap.diagnosis import explain
+from orchestrator.service.sandbox.bwrap.users import COUNT, FIRST, Users, user_range
+from orchestrator.service.sandbox.provider import BoxSpec
+from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import Bench
+
+ALL_USERS = "         0          0 4294967295\n"
+
+
+def test_boxes_run_as_users_that_nobody_has() -> None:
+    assert user_range(ALL_USERS) == range(FIRST, FIRST + COUNT)
+
+
+@pytest.mark.parametrize("uid_map", ["0 100000 65536\n", "0 1000 1\n1 100000 65536\n", "0 0 1000\n"])
+def test_in_a_container_with_few_users_the_last_of_them_are_taken(uid_map: str) -> None:
+    users = user_range(uid_map)
+    total = max(int(line.split()[0]) + int(line.split()[2]) for line in uid_map.splitlines())
+    assert 0 < users.start < users.stop < total
+
+
+def test_root_of_a_namespace_without_other_users_has_one_to_give_as_an_ordinary_user_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uid_map").write_text("         0       1000          1\n")
+    monkeypatch.setattr(users_of, "UID_MAP", tmp_path / "uid_map")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    users = Users()
+    assert [users.lend(), users.lend()] == [None, None]
+
+
+def test_the_newest_bubblewrap_is_taken() -> None:
+    try:
+        found = find_bubblewrap()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    assert found.version >= (0, 8)
+    assert found.path.is_file()
+
+
+def test_the_packaged_program_is_copied_with_its_libraries_and_runs(tmp_path: Path) -> None:
+    try:
+        found = find_bubblewrap()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    if found.packaged is None:
+        pytest.skip("this machine's own bubblewrap is the newest")
+    (tmp_path / "copy").mkdir()
+    program = copy_for_others(found, tmp_path / "copy")
+    assert subprocess.run([program, "--version"], capture_output=True, check=True).stdout.startswith(b"bubblewrap")
+    assert not [path for path in (tmp_path / "copy").rglob("*") if path.stat().st_mode & 0o022]
+
+
+def test_the_machines_own_program_is_used_where_it_is(tmp_path: Path) -> None:
+    own = Bubblewrap(path=Path("/usr/bin/bwrap"), version=(1, 0))
+    assert copy_for_others(own, tmp_path) == own.path
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "advice"),
+    [
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces="),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "apparmor_restrict_unprivileged_userns=0"),
+    ],
+)
+def test_a_refusal_names_the_rule_and_the_command(tmp_path: Path, setting: str, value: str, advice: str) -> None:
+    (tmp_path / setting).parent.mkdir()
+    (tmp_path / setting).write_text(f"{value}\n")
+    error = explain("bwrap: setting up uid map: Permission denied", settings=tmp_path, container=False)
+    assert advice in str(error)
+    assert "--isolation none" in str(error)
+    assert "setting up uid map" in str(error)
+
+
+def test_a_refusal_in_a_container_names_its_flags(tmp_path: Path) -> None:
+    error = explain("bwrap: Can't mount proc on /newroot/proc", settings=tmp_path, container=True)
+    assert "systempaths=unconfined" in str(error)
+
+
+def test_a_refusal_elsewhere_names_namespaces(tmp_path: Path) -> None:
+    assert "user namespaces" in str(explain("", settings=tmp_path, container=False))
+
+
+@pytest.mark.anyio
+async def test_asking_the_machine_leaves_no_process_and_no_thread() -> None:
+    threads = {thread.name for thread in threading.enumerate()}
+    with suppress(SandboxUnavailable):
+        await check_sandbox()
+    started = {thread.name for thread in threading.enumerate()} - threads
+    assert not [name for name in started if name.startswith("devbox-spawner")]
+
+
+def test_the_network_is_shared_only_when_asked() -> None:
+    assert "--unshare-net" in isolation(network=False)
+    assert "--unshare-net" not in isolation(network=True)
+
+
+def test_root_and_devices_are_sealed_after_all_mounts() -> None:
+    mounts = [Mount(source="/a", target="/app", writable=True), Mount(source="/b", target="/opt/b")]
+    arguments = box_arguments(network=True, shared="/s", mounts=mounts, info=5)
+    seal = next(i for i, word in enumerate(arguments) if word == "--remount-ro" and arguments[i + 1] == "/")
+    assert arguments[arguments.index("/app") - 2] == "--bind"
+    assert arguments[arguments.index("/opt/b") - 2] == "--ro-bind"
+    assert not [word for word in arguments[seal + 2 :] if "bind" in word or "tmpfs" in word]
+
+
+def test_the_interpreter_is_on_the_path_behind_the_systems() -> None:
+    path = Interpreter(program="/opt/py/bin/python3.12", prefix=Path("/opt/py")).path
+    assert path == "/usr/local/bin:/usr/bin:/bin:/opt/py/bin"
+    assert Interpreter(program="/usr/bin/python3.12", prefix=None).path == "/usr/local/bin:/usr/bin:/bin"
+
+
+@pytest.mark.anyio
+async def test_two_providers_may_live_in_one_service(local: "Bench", tmp_path: Path) -> None:
+    other = LocalProvider(tmp_path / "other")
+    await local.boot(id="same")
+    box = await other.start(BoxSpec(id="same"))
+    await other.close()
+    assert await box.wait_dead() == "stopped"
+    assert (await local.run(local.boxes[0], "echo alive")).output == "alive\n"
+
+
+def test_answers_are_cut_at_newlines() -> None:
+    answers = Answers()
+    assert answers.feed(b"rea") == []
+    assert answers.feed(b"dy\nexit 7 255\nexit") == [Ready(), Exited(number=7, status=255)]
+    assert answers.feed(b" 8 0\n") == [Exited(number=8, status=0)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\n", b"exit 1\n", b"exit 1 256\n", b"exit -1 0\n", b"exit 1 0 \n", b"ready \n", b"x" * 65, b"exit \xb2 0\n"],
+)
+def test_any_other_answer_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError):
+        Answers().feed(data)
+
+
+def test_an_order_is_length_and_fields() -> None:
+    assert spawn_frame(1, "/", ["a", ""], {"K": "v=w"}) == b"\0\0\0\x14spawn\x001\0/\x002\0a\0\0K=v=w"
+
+
+def test_a_copy_keeps_links_modes_times_and_holes(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    (source / "dir").mkdir(parents=True)
+    target.mkdir()
+    (source / "dir/file").write_text("text")
+    (source / "dir/file").chmod(0o640)
+    os.utime(source / "dir/file", ns=(1, 10**18))
+    (source / "dir").chmod(0o500)
+    (source / "link").symlink_to("/etc")
+    with (source / "sparse").open("wb") as file:
+        file.seek(50 << 20)
+        file.write(b"end")
+    Copier().copy(source, target)
+    copied = (target / "dir/file").stat()
+    assert (copied.st_mode & 0o777, copied.st_mtime_ns) == (0o640, 10**18)
+    assert (target / "dir").stat().st_mode & 0o777 == 0o500
+    assert (target / "link").readlink() == Path("/etc")
+    assert (target / "sparse").read_bytes().endswith(b"\0end")
+    assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
+    (source / "dir").chmod(0o700)
+    remove(target)
+    assert not target.exists()
+
+
+def test_what_its_owner_closed_is_measured_copied_and_stays_closed(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    (source / "closed").mkdir(parents=True)
+    target.mkdir()
+    (source / "closed/file").write_bytes(b"x" * 100_000)
+    (source / "closed/file").chmod(0)
+    (source / "closed").chmod(0)
+    assert disk_usage(source) > 100_000
+    Copier().copy(source, target)
+    assert [(p / "closed").stat().st_mode & 0o777 for p in (source, target)] == [0, 0]
+    (target / "closed").chmod(0o700)
+    assert (target / "closed/file").stat().st_size == 100_000
+    remove(source)
+    assert not source.exists()
+
+
+def test_nesting_without_end_is_refused_and_can_be_removed(tmp_path: Path) -> None:
+    top = tmp_path / "a"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(MAX_DEPTH + 2):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with pytest.raises(TooDeep):
+        disk_usage(top)
+    remove(top)
+    assert not top.exists()
+
+
+def test_removing_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/link").symlink_to(tmp_path / "precious")
+    (tmp_path / "a/b/link").symlink_to(tmp_path / "precious")
+    remove(tmp_path / "a")
+    assert (tmp_path / "precious/file").exists()
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    remove(tmp_path / "nothing")

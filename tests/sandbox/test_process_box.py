@@ -1,0 +1,128 @@
+"""Boxes without isolation: what they do not claim, where their folders are, and agents that misbehave."""
+
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import anyio
+import pytest
+
+from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.limits import Groups
+from orchestrator.service.sandbox.process import INTERPRETER, ProcessBox, ProcessProvider
+from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import Bench
+
+pytestmark = pytest.mark.anyio
+
+WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
+CountAlive = Callable[[str], list[int]]
+
+PREAMBLE = "import socket, sys, time; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'ready\\n'); s.recv(9); "
+
+
+class HostileBox(ProcessBox):
+    """A box whose agent is the script that its spec's environment holds."""
+
+    async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [str(INTERPRETER), "-c", self.spec.environment["AGENT"], str(control)]
+        return subprocess.Popen(command, stderr=errors, pass_fds=(control,), start_new_session=True)  # noqa: ASYNC220
+
+
+class HostileProvider(ProcessProvider):
+    """A provider of such boxes."""
+
+    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None], beside: AgentBox | None) -> ProcessBox:
+        return HostileBox(spec, self.state, machine, self.watch, forget)
+
+
+def test_no_isolation_is_claimed() -> None:
+    capabilities = ProcessProvider.capabilities
+    assert not capabilities & {Capability.ISOLATED, Capability.ROOTED, Capability.NETWORK_OFF}
+
+
+async def test_paths_of_the_box_lie_in_its_folder(process: "Bench") -> None:
+    box = await process.boot(working_directory="/srv/code")
+    assert box.path("/app/x") == str(box.folder.files / "app/x")
+    assert box.path("/srv/code") == str(box.folder.files / "srv/code")
+    assert box.path("/usr/bin/env") == "/usr/bin/env"
+    assert box.path(box.path("/tmp/x")) == box.path("/tmp/x")
+    assert (await process.run(box, "pwd; cd; pwd")).output.split() == [box.path("/srv/code"), box.path("/home/user")]
+
+
+async def test_temporary_files_stay_in_the_box(process: "Bench") -> None:
+    box = await process.boot()
+    assert (await process.run(box, "mktemp")).output.startswith(box.path("/tmp/"))
+
+
+async def test_a_process_limit_is_not_claimed(process: "Bench") -> None:
+    assert Limit.PROCESSES not in (await process.boot()).enforced
+
+
+async def test_a_command_whose_supervisor_is_shot_is_ended(
+    process: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
+) -> None:
+    box = await process.boot()
+    command = await box.spawn(
+        Command(argv=("sh", "-c", "setsid sleep 1000 & echo up; sleep 1000"), environment={"M": marker})
+    )
+    await command.stdout.receive()
+    assert box._child is not None
+    box._child.kill()
+    with pytest.raises(BoxDied):
+        await command.wait()
+    await wait_until(lambda: not count_alive(marker), "nothing is left")
+
+
+HOSTILE = {
+    "garbage": "s.sendall(b'\\x00\\xffgarbage\\n'); time.sleep(1000)",
+    "an unknown command's end": "s.sendall(b'exit 99 0\\n'); time.sleep(1000)",
+    "an end that comes twice": "s.sendall(b'exit 1 0\\nexit 1 0\\n'); time.sleep(1000)",
+    "an impossible status": "s.sendall(b'exit 1 999\\n'); time.sleep(1000)",
+    "a second start": "s.sendall(b'ready\\n'); time.sleep(1000)",
+    "a line without end": "s.sendall(b'x' * 10_000_000); time.sleep(1000)",
+    "a flood": "\nwhile True: s.sendall(b'exit 1 0\\n' * 10000)",
+    "file descriptors": "socket.send_fds(s, [b'ready\\n'], [0, 1, 2]); time.sleep(1000)",
+    "nothing more": "s.close()",
+}
+
+
+@pytest.mark.parametrize("deed", HOSTILE)
+async def test_an_agent_that_sends_what_ours_never_sends_ends_its_box_and_nothing_else(state: Path, deed: str) -> None:
+    provider = HostileProvider(state)
+    try:
+        box: AgentBox = await provider.start(BoxSpec(id="hostile", environment={"AGENT": PREAMBLE + HOSTILE[deed]}))
+        before = open_files()
+        command = await box.spawn(Command(argv=("true",)))
+        with anyio.fail_after(3):
+            why = await ended(box, command.wait)
+        assert why
+        await box.stop()
+        assert open_files() <= before
+    finally:
+        await provider.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def ended(box: AgentBox, wait: Callable[[], Awaitable[int]]) -> str:
+    try:
+        await wait()
+    except BoxDied as error:
+        return str(error)
+    assert box._link is not None
+    while not (why := box._link.reason):  # noqa: ASYNC110
+        await anyio.sleep(0.01)
+    return why
+
+
+async def test_an_agent_that_cannot_start_says_why(state: Path) -> None:
+    provider = HostileProvider(state)
+    with pytest.raises(BoxStartFailed, match="no luck today"):
+        await provider.start(BoxSpec(id="hostile", environment={"AGENT": "raise SystemExit('no luck today')"}))
+    await provider.close()

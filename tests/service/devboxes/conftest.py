@@ -1,0 +1,154 @@
+"""The devbox half of the service on a loopback port, and the published client that speaks to it."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
+from runloop_api_client.types import DevboxView
+
+from orchestrator.service.devboxes.executions import Executions
+from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.errors import NotFound
+from orchestrator.service.http.activity import Activity
+from orchestrator.service.http.app import application
+from orchestrator.service.http.devboxes import routes
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.provider import Provider
+from orchestrator.service.store import Store
+
+PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": LocalProvider}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running service, and everything a test may want to hold of it."""
+
+    client: AsyncRunloop
+    fleet: Fleet
+    executions: Executions
+    store: Store
+    activity: Activity
+    ended: list[str]
+
+    async def devbox(self, **asked: Any) -> DevboxView:
+        """A devbox that has become `running`, or has ended."""
+        created = await self.client.devboxes.create(**asked)
+        return await self.reached(created.id, "running", "failure", "shutdown")
+
+    async def reached(self, devbox_id: str, *statuses: str) -> DevboxView:
+        """Wait for one of the statuses."""
+        body = {"statuses": statuses, "timeout_seconds": 30.0}
+        return await self.client.post(f"/v1/devboxes/{devbox_id}/wait_for_status", body=body, cast_to=DevboxView)
+
+
+_QUICK: Any = {"interval": 0.01, "start_interval": 0.01}
+Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
+Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture(params=sorted(PROVIDERS))
+def provider_type(request: pytest.FixtureRequest, obstacle: str) -> Callable[[Path], Provider]:
+    """Every provider that this machine permits."""
+    if request.param == "local" and obstacle:
+        pytest.skip(obstacle)
+    return PROVIDERS[request.param]
+
+
+@pytest.fixture
+def serve(provider_type: Callable[[Path], Provider]) -> Serve:
+    """Serve a state folder for as long as the context lasts."""
+
+    @asynccontextmanager
+    async def serve(state: Path) -> AsyncIterator[Served]:
+        provider = provider_type(state / "devboxes")
+        async with Store.open(state / "service.sqlite") as store:
+            fleet = Fleet(store=store, provider=provider, state=state, blueprints=_blueprints)
+            ended: list[str] = []
+            fleet.on_end.append(lambda _db, doc: ended.append(doc["id"]))
+            executions = Executions(store, fleet, state)
+            activity = Activity()
+            app = application(routes=routes(fleet, executions), token="t", activity=activity)
+            try:
+                async with _listening(app) as url, _client(url) as client, fleet:
+                    yield Served(
+                        client=client, fleet=fleet, executions=executions, store=store, activity=activity, ended=ended
+                    )
+            finally:
+                await provider.close()
+
+    return serve
+
+
+@pytest.fixture
+async def served(serve: Serve, tmp_path: Path) -> AsyncIterator[Served]:
+    async with serve(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def until() -> Until:
+    """Wait for a condition that tells nobody when it comes true, for at most 20 s."""
+
+    async def until(condition: Callable[[], object]) -> None:
+        with anyio.fail_after(20):
+            while not condition():  # noqa: ASYNC110 - there is no event to wait for
+                await anyio.sleep(0.01)
+
+    return until
+
+
+#: Environments with a health check, by the id of their blueprint. The second would fail without its early runs.
+CHECKS = {
+    "bpt_healthy": Healthcheck(command='[ "$BASH_VERSION" ] && pwd > checked && cat marker >> checked'),
+    "bpt_late": Healthcheck(command="echo >> tries; (($(wc -l < tries) > 3))", **_QUICK, start_period=20, retries=1),
+    "bpt_sick": Healthcheck(command="echo >> tries; wc -l < tries; echo no luck >&2; false", **_QUICK),
+    "bpt_slow": Healthcheck(command="sleep 60", timeout=0.2, retries=1),
+}
+
+
+async def _blueprints(blueprint_id: str) -> Prepared:
+    if blueprint_id in CHECKS:
+        return Prepared(working_directory="/app", setup=("echo set up > marker",), healthcheck=CHECKS[blueprint_id])
+    if blueprint_id == "bpt_python":
+        return Prepared(working_directory="/app", setup=("#!/usr/bin/env python3\nopen('by', 'w').write(__file__)",))
+    if blueprint_id != "bpt_known":
+        raise NotFound(f"There is no blueprint with id {blueprint_id!r}.")
+    return Prepared(working_directory="/app", environment={"FROM": "blueprint"}, setup=("echo set up > marker",))
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _listening(app: Any) -> AsyncIterator[str]:
+    """With the protocol named, so that small replies leave at once: asyncio turns delays off for such sockets only."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+
+
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[AsyncRunloop]:
+    http = DefaultAioHttpClient(limits=httpx.Limits(max_connections=1000))
+    async with AsyncRunloop(bearer_token="t", base_url=url, max_retries=0, http_client=http) as client:
+        yield client

@@ -1,0 +1,318 @@
+"""From the agent's box to the evidence: what it changed is found from outside, and the patch is made elsewhere."""
+
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from orchestrator.engine.artifacts.difference import differing
+from orchestrator.service.devboxes.remains import put, read, resolved
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, VERIFIER, Mode, Succession
+from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.commands import read_file, run, write_file
+from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, Left, shell
+
+pytestmark = pytest.mark.anyio
+APP: Final = "/app"
+LIMIT: Final = 64 << 20
+
+
+@dataclass(slots=True)
+class Stage:
+    """One devbox: its boxes, and the tree that it began with."""
+
+    provider: LocalProvider
+    root: Path
+    place: Path
+    boxes: Succession = field(init=False)
+
+    async def begin(self, *, setup: str = "true", environment: dict[str, str] | None = None) -> None:
+        """Boot it, run its setup, and let the agent begin."""
+        prepared = Prepared(root=self.root, working_directory=APP, environment=environment or {})
+        spec = BoxSpec(
+            id="dbx_1", working_directory=APP, root=self.root, environment={**(environment or {}), "KEY": "k"}
+        )
+        box = await self.provider.start(spec)
+
+        async def settle_in(fresh: Box) -> None:
+            await run(fresh, shell(setup), timeout=20)
+
+        self.boxes = Succession(
+            provider=self.provider,
+            spec=spec,
+            box=box,
+            prepared=prepared,
+            folder=self.place / "evidence",
+            egress=None,
+            covers=(),
+            settle_in=settle_in,
+        )
+        await settle_in(box)
+        await self.boxes.mark()
+
+    async def work(self, script: str) -> None:
+        """The agent works."""
+        done = await run(self.boxes.agents, shell(script), timeout=30)
+        assert done.status == 0, done.output
+
+    async def look(self, script: str) -> str:
+        """What a command of a client says."""
+        return (await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=APP), timeout=30)).output
+
+    async def patch(self, mode: Mode = Mode.SHARED) -> tuple[bytes, list[str]]:
+        """The patch, and what is told beside its pieces."""
+        await self.boxes.settle(mode)
+        script = differing(LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=APP)
+        front = self.boxes.front
+        await write_file(front, f"{SCRATCH}/patch.sh", script.encode())
+        done = await run(front, Command(argv=("bash", f"{SCRATCH}/patch.sh")), timeout=60)
+        assert done.status == 0
+        lines = done.stdout.decode().splitlines()
+        names = [line.removeprefix("piece ") for line in lines if line.startswith("piece ")]
+        data = b"".join([await read_file(front, f"{SCRATCH}/patch/{name}") for name in names])
+        return data, [line for line in lines if not line.startswith("piece ")]
+
+
+@pytest.fixture
+async def stage(sandboxes: None, tmp_path: Path) -> AsyncIterator[Stage]:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "root/app/src").mkdir(parents=True)
+    (tmp_path / "root/app/src/old.py").write_text("one\ntwo\n")
+    (tmp_path / "root/app/gone.txt").write_text("to be removed\n")
+    (tmp_path / "root/app/.gitignore").write_text("build/\n")
+    provider = LocalProvider(tmp_path / "state")
+    yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path)
+    await provider.close()
+
+
+def applied(patch: bytes, root: Path, target: Path) -> None:
+    """Apply a patch to a copy of the prepared tree."""
+    subprocess.run(["cp", "-a", root / "app", target], check=True)
+    subprocess.run(["git", "init", "-q"], cwd=target, check=True)
+    subprocess.run(["git", "apply", "--binary", "-"], input=patch, cwd=target, check=True)
+
+
+def differences(one: Path, other: Path) -> str:
+    """What differs between two trees, git's own folders apart."""
+    command = ["diff", "-r", "--no-dereference", "-x", ".git", str(one), str(other)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+DEEDS: Final = r"""
+printf 'one\r\ntwo\r\n' >src/old.py; rm gone.txt; head -c 3000 /dev/urandom >data.bin; printf '' >empty
+printf '#!/bin/sh\n' >run.sh; chmod 755 run.sh; ln -s src/old.py link; mkdir -p 'odd name'
+printf x >"odd name/tab	and
+line"; printf y >./-dash; printf z >'ünï.txt'
+"""
+
+
+async def test_a_patch_makes_of_the_prepared_tree_what_the_agent_left(stage: Stage, tmp_path: Path) -> None:
+    """Binary files, modes, links, carriage returns, removed and empty files, and names as odd as they may be."""
+    await stage.begin()
+    await stage.work(DEEDS)
+    patch, told = await stage.patch()
+    assert told == []
+    applied(patch, stage.root, tmp_path / "there")
+    left, there = stage.boxes.files / "app", tmp_path / "there"
+    assert differences(left, there) == ""
+    assert (there / "run.sh").stat().st_mode & 0o100
+    assert (there / "link").is_symlink()
+
+
+async def test_what_setup_made_is_not_the_agents(stage: Stage) -> None:
+    await stage.begin(setup="echo made >made.txt; echo three >>src/old.py")
+    await stage.work("echo more >>made.txt")
+    patch, told = await stage.patch()
+    assert told == []
+    assert [line for line in patch.decode().splitlines() if line.startswith(("diff", "+", "-"))] == [
+        "diff --git a/made.txt b/made.txt",
+        "--- a/made.txt",
+        "+++ b/made.txt",
+        "+more",
+    ]
+
+
+async def test_nothing_is_hidden_by_a_gitignore_that_the_agent_wrote(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work("echo '*' >.gitignore; echo '*' >src/.gitignore; echo x >hidden; echo y >src/hidden")
+    patch, told = await stage.patch()
+    assert told == []
+    assert {f"b/{name}".encode() for name in ("hidden", "src/hidden")} <= set(patch.split())
+
+
+async def test_what_the_scenario_ignores_is_in_the_patch_if_it_is_staged_and_else_told(stage: Stage) -> None:
+    await stage.begin(setup="git init -q .")
+    await stage.work(
+        "mkdir build build/__pycache__; echo x >build/staged; echo y >build/not; echo z >build/__pycache__/a.pyc"
+    )
+    await stage.work("git add -f build/staged; git config core.fsmonitor 'touch /evidence/pwned'")
+    patch, told = await stage.patch()
+    assert b"b/build/staged" in patch
+    assert told == [
+        "left build/__pycache__/a.pyc: .gitignore names it, and the agent did not stage it",
+        "cut build/not: .gitignore names it, and the agent did not stage it",
+    ]
+    assert await stage.look("ls /evidence") == "lock\nmade\npatch\npatch.sh\n"
+
+
+async def test_what_is_too_large_or_no_file_is_told(stage: Stage) -> None:
+    (stage.root / "app/grows").write_text("small")
+    await stage.begin(setup="truncate -s 40M huge")
+    await stage.work("truncate -s 40M grows; rm huge; mkfifo pipe; echo ok >fine; chmod 000 fine")
+    patch, told = await stage.patch()
+    assert told[-3:] == [
+        "cut grows: 41,943,040 bytes; 33,554,432 fit into a patch",
+        "cut huge: was removed, and too large before",
+        "cut pipe: no file, link or folder",
+    ]
+    assert b"grows" not in patch
+
+
+async def test_files_that_were_swapped_with_their_times_set_back_are_seen(stage: Stage) -> None:
+    """The kernel's own time of the change of a file cannot be set back from inside."""
+    await stage.begin()
+    await stage.work("touch -r src/old.py ref; printf 'ONE\\ntwo\\n' >src/old.py; touch -r ref src/old.py; rm ref")
+    patch, _ = await stage.patch()
+    assert b"+ONE" in patch
+
+
+async def test_changes_outside_are_listed_and_those_that_scorers_load_are_told_apart(stage: Stage) -> None:
+    await stage.begin(environment={"PATH": "/app/bin:/opt/tool:/usr/bin:/bin"})
+    await stage.work(
+        "echo x >~/notes; echo y >~/.bashrc; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free; echo w >src/new.py"
+    )
+    settled = await stage.boxes.settle(Mode.SHARED)
+    assert settled.changes is not None
+    assert settled.changes.outside == ("new /home/user/.bashrc 2", "new /home/user/notes 2")
+    assert settled.changes.system == ("/app/bin/python3", "/home/user/.bashrc")
+    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "new /home/user/.bashrc 2\nnew /home/user/notes 2\n"
+
+
+async def test_evidence_is_read_only_and_nothing_the_agent_wrote_at_home_is_run(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work("echo 'echo forged' >~/.bash_profile; (setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
+    assert (await stage.boxes.settle(Mode.SHARED)).left.names == {"sleep": 1}
+    said = await run(stage.boxes.front, shell("echo x >/app/x; echo $HOME $KEY; pgrep -c sleep"), timeout=20)
+    assert said.stdout == b"/evidence\n0\n"
+    assert b"Read-only file system" in said.stderr
+
+
+async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stage) -> None:
+    await stage.begin(setup="echo made >/home/user/by-setup", environment={"WORD": "w"})
+    await stage.work(
+        "echo mine >~/mine; echo out >/logs/artifacts/a; echo new >src/new.py; echo t >/tmp/t; echo l >/logs/x"
+    )
+    await stage.boxes.settle(Mode.SEPARATE)
+    await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
+    async with stage.boxes.scoring_box(variables=("KEY",)) as box:
+        found = await run(
+            box, Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f | sort; echo $WORD $KEY")), timeout=20
+        )
+    assert found.output.split() == [
+        *("/app/.gitignore", "/app/gone.txt", "/app/src/new.py", "/app/src/old.py"),
+        *("/home/user/by-setup", "/logs/artifacts/a", "w", "k"),
+    ]
+
+
+async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work(
+        "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /etc/passwd outside; echo no >src/old.py"
+    )
+    await stage.boxes.settle(Mode.SEPARATE)
+    await stage.boxes.lay_out(
+        Mode.SEPARATE, dict.fromkeys(("/app/result", "/app/outside", "/app/missing", "/app/deep"), ())
+    )
+    async with stage.boxes.scoring_box() as box:
+        found = await run(box, shell("cd /app; cat deep/answer src/old.py; ls"), timeout=20)
+    assert found.output == "42\none\ntwo\ndeep\ngone.txt\nsrc\n"
+
+
+async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_be_tried(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work("echo new >src/old.py")
+    await stage.boxes.settle(Mode.SEPARATE)
+    for _ in range(2):
+        await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
+        async with stage.boxes.scoring_box() as box:
+            assert (
+                await run(box, shell(f"cat /app/src/old.py; echo 1 >{VERIFIER}/reward.txt"), timeout=20)
+            ).output == "new\n"
+    async with stage.boxes.untouched(), stage.boxes.scoring_box() as box:
+        assert (await run(box, shell(f"cat /app/src/old.py; ls {VERIFIER}"), timeout=20)).output == "one\ntwo\n"
+    assert read(stage.boxes.files, f"{VERIFIER}/reward.txt", 10) == b"1\n"
+
+
+async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work(
+        "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app /tmp"
+    )
+    await stage.boxes.settle(Mode.SHARED)
+    await stage.boxes.lay_out(Mode.SHARED)
+    given = stage.place / "given"
+    given.mkdir(mode=0o755)
+    (given / "test.sh").write_text("hidden")
+    async with stage.boxes.scoring_box([Bind(source=given, target="/tests")]) as box:
+        found = await run(
+            box,
+            shell("cat ~/mine; ls /logs/verifier /tmp; cat /tests/*; touch /tests/y; echo w >/app/w; echo $KEY"),
+            timeout=20,
+        )
+    assert found.stdout == b"mine\n/logs/verifier:\n\n/tmp:\nhidden\n"
+    assert b"/tests/y" in found.stderr
+
+
+async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work("(setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
+    assert (await stage.boxes.settle(Mode.LIVE)).left == Left(names={"sleep": 1})
+    assert (await run(stage.boxes.agents, shell("pgrep -c sleep"), timeout=20)).output == "1\n"
+    assert (await stage.boxes.settle(Mode.SHARED)).mode is Mode.LIVE
+    assert (await stage.boxes.settle(Mode.SHARED, is_live_over=True)).mode is Mode.SHARED
+    assert await stage.boxes.agents.wait_dead() == "retired"
+
+
+async def test_what_is_hidden_from_the_lists_is_named(stage: Stage) -> None:
+    """Beside our own files, in git's folder, behind links to where scorers have theirs, in names that git refuses."""
+    await stage.begin(setup="git init -q .")
+    await stage.work(
+        "mkdir -p ~/.sweep/l .git/x 'git~1'; echo x >~/.sweep/l/x; ln -s ~/.sweep/l ~/.local; echo y >.git/x/sol.py\n"
+        "echo z >'git~1/sol.py'; git config core.fsmonitor false; ln -s /tests/expected out; echo s >random.py"
+    )
+    _, told = await stage.patch()
+    settled = await stage.boxes.settle(Mode.SHARED)
+    assert settled.changes is not None
+    assert set(settled.changes.system) == {"/app/.git/config", "/app/out", "/app/random.py", "/home/user/.local"}
+    assert "cut .git/x/sol.py: a file that is none of git's, in a folder of that name" in told
+    assert "cut git~1/sol.py: git keeps no file of that name" in told
+    await stage.boxes.lay_out(Mode.SHARED)
+    assert not (stage.boxes.files / "app/out").is_symlink()
+
+
+async def test_paths_that_are_very_long_cost_a_line_each(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work(
+        "python3 - <<'E'\nimport os\nfor _ in range(60):\n os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        "for n in range(50): open(str(n), 'w').close()\nE"
+    )
+    patch, told = await stage.patch()
+    assert patch == b""
+    assert all(line.startswith("cut ") and len(line) < 500 for line in told)
+
+
+def test_links_lead_where_they_would_in_the_box(tmp_path: Path) -> None:
+    root = tmp_path / "files"
+    (root / "app/real").mkdir(parents=True)
+    (root / "app/real/file").write_text("x")
+    for name, target in {"up": "../../../../etc", "abs": "/app/real", "loop": "loop", "dot": "./real/../real"}.items():
+        (root / "app" / name).symlink_to(target)
+    assert resolved(root, "/app/abs/file") == root / "app/real/file"
+    assert resolved(root, "/app/dot/file") == root / "app/real/file"
+    assert resolved(root, "/app/up/passwd") is None
+    assert resolved(root, "/app/loop") is None
+    assert put(root, "/app/abs/__init__.py", b"", 0o644) == "/app/real/__init__.py"
