@@ -53,7 +53,7 @@ from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
 from orchestrator.engine.silence import Silence
-from orchestrator.engine.steps import needs_of
+from orchestrator.engine.stage_table import needs_of
 from orchestrator.engine.unsupported import give_up
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.worker import run_all

@@ -22,7 +22,6 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
-from orchestrator.core.stages import Stage
 
 MAX_KEEP_ALIVE: Final = 48 * 3600
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)")
@@ -117,16 +116,6 @@ class Timeouts(Knobs):
     def score_for(self, scenario: float | None) -> float:
         """The scorers' time: what the user says, else what the scenario says, else half an hour."""
         return self.score or scenario or 1800.0
-
-    def limit(self, stage: Stage, *, agent: float | None, scorer: float | None) -> float:
-        """Seconds that a stage may take. The agent's own limit is enforced beside it, this is the backstop."""
-        match stage:
-            case Stage.SOLVE:
-                return self.solve_for(agent) + 2 * self.start
-            case Stage.SCORE:
-                return self.score_for(scorer) + self.start
-            case _:
-                return float(getattr(self, stage.value))
 
     def keep_alive(self, *, agent: float | None, scorer: float | None) -> int:
         """How long a devbox must live: every stage that needs it, one agent's time of waiting for a turn, a margin.

@@ -188,6 +188,11 @@ class ScenarioRun:
     benchmark_run_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_result(self) -> bool:
+        """Whether the run needs nothing more than to be read."""
+        return self.state in RUN_RESULT and self.score is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkRun:

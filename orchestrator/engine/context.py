@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from orchestrator.agentkit.agent import Agent, Result
 from orchestrator.core.config import ArmConfig, SweepConfig
@@ -24,6 +24,8 @@ from orchestrator.engine.retry_io import persist
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.workspace import DevboxWorkspace
 from orchestrator.rundir.clock import now
+
+T = TypeVar("T")
 
 #: What the agent prints, in the attempt's folder.
 LOG: Final = "agent.log"
@@ -152,8 +154,8 @@ def attempt_folder(folder: Path, key: TrialKey, scenario: str, number: int) -> P
     return folder / "trials" / path_part(scenario) / path_part(key.arm) / str(key.number) / f"attempt-{number}"
 
 
-def given(value: Any, what: str) -> Any:
-    """A working paper that an earlier stage filled in. Raises InternalError if it did not."""
+def given(value: T | None, what: str) -> T:
+    """A part of the state that an earlier stage filled in. Raises InternalError if it did not."""
     if value is None:
         raise InternalError(f"{what} is needed before it is there")
     return value

@@ -7,7 +7,6 @@ A result that is there always wins; an agent in a devbox that lives is waited fo
 
 from contextlib import suppress
 from functools import partial
-from typing import Final
 
 import anyio
 import structlog
@@ -21,7 +20,6 @@ from orchestrator.core.records import (
     DEVBOX_BOOTING,
     DEVBOX_DEAD,
     RUN_ALIVE,
-    RUN_RESULT,
     Devbox,
     Failure,
     Flag,
@@ -30,15 +28,8 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.stages import Stage
 from orchestrator.engine.context import Context, Work
-from orchestrator.engine.steps import open_workspace, unchanged_scenario
+from orchestrator.engine.stage_table import STAGES, open_workspace, unchanged_scenario
 
-FOLLOWS: Final = {
-    Stage.BOOT: Stage.PREPARE,
-    Stage.PREPARE: Stage.SOLVE,
-    Stage.SOLVE: Stage.GATHER,
-    Stage.GATHER: Stage.SCORE,
-    Stage.SCORE: Stage.SCORE,
-}
 #: Runs settled at once.
 _AT_ONCE = 16
 #: Seconds in which the endpoint must say what became of an attempt.
@@ -47,26 +38,17 @@ _ANSWER = 120.0
 
 def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Where) -> Stage | None:
     """Where an interrupted attempt goes on; None if nothing of it can."""
-    at, is_done = attempt.stage, attempt.finished is attempt.stage
-    if has_result(run) and at is not Stage.RELEASE:
-        return Stage.SCORE
-    if at is None or at in {Stage.START, Stage.RELEASE}:
-        return Stage.BOOT if at is Stage.START and _is_usable(run, devbox) else None
-    if not _is_usable(run, devbox) or (devbox.status in DEVBOX_BOOTING and at is not Stage.BOOT):
+    at = attempt.stage
+    if at is Stage.RELEASE:
         return None
-    if is_done:
-        return FOLLOWS[at]
-    cannot_go_on = at is Stage.PREPARE or (at is Stage.SOLVE and where == "host")
-    return None if cannot_go_on else at
-
-
-def has_result(run: ScenarioRun | None) -> bool:
-    """Whether a run needs nothing any more but to be read."""
-    return run is not None and run.state in RUN_RESULT and run.score is not None
-
-
-def _is_usable(run: ScenarioRun, devbox: Devbox) -> bool:
-    return devbox.status not in DEVBOX_DEAD and run.state in {"running", "scoring", "scored", "failed"}
+    if run.has_result:
+        return Stage.SCORE
+    if at is None or devbox.status in DEVBOX_DEAD or run.state not in {"running", "scoring", "scored", "failed"}:
+        return None
+    if devbox.status in DEVBOX_BOOTING and at not in {Stage.START, Stage.BOOT}:
+        return None
+    entry = STAGES[at]
+    return (entry.next or at) if attempt.finished is at else entry.on_resume(where)
 
 
 async def take_up(ctx: Context, work: Work, left: Attempt) -> Stage:

@@ -7,7 +7,6 @@ import pytest
 
 from orchestrator.core.config import SweepConfig, Timeouts, arm_name, load_file, resolve, seconds
 from orchestrator.core.errors import UsageError
-from orchestrator.core.stages import Stage
 
 
 def config(**settings: Any) -> SweepConfig:
@@ -173,11 +172,3 @@ def test_a_settings_file_may_write_a_deadline_as_toml_does(tmp_path: Path) -> No
     for written, read in (("07:00:00", "07:00:00"), ("2026-11-24T07:00:00", "2026-11-24T07:00:00"), ('"8h"', "8h")):
         path.write_text(f'benchmark = "b"\ndeadline = {written}\n[[arms]]\nagent = "oracle"\n')
         assert resolve(load_file(path)).deadline == read
-
-
-def test_each_stage_has_a_limit_and_the_agents_own_comes_first() -> None:
-    timeouts = Timeouts(start=10, boot=20)
-    limits = {stage: timeouts.limit(stage, agent=100, scorer=50) for stage in Stage}
-    assert limits[Stage.BOOT] == 20
-    assert limits[Stage.SOLVE] == 120
-    assert limits[Stage.SCORE] == 60

@@ -14,7 +14,7 @@ from orchestrator.core.events import Event
 from orchestrator.core.ledger import fold
 from orchestrator.core.records import Outcome
 from orchestrator.engine.agent_log import telling_line
-from orchestrator.engine.lifecycle import LAST_RITES
+from orchestrator.engine.lifecycle import CANCEL_GRACE_S
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.endpoint import MemorySink, Script, run_virtually
 
@@ -46,7 +46,7 @@ def conduct(sweep: Sweep, *acts: tuple[float, Callable[[], Any]]) -> float:
 def test_draining_is_over_when_its_time_is_and_what_it_ended_has_not_failed(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(scenarios=9, devboxes=3, script=Script(solve=1000))
     over = conduct(sweep, (30, lambda: sweep.stopping.drain("SIGTERM", within=300)))
-    assert 330 <= over < 330 + LAST_RITES
+    assert 330 <= over < 330 + CANCEL_GRACE_S
     assert sweep.results == []
     assert sweep.endpoint.alive == 0
     assert {event.failure["class"] for event in sweep.events("attempt.ended")} == {"Interrupted"}
@@ -70,7 +70,7 @@ def test_the_shortest_time_for_draining_holds(make_sweep: MakeSweep) -> None:
         (60, lambda: stopping.drain("SIGTERM", within=100)),
         (70, lambda: stopping.drain("SIGTERM", within=5000)),
     )
-    assert 160 <= over < 160 + LAST_RITES
+    assert 160 <= over < 160 + CANCEL_GRACE_S
     assert stopping.reason == "the budget"
 
 
@@ -164,7 +164,7 @@ def test_a_resumed_sweep_finishes_though_a_call_hangs_for_ever(make_sweep: MakeS
 def test_canceling_ends_within_bounds_whatever_hangs(make_sweep: MakeSweep, call: str, at: float) -> None:
     sweep = make_sweep(scenarios=6, devboxes=3, script=Script(slow={call: FOREVER}))
     over = conduct(sweep, (at, lambda: sweep.stopping.cancel("SIGINT")))
-    assert over < at + LAST_RITES + 1
+    assert over < at + CANCEL_GRACE_S + 1
 
 
 @pytest.mark.parametrize("at", [5, 40, 75])
@@ -175,7 +175,7 @@ def test_canceling_ends_within_bounds_though_the_endpoint_is_gone(make_sweep: Ma
         sweep.endpoint.is_gone = True
         sweep.stopping.cancel("SIGINT")
 
-    assert conduct(sweep, (at, lose)) < at + LAST_RITES + 1
+    assert conduct(sweep, (at, lose)) < at + CANCEL_GRACE_S + 1
 
 
 class StuckSink(MemorySink):
@@ -208,7 +208,7 @@ def test_canceling_waits_for_no_journal_and_gives_every_devbox_back(make_sweep: 
         sink.is_stuck = True
         sweep.stopping.cancel("SIGINT")
 
-    assert conduct(sweep, (at, stop)) < at + LAST_RITES + 1
+    assert conduct(sweep, (at, stop)) < at + CANCEL_GRACE_S + 1
     assert sweep.endpoint.alive == 0
 
 
@@ -221,7 +221,7 @@ def test_a_devbox_whose_score_is_not_durable_is_left_alone_and_does_not_hold_up_
         sink.is_stuck = True
 
     over = conduct(sweep, (72, stick_at_the_score), (200, lambda: sweep.stopping.cancel("SIGINT")))
-    assert over < 200 + LAST_RITES + 1
+    assert over < 200 + CANCEL_GRACE_S + 1
     [run] = sweep.endpoint.runs.values()
     assert run.state == "scored"
     assert sweep.endpoint.alive == 1

@@ -1,0 +1,502 @@
+"""The stages of an attempt as one table: what each does, its time limit, what follows, and what a crash or error means.
+
+A stage's function does its work on the endpoint, fills in the state of the attempt, and returns facts worth a journal
+line. It runs inside its limit and raises the errors of `errors.py`; `lifecycle` journals, retries and releases.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import structlog
+
+from orchestrator.agentkit.agent import Agent, Result, Task, Where
+from orchestrator.common.locks import birth
+from orchestrator.core.config import SweepConfig, Timeouts
+from orchestrator.core.errors import (
+    AgentCrashed,
+    AgentTimedOut,
+    Conflicted,
+    DevboxFailed,
+    DevboxLost,
+    Interrupted,
+    Missing,
+    RunLost,
+    ScoringFault,
+    SweepError,
+    SweepHalted,
+    Unavailable,
+    WorldError,
+)
+from orchestrator.core.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted, StageFinished
+from orchestrator.core.ledger import Attempt, Trial
+from orchestrator.core.records import (
+    DEVBOX_DEAD,
+    RUN_ALIVE,
+    RUN_RESULT,
+    Devbox,
+    Flag,
+    Judgement,
+    Needs,
+    Scenario,
+    ScenarioRun,
+    ScenarioSummary,
+    Settlement,
+    path_part,
+)
+from orchestrator.core.retry_policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
+from orchestrator.core.stages import Stage
+from orchestrator.engine.agent_log import AgentLog
+from orchestrator.engine.artifacts.collect import bring_home, bring_verifier_home, take_snapshot
+from orchestrator.engine.context import LOG, Context, Work, given
+from orchestrator.engine.workspace import DevboxWorkspace
+
+#: Seconds to collect what the tests wrote beside their score.
+VERIFIER_FILES_S: Final = 60.0
+
+Facts = Mapping[str, Any]
+
+
+async def _fail(_ctx: Context, _work: Work, error: SweepError) -> bool:
+    raise error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEntry:
+    """One stage in the table.
+
+    `limit` gives its seconds. `next` follows it, unless the run has its result by then. `on_resume` says where a new
+    process resumes an attempt that it finds in this stage, None if it cannot. Errors of the types `catches` go to
+    `on_error`, which raises, or returns whether to take the stage again; if not, the attempt goes on with what follows.
+    """
+
+    run: Callable[[Context, Work], Awaitable[Facts]]
+    limit: Callable[[Timeouts, ScenarioSummary], float]
+    next: Stage | None
+    on_resume: Callable[[Where], Stage | None]
+    catches: tuple[type[SweepError], ...] = ()
+    on_error: Callable[[Context, Work, SweepError], Awaitable[bool]] = _fail
+
+
+async def start(ctx: Context, work: Work) -> Facts:
+    """Start the scenario run; its id and its devbox's are durable before anything is done in that devbox."""
+    work.scenario = await unchanged_scenario(ctx, work)
+    if ctx.benchmark_runs is not None:
+        work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
+    work.run = (await _find_run(ctx, work) if work.is_again else None) or await _start_run(ctx, work)
+    ctx.sink.append_nowait(
+        RunStarted(trial=str(work.key), attempt=work.number, run=work.run.id, devbox=work.run.devbox_id)
+    )
+    if work.run.state not in RUN_ALIVE | RUN_RESULT:
+        raise Interrupted(f"run {work.run.id}, which this attempt had started before, is {work.run.state}")
+    return {}
+
+
+async def unchanged_scenario(ctx: Context, work: Work) -> Scenario:
+    """Read the scenario. Raises SweepHalted if it is not what the sweep began with: results would not compare."""
+    scenario = await ctx.endpoint.scenario(work.key.scenario)
+    if scenario.digest and work.summary.digest and scenario.digest != work.summary.digest:
+        raise SweepHalted(
+            f"scenario {scenario.name} was changed while the sweep ran, and its results would be of two kinds. "
+            "Put it back as it was, or give another --name to start a sweep of its own"
+        )
+    return scenario
+
+
+async def _find_run(ctx: Context, work: Work) -> ScenarioRun | None:
+    """Find a run that this attempt started but never got the id of: not every endpoint knows idempotency keys."""
+    if work.benchmark_run is None:
+        return None
+    runs = await ctx.endpoint.list_runs(benchmark_run=work.benchmark_run, scenario=work.key.scenario)
+    return next((run for run in runs if run.metadata == work.metadata and run.state in RUN_ALIVE), None)
+
+
+async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
+    """Start the run; in the benchmark run that follows, if somebody has ended ours. Raises SweepCanceled."""
+    timeouts, summary = ctx.config.timeouts, work.summary
+    while True:
+        try:
+            return await ctx.endpoint.start_run(
+                work.key.scenario,
+                benchmark_run_id=work.benchmark_run,
+                name=f"{work.arm.name}/{work.key.number}/{work.number}",
+                metadata=work.metadata,
+                keep_alive=timeouts.keep_alive(agent=summary.agent_timeout, scorer=summary.scorer_timeout),
+                needs=needs_of(ctx.config, work.arm.agent),
+                key=work.idempotency_key("start"),
+            )
+        except (Conflicted, Missing):
+            if ctx.benchmark_runs is None or work.benchmark_run is None:
+                raise
+            following = await ctx.benchmark_runs.following(work.key.arm, work.key.number, work.benchmark_run)
+            if following == work.benchmark_run:
+                raise
+            work.benchmark_run = following
+
+
+def needs_of(config: SweepConfig, agent: Agent) -> Needs:
+    """Devbox requirements of an agent in this sweep."""
+    return Needs(
+        hosts=agent.hosts if config.network == "agent" else (),
+        is_closed=config.network == "none",
+        is_open=config.network == "host",
+        install=agent.install,
+        secrets=agent.endpoint_secrets,
+    )
+
+
+async def boot(ctx: Context, work: Work) -> Facts:
+    """Wait until the devbox runs."""
+    open_workspace(ctx, work, await ctx.endpoint.wait_running(given(work.run, "the run").devbox_id))
+    return {}
+
+
+def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | None = None) -> None:
+    """Make the workspace of a running devbox; `left` is the attempt as an earlier process journaled it."""
+    scenario = given(work.scenario, "the scenario")
+
+    def announce(execution: str) -> None:
+        ctx.sink.append_nowait(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
+
+    def keep(offset: int, length: int) -> None:
+        ctx.sink.append_nowait(OutputKept(trial=str(work.key), attempt=work.number, offset=offset, length=length))
+
+    async def vouch(execution: str) -> int | None:
+        settlement = await settle(ctx, work, execution)
+        return settlement.exit_status if settlement else None
+
+    log = work.folder / LOG
+    work.list_file("agent_log", log)
+    work.workspace = DevboxWorkspace(
+        ctx.endpoint,
+        devbox,
+        working_directory=devbox.working_directory or scenario.working_directory or devbox.home,
+        key=work.idempotency_key,
+        announce=announce,
+        keep=keep,
+        log=log,
+        left=left,
+        redactor=ctx.redactor,
+        vouch=vouch,
+    )
+
+
+async def settle(ctx: Context, work: Work, execution: str | None = None) -> Settlement | None:
+    """End what the agent left running. Raises WorldError; Conflicted while `execution` still runs."""
+    run = given(work.run, "the run")
+    return await ctx.endpoint.agent_ended(run.id, scoring=ctx.config.scoring, devbox=run.devbox_id, execution=execution)
+
+
+async def take_result(ctx: Context, work: Work, error: SweepError) -> bool:
+    """Read the run: it may be scored already. The journal had lost sight of that, or the agent broke its devbox.
+
+    Raises `error` if it has no result, and SweepHalted where no devbox came up since the scenario was changed.
+    """
+    work.run = await ctx.endpoint.run(given(work.run, "the run").id)
+    if not work.run.has_result:
+        if isinstance(error, DevboxFailed):
+            await unchanged_scenario(ctx, work)
+        raise error
+    return False
+
+
+async def prepare(ctx: Context, work: Work) -> Facts:
+    """Install the agent, then take a snapshot of the devbox's files."""
+    await work.arm.agent.prepare(given(work.workspace, "the workspace"))
+    if not await ctx.endpoint.agent_begins(given(work.run, "the run").id):
+        await take_snapshot(work)
+    return {}
+
+
+async def solve(ctx: Context, work: Work) -> Facts:
+    """Let the agent work. How it ended is a fact; `--on-agent-failure` says whether that is a failure.
+
+    Raises AgentTimedOut and AgentCrashed where it is.
+    """
+    workspace = given(work.workspace, "the workspace")
+    log = AgentLog(work.folder / LOG, ctx.redactor)
+    with _logging(work, log) as write:
+        try:
+            work.result = await work.arm.agent.solve(_task(ctx, work), workspace, write)
+        except AgentTimedOut as error:
+            work.result = Result(exit_status=None, message=str(error))
+    if workspace.is_log_incomplete:
+        work.flag(Flag.LOG_INCOMPLETE)
+    if workspace.is_log_truncated or log.is_truncated:
+        work.flag(Flag.LOG_TRUNCATED)
+
+    result = work.result
+    if result.is_timed_out:
+        work.flag(Flag.AGENT_TIMED_OUT)
+    elif result.exit_status != 0:
+        work.flag(Flag.AGENT_CRASHED)
+    if ctx.config.on_agent_failure == "fail":
+        if result.is_timed_out:
+            raise AgentTimedOut(result.message or "the agent used up its time")
+        if result.exit_status != 0:
+            raise AgentCrashed(result.message or f"the agent ended with exit status {result.exit_status}")
+    return {
+        "exit_status": result.exit_status,
+        "exit_reason": result.exit_reason,
+        "usage": dict(result.usage),
+        "flags": list(work.flags),
+    }
+
+
+def _task(ctx: Context, work: Work) -> Task:
+    scenario, run, agent = given(work.scenario, "the scenario"), given(work.run, "the run"), work.arm.agent
+
+    def note_process(pid: int) -> None:
+        ctx.sink.append_nowait(AgentStarted(trial=str(work.key), attempt=work.number, pid=pid, birth=birth(pid)))
+
+    return Task(
+        scenario_id=scenario.id,
+        scenario_name=scenario.name,
+        prompt=scenario.prompt,
+        time_limit=ctx.config.timeouts.solve_for(work.summary.agent_timeout),
+        started=note_process,
+        folder=work.folder,
+        log=work.folder / LOG,
+        devbox_id=run.devbox_id,
+        endpoint=ctx.endpoint.url,
+        upstream=lambda: (ctx.endpoint.url, ctx.endpoint.token),
+        model=work.arm.config.model,
+        settings=work.arm.config.settings,
+        reference_output=scenario.reference_output if agent.needs_reference else None,
+    )
+
+
+@contextmanager
+def _logging(work: Work, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
+    """Yield a non-blocking callback that appends a host agent's output to the log, which the first write opens."""
+
+    def attempting(act: Callable[[], None]) -> None:
+        try:
+            if log.is_closed:
+                log.open()
+            act()
+        except OSError as error:
+            structlog.get_logger().warning("log.cut", trial=str(work.key), error=str(error))
+
+    try:
+        yield lambda data: attempting(partial(log.write_nowait, data))
+    finally:
+        if not log.is_closed:
+            attempting(log.finish_nowait)
+            log.close()
+
+
+async def gather(ctx: Context, work: Work) -> Facts:
+    """Collect the agent's files before scoring adds hidden tests; its processes have ended by then."""
+    await bring_home(ctx, work, await settle(ctx, work))
+    return _gathered(work)
+
+
+def _gathered(work: Work) -> Facts:
+    """All that was collected, complete or not: a process that resumes after this stage does not collect again."""
+    return {"files": dict(work.files), "network": work.network, "flags": list(work.flags)}
+
+
+async def note_missing(ctx: Context, work: Work, error: SweepError) -> bool:
+    """Flag that a part was not collected, and call the stage finished: it fails nothing."""
+    flag_incomplete(work, error.message)
+    note_finished(ctx, work, Stage.GATHER, _gathered(work))
+    return False
+
+
+def flag_incomplete(work: Work, reason: str) -> None:
+    """Flag that a part of what the agent left was not collected, with the reason in the log."""
+    work.flag(Flag.GATHER_INCOMPLETE)
+    structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=reason)
+
+
+async def score(ctx: Context, work: Work) -> Facts:
+    """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
+    run = given(work.run, "the run")
+    work.scorings += 1
+    if run.state != "scoring" and (run.state not in RUN_RESULT or _faults(run)):
+        try:
+            await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}"))
+        except Conflicted:  # it was started before: not every endpoint knows idempotency keys
+            if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {"scoring"}:
+                raise
+    if run.state not in RUN_RESULT or _faults(run):
+        work.run = await ctx.endpoint.wait_scored(run.id)
+
+    scored = await _ask_again_unscored(ctx, work)
+    for scorer in scored.scorers:
+        log = f"scorers/{path_part(scorer.name)}.log"
+        await work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
+    if scored.state == "failed":
+        await unchanged_scenario(ctx, work)
+    if words := _faults(scored):
+        await _collect_verifier_files(ctx, work)
+        raise ScoringFault(f"scoring failed: {words}")
+    if scored.state not in RUN_RESULT or scored.score is None:
+        await _explain_lost(ctx, scored)
+
+    judgement = scored.judgement or Judgement(mode="live")  # an endpoint that does not say scores beside the agent
+    if judgement.broken:
+        work.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
+    if judgement.mode == "live" or judgement.was_live:
+        work.flag(Flag.SCORED_LIVE)
+    if judgement.system_changed:
+        work.flag(Flag.SYSTEM_CHANGED)
+    await _collect_verifier_files(ctx, work)
+    return {"score": scored.score}
+
+
+async def _ask_again_unscored(ctx: Context, work: Work) -> ScenarioRun:
+    """Ask for the score again while no scorer could be started; the run then says so, and asks to be tried later.
+
+    Returns the run as it is when its devbox is gone, or after a minute.
+    """
+    run = given(work.run, "the run")
+    for number, pause in enumerate((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), 1):
+        if run.state != "failed" or run.scorers:
+            break
+        await unchanged_scenario(ctx, work)
+        if (await ctx.endpoint.devbox(run.devbox_id)).status in DEVBOX_DEAD:
+            break
+        structlog.get_logger().warning("score.unheard", trial=str(work.key), run=run.id)
+        await anyio.sleep(pause)
+        await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}-{number}"))
+        work.run = run = await ctx.endpoint.wait_scored(run.id)
+    return run
+
+
+def _faults(run: ScenarioRun) -> str:
+    """The last words of each scorer in error; empty if none is."""
+    faulty = [scorer for scorer in run.scorers if scorer.is_faulty]
+    return "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
+
+
+async def _collect_verifier_files(ctx: Context, work: Work) -> None:
+    """Collect what the tests wrote beside their score. A failure is logged only: it holds up no score."""
+    if work.workspace is None:  # the result was there before we came
+        return
+    try:
+        with anyio.fail_after(VERIFIER_FILES_S):
+            if (settlement := await settle(ctx, work)) is not None:
+                await bring_verifier_home(ctx, work, settlement)
+    except (WorldError, TimeoutError, OSError, ValueError) as error:
+        structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=str(error))
+
+
+async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
+    """Raise the error that says why a run has no result."""
+    devbox = await ctx.endpoint.devbox(run.devbox_id)
+    if devbox.status in DEVBOX_DEAD:
+        raise DevboxLost(f"devbox {devbox.id} was gone before the score: {devbox.failure or devbox.status}")
+    if run.state in {"canceled", "timeout"}:
+        raise RunLost(f"run {run.id} was ended by somebody else: {run.state}")
+    if run.state == "failed":
+        raise ScoringFault(f"run {run.id} failed without a scorer's word")
+    raise WorldError(f"run {run.id} has no score and is {run.state}")
+
+
+async def score_again(ctx: Context, work: Work, error: SweepError) -> bool:
+    """Score again while the scorers are at fault and tries are left. Raises the last fault."""
+    if decision_on(ctx, work, error, rule(error)).action is not Action.SCORE_AGAIN:
+        raise error
+    structlog.get_logger().info("score.again", trial=str(work.key), error=error.message)
+    return True
+
+
+async def release(ctx: Context, work: Work) -> Facts:
+    """Complete a scored run, cancel any other; the devbox goes with it, or by itself where that gets no answer."""
+    run = work.run or await _find_run(ctx, work)
+    if run is None:
+        return {}
+    try:
+        with anyio.fail_after(ctx.config.timeouts.release / 2):
+            await (ctx.endpoint.complete if run.state in RUN_RESULT else ctx.endpoint.cancel)(run.id)
+    except (Unavailable, TimeoutError):
+        await ctx.endpoint.shutdown(run.devbox_id)
+    return {}
+
+
+async def note_unreleased(_ctx: Context, work: Work, error: SweepError) -> bool:
+    """Log a release that failed: the devbox's keep-alive, or the next resume, ends what is left."""
+    structlog.get_logger().warning("release.failed", trial=str(work.key), error=error.message)
+    return False
+
+
+def decision_on(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision:
+    """Decide what follows a failure, by its rule and by how often it was tried."""
+    trial = ctx.ledger.trials.get(work.key) or Trial()
+    tries, allowed = {
+        "attempts": (trial.counted + 1, ctx.config.attempts),
+        "scorings": (work.scorings, ctx.config.scorings),
+        "delays": (ctx.delays[work.key] + 1, DELAYS),
+        "interruptions": (trial.interrupted + 1, INTERRUPTIONS),
+        None: (1, None),
+    }[its_rule.bound]
+    return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())
+
+
+def note_finished(ctx: Context, work: Work, stage: Stage, facts: Facts) -> None:
+    """Journal that a stage is finished, with its facts and times."""
+    ctx.sink.append_nowait(
+        StageFinished(trial=str(work.key), attempt=work.number, stage=stage, **work.stages[stage.value], facts=facts)
+    )
+
+
+STAGES: Final[Mapping[Stage, StageEntry]] = {
+    Stage.START: StageEntry(
+        run=start,
+        limit=lambda timeouts, _scenario: timeouts.start,
+        next=Stage.BOOT,
+        on_resume=lambda _where: Stage.BOOT,
+    ),
+    Stage.BOOT: StageEntry(
+        run=boot,
+        limit=lambda timeouts, _scenario: timeouts.boot,
+        next=Stage.PREPARE,
+        on_resume=lambda _where: Stage.BOOT,
+        catches=(DevboxFailed,),
+        on_error=take_result,
+    ),
+    Stage.PREPARE: StageEntry(
+        run=prepare,
+        limit=lambda timeouts, _scenario: timeouts.prepare,
+        next=Stage.SOLVE,
+        on_resume=lambda _where: None,  # half an install is no install
+    ),
+    Stage.SOLVE: StageEntry(
+        run=solve,
+        # The agent's own limit is enforced in the devbox; this one is the backstop.
+        limit=lambda timeouts, scenario: timeouts.solve_for(scenario.agent_timeout) + 2 * timeouts.start,
+        next=Stage.GATHER,
+        on_resume=lambda where: Stage.SOLVE if where == "devbox" else None,  # a host agent died with its sweep
+        catches=(WorldError,),
+        on_error=take_result,
+    ),
+    Stage.GATHER: StageEntry(
+        run=gather,
+        limit=lambda timeouts, _scenario: timeouts.gather,
+        next=Stage.SCORE,
+        on_resume=lambda _where: Stage.GATHER,
+        catches=(WorldError,),
+        on_error=note_missing,
+    ),
+    Stage.SCORE: StageEntry(
+        run=score,
+        limit=lambda timeouts, scenario: timeouts.score_for(scenario.scorer_timeout) + timeouts.start,
+        next=None,
+        on_resume=lambda _where: Stage.SCORE,
+        catches=(SweepError,),
+        on_error=score_again,
+    ),
+    Stage.RELEASE: StageEntry(
+        run=release,
+        limit=lambda timeouts, _scenario: timeouts.release,
+        next=None,
+        on_resume=lambda _where: None,
+        catches=(WorldError,),
+        on_error=note_unreleased,
+    ),
+}
