@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import cache
 from hashlib import sha256
 from math import inf
 from pathlib import Path
@@ -41,52 +42,6 @@ ALL_WORDS: Final = 45.0
 #: Seconds in which what a command did not come to read must be taken away again.
 TIDYING: Final = 5.0
 
-WRAPPER: Final = r"""#!/bin/bash
-# Runs ./command once: its standard input is the file $2, its time limit is $1 seconds. Records the end in ./status.
-cd "$(dirname "$0")" || exit 125
-here=$PWD
-if ! mkdir marker 2>/dev/null; then
-    until [ -e status ]; do
-        if [ -e marker/pid ] && ! kill -0 "$(cat marker/pid)" 2>/dev/null && [ ! -e status ]; then exit 125; fi
-        sleep 0.2
-    done
-    read -r status <status
-    [ "$status" = timed-out ] && exit 124
-    exit "$status"
-fi
-echo $$ >marker/pid
-leftovers() { # every process that carries our mark, or that the agent orphaned to our own parent
-    for process in /proc/[0-9]*; do
-        pid=${process#/proc/}
-        [ "$pid" = $$ ] && continue
-        if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "SWEEP_ATTEMPT=$here"; then
-            echo "$pid"
-        elif [ "$PPID" != 1 ] && grep -qx "PPid:[[:space:]]*$PPID" "$process/status" 2>/dev/null; then
-            echo "$pid"
-        fi
-    done
-}
-started=$SECONDS
-(
-    if [ -e env ]; then . ./env; rm -f env; fi
-    cd "$3" || exit 125
-    SWEEP_ATTEMPT=$here exec timeout -k 5 "$1" bash -l "$here/command" <"$2" 2>&1
-)
-status=$?
-if [ $((SECONDS - started)) -ge "${1%.*}" ] && { [ $status = 124 ] || [ $status = 137 ]; }; then
-    for _ in 1 2 3 4 5; do
-        pids=$(leftovers)
-        [ -z "$pids" ] && break
-        kill -KILL $pids 2>/dev/null
-        sleep 0.1
-    done
-    echo timed-out >status.new && mv status.new status
-    exit 124
-fi
-echo $status >status.new && mv status.new status
-exit $status
-"""
-
 #: What the wrapper ends with where the agent was ended with it, unrecorded; and a command whose files did not arrive.
 _VANISHED: Final = 125
 _NOT_WRITTEN: Final = 96
@@ -102,6 +57,11 @@ Announce = Callable[[str], None]
 Keep = Callable[[int, int], None]
 Vouch = Callable[[str], Awaitable[int | None]]
 """Whether the endpoint itself says that an execution has ended: its exit status, None if it does not say."""
+
+
+@cache
+def _wrapper() -> bytes:
+    return Path(__file__).with_name("agent_wrapper.sh").read_bytes()
 
 
 class DevboxWorkspace:
@@ -268,7 +228,7 @@ class DevboxWorkspace:
         line = shlex.join(("bash", f"{folder}/run", f"{time_limit:g}", stdin, self._absolute(".")))
         files = {
             f"{folder}/command": command.encode(),
-            f"{folder}/run": WRAPPER.encode(),
+            f"{folder}/run": _wrapper(),
             f"{folder}/env": _exports(environment or {}),
         }
         if self._execution is None:

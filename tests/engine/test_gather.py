@@ -15,8 +15,7 @@ from typing import Final
 import pytest
 
 from orchestrator.agentkit.agent import Leavings
-from orchestrator.engine.artifacts.pack import packing, packing_verifier
-from orchestrator.engine.artifacts.snapshot import patching, snapshot
+from orchestrator.engine.artifacts.scripts import packing, packing_verifier, patching, snapshot
 from orchestrator.engine.artifacts.unpack import MOST_LINES, Account, Limits, join, shown_before, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 
@@ -205,7 +204,7 @@ def test_where_no_patch_can_be_made_the_reason_is_said(box: Box, tmp_path: Path)
 
 @needs_git
 def test_a_tree_that_is_too_large_is_left_alone(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.engine.artifacts.snapshot.MOST_FILES", 10)
+    monkeypatch.setattr("orchestrator.engine.artifacts.scripts.MOST_FILES", 10)
     box.sh("for n in {1..20}; do echo $n >$n; done")
     box.snapshot()
     assert box.diff() == ["no-patch the working directory is too large"]

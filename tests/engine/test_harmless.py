@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.engine.artifacts.harmless import harmless
+from orchestrator.engine.artifacts.unpack import harmless
 
 
 @pytest.mark.parametrize(

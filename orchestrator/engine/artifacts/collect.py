@@ -26,9 +26,18 @@ from orchestrator.agentkit.trajectory import convert
 from orchestrator.core.errors import DevboxLost, WorldError
 from orchestrator.core.printable import printable
 from orchestrator.core.records import Flag, Settlement
-from orchestrator.engine.artifacts.difference import differing
-from orchestrator.engine.artifacts.pack import GATHER, GROUPS, VERIFIER, packing, packing_verifier
-from orchestrator.engine.artifacts.snapshot import PATIENCE, PIECE, patching, snapshot
+from orchestrator.engine.artifacts.scripts import (
+    GATHER,
+    GROUPS,
+    PATCH_S,
+    PIECE,
+    VERIFIER,
+    packing,
+    packing_verifier,
+    patching,
+    settled_patching,
+    snapshot,
+)
 from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
 from orchestrator.engine.context import LOG, Context, Work, given
 from orchestrator.engine.redact import Redactor
@@ -56,7 +65,7 @@ async def take_snapshot(work: Work) -> None:
     """Remember how things stand in the devbox before the agent begins. Raises DevboxLost and nothing else."""
     workspace: DevboxWorkspace = given(work.workspace, "the workspace")
     try:
-        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATIENCE)
+        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATCH_S)
     except DevboxLost:
         raise
     except WorldError as error:
@@ -120,14 +129,14 @@ class _Coming:
         if found is None:
             script = patching(self._limits.file, **_places(workspace))
         else:
-            script = differing(
+            script = settled_patching(
                 self._limits.file,
                 evidence=found.evidence,
                 prepared=found.prepared,
                 scratch=workspace.scratch,
                 directory=workspace.working_directory,
             )
-        told = await self._tend("patch", script, PATIENCE)
+        told = await self._tend("patch", script, PATCH_S)
         self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
         for line in told.get("left", ()):
             self._said["left_out"].add(f"{PATCH_FILE}: {line}")

@@ -10,6 +10,7 @@ keeps every member, and reads extended headers whole and believes them, whatever
 
 import errno
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
+from unicodedata import category, normalize
 
-from orchestrator.engine.artifacts.harmless import harmless
 from orchestrator.engine.redact import Redactor
 
 _PIECE: Final = 1 << 20
@@ -34,6 +35,24 @@ MOST_LINES: Final = 1000
 _UNFIT: Final = frozenset(
     {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP}
 )
+
+#: Names that a program takes for its settings.
+_SETTINGS: Final = frozenset(
+    """
+    .git .gitmodules .gitattributes .hg .svn .bzr .jj .sl .pijul _darcs head
+    .envrc .direnv .env .autoenv .autoenv.zsh .mise .mise.toml .mise.local.toml mise.toml mise.local.toml .rtx.toml
+    .tool-versions .rvmrc .sdkmanrc .venv .devenv .flox
+    .vscode .idea .vs .fleet .zed .nova .helix .devcontainer .devcontainer.json .exrc .vimrc .nvimrc .nvim.lua
+    .lvimrc .local.vimrc .dir-locals.el .dir-locals-2.el .cursor .mcp.json .aider.conf.yml .continue .windsurf
+    .gdbinit .lldbinit .pdbrc .ghci .ocamlinit .rprofile .renviron .irbrc .pryrc .iex.exs .npmrc .yarnrc .yarnrc.yml
+    .claude .gemini .codex .clinerules .aider .ycm_extra_conf.py .eslintrc.js .eslintrc.cjs .prettierrc.js
+    .pnp.cjs .cargo .bundle .mvn .github .gitlab
+    desktop.ini autorun.inf .directory
+    """.split()  # noqa: SIM905 - a line for each kind
+)
+#: The same as DOS would call it: at most six letters, and a number.
+_SHORT: Final = frozenset(name.lstrip(".")[:6] for name in _SETTINGS)
+_SHORTENED: Final = re.compile(r"(.{1,6})~\d+(\..{0,3})?")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -286,3 +305,21 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def harmless(name: str) -> str:
+    """A file's or folder's name at home: its own, or one that no program takes for its settings.
+
+    Shells, editors, version control and file managers take files of certain names for settings, wherever they come upon
+    them, and settings have commands. `.git` becomes `dot-git`, `HEAD` becomes `not-HEAD`: no program knows that name,
+    and people see what it was. Without HEAD no folder is a repository, whatever it is called.
+    """
+    visible = "".join(each for each in name if category(each) not in {"Cf", "Cc", "Cs", "Mn"} or each in "\t\n\r")
+    bare = visible.partition(":")[0].rstrip(". \t\n\r") or name  # as file systems take it, without streams
+    known = normalize("NFKC", bare).casefold()
+    short = _SHORTENED.fullmatch(known)
+    if "\\" in name:  # where it separates folders, every part would have to be looked at
+        return harmless(name.replace("\\", "_"))
+    if known not in _SETTINGS and not (short and short[1] in _SHORT):
+        return name
+    return f"dot-{bare[1:]}" if known.startswith(".") and bare.startswith(".") else f"not-{bare}"

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from orchestrator.engine.artifacts.difference import differing
+from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
 from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, VERIFIER, Mode, Succession
 from orchestrator.service.sandbox.bwrap import LocalProvider
@@ -66,7 +66,7 @@ class Stage:
     async def patch(self, mode: Mode = Mode.SHARED) -> tuple[bytes, list[str]]:
         """The patch, and what is told beside its pieces."""
         await self.boxes.settle(mode)
-        script = differing(LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=APP)
+        script = settled_patching(LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=APP)
         front = self.boxes.front
         await write_file(front, f"{SCRATCH}/patch.sh", script.encode())
         done = await run(front, Command(argv=("bash", f"{SCRATCH}/patch.sh")), timeout=60)

@@ -1,16 +1,7 @@
-"""The patch of a devbox that its service has settled: nothing of the agent runs any more, and its files are read-only.
-
-The service says which files may have changed, and has their content from before; git compares these and no others, in a
-folder of ours that the agent never saw. What its `.gitignore` names is judged by that file as it was before the agent
-began: an agent that adds to it hides nothing. Each thing that a patch lacks is told.
-"""
-
-import shlex
-from typing import Final
-
-from orchestrator.engine.artifacts.snapshot import PIECE
-
-_SCRIPT: Final = r"""
+#!/bin/bash
+# Makes the patch of a devbox that its service has settled. Prints `piece NAME`, or `no-patch REASON`; `cut` and `left`.
+# Given: scratch directory evidence prepared file piece
+# shellcheck disable=SC2154,SC2015
 PATH=/usr/local/bin:/usr/bin:/bin
 exec 2>/dev/null </dev/null
 exec 9>"$scratch/lock" && flock -w 20 9
@@ -57,8 +48,8 @@ difference() { # to standard output, or why there is none to $1
         comm -z -23 "$made/wanted" "$made/after" | lines | sed 's/^/cut /; s/$/: cannot be read/'
         lines <"$made/ignored" | while IFS= read -r name; do
             case /$name in # what tools drop by themselves is no reason to look
-            */__pycache__/* | *.pyc | */node_modules/* | */.*_cache/* | */.tox/* | */.venv/* | */.cache/*) word=left ;;
-            *) word=cut ;;
+            */__pycache__/* | *.pyc | */node_modules/* | */.*_cache/* | */.tox/* | */.venv/* | */.cache/*) word="left" ;;
+            *) word="cut" ;;
             esac
             echo "$word $name: .gitignore names it, and the agent did not stage it"
         done
@@ -101,15 +92,3 @@ else
     for each in "$out"/patch.*; do echo "piece ${each##*/}"; done
 fi
 exit 0
-"""
-
-
-def differing(limit: int, *, evidence: str, prepared: str, scratch: str, directory: str) -> str:
-    """The script that makes the patch, of at most one byte more than `limit`; see `model.Settlement` for the folders.
-
-    It tells `piece NAME` in the scratch folder's `patch`, or `no-patch REASON`; `cut WORDS` for what the patch lacks,
-    and `left WORDS` for what nobody misses.
-    """
-    words = {"evidence": evidence, "prepared": prepared, "scratch": scratch, "directory": directory.rstrip("/") or "/"}
-    given = "".join(f"{name}={shlex.quote(value)}\n" for name, value in words.items())
-    return f"{given}file={limit} piece={PIECE}\n{_SCRIPT}"

@@ -1,0 +1,54 @@
+#!/bin/bash
+# Packs files into archives in pieces. Prints `piece NAME` and `note WORDS`. Calls of `pack` follow it.
+# Given: what common.sh is given, step file room files piece most_large patience
+# shellcheck disable=SC2154
+out=$scratch/$step
+rm -rf "$out"
+mkdir -p "$out"
+shopt -s globstar nullglob
+IFS=
+limited=()
+command -v timeout >/dev/null && limited=(timeout -k 1 "$patience")
+found() { # the files of size $1 that the patterns behind it name
+    for pattern in "${@:2}"; do
+        for path in $pattern; do
+            "${limited[@]}" find -H "$path" \
+                \( -path "$scratch" -o -path "$scratch/*" \) -prune -o -type f -size "$1" -print0
+        done
+    done | sort -zu
+}
+archive() { # the files of list $2 of group $1, as they are called from $3, in pieces; says which, and shrinks the room
+    [ -s "$out/$2" ] || return
+    "${limited[@]}" tar -chf - -C "$3" --null -T "$out/$2" | head -c "$room" | split -b "$piece" -a 3 - "$out/$1.$2."
+    [ "${PIPESTATUS[0]}" = 0 ] || echo "note $1: not all of it could be packed"
+    rm -f "$out/$2"
+    for each in "$out/$1.$2".*; do
+        echo "piece ${each##*/}"
+        room=$((room - $(wc -c <"$each")))
+    done
+}
+pack() { # as group $1 the files that the patterns behind $2 name: as they are called from folder $2, or from the root
+    group=$1 base=$2 count=0
+    while IFS= read -r -d '' path; do
+        if [ $((count += 1)) -gt "$files" ]; then
+            echo "note $group: there are more than $files files"
+            break
+        fi
+        case $path in
+        "$base"/*) printf './%s\0' "${path#"$base"/}" >>"$out/near" ;;
+        *) printf './%s\0' "${path#/}" >>"$out/far" ;;
+        esac
+    done < <(found -$((file / 512 + 1)) "${@:3}")
+    archive "$group" near "$base"
+    archive "$group" far /
+    count=0
+    while IFS= read -r -d '' path; do
+        echo "note $group: ${path//$'\n'/?}: too large, its beginning is here"
+        copy=$out/large/${path#"$base"/}.beginning
+        mkdir -p "${copy%/*}" && "${limited[@]}" head -c "$file" "$path" >"$copy"
+        printf './%s\0' "${copy#"$out"/large/}" >>"$out/cut"
+        [ $((count += 1)) -lt "$most_large" ] || break
+    done < <(found +$((file / 512)) "${@:3}")
+    archive "$group" cut "$out/large"
+    rm -rf "$out/large"
+}
