@@ -34,7 +34,7 @@ from orchestrator.common import logs
 from orchestrator.common.locks import RISK
 from orchestrator.core.config import ArmConfig, SweepConfig, moment
 from orchestrator.core.errors import JournalError, Refused, Unavailable, UsageError, WorldError
-from orchestrator.core.events import SCHEMA, SweepEnded, SweepOpened, TrialReopened
+from orchestrator.core.events import SCHEMA, Sink, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import counted, printable
@@ -46,7 +46,7 @@ from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
-from orchestrator.engine.event_log import Sink
+from orchestrator.engine.lifecycle import finish_unsupported
 from orchestrator.engine.presence import Presence
 from orchestrator.engine.redact import MaskingSink, Redactor
 from orchestrator.engine.remote_state import Remote
@@ -54,7 +54,6 @@ from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.stage_table import needs_of
-from orchestrator.engine.unsupported import give_up
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
@@ -475,7 +474,7 @@ async def _conduct(
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
         try:
-            await give_up(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
+            await finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
             lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]

@@ -21,7 +21,7 @@ Intents are written before the call they announce, facts after it. A kind this v
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final, Protocol, get_args
 
 import orjson
 from msgspec import Struct, field, structs
@@ -197,3 +197,20 @@ def _from_unusual(line: bytes, error: Exception) -> Unknown:
     if kind in KINDS:
         raise JournalError(f"event {kind}: {error}")
     return Unknown(at=data.get("at", 0.0), data=data)
+
+
+class Sink(Protocol):
+    """The one way for facts: everything that happens is appended here. The journal, or a list in a test."""
+
+    async def append(self, *batch: Event) -> None:
+        """Apply events to the ledger, and return when they and all before them are durable.
+
+        Raises what the ledger says of one that cannot follow, which is not written, and JournalError if the disk
+        refuses for too long. Whoever is canceled while it waits has them written all the same.
+        """
+
+    def append_nowait(self, *batch: Event) -> None:
+        """As `append`, without waiting: in the ledger now, durable no later than the next that somebody waits for."""
+
+    async def wait_writable(self) -> None:
+        """Wait while the disk refuses: nothing new begins meanwhile. Raises JournalError when it refuses for good."""

@@ -8,11 +8,9 @@ import anyio
 import structlog
 
 from orchestrator.core.errors import Missing, SweepCanceled
-from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
+from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted, Sink
 from orchestrator.core.ledger import Ledger
-from orchestrator.core.records import BenchmarkRun
 from orchestrator.endpoint.contract import Endpoint
-from orchestrator.engine.event_log import Sink
 
 
 class BenchmarkRuns:
@@ -74,20 +72,19 @@ class BenchmarkRuns:
         known = self._ledger.benchmark_runs.get((arm, number))
         is_owed = known is not None and known.run is None
         number_of_run = known.round + (not is_owed) if known else 1
-        run = await self._adopt(arm, number) if is_owed else None
+        name = f"{self._sweep}/{arm}/{number}"
+        # A run that was asked for and whose id was never heard is found by name: not every endpoint knows our keys.
+        running = (
+            await self._endpoint.list_benchmark_runs(benchmark=self._benchmark_id, state="running") if is_owed else []
+        )
+        run = next((each for each in running if each.name == name), None)
         if run is None:
             await self._sink.append(BenchmarkRunIntended(arm=arm, number=number, round=number_of_run))
             run = await self._endpoint.start_benchmark_run(
                 self._benchmark_id,
-                name=f"{self._sweep}/{arm}/{number}",
+                name=name,
                 metadata={"sweep": self._sweep, "arm": arm, "number": str(number)},
                 key=f"{self._sweep} {arm} {number} run {number_of_run}",
             )
         await self._sink.append(BenchmarkRunStarted(arm=arm, number=number, run=run.id, round=number_of_run))
         return run.id
-
-    async def _adopt(self, arm: str, number: int) -> BenchmarkRun | None:
-        """The run that was asked for and whose id we never heard: not every endpoint knows our keys again."""
-        name = f"{self._sweep}/{arm}/{number}"
-        runs = await self._endpoint.list_benchmark_runs(benchmark=self._benchmark_id, state="running")
-        return next((run for run in runs if run.name == name), None)

@@ -56,35 +56,15 @@ class Breaker:
         if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
             stage = Stage.PREPARE
         words = shortened(error.message, 400)
-        if stage is Stage.START:
-            return self._wait_for_run(error, words, now, is_busy=is_busy)
-        return self._count(stage, arm, words)
-
-    def crashed(self, arm: str, finished: Iterable[Trial]) -> str | None:
-        """Asked after a crash: how the agent of an arm always crashes, if that is why to stop; None if it is not.
-
-        `finished` are the arm's trials so far, in any order. One in which no agent ended says nothing of it.
-        """
-        count, status = 0, None
-        for trial in filter(_tells_of_agent, finished):
-            its_own = _crash(trial)
-            if its_own is None or (count and its_own != status):
+        if stage is not Stage.START:
+            self._in_a_row[_series(stage, arm)] += 1
+            count = self._in_a_row[_series(stage, arm)]
+            if count < self._same_failures:
                 return None
-            count, status = count + 1, its_own
-        if count < self._same_failures:
-            return None
-        return f"the agent of {arm} crashed in each of its {count} trials so far, with exit status {status}"
+            if stage is Stage.BOOT:
+                return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
+            return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
 
-    def _count(self, stage: Stage, arm: str, words: str) -> str | None:
-        self._in_a_row[_series(stage, arm)] += 1
-        count = self._in_a_row[_series(stage, arm)]
-        if count < self._same_failures:
-            return None
-        if stage is Stage.BOOT:
-            return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
-        return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
-
-    def _wait_for_run(self, error: SweepError, words: str, now: float, *, is_busy: bool) -> str | None:
         is_full = isinstance(error, Throttled)
         if self._refused_at is None or (is_full and is_busy):
             self._refused_at = now
@@ -95,19 +75,26 @@ class Breaker:
             return f"the endpoint has granted no run for {minutes:.0f} minutes: {words}. Have the quota raised"
         if isinstance(error, Missing):
             return f"something that trials need has been missing for {minutes:.0f} minutes: {words}. Put it back"
-        return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. See that it is there"
+        return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. Check that it is up"
+
+    def crashed(self, arm: str, finished: Iterable[Trial]) -> str | None:
+        """Asked after a crash: how the agent of an arm always crashes, if that is why to stop; None if it is not.
+
+        `finished` are the arm's trials so far, in any order. One in which no agent ended says nothing of it.
+        """
+        count, status = 0, None
+        for trial in finished:
+            if trial.outcome is not Outcome.SCORED and not {Flag.AGENT_CRASHED, Flag.AGENT_TIMED_OUT} & {*trial.flags}:
+                continue
+            has_failed = Flag.AGENT_CRASHED in trial.flags and (trial.score or 0) <= 0
+            if not has_failed or trial.exit_status is None or (count and trial.exit_status != status):
+                return None
+            count, status = count + 1, trial.exit_status
+        if count < self._same_failures:
+            return None
+        return f"the agent of {arm} crashed in each of its {count} trials so far, with exit status {status}"
 
 
 def _series(stage: Stage, arm: str) -> tuple[Stage, str]:
     """What a failure is counted with: an agent that cannot be installed says nothing of the others."""
     return stage, arm if stage is Stage.PREPARE else ""
-
-
-def _tells_of_agent(trial: Trial) -> bool:
-    return trial.outcome is Outcome.SCORED or bool({Flag.AGENT_CRASHED, Flag.AGENT_TIMED_OUT} & {*trial.flags})
-
-
-def _crash(trial: Trial) -> int | None:
-    """The exit status of an agent that crashed and reached nothing; None for any other."""
-    is_crash = Flag.AGENT_CRASHED in trial.flags and (trial.score or 0) <= 0
-    return trial.exit_status if is_crash else None

@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 #: Seconds without being throttled before the devbox limit grows by one.
-CALM: Final = 30.0
+CALM_S: Final = 30.0
 
 
 class Limits:
@@ -31,7 +31,10 @@ class Limits:
     @asynccontextmanager
     async def devbox(self) -> AsyncIterator[None]:
         """Hold a place for a devbox."""
-        self._creep_back()
+        now = anyio.current_time()
+        if self.is_reduced and now - self._changed_at >= CALM_S:
+            self._devboxes.total_tokens = self.devboxes + 1
+            self._changed_at = now
         async with self._devboxes:
             yield
 
@@ -45,12 +48,6 @@ class Limits:
     def push_back(self) -> None:
         """The endpoint asks for less: halve the devboxes, at most once in a calm time."""
         now = anyio.current_time()
-        if now - self._changed_at >= CALM or not self.is_reduced:
+        if now - self._changed_at >= CALM_S or not self.is_reduced:
             self._devboxes.total_tokens = max(1, self.devboxes // 2)
-            self._changed_at = now
-
-    def _creep_back(self) -> None:
-        now = anyio.current_time()
-        if self.is_reduced and now - self._changed_at >= CALM:
-            self._devboxes.total_tokens = self.devboxes + 1
             self._changed_at = now

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from orchestrator.agentkit.agent import Agent, Result
 from orchestrator.core.config import ArmConfig, SweepConfig
 from orchestrator.core.errors import InternalError
+from orchestrator.core.events import Sink
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Flag, Scenario, ScenarioRun, ScenarioSummary, TrialKey, path_part
 from orchestrator.core.stages import Stage
@@ -17,7 +18,6 @@ from orchestrator.endpoint.contract import Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
-from orchestrator.engine.event_log import Sink
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.retry_io import persist

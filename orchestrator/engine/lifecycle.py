@@ -4,7 +4,7 @@ Order of durability: an intent is on disk before the call it announces, and the 
 release destroys the only other copy. A devbox whose score is not durable is left to its keep-alive.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, SweepHalted
+from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, SweepHalted, Unsupported
 from orchestrator.core.events import AttemptEnded, StageEntered, TrialFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
@@ -206,6 +206,26 @@ async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure |
             f"{verdict}: {said}. Fix it, and start a new sweep, or run these again with --retry {Flag.AGENT_CRASHED}; "
             "raise --same-failures if that is normal for your agent"
         )
+
+
+async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
+    """Finish the owed trials whose scenarios cannot run, without an attempt; what is in flight takes its own course.
+
+    No worker does it: there is no devbox to wait for, and a row of such failures says nothing about the others.
+    """
+    ended: list[TrialFinished] = []
+    for key in owed:
+        summary = ctx.summary(key)
+        if not summary.unsupported or ctx.ledger.under_way(key) is not None:
+            continue
+        last = ctx.ledger.trials.get(key, Trial()).attempts
+        folder = attempt_folder(ctx.folder, key, summary.name, last)
+        work = Work(key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder)
+        failure = Failure(error=Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
+        result = result_line(ctx, work, Outcome.FAILED, failure)
+        ended.append(TrialFinished(trial=str(key), attempt=last, result=result))
+    if ended:
+        await ctx.sink.append(*ended)
 
 
 async def _abandon(ctx: Context, work: Work) -> None:

@@ -22,7 +22,7 @@ EVERY: Final = 5.0
 #: Seconds after which an endpoint has forgotten who gives none, and a little more.
 FORGOTTEN: Final = 25.0
 #: Seconds that saying so may take where others wait for it.
-BRIEFLY: Final = 5.0
+BRIEFLY_S: Final = 5.0
 _NAME: Final = re.compile(r"process (\d+) on (.*), of (.*)")
 COPY: Final = "Is there a copy of this sweep's folder?"
 
@@ -58,18 +58,20 @@ class Presence:
                 tell(f"{_words(new)} wants to work on this sweep, too, and is kept out. {COPY}")
 
     async def leave(self) -> None:
-        with anyio.move_on_after(BRIEFLY, shield=True), suppress(WorldError):
+        with anyio.move_on_after(BRIEFLY_S, shield=True), suppress(WorldError):
             await self._endpoint.leave(self._me)
 
     async def _others(self) -> list[str]:
-        with anyio.move_on_after(BRIEFLY), suppress(WorldError):
-            return [name for name in await self._endpoint.at_work(self._sweep, self._me) if not self._is_dead(name)]
+        """Names of the others at work, without processes of this machine that the endpoint has yet to forget."""
+        with anyio.move_on_after(BRIEFLY_S), suppress(WorldError):
+            names = await self._endpoint.at_work(self._sweep, self._me)
+            known = [(name, _NAME.fullmatch(name)) for name in names]
+            return [
+                name
+                for name, match in known
+                if not (match and match[2] == self._here and birth(int(match[1])) != match[3])
+            ]
         return []
-
-    def _is_dead(self, name: str) -> bool:
-        """Whether that was a process of this machine and is no more: the endpoint has yet to forget it."""
-        match = _NAME.fullmatch(name)
-        return match is not None and match[2] == self._here and birth(int(match[1])) != match[3]
 
 
 def _words(names: Iterable[str]) -> str:

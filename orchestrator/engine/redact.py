@@ -20,8 +20,7 @@ from urllib.parse import quote, quote_plus
 from msgspec import structs
 
 from orchestrator.core.errors import SweepError
-from orchestrator.core.events import Event
-from orchestrator.engine.event_log import Sink
+from orchestrator.core.events import Event, Sink
 
 #: Bytes below which a value cannot be told from ordinary words.
 SHORTEST: Final = 6
@@ -71,7 +70,11 @@ class Redactor:
 
     def mask(self, data: bytes, masked: Counter[str] | None = None) -> bytes:
         """Mask whole values. Adds to `masked` how often, by the variable's name."""
-        if self._pattern is None or not self._may_have(data):
+        if self._pattern is None:
+            return data
+        small = data.lower()
+        telling = (*self._telling, *self._telling_wide) if 0 in data else self._telling
+        if not any(guise in small for guise in telling):
             return data
 
         def hide(found: re.Match[bytes]) -> bytes:
@@ -80,12 +83,6 @@ class Redactor:
             return _MASK * len(found[0])
 
         return self._pattern.sub(hide, data)
-
-    def _may_have(self, data: bytes) -> bool:
-        small = data.lower()
-        if any(guise in small for guise in self._telling):
-            return True
-        return 0 in data and any(guise in small for guise in self._telling_wide)
 
     def text(self, text: str) -> str:
         if self._pattern is None:
@@ -205,14 +202,11 @@ def _guises(value: str) -> Iterator[bytes]:
             yield each.decode("utf-8", "replace").encode()  # as an endpoint hands it on that speaks of text only
             yield from (base64 for base64 in _base64s(each) if len(base64) >= SHORTEST)
             yield from (each.hex().encode(), each.hex().upper().encode())
-            for text in _cases(each.decode("utf-8", "replace")):
+            decoded = each.decode("utf-8", "replace")
+            for text in (decoded, decoded.upper(), decoded.lower()):
                 yield text.encode()
                 yield from (text.encode("utf-16-le"), text.encode("utf-16-be"))
     yield from (guise for guise in _escaped(value) if len(guise) >= SHORTEST)
-
-
-def _cases(text: str) -> tuple[str, str, str]:
-    return text, text.upper(), text.lower()
 
 
 def _is_word(value: str) -> bool:

@@ -12,11 +12,10 @@ import anyio
 import structlog
 
 from orchestrator.core.errors import WorldError
-from orchestrator.core.events import StrayFound
+from orchestrator.core.events import Sink, StrayFound
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.records import RUN_ALIVE, Devbox, ScenarioRun, TrialKey
 from orchestrator.endpoint.contract import Endpoint
-from orchestrator.engine.event_log import Sink
 
 #: Seconds for which a list is believed.
 FRESH: Final = 60.0

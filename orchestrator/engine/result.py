@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from orchestrator.core.records import Failure, Outcome, ScenarioRun
+from orchestrator.core.records import Failure, Outcome
 from orchestrator.engine.context import Context, Work
 
 SCHEMA: Final = 1
@@ -30,6 +30,9 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
     failures = trial.failures if trial else []
     now = ctx.now()
     run = work.run
+    scoring = None
+    if run is not None and run.score is not None:  # an endpoint that does not say where it scores does so live
+        scoring = (run.judgement.mode or None) if run.judgement else "live"
     return {
         "schema": SCHEMA,
         "sweep": ctx.sweep,
@@ -50,7 +53,7 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
             for scorer in (run.scorers if run else ())
         ],
         "rewards": {name: value for scorer in (run.scorers if run else ()) for name, value in scorer.rewards.items()},
-        "scoring": _mode(run),
+        "scoring": scoring,
         "processes_left": dict(run.judgement.processes_left) if run and run.judgement else {},
         "flags": list(work.flags),
         "failure": failure.as_dict() if failure else None,
@@ -67,13 +70,6 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         },
         "files": work.files,
     }
-
-
-def _mode(run: ScenarioRun | None) -> str | None:
-    """An endpoint that does not say where it scores does so in the agent's devbox."""
-    if run is None or run.score is None:
-        return None
-    return (run.judgement.mode or None) if run.judgement else "live"
 
 
 def _moment(at: float) -> str:

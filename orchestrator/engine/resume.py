@@ -5,7 +5,6 @@ up by the worker that gets its trial: the endpoint is asked what became of it, a
 A result that is there always wins; an agent in a devbox that lives is waited for, never run again.
 """
 
-from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -80,24 +79,19 @@ async def take_up(ctx: Context, work: Work, left: Attempt) -> Stage:
     if stage is None:
         raise Interrupted(f"the process ended during {left.stage}, and the devbox is {devbox.status}")
     if stage is not Stage.BOOT:
-        _recall(ctx, work, left, devbox)
+        open_workspace(ctx, work, devbox, left)
+        work.scorings = left.entries if left.stage is Stage.SCORE else 0
+        work.files |= left.facts.get("files", {})
+        work.network = dict(left.facts.get("network", work.network))
+        if "exit_status" in left.facts:
+            work.flags = [Flag(flag) for flag in left.facts.get("flags", ())]
+            work.result = Result(
+                exit_status=left.facts["exit_status"],
+                exit_reason=left.facts.get("exit_reason", ""),
+                usage=left.facts.get("usage", {}),
+            )
     structlog.get_logger().info("attempt.taken_up", trial=str(work.key), attempt=left.number, stage=stage)
     return stage
-
-
-def _recall(ctx: Context, work: Work, left: Attempt, devbox: Devbox) -> None:
-    """What the stages before would have left in the papers."""
-    open_workspace(ctx, work, devbox, left)
-    work.scorings = left.entries if left.stage is Stage.SCORE else 0
-    if "exit_status" in left.facts:
-        work.result = Result(
-            exit_status=left.facts["exit_status"],
-            exit_reason=left.facts.get("exit_reason", ""),
-            usage=left.facts.get("usage", {}),
-        )
-        work.flags = [Flag(flag) for flag in left.facts.get("flags", ())]
-    work.files |= left.facts.get("files", {})
-    work.network = dict(left.facts.get("network", work.network))
 
 
 async def reconcile(ctx: Context) -> None:
@@ -133,19 +127,14 @@ async def _settle(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.
         await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
         try:
             with anyio.fail_after(ctx.config.timeouts.release):
-                await _give_back(ctx, attempt)
+                # A run that was started though its id was never heard is a stray.
+                run = await ctx.remote.run(attempt.run) if attempt.run else None
+                if run is not None and run.state in RUN_ALIVE | {"failed", "timeout"}:
+                    await (ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel)(run.id)
+        except Missing:
+            pass
         except (WorldError, TimeoutError) as error:
             structlog.get_logger().warning("release.failed", trial=trial, error=str(error))
             return
     seconds = round(anyio.current_time() - began, 3)
     ctx.sink.append_nowait(StageFinished(trial=trial, attempt=number, stage=Stage.RELEASE, seconds=seconds))
-
-
-async def _give_back(ctx: Context, attempt: Attempt) -> None:
-    """Complete or cancel the run of an attempt, if it is not over already."""
-    if attempt.run is None:
-        return  # if it was started all the same, it is a stray
-    with suppress(Missing):
-        run = await ctx.remote.run(attempt.run)
-        if run.state in RUN_ALIVE | {"failed", "timeout"}:
-            await (ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel)(run.id)

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from orchestrator.core.errors import WorldError
 from orchestrator.endpoint.contract import Endpoint
@@ -57,19 +56,16 @@ class Silence:
         async with anyio.create_task_group() as tasks:
             while True:
                 await anyio.sleep(LOOK_EVERY)
-                self._look(tasks)
+                if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK:
+                    self._is_asking = True
+                    tasks.start_soon(self._ask)
+                moved, self._moved = self._moved, self.seconds
+                if self._moved > moved:
+                    for scope in self._scopes:
+                        scope.deadline += self._moved - moved
                 if self.seconds > self._unreachable:
-                    give_up(f"the endpoint has not answered for {self.seconds / 60:.0f} minutes. See that it is there")
+                    give_up(f"the endpoint has not answered for {self.seconds / 60:.0f} minutes. Check that it is up")
                     return
-
-    def _look(self, tasks: TaskGroup) -> None:
-        if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK:
-            self._is_asking = True
-            tasks.start_soon(self._ask)
-        moved, self._moved = self._moved, self.seconds
-        if self._moved > moved:
-            for scope in self._scopes:
-                scope.deadline += self._moved - moved
 
     async def _ask(self) -> None:
         with suppress(WorldError, TimeoutError), anyio.fail_after(SILENT):

@@ -55,18 +55,14 @@ class Watchdog:
             still = now - looked_at - self._every
             looked_at = now
             try:
-                if still > LATE:
-                    self._wake(loop, still)
+                if still > LATE:  # nobody looked meanwhile: the time that passed says nothing about the loop
+                    self._turned_at = time.monotonic()
+                    self.notice = f"the machine slept for {still:.0f} s, or gave this process no time"
+                    structlog.get_logger().warning("machine.slept", seconds=round(still, 1))
+                    loop.call_soon_threadsafe(self._on_sleep, still)
                 self._look(loop, main)
             except RuntimeError:
                 return  # the loop is closed
-
-    def _wake(self, loop: asyncio.AbstractEventLoop, still: float) -> None:
-        """We did not look either: the time that passed says nothing about the loop."""
-        self._turned_at = time.monotonic()
-        self.notice = f"the machine slept for {still:.0f} s, or gave this process no time"
-        structlog.get_logger().warning("machine.slept", seconds=round(still, 1))
-        loop.call_soon_threadsafe(self._on_sleep, still)
 
     def _look(self, loop: asyncio.AbstractEventLoop, main: int) -> None:
         if not self._is_asked:
@@ -75,28 +71,22 @@ class Watchdog:
         idle = time.monotonic() - self._turned_at
         if idle < self._patience:
             if self._stuck_since is not None:
-                self._tell_moving(self._turned_at - self._stuck_since)
+                seconds, self._stuck_since = self._turned_at - self._stuck_since, None
+                self.notice = f"the event loop was stuck for {seconds:.0f} s, and moves again"
+                structlog.get_logger().warning("loop.moves_again", seconds=round(seconds, 1))
+                sys.stderr.write(f"sweep: {self.notice}.\n")
         elif self._stuck_since is None:
             self._stuck_since = self._turned_at
-            self._tell_stuck(idle, main)
+            stack = traceback.extract_stack(sys._current_frames()[main])  # noqa: SLF001 - the documented way
+            where = f"{stack[-1].filename}:{stack[-1].lineno} ({stack[-1].name})"
+            self.notice = f"the event loop has been stuck for {idle:.0f} s, in {where}"
+            frames = [f"{each.filename}:{each.lineno} {each.name}" for each in reversed(stack)]
+            structlog.get_logger().error("loop.stuck", seconds=round(idle, 1), stack=frames[:20])
+            sys.stderr.write(f"sweep: {self.notice}; see sweep.log.\n")
 
     def _turn(self) -> None:
         """Runs in the loop."""
         self._turned_at, self._is_asked = time.monotonic(), False
-
-    def _tell_stuck(self, idle: float, main: int) -> None:
-        stack = traceback.extract_stack(sys._current_frames()[main])  # noqa: SLF001 - the documented way to another's
-        where = f"{stack[-1].filename}:{stack[-1].lineno} ({stack[-1].name})"
-        self.notice = f"the event loop has been stuck for {idle:.0f} s, in {where}"
-        frames = [f"{each.filename}:{each.lineno} {each.name}" for each in reversed(stack)]
-        structlog.get_logger().error("loop.stuck", seconds=round(idle, 1), stack=frames[:20])
-        sys.stderr.write(f"sweep: {self.notice}; see sweep.log.\n")
-
-    def _tell_moving(self, seconds: float) -> None:
-        self._stuck_since = None
-        self.notice = f"the event loop was stuck for {seconds:.0f} s, and moves again"
-        structlog.get_logger().warning("loop.moves_again", seconds=round(seconds, 1))
-        sys.stderr.write(f"sweep: {self.notice}.\n")
 
 
 def _since_boot() -> float:

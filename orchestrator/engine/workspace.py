@@ -32,18 +32,18 @@ from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 
 #: Seconds that our own timer leaves the script to end the agent itself.
-BACKSTOP: Final = 60.0
+BACKSTOP_S: Final = 60.0
 TAIL: Final = 20_000
 #: Seconds for ending a command that nobody waits for any more.
-PARTING: Final = 1.0
+KILL_GRACE_S: Final = 1.0
 #: Seconds that the output of an ended agent may stand still before it is given up, and take altogether.
-LAST_WORDS: Final = 15.0
-ALL_WORDS: Final = 45.0
+OUTPUT_IDLE_S: Final = 15.0
+OUTPUT_TOTAL_S: Final = 45.0
 #: Seconds in which what a command did not come to read must be taken away again.
-TIDYING: Final = 5.0
+CLEAN_UP_S: Final = 5.0
 
 #: What the wrapper ends with where the agent was ended with it, unrecorded; and a command whose files did not arrive.
-_VANISHED: Final = 125
+_ENDED_UNRECORDED: Final = 125
 _NOT_WRITTEN: Final = 96
 _NOT_THERE: Final = "sweep: what was written for this command is not there"
 #: Bytes of what the wrapper records.
@@ -51,7 +51,7 @@ _RECORD: Final = 100
 #: How often an agent's execution may be lost sight of.
 _SIGHTS: Final = 5
 #: Seconds between two notes of how far the log has come.
-NOTE_EVERY: Final = 5.0
+NOTE_EVERY_S: Final = 5.0
 
 Announce = Callable[[str], None]
 Keep = Callable[[int, int], None]
@@ -174,7 +174,7 @@ class DevboxWorkspace:
                 ended = await self._completed(execution, on_output)
                 return ExecResult(exit_status=ended.exit_status, stdout=ended.stdout, stderr=ended.stderr)
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(PARTING, shield=True), suppress(WorldError):
+            with anyio.move_on_after(KILL_GRACE_S, shield=True), suppress(WorldError):
                 await self._kill(execution)
             raise
         await self._kill(execution)
@@ -210,7 +210,7 @@ class DevboxWorkspace:
                 await self.write(path, data)
             yield
         except BaseException:
-            with anyio.move_on_after(TIDYING, shield=True), suppress(WorldError):
+            with anyio.move_on_after(CLEAN_UP_S, shield=True), suppress(WorldError):
                 for path in filter(_has_values, files):
                     await self.write(path, b"")
             raise
@@ -232,20 +232,24 @@ class DevboxWorkspace:
             f"{folder}/env": _exports(environment or {}),
         }
         if self._execution is None:
-            if self._is_again and await self._is_begun():
+            is_begun = False  # if it was, what it runs must not be written anew under it
+            if self._is_again:
+                with suppress(FileNotFoundError, ValueError):
+                    is_begun = bool(await self.read(f"{folder}/marker/pid", at_most=_RECORD))
+            if is_begun:
                 await self._execute({}, line, 1)
             else:
                 await self._begin(files, line, 1)
-        with anyio.move_on_after(time_limit + BACKSTOP):
+        with anyio.move_on_after(time_limit + BACKSTOP_S):
             return await self._watch(files, line)
         await self._kill(str(self._execution))
         ending = ""
-        with anyio.move_on_after(LAST_WORDS):
+        with anyio.move_on_after(OUTPUT_IDLE_S):
             ending = await self._read_ending()
         if ending:  # it was we who were late
             return await self._watch(files, line)
         raise AgentTimedOut(
-            f"the agent was still there {BACKSTOP:g} s after its limit of {time_limit:g} s and was killed"
+            f"the agent was still there {BACKSTOP_S:g} s after its limit of {time_limit:g} s and was killed"
         )
 
     async def read(self, path: str, *, at_most: int) -> bytes:
@@ -267,12 +271,6 @@ class DevboxWorkspace:
 
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.")
-
-    async def _is_begun(self) -> bool:
-        """Whether the agent's command was started: what it runs must not be written anew under it then."""
-        with suppress(FileNotFoundError, ValueError):
-            return bool(await self.read(f"{self.scratch}/agent/marker/pid", at_most=_RECORD))
-        return False
 
     async def _begin(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
         """Write what the agent's command needs, and start the wrapper."""
@@ -300,9 +298,11 @@ class DevboxWorkspace:
                 if ending := await self._read_ending():
                     ended = None if ending == "timed-out" else int(ending)
                     return ExecResult(exit_status=ended, stdout=_tail(self._log), stderr="")
-                if status != _NOT_WRITTEN and (vouched := await self._ask_again()) is not None:
-                    return ExecResult(exit_status=vouched, stdout=_tail(self._log), stderr="")
-                if status == _VANISHED:
+                if status != _NOT_WRITTEN and self._vouch is not None:  # it may have ended who was to record its end
+                    with suppress(Missing, Conflicted):
+                        if (vouched := await self._vouch(str(self._execution))) is not None:
+                            return ExecResult(exit_status=vouched, stdout=_tail(self._log), stderr="")
+                if status == _ENDED_UNRECORDED:
                     raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
             if sight > _SIGHTS:
                 break
@@ -312,14 +312,6 @@ class DevboxWorkspace:
                 await self._execute({}, line, sight)
                 self._note(0)
         raise DevboxLost(f"devbox {self._devbox.id} does not say what became of the agent")
-
-    async def _ask_again(self) -> int | None:
-        """The exit status of an agent that left no record of its end: it ended who was to write that."""
-        if self._vouch is None:
-            return None
-        with suppress(Missing, Conflicted):
-            return await self._vouch(str(self._execution))
-        return None
 
     async def _kill(self, execution: str) -> None:
         with suppress(Missing, Conflicted):  # it is over, or its devbox is
@@ -332,8 +324,8 @@ class DevboxWorkspace:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._stream, execution, words)
                 ended = await self._endpoint.wait_completed(self._devbox.id, execution)
-                self._last_word = anyio.current_time() + ALL_WORDS
-                words.deadline = anyio.current_time() + LAST_WORDS
+                self._last_word = anyio.current_time() + OUTPUT_TOTAL_S
+                words.deadline = anyio.current_time() + OUTPUT_IDLE_S
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         return ended.exit_status
@@ -363,11 +355,11 @@ class DevboxWorkspace:
             await log.write(text.encode("utf-8", "replace"))
             if log.is_settled:  # else what waits must be asked for again by whoever goes on
                 self._offset, self._length = offset, log.length
-                if log.cuts > cuts or anyio.current_time() >= noted_at + NOTE_EVERY:
+                if log.cuts > cuts or anyio.current_time() >= noted_at + NOTE_EVERY_S:
                     self._note(offset)
                     noted_at, cuts = anyio.current_time(), log.cuts
             if words.deadline < inf:
-                words.deadline = min(self._last_word, anyio.current_time() + LAST_WORDS)
+                words.deadline = min(self._last_word, anyio.current_time() + OUTPUT_IDLE_S)
 
     def _note(self, offset: int) -> None:
         self._offset = offset

@@ -117,7 +117,7 @@ class Syncs:
 
 def haunt(fate: Fate) -> None:
     """Make this process meet its fate at every sync of a journal and every call of the gateway."""
-    workspace.NOTE_EVERY = 0.0  # type: ignore[misc] # so that short agents have this event, too
+    workspace.NOTE_EVERY_S = 0.0  # type: ignore[misc] # so that short agents have this event, too
     os.fsync = Syncs(fate, os.fsync)  # type: ignore[assignment]
     os.fdatasync = Syncs(fate, os.fdatasync)  # type: ignore[assignment]
     for name, method in inspect.getmembers(Endpoint, inspect.isfunction):

@@ -12,7 +12,7 @@ from orchestrator.core.records import Outcome, ScenarioRun, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.engine.scheduler import Lane, Scheduler
 from orchestrator.engine.worker import run_all
-from orchestrator.engine.workspace import BACKSTOP
+from orchestrator.engine.workspace import BACKSTOP_S
 from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
 
 from .conftest import MakeSweep
@@ -126,7 +126,7 @@ def test_an_agents_own_time_limit_counts_where_nobody_says_another(
     ).run()
     [result] = sweep.results
     assert result["flags"] == ["agent_timed_out"]
-    assert result["stages"]["solve"]["seconds"] == pytest.approx(limit + BACKSTOP, abs=2)
+    assert result["stages"]["solve"]["seconds"] == pytest.approx(limit + BACKSTOP_S, abs=2)
 
 
 def test_a_stage_that_hangs_ends_by_its_deadline(make_sweep: MakeSweep) -> None:

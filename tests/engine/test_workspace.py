@@ -249,7 +249,7 @@ def test_wherever_another_process_goes_on_no_secret_gets_into_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits to be told from a secret is asked for again: the noted offset is before it."""
-    monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY", 0.0)
+    monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY_S", 0.0)
     endpoint = Piecemeal((), Script(output="the key is hunter2hunter2, hunter too, and hunter2hunter2"))
     endpoint.devboxes["dbx_1"] = DEVBOX
     known = Redactor([("KEY", "hunter2hunter2")])

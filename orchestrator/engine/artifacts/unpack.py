@@ -232,19 +232,15 @@ def _refusal(member: _Member, parts: Sequence[str], limits: Limits) -> str:
     """Why a member stays where it is; nothing if it does not."""
     if not member.is_file:
         return "no regular file"
-    if not parts or ".." in parts or len(parts) > _DEEPEST or any(map(_is_unfit, parts)):
+    if not parts or ".." in parts or len(parts) > _DEEPEST or sum(map(len, parts)) > _LONGEST_PATH:
         return "no fit name for a file here"
-    if sum(map(len, parts)) > _LONGEST_PATH:
+    if any("\0" in part or len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in parts):
         return "no fit name for a file here"
     if member.size > limits.file:
         return f"{member.size:,} bytes, and {limits.file:,} is the limit for one file"
     if member.size > limits.room:
         return f"{member.size:,} bytes, and there is room for {limits.room:,} more"
     return "" if limits.files > 0 else "there are too many files"
-
-
-def _is_unfit(part: str) -> bool:
-    return "\0" in part or len(part.encode("utf-8", "replace")) > _LONGEST_NAME
 
 
 def _make_folder(folder: Path) -> int:
