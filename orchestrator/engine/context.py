@@ -1,4 +1,4 @@
-"""What the parts of the engine share: the sweep's context, and the working papers of one attempt."""
+"""Shared by the parts of the engine: the context of the sweep, and the state of one attempt."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -87,8 +87,8 @@ class Context:
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
-    """The working papers of one attempt: filled in as it walks through its stages."""
+class AttemptState:
+    """The state of one attempt, filled in stage by stage."""
 
     key: TrialKey
     number: int

@@ -19,7 +19,7 @@ from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
 from orchestrator.core.retry_policy import Action, Decision, Rule, rule
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
-from orchestrator.engine.context import LOG, Context, Work, attempt_folder
+from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import take_up
 from orchestrator.engine.retry_io import PATIENCE, persist
@@ -43,7 +43,7 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
     summary = ctx.summary(key)
     folder = attempt_folder(ctx.folder, key, summary.name, number)
     await persist(partial(_lay_out, folder), patience=PATIENCE)
-    work = Work(
+    state = AttemptState(
         key=key,
         number=number,
         sweep=ctx.sweep,
@@ -53,10 +53,10 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
         redactor=ctx.redactor,
     )
     try:
-        return await _try_once(ctx, work, left)
+        return await _try_once(ctx, state, left)
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CANCEL_GRACE_S):
-            await _abandon(ctx, work)
+            await _abandon(ctx, state)
         raise
 
 
@@ -65,65 +65,65 @@ def _lay_out(folder: Path) -> None:
     (folder / LOG).touch()
 
 
-async def _try_once(ctx: Context, work: Work, left: Attempt | None) -> Decision | None:
+async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> Decision | None:
     """Take the stages one after the other, from where an earlier process `left` off."""
     try:
-        stage: Stage | None = await take_up(ctx, work, left) if left else Stage.START
+        stage: Stage | None = await take_up(ctx, state, left) if left else Stage.START
     except SweepError as error:
-        return await _end_without_score(ctx, work, error, rule(error, Stage.START))
+        return await _end_without_score(ctx, state, error, rule(error, Stage.START))
     try:
         while stage is not None:
-            if stage is Stage.SCORE and Stage.GATHER not in work.stages:
-                flag_incomplete(work, SCORED_BEFORE)
-            await _walk(ctx, work, stage)
-            has_result = work.run is not None and work.run.has_result
+            if stage is Stage.SCORE and Stage.GATHER not in state.stages:
+                flag_incomplete(state, SCORED_BEFORE)
+            await _walk(ctx, state, stage)
+            has_result = state.run is not None and state.run.has_result
             stage = Stage.SCORE if has_result and stage is not Stage.SCORE else STAGES[stage].next
     except SweepError as error:
-        return await _end_without_score(ctx, work, error, rule(error, work.stage))
-    await _finish(ctx, work, Outcome.SCORED)
+        return await _end_without_score(ctx, state, error, rule(error, state.stage))
+    await _finish(ctx, state, Outcome.SCORED)
     return None
 
 
-async def _walk(ctx: Context, work: Work, stage: Stage) -> None:
+async def _walk(ctx: Context, state: AttemptState, stage: Stage) -> None:
     """Take a stage, again while its `on_error` says so. Raises what that does not forgive."""
     entry = STAGES[stage]
     while True:
         try:
-            return await _take(ctx, work, stage)
+            return await _take(ctx, state, stage)
         except entry.catches as error:
-            if not await entry.on_error(ctx, work, error):
+            if not await entry.on_error(ctx, state, error):
                 return None
 
 
-async def _take(ctx: Context, work: Work, stage: Stage) -> None:
+async def _take(ctx: Context, state: AttemptState, stage: Stage) -> None:
     """Take a stage once: journal the intent, do the work within its limit, journal the fact."""
-    async with _turn(ctx, work, stage) as waited:
-        work.stage = move(work.stage, stage)
-        entered = StageEntered(trial=str(work.key), attempt=work.number, stage=stage)
+    async with _turn(ctx, state, stage) as waited:
+        state.stage = move(state.stage, stage)
+        entered = StageEntered(trial=str(state.key), attempt=state.number, stage=stage)
         if stage in ANNOUNCED:
             await ctx.sink.append(entered)
         else:
             ctx.sink.append_nowait(entered)
         began = anyio.current_time()
-        limit = STAGES[stage].limit(ctx.config.timeouts, work.summary)
+        limit = STAGES[stage].limit(ctx.config.timeouts, state.summary)
         try:
             with ctx.silence.limited(limit):
-                facts = await STAGES[stage].run(ctx, work)
+                facts = await STAGES[stage].run(ctx, state)
         except TimeoutError:
             raise StageTimeout(f"{stage} took longer than {limit:g} s") from None
         finally:
-            work.spend(stage, anyio.current_time() - began, waited)
-        note_finished(ctx, work, stage, facts)
-        ctx.breaker.passed(stage, work.arm.name)
+            state.spend(stage, anyio.current_time() - began, waited)
+        note_finished(ctx, state, stage, facts)
+        ctx.breaker.passed(stage, state.arm.name)
 
 
 @asynccontextmanager
-async def _turn(ctx: Context, work: Work, stage: Stage) -> AsyncIterator[float]:
+async def _turn(ctx: Context, state: AttemptState, stage: Stage) -> AsyncIterator[float]:
     """Hold the place that a stage needs. Yields the seconds waited, which are no part of the stage."""
     if stage is not Stage.SOLVE:
         yield 0.0
         return
-    allowance = ctx.config.timeouts.solve_for(work.summary.agent_timeout)
+    allowance = ctx.config.timeouts.solve_for(state.summary.agent_timeout)
     asked_at = anyio.current_time()
     with anyio.CancelScope(deadline=asked_at + allowance) as waiting:
         async with ctx.limits.agent() as waited:
@@ -155,53 +155,57 @@ def longest_left(ctx: Context, now: float) -> float:
     return longest
 
 
-async def _end_without_score(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision | None:
+async def _end_without_score(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision | None:
     """Journal why the attempt ended, release what it holds, and say what follows."""
     ctx.redactor.clean(error)
     if isinstance(error, JournalError):
         raise error
-    failure = Failure(error=type(error).__name__, message=error.message, stage=str(work.stage))
+    failure = Failure(error=type(error).__name__, message=error.message, stage=str(state.stage))
     verdict = ctx.breaker.failed(
-        error, work.stage, work.arm.name, now=anyio.current_time(), is_busy=any(map(ctx.ledger.has_run, ctx.in_flight))
+        error,
+        state.stage,
+        state.arm.name,
+        now=anyio.current_time(),
+        is_busy=any(map(ctx.ledger.has_run, ctx.in_flight)),
     )
     if verdict is not None:
         error, its_rule = SweepHalted(verdict), rule(SweepHalted())
-    decision = decision_on(ctx, work, error, its_rule)
+    decision = decision_on(ctx, state, error, its_rule)
     if decision.action is Action.LATER:
-        ctx.delays[work.key] += 1
+        ctx.delays[state.key] += 1
         return decision
-    if work.stage is not None:
+    if state.stage is not None:
         await ctx.sink.append(
             AttemptEnded(
-                trial=str(work.key),
-                attempt=work.number,
+                trial=str(state.key),
+                attempt=state.number,
                 failure=failure.as_dict(),
                 counted=its_rule.is_counted,
                 retry_in=round(decision.delay, 3) if decision.action is Action.NEW_ATTEMPT else None,
             )
         )
     if decision.action is Action.STOP:
-        await _walk(ctx, work, Stage.RELEASE)
+        await _walk(ctx, state, Stage.RELEASE)
         raise error
     if decision.action is Action.NEW_ATTEMPT:
-        await _walk(ctx, work, Stage.RELEASE)
+        await _walk(ctx, state, Stage.RELEASE)
         return decision
-    await _finish(ctx, work, Outcome.FAILED, failure)
+    await _finish(ctx, state, Outcome.FAILED, failure)
     return None
 
 
-async def _finish(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None = None) -> None:
+async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: Failure | None = None) -> None:
     """Make the result durable, then release the devbox. Raises SweepHalted where every agent of the arm crashed."""
-    result = result_line(ctx, work, outcome, failure)
-    work.has_score = outcome is Outcome.SCORED
-    await ctx.sink.append(TrialFinished(trial=str(work.key), attempt=work.number, result=result))
-    await _walk(ctx, work, Stage.RELEASE)
-    if Flag.AGENT_CRASHED not in work.flags:
+    result = result_line(ctx, state, outcome, failure)
+    state.has_score = outcome is Outcome.SCORED
+    await ctx.sink.append(TrialFinished(trial=str(state.key), attempt=state.number, result=result))
+    await _walk(ctx, state, Stage.RELEASE)
+    if Flag.AGENT_CRASHED not in state.flags:
         return
-    trials = (ctx.ledger.trials[key] for key in ctx.ledger.finished if key.arm == work.key.arm)
-    verdict = ctx.breaker.crashed(work.key.arm, trials)
+    trials = (ctx.ledger.trials[key] for key in ctx.ledger.finished if key.arm == state.key.arm)
+    verdict = ctx.breaker.crashed(state.key.arm, trials)
     if verdict is not None:
-        said = telling_line(work.folder / LOG) or "it printed nothing"
+        said = telling_line(state.folder / LOG) or "it printed nothing"
         raise SweepHalted(
             f"{verdict}: {said}. Fix it, and start a new sweep, or run these again with --retry {Flag.AGENT_CRASHED}; "
             "raise --same-failures if that is normal for your agent"
@@ -220,23 +224,25 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
             continue
         last = ctx.ledger.trials.get(key, Trial()).attempts
         folder = attempt_folder(ctx.folder, key, summary.name, last)
-        work = Work(key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder)
+        state = AttemptState(
+            key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder
+        )
         failure = Failure(error=Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
-        result = result_line(ctx, work, Outcome.FAILED, failure)
+        result = result_line(ctx, state, Outcome.FAILED, failure)
         ended.append(TrialFinished(trial=str(key), attempt=last, result=result))
     if ended:
         await ctx.sink.append(*ended)
 
 
-async def _abandon(ctx: Context, work: Work) -> None:
+async def _abandon(ctx: Context, state: AttemptState) -> None:
     """End an attempt because the sweep stops: it is not counted, and its devbox is released."""
-    if work.stage is None:
+    if state.stage is None:
         return
-    if work.has_score:
+    if state.has_score:
         await ctx.sink.append()  # its score is on its way to the disk: if that takes too long, the devbox keeps it
-    elif work.stage is not Stage.RELEASE and not ctx.ledger.is_finished(work.key):
-        failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(work.stage))
+    elif state.stage is not Stage.RELEASE and not ctx.ledger.is_finished(state.key):
+        failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(state.stage))
         ctx.sink.append_nowait(
-            AttemptEnded(trial=str(work.key), attempt=work.number, failure=failure.as_dict(), counted=False)
+            AttemptEnded(trial=str(state.key), attempt=state.number, failure=failure.as_dict(), counted=False)
         )
-    await _walk(ctx, work, Stage.RELEASE)
+    await _walk(ctx, state, Stage.RELEASE)

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.core.records import Failure, Outcome
-from orchestrator.engine.context import Context, Work
+from orchestrator.engine.context import AttemptState, Context
 
 SCHEMA: Final = 1
 
 
-def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
+def result_line(ctx: Context, state: AttemptState, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
     """Compose the line.
 
     `started` is when the first of its attempts began, `finished` when the line was made, both by the journal's clock.
@@ -26,10 +26,10 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
     last attempt; `attempts` has every attempt that ended without a score, with its failure; `files` are relative to the
     run folder; `ids` are the endpoint's.
     """
-    trial = ctx.ledger.trials.get(work.key)
+    trial = ctx.ledger.trials.get(state.key)
     failures = trial.failures if trial else []
     now = ctx.now()
-    run = work.run
+    run = state.run
     scoring = None
     if run is not None and run.score is not None:  # an endpoint that does not say where it scores does so live
         scoring = (run.judgement.mode or None) if run.judgement else "live"
@@ -37,13 +37,13 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "schema": SCHEMA,
         "sweep": ctx.sweep,
         "benchmark": ctx.benchmark,
-        "scenario": work.key.scenario,
-        "scenario_name": work.summary.name,
-        "arm": work.key.arm,
-        "agent": work.arm.config.agent,
-        "version": work.arm.agent.version,
-        "model": work.arm.config.model,
-        "trial": work.key.number,
+        "scenario": state.key.scenario,
+        "scenario_name": state.summary.name,
+        "arm": state.key.arm,
+        "agent": state.arm.config.agent,
+        "version": state.arm.agent.version,
+        "model": state.arm.config.model,
+        "trial": state.key.number,
         "started": _moment(trial.began if trial and trial.began is not None else now),
         "finished": _moment(now),
         "outcome": outcome,
@@ -55,20 +55,20 @@ def result_line(ctx: Context, work: Work, outcome: Outcome, failure: Failure | N
         "rewards": {name: value for scorer in (run.scorers if run else ()) for name, value in scorer.rewards.items()},
         "scoring": scoring,
         "processes_left": dict(run.judgement.processes_left) if run and run.judgement else {},
-        "flags": list(work.flags),
+        "flags": list(state.flags),
         "failure": failure.as_dict() if failure else None,
-        "attempts": failures if failure else [*failures, {"attempt": work.number, "failure": None}],
-        "stages": work.stages,
-        "exit_status": work.result.exit_status if work.result else None,
-        "exit_reason": (work.result.exit_reason or None) if work.result else None,
-        "usage": dict(work.result.usage) if work.result else {},
-        "network": work.network,
+        "attempts": failures if failure else [*failures, {"attempt": state.number, "failure": None}],
+        "stages": state.stages,
+        "exit_status": state.result.exit_status if state.result else None,
+        "exit_reason": (state.result.exit_reason or None) if state.result else None,
+        "usage": dict(state.result.usage) if state.result else {},
+        "network": state.network,
         "ids": {
-            "benchmark_run": work.benchmark_run,
+            "benchmark_run": state.benchmark_run,
             "scenario_run": run.id if run else None,
             "devbox": run.devbox_id if run else None,
         },
-        "files": work.files,
+        "files": state.files,
     }
 
 

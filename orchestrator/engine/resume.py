@@ -1,8 +1,8 @@
-"""What an earlier process left, and what becomes of it.
+"""Takes up what an earlier process of the sweep left.
 
 A finished trial whose release is missing is released before anything new starts. An attempt that was under way is taken
-up by the worker that gets its trial: the endpoint is asked what became of it, and `next_stage` says where it goes on.
-A result that is there always wins; an agent in a devbox that lives is waited for, never run again.
+up by the worker that gets its trial: the endpoint is asked for its state, and `next_stage` says where it resumes. An
+existing result always wins; an agent in a living devbox is waited for, never run again.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from orchestrator.core.records import (
     TrialKey,
 )
 from orchestrator.core.stages import Stage
-from orchestrator.engine.context import Context, Work
+from orchestrator.engine.context import AttemptState, Context
 from orchestrator.engine.stage_table import STAGES, open_workspace, unchanged_scenario
 
 #: Runs settled at once.
@@ -36,7 +36,7 @@ _ANSWER = 120.0
 
 
 def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Where) -> Stage | None:
-    """Where an interrupted attempt goes on; None if nothing of it can."""
+    """Return the stage where an interrupted attempt resumes; None if it cannot."""
     at = attempt.stage
     if at is Stage.RELEASE:
         return None
@@ -50,47 +50,47 @@ def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Whe
     return (entry.next or at) if attempt.finished is at else entry.on_resume(where)
 
 
-async def take_up(ctx: Context, work: Work, left: Attempt) -> Stage:
-    """Fill the papers of an attempt with what is known of it; returns the stage where it goes on.
+async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
+    """Restore the state of an attempt that an earlier process left; return the stage where it resumes.
 
     Raises Interrupted if nothing of it can, RunLost if somebody else ended its run, Unavailable or Throttled if the
     endpoint does not say what became of it.
     """
-    work.stage, work.stages = left.stage, dict(left.stages)
+    state.stage, state.stages = left.stage, dict(left.stages)
     if left.run is None:
-        work.is_again = True
+        state.is_again = True
         return Stage.START
     try:
         with anyio.fail_after(_ANSWER):
             try:
-                work.run = await ctx.remote.run(left.run)
-                devbox = await ctx.remote.devbox(work.run.devbox_id)
+                state.run = await ctx.remote.run(left.run)
+                devbox = await ctx.remote.devbox(state.run.devbox_id)
             except Missing as error:
                 raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
-            work.scenario = await unchanged_scenario(ctx, work)
+            state.scenario = await unchanged_scenario(ctx, state)
     except TimeoutError:
         raise Unavailable(f"the endpoint did not say in {_ANSWER:g} s what became of the attempt") from None
-    work.benchmark_run = work.run.benchmark_run_id
-    if work.run.state == "canceled":
-        raise RunLost(f"run {work.run.id} was canceled by somebody else")
+    state.benchmark_run = state.run.benchmark_run_id
+    if state.run.state == "canceled":
+        raise RunLost(f"run {state.run.id} was canceled by somebody else")
     if left.pid is not None:
         await end_process(left.pid, left.birth)
-    stage = next_stage(left, work.run, devbox, where=work.arm.agent.where)
+    stage = next_stage(left, state.run, devbox, where=state.arm.agent.where)
     if stage is None:
         raise Interrupted(f"the process ended during {left.stage}, and the devbox is {devbox.status}")
     if stage is not Stage.BOOT:
-        open_workspace(ctx, work, devbox, left)
-        work.scorings = left.entries if left.stage is Stage.SCORE else 0
-        work.files |= left.facts.get("files", {})
-        work.network = dict(left.facts.get("network", work.network))
+        open_workspace(ctx, state, devbox, left)
+        state.scorings = left.entries if left.stage is Stage.SCORE else 0
+        state.files |= left.facts.get("files", {})
+        state.network = dict(left.facts.get("network", state.network))
         if "exit_status" in left.facts:
-            work.flags = [Flag(flag) for flag in left.facts.get("flags", ())]
-            work.result = Result(
+            state.flags = [Flag(flag) for flag in left.facts.get("flags", ())]
+            state.result = Result(
                 exit_status=left.facts["exit_status"],
                 exit_reason=left.facts.get("exit_reason", ""),
                 usage=left.facts.get("usage", {}),
             )
-    structlog.get_logger().info("attempt.taken_up", trial=str(work.key), attempt=left.number, stage=stage)
+    structlog.get_logger().info("attempt.taken_up", trial=str(state.key), attempt=left.number, stage=stage)
     return stage
 
 

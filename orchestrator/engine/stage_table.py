@@ -50,8 +50,8 @@ from orchestrator.core.records import (
 from orchestrator.core.retry_policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog
-from orchestrator.engine.artifacts.collect import bring_home, bring_verifier_home, take_snapshot
-from orchestrator.engine.context import LOG, Context, Work, given
+from orchestrator.engine.artifacts.collect import collect, collect_verifier_files, take_snapshot
+from orchestrator.engine.context import LOG, AttemptState, Context, given
 from orchestrator.engine.workspace import DevboxWorkspace
 
 #: Seconds to collect what the tests wrote beside their score.
@@ -60,7 +60,7 @@ VERIFIER_FILES_S: Final = 60.0
 Facts = Mapping[str, Any]
 
 
-async def _fail(_ctx: Context, _work: Work, error: SweepError) -> bool:
+async def _fail(_ctx: Context, _state: AttemptState, error: SweepError) -> bool:
     raise error
 
 
@@ -73,32 +73,32 @@ class StageEntry:
     `on_error`, which raises, or returns whether to take the stage again; if not, the attempt goes on with what follows.
     """
 
-    run: Callable[[Context, Work], Awaitable[Facts]]
+    run: Callable[[Context, AttemptState], Awaitable[Facts]]
     limit: Callable[[Timeouts, ScenarioSummary], float]
     next: Stage | None
     on_resume: Callable[[Where], Stage | None]
     catches: tuple[type[SweepError], ...] = ()
-    on_error: Callable[[Context, Work, SweepError], Awaitable[bool]] = _fail
+    on_error: Callable[[Context, AttemptState, SweepError], Awaitable[bool]] = _fail
 
 
-async def start(ctx: Context, work: Work) -> Facts:
+async def start(ctx: Context, state: AttemptState) -> Facts:
     """Start the scenario run; its id and its devbox's are durable before anything is done in that devbox."""
-    work.scenario = await unchanged_scenario(ctx, work)
+    state.scenario = await unchanged_scenario(ctx, state)
     if ctx.benchmark_runs is not None:
-        work.benchmark_run = await ctx.benchmark_runs.of(work.key.arm, work.key.number)
-    work.run = (await _find_run(ctx, work) if work.is_again else None) or await _start_run(ctx, work)
+        state.benchmark_run = await ctx.benchmark_runs.of(state.key.arm, state.key.number)
+    state.run = (await _find_run(ctx, state) if state.is_again else None) or await _start_run(ctx, state)
     ctx.sink.append_nowait(
-        RunStarted(trial=str(work.key), attempt=work.number, run=work.run.id, devbox=work.run.devbox_id)
+        RunStarted(trial=str(state.key), attempt=state.number, run=state.run.id, devbox=state.run.devbox_id)
     )
-    if work.run.state not in RUN_ALIVE | RUN_RESULT:
-        raise Interrupted(f"run {work.run.id}, which this attempt had started before, is {work.run.state}")
+    if state.run.state not in RUN_ALIVE | RUN_RESULT:
+        raise Interrupted(f"run {state.run.id}, which this attempt had started before, is {state.run.state}")
     return {}
 
 
-async def unchanged_scenario(ctx: Context, work: Work) -> Scenario:
+async def unchanged_scenario(ctx: Context, state: AttemptState) -> Scenario:
     """Read the scenario. Raises SweepHalted if it is not what the sweep began with: results would not compare."""
-    scenario = await ctx.endpoint.scenario(work.key.scenario)
-    if scenario.digest and work.summary.digest and scenario.digest != work.summary.digest:
+    scenario = await ctx.endpoint.scenario(state.key.scenario)
+    if scenario.digest and state.summary.digest and scenario.digest != state.summary.digest:
         raise SweepHalted(
             f"scenario {scenario.name} was changed while the sweep ran, and its results would be of two kinds. "
             "Put it back as it was, or give another --name to start a sweep of its own"
@@ -106,35 +106,35 @@ async def unchanged_scenario(ctx: Context, work: Work) -> Scenario:
     return scenario
 
 
-async def _find_run(ctx: Context, work: Work) -> ScenarioRun | None:
+async def _find_run(ctx: Context, state: AttemptState) -> ScenarioRun | None:
     """Find a run that this attempt started but never got the id of: not every endpoint knows idempotency keys."""
-    if work.benchmark_run is None:
+    if state.benchmark_run is None:
         return None
-    runs = await ctx.endpoint.list_runs(benchmark_run=work.benchmark_run, scenario=work.key.scenario)
-    return next((run for run in runs if run.metadata == work.metadata and run.state in RUN_ALIVE), None)
+    runs = await ctx.endpoint.list_runs(benchmark_run=state.benchmark_run, scenario=state.key.scenario)
+    return next((run for run in runs if run.metadata == state.metadata and run.state in RUN_ALIVE), None)
 
 
-async def _start_run(ctx: Context, work: Work) -> ScenarioRun:
+async def _start_run(ctx: Context, state: AttemptState) -> ScenarioRun:
     """Start the run; in the benchmark run that follows, if somebody has ended ours. Raises SweepCanceled."""
-    timeouts, summary = ctx.config.timeouts, work.summary
+    timeouts, summary = ctx.config.timeouts, state.summary
     while True:
         try:
             return await ctx.endpoint.start_run(
-                work.key.scenario,
-                benchmark_run_id=work.benchmark_run,
-                name=f"{work.arm.name}/{work.key.number}/{work.number}",
-                metadata=work.metadata,
+                state.key.scenario,
+                benchmark_run_id=state.benchmark_run,
+                name=f"{state.arm.name}/{state.key.number}/{state.number}",
+                metadata=state.metadata,
                 keep_alive=timeouts.keep_alive(agent=summary.agent_timeout, scorer=summary.scorer_timeout),
-                needs=needs_of(ctx.config, work.arm.agent),
-                key=work.idempotency_key("start"),
+                needs=needs_of(ctx.config, state.arm.agent),
+                key=state.idempotency_key("start"),
             )
         except (Conflicted, Missing):
-            if ctx.benchmark_runs is None or work.benchmark_run is None:
+            if ctx.benchmark_runs is None or state.benchmark_run is None:
                 raise
-            following = await ctx.benchmark_runs.following(work.key.arm, work.key.number, work.benchmark_run)
-            if following == work.benchmark_run:
+            following = await ctx.benchmark_runs.following(state.key.arm, state.key.number, state.benchmark_run)
+            if following == state.benchmark_run:
                 raise
-            work.benchmark_run = following
+            state.benchmark_run = following
 
 
 def needs_of(config: SweepConfig, agent: Agent) -> Needs:
@@ -148,33 +148,33 @@ def needs_of(config: SweepConfig, agent: Agent) -> Needs:
     )
 
 
-async def boot(ctx: Context, work: Work) -> Facts:
+async def boot(ctx: Context, state: AttemptState) -> Facts:
     """Wait until the devbox runs."""
-    open_workspace(ctx, work, await ctx.endpoint.wait_running(given(work.run, "the run").devbox_id))
+    open_workspace(ctx, state, await ctx.endpoint.wait_running(given(state.run, "the run").devbox_id))
     return {}
 
 
-def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | None = None) -> None:
+def open_workspace(ctx: Context, state: AttemptState, devbox: Devbox, left: Attempt | None = None) -> None:
     """Make the workspace of a running devbox; `left` is the attempt as an earlier process journaled it."""
-    scenario = given(work.scenario, "the scenario")
+    scenario = given(state.scenario, "the scenario")
 
     def announce(execution: str) -> None:
-        ctx.sink.append_nowait(ExecutionStarted(trial=str(work.key), attempt=work.number, execution=execution))
+        ctx.sink.append_nowait(ExecutionStarted(trial=str(state.key), attempt=state.number, execution=execution))
 
     def keep(offset: int, length: int) -> None:
-        ctx.sink.append_nowait(OutputKept(trial=str(work.key), attempt=work.number, offset=offset, length=length))
+        ctx.sink.append_nowait(OutputKept(trial=str(state.key), attempt=state.number, offset=offset, length=length))
 
     async def vouch(execution: str) -> int | None:
-        settlement = await settle(ctx, work, execution)
+        settlement = await settle(ctx, state, execution)
         return settlement.exit_status if settlement else None
 
-    log = work.folder / LOG
-    work.list_file("agent_log", log)
-    work.workspace = DevboxWorkspace(
+    log = state.folder / LOG
+    state.list_file("agent_log", log)
+    state.workspace = DevboxWorkspace(
         ctx.endpoint,
         devbox,
         working_directory=devbox.working_directory or scenario.working_directory or devbox.home,
-        key=work.idempotency_key,
+        key=state.idempotency_key,
         announce=announce,
         keep=keep,
         log=log,
@@ -184,55 +184,55 @@ def open_workspace(ctx: Context, work: Work, devbox: Devbox, left: Attempt | Non
     )
 
 
-async def settle(ctx: Context, work: Work, execution: str | None = None) -> Settlement | None:
+async def settle(ctx: Context, state: AttemptState, execution: str | None = None) -> Settlement | None:
     """End what the agent left running. Raises WorldError; Conflicted while `execution` still runs."""
-    run = given(work.run, "the run")
+    run = given(state.run, "the run")
     return await ctx.endpoint.agent_ended(run.id, scoring=ctx.config.scoring, devbox=run.devbox_id, execution=execution)
 
 
-async def take_result(ctx: Context, work: Work, error: SweepError) -> bool:
+async def take_result(ctx: Context, state: AttemptState, error: SweepError) -> bool:
     """Read the run: it may be scored already. The journal had lost sight of that, or the agent broke its devbox.
 
     Raises `error` if it has no result, and SweepHalted where no devbox came up since the scenario was changed.
     """
-    work.run = await ctx.endpoint.run(given(work.run, "the run").id)
-    if not work.run.has_result:
+    state.run = await ctx.endpoint.run(given(state.run, "the run").id)
+    if not state.run.has_result:
         if isinstance(error, DevboxFailed):
-            await unchanged_scenario(ctx, work)
+            await unchanged_scenario(ctx, state)
         raise error
     return False
 
 
-async def prepare(ctx: Context, work: Work) -> Facts:
+async def prepare(ctx: Context, state: AttemptState) -> Facts:
     """Install the agent, then take a snapshot of the devbox's files."""
-    await work.arm.agent.prepare(given(work.workspace, "the workspace"))
-    if not await ctx.endpoint.agent_begins(given(work.run, "the run").id):
-        await take_snapshot(work)
+    await state.arm.agent.prepare(given(state.workspace, "the workspace"))
+    if not await ctx.endpoint.agent_begins(given(state.run, "the run").id):
+        await take_snapshot(state)
     return {}
 
 
-async def solve(ctx: Context, work: Work) -> Facts:
+async def solve(ctx: Context, state: AttemptState) -> Facts:
     """Let the agent work. How it ended is a fact; `--on-agent-failure` says whether that is a failure.
 
     Raises AgentTimedOut and AgentCrashed where it is.
     """
-    workspace = given(work.workspace, "the workspace")
-    log = AgentLog(work.folder / LOG, ctx.redactor)
-    with _logging(work, log) as write:
+    workspace = given(state.workspace, "the workspace")
+    log = AgentLog(state.folder / LOG, ctx.redactor)
+    with _logging(state, log) as write:
         try:
-            work.result = await work.arm.agent.solve(_task(ctx, work), workspace, write)
+            state.result = await state.arm.agent.solve(_task(ctx, state), workspace, write)
         except AgentTimedOut as error:
-            work.result = Result(exit_status=None, message=str(error))
+            state.result = Result(exit_status=None, message=str(error))
     if workspace.is_log_incomplete:
-        work.flag(Flag.LOG_INCOMPLETE)
+        state.flag(Flag.LOG_INCOMPLETE)
     if workspace.is_log_truncated or log.is_truncated:
-        work.flag(Flag.LOG_TRUNCATED)
+        state.flag(Flag.LOG_TRUNCATED)
 
-    result = work.result
+    result = state.result
     if result.is_timed_out:
-        work.flag(Flag.AGENT_TIMED_OUT)
+        state.flag(Flag.AGENT_TIMED_OUT)
     elif result.exit_status != 0:
-        work.flag(Flag.AGENT_CRASHED)
+        state.flag(Flag.AGENT_CRASHED)
     if ctx.config.on_agent_failure == "fail":
         if result.is_timed_out:
             raise AgentTimedOut(result.message or "the agent used up its time")
@@ -242,35 +242,35 @@ async def solve(ctx: Context, work: Work) -> Facts:
         "exit_status": result.exit_status,
         "exit_reason": result.exit_reason,
         "usage": dict(result.usage),
-        "flags": list(work.flags),
+        "flags": list(state.flags),
     }
 
 
-def _task(ctx: Context, work: Work) -> Task:
-    scenario, run, agent = given(work.scenario, "the scenario"), given(work.run, "the run"), work.arm.agent
+def _task(ctx: Context, state: AttemptState) -> Task:
+    scenario, run, agent = given(state.scenario, "the scenario"), given(state.run, "the run"), state.arm.agent
 
     def note_process(pid: int) -> None:
-        ctx.sink.append_nowait(AgentStarted(trial=str(work.key), attempt=work.number, pid=pid, birth=birth(pid)))
+        ctx.sink.append_nowait(AgentStarted(trial=str(state.key), attempt=state.number, pid=pid, birth=birth(pid)))
 
     return Task(
         scenario_id=scenario.id,
         scenario_name=scenario.name,
         prompt=scenario.prompt,
-        time_limit=ctx.config.timeouts.solve_for(work.summary.agent_timeout),
+        time_limit=ctx.config.timeouts.solve_for(state.summary.agent_timeout),
         started=note_process,
-        folder=work.folder,
-        log=work.folder / LOG,
+        folder=state.folder,
+        log=state.folder / LOG,
         devbox_id=run.devbox_id,
         endpoint=ctx.endpoint.url,
         upstream=lambda: (ctx.endpoint.url, ctx.endpoint.token),
-        model=work.arm.config.model,
-        settings=work.arm.config.settings,
+        model=state.arm.config.model,
+        settings=state.arm.config.settings,
         reference_output=scenario.reference_output if agent.needs_reference else None,
     )
 
 
 @contextmanager
-def _logging(work: Work, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
+def _logging(state: AttemptState, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
     """Yield a non-blocking callback that appends a host agent's output to the log, which the first write opens."""
 
     def attempting(act: Callable[[], None]) -> None:
@@ -279,7 +279,7 @@ def _logging(work: Work, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
                 log.open()
             act()
         except OSError as error:
-            structlog.get_logger().warning("log.cut", trial=str(work.key), error=str(error))
+            structlog.get_logger().warning("log.cut", trial=str(state.key), error=str(error))
 
     try:
         yield lambda data: attempting(partial(log.write_nowait, data))
@@ -289,82 +289,82 @@ def _logging(work: Work, log: AgentLog) -> Iterator[Callable[[bytes], None]]:
             log.close()
 
 
-async def gather(ctx: Context, work: Work) -> Facts:
+async def gather(ctx: Context, state: AttemptState) -> Facts:
     """Collect the agent's files before scoring adds hidden tests; its processes have ended by then."""
-    await bring_home(ctx, work, await settle(ctx, work))
-    return _gathered(work)
+    await collect(ctx, state, await settle(ctx, state))
+    return _gathered(state)
 
 
-def _gathered(work: Work) -> Facts:
+def _gathered(state: AttemptState) -> Facts:
     """All that was collected, complete or not: a process that resumes after this stage does not collect again."""
-    return {"files": dict(work.files), "network": work.network, "flags": list(work.flags)}
+    return {"files": dict(state.files), "network": state.network, "flags": list(state.flags)}
 
 
-async def note_missing(ctx: Context, work: Work, error: SweepError) -> bool:
+async def note_missing(ctx: Context, state: AttemptState, error: SweepError) -> bool:
     """Flag that a part was not collected, and call the stage finished: it fails nothing."""
-    flag_incomplete(work, error.message)
-    note_finished(ctx, work, Stage.GATHER, _gathered(work))
+    flag_incomplete(state, error.message)
+    note_finished(ctx, state, Stage.GATHER, _gathered(state))
     return False
 
 
-def flag_incomplete(work: Work, reason: str) -> None:
+def flag_incomplete(state: AttemptState, reason: str) -> None:
     """Flag that a part of what the agent left was not collected, with the reason in the log."""
-    work.flag(Flag.GATHER_INCOMPLETE)
-    structlog.get_logger().warning("gather.incomplete", trial=str(work.key), error=reason)
+    state.flag(Flag.GATHER_INCOMPLETE)
+    structlog.get_logger().warning("gather.incomplete", trial=str(state.key), error=reason)
 
 
-async def score(ctx: Context, work: Work) -> Facts:
+async def score(ctx: Context, state: AttemptState) -> Facts:
     """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
-    run = given(work.run, "the run")
-    work.scorings += 1
+    run = given(state.run, "the run")
+    state.scorings += 1
     if run.state != "scoring" and (run.state not in RUN_RESULT or _faults(run)):
         try:
-            await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}"))
+            await ctx.endpoint.score(run.id, key=state.idempotency_key(f"score-{state.scorings}"))
         except Conflicted:  # it was started before: not every endpoint knows idempotency keys
             if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {"scoring"}:
                 raise
     if run.state not in RUN_RESULT or _faults(run):
-        work.run = await ctx.endpoint.wait_scored(run.id)
+        state.run = await ctx.endpoint.wait_scored(run.id)
 
-    scored = await _ask_again_unscored(ctx, work)
+    scored = await _ask_again_unscored(ctx, state)
     for scorer in scored.scorers:
         log = f"scorers/{path_part(scorer.name)}.log"
-        await work.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
+        await state.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
     if scored.state == "failed":
-        await unchanged_scenario(ctx, work)
+        await unchanged_scenario(ctx, state)
     if words := _faults(scored):
-        await _collect_verifier_files(ctx, work)
+        await _collect_verifier_files(ctx, state)
         raise ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
 
     judgement = scored.judgement or Judgement(mode="live")  # an endpoint that does not say scores beside the agent
     if judgement.broken:
-        work.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
+        state.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
     if judgement.mode == "live" or judgement.was_live:
-        work.flag(Flag.SCORED_LIVE)
+        state.flag(Flag.SCORED_LIVE)
     if judgement.system_changed:
-        work.flag(Flag.SYSTEM_CHANGED)
-    await _collect_verifier_files(ctx, work)
+        state.flag(Flag.SYSTEM_CHANGED)
+    await _collect_verifier_files(ctx, state)
     return {"score": scored.score}
 
 
-async def _ask_again_unscored(ctx: Context, work: Work) -> ScenarioRun:
+async def _ask_again_unscored(ctx: Context, state: AttemptState) -> ScenarioRun:
     """Ask for the score again while no scorer could be started; the run then says so, and asks to be tried later.
 
     Returns the run as it is when its devbox is gone, or after a minute.
     """
-    run = given(work.run, "the run")
+    run = given(state.run, "the run")
     for number, pause in enumerate((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), 1):
         if run.state != "failed" or run.scorers:
             break
-        await unchanged_scenario(ctx, work)
+        await unchanged_scenario(ctx, state)
         if (await ctx.endpoint.devbox(run.devbox_id)).status in DEVBOX_DEAD:
             break
-        structlog.get_logger().warning("score.unheard", trial=str(work.key), run=run.id)
+        structlog.get_logger().warning("score.unheard", trial=str(state.key), run=run.id)
         await anyio.sleep(pause)
-        await ctx.endpoint.score(run.id, key=work.idempotency_key(f"score-{work.scorings}-{number}"))
-        work.run = run = await ctx.endpoint.wait_scored(run.id)
+        await ctx.endpoint.score(run.id, key=state.idempotency_key(f"score-{state.scorings}-{number}"))
+        state.run = run = await ctx.endpoint.wait_scored(run.id)
     return run
 
 
@@ -374,16 +374,16 @@ def _faults(run: ScenarioRun) -> str:
     return "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
 
 
-async def _collect_verifier_files(ctx: Context, work: Work) -> None:
+async def _collect_verifier_files(ctx: Context, state: AttemptState) -> None:
     """Collect what the tests wrote beside their score. A failure is logged only: it holds up no score."""
-    if work.workspace is None:  # the result was there before we came
+    if state.workspace is None:  # the result was there before we came
         return
     try:
         with anyio.fail_after(VERIFIER_FILES_S):
-            if (settlement := await settle(ctx, work)) is not None:
-                await bring_verifier_home(ctx, work, settlement)
+            if (settlement := await settle(ctx, state)) is not None:
+                await collect_verifier_files(ctx, state, settlement)
     except (WorldError, TimeoutError, OSError, ValueError) as error:
-        structlog.get_logger().warning("verifier.incomplete", trial=str(work.key), error=str(error))
+        structlog.get_logger().warning("verifier.incomplete", trial=str(state.key), error=str(error))
 
 
 async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
@@ -398,17 +398,17 @@ async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
     raise WorldError(f"run {run.id} has no score and is {run.state}")
 
 
-async def score_again(ctx: Context, work: Work, error: SweepError) -> bool:
+async def score_again(ctx: Context, state: AttemptState, error: SweepError) -> bool:
     """Score again while the scorers are at fault and tries are left. Raises the last fault."""
-    if decision_on(ctx, work, error, rule(error)).action is not Action.SCORE_AGAIN:
+    if decision_on(ctx, state, error, rule(error)).action is not Action.SCORE_AGAIN:
         raise error
-    structlog.get_logger().info("score.again", trial=str(work.key), error=error.message)
+    structlog.get_logger().info("score.again", trial=str(state.key), error=error.message)
     return True
 
 
-async def release(ctx: Context, work: Work) -> Facts:
+async def release(ctx: Context, state: AttemptState) -> Facts:
     """Complete a scored run, cancel any other; the devbox goes with it, or by itself where that gets no answer."""
-    run = work.run or await _find_run(ctx, work)
+    run = state.run or await _find_run(ctx, state)
     if run is None:
         return {}
     try:
@@ -419,29 +419,29 @@ async def release(ctx: Context, work: Work) -> Facts:
     return {}
 
 
-async def note_unreleased(_ctx: Context, work: Work, error: SweepError) -> bool:
+async def note_unreleased(_ctx: Context, state: AttemptState, error: SweepError) -> bool:
     """Log a release that failed: the devbox's keep-alive, or the next resume, ends what is left."""
-    structlog.get_logger().warning("release.failed", trial=str(work.key), error=error.message)
+    structlog.get_logger().warning("release.failed", trial=str(state.key), error=error.message)
     return False
 
 
-def decision_on(ctx: Context, work: Work, error: SweepError, its_rule: Rule) -> Decision:
+def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision:
     """Decide what follows a failure, by its rule and by how often it was tried."""
-    trial = ctx.ledger.trials.get(work.key) or Trial()
+    trial = ctx.ledger.trials.get(state.key) or Trial()
     tries, allowed = {
         "attempts": (trial.counted + 1, ctx.config.attempts),
-        "scorings": (work.scorings, ctx.config.scorings),
-        "delays": (ctx.delays[work.key] + 1, DELAYS),
+        "scorings": (state.scorings, ctx.config.scorings),
+        "delays": (ctx.delays[state.key] + 1, DELAYS),
         "interruptions": (trial.interrupted + 1, INTERRUPTIONS),
         None: (1, None),
     }[its_rule.bound]
     return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())
 
 
-def note_finished(ctx: Context, work: Work, stage: Stage, facts: Facts) -> None:
+def note_finished(ctx: Context, state: AttemptState, stage: Stage, facts: Facts) -> None:
     """Journal that a stage is finished, with its facts and times."""
     ctx.sink.append_nowait(
-        StageFinished(trial=str(work.key), attempt=work.number, stage=stage, **work.stages[stage.value], facts=facts)
+        StageFinished(trial=str(state.key), attempt=state.number, stage=stage, **state.stages[stage.value], facts=facts)
     )
 
 

@@ -1,4 +1,4 @@
-"""What comes home of an attempt, before scoring brings hidden tests into its devbox.
+"""Collects the files of an attempt, before scoring brings hidden tests into its devbox.
 
 The patch, the artifacts that the agent's file names, its trajectory as it is and in the format for everybody, what it
 left in `/logs/agent`, and the devbox's log. The protocol has no way to attach files to a run, so the attempt's folder
@@ -39,7 +39,7 @@ from orchestrator.engine.artifacts.scripts import (
     snapshot,
 )
 from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
-from orchestrator.engine.context import LOG, Context, Work, given
+from orchestrator.engine.context import LOG, AttemptState, Context, given
 from orchestrator.engine.redact import Redactor
 from orchestrator.engine.retry_io import persist
 from orchestrator.engine.workspace import DevboxWorkspace
@@ -61,29 +61,29 @@ _EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
 _LONGEST: Final = 3600.0
 
 
-async def take_snapshot(work: Work) -> None:
-    """Remember how things stand in the devbox before the agent begins. Raises DevboxLost and nothing else."""
-    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+async def take_snapshot(state: AttemptState) -> None:
+    """Note the state of the devbox's files before the agent begins. Raises DevboxLost and nothing else."""
+    workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     try:
         ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATCH_S)
     except DevboxLost:
         raise
     except WorldError as error:
-        _warn(work, "snapshot.failed", error.message)
+        _warn(state, "snapshot.failed", error.message)
     else:
         if ended.exit_status != 0:
-            _warn(work, "snapshot.failed", ended.stderr or f"status {ended.exit_status}")
+            _warn(state, "snapshot.failed", ended.stderr or f"status {ended.exit_status}")
 
 
-async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) -> None:
+async def collect(ctx: Context, state: AttemptState, settlement: Settlement | None) -> None:
     """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others.
 
-    Where the devbox is settled, what comes home is made where nothing of the agent's runs.
+    With a `settlement`, all of it is made where nothing of the agent's runs.
     """
-    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+    workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     if settlement is not None:
         workspace.scratch = settlement.scratch
-    coming = _Coming(ctx, work, workspace, settlement)
+    coming = _Coming(ctx, state, workspace, settlement)
     missing: WorldError | None = None
     parts = (coming.clear, coming.patch, coming.changes, coming.files, coming.trajectory)
     for part in (*parts, coming.say, coming.log, coming.network):
@@ -99,30 +99,32 @@ async def bring_home(ctx: Context, work: Work, settlement: Settlement | None) ->
         raise missing
 
 
-async def bring_verifier_home(ctx: Context, work: Work, settlement: Settlement) -> None:
-    """Add to the attempt's folder what its scorers left, once they have. Raises WorldError where it does not come."""
-    workspace: DevboxWorkspace = given(work.workspace, "the workspace")
+async def collect_verifier_files(ctx: Context, state: AttemptState, settlement: Settlement) -> None:
+    """Add the scorers' files to the attempt's folder. Raises WorldError where they cannot be read."""
+    workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     workspace.scratch = settlement.scratch
-    coming = _Coming(ctx, work, workspace, settlement)
+    coming = _Coming(ctx, state, workspace, settlement)
     await coming.verifier()
     await coming.say()
 
 
 class _Coming:
-    """What comes home of one attempt, part by part."""
+    """The files of one attempt, part by part."""
 
-    def __init__(self, ctx: Context, work: Work, workspace: DevboxWorkspace, settlement: Settlement | None) -> None:
+    def __init__(
+        self, ctx: Context, state: AttemptState, workspace: DevboxWorkspace, settlement: Settlement | None
+    ) -> None:
         self._ctx = ctx
-        self._work = work
+        self._state = state
         self._workspace = workspace
         self._settlement = settlement
         self._limits = Limits()
         self._said = {label: Lines() for label in NOTES}
 
     async def clear(self) -> None:
-        """Remove what an earlier process brought home: all of it comes again."""
+        """Remove what an earlier process collected: all of it is collected again."""
         for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *GROUPS, VERIFIER):
-            await persist(partial(clear, self._work.folder / name))
+            await persist(partial(clear, self._state.folder / name))
 
     async def patch(self) -> None:
         found, workspace = self._settlement, self._workspace
@@ -141,14 +143,14 @@ class _Coming:
         for line in told.get("left", ()):
             self._said["left_out"].add(f"{PATCH_FILE}: {line}")
         if reasons := told.get("no-patch"):
-            self._work.flag(Flag.NO_PATCH)
+            self._state.flag(Flag.NO_PATCH)
             for reason in reasons:
                 self._said["left_out"].add(f"{PATCH_FILE}: {reason}")
         elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, told["piece"]))):
             async with self._archive("patch", pieces) as archive:
                 await self._come("patch", PATCH_FILE, partial(self._join_patch, archive))
         else:
-            self._work.flag(Flag.NO_PATCH)
+            self._state.flag(Flag.NO_PATCH)
             self._said["left_out"].add(f"{PATCH_FILE}: the devbox did not say that it made one")
 
     def _join_patch(self, archive: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
@@ -159,22 +161,22 @@ class _Coming:
         return join(archive, target, limits, redactor.without(own))
 
     async def changes(self) -> None:
-        """What was changed beside the working directory."""
+        """The list of changes outside the working directory."""
         if self._settlement is not None:
             changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}", at_most=MAX_CHANGES)
             if changes:
-                await self._work.keep("changes", CHANGES, changes)
+                await self._state.keep("changes", CHANGES, changes)
 
     async def files(self) -> None:
-        """The folders: all are packed in one go."""
-        script = packing(self._work.arm.agent.leavings, self._limits, **_places(self._workspace))
+        """The folders, packed together."""
+        script = packing(self._state.arm.agent.leavings, self._limits, **_places(self._workspace))
         await self._folders(GATHER, script, GROUPS)
 
     async def verifier(self) -> None:
-        """What scorers left, once they have."""
-        await persist(partial(clear, self._work.folder / VERIFIER))
+        """The files that scorers left."""
+        await persist(partial(clear, self._state.folder / VERIFIER))
         script = packing_verifier(self._limits, **_places(self._workspace))
-        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._work.scorings}")
+        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._state.scorings}")
 
     async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
         """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
@@ -187,48 +189,48 @@ class _Coming:
                     await self._come(group, group, partial(unpack, archive))
 
     async def trajectory(self) -> None:
-        """Convert what is there of it; one that cannot be read is flagged."""
-        work, agent = self._work, self._work.arm.agent
+        """Convert the trajectory; one that cannot be read is flagged."""
+        state, agent = self._state, self._state.arm.agent
         if agent.leavings.trajectory_format is None:
             return
         reading = partial(
             convert,
             agent.leavings.trajectory_format,
-            _by_age(work.folder / "trajectory") if agent.leavings.trajectory else [work.folder / LOG],
+            _by_age(state.folder / "trajectory") if agent.leavings.trajectory else [state.folder / LOG],
             agent=agent.name,
             version=agent.version,
-            model=work.arm.config.model,
-            session=f"{self._ctx.sweep}/{work.key}/{work.number}",
+            model=state.arm.config.model,
+            session=f"{self._ctx.sweep}/{state.key}/{state.number}",
         )
         try:
             document = await anyio.to_thread.run_sync(lambda: orjson.dumps(reading(), option=orjson.OPT_INDENT_2))
         except Exception as error:  # noqa: BLE001 - what an agent wrote, and a reader of it, are no reason to fail a trial
-            work.flag(Flag.TRAJECTORY_UNREAD)
-            _warn(work, "trajectory.unread", str(error))
+            state.flag(Flag.TRAJECTORY_UNREAD)
+            _warn(state, "trajectory.unread", str(error))
         else:
-            await work.keep("trajectory_atif", CONVERTED, document)
+            await state.keep("trajectory_atif", CONVERTED, document)
 
     async def say(self) -> None:
-        """What did not come home and why, what has another name here, and where something is masked."""
+        """Notes: files left out and why, files renamed, and secrets masked."""
         for label, lines in self._said.items():
             name = NOTES[label]
             if lines:
-                known = await persist(partial(_lines, self._work.folder / name))
+                known = await persist(partial(_lines, self._state.folder / name))
                 new = [line for line in map(printable, lines) if line not in known]
-                await self._work.keep(label, name, "".join(f"{line}\n" for line in [*known, *new]).encode())
+                await self._state.keep(label, name, "".join(f"{line}\n" for line in [*known, *new]).encode())
 
     async def log(self) -> None:
         log = await self._ctx.endpoint.devbox_log(self._workspace.devbox.id)
-        await self._work.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
+        await self._state.keep("devbox_log", "devbox.log", log.encode(errors="replace"))
 
     async def network(self) -> None:
         if self._workspace.devbox.reached is None:  # an endpoint that does not count need not be asked
             return
         devbox = await self._ctx.endpoint.devbox(self._workspace.devbox.id)
-        self._work.network = {"reached": devbox.reached, "refused": devbox.refused}
+        self._state.network = {"reached": devbox.reached, "refused": devbox.refused}
 
     async def _tend(self, step: str, script: str, at_most: float) -> dict[str, list[str]]:
-        """What a script of ours told, by the first word of each line. Raises WorldError if it came to no end."""
+        """Run a script of ours; return its lines by their first word. Raises WorldError if it did not end well."""
         left = anyio.current_effective_deadline() - anyio.current_time()
         ended = await self._workspace.tend(step, script, timeout=min(left * PACKING, at_most))
         if ended.exit_status != 0:
@@ -241,8 +243,8 @@ class _Coming:
 
     @asynccontextmanager
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
-        """What was packed, from its pieces: it has secrets yet, so the file has no name."""
-        with await persist(partial(_open_nameless, self._work.folder)) as file:
+        """Join the pieces of an archive. It still has secrets, so the file has no name."""
+        with await persist(partial(_open_nameless, self._state.folder)) as file:
             size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
             for name in names:
                 async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
@@ -257,7 +259,7 @@ class _Coming:
             yield file
 
     async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], Account]) -> None:
-        target, redactor, scenario = self._work.folder / name, self._work.redactor, self._work.scenario
+        target, redactor, scenario = self._state.folder / name, self._state.redactor, self._state.scenario
 
         def come() -> Account:
             if name not in _EXACT:
@@ -275,13 +277,13 @@ class _Coming:
             for variable, times in sorted(masked.items()):
                 self._said["masked"].add(f"{f'{name}/{path}'.rstrip('/')}: {variable}, {times} times masked")
         if account.masked and name in _EXACT:
-            self._work.flag(Flag.SECRETS_MASKED)
+            self._state.flag(Flag.SECRETS_MASKED)
         if target.exists():
-            self._work.list_file(label, target)
+            self._state.list_file(label, target)
 
     def _cut(self, lines: Iterable[str]) -> None:
         for line in lines:
-            self._work.flag(Flag.GATHER_TRUNCATED)
+            self._state.flag(Flag.GATHER_TRUNCATED)
             self._said["left_out"].add(line)
 
 
@@ -308,5 +310,5 @@ def _places(workspace: DevboxWorkspace) -> dict[str, str]:
     return {"scratch": workspace.scratch, "directory": workspace.working_directory, "home": workspace.home}
 
 
-def _warn(work: Work, fact: str, words: str) -> None:
-    structlog.get_logger().warning(fact, trial=str(work.key), error=words)
+def _warn(state: AttemptState, fact: str, words: str) -> None:
+    structlog.get_logger().warning(fact, trial=str(state.key), error=words)
