@@ -12,7 +12,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1] / "orchestrator"
 #: From the bottom up. A module is on the floor of the longest name that it begins with; it imports from there or below.
 CORE: Final = (
-    {"core.errors", "core.printable"},
+    {"core.errors", "core.printable", "core.protocol"},
     {"core.stages", "core.records"},
     {"core.events"},
     {"core.ledger"},
@@ -44,7 +44,7 @@ KNOWN: Final = {
     "orchestrator.service.environments.pythons imports orchestrator.service.scoring.contract",
 }
 #: What the service may use of the runner's.
-SHARED: Final = {"core.errors", "core.printable", "common"}
+SHARED: Final = {"core.errors", "core.printable", "core.protocol", "common"}
 OUTSIDE: Final = {"anyio", "asyncio", "io", "os", "random", "shutil", "socket", "subprocess", "threading", "time"}
 
 

@@ -16,7 +16,8 @@ from orchestrator.core.errors import SweepError, WorldError
 from orchestrator.core.events import AttemptEnded, BenchmarkRunEnded, Event, SweepEnded
 from orchestrator.core.ledger import INTERRUPTED, Ledger
 from orchestrator.core.plan import Plan
-from orchestrator.core.records import RUN_ALIVE, BenchmarkRun, Devbox, Failure, ScenarioRun
+from orchestrator.core.protocol import RUN_ALIVE
+from orchestrator.core.records import BenchmarkRun, Devbox, Failure, ScenarioRun
 from orchestrator.endpoint.contract import Endpoint
 from orchestrator.rundir.files import lock_of
 from orchestrator.rundir.journal import Journal

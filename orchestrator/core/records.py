@@ -6,22 +6,9 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from re import sub
-from typing import Any, Final, Self
+from typing import Any, Self
 
-DEVBOX_BOOTING = frozenset({"queued", "scheduled", "provisioning", "initializing", "resuming"})
-DEVBOX_ALIVE: Final = (
-    "queued",
-    "scheduled",
-    "provisioning",
-    "initializing",
-    "running",
-    "suspending",
-    "suspended",
-    "resuming",
-)
-DEVBOX_DEAD = frozenset({"failure", "shutdown"})
-RUN_ALIVE = frozenset({"running", "scoring", "scored"})
-RUN_RESULT = frozenset({"scored", "completed"})
+from orchestrator.core.protocol import RUN_RESULT
 
 
 class Outcome(StrEnum):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 import httpx
@@ -30,10 +30,8 @@ from orchestrator.core.errors import (
     Throttled,
     Unavailable,
 )
+from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_BOOTING, DEVBOX_DEAD
 from orchestrator.core.records import (
-    DEVBOX_ALIVE,
-    DEVBOX_BOOTING,
-    DEVBOX_DEAD,
     Benchmark,
     BenchmarkRun,
     Devbox,
@@ -336,7 +334,7 @@ class Gateway:
     async def list_devboxes(self) -> list[Devbox]:
         found = []
         for status in DEVBOX_ALIVE:
-            lister = partial(self._client.devboxes.list, status=status)
+            lister = partial(self._client.devboxes.list, status=cast("Any", status.value))
             found += await self._all(f"listing the devboxes that are {status}", lister, parsing.devbox)
         return list({devbox.id: devbox for devbox in found}.values())
 

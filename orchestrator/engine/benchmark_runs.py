@@ -10,6 +10,7 @@ import structlog
 from orchestrator.core.errors import Missing, SweepCanceled
 from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted, Sink
 from orchestrator.core.ledger import Ledger
+from orchestrator.core.protocol import BenchmarkRunState
 from orchestrator.endpoint.contract import Endpoint
 
 
@@ -61,23 +62,24 @@ class BenchmarkRuns:
         except Missing as error:
             structlog.get_logger().warning("benchmark_run.missing", run=known.run, error=error.message)
             return None
-        if run.state == "canceled":
+        if run.state == BenchmarkRunState.CANCELED:
             raise SweepCanceled(
                 f"Benchmark run {run.id} ({arm}, trial {number}) was canceled by somebody else, so the sweep stops. "
                 "Its results are kept; to run what is left, give another --name."
             )
-        return run.id if run.state == "running" else None
+        return run.id if run.state == BenchmarkRunState.RUNNING else None
 
     async def _start(self, arm: str, number: int) -> str:
         known = self._ledger.benchmark_runs.get((arm, number))
         is_owed = known is not None and known.run is None
         number_of_run = known.round + (not is_owed) if known else 1
         name = f"{self._sweep}/{arm}/{number}"
-        # A run that was asked for and whose id was never heard is found by name: not every endpoint knows our keys.
-        running = (
-            await self._endpoint.list_benchmark_runs(benchmark=self._benchmark_id, state="running") if is_owed else []
-        )
-        run = next((each for each in running if each.name == name), None)
+        run = None
+        if is_owed:  # it was asked for and its id never heard: not every endpoint knows our keys
+            running = await self._endpoint.list_benchmark_runs(
+                benchmark=self._benchmark_id, state=BenchmarkRunState.RUNNING
+            )
+            run = next((each for each in running if each.name == name), None)
         if run is None:
             await self._sink.append(BenchmarkRunIntended(arm=arm, number=number, round=number_of_run))
             run = await self._endpoint.start_benchmark_run(

@@ -14,7 +14,8 @@ import structlog
 from orchestrator.core.errors import WorldError
 from orchestrator.core.events import Sink, StrayFound
 from orchestrator.core.ledger import Attempt
-from orchestrator.core.records import RUN_ALIVE, Devbox, ScenarioRun, TrialKey
+from orchestrator.core.protocol import RUN_ALIVE, RunState
+from orchestrator.core.records import Devbox, ScenarioRun, TrialKey
 from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds for which a list is believed.
@@ -73,7 +74,7 @@ class Remote:
             if run.state in RUN_ALIVE or is_owed:
                 boxes.add(run.devbox_id)
             if run.state in RUN_ALIVE and run.id not in known and not is_owed:
-                end = self._endpoint.complete if run.state == "scored" else self._endpoint.cancel
+                end = self._endpoint.complete if run.state == RunState.SCORED else self._endpoint.cancel
                 await self._end(sink, partial(end, run.id), run.id, run.devbox_id)
         for devbox in filter(self._is_ours, self._devboxes.values()):
             if devbox.id not in boxes:

@@ -15,16 +15,8 @@ from orchestrator.agentkit.process import end_process
 from orchestrator.core.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
 from orchestrator.core.events import AttemptEnded, StageEntered, StageFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt
-from orchestrator.core.records import (
-    DEVBOX_BOOTING,
-    DEVBOX_DEAD,
-    RUN_ALIVE,
-    Devbox,
-    Failure,
-    Flag,
-    ScenarioRun,
-    TrialKey,
-)
+from orchestrator.core.protocol import DEVBOX_BOOTING, DEVBOX_DEAD, RUN_ALIVE, RunState
+from orchestrator.core.records import Devbox, Failure, Flag, ScenarioRun, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.engine.context import AttemptState, Context
 from orchestrator.engine.stage_table import STAGES, open_workspace, unchanged_scenario
@@ -42,7 +34,7 @@ def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Whe
         return None
     if run.has_result:
         return Stage.SCORE
-    if at is None or devbox.status in DEVBOX_DEAD or run.state not in {"running", "scoring", "scored", "failed"}:
+    if at is None or devbox.status in DEVBOX_DEAD or run.state not in RUN_ALIVE | {RunState.FAILED}:
         return None
     if devbox.status in DEVBOX_BOOTING and at not in {Stage.START, Stage.BOOT}:
         return None
@@ -71,7 +63,7 @@ async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
     except TimeoutError:
         raise Unavailable(f"the endpoint did not say in {_ANSWER:g} s what became of the attempt") from None
     state.benchmark_run = state.run.benchmark_run_id
-    if state.run.state == "canceled":
+    if state.run.state == RunState.CANCELED:
         raise RunLost(f"run {state.run.id} was canceled by somebody else")
     if left.pid is not None:
         await end_process(left.pid, left.birth)
@@ -129,7 +121,7 @@ async def _settle(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.
             with anyio.fail_after(ctx.config.timeouts.release):
                 # A run that was started though its id was never heard is a stray.
                 run = await ctx.remote.run(attempt.run) if attempt.run else None
-                if run is not None and run.state in RUN_ALIVE | {"failed", "timeout"}:
+                if run is not None and run.state in RUN_ALIVE | {RunState.FAILED, RunState.TIMEOUT}:
                     await (ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel)(run.id)
         except Missing:
             pass

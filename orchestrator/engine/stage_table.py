@@ -33,10 +33,8 @@ from orchestrator.core.errors import (
 )
 from orchestrator.core.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted, StageFinished
 from orchestrator.core.ledger import Attempt, Trial
+from orchestrator.core.protocol import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, RunState
 from orchestrator.core.records import (
-    DEVBOX_DEAD,
-    RUN_ALIVE,
-    RUN_RESULT,
     Devbox,
     Flag,
     Judgement,
@@ -317,11 +315,11 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
     """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
     run = given(state.run, "the run")
     state.scorings += 1
-    if run.state != "scoring" and (run.state not in RUN_RESULT or _faults(run)):
+    if run.state != RunState.SCORING and (run.state not in RUN_RESULT or _faults(run)):
         try:
             await ctx.endpoint.score(run.id, key=state.idempotency_key(f"score-{state.scorings}"))
         except Conflicted:  # it was started before: not every endpoint knows idempotency keys
-            if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {"scoring"}:
+            if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {RunState.SCORING}:
                 raise
     if run.state not in RUN_RESULT or _faults(run):
         state.run = await ctx.endpoint.wait_scored(run.id)
@@ -330,7 +328,7 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
     for scorer in scored.scorers:
         log = f"scorers/{path_part(scorer.name)}.log"
         await state.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
-    if scored.state == "failed":
+    if scored.state == RunState.FAILED:
         await unchanged_scenario(ctx, state)
     if words := _faults(scored):
         await _collect_verifier_files(ctx, state)
@@ -356,7 +354,7 @@ async def _ask_again_unscored(ctx: Context, state: AttemptState) -> ScenarioRun:
     """
     run = given(state.run, "the run")
     for number, pause in enumerate((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), 1):
-        if run.state != "failed" or run.scorers:
+        if run.state != RunState.FAILED or run.scorers:
             break
         await unchanged_scenario(ctx, state)
         if (await ctx.endpoint.devbox(run.devbox_id)).status in DEVBOX_DEAD:
@@ -391,9 +389,9 @@ async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
     devbox = await ctx.endpoint.devbox(run.devbox_id)
     if devbox.status in DEVBOX_DEAD:
         raise DevboxLost(f"devbox {devbox.id} was gone before the score: {devbox.failure or devbox.status}")
-    if run.state in {"canceled", "timeout"}:
+    if run.state in {RunState.CANCELED, RunState.TIMEOUT}:
         raise RunLost(f"run {run.id} was ended by somebody else: {run.state}")
-    if run.state == "failed":
+    if run.state == RunState.FAILED:
         raise ScoringFault(f"run {run.id} failed without a scorer's word")
     raise WorldError(f"run {run.id} has no score and is {run.state}")
 

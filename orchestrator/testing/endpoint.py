@@ -20,9 +20,8 @@ from msgspec import structs
 from orchestrator.core.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable, WorldError
 from orchestrator.core.events import Event
 from orchestrator.core.ledger import Ledger
+from orchestrator.core.protocol import DEVBOX_ALIVE, RUN_ALIVE
 from orchestrator.core.records import (
-    DEVBOX_ALIVE,
-    RUN_ALIVE,
     Benchmark,
     BenchmarkRun,
     Devbox,

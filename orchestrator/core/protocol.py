@@ -1,0 +1,65 @@
+"""Words that runner and service share: states of runs and devboxes as the protocol has them, and kinds of isolation."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class RunState(StrEnum):
+    """State of a scenario run."""
+
+    RUNNING = "running"
+    SCORING = "scoring"
+    SCORED = "scored"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+
+
+class BenchmarkRunState(StrEnum):
+    """State of a benchmark run."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+
+class DevboxStatus(StrEnum):
+    """Status of a devbox."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    PROVISIONING = "provisioning"
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
+    FAILURE = "failure"
+    SHUTDOWN = "shutdown"
+
+
+class Isolation(StrEnum):
+    """What keeps a devbox of the embedded service from this machine."""
+
+    LOCAL = "local"
+    """A sandbox of this machine."""
+    NONE = "none"
+    """Nothing: its commands are processes of this machine."""
+
+
+#: The scenario has its result, or was declared done without one.
+RUN_RESULT: Final = frozenset({RunState.SCORED, RunState.COMPLETED})
+RUN_ALIVE: Final = frozenset({RunState.RUNNING, RunState.SCORING, RunState.SCORED})
+DEVBOX_BOOTING: Final = frozenset(
+    {
+        DevboxStatus.QUEUED,
+        DevboxStatus.SCHEDULED,
+        DevboxStatus.PROVISIONING,
+        DevboxStatus.INITIALIZING,
+        DevboxStatus.RESUMING,
+    }
+)
+DEVBOX_DEAD: Final = frozenset({DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN})
+DEVBOX_ALIVE: Final = tuple(status for status in DevboxStatus if status not in DEVBOX_DEAD)
