@@ -1,4 +1,4 @@
-"""What an agent prints, on disk while it runs: without secrets, and never more than fits.
+"""The agent's output, on disk while it runs: without secrets, and never more than fits.
 
 Of a flood the beginning and the end are kept, for the one says what the agent set out to do and the other how it ended;
 a line between them says how much is missing. The middle is cut out of the one file there is, in place and now and then:
@@ -89,12 +89,12 @@ class AgentLog:
         await self._add(self._masked.finish())
 
     def write_nowait(self, data: bytes) -> None:
-        """As `write`; what the disk refuses is lost. Raises OSError then."""
+        """Write like `write`, without waiting. Raises OSError if the disk refuses; that part is lost."""
         for piece in self._pieces(self._masked.feed(data)):
             self._put(piece)
 
     def finish_nowait(self) -> None:
-        """As `finish`; raises OSError as `write_nowait` does."""
+        """Finish like `finish`, without waiting. Raises OSError as `write_nowait` does."""
         self._put(self._masked.finish())
 
     async def _add(self, data: bytes) -> None:
@@ -130,7 +130,7 @@ class AgentLog:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether the middle of a log is left out. Raises OSError."""
+    """Tell whether the middle of a log is left out. Raises OSError."""
     with path.open("rb") as file:
         file.seek(LIMIT // 2)
         return _NOTED.match(file.read(100)) is not None

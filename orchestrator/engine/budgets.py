@@ -1,4 +1,4 @@
-"""What a sweep may use up. Decided from its ledger, so that what was spent before a resume counts, and from the wall
+"""Budgets of a sweep. Decided from its ledger, so that what was spent before a resume counts, and from the wall
 clock where a deadline is asked for: the night is over when people come to work, however long the machine slept.
 """
 
@@ -16,8 +16,8 @@ from orchestrator.engine.shutdown import Stopping
 from orchestrator.rundir.clock import now
 
 #: Seconds between two looks; every trial that is to start looks, too.
-LOOK_EVERY: Final = 2.0
-HOUR: Final = 3600.0
+LOOK_EVERY_S: Final = 2.0
+HOUR_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class Budgets:
     wall: Callable[[], float] = time.time
 
     def used_up(self) -> str | None:
-        """Which budget is used up, and how, for people; None if none is."""
+        """Say which budget is used up, and how; None if none is."""
         config, ledger = self.config, self.ledger
         if self.deadline is not None and self.wall() >= self.deadline:
             return f"the deadline ({config.deadline}) has passed; give a later one to continue"
         if config.max_cost is not None and ledger.cost >= config.max_cost:
             return f"--max-cost {config.max_cost:g} is used up ({ledger.cost:.2f} USD); raise it to continue"
         if config.max_devbox_hours is not None:
-            hours = ledger.devbox_seconds(self.now()) / HOUR
+            hours = ledger.devbox_seconds(self.now()) / HOUR_S
             if hours >= config.max_devbox_hours:
                 return f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); raise it to continue"
         failures = ledger.outcomes[Outcome.FAILED] - ledger.unsupported
@@ -48,7 +48,7 @@ class Budgets:
 
 
 def arm_used_up(arm: ArmConfig, ledger: Ledger) -> str | None:
-    """How the budget that an arm has of its own is used up, for people; None if it is not, or it has none."""
+    """Say how the arm's own budget is used up; None if it is not, or it has none."""
     spent = ledger.costs.get(arm.name, 0.0)
     if arm.cost is None or spent < arm.cost:
         return None
@@ -59,4 +59,4 @@ async def watch(stopping: Stopping) -> None:
     """Drain when a budget is used up. Runs until canceled."""
     while True:
         stopping.check()
-        await anyio.sleep(LOOK_EVERY)
+        await anyio.sleep(LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""When to stop a sweep for failures that are no trial's fault: the rest of the night would go the same way.
+"""Stops a sweep for failures that are no trial's fault: the rest of the night would go the same way.
 
 So many installs of one agent, or boots of devboxes, fail in a row; or for so long the endpoint grants no run, while
 none of ours is alive whose end could make room; or an agent crashes in the same way in every trial, and reaches
@@ -96,5 +96,5 @@ class Breaker:
 
 
 def _series(stage: Stage, arm: str) -> tuple[Stage, str]:
-    """What a failure is counted with: an agent that cannot be installed says nothing of the others."""
+    """The series a failure is counted in: an agent that cannot be installed says nothing of the others."""
     return stage, arm if stage is Stage.PREPARE else ""

@@ -1,4 +1,4 @@
-"""What may run at once. The devbox limit gives way when the endpoint pushes back, and creeps back when it is calm."""
+"""Limits of concurrency. The devbox limit gives way when the endpoint pushes back, and creeps back when it is calm."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ class Limits:
 
     @property
     def devboxes(self) -> int:
-        """How many devboxes may be in flight now."""
+        """Number of devboxes that may be in flight now."""
         return int(self._devboxes.total_tokens)
 
     @property

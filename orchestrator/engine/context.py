@@ -78,7 +78,7 @@ class Context:
     now: Callable[[], float] = now
 
     def has(self, key: TrialKey) -> bool:
-        """Whether the sweep still asks for a trial."""
+        """Tell whether the sweep still asks for a trial."""
         return key.scenario in self.scenarios and key.arm in self.arms and key.number <= self.config.trials
 
     def summary(self, key: TrialKey) -> ScenarioSummary:
@@ -120,7 +120,7 @@ class AttemptState:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a run and its devbox are tagged with on the endpoint."""
+        """Tags of a run and its devbox on the endpoint."""
         return {"sweep": self.sweep, "trial": str(self.key), "attempt": str(self.number)}
 
     def spend(self, stage: Stage, seconds: float, waited: float) -> None:

@@ -22,7 +22,7 @@ from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder
 from orchestrator.engine.result import result_line
 from orchestrator.engine.resume import take_up
-from orchestrator.engine.retry_io import PATIENCE, persist
+from orchestrator.engine.retry_io import PATIENCE_S, persist
 from orchestrator.engine.stage_table import STAGES, decision_on, flag_incomplete, note_finished
 
 #: Seconds that an attempt being canceled may take to release what it holds.
@@ -42,7 +42,7 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
     number = left.number if left else trial.attempts + 1 if trial else 1
     summary = ctx.summary(key)
     folder = attempt_folder(ctx.folder, key, summary.name, number)
-    await persist(partial(_lay_out, folder), patience=PATIENCE)
+    await persist(partial(_lay_out, folder), patience=PATIENCE_S)
     state = AttemptState(
         key=key,
         number=number,

@@ -18,9 +18,9 @@ from orchestrator.core.errors import UsageError, WorldError
 from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds between two signs of life.
-EVERY: Final = 5.0
+EVERY_S: Final = 5.0
 #: Seconds after which an endpoint has forgotten who gives none, and a little more.
-FORGOTTEN: Final = 25.0
+FORGOTTEN_S: Final = 25.0
 #: Seconds that saying so may take where others wait for it.
 BRIEFLY_S: Final = 5.0
 _NAME: Final = re.compile(r"process (\d+) on (.*), of (.*)")
@@ -38,7 +38,7 @@ class Presence:
 
     async def claim(self) -> None:
         """Raises UsageError if another process is at work on this sweep."""
-        until = anyio.current_time() + FORGOTTEN
+        until = anyio.current_time() + FORGOTTEN_S
         while others := await self._others():
             if anyio.current_time() >= until:
                 await self.leave()
@@ -46,13 +46,13 @@ class Presence:
                     f"{_words(others)} is at work on this sweep, on the same endpoint. {COPY} Stop one of the two: "
                     "each would take the other's devboxes for its own."
                 )
-            await anyio.sleep(EVERY / 2)
+            await anyio.sleep(EVERY_S / 2)
 
     async def keep(self, tell: Callable[[str], None]) -> None:
         """Give signs of life, and tell once of whoever else is there. Runs until it is canceled."""
         told: set[str] = set()
         while True:
-            await anyio.sleep(EVERY)
+            await anyio.sleep(EVERY_S)
             if new := set(await self._others()) - told:
                 told |= new
                 tell(f"{_words(new)} wants to work on this sweep, too, and is kept out. {COPY}")

@@ -56,12 +56,12 @@ class Redactor:
         self._pattern = re.compile(b"|".join(map(re.escape, self._guises))) if self._names else None
 
     def for_files(self, own: Collection[bytes] = ()) -> "Redactor":
-        """As this one, without values that are ordinary words, or stand in one of the texts that are the scenario's."""
+        """Return a redactor without values that are common words, or stand in one of the scenario's texts."""
         kept = [(name, value) for name, value in self._known if not (_is_word(value) or _stands_in(value, own))]
         return self if len(kept) == len(self._known) else Redactor(kept)
 
     def without(self, names: Collection[str]) -> "Redactor":
-        """As this one, without the values of these variables."""
+        """Return a redactor without the values of these variables."""
         return Redactor(each for each in self._known if each[0] not in names) if names else self
 
     def shown(self, data: bytes) -> set[str]:
@@ -118,7 +118,7 @@ class Redactor:
         return next((self._names[guise] for guise in self._guises if guise.startswith(data)), None)
 
     def stream(self, masked: Counter[str] | None = None) -> "Stream":
-        """As `mask`, for what comes in pieces."""
+        """Return a masker for data that comes in pieces."""
         return Stream(self, masked)
 
 
@@ -143,7 +143,7 @@ class Stream:
         return masked[:cut]
 
     def finish(self) -> bytes:
-        """What was held. As much of a value as would be masked by itself is masked: it was cut off, not harmless."""
+        """Flush held bytes; a truncated secret is masked too."""
         held, self._held = self._held, b""
         if len(held) < SHORTEST:
             return held
@@ -182,7 +182,7 @@ NO_SECRETS: Final = Redactor()
 
 
 def _open_end(data: bytes, guise: bytes) -> int:
-    """Where the longest proper beginning of `guise` starts that `data` ends with; the end if it does not."""
+    """Find the longest proper beginning of `guise` that `data` ends with; returns its place, or the length."""
     at = max(0, len(data) - len(guise) + 1)
     while (at := data.find(guise[:1], at)) >= 0:
         if guise.startswith(data[at:]):
@@ -210,7 +210,7 @@ def _guises(value: str) -> Iterator[bytes]:
 
 
 def _is_word(value: str) -> bool:
-    """Whether it is a word that anybody may write: a program's name, a placeholder, a yes or no."""
+    """Tell whether `value` is a common word: a program's name, a placeholder, a yes or no."""
     is_plain = value.isalpha() and (value.islower() or value.isupper() or value.istitle())
     return len(value) < SHORTEST_IN_FILES or (is_plain and len(value) <= LONGEST_WORD)
 
@@ -220,7 +220,7 @@ def _stands_in(value: str, texts: Collection[bytes]) -> bool:
 
 
 def _escaped(value: str) -> Iterable[bytes]:
-    """As it stands between the quotes of other languages."""
+    """Spellings of `value` between the quotes of other languages."""
     text = _encoded(value).decode("utf-8", "replace")
     jsons = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
     jsons += [jsons[0].replace("/", "\\/"), json.dumps(jsons[0])[1:-1], json.dumps(jsons[1])[1:-1]]
@@ -233,7 +233,7 @@ def _escaped(value: str) -> Iterable[bytes]:
 
 
 def _base64s(plain: bytes) -> Iterator[bytes]:
-    """What of its base64 is the same whatever stands around it, for each place it may begin at."""
+    """Parts of the base64 of `plain` that do not depend on its neighbours, for each alignment."""
     for shift in _ALIGNMENTS:
         whole = (len(plain) + shift) // 3 * 3 - shift
         code = base64.b64encode(bytes(shift) + plain[:whole])[(shift * 8 + 5) // 6 :]

@@ -1,4 +1,4 @@
-"""What the endpoint has of this sweep, read in a few lists: what a call for each trial would cost is saved.
+"""The endpoint's runs and devboxes of this sweep, read in a few lists instead of one call for each trial.
 
 A list may have missed what was there while its pages were read, and grows old: what it does not show is asked for by
 itself before anybody believes it gone.
@@ -19,10 +19,10 @@ from orchestrator.core.records import Devbox, ScenarioRun, TrialKey
 from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds for which a list is believed.
-FRESH: Final = 60.0
+FRESH_S: Final = 60.0
 #: Seconds in which all lists must be read, and in which one thing must end.
-_ANSWER: Final = 300.0
-_ENDING: Final = 30.0
+_ANSWER_S: Final = 300.0
+_END_S: Final = 30.0
 
 
 class Remote:
@@ -39,7 +39,7 @@ class Remote:
 
     async def read(self, benchmark_runs: Collection[str]) -> None:
         """Read the runs of these benchmark runs, and every devbox that lives. Raises WorldError."""
-        with anyio.fail_after(_ANSWER):
+        with anyio.fail_after(_ANSWER_S):
             lists = [await self._endpoint.list_runs(benchmark_run=run) for run in benchmark_runs]
             devboxes = await self._endpoint.list_devboxes()
         self._runs = {run.id: run for runs in lists for run in runs}
@@ -56,7 +56,7 @@ class Remote:
 
     @property
     def _is_fresh(self) -> bool:
-        return anyio.current_time() - self._read_at <= FRESH
+        return anyio.current_time() - self._read_at <= FRESH_S
 
     async def reap(self, sink: Sink, attempts: Iterable[tuple[TrialKey, Attempt]]) -> None:
         """End what lives on the endpoint under our sweep's id, in the lists just read, and belongs to none of these.
@@ -87,7 +87,7 @@ class Remote:
         log = structlog.get_logger().bind(run=run, devbox=devbox)
         await sink.append(StrayFound(run=run, devbox=devbox))
         try:
-            with anyio.fail_after(_ENDING):
+            with anyio.fail_after(_END_S):
                 await end()
         except (WorldError, TimeoutError) as error:
             self.refusing.append(run or devbox)

@@ -22,9 +22,9 @@ from orchestrator.engine.context import AttemptState, Context
 from orchestrator.engine.stage_table import STAGES, open_workspace, unchanged_scenario
 
 #: Runs settled at once.
-_AT_ONCE = 16
+_CONCURRENT = 16
 #: Seconds in which the endpoint must say what became of an attempt.
-_ANSWER = 120.0
+_ANSWER_S = 120.0
 
 
 def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Where) -> Stage | None:
@@ -53,7 +53,7 @@ async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
         state.is_again = True
         return Stage.START
     try:
-        with anyio.fail_after(_ANSWER):
+        with anyio.fail_after(_ANSWER_S):
             try:
                 state.run = await ctx.remote.run(left.run)
                 devbox = await ctx.remote.devbox(state.run.devbox_id)
@@ -61,7 +61,7 @@ async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
                 raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
             state.scenario = await unchanged_scenario(ctx, state)
     except TimeoutError:
-        raise Unavailable(f"the endpoint did not say in {_ANSWER:g} s what became of the attempt") from None
+        raise Unavailable(f"the endpoint did not say in {_ANSWER_S:g} s what became of the attempt") from None
     state.benchmark_run = state.run.benchmark_run_id
     if state.run.state == RunState.CANCELED:
         raise RunLost(f"run {state.run.id} was canceled by somebody else")
@@ -101,7 +101,7 @@ async def reconcile(ctx: Context) -> None:
         structlog.get_logger().warning("endpoint.not_listed", error=str(error))
     else:
         await ctx.remote.reap(ctx.sink, ctx.ledger.unreleased())
-    limiter = anyio.CapacityLimiter(_AT_ONCE)
+    limiter = anyio.CapacityLimiter(_CONCURRENT)
     async with anyio.create_task_group() as tasks:
         for key, attempt in ctx.ledger.unreleased():
             if ctx.ledger.under_way(key) is not attempt or not ctx.has(key):

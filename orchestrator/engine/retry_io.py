@@ -11,9 +11,9 @@ from orchestrator.core.errors import JournalError
 T = TypeVar("T")
 
 #: Seconds between two tries.
-PAUSE: Final = 1.0
+PAUSE_S: Final = 1.0
 #: Seconds after which a disk that still refuses stops the sweep, where no deadline of a stage does.
-PATIENCE: Final = 600.0
+PATIENCE_S: Final = 600.0
 
 
 async def persist(write: Callable[[], T], *, patience: float = float("inf")) -> T:
@@ -29,4 +29,4 @@ async def persist(write: Callable[[], T], *, patience: float = float("inf")) -> 
             structlog.get_logger().warning("disk.refuses", error=str(error))
             if anyio.current_time() >= until:
                 raise JournalError(f"The run folder cannot be written: {error}") from error
-        await anyio.sleep(PAUSE)
+        await anyio.sleep(PAUSE_S)

@@ -111,17 +111,17 @@ class Scheduler:
         self.finished(key)
 
     def put_off(self, key: TrialKey, delay: float) -> None:
-        """As `retry`, and begin no other trial before: whatever refused this one would refuse them all."""
+        """Retry a trial, and begin no other before it: the same cause would refuse them all."""
         self._calm_at = max(self._calm_at, anyio.current_time() + delay)
         self.retry(key, delay)
 
     @property
     def is_calm(self) -> bool:
-        """Whether trials may begin now."""
+        """Tell whether no trial is deferred for a refusal."""
         return anyio.current_time() >= self._calm_at
 
     def may_begin(self, key: TrialKey) -> bool:
-        """Whether a trial that was handed out may still begin: somebody may have been refused since, or paid."""
+        """Tell whether a trial that was handed out may still begin: starts may have been refused, or a budget spent."""
         return self.is_calm and self._lanes[key.arm].used_up() is None
 
     def finished(self, key: TrialKey) -> None:

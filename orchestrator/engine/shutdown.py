@@ -27,11 +27,11 @@ from orchestrator.core.errors import SweepError
 NOW: Final = signal.SIGUSR1
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, NOW)
 #: Seconds that those in flight get after a signal of somebody who may not wait: service managers kill in the end.
-UNATTENDED: Final = 300.0
+UNATTENDED_S: Final = 300.0
 #: Seconds from the second signal to the end of the process, whatever hangs.
-LAST: Final = 9.5
+LAST_S: Final = 9.5
 #: Seconds in which signals count as one: who wraps a command, such as timeout(1), signals it and then its group.
-AT_ONCE: Final = 0.02
+AT_ONCE_S: Final = 0.02
 EXIT_STATUS: Final = 130
 
 
@@ -59,12 +59,12 @@ class Stopping:
 
     @property
     def is_canceled(self) -> bool:
-        """Whether what is in flight is being ended."""
+        """Tell whether trials in flight are being ended."""
         return anyio.current_time() >= self.ends_at
 
     @contextmanager
     def until_draining(self) -> Iterator[None]:
-        """What waits inside for something new to do is ended when nothing new is to be started."""
+        """Cancel the block once no new trial may start."""
         with anyio.CancelScope() as scope:
             self._waits.add(scope)
             if self.is_draining:
@@ -75,7 +75,7 @@ class Stopping:
                 self._waits.discard(scope)
 
     def may_start(self) -> bool:
-        """Whether a trial may start now. Budgets are asked at each, so that they hold to the trial."""
+        """Tell whether a trial may start now. Budgets are checked each time, so that they hold to the trial."""
         self.check()
         return not self.is_draining
 
@@ -152,15 +152,17 @@ class _Obeying:
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler: runs wherever the main thread is, whether its loop still turns or not."""
         now = time.monotonic()
-        if now - self._heard_at < AT_ONCE:
+        if now - self._heard_at < AT_ONCE_S:
             return
         self._heard_at = now
         self._count = max(2, self._count + 1) if number == NOW else self._count + 1
         if self._count == 2:
-            self._last_moments.put(now + LAST)
+            self._last_moments.put(now + LAST_S)
         elif self._count > 2:
             self._exit()
-        self._loop.call_soon_threadsafe(self._loop.call_later, AT_ONCE, self._act, self._count, signal.Signals(number))
+        self._loop.call_soon_threadsafe(
+            self._loop.call_later, AT_ONCE_S, self._act, self._count, signal.Signals(number)
+        )
 
     def end(self) -> None:
         self._last_moments.put(None)
@@ -172,10 +174,10 @@ class _Obeying:
             self._stopping.cancel(name)
             return
         is_attended = which is signal.SIGINT and any(map(os.isatty, (0, 1, 2)))
-        within = self._drain if self._drain is not None else float("inf") if is_attended else UNATTENDED
+        within = self._drain if self._drain is not None else float("inf") if is_attended else UNATTENDED_S
         self._stopping.drain(name, within=within)
         if within < float("inf"):
-            self._last_moments.put(time.monotonic() + within + LAST)
+            self._last_moments.put(time.monotonic() + within + LAST_S)
 
     def _see_to_the_end(self) -> None:
         last = float("inf")

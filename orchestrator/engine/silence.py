@@ -15,10 +15,10 @@ from orchestrator.core.errors import WorldError
 from orchestrator.endpoint.contract import Endpoint
 
 #: Seconds between two looks.
-LOOK_EVERY: Final = 1.0
+LOOK_EVERY_S: Final = 1.0
 #: Seconds without an answer after which one is asked for, and after which the endpoint is called silent.
-ASK: Final = 5.0
-SILENT: Final = 8.0
+ASK_S: Final = 5.0
+SILENT_S: Final = 8.0
 
 
 class Silence:
@@ -34,9 +34,9 @@ class Silence:
 
     @property
     def seconds(self) -> float:
-        """How long the endpoint has not answered; 0 while it does, or nobody waits for it."""
+        """Seconds without an answer; 0 while the endpoint answers, or nobody waits for it."""
         silent = anyio.current_time() - self._endpoint.answered_at
-        return silent if self._scopes and silent >= SILENT else 0.0
+        return silent if self._scopes and silent >= SILENT_S else 0.0
 
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
@@ -55,8 +55,8 @@ class Silence:
         """
         async with anyio.create_task_group() as tasks:
             while True:
-                await anyio.sleep(LOOK_EVERY)
-                if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK:
+                await anyio.sleep(LOOK_EVERY_S)
+                if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK_S:
                     self._is_asking = True
                     tasks.start_soon(self._ask)
                 moved, self._moved = self._moved, self.seconds
@@ -68,6 +68,6 @@ class Silence:
                     return
 
     async def _ask(self) -> None:
-        with suppress(WorldError, TimeoutError), anyio.fail_after(SILENT):
+        with suppress(WorldError, TimeoutError), anyio.fail_after(SILENT_S):
             await self._endpoint.ping()
         self._is_asking = False

@@ -16,15 +16,15 @@ from typing import Final
 import structlog
 
 #: Seconds without a turn of the loop after which it is called stuck.
-PATIENCE: Final = 10.0
+PATIENCE_S: Final = 10.0
 #: Seconds by which a look may be late before that was sleep: a starved machine is late, too.
-LATE: Final = 5.0
+LATE_S: Final = 5.0
 
 
 class Watchdog:
     """`on_sleep` is called in the loop with the seconds that the machine, or this process, stood still."""
 
-    def __init__(self, on_sleep: Callable[[float], None], *, patience: float = PATIENCE) -> None:
+    def __init__(self, on_sleep: Callable[[float], None], *, patience: float = PATIENCE_S) -> None:
         self._on_sleep = on_sleep
         self._patience = patience
         self._every = patience / 10
@@ -55,7 +55,7 @@ class Watchdog:
             still = now - looked_at - self._every
             looked_at = now
             try:
-                if still > LATE:  # nobody looked meanwhile: the time that passed says nothing about the loop
+                if still > LATE_S:  # nobody looked meanwhile: the time that passed says nothing about the loop
                     self._turned_at = time.monotonic()
                     self.notice = f"the machine slept for {still:.0f} s, or gave this process no time"
                     structlog.get_logger().warning("machine.slept", seconds=round(still, 1))

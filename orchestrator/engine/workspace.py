@@ -114,7 +114,7 @@ class DevboxWorkspace:
 
     @property
     def devbox(self) -> Devbox:
-        """As it was when this was made."""
+        """The devbox as it was when the workspace was opened."""
         return self._devbox
 
     @property
@@ -366,7 +366,7 @@ class DevboxWorkspace:
         self._keep(offset, self._length)
 
     async def _read_ending(self) -> str:
-        """What the script recorded of the agent's end; nothing if it did not come to that."""
+        """Read the wrapper's record of the agent's end; empty if there is none."""
         with suppress(FileNotFoundError, ValueError):
             ending = (await self.read(f"{self.scratch}/agent/status", at_most=_RECORD)).decode(errors="replace").strip()
             if ending == "timed-out" or re.fullmatch(r"\d{1,3}", ending):
@@ -394,7 +394,7 @@ def _check(files: Mapping[str, bytes]) -> str:
 
 
 def _has_values(path: str) -> bool:
-    """Whether a file of ours is one with the values of variables, secrets among them."""
+    """Tell whether a file of ours holds values of variables, secrets among them."""
     return posixpath.basename(path) == "env"
 
 

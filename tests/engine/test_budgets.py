@@ -11,7 +11,7 @@ from orchestrator.core.events import Event, StageEntered, StageFinished, SweepOp
 from orchestrator.core.ledger import UNWATCHED, Ledger, fold
 from orchestrator.core.records import Outcome
 from orchestrator.core.stages import Stage
-from orchestrator.engine.budgets import LOOK_EVERY, Budgets, watch
+from orchestrator.engine.budgets import LOOK_EVERY_S, Budgets, watch
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.clock import now
@@ -217,7 +217,7 @@ def test_a_deadline_is_noticed_while_nothing_begins_or_ends(make_sweep: MakeSwee
 
     sweep.stopping.drain = note  # type: ignore[method-assign]
     conduct(sweep)
-    assert noticed[0] == pytest.approx(300, abs=LOOK_EVERY + 0.1)
+    assert noticed[0] == pytest.approx(300, abs=LOOK_EVERY_S + 0.1)
     assert len(sweep.results) == 2
 
 

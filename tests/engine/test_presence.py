@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.common.locks import birth
 from orchestrator.core.errors import Unavailable, UsageError
-from orchestrator.engine.presence import FORGOTTEN, Presence
+from orchestrator.engine.presence import FORGOTTEN_S, Presence
 from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
 
 ELSEWHERE = "process 7 on another-machine, of boot 1"
@@ -48,7 +48,7 @@ def test_who_died_is_in_nobodys_way() -> None:
         endpoint.clients[ELSEWHERE] = "0190"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(presence(endpoint).claim)
-            await anyio.sleep(FORGOTTEN / 2)
+            await anyio.sleep(FORGOTTEN_S / 2)
             del endpoint.clients[ELSEWHERE]
 
     run_virtually(main)

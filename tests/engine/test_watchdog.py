@@ -23,7 +23,7 @@ def busy_in_vain():
 
 async def main():
     logs.to_file(Path(sys.argv[1]))
-    watchdog.LATE = 1.5
+    watchdog.LATE_S = 1.5
     dog = Watchdog(lambda seconds: print(f"slept {seconds:.1f}", flush=True), patience=1.0)
     with dog.watching():
         await anyio.sleep(0.3)

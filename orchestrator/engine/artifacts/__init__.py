@@ -1,1 +1,1 @@
-"""What comes home of an attempt: patch, artifacts, trajectory and logs."""
+"""Files collected from an attempt: patch, artifacts, trajectory and logs."""

@@ -45,7 +45,7 @@ from orchestrator.engine.retry_io import persist
 from orchestrator.engine.workspace import DevboxWorkspace
 
 #: How much of the stage's time the devbox may take to pack; the rest is for the way home.
-PACKING: Final = 0.5
+PACKING_SHARE: Final = 0.5
 PATCH_FILE: Final = "patch.diff"
 CHANGES: Final = "changes.txt"
 #: Bytes of it; the service has a bound of its own.
@@ -58,7 +58,7 @@ _PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
 #: Where a masked byte is worth a flag: these are to be as they were.
 _EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
 #: Seconds for packing where no deadline says less.
-_LONGEST: Final = 3600.0
+_LONGEST_S: Final = 3600.0
 
 
 async def take_snapshot(state: AttemptState) -> None:
@@ -180,7 +180,7 @@ class _Coming:
 
     async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
         """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
-        told = await self._tend(f"{step}{again}", script, _LONGEST)
+        told = await self._tend(f"{step}{again}", script, _LONGEST_S)
         self._cut(told.get("note", []))
         pieces = sorted(set(filter(_PIECE_NAME.fullmatch, told["piece"])))
         for group, kind in product(groups, ("near", "far", "cut")):
@@ -232,7 +232,7 @@ class _Coming:
     async def _tend(self, step: str, script: str, at_most: float) -> dict[str, list[str]]:
         """Run a script of ours; return its lines by their first word. Raises WorldError if it did not end well."""
         left = anyio.current_effective_deadline() - anyio.current_time()
-        ended = await self._workspace.tend(step, script, timeout=min(left * PACKING, at_most))
+        ended = await self._workspace.tend(step, script, timeout=min(left * PACKING_SHARE, at_most))
         if ended.exit_status != 0:
             raise WorldError(f"{step}.sh in the devbox: {ended.stderr or f'status {ended.exit_status}'}")
         told: dict[str, list[str]] = {"piece": []}

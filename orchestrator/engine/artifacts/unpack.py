@@ -89,7 +89,7 @@ class Lines:
 
 @dataclass(slots=True)
 class Account:
-    """What is not as it was in the devbox: what is left out and why, new names, and masked values by file and variable.
+    """Differences from the devbox: what is left out and why, new names, and masked values by file and variable.
 
     Names are as they are here, relative to the folder that they came to, and are of others.
     """
