@@ -51,7 +51,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leavings:
+class Outputs:
     """What an agent leaves in its devbox that is to come home: paths and globs, absolute or relative to its home.
 
     `artifacts` are taken as they are. `trajectory` has what it did, in the format of that name (see
@@ -204,7 +204,7 @@ class Agent(Protocol):
         """What it needs in the devbox. `prepare` does it where the endpoint did not."""
 
     @property
-    def leavings(self) -> Leavings:
+    def outputs(self) -> Outputs:
         """What is to come home of it."""
 
     @property

@@ -25,9 +25,9 @@ from orchestrator.agentkit.builtin import BUILTIN, Builtin
 from orchestrator.agentkit.file.agentfile import read_definition
 from orchestrator.agentkit.file.command import CommandAgent
 from orchestrator.agentkit.file.definition import VERSION, Definition
-from orchestrator.agentkit.host.program import HostCommandAgent
-from orchestrator.agentkit.python.agent import NOTHING_LEFT, PythonAgent
+from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.python.interpreter import Target, digest_of, find_interpreter
+from orchestrator.agentkit.python.python_agent import NO_OUTPUTS, PythonAgent
 from orchestrator.core.errors import UsageError
 
 _FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
@@ -76,7 +76,7 @@ def load(
         model=model,
         settings=settings,
         confidential=frozenset(secret),
-        leavings=BUILTIN[reference].leavings if reference in BUILTIN else NOTHING_LEFT,
+        outputs=BUILTIN[reference].outputs if reference in BUILTIN else NO_OUTPUTS,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orchestrator.agentkit.agent import Leavings
+from orchestrator.agentkit.agent import Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Builtin:
     description: str
     file: Path
     entry: str
-    leavings: Leavings
+    outputs: Outputs
     model: str
     package: str
     module: str
@@ -29,7 +29,7 @@ BUILTIN: Final[Mapping[str, Builtin]] = {
         description="mini-swe-agent's loop on this machine, over the devbox.",
         file=Path(__file__).with_name("mini.py"),
         entry="Mini",
-        leavings=Leavings(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
+        outputs=Outputs(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
         model="PROVIDER/NAME, as litellm calls it",
         package="mini-swe-agent>=2.4,<3",
         module="minisweagent",

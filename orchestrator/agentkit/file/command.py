@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from orchestrator.agentkit.agent import ExecResult, Leavings, Result, Task, Where, Workspace
+from orchestrator.agentkit.agent import ExecResult, Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.core.errors import AgentSetupFailed
 from orchestrator.core.records import Install
@@ -67,12 +67,12 @@ class CommandAgent:
         )
 
     @property
-    def leavings(self) -> Leavings:
+    def outputs(self) -> Outputs:
         trajectory, artifacts = self.definition.trajectory, self.definition.gather.files
         if trajectory is None:
-            return Leavings(artifacts=artifacts)
+            return Outputs(artifacts=artifacts)
         files = () if trajectory.source == OUTPUT else (trajectory.source,)
-        return Leavings(artifacts=artifacts, trajectory=files, trajectory_format=trajectory.format)
+        return Outputs(artifacts=artifacts, trajectory=files, trajectory_format=trajectory.format)
 
     @property
     def digest(self) -> str:

@@ -158,7 +158,7 @@ class _Coming:
 
     async def files(self) -> None:
         """The folders: all are packed in one go."""
-        script = packing(self._work.arm.agent.leavings, self._limits, **_places(self._workspace))
+        script = packing(self._work.arm.agent.outputs, self._limits, **_places(self._workspace))
         await self._folders(GATHER, script, GROUPS)
 
     async def verifier(self) -> None:
@@ -180,12 +180,12 @@ class _Coming:
     async def trajectory(self) -> None:
         """Convert what is there of it; one that cannot be read is flagged."""
         work, agent = self._work, self._work.arm.agent
-        if agent.leavings.trajectory_format is None:
+        if agent.outputs.trajectory_format is None:
             return
         reading = partial(
             convert,
-            agent.leavings.trajectory_format,
-            _by_age(work.folder / "trajectory") if agent.leavings.trajectory else [work.folder / LOG],
+            agent.outputs.trajectory_format,
+            _by_age(work.folder / "trajectory") if agent.outputs.trajectory else [work.folder / LOG],
             agent=agent.name,
             version=agent.version,
             model=work.arm.config.model,

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.agentkit.agent import Leavings
+from orchestrator.agentkit.agent import Outputs
 from orchestrator.engine.artifacts.snapshot import PIECE, traces_folder, variables
 from orchestrator.engine.artifacts.unpack import Limits
 
@@ -79,7 +79,7 @@ pack() { # as group $1 the files that the patterns behind $2 name: as they are c
 _MOST_LARGE: Final = 4
 
 
-def packing(leavings: Leavings, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
+def packing(leavings: Outputs, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
     """The script for what the agent left; see `snapshot.variables`.
 
     Tells `piece NAME`, in the scratch folder's `gather`, and `note WORDS`.

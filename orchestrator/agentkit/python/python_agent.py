@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.agentkit.agent import MAX_REASON, NUMBERS, Leavings, Result, Task, Where, Workspace, is_usage
+from orchestrator.agentkit.agent import MAX_REASON, NUMBERS, Outputs, Result, Task, Where, Workspace, is_usage
 from orchestrator.agentkit.file.command import as_bytes, tail
 from orchestrator.agentkit.process import Ended, Frame, Header, Send, Worker
 from orchestrator.agentkit.python.interpreter import Target
@@ -24,7 +24,7 @@ from orchestrator.core.records import Install
 
 #: Seconds; no devbox lives longer.
 MAX_TIMEOUT: Final = 48 * 3600.0
-NOTHING_LEFT: Final = Leavings()
+NO_OUTPUTS: Final = Outputs()
 #: Workers that have loaded the agent and wait for the next attempts.
 SPARES: Final = 2
 #: Seconds for importing the agent to see whether it is there: some import a machine-learning framework.
@@ -84,7 +84,7 @@ class PythonAgent:
     environ: Mapping[str, str] = field(repr=False)
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    leavings: Leavings = NOTHING_LEFT
+    outputs: Outputs = NO_OUTPUTS
     confidential: frozenset[str] = frozenset()
     _arm: _Arm = field(default_factory=_Arm, repr=False, compare=False)
 
