@@ -773,7 +773,7 @@ async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench, even
     await eventually(lambda: len(loads.read_text().split()) == 4)
     for pid in set(loads.read_text().split()) - {line.split()[0] for line in bench.printed.splitlines()}:
         os.kill(int(pid), signal.SIGKILL)
-    await eventually(lambda: not any(worker.is_alive for worker in agent._arm.spares))
+    await eventually(lambda: not any(worker.is_alive for worker in agent._ready.spares))
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
 
 

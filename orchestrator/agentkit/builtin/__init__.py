@@ -1,4 +1,4 @@
-"""The Python agents that come with us, by name: each is a file that the user's interpreter runs by path."""
+"""The bundled Python agents, by name: each is a file that the user's interpreter runs by path."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from orchestrator.agentkit.agent import Outputs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builtin:
-    """Which class of which file, what it leaves in the devbox, and what it needs.
+    """The class `entry` of a file, its outputs, and its needs.
 
-    That is a model, `model` in words, and a `package` that brings `module`, for the interpreter that runs it.
+    It needs a model, described by `model`, and a `package` with `module` for the interpreter that runs it.
     """
 
     description: str

@@ -21,7 +21,7 @@ import anyio
 from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import CommandAgent, as_bytes, tail
 from orchestrator.agentkit.file.definition import OUTPUT
-from orchestrator.agentkit.process import Worker
+from orchestrator.agentkit.worker_process import Worker
 from orchestrator.common import program
 
 #: Below the attempt's folder: its working folder, and the folder of the `sweep` command.
