@@ -19,10 +19,10 @@ def main() -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: os._exit(130))
-    if sys.argv[1:2] == ["workspace"]:  # an agent's helper, called for every little thing
-        from orchestrator.agentkit.host.workspace_cli import main as helper
+    if sys.argv[1:2] == ["workspace"]:  # called by agents, for every small thing
+        from orchestrator.agentkit.host import workspace_cli
 
-        helper(sys.argv[2:])
+        workspace_cli.main(sys.argv[2:])
     from orchestrator.cli import main as command
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -1,6 +1,6 @@
-"""What an agent author sees: a task, a workspace in its devbox, and a result to return.
+"""The contract of an agent: it gets a task and a workspace in its devbox, and returns a result.
 
-One contract for every kind of agent. What differs is where it works: an agent in the devbox does all its work through
+One contract for every kind of agent. They differ in where they work: an agent in the devbox does all its work through
 one `Workspace.run`, which survives us and can be waited for again; an agent on this host is a process of ours and dies
 with us.
 """
@@ -13,26 +13,26 @@ from typing import Any, Final, Literal, Protocol, TypeGuard
 
 from orchestrator.core.records import Install
 
-#: What an agent may report of itself, as numbers; what is as large as the limit, infinite or not a number is none.
+#: The numbers that an agent may report; one as large as the limit, infinite or NaN is ignored.
 NUMBERS: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
 MAX_USAGE: Final = 1e15
 #: Characters of an exit reason.
 MAX_REASON: Final = 200
 
 Where = Literal["devbox", "host"]
-#: Takes a piece of what a command prints.
+#: Takes a piece of a command's output.
 OnOutput = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What an agent is asked to do.
+    """One attempt's work for an agent.
 
-    `reference_output` is the solution, for agents that may see it (none but `oracle` may). `time_limit` is in seconds.
+    `reference_output` is the solution, for agents that may see it (only `oracle` may). `time_limit` is in seconds.
     `folder` is this attempt's own folder on this host; `devbox_id` and `endpoint` let a host agent use a client of its
-    own; `upstream` tells where the endpoint is just now, and our key to it. `log` is the attempt's agent.log, which has
-    everything that the agent printed once it has ended. `settings` come from the arm. A host agent tells `started` the
-    id of its process.
+    own; `upstream` returns the endpoint's present address and our key to it. `log` is the attempt's agent.log, which is
+    complete once the agent has ended. `settings` come from the arm. A host agent calls `started` with the id of its
+    process.
     """
 
     scenario_id: str
@@ -51,11 +51,11 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leavings:
-    """What an agent leaves in its devbox that is to come home: paths and globs, absolute or relative to its home.
+class Outputs:
+    """The files to collect from an agent's devbox: paths and globs, absolute or relative to its home.
 
-    `artifacts` are taken as they are. `trajectory` has what it did, in the format of that name (see
-    `agentkit.trajectory`); an empty one is no file but what the agent printed.
+    `artifacts` are taken as they are. `trajectory` is the record of its work in `trajectory_format` (see
+    `agentkit.trajectory`); with a format and no files it is the agent's printed output.
     """
 
     artifacts: tuple[str, ...] = ()
@@ -65,9 +65,9 @@ class Leavings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult:
-    """How a command in the devbox ended; `exit_status` is 128 + n after signal n, None when it ran out of time.
+    """The end of a command in the devbox; `exit_status` is 128 + n after signal n, None when it ran out of time.
 
-    The output is cut in the middle when it is long, which it says.
+    Long output is cut in the middle, with a note there.
     """
 
     exit_status: int | None
@@ -77,10 +77,9 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How the agent ended: exit status (None: its time was over) and what it reports of itself.
+    """The end of an agent: exit status (None: its time was over) and its report.
 
-    `usage` may have the keys in `NUMBERS`. `exit_reason` is the agent's own word for why it ended, empty where it has
-    none.
+    `usage` may have the keys in `NUMBERS`. `exit_reason` is the agent's own word for why it ended, or empty.
     """
 
     exit_status: int | None
@@ -94,12 +93,12 @@ class Result:
 
 
 def is_usage(found: object) -> TypeGuard[float]:
-    """Whether what an agent reports is a number that can be meant; it may report anything."""
+    """True for a number that can be usage; an agent may report anything."""
     return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < MAX_USAGE
 
 
 async def whole(pieces: AsyncGenerator[bytes, None], name: str, at_most: int) -> bytes:
-    """A file from its pieces, of which no more are taken than it may have. Raises ValueError if it has more."""
+    """Join the pieces of a file. Raises ValueError once there are more than `at_most` bytes."""
     data = bytearray()
     async with aclosing(pieces):
         async for piece in pieces:
@@ -110,7 +109,7 @@ async def whole(pieces: AsyncGenerator[bytes, None], name: str, at_most: int) ->
 
 
 class Workspace(Protocol):
-    """The devbox, as an agent uses it. Paths are absolute in the devbox, or relative to its working directory."""
+    """An agent's access to its devbox. Paths are absolute there, or relative to its working directory."""
 
     @property
     def working_directory(self) -> str: ...
@@ -121,11 +120,11 @@ class Workspace(Protocol):
 
     @property
     def installed(self) -> frozenset[str]:
-        """The keys of the installs that the endpoint made already."""
+        """The keys of the installs that the endpoint has already made."""
 
     @property
     def scratch(self) -> str:
-        """A folder for files about the task, outside the working directory; absolute, as commands there see it."""
+        """A folder for files about the task, outside the working directory; absolute in the devbox."""
 
     async def exec(
         self,
@@ -138,7 +137,7 @@ class Workspace(Protocol):
     ) -> ExecResult:
         """Run a shell command to its end, or kill it with all it started after `timeout` seconds, or when canceled.
 
-        What it prints on its standard output goes to `on_output` while it runs, whole and in order.
+        `on_output` gets its standard output while it runs, complete and in order.
         """
 
     async def run(
@@ -149,51 +148,51 @@ class Workspace(Protocol):
         environment: Mapping[str, str] | None = None,
         stdin_file: str | None = None,
     ) -> ExecResult:
-        """Run the agent itself: at most once in the life of this attempt, however often this is called.
+        """Run the agent itself: at most once in this attempt, however often this is called.
 
         Its output goes to the attempt's `agent.log` while it runs; the result's `stdout` and `stderr` are the ends of
-        it. A call after a restart of ours waits for the run that is there.
+        it. A call after a restart of ours waits for the run that was started before.
         """
 
     async def read(self, path: str, *, at_most: int) -> bytes:
-        """The content of a file. Raises FileNotFoundError, and ValueError if it has more than so many bytes."""
+        """The content of a file. Raises FileNotFoundError, and ValueError if it has more than `at_most` bytes."""
 
     def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
-        """The content of a file of any size, as it comes. Raises FileNotFoundError."""
+        """The content of a file of any size, in pieces. Raises FileNotFoundError."""
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file, with its missing folders."""
 
 
 class Agent(Protocol):
-    """A way to solve tasks. One instance serves every attempt of its arm, many at once; it keeps no state of them."""
+    """Solves tasks. One instance serves every attempt of its arm, many at once; it keeps no state of an attempt."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def where(self) -> Where:
-        """Where it works: decides whether an interrupted attempt can go on."""
+        """The place of its work; an interrupted attempt can only resume in the devbox."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the task must carry the scenario's reference output."""
+        """True if the task must have the scenario's reference output."""
 
     @property
     def digest(self) -> str:
-        """Changes when the agent's definition does; two results compare only if it is the same."""
+        """A digest of the agent's definition; two results can be compared only if it is the same."""
 
     @property
     def version(self) -> str | None:
-        """Which version of itself is run; None where it has none."""
+        """The version of the agent that is run, if it has versions."""
 
     @property
     def model(self) -> str | None:
-        """The model that it works with where the task names none; None where it knows best itself."""
+        """The model for a task that names none; None leaves the choice to the agent."""
 
     @property
     def time_limit(self) -> float | None:
-        """Seconds it may work where neither the user nor the scenario says; None: as long as everybody."""
+        """Seconds that it may work if neither the user nor the scenario says; None: the common default."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -201,25 +200,25 @@ class Agent(Protocol):
 
     @property
     def install(self) -> Install | None:
-        """What it needs in the devbox. `prepare` does it where the endpoint did not."""
+        """The software that it needs in the devbox. `prepare` installs it if the endpoint did not."""
 
     @property
-    def leavings(self) -> Leavings:
-        """What is to come home of it."""
+    def outputs(self) -> Outputs:
+        """Its files to collect."""
 
     @property
     def secrets(self) -> Mapping[str, str]:
-        """Environment variables whose values must never be written anywhere."""
+        """Environment variables with values that must never be written anywhere."""
 
     @property
     def endpoint_secrets(self) -> Mapping[str, str]:
-        """Variable to the name of the endpoint's secret that it comes from, where its value is not here."""
+        """Variables with a value that is not here: each with the name of the endpoint's secret that has it."""
 
     async def prepare(self, workspace: Workspace) -> None:
-        """Install what the agent needs in the devbox. Raises AgentSetupFailed."""
+        """Install the agent's software in the devbox. Raises AgentSetupFailed."""
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
-        """Work on the task until done or out of time. What a host agent prints goes to `log`."""
+        """Work on the task until done or out of time. `log` gets the output of a host agent."""
 
     async def aclose(self) -> None:
-        """End what the agent holds on this host. Bounded; called once, when the arm is done."""
+        """Release what the agent holds on this host. Bounded; called once, when the arm is done."""

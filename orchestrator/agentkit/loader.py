@@ -1,4 +1,4 @@
-"""From what stands after `--agent` to an agent.
+"""The agent that a reference after `--agent` means.
 
     oracle                    a definition by name: ./agents/oracle.toml of the user, else one of ours
     claude-code@2.0.1         … in this version instead of the one that it names
@@ -7,8 +7,8 @@
     ./file.py:MyAgent         a class or function of a Python file
     package.module:MyAgent    … of a module that the user's interpreter can import
 
-Folders of definitions are read as data and nothing of them is ever imported: `agents` is also the import name of a
-package our users have installed. What the user can mend is a UsageError here, before anything was spent.
+Folders of definitions are read as data and never imported: `agents` is also the import name of a package that our
+users have installed. Mistakes that the user can fix are a UsageError here, before anything was spent.
 """
 
 import difflib
@@ -25,9 +25,9 @@ from orchestrator.agentkit.builtin import BUILTIN, Builtin
 from orchestrator.agentkit.file.agentfile import read_definition
 from orchestrator.agentkit.file.command import CommandAgent
 from orchestrator.agentkit.file.definition import VERSION, Definition
-from orchestrator.agentkit.host.program import HostCommandAgent
-from orchestrator.agentkit.python.agent import NOTHING_LEFT, PythonAgent
+from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.python.interpreter import Target, digest_of, find_interpreter
+from orchestrator.agentkit.python.python_agent import NO_OUTPUTS, PythonAgent
 from orchestrator.core.errors import UsageError
 
 _FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
@@ -35,8 +35,8 @@ _VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """An agent that has a name: a definition, or Python that comes with us; else there is a problem with its file."""
+class NamedAgent:
+    """An agent that has a name: a definition, or bundled Python; None, with the `problem`, if its file is broken."""
 
     name: str
     file: Path
@@ -57,14 +57,19 @@ def load(
     """Make the agent that `reference` means, with the user's environment, for an arm with this model.
 
     `search` are folders of definitions that win over ours; `secret` names the variables in `environ` that the user
-    keeps in a file. Reads files, runs nothing; `check` sees whether a Python agent can be loaded, `supply` whether one
-    has all its variables. Raises UsageError for an unknown agent, a wrong definition, a missing model or interpreter.
+    keeps in a file. Reads files, runs nothing; `check` tries to load a Python agent, `supply` looks for missing
+    variables. Raises UsageError for an unknown agent, a wrong definition, a missing model or interpreter.
     """
-    head, colon, rest = reference.partition(":")
+    head, colon, argument = reference.partition(":")
     definition = _definition(head, search)
     if definition is not None and (not colon or definition.argument is not None):
         name = reference if colon or "@" in head else definition.name
-        return _command(name, _filled(definition, rest, reference), settings, environ, model, secret)
+        if definition.argument is not None:
+            if not argument.strip():
+                example = f"--agent '{definition.name}:{definition.argument}'"
+                raise UsageError(f"--agent {reference}: say what it is to run: {example}")
+            definition = definition.with_argument(argument)
+        return _command(name, definition, settings, environ, model, secret)
     target = _target(reference, search)
     interpreter = find_interpreter(python, environ)
     return PythonAgent(
@@ -76,14 +81,14 @@ def load(
         model=model,
         settings=settings,
         confidential=frozenset(secret),
-        leavings=BUILTIN[reference].leavings if reference in BUILTIN else NOTHING_LEFT,
+        outputs=BUILTIN[reference].outputs if reference in BUILTIN else NO_OUTPUTS,
     )
 
 
 def supply(agent: Agent, secret_names: Collection[str] = ()) -> Agent:
-    """The agent with what it lacks in its environment taken from the endpoint's secrets of the same name.
+    """Take the variables that the agent lacks from the endpoint's secrets of the same name.
 
-    Raises UsageError for what is in neither.
+    Raises UsageError for a variable that is in neither.
     """
     if not isinstance(agent, CommandAgent):
         return agent
@@ -102,7 +107,7 @@ def supply(agent: Agent, secret_names: Collection[str] = ()) -> Agent:
 
 
 def lacking(agent: Agent) -> list[tuple[str, ...]]:
-    """The groups of variables of which the agent needs one and has none."""
+    """The groups of variables of which the agent needs one of each and has none."""
     if not isinstance(agent, CommandAgent):
         return []
     here = {*agent.environment, *agent.secrets, *agent.endpoint_secrets}
@@ -110,7 +115,7 @@ def lacking(agent: Agent) -> list[tuple[str, ...]]:
 
 
 def tells_cost(agent: Agent) -> bool:
-    """Whether it may say what it costs: an agent file says where, other agents may at any time."""
+    """True if the agent may report its cost: an agent file says where, other agents may at any time."""
     if not isinstance(agent, CommandAgent):
         return True
     usage = agent.definition.usage
@@ -118,23 +123,27 @@ def tells_cost(agent: Agent) -> bool:
 
 
 async def check(agent: Agent) -> None:
-    """See once, before anything is spent, whether an agent can be loaded; only Python agents need that.
+    """Try once, before anything is spent, to load a Python agent; others need no check.
 
-    Raises UsageError that names what is near. An agent that nobody checked checks itself in its `prepare`.
+    Raises UsageError with close names. An agent that was not checked checks itself in its `prepare`.
     """
     if isinstance(agent, PythonAgent):
         await agent.check()
 
 
-def available(search: Sequence[Path]) -> list[Named]:
-    """The agents that have a name, a broken file with what is wrong with it."""
-    python = {name: Named(name=name, file=builtin.file, agent=builtin) for name, builtin in BUILTIN.items()}
-    files = {name: _named(name, file) for name, file in _files(search).items()}
-    return [named for _, named in sorted({**python, **files}.items())]
+def available(search: Sequence[Path]) -> list[NamedAgent]:
+    """List the agents that have a name, those with a broken file too."""
+    named = {name: NamedAgent(name=name, file=builtin.file, agent=builtin) for name, builtin in BUILTIN.items()}
+    for name, file in _files(search).items():
+        try:
+            named[name] = NamedAgent(name=name, file=file, agent=read_definition(file))
+        except UsageError as error:
+            named[name] = NamedAgent(name=name, file=file, problem=error.message)
+    return [agent for _, agent in sorted(named.items())]
 
 
 def find(reference: str, search: Sequence[Path]) -> Definition | Builtin:
-    """What a reference to an agent with a name or a file means. Raises UsageError for an unknown one."""
+    """Find the agent with a name or a file that `reference` means. Raises UsageError for an unknown one."""
     agent = _definition(reference.partition(":")[0], search) or BUILTIN.get(reference)
     if agent is None:
         raise UsageError(_unknown(reference, search))
@@ -142,7 +151,7 @@ def find(reference: str, search: Sequence[Path]) -> Definition | Builtin:
 
 
 def builtin_folder() -> Path:
-    """Our own definitions: in an installed package below it, in a clone beside it."""
+    """The folder of our own definitions: below an installed package, beside it in a clone."""
     package = Path(orchestrator.__file__).parent
     inside = package / "agents"
     return inside if inside.is_dir() else package.parent / "agents"
@@ -154,13 +163,6 @@ def _files(search: Sequence[Path]) -> dict[str, Path]:
         for file in sorted(folder.glob("*.toml")):
             files.setdefault(file.stem, file)
     return files
-
-
-def _named(name: str, file: Path) -> Named:
-    try:
-        return Named(name=name, file=file, agent=read_definition(file))
-    except UsageError as error:
-        return Named(name=name, file=file, problem=error.message)
 
 
 def _definition(head: str, search: Sequence[Path]) -> Definition | None:
@@ -176,16 +178,6 @@ def _definition(head: str, search: Sequence[Path]) -> Definition | None:
     if definition.version is None:
         raise UsageError(f"--agent {head}: {definition.name} has no versions; its file would name one: version = …")
     return definition.with_version(versioned["version"])
-
-
-def _filled(definition: Definition, argument: str, reference: str) -> Definition:
-    if definition.argument is None:
-        return definition
-    if not argument.strip():
-        raise UsageError(
-            f"--agent {reference}: say what it is to run: --agent '{definition.name}:{definition.argument}'"
-        )
-    return definition.with_argument(argument)
 
 
 def _command(
@@ -221,32 +213,31 @@ def _command(
 
 
 def _hosts(name: str, definition: Definition, values: Mapping[str, str]) -> tuple[str, ...]:
-    """The hosts that the definition names, once each; those of a variable, where it has a value."""
+    """The hosts of the definition, once each; a variable with a URL gives `host`, or `host:port` if the URL has a port.
+
+    Raises UsageError for a variable that is no URL, without repeating its value.
+    """
     known = {**definition.env.constants, **values}
     hosts = []
     for host in definition.network.hosts:
         if not host.startswith("$"):
             hosts.append(host)
         elif url := known.get(host[1:]):
-            hosts.append(_host_of(url, f"{name}: {host[1:]}"))
+            try:
+                parts = urlsplit(url if "//" in url else f"//{url}")
+                found, port = parts.hostname, parts.port
+            except ValueError:
+                found = port = None
+            if not found:
+                where = f"{name}: {host[1:]}"
+                raise UsageError(f"{where} is to be a URL, such as https://api.example.com, and is none")
+            found = f"[{found}]" if ":" in found else found
+            hosts.append(found if port is None else f"{found}:{port}")
     return tuple(dict.fromkeys(hosts))
 
 
-def _host_of(url: str, where: str) -> str:
-    """`host` or `host:port` of a URL; the port only where it says one. Raises UsageError that does not repeat it."""
-    try:
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host:
-        raise UsageError(f"{where} is to be a URL, such as https://api.example.com, and is none")
-    host = f"[{host}]" if ":" in host else host
-    return host if port is None else f"{host}:{port}"
-
-
 def _target(reference: str, search: Sequence[Path]) -> Target:
-    """What a reference to Python code means. Raises UsageError, which is also where everything unknown ends."""
+    """The Python code that a reference means. Raises UsageError, also for every reference that is unknown."""
     if reference in BUILTIN:
         return Target(file=BUILTIN[reference].file, entry=BUILTIN[reference].entry)
     where, _, entry = reference.rpartition(":")
@@ -254,23 +245,20 @@ def _target(reference: str, search: Sequence[Path]) -> Target:
         raise UsageError(f"--agent {reference}: say which class or function of it: --agent {reference}:CLASS")
     if not _is_dotted(entry) or not where:
         raise UsageError(_unknown(reference, search))
-    if where.endswith(".py"):
-        return Target(file=_python_file(Path(where), reference), entry=entry)
-    if not _is_dotted(where):
-        raise UsageError(_unknown(reference, search))
-    return Target(module=where, entry=entry)
+    if not where.endswith(".py"):
+        if not _is_dotted(where):
+            raise UsageError(_unknown(reference, search))
+        return Target(module=where, entry=entry)
+    path = Path(where)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UsageError(f"--agent {reference}: there is no file {path}{hint}")
+    return Target(file=path.absolute(), entry=entry)
 
 
 def _is_dotted(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
-
-
-def _python_file(path: Path, reference: str) -> Path:
-    if path.is_file():
-        return path.absolute()
-    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    raise UsageError(f"--agent {reference}: there is no file {path}{hint}")
 
 
 def _unknown(reference: str, search: Sequence[Path]) -> str:

@@ -46,7 +46,7 @@ def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
     """
     from orchestrator.commands import attach
     from orchestrator.core.errors import UsageError
-    from orchestrator.rundir.files import read_manifest
+    from orchestrator.rundir.manifest import read_manifest
     from orchestrator.rundir.sweep_index import find, find_unfinished, is_finished
     from orchestrator.view.console import write_by_threads
 
@@ -63,5 +63,5 @@ def resume(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
         write_by_threads(as_json=json)
         raise typer.Exit(anyio.run(lambda: attach.run(folder, style=style(as_json=json))))
     typed = {**options, "runs": folder.parent, "json": json}
-    settings = manifest["config"] | {"name": folder.name}
-    start(settings, typed, source=f"sweep resume {folder.name}", folder=Path(manifest.get("started_in", ".")))
+    settings = manifest.config | {"name": folder.name}
+    start(settings, typed, source=f"sweep resume {folder.name}", folder=Path(manifest.started_in))

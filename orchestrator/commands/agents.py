@@ -129,13 +129,13 @@ def new(name: str) -> None:
     say(f"Wrote {file}.{wins} Say in it what to run; `sweep agents show {name}` explains it.")
 
 
-def _row(named: loader.Named, *, as_json: bool) -> dict[str, object]:
+def _row(named: loader.NamedAgent, *, as_json: bool) -> dict[str, object]:
     version, where, description, needs = _facts(named)
     file = {"file": str(named.file)} if as_json else {}
     return {"name": named.name, "version": version, "where": where, "description": description, "needs": needs, **file}
 
 
-def _facts(named: loader.Named) -> tuple[str | None, ...]:
+def _facts(named: loader.NamedAgent) -> tuple[str | None, ...]:
     agent = named.agent
     if agent is None:
         return None, None, f"CANNOT BE USED: {named.problem}", None

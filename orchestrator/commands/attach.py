@@ -21,8 +21,8 @@ from orchestrator.commands.exit_codes import (
 )
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
-from orchestrator.rundir.files import read_manifest
-from orchestrator.rundir.sweep_index import Reader, as_typed, holder, planned
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.sweep_index import Reader, as_typed, holder
 from orchestrator.view import console
 from orchestrator.view.progress import Progress, Style
 
@@ -58,9 +58,9 @@ async def run(folder: Path, *, style: Style) -> int:
     Raises BrokenPipeError when nobody reads what is shown any more.
     """
     manifest, at_work = read_manifest(folder), holder(folder)
-    plan, reader = planned(manifest), await anyio.to_thread.run_sync(Reader, folder)
+    plan, reader = manifest.plan, await anyio.to_thread.run_sync(Reader, folder)
     ledger = reader.ledger
-    state = State(ledger=ledger, devboxes=manifest["config"]["devboxes"], is_over=at_work is None)
+    state = State(ledger=ledger, devboxes=manifest.config["devboxes"], is_over=at_work is None)
     progress = Progress(
         ledger=ledger,
         plan=plan,

@@ -29,7 +29,7 @@ from orchestrator.core.printable import counted
 from orchestrator.core.records import TrialKey
 from orchestrator.core.selection import Again, Fate, Verdict, verdicts
 from orchestrator.engine.context import Arm
-from orchestrator.rundir.manifest import find_folder, refuse_elsewhere
+from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
 from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
 from orchestrator.view.console import say, say_json
 

@@ -13,8 +13,7 @@ from orchestrator.engine.lifecycle import longest_left
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.watchdog import Watchdog
-from orchestrator.rundir.clock import now
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, now
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,8 +21,8 @@ from orchestrator.core.printable import coloured, shortened
 from orchestrator.core.records import Outcome, ScenarioSummary, TrialKey
 from orchestrator.engine.agent_log import is_cut
 from orchestrator.engine.context import LOG, attempt_folder
-from orchestrator.rundir.files import read_manifest
-from orchestrator.rundir.sweep_index import Reader, holder, planned
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.sweep_index import Reader, holder
 from orchestrator.view.console import say, wait_writable
 from orchestrator.view.report import WORDS, number
 
@@ -74,7 +74,7 @@ async def run(folder: Path, scenario: str | None, which: Which, *, is_followed: 
 
     What a terminal would obey is shown as escapes, unless `is_raw`; colours are colours.
     """
-    plan, reader = planned(read_manifest(folder)), await anyio.to_thread.run_sync(Reader, folder)
+    plan, reader = read_manifest(folder).plan, await anyio.to_thread.run_sync(Reader, folder)
     await catch_up(reader)
     if scenario is None:
         _list(folder, plan, reader.ledger)

@@ -19,9 +19,9 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Devbox, Failure, ScenarioRun
 from orchestrator.endpoint.contract import Endpoint
-from orchestrator.rundir.files import lock_of
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.sweep_index import Holder, Reader, holder, planned, sweeps
+from orchestrator.rundir.manifest import lock_of
+from orchestrator.rundir.sweep_index import Holder, Reader, holder, sweeps
 
 _AT_ONCE: Final = 16
 _RELEASED: Final = "it was released by `sweep reap`"
@@ -86,9 +86,9 @@ def _of(thing: BenchmarkRun | ScenarioRun | Devbox, lefts: dict[str, Left]) -> L
 def _look_here(runs: Path, lefts: Mapping[str, Left]) -> None:
     """Find the folders of these sweeps, and how they stand. Of a folder and its copies, one that is in use counts."""
     for folder, manifest in sweeps(runs):
-        left = lefts.get(manifest["sweep"])
+        left = lefts.get(manifest.sweep)
         if left is not None and (left.here is None or holder(folder) is not None):
-            left.here = _stand(folder, planned(manifest))
+            left.here = _stand(folder, manifest.plan)
 
 
 def _stand(folder: Path, plan: Plan) -> Here:

@@ -16,7 +16,7 @@ from orchestrator.core.records import TrialKey
 from orchestrator.endpoint.contract import Endpoint
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.gateway import Gateway
-from orchestrator.rundir.files import read_manifest
+from orchestrator.rundir.manifest import read_manifest
 from orchestrator.rundir.sweep_index import find
 from orchestrator.view.console import say, say_json
 
@@ -43,10 +43,9 @@ async def run(endpoint: str | None, *, runs: Path, sweep: str | None, is_sure: b
 def _id_of(runs: Path, sweep: str) -> str:
     """A sweep's id; what is no name in the runs folder is one."""
     try:
-        identity: str = read_manifest(find(runs, sweep))["sweep"]
+        return read_manifest(find(runs, sweep)).sweep
     except UsageError:
         return sweep
-    return identity
 
 
 @asynccontextmanager

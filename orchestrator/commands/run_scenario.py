@@ -35,8 +35,8 @@ from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.redact import MaskingSink
 from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.silence import Silence
-from orchestrator.rundir.clock import now
-from orchestrator.rundir.manifest import make_folder
+from orchestrator.rundir.journal import now
+from orchestrator.rundir.run_folder import make_folder
 from orchestrator.view.console import print_log, say
 from orchestrator.view.report import duration, number
 

@@ -58,7 +58,7 @@ from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.manifest import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.rundir.run_folder import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.view.console import leave_screen
 from orchestrator.view.progress import Progress, Style, tell_slow_phases
 from orchestrator.view.report import CHECK

@@ -14,8 +14,8 @@ from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
 from orchestrator.engine.shutdown import NOW
-from orchestrator.rundir.files import read_manifest
-from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder, planned
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
 from orchestrator.view.console import say
 
 #: Seconds between two words about what is waited for, and how many trials are named.
@@ -35,7 +35,7 @@ async def run(folder: Path, *, is_now: bool) -> int:
     _signal(folder, at_work, NOW if is_now else signal.SIGTERM)
     say(f"Stopping {folder.name} ({at_work.name}).")
     ledger = await _wait(folder, at_work)
-    plan = planned(read_manifest(folder))
+    plan = read_manifest(folder).plan
     done = sum(map(ledger.is_finished, plan))
     say(f"{folder.name} has stopped: {done} of {len(plan)} trials are done.")
     if done < len(plan):
@@ -59,7 +59,7 @@ def _signal(folder: Path, at_work: Holder, number: signal.Signals) -> None:
 async def _wait(folder: Path, at_work: Holder) -> Ledger:
     """Wait until the process has let go of the folder, telling what it waits for; returns how the sweep stands."""
     reader = await anyio.to_thread.run_sync(Reader, folder)
-    names = {each: entry["name"] for each, entry in read_manifest(folder)["scenarios"].items()}
+    names = {each: scenario.name for each, scenario in read_manifest(folder).scenarios.items()}
     told, told_at = "", float("-inf")
     while await anyio.to_thread.run_sync(holder, folder) == at_work:
         await catch_up(reader)

@@ -13,7 +13,7 @@ from orchestrator.core.config import ArmConfig, SweepConfig
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Outcome
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.rundir.clock import now
+from orchestrator.rundir.journal import now
 
 #: Seconds between two looks; every trial that is to start looks, too.
 LOOK_EVERY_S: Final = 2.0

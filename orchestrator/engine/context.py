@@ -23,7 +23,7 @@ from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.retry_io import persist
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.rundir.clock import now
+from orchestrator.rundir.journal import now
 
 T = TypeVar("T")
 

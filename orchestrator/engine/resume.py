@@ -11,7 +11,7 @@ import anyio
 import structlog
 
 from orchestrator.agentkit.agent import Result, Where
-from orchestrator.agentkit.process import end_process
+from orchestrator.agentkit.worker_process import end_process
 from orchestrator.core.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
 from orchestrator.core.events import AttemptEnded, StageEntered, StageFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt

@@ -1,22 +1,22 @@
-"""The run folder: the journal, which is the truth, what is derived from it, and the manifest.
+"""The run folder: the journal, which is the only truth, the files derived from it, and the manifest.
 
 One thread writes. Events that queue up while it syncs share the next sync; `append` returns when its events are on
 disk. The folder is locked for as long as a journal is open, so there is one writer. A line counts only with its
-newline: what a crash left of a last line is cut before the first append, and damage anywhere else is an error that says
-where, never a guess. A disk that refuses is waited for; a file that somebody else changed is not written any more. Why
-not a database: one appended line is the smallest thing that can be durable, and people can read it.
+newline: the rest of a line after a crash is cut before the first append, and damage anywhere else is an error that says
+where, never a guess. A disk that refuses is waited for; a file that another process changed is not written any more.
+Why not a database: one appended line is the smallest thing that can be durable, and people can read it.
 
-What is read after an append is a fold that includes it: an event is in the ledger before it is on its way to the disk,
-and one that the ledger refuses is never written. So the ledger may be ahead of the disk; whoever needs the disk waits.
+Reads after an append see a fold that includes it: an event is in the ledger before it is sent to the disk, and one that
+the ledger refuses is never written. So the ledger may be ahead of the disk; a caller that needs the disk waits.
 
+    journal     `Journal`, as the event loop sees it, and the thread that writes
+    run_files   the journal's lines, and the derived files in step with them
+    results     results.jsonl, derived from the journal
+    checkpoint  a saved fold, so that a long journal need not be read again
+    append_file a file that only grows, recovery from a failed write, and the ballast for a full disk
     files       names, the lock, writes that a crash cannot halve
-    clock       the time of events
-    reading     the events of a journal, line by line
-    append_file a file that only grows, and what becomes of a write that failed
-    ballast     room held in reserve for a full disk
-    results     results.jsonl out of the journal
-    checkpoint  what spares reading a long journal again
-    run_files   these, in step
-    writer      the thread
-    journal     `Journal`: all of it as the event loop sees it
+    manifest    what the sweep is
+    run_folder  the choice of a folder: one to resume, or a new one
+    sweep_index the sweeps of a runs folder
+    repair      a damaged journal without its damaged lines
 """

@@ -1,11 +1,11 @@
-"""A file that only grows by our hand, and what becomes of a write that failed.
+"""A file that only we append to, the recovery from a failed write, and the ballast for a full disk.
 
-After a failed sync the kernel may have dropped what was written, and may call it clean: neither the file nor its
-descriptor says what is on the disk. So whatever was written since the last success is cut off again, through a
-descriptor that is opened anew, before it is written once more.
+After a failed sync the kernel may have dropped the data, and may call it clean: neither the file nor its descriptor
+says what is on the disk. So everything written since the last success is cut off again, through a descriptor that is
+opened anew, before it is written once more.
 
-What somebody else did to the file is seen before each write, by its size: behind a gap, or behind lines of another
-process, ours would make sense to nobody.
+Changes by another process are seen before each write, by the file's size: after a gap, or after lines of another
+process, our lines could not be read.
 """
 
 import errno
@@ -20,11 +20,14 @@ from typing import Final, Self
 from orchestrator.core.errors import JournalError
 from orchestrator.rundir.files import write_all
 
+BALLAST: Final = "ballast"
+#: The errors of a full disk.
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BLOCK: Final = 1 << 20
 
 
-class Sum:
-    """How long some bytes are, and what they add up to."""
+class Checksum:
+    """The length and the hash of bytes that are added one after the other."""
 
     __slots__ = ("_hash", "size")
 
@@ -37,53 +40,52 @@ class Sum:
         self._hash.update(data)
 
     def read(self, path: Path, end: int) -> Self:
-        """Go on with a file's bytes up to an offset, or to its end if that comes first."""
+        """Add a file's bytes from `size` to an offset, or to the file's end if that comes first."""
         with path.open("rb", buffering=0) as file:
             file.seek(self.size)
             while block := file.read(min(_BLOCK, end - self.size)):
                 self.add(block)
         return self
 
-    def proof(self) -> "Proof":
-        """This much, to compare with."""
-        return Proof(size=self.size, sha256=self._hash.hexdigest())
+    def digest(self) -> "Digest":
+        return Digest(size=self.size, sha256=self._hash.hexdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """Tells some bytes from others: two that are equal are of the same bytes."""
+class Digest:
+    """The length and the SHA-256 of some bytes: equal digests are of equal bytes."""
 
     size: int
     sha256: str
 
 
-class Changed(JournalError):
-    """Somebody else wrote to the file, or cut it."""
+class FileChanged(JournalError):
+    """Another process wrote to the file, or cut it."""
 
 
-class Tail:
-    """The end of a file that is there already and has what `sum` says; anything behind that is cut off."""
+class AppendFile:
+    """A file that is there already, with the content of `checksum`; anything after that is cut off."""
 
-    def __init__(self, path: Path, has: Sum) -> None:
+    def __init__(self, path: Path, checksum: Checksum) -> None:
         self.path = path
-        #: What is known to be in the file.
-        self.sum = has
+        #: Of the content that the file is known to have.
+        self.checksum = checksum
         self._file: FileIO | None = None
-        #: The file that had it all, if it was deleted: its content can still be had through its descriptor.
+        #: The complete file, if it was deleted: its content can still be read through its descriptor.
         self._deleted: FileIO | None = None
         self._inode: tuple[int, int] | None = None
-        #: Another file that was found in its place: which, and how long.
+        #: Device, inode and size of another file that was found in its place.
         self._stranger: tuple[int, int, int] | None = None
 
     def append(self, data: bytes, *, sync: bool) -> None:
-        """Add to the file, durably if asked. Raises OSError: nothing was added then, and it may be tried again.
+        """Append to the file, durably with `sync`. After OSError nothing was added, and it may be tried again.
 
-        FileNotFoundError: the file was deleted, or is another one now. Raises Changed: it is not what we made of it.
+        Raises FileNotFoundError if the file was deleted or replaced, FileChanged if its content is not ours.
         """
         file = self._file or self._open()
         try:
             size = os.fstat(file.fileno()).st_size
-            if size != self.sum.size:
+            if size != self.checksum.size:
                 raise self._changed(size)
             write_all(file, data)
             if sync:
@@ -91,10 +93,10 @@ class Tail:
             if not self._is_in_its_place(file):
                 self._deleted, self._file = file, None
                 raise self._gone()
-        except (OSError, Changed):
+        except (OSError, FileChanged):
             self._close_file()
             raise
-        self.sum.add(data)
+        self.checksum.add(data)
 
     def close(self) -> None:
         self._close_file()
@@ -104,7 +106,7 @@ class Tail:
     def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # it is the failure before this one that counts
+            with suppress(OSError):  # the failure before this one is the one to report
                 file.close()
 
     def _open(self) -> FileIO:
@@ -114,8 +116,8 @@ class Tail:
             raise self._gone() from None
         try:
             self._check(os.fstat(file.fileno()))
-            os.ftruncate(file.fileno(), self.sum.size)
-        except (OSError, Changed):
+            os.ftruncate(file.fileno(), self.checksum.size)
+        except (OSError, FileChanged):
             self._close_file()
             raise
         if self._deleted is not None:
@@ -130,14 +132,14 @@ class Tail:
             return False
 
     def _check(self, status: os.stat_result) -> None:
-        """Raises Changed if the file has not what was written; only one that is new needs to be read.
+        """Raise FileChanged if the file has not the content that was written; only a new file needs to be read.
 
-        Another file may be the right one on its way back: the first time it is FileNotFoundError.
+        Another file may be a copy that is being put back: the first time it is FileNotFoundError.
         """
         inode = (status.st_dev, status.st_ino)
         is_new = self._inode not in {None, inode}
-        if status.st_size < self.sum.size or (
-            is_new and Sum().read(self.path, self.sum.size).proof() != self.sum.proof()
+        if status.st_size < self.checksum.size or (
+            is_new and Checksum().read(self.path, self.checksum.size).digest() != self.checksum.digest()
         ):
             before, self._stranger = self._stranger, (*inode, status.st_size)
             if is_new and before != self._stranger:
@@ -145,10 +147,10 @@ class Tail:
             raise self._changed(status.st_size)
         self._inode = inode
 
-    def _changed(self, size: int) -> "Changed":
-        return Changed(
+    def _changed(self, size: int) -> "FileChanged":
+        return FileChanged(
             f"{self.path} was changed by somebody else while the sweep wrote it: it has {size} bytes, not the "
-            f"{self.sum.size} that were written. The sweep leaves it as it is. Put it back from a copy, or have "
+            f"{self.checksum.size} that were written. The sweep leaves it as it is. Put it back from a copy, or have "
             f"`sweep repair {self.path.parent}` keep what can be read; then resume the sweep."
         )
 
@@ -157,3 +159,39 @@ class Tail:
         if self._deleted is not None:
             what += f"; copy it back from /proc/{os.getpid()}/fd/{self._deleted.fileno()}"
         return FileNotFoundError(errno.ENOENT, what, str(self.path))
+
+
+class Ballast:
+    """Room on the disk held in reserve, in a file of `size` bytes: given up when the disk is full, for data in flight.
+
+    With a size of 0 it is always there.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._path = folder / BALLAST
+        self._size = size
+        self.is_there = size == 0
+
+    def make(self) -> None:
+        """Reserve the room, if there is that much and a little more. Raises OSError if not."""
+        disk = os.statvfs(self._path.parent)
+        if disk.f_bavail * disk.f_frsize < self._size + _BLOCK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        block = os.urandom(_BLOCK)  # written, and incompressible: not every file system can reserve
+        try:
+            with self._path.open("wb", buffering=0) as file:
+                for start in range(0, self._size, _BLOCK):
+                    write_all(file, block[: self._size - start])
+        except OSError:
+            self.give_up()
+            raise
+        self.is_there = True
+
+    def give_up(self) -> bool:
+        """Delete the file. Returns true if that made room."""
+        self.is_there = self._size == 0
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True

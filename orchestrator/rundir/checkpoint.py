@@ -1,13 +1,13 @@
-"""What spares reading a long journal again: what it added up to, up to an offset. Derived, and disposable.
+"""The checkpoint: the fold of a journal up to an offset, so that a long journal need not be read again. Disposable.
 
 The file is a header and then the ledger, a thousand entries a line, so that neither writing nor reading it holds it
-twice. How to write a type is orjson's knowledge and how to read it pydantic's, from the annotations: a new field of the
-ledger needs nothing here. It is not a pickle, because a folder that somebody sends you must not run code.
+twice in memory. orjson writes the types and pydantic reads them, from the annotations: a new field of the ledger needs
+nothing here. It is not a pickle, because a folder that you get from others must not run code.
 
-It counts only if the journal begins with the very bytes that were folded, by the same code. All of these bytes are
-read and hashed for that: a size and a date would not show a repaired, restored or edited journal, and damage that a
-checkpoint hides would come up in the night that it is lost. It costs a second for a gigabyte; reading the events of a
-gigabyte takes thirty. Whatever is wrong with a checkpoint, the journal is read from its start.
+It is used only if the journal begins with the bytes that were folded, by the same code. All of these bytes are read and
+hashed for that: a size and a date would not show a repaired, restored or edited journal, and a checkpoint must not hide
+damage until it is lost itself. That takes a second for a gigabyte; reading the events of a gigabyte takes thirty.
+With any doubt about a checkpoint the journal is read from its start.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.core import events, ledger, records, stages
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.append_file import Proof, Sum
+from orchestrator.rundir.append_file import Checksum, Digest
 from orchestrator.rundir.files import JOURNAL, write_atomically
 
 CHECKPOINT: Final = "checkpoint.jsonl"
@@ -37,61 +37,58 @@ _ROWS: Final = 1000
 
 @dataclass(slots=True, kw_only=True)
 class Folded:
-    """How far a journal is folded: its first bytes, which are so many lines, and where in them the results come from.
+    """The part of a journal that is folded: its bytes, their number of lines, and the offsets of the results in it.
 
-    `results` is what results.jsonl is then, if that is known.
+    `results` is the digest of results.jsonl then, if that is known.
     """
 
-    journal: Sum = field(default_factory=Sum)
+    journal: Checksum = field(default_factory=Checksum)
     lines: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
-    results: Proof | None = None
+    results: Digest | None = None
 
 
 def save(folder: Path, state: Ledger, folded: Folded) -> None:
-    """Keep what a journal has added up to. Raises OSError; an earlier checkpoint is still there then."""
+    """Save the fold of a journal. After OSError the earlier checkpoint is still there."""
     write_atomically(folder / CHECKPOINT, _dump(state, folded))
 
 
 def load(folder: Path, state: Ledger) -> Folded | None:
-    """Fill an empty ledger with what is kept, if it is of this journal and this code; else it stays as it is."""
+    """Fill an empty ledger from the checkpoint, if that is of this journal and this code; else leave it empty."""
     try:
         with (folder / CHECKPOINT).open("rb") as file:
             return _load(file, folder / JOURNAL, state)
     except FileNotFoundError:
         return None
-    except Exception as error:  # noqa: BLE001 - it is disposable, and anything may be in that file
+    except Exception as error:  # noqa: BLE001 - a checkpoint is disposable, and the file may have any content
         structlog.get_logger().debug("checkpoint.ignored", folder=str(folder), reason=repr(error))
         return None
 
 
 def _dump(state: Ledger, folded: Folded) -> Iterator[bytes]:
+    header = {
+        "schema": SCHEMA,
+        "code": _code(),
+        "journal": folded.journal.digest(),
+        "lines": folded.lines,
+        "results": folded.results,
+    }
+    values = {f.name: getattr(state, f.name) for f in fields(Ledger)} | {"offsets": folded.offsets}
+    pieces = ((name, piece) for name, value in values.items() for piece in _pieces(value))
     hashed = sha256()
-    for line in chain([_header(folded)], _body(state, folded)):
-        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    for row in chain([header], pieces):
+        data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
         hashed.update(data)
         yield data
     yield hashed.hexdigest().encode()
 
 
-def _header(folded: Folded) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "code": _code(),
-        "journal": folded.journal.proof(),
-        "lines": folded.lines,
-        "results": folded.results,
-    }
-
-
-def _body(state: Ledger, folded: Folded) -> Iterator[tuple[str, Any]]:
-    """Each value in pieces, under its name."""
-    for name, value in [*((f.name, getattr(state, f.name)) for f in fields(Ledger)), ("offsets", folded.offsets)]:
-        rows = list(value.items()) if isinstance(value, dict) else value
-        if isinstance(rows, list):
-            yield from ((name, rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS))
-        else:
-            yield name, rows
+def _pieces(value: Any) -> Iterator[Any]:
+    rows = list(value.items()) if isinstance(value, dict) else value
+    if isinstance(rows, list):
+        yield from (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
+    else:
+        yield rows
 
 
 def _load(file: BufferedReader, journal: Path, state: Ledger) -> Folded:
@@ -99,9 +96,9 @@ def _load(file: BufferedReader, journal: Path, state: Ledger) -> Folded:
     header = orjson.loads(first)
     if (header["schema"], header["code"]) != (SCHEMA, _code()):
         raise ValueError("it is another version's")
-    proof = Proof(**header["journal"])
-    folded = Sum().read(journal, proof.size)
-    if folded.proof() != proof:
+    digest = Digest(**header["journal"])
+    folded = Checksum().read(journal, digest.size)
+    if folded.digest() != digest:
         raise ValueError("the journal is another")
     values: dict[str, Any] = {}
     while (line := file.readline()).endswith(b"\n"):
@@ -118,29 +115,28 @@ def _load(file: BufferedReader, journal: Path, state: Ledger) -> Folded:
     for name, value in values.items():
         kind = type(getattr(state, name))
         setattr(state, name, kind(dict(value)) if issubclass(kind, dict) else value)
-    results = Proof(**header["results"]) if header["results"] else None
+    results = Digest(**header["results"]) if header["results"] else None
     return Folded(journal=folded, lines=header["lines"], offsets=offsets, results=results)
 
 
 @cache
 def _adapters() -> dict[str, TypeAdapter[Any]]:
+    """The reader of each field. A mapping is written as a list of its entries: JSON has no keys but strings."""
+    shapes: dict[str, Any] = {"offsets": list[tuple[str, int]]}
     hints = get_type_hints(Ledger)
-    shapes = {f.name: _shape(hints[f.name]) for f in fields(Ledger)} | {"offsets": list[tuple[str, int]]}
+    for each in fields(Ledger):
+        hint = hints[each.name]
+        kind = get_origin(hint) or object
+        if issubclass(kind, dict):
+            entry = (*get_args(hint), int) if issubclass(kind, Counter) else get_args(hint)
+            hint = GenericAlias(list, GenericAlias(tuple, entry))
+        shapes[each.name] = hint
     return {name: TypeAdapter(shape) for name, shape in shapes.items()}
-
-
-def _shape(hint: Any) -> Any:
-    """A mapping is written as a list of its entries: JSON has no keys but strings."""
-    if issubclass(get_origin(hint) or object, Counter):
-        return GenericAlias(list, GenericAlias(tuple, (*get_args(hint), int)))
-    if issubclass(get_origin(hint) or object, dict):
-        return GenericAlias(list, GenericAlias(tuple, get_args(hint)))
-    return hint
 
 
 @cache
 def _code() -> str:
-    """Another fold of the same journal is another state: the sources that say what events add up to."""
+    """A hash of the sources that define the fold: changed code may fold the same journal to another state."""
     hashed = sha256()
     for module in (records, stages, events, ledger):
         hashed.update(Path(str(module.__file__)).read_bytes())

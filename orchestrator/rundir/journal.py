@@ -1,8 +1,21 @@
-"""The journal as the event loop sees it."""
+"""The journal: as the event loop sees it, and the thread that writes it.
 
+The thread writes the journal first, results after it, and then tells the event loop. A disk that refuses is tried again
+every second, with everything that has to be written, while the callers wait. When it is full the ballast is given up at
+once; until it can be made again there is trouble, so that no new work begins. After `patience` seconds the thread gives
+up: from then on every append fails, and everything reported as durable stays true. So it does after any other failure:
+the callers are told, and none waits for a thread that has ended.
+"""
+
+import errno
+import queue
+import threading
+import time
 from asyncio import Future, get_running_loop
-from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -14,26 +27,63 @@ from orchestrator.common.locks import Kind
 from orchestrator.core.errors import JournalError
 from orchestrator.core.events import Event, from_line, to_line
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.clock import now
+from orchestrator.rundir.append_file import FULL, Ballast
 from orchestrator.rundir.files import JOURNAL, locked
-from orchestrator.rundir.run_files import Store
-from orchestrator.rundir.writer import Batch, Habits, Writer
+from orchestrator.rundir.run_files import RunFiles
 
-#: Seconds for a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
-_CLOSING: Final = 5.0
-_HABITS: Final = Habits()
+#: For a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
+_CLOSE_TIMEOUT_S: Final = 5.0
+#: Between two syncs, at least: events that come meanwhile share the second. A lone event never waits for it.
+SYNC_INTERVAL_S: Final = 0.005
+_AWAITED: Final = {errno.EROFS: "it to be writable", errno.ENOENT: "it to be back"} | dict.fromkeys(
+    FULL, "room on its disk"
+)
+_BEGAN: Final = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """The time of an event in seconds since 1970: the wall clock's at the start of this process, and monotonic since.
+
+    So sums of such times, for example devbox hours, never jump within the life of a process.
+    """
+    return _BEGAN + time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalSettings:
+    """The settings of a journal; sizes in bytes."""
+
+    #: Seconds of failing before appends fail, and from one try to the next.
+    patience: float = 600.0
+    retry: float = 1.0
+    ballast: int = 16 << 20
+    #: The growth of a journal, at least, and by a quarter, at least, from one checkpoint to the next; at the end a
+    #: sixteenth of it is enough.
+    checkpoint: int = 16 << 20
+
+
+_SETTINGS: Final = JournalSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events with their lines, and the future of their caller if it waits."""
+
+    events: Sequence[Event]
+    lines: Sequence[bytes]
+    done: "Future[None] | None"
 
 
 class Journal:
     """Use `async with Journal.open(folder, ledger) as journal`: the ledger has every event once it is appended.
 
-    The events that are there already are applied before `open` returns.
+    Earlier events are applied before `open` returns.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, store: Store, habits: Habits) -> None:
+    def __init__(self, path: Path, ledger: Ledger, files: RunFiles, settings: JournalSettings) -> None:
         self._path = path
         self._ledger = ledger
-        self._writer = Writer(store, habits, settle=self._settle, say=self._hear)
+        self._writer = Writer(files, settings, settle=self._settle, tell=self._tell)
         self._loop = get_running_loop()
         self._is_closed = False
         self._trouble: str | None = None
@@ -43,9 +93,9 @@ class Journal:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, ledger: Ledger, habits: Habits = _HABITS, *, lock: Kind = "file"
+        cls, folder: Path, ledger: Ledger, settings: JournalSettings = _SETTINGS, *, lock: Kind = "file"
     ) -> AsyncIterator[Self]:
-        """Lock the folder, fold what is there into an empty ledger, and be ready to append.
+        """Lock the folder, fold its journal into an empty ledger, and be ready to append.
 
         Raises UsageError when another process has the folder, JournalError when the journal is damaged or the disk
         refuses.
@@ -53,23 +103,29 @@ class Journal:
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(folder, lock))
-                store = await anyio.to_thread.run_sync(Store.recover, folder, ledger)
+                files = await anyio.to_thread.run_sync(RunFiles.recover, folder, ledger)
             except OSError as error:
                 raise JournalError(f"{folder} cannot be opened: {error}") from error
-            journal = cls(folder / JOURNAL, ledger, store, habits)
-            journal._writer.thread.start()
+            journal = cls(folder / JOURNAL, ledger, files, settings)
+            writer = journal._writer
+            writer.thread.start()
             try:
                 yield journal
-            finally:
-                await journal._close(stack)
+            finally:  # bounded: events that the disk refuses now were not reported as durable
+                journal._is_closed = True
+                writer.close()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(writer.thread.join, _CLOSE_TIMEOUT_S + 2 * writer.slowest)
+                if writer.thread.is_alive():  # it may still write: the lock is held until the process ends
+                    writer.lock = stack.pop_all()
 
     @property
     def trouble(self) -> str | None:
-        """Why the disk takes nothing, or next to nothing, and what is waited for, for people; None if all is well."""
+        """The trouble with the disk and what is waited for, for people; None if there is none."""
         return self._trouble
 
     async def wait_writable(self) -> None:
-        """Returns when new work may begin: at once, if there is no trouble. Raises JournalError if there is no hope."""
+        """Wait until there is no trouble, so that new work may begin. Raises JournalError once writing has failed."""
         while self._trouble is not None and self._failure is None:
             await self._changed.wait()
         if self._failure is not None:
@@ -78,20 +134,20 @@ class Journal:
     async def append(self, *batch: Event) -> None:
         """Apply events and write them; returns when they are durable, however long the disk takes.
 
-        Raises JournalError when they cannot be written for too long, and what the ledger raises: those before the one
-        that it refused are written.
+        Raises JournalError when they could not be written for too long, and the ledger's error for an event that it
+        refuses: those before that one are written.
         """
         done = self._loop.create_future()
         self._take(batch, done)
         await done
 
     def append_nowait(self, *batch: Event) -> None:
-        """As `append`, without waiting. They are durable no later than the next that somebody waits for."""
+        """Append without waiting. The events are durable no later than the next batch that is waited for."""
         self._take(batch, None)
 
     def _take(self, batch: Iterable[Event], done: Future[None] | None) -> None:
-        """Apply events in the form in which they will be read, then have them written."""
-        if self._is_closed:  # nobody would ever write it
+        """Apply events in the form in which they will be read, then queue them for the writer."""
+        if self._is_closed:  # it would never be written
             raise JournalError(f"{self._path} is closed.")
         events, lines = list[Event](), list[bytes]()
         try:
@@ -106,16 +162,7 @@ class Journal:
             raise
         self._writer.put(Batch(events, lines, done))
 
-    async def _close(self, stack: ExitStack) -> None:
-        """Write what is there, within bounds: what the disk refuses now was not reported as durable."""
-        self._is_closed = True
-        self._writer.close()
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._writer.thread.join, _CLOSING + 2 * self._writer.slowest)
-        if self._writer.thread.is_alive():  # it may yet write: the lock is held until the process ends
-            self._writer.lock = stack.pop_all()
-
-    def _hear(self, trouble: str | None) -> None:
+    def _tell(self, trouble: str | None) -> None:
         self._trouble = trouble
         if trouble is None:
             structlog.get_logger().info("journal.writable", path=str(self._path))
@@ -139,3 +186,136 @@ class Journal:
                 done.set_result(None)
             else:
                 done.set_exception(self._failure)
+
+
+class Writer:
+    """The thread that writes. Use `thread.start()`, `put` as often as needed, `close`.
+
+    `settle(batches, failure)` and `tell(trouble)` are called on the loop: the former once for every batch, in order.
+    """
+
+    def __init__(
+        self,
+        files: RunFiles,
+        settings: JournalSettings,
+        *,
+        settle: Callable[[list[Batch], Exception | None], None],
+        tell: Callable[[str | None], None],
+    ) -> None:
+        self._files = files
+        self._settings = settings
+        self._settle = settle
+        self._tell = tell
+        self._loop = get_running_loop()
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._failure: Exception | None = None
+        self._ballast = Ballast(files.folder, settings.ballast)
+        self._next_sync_at = 0.0
+        self._next_ballast_at = 0.0
+        self._trouble: str | None = None
+        #: Seconds that the slowest write has taken, syncing included.
+        self.slowest = 0.0
+        #: The folder's lock, if the journal was closed before the thread ended.
+        self.lock: ExitStack | None = None
+        self.thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def put(self, batch: Batch) -> None:
+        self._queue.put(batch)
+
+    def close(self) -> None:
+        """Write the queued events and end; those that the disk refuses now are given up."""
+        self._closing.set()
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (batches := self._next()) is not None:
+            self._attempt(partial(self._write, batches))
+            self._post(self._settle, batches, self._failure)
+            self._attempt(self._keep_ballast)
+            at_least = max(self._settings.checkpoint, self._files.size // 4)
+            self._attempt(partial(self._files.checkpoint, at_least=at_least))
+        self._attempt(partial(self._files.checkpoint, at_least=self._settings.checkpoint // 16))
+        self._files.close()
+        self._ballast.give_up()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do it, unless something failed for good; a failure is raised where events are appended."""
+        if self._failure is None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - if the thread died, callers would wait forever
+                self._failure = error
+                self._post(self._settle, [], error)
+
+    def _next(self) -> list[Batch] | None:
+        """Wait for the queued batches; none if it is time to make the ballast again, None at the end."""
+        try:
+            batch = self._queue.get(timeout=None if self._ballast.is_there else self._settings.retry)
+        except queue.Empty:
+            return []
+        time.sleep(max(0.0, self._next_sync_at - time.monotonic()))
+        self._next_sync_at = time.monotonic() + SYNC_INTERVAL_S
+        batches: list[Batch] = []
+        while batch is not None:
+            batches.append(batch)
+            try:
+                batch = self._queue.get_nowait()
+            except queue.Empty:
+                return batches
+        if batches:
+            self._queue.put(None)
+        return batches or None
+
+    def _write(self, batches: list[Batch]) -> None:
+        events = [event for batch in batches for event in batch.events]
+        lines = [line for batch in batches for line in batch.lines]
+        if lines:
+            self._persist(lambda: self._files.add(events, lines))
+            self._persist(self._files.flush)
+
+    def _persist(self, action: Callable[[], None]) -> None:
+        """Do it as soon as the disk allows. Raises OSError after `patience` seconds, or when the journal closes."""
+        began: float | None = None
+        while True:
+            tried_at = time.monotonic()
+            try:
+                action()
+            except OSError as error:
+                if error.errno in FULL and self._ballast.give_up():
+                    continue
+                began = began or time.monotonic()
+                if self._closing.is_set() or time.monotonic() - began >= self._settings.patience:
+                    raise
+                what, awaited = error.filename or self._files.folder, _AWAITED.get(error.errno or 0, "the disk")
+                patience = f"{self._settings.patience / 60:.0f} minutes"
+                words = f"{what} cannot be written: {error.strerror}. Waiting for {awaited}, {patience} at most."
+                self._report(words)
+                self._closing.wait(self._settings.retry)
+            else:
+                self.slowest = max(self.slowest, time.monotonic() - tried_at)
+                return
+
+    def _keep_ballast(self) -> None:
+        """Make the ballast again if it was given up; the trouble is over when it is there."""
+        if not self._ballast.is_there:
+            if time.monotonic() < self._next_ballast_at:
+                return
+            self._next_ballast_at = time.monotonic() + self._settings.retry
+            try:
+                self._ballast.make()
+            except OSError as error:
+                if error.errno in FULL:
+                    room = self._settings.ballast >> 20
+                    self._report(f"The disk of {self._files.folder} has less than {room} MiB left. Waiting for room.")
+                    return
+        self._report(None)
+
+    def _report(self, trouble: str | None) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._post(self._tell, trouble)
+
+    def _post(self, call: Callable[..., object], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and its callers are gone
+            self._loop.call_soon_threadsafe(call, *arguments)

@@ -1,11 +1,11 @@
-"""What can be kept of a damaged journal: every line that is an event and can follow those before it.
+"""The repair of a damaged journal: every line that is an event and can follow those before it is kept.
 
-The rest is set aside as it is, never thrown away: a later version may know what to do with it. Results that only
-results.jsonl has still, because the journal was cut, are taken from there.
+The rest is set aside as it is, never deleted: a later version may be able to read it. Results that only results.jsonl
+still has, because the journal was cut, are taken from there.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,19 +13,21 @@ from pathlib import Path
 from msgspec import structs
 
 from orchestrator.core.errors import InternalError, JournalError, UsageError
-from orchestrator.core.events import SCHEMA, Event, SweepOpened, TrialFinished, from_line, to_line
+from orchestrator.core.events import TrialFinished, from_line, to_line
 from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.checkpoint import CHECKPOINT
-from orchestrator.rundir.clock import now
-from orchestrator.rundir.files import JOURNAL, RESULTS, lock_of, locked, write_atomically
+from orchestrator.rundir.files import JOURNAL, RESULTS, locked, write_atomically
+from orchestrator.rundir.journal import now
+from orchestrator.rundir.manifest import lock_of
 from orchestrator.rundir.results import result_line, unknown_results
+from orchestrator.rundir.run_files import check_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """What was set aside: how many lines and bytes, in which file, and the trials that these lines named.
+class Repaired:
+    """The lines that were set aside, their bytes, the file that they are in, and the trials that they named.
 
-    `file` is None if there was nothing. `restored` counts the results that were taken from results.jsonl.
+    `file` is None if there were none. `restored` counts the results that were taken from results.jsonl.
     """
 
     lines: int
@@ -35,11 +37,11 @@ class Lost:
     restored: int
 
 
-def repair(folder: Path) -> Lost | None:
-    """Rewrite the journal without its damaged lines; None if there are none. A checkpoint goes: it is not asked.
+def repair(folder: Path) -> Repaired | None:
+    """Rewrite the journal without its damaged lines; None if there are none. A checkpoint is deleted, not read.
 
     Raises UsageError if the folder has no journal, another process has it, or a later version wrote it; JournalError if
-    the disk refuses: the journal is as it was then.
+    the disk refuses, which leaves the journal as it was.
     """
     path = folder / JOURNAL
     if not path.is_file() and not (folder / RESULTS).is_file():
@@ -47,61 +49,48 @@ def repair(folder: Path) -> Lost | None:
     try:
         with locked(folder, lock_of(folder)):
             path.touch()
-            return _repair(folder, path)
+            ledger = Ledger()
+            damaged = dict(_damaged(path, ledger))
+            unknown = unknown_results(folder, ledger)
+            restored = [to_line(structs.replace(event, at=round(now(), 3))) for event in unknown]
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            if not damaged and not restored:
+                return None
+            aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}" if damaged else None
+            if aside is not None:
+                write_atomically(aside, damaged.values())
+            with path.open("rb") as file:
+                kept = (line for number, line in enumerate(file) if number not in damaged)
+                write_atomically(path, chain(kept, restored))
     except OSError as error:
         raise JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error
 
-
-def _repair(folder: Path, path: Path) -> Lost | None:
-    ledger = Ledger()
-    damaged = dict(_damaged(path, ledger))
-    restored = [to_line(structs.replace(event, at=round(now(), 3))) for event in unknown_results(folder, ledger)]
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}" if damaged else None
-    if aside is not None:
-        write_atomically(aside, damaged.values())
-    if damaged or restored:
-        with path.open("rb") as file:
-            kept = (line for number, line in enumerate(file) if number not in damaged)
-            write_atomically(path, chain(kept, restored))
-    if not damaged and not restored:
-        return None
-    return Lost(
+    named = [line.partition(b'"trial":"')[2].partition(b'"') for line in damaged.values()]
+    trials = [name.decode(errors="replace") for name, closed, _ in named if closed]
+    return Repaired(
         lines=len(damaged),
         bytes=sum(map(len, damaged.values())),
         file=aside,
-        trials=tuple(dict.fromkeys(_trials(damaged.values()))),
+        trials=tuple(dict.fromkeys(trials)),
         restored=len(restored),
     )
 
 
 def _damaged(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
-    """The lines that are no event that can follow those before it, each with its number, from 0; folds the others."""
+    """The lines that are not an event that can follow those before it, each with its number from 0; folds the others.
+
+    Raises UsageError for a later version's journal.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file):
             try:
                 if line.endswith(b"\n"):
-                    _follow(ledger, from_line(line), path)
+                    event = from_line(line)
+                    check_version(event, path)
+                    if isinstance(event, TrialFinished):
+                        result_line(event)
+                    ledger.apply(event)
                     continue
             except (JournalError, InternalError):
                 pass
             yield number, line
-
-
-def _follow(ledger: Ledger, event: Event, path: Path) -> None:
-    """Take in an event. Raises JournalError or InternalError for one that cannot be kept."""
-    match event:
-        case SweepOpened() if event.schema > SCHEMA:
-            raise UsageError(f"{path} was written by sweep {event.version}; this one is older. Upgrade it.")
-        case TrialFinished():
-            result_line(event)
-    ledger.apply(event)
-
-
-def _trials(damaged: Iterable[bytes]) -> Iterator[str]:
-    """The trials that damaged lines name, as far as they can be read."""
-    for line in damaged:
-        _, found, rest = line.partition(b'"trial":"')
-        name, closed, _ = rest.partition(b'"')
-        if found and closed:
-            yield name.decode(errors="replace")

@@ -142,15 +142,15 @@ async def test_a_model_is_told_in_the_agents_own_variable_too(workspace: LocalWo
 
 def test_what_an_agent_leaves_is_what_its_file_says() -> None:
     text = "run = 'x'\n[gather]\nfiles = ['~/a.md']\n[trajectory]\nfrom = '~/.x/*.jsonl'\nformat = 'codex'"
-    leavings = make_agent(text).leavings
-    assert (leavings.artifacts, leavings.trajectory, leavings.trajectory_format) == (
+    outputs = make_agent(text).outputs
+    assert (outputs.artifacts, outputs.trajectory, outputs.trajectory_format) == (
         ("~/a.md",),
         ("~/.x/*.jsonl",),
         "codex",
     )
-    printed = make_agent("run = 'x'\n[trajectory]\nfrom = 'output'\nformat = 'codex'").leavings
+    printed = make_agent("run = 'x'\n[trajectory]\nfrom = 'output'\nformat = 'codex'").outputs
     assert (printed.trajectory, printed.trajectory_format) == ((), "codex")
-    assert make_agent("run = 'x'").leavings.trajectory_format is None
+    assert make_agent("run = 'x'").outputs.trajectory_format is None
 
 
 async def test_without_a_model_there_is_no_model_variable(workspace: LocalWorkspace, make_task: MakeTask) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.agentkit.host.program import HostCommandAgent
+from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.loader import load
 
 from .processes import at_work, is_alive
@@ -104,8 +104,8 @@ async def test_what_its_file_names_goes_the_devboxs_way_home(
     host = f"{workspace.home}/.sweep-host"
     assert await workspace.read(f"{host}/artifacts/report.md", at_most=100) == b"report\n"
     assert await workspace.read(f"{host}/trajectory/one.jsonl", at_most=100) == b'{"n": 1}\n'
-    assert agent.leavings.trajectory == ("~/.sweep-host/trajectory/*",)
-    assert agent.leavings.artifacts == ("~/.sweep-host/artifacts/*",)
+    assert agent.outputs.trajectory == ("~/.sweep-host/trajectory/*",)
+    assert agent.outputs.artifacts == ("~/.sweep-host/artifacts/*",)
 
 
 async def test_a_program_dies_with_us_on_sigkill(

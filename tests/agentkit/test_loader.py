@@ -13,9 +13,9 @@ import pytest
 import orchestrator
 from orchestrator.agentkit.agent import Agent
 from orchestrator.agentkit.file.command import CommandAgent
-from orchestrator.agentkit.host.program import HostCommandAgent
+from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.loader import available, builtin_folder, check, find, lacking, load, supply
-from orchestrator.agentkit.python.agent import PythonAgent
+from orchestrator.agentkit.python.python_agent import PythonAgent
 from orchestrator.core.errors import UsageError
 
 pytestmark = pytest.mark.anyio

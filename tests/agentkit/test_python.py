@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator.agentkit.agent import Result
 from orchestrator.agentkit.loader import check, load
-from orchestrator.agentkit.python.agent import PythonAgent
-from orchestrator.agentkit.python.worker import job
+from orchestrator.agentkit.python.python_agent import PythonAgent
+from orchestrator.agentkit.python.worker import supervisor
 from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
 
 from .processes import at_work, is_alive, living_children, open_descriptors
@@ -504,7 +504,7 @@ async def test_a_forked_process_is_told_that_the_workspace_is_not_its(bench: Ben
 
 
 async def test_the_worker_can_be_imported_without_effects() -> None:
-    assert callable(job.main)
+    assert callable(supervisor.main)
 
 
 def other_interpreters() -> list[str]:
@@ -773,7 +773,7 @@ async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench, even
     await eventually(lambda: len(loads.read_text().split()) == 4)
     for pid in set(loads.read_text().split()) - {line.split()[0] for line in bench.printed.splitlines()}:
         os.kill(int(pid), signal.SIGKILL)
-    await eventually(lambda: not any(worker.is_alive for worker in agent._arm.spares))
+    await eventually(lambda: not any(worker.is_alive for worker in agent._ready.spares))
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
 
 

@@ -14,7 +14,7 @@ from orchestrator.core.stages import Stage
 from orchestrator.engine.budgets import LOOK_EVERY_S, Budgets, watch
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
-from orchestrator.rundir.clock import now
+from orchestrator.rundir.journal import now
 from orchestrator.testing.endpoint import Script, run_virtually
 
 from .conftest import MakeSweep, Sweep

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from orchestrator.agentkit.agent import Leavings
+from orchestrator.agentkit.agent import Outputs
 from orchestrator.engine.artifacts.scripts import packing, packing_verifier, patching, snapshot
 from orchestrator.engine.artifacts.unpack import MOST_LINES, Account, Limits, join, shown_before, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
@@ -53,8 +53,8 @@ class Box:
     def snapshot(self) -> None:
         self.sh(self._here(snapshot(**self._places)))
 
-    def pack(self, leavings: Leavings, limits: Limits | None = None) -> list[str]:
-        return self.sh(self._here(packing(leavings, limits or Limits(), **self._places))).splitlines()
+    def pack(self, outputs: Outputs, limits: Limits | None = None) -> list[str]:
+        return self.sh(self._here(packing(outputs, limits or Limits(), **self._places))).splitlines()
 
     def diff(self) -> list[str]:
         return self.sh(self._here(patching(1 << 20, **self._places))).splitlines()
@@ -216,11 +216,11 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
     box.sh(f"echo 4 >{box.app}/four; ln -s out ~/link; ln -s /etc ~/out/etc; mkfifo ~/out/pipe; echo t >{box.root}/t")
     box.snapshot()
     box.sh(f"mkdir -p {box.traces}/sub; echo trace >{box.traces}/sub/t.log")
-    leavings = Leavings(
+    outputs = Outputs(
         artifacts=("~/.tool/**/*.json", "link", "nowhere/*", "absent", f"{box.app}/fo*", "$(touch pwned)"),
         trajectory=(".tool/two.json",),
     )
-    told = box.pack(leavings)
+    told = box.pack(outputs)
     assert told == [
         "piece trajectory.near.aaa",
         "piece traces.near.aaa",
@@ -244,7 +244,7 @@ def test_of_a_file_that_is_too_large_the_beginning_comes_home_and_says_so(box: B
     box.snapshot()
     box.sh("head -c 5000 /dev/zero >~/large; echo small >~/small")
     limits = Limits(file=2048)
-    told = box.pack(Leavings(artifacts=("*",)), limits)
+    told = box.pack(Outputs(artifacts=("*",)), limits)
     assert f"note artifacts: {box.home}/large: too large, its beginning is here" in told
     for unit in ("artifacts.near", "artifacts.cut"):
         assert unpack(box.archive(unit), tmp_path / "artifacts", limits, NO_SECRETS) == Account()
@@ -255,7 +255,7 @@ def test_no_more_than_there_is_room_for_is_packed(box: Box, tmp_path: Path) -> N
     box.snapshot()
     box.sh("for n in {1..9}; do head -c 100000 /dev/zero >~/$n; done")
     limits = Limits(room=350_000)
-    box.pack(Leavings(artifacts=("*",)), limits)
+    box.pack(Outputs(artifacts=("*",)), limits)
     assert box.archive("artifacts.near").seek(0, 2) <= 350_000
     left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS).left_out
     assert left_out

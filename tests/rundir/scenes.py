@@ -20,12 +20,11 @@ from orchestrator.common import logs
 from orchestrator.core.errors import JournalError
 from orchestrator.core.events import AttemptEvent, Event, TrialFinished
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.ballast import BALLAST
+from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.writer import Habits
+from orchestrator.rundir.journal import Journal, JournalSettings
 
-QUICK = Habits(retry=0.05)
+QUICK = JournalSettings(retry=0.05)
 
 
 @dataclass(eq=False)
@@ -127,7 +126,7 @@ async def full_for_long(folder: Path) -> None:
 
 async def given_up(folder: Path) -> None:
     """When patience is at its end appends fail at once, and what was promised is there; with room it goes on."""
-    async with Journal.open(folder, Told(), Habits(retry=0.05, patience=0.5)) as journal:
+    async with Journal.open(folder, Told(), JournalSettings(retry=0.05, patience=0.5)) as journal:
         number = await fill_up(journal, folder)
         for each in range(2):
             try:

@@ -21,16 +21,15 @@ from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.checkpoint import CHECKPOINT, load
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import Store
-from orchestrator.rundir.writer import Habits
+from orchestrator.rundir.run_files import RunFiles
 
 from .conftest import entered, finished
 
 pytestmark = pytest.mark.anyio
 
-EAGER = Habits(checkpoint=1, ballast=0)
+EAGER = JournalSettings(checkpoint=1, ballast=0)
 FAILURE = {"class": "DevboxLost", "message": "größer\n", "stage": "boot"}
 
 
@@ -80,7 +79,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 def write(folder: Path, history: Sequence[Event], checkpoint_at: int, results_at: int) -> None:
     """A journal with a checkpoint of its first events, left by a process that died before all results were written."""
-    store = Store.recover(folder, Ledger())
+    store = RunFiles.recover(folder, Ledger())
     for number, event in enumerate(history):
         if number == checkpoint_at:
             store.checkpoint(at_least=-1)
@@ -106,8 +105,8 @@ def test_opening_with_a_checkpoint_is_opening_without(history: list[Event], data
             file.write(to_line(entered(1))[: data.draw(st.integers(0, 30))])
         shutil.copytree(folder, other := folder / "other")
         (other / CHECKPOINT).unlink()
-        Store.recover(folder, ledger := Ledger()).close()
-        Store.recover(other, plain := Ledger()).close()
+        RunFiles.recover(folder, ledger := Ledger()).close()
+        RunFiles.recover(other, plain := Ledger()).close()
         assert ledger == plain == fold(history)
         assert [*ledger.trials] == [*plain.trials]
         assert [*ledger.leftovers] == [*plain.leftovers]
@@ -122,7 +121,7 @@ def kept(folder: Path) -> Path:
 
 
 def recovered(folder: Path) -> Ledger:
-    Store.recover(folder, ledger := Ledger()).close()
+    RunFiles.recover(folder, ledger := Ledger()).close()
     return ledger
 
 
@@ -219,7 +218,7 @@ async def test_a_checkpoint_is_made_while_events_come_and_at_the_end(folder: Pat
 
 
 async def test_a_short_journal_has_no_checkpoint(folder: Path) -> None:
-    async with Journal.open(folder, Ledger(), Habits(ballast=0)) as journal:
+    async with Journal.open(folder, Ledger(), JournalSettings(ballast=0)) as journal:
         await journal.append(entered(1))
     assert not (folder / CHECKPOINT).exists()
 

@@ -12,9 +12,10 @@ from orchestrator.core.errors import InternalError, JournalError, UsageError
 from orchestrator.core.events import Event, StageFinished, SweepOpened, TrialReopened, Unknown, to_line
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
-from orchestrator.rundir.files import JOURNAL, RESULTS, read_manifest, write_atomically
+from orchestrator.rundir.files import JOURNAL, RESULTS, write_atomically
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.reading import read_events
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.run_files import read_events
 
 from .conftest import Spawn, Told, entered, finished
 

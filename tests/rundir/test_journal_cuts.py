@@ -12,7 +12,7 @@ from orchestrator.core.events import Event, TrialFinished, to_line
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import Store
+from orchestrator.rundir.run_files import RunFiles
 from tests.engine.conftest import MakeSweep, make_sweep
 
 __all__ = ["make_sweep"]
@@ -45,7 +45,7 @@ def test_opened_after_a_cut_at_any_byte_it_is_as_if_the_last_line_had_never_been
         for cut in range(len(line)):
             (swift / JOURNAL).write_bytes(whole + line[:cut])
             (swift / RESULTS).write_bytes(results(run[:count]))
-            store = Store.recover(swift, ledger := Ledger())
+            store = RunFiles.recover(swift, ledger := Ledger())
             assert ledger == wanted
             assert (swift / RESULTS).read_bytes() == results(run[:count])
             store.add([run[count]], [line])

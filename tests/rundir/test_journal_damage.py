@@ -8,8 +8,7 @@ import pytest
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.events import Event, to_line
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked
-from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.writer import Habits
+from orchestrator.rundir.journal import Journal, JournalSettings
 
 from .conftest import Spawn, Told, entered, finished
 
@@ -35,7 +34,7 @@ async def opened(folder: Path) -> list[Event]:
 
 
 async def test_a_last_line_cut_at_any_byte_is_as_if_it_had_never_been_begun(folder: Path) -> None:
-    whole, last, habits = lines(entered(1), finished(2)), lines(finished(3)), Habits(ballast=0)
+    whole, last, habits = lines(entered(1), finished(2)), lines(finished(3)), JournalSettings(ballast=0)
     for cut in range(len(last)):
         (folder / JOURNAL).write_bytes(whole + last[:cut])
         events = (told := Told()).events

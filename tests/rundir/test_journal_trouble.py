@@ -14,11 +14,10 @@ import orjson
 import pytest
 
 from orchestrator.core.errors import JournalError
-from orchestrator.rundir.ballast import BALLAST
+from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.reading import read_events
-from orchestrator.rundir.writer import Habits
+from orchestrator.rundir.journal import Journal, JournalSettings
+from orchestrator.rundir.run_files import read_events
 
 from .conftest import Told, entered, finished
 
@@ -50,8 +49,8 @@ def test_a_write_that_is_cut_short_is_cut_off_and_written_again(tmp_path: Path) 
 
 
 @pytest.fixture
-def no_wait() -> Habits:
-    return Habits(retry=0.02, ballast=0)
+def no_wait() -> JournalSettings:
+    return JournalSettings(retry=0.02, ballast=0)
 
 
 def scenarios(folder: Path) -> list[str]:
@@ -65,7 +64,7 @@ async def until(is_so: Callable[[], object]) -> None:
 
 
 async def test_what_a_failed_sync_may_have_dropped_is_written_again(
-    folder: Path, no_wait: Habits, monkeypatch: pytest.MonkeyPatch
+    folder: Path, no_wait: JournalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux calls a page clean that it could not write: the next sync succeeds, and the data is gone."""
     failures = [OSError(errno.EIO, os.strerror(errno.EIO))] * 3
@@ -94,7 +93,9 @@ def put_back(kept: str, path: Path) -> None:
     shutil.copy(kept, path)
 
 
-async def test_a_journal_that_was_deleted_can_be_put_back_from_what_still_has_it(folder: Path, no_wait: Habits) -> None:
+async def test_a_journal_that_was_deleted_can_be_put_back_from_what_still_has_it(
+    folder: Path, no_wait: JournalSettings
+) -> None:
     async with Journal.open(folder, told := Told(), no_wait) as journal, anyio.create_task_group() as tasks:
         await journal.append(finished(1), entered(2))
         shutil.rmtree(folder)
@@ -112,7 +113,7 @@ async def test_a_journal_that_was_deleted_can_be_put_back_from_what_still_has_it
 
 
 async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path) -> None:
-    async with Journal.open(folder, Told(), Habits(retry=0.02, patience=0.2, ballast=0)) as journal:
+    async with Journal.open(folder, Told(), JournalSettings(retry=0.02, patience=0.2, ballast=0)) as journal:
         await journal.append(entered(1), entered(2))
         content = (folder / JOURNAL).read_bytes()
         for other in (b"", content[:-1], content.upper() + content):
@@ -127,7 +128,7 @@ async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path
         journal.append_nowait(entered(5))
 
 
-async def test_results_that_were_deleted_are_made_anew_with_the_next(folder: Path, no_wait: Habits) -> None:
+async def test_results_that_were_deleted_are_made_anew_with_the_next(folder: Path, no_wait: JournalSettings) -> None:
     async with Journal.open(folder, Told(), no_wait) as journal:
         await journal.append(finished(1))
         (folder / RESULTS).unlink()
@@ -136,7 +137,7 @@ async def test_results_that_were_deleted_are_made_anew_with_the_next(folder: Pat
         assert journal.trouble is None
 
 
-async def test_results_that_cannot_be_written_are_trouble_too(folder: Path, no_wait: Habits) -> None:
+async def test_results_that_cannot_be_written_are_trouble_too(folder: Path, no_wait: JournalSettings) -> None:
     async with Journal.open(folder, Told(), no_wait) as journal, anyio.create_task_group() as tasks:
         await journal.append(finished(1))
         (folder / RESULTS).unlink()

@@ -19,17 +19,16 @@ from orchestrator.core.errors import JournalError
 from orchestrator.core.events import Event, TrialFinished, TrialReopened
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.reading import read_events
+from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.writer import Habits
+from orchestrator.rundir.run_files import read_events
 
 from .conftest import entered
 from .test_checkpoint import histories
 
 pytestmark = pytest.mark.anyio
 
-SOON = Habits(retry=0.02, ballast=0)
+SOON = JournalSettings(retry=0.02, ballast=0)
 
 
 def finished(number: int, attempt: int = 1) -> TrialFinished:
@@ -153,7 +152,7 @@ async def test_a_thread_that_something_unforeseen_befalls_tells_whoever_waits(
 
     async with Journal.open(folder, Ledger(), SOON) as journal:
         await journal.append(entered(1))
-        monkeypatch.setattr("orchestrator.rundir.ballast.Ballast.make", fail)
+        monkeypatch.setattr("orchestrator.rundir.append_file.Ballast.make", fail)
         monkeypatch.setattr("orchestrator.rundir.append_file.write_all", fail)
         for _ in range(2):
             with pytest.raises(JournalError, match="none left"):
@@ -165,7 +164,7 @@ async def test_a_thread_that_something_unforeseen_befalls_tells_whoever_waits(
 async def test_a_closing_journal_waits_as_long_as_its_disk_is_known_to_take(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.rundir.journal._CLOSING", 0.0)
+    monkeypatch.setattr("orchestrator.rundir.journal._CLOSE_TIMEOUT_S", 0.0)
     async with Journal.open(folder, Ledger(), SOON) as journal:
         monkeypatch.setattr(os, "fsync", delayed(os.fsync, lambda: 0.2))
         await journal.append(entered(1))

@@ -19,9 +19,9 @@ from orchestrator.core.config import ArmConfig, SweepConfig, resolve
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.plan import Plan
 from orchestrator.core.records import ScenarioSummary
-from orchestrator.rundir.files import JOURNAL, MANIFEST, locked, read_manifest
-from orchestrator.rundir.manifest import RunFolder, choose_folder, refuse_elsewhere
-from orchestrator.rundir.sweep_index import planned
+from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.run_folder import RunFolder, choose_folder, refuse_elsewhere
 
 STARTED = re.compile(r"(.*)-\d{8}-\d{6}(-\d+)?")
 
@@ -66,6 +66,12 @@ def sweep(
     )
     plan = Plan(benchmark=benchmark, scenarios=scenarios, arms=tuple(arm.name for arm in config.arms), trials=trials)
     return Sweep(config=config, plan=plan, arms={arm.name: Arm(arm, Agent(digest)) for arm in config.arms})
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """The manifest as it is in the file."""
+    manifest: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+    return manifest
 
 
 def finish(folder: RunFolder, trials: int = 2) -> None:
@@ -134,7 +140,7 @@ def test_how_fast_and_how_much_may_differ_from_day_to_day(tmp_path: Path) -> Non
     again = sweep(name="n", trials=5, devboxes=50, rate=3.0, attempts=9, timeouts={"solve": 5}).choose(tmp_path)
     assert (again.sweep, again.is_resumed) == (first.sweep, True)
     manifest = read_manifest(first.path)
-    assert (manifest["trials"], manifest["config"]["devboxes"]) == (10, 50)
+    assert (manifest.trials, manifest.config["devboxes"]) == (10, 50)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +239,7 @@ def test_a_damaged_manifest_is_named_and_does_not_hide_the_others(tmp_path: Path
 
 def test_a_sweep_of_a_later_version_is_refused_with_the_version(tmp_path: Path) -> None:
     first = sweep(name="n").choose(tmp_path)
-    manifest = read_manifest(first.path) | {"schema": 99, "version": "7.1"}
+    manifest = written(first.path) | {"schema": 99, "version": "7.1"}
     (first.path / MANIFEST).write_bytes(orjson.dumps(manifest))
     with pytest.raises(UsageError, match=r"written by sweep 7\.1"):
         sweep(name="n").choose(tmp_path)
@@ -241,7 +247,7 @@ def test_a_sweep_of_a_later_version_is_refused_with_the_version(tmp_path: Path) 
 
 def test_the_manifest_says_what_the_sweep_is(tmp_path: Path) -> None:
     chosen = sweep(name="n").choose(tmp_path)
-    manifest = read_manifest(chosen.path)
+    manifest = written(chosen.path)
     assert manifest["sweep"] == chosen.sweep
     assert manifest["endpoint"] == "embedded"
     assert manifest["identity"]["arms"]["oracle"]["digest"] == "d1"
@@ -294,7 +300,7 @@ def test_without_a_name_a_sweep_elsewhere_is_left_alone(tmp_path: Path) -> None:
 def test_what_devboxes_reached_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
     """Older folders say nothing of it: they had what agents and scenarios name."""
     first = sweep(name="n").choose(tmp_path)
-    manifest = read_manifest(first.path)
+    manifest = written(first.path)
     del manifest["identity"]["network"]
     (first.path / MANIFEST).write_bytes(orjson.dumps(manifest))
     assert sweep().choose(tmp_path).sweep == first.sweep
@@ -351,7 +357,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
     given = whole.config.model_dump(exclude_unset=True)
     assert given.keys() == type(whole.config).model_fields.keys()
     folder = whole.choose(tmp_path, endpoint="http://there:1")
-    assert resolve(read_manifest(folder.path)["config"]) == whole.config
+    assert resolve(read_manifest(folder.path).config) == whole.config
 
 
 def test_the_plan_comes_back_from_the_manifest(tmp_path: Path) -> None:
@@ -365,8 +371,8 @@ def test_the_plan_comes_back_from_the_manifest(tmp_path: Path) -> None:
     )
     folder = part.choose(tmp_path)
     manifest = read_manifest(folder.path)
-    assert planned(manifest) == part.plan
-    assert len(manifest["scenarios"]) == 2
+    assert manifest.plan == part.plan
+    assert len(manifest.scenarios) == 2
 
 
 def test_a_new_run_folder_is_its_owners_and_one_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
@@ -433,3 +439,22 @@ def test_by_name_a_sweep_is_made_smaller_as_ever(tmp_path: Path) -> None:
     first = sweep(name="n", trials=3).choose(tmp_path)
     chosen = part_of(sweep(name="n")).choose(tmp_path)
     assert (chosen.sweep, chosen.is_resumed, chosen.why) == (first.sweep, True, "")
+
+
+def test_an_older_manifest_with_few_keys_is_read_and_a_later_ones_keys_stay(tmp_path: Path) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    older = {
+        key: value for key, value in written(first.path).items() if key not in {"selected", "started_in", "python"}
+    }
+    (first.path / MANIFEST).write_bytes(orjson.dumps(older | {"later": [1]}))
+    assert (read_manifest(first.path).plan, read_manifest(first.path).started_in) == (sweep().plan, ".")
+    assert sweep(name="n").choose(tmp_path).sweep == first.sweep
+    assert written(first.path)["later"] == [1]
+
+
+@pytest.mark.parametrize("damage", [{"sweep": 1}, {"scenarios": [1]}, {"scenarios": {"a": {}}}, {"config": None}])
+def test_a_manifest_with_a_value_of_another_type_is_damaged(tmp_path: Path, damage: dict[str, Any]) -> None:
+    first = sweep(name="n").choose(tmp_path)
+    (first.path / MANIFEST).write_bytes(orjson.dumps(written(first.path) | damage))
+    with pytest.raises(JournalError, match=r"manifest\.json is damaged"):
+        read_manifest(first.path)

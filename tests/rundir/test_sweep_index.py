@@ -16,7 +16,7 @@ from orchestrator.common.locks import LOCK
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.events import SweepEnded, SweepOpened, to_line
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.append_file import Sum
+from orchestrator.rundir.append_file import Checksum
 from orchestrator.rundir.checkpoint import Folded, save
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
 from orchestrator.rundir.sweep_index import Reader, as_typed, find, find_running, find_unfinished, holder
@@ -66,7 +66,7 @@ def test_a_folder_that_its_name_does_not_find_is_named_by_its_path(
 def test_a_journal_is_read_from_its_checkpoint_on(tmp_path: Path) -> None:
     events = [SweepOpened(sweep="0190", schema=1, version="0", pid=1), SweepEnded(reason="stopped: r0")]
     (tmp_path / JOURNAL).write_bytes(b"".join(map(to_line, events)))
-    folded = Folded(journal=Sum().read(tmp_path / JOURNAL, len(to_line(events[0]))), lines=1)
+    folded = Folded(journal=Checksum().read(tmp_path / JOURNAL, len(to_line(events[0]))), lines=1)
     save(tmp_path, Ledger(opened=7), folded)
     reader = Reader(tmp_path)
     assert (reader.ledger.opened, reader.ledger.ended) == (7, "stopped: r0")

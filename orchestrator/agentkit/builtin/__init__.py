@@ -1,24 +1,24 @@
-"""The Python agents that come with us, by name: each is a file that the user's interpreter runs by path."""
+"""The bundled Python agents, by name: each is a file that the user's interpreter runs by path."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orchestrator.agentkit.agent import Leavings
+from orchestrator.agentkit.agent import Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builtin:
-    """Which class of which file, what it leaves in the devbox, and what it needs.
+    """The class `entry` of a file, its outputs, and its needs.
 
-    That is a model, `model` in words, and a `package` that brings `module`, for the interpreter that runs it.
+    It needs a model, described by `model`, and a `package` with `module` for the interpreter that runs it.
     """
 
     description: str
     file: Path
     entry: str
-    leavings: Leavings
+    outputs: Outputs
     model: str
     package: str
     module: str
@@ -29,7 +29,7 @@ BUILTIN: Final[Mapping[str, Builtin]] = {
         description="mini-swe-agent's loop on this machine, over the devbox.",
         file=Path(__file__).with_name("mini.py"),
         entry="Mini",
-        leavings=Leavings(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
+        outputs=Outputs(trajectory=("~/.sweep-mini/mini.traj.json",), trajectory_format="mini-swe-agent"),
         model="PROVIDER/NAME, as litellm calls it",
         package="mini-swe-agent>=2.4,<3",
         module="minisweagent",

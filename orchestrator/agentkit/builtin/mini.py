@@ -1,8 +1,9 @@
 """The agent `mini`: mini-swe-agent's own loop, prompts and models, with its commands run in the devbox.
 
 It works on this machine, so the model's key stays here and the devbox needs no network. The user's interpreter runs
-this file by path, as any agent of the user's: it may import what mini-swe-agent brings, and nothing of ours. It is in a
-folder of its own, which is on the import path, because names such as `process` are somebody else's.
+this file by path, as any agent of the user's: it may import mini-swe-agent and its dependencies, and nothing of ours.
+It is in a folder of its own, because this folder is on the import path, where the names of our modules could hide
+others.
 
 Settings are those of mini-swe-agent's configuration files, over its `mini.yaml`: `agent`, `environment`, `model`.
 """
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-# It greets, asks the world for prices, and refuses models without one: none of it is wanted here unless it is said.
+# By default it prints a greeting, downloads prices, and refuses models without a price.
 for _name, _value in {
     "MSWEA_SILENT_STARTUP": "1",
     "MSWEA_COST_TRACKING": "ignore_errors",
@@ -32,14 +33,14 @@ except ModuleNotFoundError as error:
         f"{sys.executable} -m pip install 'mini-swe-agent>=2.4,<3', which is what the extra sweep[mini] brings"
     )
 
-#: Seconds between two copies of the trajectory to the devbox, from where it comes home.
-COPY_EVERY: Final = 15.0
-#: What a command prints first to say that the work is done.
+#: Between two copies of the trajectory to the devbox, from which it is collected.
+COPY_INTERVAL_S: Final = 15.0
+#: The first line of a command's output that says that the work is done.
 _DONE: Final = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 
 
 class Mini:
-    """Solves a task; its usage is noted at each reply of the model, its trajectory is kept while it grows."""
+    """Solves a task; notes its usage at each reply of the model, and saves its trajectory while it grows."""
 
     def __init__(self, prompt: str, workspace: Any, log: Any, model: str | None, settings: dict[str, Any]) -> None:
         config = recursive_merge(get_config_from_spec(builtin_config_dir / "mini.yaml"), settings)
@@ -47,9 +48,7 @@ class Mini:
             sys.exit("mini needs a model: --model PROVIDER/NAME, as litellm calls it")
         self._prompt = prompt
         self._workspace = workspace
-        self._file = Path(
-            f"/proc/self/fd/{os.memfd_create('trajectory')}"
-        )  # nothing to leave behind when we are killed
+        self._file = Path(f"/proc/self/fd/{os.memfd_create('trajectory')}")  # no file is left when we are killed
         environment = _Devbox(workspace, log, config.get("environment", {}), self._copy)
         replies = _Model(get_model(model, config["model"]), log)
         self._agent = DefaultAgent(replies, environment, **{**config["agent"], "output_path": self._file})
@@ -63,8 +62,8 @@ class Mini:
         return {"exit_reason": str(end.get("exit_status", ""))}
 
     def _copy(self, *, is_last: bool = False) -> None:
-        """Take the trajectory as it is now to where it comes home from."""
-        if is_last or time.monotonic() >= self._copied_at + COPY_EVERY:
+        """Copy the present trajectory to the devbox, from which it is collected."""
+        if is_last or time.monotonic() >= self._copied_at + COPY_INTERVAL_S:
             self._workspace.write(f"{self._workspace.scratch}-mini/mini.traj.json", self._file.read_bytes())
             self._copied_at = time.monotonic()
 
@@ -114,7 +113,7 @@ class _Devbox:
 
 
 class _Model:
-    """A model of mini-swe-agent's, whose replies are told and counted."""
+    """A model of mini-swe-agent; its replies are logged and their usage is counted."""
 
     def __init__(self, model: Any, log: Any) -> None:
         self._model = model

@@ -1,6 +1,6 @@
-"""An agent file from text to a definition, and its mistakes in words: each with file, line and key.
+"""The reader of agent files: from text to a definition, or to messages that name file, line and key.
 
-The parser of TOML keeps no lines of what it has read, so they are looked up in the text afterwards, for messages only.
+The parser of TOML keeps no line numbers, so they are looked up in the text afterwards, for messages only.
 """
 
 import difflib
@@ -55,38 +55,30 @@ def parse_definition(text: str, *, name: str, file: str) -> Definition:
 
 
 def _describe(text: str, data: Mapping[str, Any], problem: ErrorDetails) -> str:
-    """The line and key of one problem, and what is wrong with it."""
+    """The line and key of one problem, and its message."""
     key = problem.get("ctx", {}).get("key", "") if problem["type"] == "agent_file" else ""
     location = _as_written(data, (*problem["loc"], *str(key).split(".")) if key else problem["loc"])
     message = _WORDS.get(problem["type"], problem["msg"])
     if problem["type"] == "extra_forbidden":
-        message = f"there is no such key{_nearest(location)}"
+        table: type[BaseModel] = Definition
+        for part in location[:-1]:
+            fields = (field for name, field in table.model_fields.items() if part == (field.alias or name))
+            table = next((found for field in fields for found in _models(field.annotation)), table)
+        keys = [field.alias or name for name, field in table.model_fields.items()]
+        near = difflib.get_close_matches(location[-1], keys, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}"
+        message = f"there is no such key; {hint}"
     return f"{_line(text, location)}: key {'.'.join(location)}: {message}"
 
 
 def _as_written(data: Any, location: tuple[str | int, ...]) -> tuple[str, ...]:
-    """The location without what validation made of a value: a short form stands for a table."""
+    """Cut the parts of a location that validation added: a short form in the file stands for a table."""
     for depth, part in enumerate(location):
         if not isinstance(data, dict | list):
             return tuple(map(str, location[:depth]))
         inside = data if isinstance(data, dict) else dict(enumerate(data))
         data = inside.get(part)
     return tuple(map(str, location))
-
-
-def _nearest(location: tuple[str, ...]) -> str:
-    """Which keys there are in the table that the last part of a location is in, or the one that was meant."""
-    keys = _keys(_table(location[:-1]))
-    near = difflib.get_close_matches(location[-1], keys, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(keys)}"
-
-
-def _table(location: tuple[str, ...]) -> type[BaseModel]:
-    model: type[BaseModel] = Definition
-    for part in location:
-        fields = (field for name, field in model.model_fields.items() if part == (field.alias or name))
-        model = next((found for field in fields for found in _models(field.annotation)), model)
-    return model
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -96,23 +88,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
 def _line(text: str, location: tuple[str, ...]) -> str:
-    """Where a key stands, as `, line 7`; empty where that cannot be told, e.g. for a key that is missing."""
-    lines = _lines(text)
-    for length in range(len(location), 0, -1):
-        found = lines.get(".".join(location[:length]))
-        if found is not None:
-            return f", line {found}"
-    return ""
-
-
-def _lines(text: str) -> Mapping[str, int]:
-    """The line of each table and key outside of multi-line strings, by dotted name."""
-    lines: dict[str, int] = {}
+    """The line of a key, as `, line 7`; empty where that is unknown, e.g. for a key that is missing."""
+    lines: dict[str, int] = {}  # of each table and key outside of multi-line strings, by dotted name
     prefix = fence = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if fence:
@@ -124,7 +102,12 @@ def _lines(text: str) -> Mapping[str, int]:
         elif key := _KEY.match(line):
             lines.setdefault(prefix + _plain(key["key"]), number)
             fence = next((each for each in _FENCES if line.count(each) % 2), "")
-    return lines
+
+    for length in range(len(location), 0, -1):
+        found = lines.get(".".join(location[:length]))
+        if found is not None:
+            return f", line {found}"
+    return ""
 
 
 def _plain(name: str) -> str:

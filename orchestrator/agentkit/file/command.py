@@ -1,8 +1,8 @@
 """The agent that a definition becomes: install in the devbox, run there once, report how it ended.
 
-The problem statement travels as a file, which is also the program's standard input: quoting is then nobody's problem,
-and a statement of any size fits. The files lie outside the working directory, because what an agent finds there is the
-scenario's, and what it leaves there is its answer.
+The problem statement travels as a file, which is also the program's standard input: nothing has to be quoted, and a
+statement of any size fits. The files lie outside the working directory, because the files there are the scenario's
+before the agent runs, and its answer afterwards.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from orchestrator.agentkit.agent import ExecResult, Leavings, Result, Task, Where, Workspace
+from orchestrator.agentkit.agent import ExecResult, Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.core.errors import AgentSetupFailed
 from orchestrator.core.records import Install
 
-#: Seconds; the stage that waits for an install ends it sooner, with its own words.
-INSTALL_TIMEOUT: Final = 3600.0
-#: The home of a devbox's user, as the protocol has it, and where below any home an agent's own software lies.
+#: A backstop: the stage that waits for an install ends it sooner, with a message of its own.
+INSTALL_TIMEOUT_S: Final = 3600.0
+#: The home of a devbox's user, in the protocol, and the folder below any home for an agent's own software.
 HOME: Final = "/home/user"
 PREFIX: Final = ".agent"
 
@@ -29,7 +29,7 @@ class CommandAgent:
     """A definition with the values of its environment variables.
 
     `environment` holds those that are not secret, `secrets` the others; neither reaches the install step, whose result
-    is everybody's. `model` is what is used where the task names none.
+    is shared. `model` is used for a task that names none.
     """
 
     name: str
@@ -67,12 +67,12 @@ class CommandAgent:
         )
 
     @property
-    def leavings(self) -> Leavings:
+    def outputs(self) -> Outputs:
         trajectory, artifacts = self.definition.trajectory, self.definition.gather.files
         if trajectory is None:
-            return Leavings(artifacts=artifacts)
+            return Outputs(artifacts=artifacts)
         files = () if trajectory.source == OUTPUT else (trajectory.source,)
-        return Leavings(artifacts=artifacts, trajectory=files, trajectory_format=trajectory.format)
+        return Outputs(artifacts=artifacts, trajectory=files, trajectory_format=trajectory.format)
 
     @property
     def digest(self) -> str:
@@ -83,39 +83,51 @@ class CommandAgent:
         return self.definition.time_limit
 
     async def prepare(self, workspace: Workspace) -> None:
-        """Run the install script where nobody has. Raises AgentSetupFailed with the end of its output."""
+        """Run the install script unless the endpoint did. Raises AgentSetupFailed with the end of its output."""
         install = self.install
         if install is None or install.key in workspace.installed:
             return
         environment = {**install.environment, "SWEEP_AGENT_PREFIX": _prefix(install, workspace)}
-        result = await workspace.exec(install.script, timeout=INSTALL_TIMEOUT, environment=environment)
+        result = await workspace.exec(install.script, timeout=INSTALL_TIMEOUT_S, environment=environment)
         if result.exit_status != 0:
-            raise AgentSetupFailed(f"{self.name}: the install step {_how(result)}\n{tail(_output(result))}".rstrip())
+            status = result.exit_status
+            how = "ran out of time" if status is None else f"ended with status {status}"
+            raise AgentSetupFailed(f"{self.name}: the install step {how}\n{tail(_output(result))}".rstrip())
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
         """Write the problem statement to the devbox and run the command on it.
 
         Raises AgentSetupFailed when the agent needs a reference output and the scenario has none.
         """
-        del log  # the workspace brings home what a program in the devbox prints
+        del log  # the workspace collects the output of a program in the devbox
+        assert self.definition.run is not None, f"{self.name}: its argument was not filled in"
+        script = self.definition.run
+        if self.install is not None:  # a login shell sets a PATH of its own
+            prefix = shlex.quote(_prefix(self.install, workspace))
+            script = f'export SWEEP_AGENT_PREFIX={prefix} PATH={prefix}/bin:"$PATH"\n{script}'
+
         environment = {**self.environment, **self.secrets, **self.facts(task)}
         if self.needs_reference:
-            environment["SWEEP_REFERENCE_FILE"] = await self._write_reference(task, workspace)
-        problem = f"{workspace.scratch}/problem.md"
+            if not task.reference_output:
+                raise AgentSetupFailed(
+                    f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no solution/solve.sh; "
+                    "add one to the scenario, or leave the scenario out"
+                )
+            environment["SWEEP_REFERENCE_FILE"] = reference = f"{workspace.scratch}/reference.sh"
+            await workspace.write(reference, as_bytes(task.reference_output))
+        environment["SWEEP_PROBLEM_FILE"] = problem = f"{workspace.scratch}/problem.md"
         await workspace.write(problem, as_bytes(task.prompt))
-        environment["SWEEP_PROBLEM_FILE"] = problem
-        result = await workspace.run(
-            self._script(workspace), time_limit=task.time_limit, environment=environment, stdin_file=problem
-        )
+
+        result = await workspace.run(script, time_limit=task.time_limit, environment=environment, stdin_file=problem)
         usage, reason = await self.report(task, workspace)
         message = "" if result.exit_status == 0 else tail(_output(result))
         return Result(exit_status=result.exit_status, usage=usage, exit_reason=reason, message=message)
 
     async def aclose(self) -> None:
-        """Nothing is held on this host."""
+        """Do nothing: it holds nothing on this host."""
 
     def facts(self, task: Task) -> dict[str, str]:
-        """The variables that every run gets, wherever it runs."""
+        """The variables of every run, in the devbox or on the host."""
         facts = {**self._constants(), "SWEEP_SCENARIO": task.scenario_name}
         if model := task.model or self.model:
             facts |= dict.fromkeys(filter(None, ("SWEEP_MODEL", self.definition.model.variable)), model)
@@ -125,34 +137,13 @@ class CommandAgent:
         version = {} if self.version is None else {"SWEEP_AGENT_VERSION": self.version}
         return {**self.definition.env.constants, **version}
 
-    def _script(self, workspace: Workspace) -> str:
-        """The command, which finds first what its install step made: a login shell sets a PATH of its own."""
-        assert self.definition.run is not None, f"{self.name}: its argument was not filled in"
-        install = self.install
-        if install is None:
-            return self.definition.run
-        prefix = shlex.quote(_prefix(install, workspace))
-        return f'export SWEEP_AGENT_PREFIX={prefix} PATH={prefix}/bin:"$PATH"\n{self.definition.run}'
-
     async def report(self, task: Task, workspace: Workspace) -> tuple[Mapping[str, float], str]:
-        """What it says that it used, and why it ended, as far as its file says where."""
+        """The usage that the agent reports and its exit reason, as far as its file says where they are."""
         if self.definition.usage is None:
             return {}, ""
-        from orchestrator.agentkit.file.usage import (
-            read_usage,  # its JSONPath takes longer to import than all else here
-        )
+        from orchestrator.agentkit.file.usage import read_usage  # its JSONPath takes longest to import
 
         return await read_usage(self.definition.usage, task.log, workspace)
-
-    async def _write_reference(self, task: Task, workspace: Workspace) -> str:
-        if not task.reference_output:
-            raise AgentSetupFailed(
-                f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no solution/solve.sh; "
-                "add one to the scenario, or leave the scenario out"
-            )
-        path = f"{workspace.scratch}/reference.sh"
-        await workspace.write(path, as_bytes(task.reference_output))
-        return path
 
 
 def tail(output: str, *, lines: int = 20, characters: int = 2000) -> str:
@@ -161,21 +152,17 @@ def tail(output: str, *, lines: int = 20, characters: int = 2000) -> str:
 
 
 def as_bytes(text: str) -> bytes:
-    """Byte for byte: what was not UTF-8 at its source and came through decoded as surrogates leaves as it came."""
+    """Encode as UTF-8, and bytes that were decoded as surrogates to the bytes that they were."""
     try:
         return text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # half of a surrogate pair is no text, but JSON can say it and an endpoint may
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and an endpoint may send
         return text.encode(errors="surrogatepass")
 
 
 def _prefix(install: Install, workspace: Workspace) -> str:
-    """Where it is: what the endpoint made lies where its record says, and ours in the home there really is."""
+    """The prefix of an install: as in its record if the endpoint made it, else below the home of the devbox."""
     return install.prefix if install.key in workspace.installed else f"{workspace.home}/{PREFIX}"
 
 
 def _output(result: ExecResult) -> str:
     return "\n".join(part.rstrip() for part in (result.stdout, result.stderr) if part.strip())
-
-
-def _how(result: ExecResult) -> str:
-    return "ran out of time" if result.exit_status is None else f"ended with status {result.exit_status}"

@@ -1,4 +1,4 @@
-"""A declarative agent as data: what one small TOML file may say.
+"""A declarative agent as data: the keys of one small TOML file.
 
 The file names environment variables, never their values, so it can be shared and committed. It is read strictly: a key
 with a typing error would otherwise become an agent that quietly runs without its time limit or its secret.
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from orchestrator.agentkit.agent import NUMBERS
 from orchestrator.agentkit.trajectory import FORMATS
 
-#: The `from` that means what the agent printed, and no file.
+#: The `from` that means the agent's printed output, not a file.
 OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
@@ -23,7 +23,7 @@ _HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{
 
 
 def refusal(key: str, message: str) -> PydanticCustomError:
-    """An error about a key below the table that is being checked; dots lead into tables of it."""
+    """Make an error about a key below the table that is being checked; dots lead into tables of it."""
     return PydanticCustomError("agent_file", "{message}", {"message": message, "key": key})
 
 
@@ -63,10 +63,10 @@ class _Strict(BaseModel):
 
 
 class Variables(_Strict):
-    """The environment variables an agent uses: those it cannot do without, those it may have, and which are secret.
+    """The environment variables that an agent uses: required, optional and secret ones.
 
-    Of each group in `required` one is enough. A secret need not be listed again as required or optional: it is optional
-    then. `constants` (`set` in the file) have the same value for everybody.
+    One of each group in `required` is enough. A secret that is not listed as required is optional. `constants` (`set`
+    in the file) have the same value for every user.
     """
 
     required: Annotated[
@@ -78,7 +78,7 @@ class Variables(_Strict):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that come from the user's environment, once each, in the order of the file."""
+        """The variables that come from the user's environment, once each, in the order of the file."""
         groups = (name for group in self.required for name in group)
         return tuple(dict.fromkeys((*groups, *self.optional, *self.secret)))
 
@@ -90,7 +90,7 @@ class Variables(_Strict):
 
 
 class Model(_Strict):
-    """How the agent is told its model, beside SWEEP_MODEL."""
+    """The agent's model, and the variable that gets it beside SWEEP_MODEL."""
 
     required: bool = False
     default: Text | None = None
@@ -98,13 +98,13 @@ class Model(_Strict):
 
 
 class Network(_Strict):
-    """What the agent must reach from its devbox: `name`, `*.name`, `name:port`, or `$VARIABLE` with a URL."""
+    """The hosts that the agent must reach from its devbox: `name`, `*.name`, `name:port`, or `$VARIABLE` with a URL."""
 
     hosts: Annotated[tuple[Annotated[str, Field(pattern=f"^{_HOST}$")], ...], Field(strict=False)] = ()
 
 
 class Reading(_Strict):
-    """Where a number stands, and what becomes of several."""
+    """The JSONPath of a number, and how several are combined."""
 
     path: JsonPath
     combine: Literal["sum", "last", "max", "count"] = "sum"
@@ -114,10 +114,10 @@ Number = Annotated[Reading, BeforeValidator(_with_defaults)]
 
 
 class Usage(_Strict):
-    """Where the agent says what it used: `source` (`from` in the file) is what it printed, or a path in the devbox.
+    """The place of the agent's usage: `source` (`from` in the file) is its printed output, or a path in the devbox.
 
-    With `jsonl` every line that is JSON is looked at by itself, as the only element of a list; with `json` there is one
-    document. Of words the last counts.
+    With `jsonl` each line that is JSON is read by itself, as the only element of a list; with `json` there is one
+    document. Of several exit reasons the last counts.
     """
 
     source: Text = Field(default=OUTPUT, alias="from")
@@ -131,19 +131,19 @@ class Usage(_Strict):
 
     @property
     def numbers(self) -> Mapping[str, Reading]:
-        """What is to be read, by the name it is reported under."""
+        """The readings of this file, by the name under which each is reported."""
         return {name: reading for name in NUMBERS if (reading := getattr(self, name)) is not None}
 
 
 class Trajectory(_Strict):
-    """Where the agent leaves what it did (`from` in the file), and in which format."""
+    """The path of the agent's trajectory (`from` in the file), and its format."""
 
     source: Text = Field(alias="from")
     format: Annotated[str, AfterValidator(_is_format)]
 
 
 class Gather(_Strict):
-    """Files in the devbox that come home."""
+    """Files in the devbox to collect."""
 
     files: Texts = ()
 
@@ -151,9 +151,9 @@ class Gather(_Strict):
 class Definition(_Strict):
     """One agent file.
 
-    `install` and `run` are shell scripts; what `install` makes lies below $SWEEP_AGENT_PREFIX. An agent with `argument`
-    takes its `run` from the command line instead, `--agent NAME:ARGUMENT`, and `argument` is the word for it in
-    messages. `time_limit` is in seconds.
+    `install` and `run` are shell scripts; `install` writes below $SWEEP_AGENT_PREFIX. An agent with `argument` takes
+    its `run` from the command line instead, `--agent NAME:ARGUMENT`, and `argument` is the word for it in messages.
+    `time_limit` is in seconds.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
@@ -189,14 +189,14 @@ class Definition(_Strict):
 
     @property
     def digest(self) -> str:
-        """Changes when something does that can change a result: neither layout nor the description."""
+        """A digest of every key that can change a result: neither the layout nor the description."""
         meaning = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
     def with_argument(self, argument: str) -> "Definition":
-        """The agent that `NAME:ARGUMENT` means."""
+        """Fill in the argument of `NAME:ARGUMENT`."""
         return self.model_copy(update={"run": argument, "argument": None})
 
     def with_version(self, version: str) -> "Definition":
-        """The agent that `NAME@VERSION` means."""
+        """Replace the version, for `NAME@VERSION`."""
         return self.model_copy(update={"version": version})

@@ -1,7 +1,7 @@
-"""What an agent used, read out of what it printed or wrote, where its file says.
+"""The usage of an agent, read from its output or a file, as its definition says.
 
-Never a failure: a number that cannot be read is one less number, with a word in the log. An agent may print anything,
-and any amount of it, so a log is read line by line, and a line that is too long to be a report is passed over.
+Never a failure: a number that cannot be read is left out, with a warning in the log. An agent may print anything, and
+any amount of it, so a log is read line by line, and a line that is too long to be a report is skipped.
 """
 
 import io
@@ -23,14 +23,14 @@ from orchestrator.agentkit.agent import MAX_REASON, Workspace, is_usage
 from orchestrator.agentkit.file.definition import OUTPUT, Usage
 from orchestrator.core.errors import WorldError
 
-#: Bytes: a longer line, document or file is no report.
+#: Bytes: a longer line, document or file is not a report.
 MAX_LINE: Final = 4 * 2**20
 MAX_DOCUMENT: Final = 16 * 2**20
 MAX_FILE: Final = 16 * 2**20
 #: Lines that may begin a document, counted from the end.
 ATTEMPTS: Final = 100
-#: Seconds that finding a file in the devbox may take.
-SEARCH_TIMEOUT: Final = 60.0
+#: For finding a file in the devbox.
+SEARCH_TIMEOUT_S: Final = 60.0
 
 _FOLDS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "sum": operator.add,
@@ -40,7 +40,7 @@ _FOLDS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 }
 _BEGINNING: Final = re.compile(r"^[\[{]", re.MULTILINE)
 _LAST_NAMES: Final = re.compile(r"\[((?:'[\w-]+'(?:, )?)+)\]$", re.ASCII)
-#: Says the size and the path of the newest file that $1 names.
+#: Prints the size and the path of the newest file that $1 matches.
 _NEWEST: Final = r"""
 shopt -s globstar nullglob dotglob
 IFS=
@@ -52,9 +52,9 @@ done
 
 
 async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Mapping[str, float], str]:
-    """The numbers and the exit reason that an agent reports, as far as they can be read.
+    """Read the numbers and the exit reason that an agent reports, as far as they can be read.
 
-    `log` is what it printed. A file in the devbox is the newest that matches.
+    `log` is its printed output. Of several files in the devbox that match the newest is read.
     """
     numbers = {name: _Finder(reading.path, is_usage, reading.combine) for name, reading in usage.numbers.items()}
     words = [] if usage.exit_reason is None else [_Finder(usage.exit_reason, _is_word, "last")]
@@ -72,7 +72,7 @@ async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Map
 
 
 class _Finder:
-    """Looks into documents for what is at a path, and makes one value of all it finds."""
+    """Finds the values at a path in documents, and combines them into one."""
 
     def __init__(self, path: str, is_wanted: Callable[[object], bool], combine: str) -> None:
         compiled = jsonpath.compile(path, strict=True)
@@ -86,7 +86,7 @@ class _Finder:
         self._fold = _FOLDS[combine]
 
     def may_see(self, text: bytes) -> bool:
-        """Whether there can be anything in a document: it has one of the last names then. Parsing takes far longer."""
+        """Look for one of the last names of the path, without which there is no value. Parsing takes far longer."""
         return any(name in text for name in self._names)
 
     def see(self, document: Any) -> None:
@@ -108,7 +108,7 @@ def _is_word(found: object) -> bool:
 
 
 def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
-    """Show the finders what there is. Raises OSError, and ValueError where there is no document."""
+    """Show the documents of `source` to the finders. Raises OSError, and ValueError if there is no document."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         if form == "json":
             document = _document(file)
@@ -124,7 +124,7 @@ def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that can be JSON and are not too long."""
+    """The lines that may be JSON and are not too long."""
     while line := file.readline(MAX_LINE):
         is_whole = len(line) < MAX_LINE or line.endswith(b"\n")
         while len(line) == MAX_LINE and not line.endswith(b"\n"):
@@ -134,7 +134,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _document(file: BinaryIO) -> Any:
-    """The last JSON document; other words may stand before and behind it. Raises ValueError where there is none."""
+    """The last JSON document; other text may surround it. Raises ValueError if there is none."""
     file.seek(max(0, file.seek(0, io.SEEK_END) - MAX_DOCUMENT))
     text, decoder = file.read().decode(errors="replace"), json.JSONDecoder()
     beginnings = [match.start() for match in _BEGINNING.finditer(text)]
@@ -147,9 +147,9 @@ def _document(file: BinaryIO) -> Any:
 
 
 async def _fetch(pattern: str, workspace: Workspace) -> bytes:
-    """The newest file in the devbox that matches. Raises OSError and ValueError where there is none, or a huge one."""
+    """Read the newest file in the devbox that matches. Raises OSError if there is none, ValueError if it is huge."""
     path = pattern if pattern.startswith("/") else f"{workspace.home}/{pattern.removeprefix('~/')}"
-    result = await workspace.exec(shlex.join(["bash", "-c", _NEWEST, "newest", path]), timeout=SEARCH_TIMEOUT)
+    result = await workspace.exec(shlex.join(["bash", "-c", _NEWEST, "newest", path]), timeout=SEARCH_TIMEOUT_S)
     size, _, newest = result.stdout.partition(" ")
     if not size.isdigit():
         raise FileNotFoundError(f"there is no such file in the devbox {result.stderr.strip()}".rstrip())

@@ -1,12 +1,12 @@
-"""A door to one devbox for a program on this machine: the endpoint's own routes, under a key for one attempt.
+"""A reverse proxy to one devbox for a program on this machine: the endpoint's own routes, under a key for one attempt.
 
 Our key opens every devbox, so an agent never gets it. It gets the address of a small server of ours and a key that this
-server made up: what is asked there of that one devbox is asked of the endpoint with our key, everything else is
-refused. So it works with every endpoint, and with any client of the protocol in any language.
+server generated: a request about that one devbox is sent to the endpoint with our key, every other is refused. So it
+works with every endpoint, and with any client of the protocol in any language.
 
-What is let through is a list, matched against the bytes of the path as they came: nothing in it is decoded, so nothing
-can mean another devbox to whoever decodes it later. A devbox's life and labels are not on the list, they are ours.
-Each attempt has a server of its own: when it is gone, so is the key, and no table of keys can be wrong.
+The allowed routes are a list, matched against the bytes of the path as received: nothing in it is decoded, so nothing
+can mean another devbox after a later decoding. Routes that end or label a devbox are not on the list. Each attempt has
+a server of its own: when it is gone, so is the key, and no table of keys can be wrong.
 """
 
 import hmac
@@ -36,8 +36,15 @@ _ALLOWED: Final = {
     "POST": f"/({_ACTS}|{_EXECUTION}/(wait_for_status|kill|send_std_in))",
 }
 _QUERY: Final = frozenset({"last_n", "offset", "execution_id", "shell_name"})
-_ASKED: Final = ("accept", "accept-encoding", "content-type", "content-length", "content-encoding", "x-request-id")
-_ANSWERED: Final = (
+_REQUEST_HEADERS: Final = (
+    "accept",
+    "accept-encoding",
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "x-request-id",
+)
+_ANSWER_HEADERS: Final = (
     "content-type",
     "content-length",
     "content-encoding",
@@ -45,62 +52,56 @@ _ANSWERED: Final = (
     "cache-control",
     "retry-after",
 )
-#: Seconds until the endpoint takes a connection; how long it then takes to answer is between it and the agent.
-_CONNECT: Final = 10.0
-#: What the address of an endpoint and our key to it are at this moment.
+#: Until the endpoint takes a connection; the time that it then takes to answer is not limited here.
+_CONNECT_TIMEOUT_S: Final = 10.0
+#: Returns the present address of the endpoint, and our key to it.
 Upstream = Callable[[], tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Where a devbox can be reached, and the key for it."""
+    """The address of a proxy to one devbox, and the key for it."""
 
     url: str
     token: str
 
 
-@asynccontextmanager
-async def open_relay(upstream: Upstream, devbox_id: str) -> AsyncIterator[Access]:
-    """Serve one devbox on loopback until the context is left; what is still under way then is cut off."""
-    token = f"devbox_{secrets.token_urlsafe(32)}"
-    timeout = httpx.Timeout(None, connect=_CONNECT)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
-    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
-        door = _Door(upstream=upstream, devbox_id=devbox_id, token=token, http=http)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            async with _serving(door, listener):
-                yield Access(url=f"http://127.0.0.1:{listener.getsockname()[1]}", token=token)
-
-
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the sweep's."""
+        """Leave signals to the sweep."""
         yield
 
 
 @asynccontextmanager
-async def _serving(door: "_Door", listener: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(
-        door, log_config=None, log_level=logging.CRITICAL, lifespan="off", ws="none", timeout_graceful_shutdown=0
-    )
-    server = _Server(config)
+async def open_proxy(upstream: Upstream, devbox_id: str) -> AsyncIterator[Access]:
+    """Serve one devbox on loopback until the context is left; requests that are still open then are cut off."""
+    token = f"devbox_{secrets.token_urlsafe(32)}"
+    timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
+        proxy = _Proxy(upstream=upstream, devbox_id=devbox_id, token=token, http=http)
+        config = uvicorn.Config(
+            proxy, log_config=None, log_level=logging.CRITICAL, lifespan="off", ws="none", timeout_graceful_shutdown=0
+        )
+        server = _Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
 
-    async def serve() -> None:
-        with anyio.CancelScope(shield=True):  # it ends by being told, in a fifth of a second
-            await server.serve([listener])
+            async def serve() -> None:
+                with anyio.CancelScope(shield=True):  # it ends by `should_exit`, in a fifth of a second
+                    await server.serve([listener])
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve)
-        try:
-            yield
-        finally:
-            server.should_exit = True
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve)
+                try:
+                    yield Access(url=f"http://127.0.0.1:{listener.getsockname()[1]}", token=token)
+                finally:
+                    server.should_exit = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Door:
-    """The application: looks at each request, and passes it on or not."""
+class _Proxy:
+    """The application: checks each request, and forwards or refuses it."""
 
     upstream: Upstream
     devbox_id: str
@@ -111,11 +112,11 @@ class _Door:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = self._refusal(request) or await self._pass_on(request)
+        response = self._refusal(request) or await self._forward(request)
         await response(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
-        """What is answered to a request that is not passed on."""
+        """The answer to a request that is not forwarded; None for one that is."""
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
             return _no(401, "this key is not that of a running attempt")
@@ -126,9 +127,9 @@ class _Door:
         unknown = sorted(set(request.query_params) - _QUERY)
         return _no(400, f"unknown query parameters: {', '.join(unknown)}") if unknown else None
 
-    async def _pass_on(self, request: Request) -> Response:
+    async def _forward(self, request: Request) -> Response:
         url, key = self.upstream()
-        headers = {name: request.headers[name] for name in _ASKED if name in request.headers}
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         has_body = "content-length" in headers or "transfer-encoding" in request.headers
         asked = self.http.build_request(
             request.method,
@@ -143,14 +144,14 @@ class _Door:
             return _no(400, "the request broke off")
         except httpx.HTTPError as error:
             return _no(502, f"the endpoint cannot be reached: {type(error).__name__}")
-        return _Passed(answer)
+        return _Forwarded(answer)
 
 
-class _Passed(StreamingResponse):
-    """The endpoint's answer on its way to the agent; the connection behind it ends with it, however that ends."""
+class _Forwarded(StreamingResponse):
+    """The endpoint's answer on its way to the agent; the connection to the endpoint is closed with it."""
 
     def __init__(self, answer: httpx.Response) -> None:
-        headers = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+        headers = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
         super().__init__(answer.aiter_raw(), status_code=answer.status_code, headers=headers)
         self._answer = answer
 
@@ -165,7 +166,7 @@ class _Passed(StreamingResponse):
 
 
 def _raw_path(request: Request) -> str:
-    """The path as it came, not decoded; an unusual byte in it matches nothing."""
+    """The path as received, not decoded; an unusual byte in it matches nothing."""
     path: bytes = request.scope.get("raw_path") or b""
     return path.decode("latin-1")
 

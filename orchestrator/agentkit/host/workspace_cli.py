@@ -1,7 +1,7 @@
-"""`sweep workspace`: how a program of any language works in its devbox, by a command of its own.
+"""`sweep workspace`: the command by which an agent that is a program on this machine works in its devbox.
 
-It is started once for every little thing an agent does, so it imports the standard library only, and `__main__` comes
-here before it loads the command line: a fifth of the time. What it needs to know is in the environment of the agent.
+It is started once for every small thing that an agent does, so it imports the standard library only, and `__main__`
+calls it before it loads the command line: that takes a fifth of the time. Its settings are in the agent's environment.
 """
 
 import argparse
@@ -20,30 +20,34 @@ from threading import Thread
 from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from orchestrator.agentkit.python.worker.transfers import ExecResult, Transfers, WorkspaceError
+from orchestrator.agentkit.python.worker.transfers import CommandResult, Transfers, WorkspaceError
 
 MISUSE: Final = 2
-#: What `timeout` ends with.
+#: The exit status of `timeout` when the time is over.
 OUT_OF_TIME: Final = 124
-#: Seconds of a long-poll, for an answer, and altogether for an endpoint that is away or asks for less.
-HOLD: Final = 20
-ANSWER: Final = 60.0
-PATIENCE: Final = 120.0
+LONG_POLL_S: Final = 20
+ANSWER_TIMEOUT_S: Final = 60.0
+#: An endpoint that is away, or asks us to wait, is asked again for so long.
+RETRY_FOR_S: Final = 120.0
 _BUSY: Final = frozenset({429, 502, 503, 504})
 _CHUNK: Final = 1 << 20
 
 
 class _Misuse(WorkspaceError):
-    """The caller can mend this."""
+    """The caller can fix this."""
 
 
-class _Refused(WorkspaceError):
+class _RequestRefused(WorkspaceError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-class Devbox(Transfers):
+class _Expired(Exception):
+    """A long-poll is over and nothing happened."""
+
+
+class DevboxClient(Transfers):
     """The devbox that the environment names. Paths are absolute there, or relative to the scenario's folder."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -62,10 +66,10 @@ class Devbox(Transfers):
         self._folder = environ.get("SWEEP_WORKING_DIRECTORY", "")
         self.scratch = environ.get("SWEEP_SCRATCH", "/tmp/.sweep")  # noqa: S108 - in the devbox
 
-    def exec(self, command: str, *, timeout: float = 600.0) -> ExecResult:
-        """Run a shell command to its end; what it printed may be cut."""
+    def exec(self, command: str, *, timeout: float = 600.0) -> CommandResult:
+        """Run a shell command to its end; its output may be cut."""
         done = self._wait(self.start(command, cwd=None, environment={}), timeout)
-        return ExecResult(done.get("exit_status"), done.get("stdout") or "", done.get("stderr") or "")
+        return CommandResult(done.get("exit_status"), done.get("stdout") or "", done.get("stderr") or "")
 
     def start(self, command: str, *, cwd: str | None, environment: Mapping[str, str]) -> str:
         """Start a shell command; returns the id of its execution."""
@@ -75,7 +79,7 @@ class Devbox(Transfers):
         return str(self._ask("POST", "/execute_async", {"command": text})["execution_id"])
 
     def follow(self, execution: str, *, timeout: float | None) -> int | None:
-        """Pass on what a command prints until it ends; returns its exit status, None if it was ended for its time."""
+        """Pass on a command's output until it ends. Returns its exit status, None if it was killed after `timeout`."""
         streams = [
             Thread(target=self._pass_on, args=(execution, name, out), daemon=True)
             for name, out in (("stdout", sys.stdout.buffer), ("stderr", sys.stderr.buffer))
@@ -98,7 +102,7 @@ class Devbox(Transfers):
         """The content of a file. Raises FileNotFoundError."""
         try:
             answer = self._send("POST", "/download_file", json.dumps({"path": self._absolute(path)}).encode())
-        except _Refused as error:
+        except _RequestRefused as error:
             raise FileNotFoundError(str(error)) if error.status in {400, 404, 409} else error from None
         while piece := answer.read(_CHUNK):
             yield piece
@@ -107,7 +111,7 @@ class Devbox(Transfers):
         self.write_from(path, iter([data]))
 
     def write_from(self, path: str, data: Iterator[bytes]) -> None:
-        """Write a file, with its missing folders, as it comes."""
+        """Write a file from its pieces, with its missing folders."""
         boundary = uuid.uuid4().hex
         field = f'--{boundary}\r\ncontent-disposition: form-data; name="{{}}"{{}}\r\n\r\n'
         head = field.format("path", "") + self._absolute(path) + "\r\n" + field.format("file", '; filename="file"')
@@ -125,7 +129,7 @@ class Devbox(Transfers):
     def _wait(self, execution: str, timeout: float | None) -> dict[str, Any]:
         ends_at = float("inf") if timeout is None else time.monotonic() + timeout
         while (left := ends_at - time.monotonic()) > 0:
-            asked = {"statuses": ["completed"], "timeout_seconds": min(left, HOLD)}
+            asked = {"statuses": ["completed"], "timeout_seconds": min(left, LONG_POLL_S)}
             with suppress(_Expired):
                 done = self._ask("POST", f"/executions/{execution}/wait_for_status", asked)
                 if done.get("status") == "completed":
@@ -134,41 +138,39 @@ class Devbox(Transfers):
         return {}
 
     def _pass_on(self, execution: str, name: str, out: IO[bytes]) -> None:
-        offset, ends_at = 0, time.monotonic() + PATIENCE
+        offset, ends_at = 0, time.monotonic() + RETRY_FOR_S
         while time.monotonic() < ends_at:
             with suppress(OSError, http.client.HTTPException):
                 path = f"/executions/{execution}/stream_{name}_updates?offset={offset}"
                 for line in self._send("GET", path, timeout=None):
-                    if line.startswith(b"data:"):
-                        chunk = json.loads(line.removeprefix(b"data:"))
-                        data = chunk["output"].encode(errors="surrogatepass")
-                        offset = max(chunk.get("offset") or 0, offset + len(data))
-                        self._write_out(execution, out, data)
+                    if not line.startswith(b"data:"):
+                        continue
+                    chunk = json.loads(line.removeprefix(b"data:"))
+                    data = chunk["output"].encode(errors="surrogatepass")
+                    offset = max(chunk.get("offset") or 0, offset + len(data))
+                    try:
+                        out.write(data)
+                        out.flush()
+                    except BrokenPipeError:  # its reader is gone, and this is not the main thread
+                        self.kill(execution)
+                        os._exit(128 + signal.SIGPIPE)
                 return
-
-    def _write_out(self, execution: str, out: IO[bytes], data: bytes) -> None:
-        try:
-            out.write(data)
-            out.flush()
-        except BrokenPipeError:  # nobody reads it any more, and this is not the main thread
-            self.kill(execution)
-            os._exit(128 + signal.SIGPIPE)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._send(method, path, json.dumps(body).encode()).read() or b"{}")
         return answer
 
     def _send(
-        self, method: str, path: str, body: bytes = b"", timeout: float | None = ANSWER
+        self, method: str, path: str, body: bytes = b"", timeout: float | None = ANSWER_TIMEOUT_S
     ) -> http.client.HTTPResponse:
-        """Ask until there is an answer: the same question, so that nothing happens twice. Raises WorkspaceError."""
-        headers, pause, ends_at = {"x-request-id": uuid.uuid4().hex}, 0.1, time.monotonic() + PATIENCE
+        """Repeat a request until it is answered, with one id, so that nothing is done twice. Raises WorkspaceError."""
+        headers, pause, ends_at = {"x-request-id": uuid.uuid4().hex}, 0.1, time.monotonic() + RETRY_FOR_S
         while True:
             try:
                 return self._once(method, path, body, "application/json", headers, timeout)
-            except (_Refused, OSError, http.client.HTTPException) as error:
+            except (_RequestRefused, OSError, http.client.HTTPException) as error:
                 is_over = time.monotonic() + pause > ends_at
-                if is_over or (isinstance(error, _Refused) and error.status not in _BUSY):
+                if is_over or (isinstance(error, _RequestRefused) and error.status not in _BUSY):
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0)
@@ -180,7 +182,7 @@ class Devbox(Transfers):
         body: bytes | Iterator[bytes],
         kind: str,
         headers: Mapping[str, str],
-        timeout: float | None = ANSWER,
+        timeout: float | None = ANSWER_TIMEOUT_S,
     ) -> http.client.HTTPResponse:
         connection = self._connect(self._host, timeout=timeout)
         sent = {**headers, "authorization": f"Bearer {self._key}", "content-type": kind}
@@ -189,26 +191,19 @@ class Devbox(Transfers):
         if answer.status == http.client.REQUEST_TIMEOUT:
             raise _Expired
         if answer.status >= http.client.BAD_REQUEST:
-            raise _Refused(answer.status, _message(answer))
+            text = answer.read().decode(errors="replace")
+            message = f"{answer.status} {answer.reason}: {text[:300]}"
+            with suppress(ValueError, KeyError, TypeError):
+                message = str(json.loads(text)["message"])
+            raise _RequestRefused(answer.status, message)
         return answer
 
 
-class _Expired(Exception):
-    """A long-poll is over and nothing happened."""
-
-
-def _message(answer: http.client.HTTPResponse) -> str:
-    text = answer.read().decode(errors="replace")
-    with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(text)["message"])
-    return f"{answer.status} {answer.reason}: {text[:300]}"
-
-
 def main(words: Sequence[str]) -> NoReturn:
-    """Run one command; ends the process with the status that it means."""
+    """Run one command, and end the process with its exit status."""
     options = _parser().parse_args(words)
     try:
-        status = options.run(Devbox(os.environ), options)
+        status = options.run(DevboxClient(os.environ), options)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -239,10 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_exec)
     command = commands.add_parser("read", help="a file to standard output")
     command.add_argument("path")
-    command.set_defaults(run=_read)
+    command.set_defaults(run=lambda devbox, options: sys.stdout.buffer.writelines(devbox.pieces(options.path)))
     command = commands.add_parser("write", help="standard input to a file")
     command.add_argument("path")
-    command.set_defaults(run=_write)
+    command.set_defaults(run=lambda devbox, options: devbox.write_from(options.path, _stdin()))
     command = commands.add_parser("upload", help="a file or folder of this machine to the devbox")
     command.add_argument("local", type=Path)
     command.add_argument("path")
@@ -254,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _exec(devbox: Devbox, options: argparse.Namespace) -> int:
+def _exec(devbox: DevboxClient, options: argparse.Namespace) -> int:
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     variables = dict(each.partition("=")[::2] for each in options.env)
     if not words:
@@ -262,7 +257,7 @@ def _exec(devbox: Devbox, options: argparse.Namespace) -> int:
     command = words[0] if len(words) == 1 else join(words)
     if options.stdin:
         stdin = f"{devbox.scratch}/stdin-{uuid.uuid4().hex[:12]}"
-        devbox.write_from(stdin, iter(lambda: sys.stdin.buffer.read(_CHUNK), b""))
+        devbox.write_from(stdin, _stdin())
         command = f"exec <{quote(stdin)} && rm -f {quote(stdin)}\n{command}"
     execution = devbox.start(command, cwd=options.cwd, environment=variables)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -275,10 +270,5 @@ def _exec(devbox: Devbox, options: argparse.Namespace) -> int:
     return OUT_OF_TIME if status is None else status
 
 
-def _read(devbox: Devbox, options: argparse.Namespace) -> None:
-    for piece in devbox.pieces(options.path):
-        sys.stdout.buffer.write(piece)
-
-
-def _write(devbox: Devbox, options: argparse.Namespace) -> None:
-    devbox.write_from(options.path, iter(lambda: sys.stdin.buffer.read(_CHUNK), b""))
+def _stdin() -> Iterator[bytes]:
+    return iter(lambda: sys.stdin.buffer.read(_CHUNK), b"")

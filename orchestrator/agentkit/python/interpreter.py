@@ -1,4 +1,4 @@
-"""Which Python code a reference means and which interpreter it is for, found without running any of that code."""
+"""The Python code that a reference means, and the interpreter for it, found without running any of that code."""
 
 import hashlib
 import os
@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from orchestrator.core.errors import UsageError
 
-#: Seconds that an interpreter may take to start, and to look for a module.
-LOOKING: Final = 30.0
-#: Looks where an agent's imports are looked for: not in the current folder.
+#: For an interpreter to start and to look for a module.
+LOOKUP_TIMEOUT_S: Final = 30.0
+#: Looks where an agent's imports are found: not in the current folder.
 _HAS_MODULE: Final = """
 import sys
 del sys.path[0]
@@ -25,22 +25,22 @@ sys.exit(find_spec(sys.argv[1]) is None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Which class or function: `entry` of a file (an absolute path) or of a module."""
+    """A class or function: `entry` of a file (an absolute path) or of a module."""
 
     entry: str
     file: Path | None = None
     module: str | None = None
 
     def as_header(self) -> Mapping[str, Any]:
-        """What a worker is told."""
+        """The first frame of a worker."""
         file = None if self.file is None else str(self.file)
         return {"op": "load", "file": file, "module": self.module, "entry": self.entry}
 
 
 def find_interpreter(python: Path | None, environ: Mapping[str, str]) -> Path:
-    """The interpreter the user means: the one given, else the active virtual environment's, else ours.
+    """Find the user's interpreter: `python` if given, else the active virtual environment's, else ours.
 
-    One without a folder in its name is looked up on PATH. Raises UsageError if the one given is not there.
+    A name without a folder is looked up on PATH. Raises UsageError if `python` is not there.
     """
     if python is not None:
         found = shutil.which(python, path=environ.get("PATH"))
@@ -54,12 +54,13 @@ def find_interpreter(python: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def has_module(python: Path, module: str, environ: Mapping[str, str]) -> bool:
-    """Whether an interpreter finds a module; asks it, and imports nothing. False for one that cannot be started."""
+    """Ask an interpreter if it finds a module, without importing it. False if it cannot be started."""
     command = (python, "-c", _HAS_MODULE, module)
     try:
-        return subprocess.run(command, env=environ, capture_output=True, timeout=LOOKING, check=False).returncode == 0
+        found = subprocess.run(command, env=environ, capture_output=True, timeout=LOOKUP_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return found.returncode == 0
 
 
 def digest_of(target: Target, python: Path, environ: Mapping[str, str]) -> str:
@@ -69,19 +70,13 @@ def digest_of(target: Target, python: Path, environ: Mapping[str, str]) -> str:
     """
     file = target.file
     if target.module is not None:
-        file = _module_file(target.module, python, environ)
+        path = Path(*target.module.split("."))
+        names = (path.with_suffix(".py"), path / "__init__.py")
+        candidates = (folder / name for folder in _folders(python, environ) for name in names)
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
     name = f"{target.module or ''}:{target.entry}"
     content = b"" if file is None else file.read_bytes()
     return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
-
-
-def _module_file(module: str, python: Path, environ: Mapping[str, str]) -> Path | None:
-    path = Path(*module.split("."))
-    for folder in _folders(python, environ):
-        for candidate in (folder / path.with_suffix(".py"), folder / path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
 
 
 def _folders(python: Path, environ: Mapping[str, str]) -> Iterator[Path]:

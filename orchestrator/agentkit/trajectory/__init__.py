@@ -1,12 +1,13 @@
-"""Trajectories: what an agent wrote down of its work, in its own format, made into one ATIF document.
+"""Trajectories: the record that an agent keeps of its work, in its own format, converted into one ATIF document.
 
-One module for each format, with `read(files) -> Iterator[Event]`; the file that was left stays beside the document, so
-a reader keeps what the document has room for and no more.
+One module for each format, with `read(files) -> Iterator[Event]`. The agent's own files stay beside the document, so a
+reader keeps what the document has room for and no more.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Final
 
 from orchestrator.agentkit.trajectory.atif import document
@@ -14,16 +15,9 @@ from orchestrator.agentkit.trajectory.reading import TrajectoryError
 
 __all__ = ["FORMATS", "TrajectoryError", "convert"]
 
-#: Format to the module here that reads it; imported when the first trajectory of it comes home.
+#: Format to the module here that reads it: every one but those that readers share. It is imported when needed.
 FORMATS: Final[Mapping[str, str]] = {
-    "aider": "aider",
-    "claude-code": "claude_code",
-    "codex": "codex",
-    "gemini-cli": "gemini",
-    "goose": "goose",
-    "mini-swe-agent": "mini_swe_agent",
-    "opencode": "opencode",
-    "openhands": "openhands",
+    name.replace("_", "-"): name for _, name, _ in iter_modules(__path__) if name not in {"atif", "reading"}
 }
 
 
@@ -36,17 +30,17 @@ def convert(
     model: str | None,
     session: str,
 ) -> dict[str, Any]:
-    """Make an ATIF document of the files that an agent left, as plain JSON values.
+    """Make an ATIF document, as plain JSON values, of the files that an agent left.
 
-    `format` is one of `FORMATS`. Raises TrajectoryError, with file and line, for what cannot be read.
+    `format` is one of `FORMATS`. Raises TrajectoryError, with file and line, if they cannot be read.
     """
     if not files:
         raise TrajectoryError(f"{agent}: it left no trajectory")
-    reader = importlib.import_module(f"{__name__}.{FORMATS[format]}")
+    reader = import_module(f"{__name__}.{FORMATS[format]}")
     try:
         return document(reader.read(files), agent=agent, version=version, model=model, session=session)
     except TrajectoryError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # What another program wrote can be wrong in any way; the reader says where it can.
+        # Files of another program can be wrong in any way; a reader names the line where it can.
         raise TrajectoryError(f"{files[0]}: not a trajectory of format {format}: {error!r}") from error

@@ -1,7 +1,7 @@
-"""aider's history of what its model was asked and answered, and its log of events with what that took.
+"""aider's history of its requests to the model and the answers, and its log of events, which has the token counts.
 
-Source: version 0.86 of the program. The history has the whole conversation again at each request, every line with the
-word for its speaker in front. Of a request the last message is new; the ones before are examples and what was said.
+Source: version 0.86 of the program. Each request in the history repeats the whole conversation, every line with its
+speaker in front. Only the last message of a request is new; those before it are examples and repetitions.
 """
 
 import re
@@ -18,19 +18,19 @@ _LINE: Final = re.compile(r"^(SYSTEM|USER|ASSISTANT) ?(.*)$")
 
 
 def read(files: Sequence[Path]) -> Iterator[Event]:
-    """What happened: from the text of the history, and the JSON lines beside it."""
+    """Read the messages of the history, and the metrics in the JSON lines beside it."""
     for file in files:
-        if file.suffix == ".jsonl":
-            yield from _numbers(file)
-        else:
-            yield from _steps(file.read_text(errors="replace"))
+        yield from _metrics(file) if file.suffix == ".jsonl" else _steps(file.read_text(errors="replace"))
 
 
-def _steps(history: str) -> Iterator[Step]:
+def _steps(history: str) -> Iterator[Event]:
     _, *parts = _REQUEST.split(history)
     has_system = False
     for direction, when, said in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        spoken = list(_spoken(said))
+        lines = [match.groups() if (match := _LINE.match(line)) else ("", line) for line in said.split("\n")]
+        groups = [(by, "\n".join(text for _, text in group)) for by, group in groupby(lines, key=lambda line: line[0])]
+        spoken = [(by, text) for by, text in groups if by]  # the lines between are marks
+
         if direction == "LLM RESPONSE":
             yield Step(source="agent", message="\n".join(text for _, text in spoken), timestamp=when)
             continue
@@ -40,20 +40,12 @@ def _steps(history: str) -> Iterator[Step]:
         yield from [Step(source="user", message=text, timestamp=when) for by, text in spoken if by == "USER"][-1:]
 
 
-def _spoken(said: str) -> Iterator[tuple[str, str]]:
-    """Who said what, one after the other; the lines between are marks."""
-    lines = [match.groups() if (match := _LINE.match(line)) else ("", line) for line in said.split("\n")]
-    for by, group in groupby(lines, key=lambda line: line[0]):
-        if by:
-            yield by, "\n".join(text for _, text in group)
-
-
-def _numbers(file: Path) -> Iterator[Metrics]:
+def _metrics(file: Path) -> Iterator[Event]:
     for line in printed_objects(file):
-        took = line.get("properties")
-        if line.get("event") == "message_send" and isinstance(took, dict):
+        used = line.get("properties")
+        if line.get("event") == "message_send" and isinstance(used, dict):
             yield Metrics(
-                prompt_tokens=integer(took.get("prompt_tokens")),
-                completion_tokens=integer(took.get("completion_tokens")),
-                cost_usd=number(took.get("cost")),
+                prompt_tokens=integer(used.get("prompt_tokens")),
+                completion_tokens=integer(used.get("completion_tokens")),
+                cost_usd=number(used.get("cost")),
             )

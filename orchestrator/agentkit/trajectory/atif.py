@@ -1,12 +1,12 @@
-"""The records of an ATIF document (Agent Trajectory Interchange Format) and how they become one.
+"""The records of an ATIF document (Agent Trajectory Interchange Format), and the document made of them.
 
-Source of every rule here: RFC 0001 of the Harbor project. Readers say what happened in the order in which their agent
-wrote it down, results after the calls they belong to; the format wants both in one step, so they are brought together
-here, once for all agents.
+Source of every rule here: RFC 0001 of the Harbor project. Readers yield events in the order in which their agent wrote
+them, results after the calls that they belong to; the format has both in one step, so they are joined here, once for
+all agents.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION: Final = "ATIF-v1.4"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What the model asked for: a tool by name, with the arguments it gave it."""
+    """A call of a tool by the model: the tool's name, and the arguments."""
 
     id: str
     name: str
@@ -25,7 +25,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What came back. It belongs to the latest step that has a call of this id; an empty id is nobody's call."""
+    """The result of a call. It belongs to the latest step that has a call of this id; an empty id is no call's."""
 
     call_id: str
     content: str
@@ -33,7 +33,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What one call of the model took; None is unknown. `prompt_tokens` has the cached ones in it."""
+    """The use of one call of the model; None is unknown. `prompt_tokens` includes the cached ones."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -43,9 +43,9 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One turn: a system prompt, a message of the user, or what the model answered to all before.
+    """One turn: a system prompt, a message of the user, or the model's answer to all before.
 
-    `timestamp` is ISO 8601. `model`, `reasoning`, `calls` and `metrics` are the agent's only: other sources have none.
+    `timestamp` is ISO 8601. Only steps of the agent have `model`, `reasoning`, `calls` and `metrics`.
     """
 
     source: Literal["system", "user", "agent"]
@@ -58,106 +58,82 @@ class Step:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What a reader yields, in the order in which it happened. Metrics by themselves are those of the whole, of agents that
-#: do not count single steps.
+#: A reader yields these in the order in which they happened. Metrics by themselves are totals, of agents that do not
+#: count single steps.
 Event = Step | ToolResult | Metrics
 
 
 def document(
     events: Iterable[Event], *, agent: str, version: str | None, model: str | None, session: str
 ) -> dict[str, Any]:
-    """Make the ATIF document of what happened; `model` is that of steps that name none.
+    """Make the ATIF document of the events; `model` is that of steps that name none.
 
     Raises ValueError when nothing happened: the format has no document without steps.
     """
-    happened = list(events)
-    steps, results = _brought_together(happened)
-    whole = [event for event in happened if isinstance(event, Metrics)]
-    if not steps:
-        raise ValueError("nothing happened: there is neither a message nor a step of the agent")
-    pairs = zip(steps, results, strict=True)
-    written = {
-        "schema_version": SCHEMA_VERSION,
-        "session_id": session,
-        "agent": _present({"name": agent, "version": version or "unknown", "model_name": model}),
-        "steps": [_step(number, step, of_it) for number, (step, of_it) in enumerate(pairs, start=1)],
-        "final_metrics": _final_metrics(steps, whole),
-    }
-    cleaned: dict[str, Any] = _clean(written)
-    return cleaned
-
-
-def _brought_together(events: Iterable[Event]) -> tuple[list[Step], list[list[ToolResult]]]:
-    """The steps, and beside each the results that belong to it."""
     steps: list[Step] = []
     results: list[list[ToolResult]] = []
+    totals: list[Metrics] = []
     callers: dict[str, int] = {}
     for event in events:
         if isinstance(event, Step):
             callers.update((call.id, len(steps)) for call in event.calls)
             steps.append(event)
             results.append([])
-        elif isinstance(event, ToolResult) and steps:
+        elif isinstance(event, Metrics):
+            totals.append(event)
+        elif steps:
             results[callers.get(event.call_id, -1)].append(event)
-    return steps, results
+    if not steps:
+        raise ValueError("nothing happened: there is neither a message nor a step of the agent")
+
+    counted = totals or [step.metrics for step in steps if step.metrics is not None]
+    pairs = zip(steps, results, strict=True)
+    written: dict[str, Any] = _writable(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "session_id": session,
+            "agent": _present({"name": agent, "version": version or "unknown", "model_name": model}),
+            "steps": [_step(number, step, its_results) for number, (step, its_results) in enumerate(pairs, start=1)],
+            "final_metrics": _present(
+                {
+                    "total_prompt_tokens": _total(each.prompt_tokens for each in counted),
+                    "total_completion_tokens": _total(each.completion_tokens for each in counted),
+                    "total_cached_tokens": _total(each.cached_tokens for each in counted),
+                    "total_cost_usd": _total(each.cost_usd for each in counted),
+                    "total_steps": len(steps),
+                }
+            ),
+        }
+    )
+    return written
 
 
 def _step(number: int, step: Step, results: Sequence[ToolResult]) -> dict[str, Any]:
+    called = {call.id for call in step.calls}
+    observed = [
+        _present({"source_call_id": each.call_id if each.call_id in called else None, "content": each.content})
+        for each in results
+    ]
     written: dict[str, Any] = {
         "step_id": number,
         "timestamp": step.timestamp if _is_timestamp(step.timestamp) else None,
         "source": step.source,
         "message": step.message,
         "extra": dict(step.extra) or None,
-        "observation": _observation(step, results),
+        "observation": {"results": observed} if observed else None,
     }
     if step.source == "agent":
+        calls = [
+            {"tool_call_id": call.id, "function_name": call.name, "arguments": dict(call.arguments)}
+            for call in step.calls
+        ]
         written |= {
             "model_name": step.model,
             "reasoning_content": step.reasoning or None,
-            "tool_calls": [_call(call) for call in step.calls] or None,
-            "metrics": _metrics(step.metrics),
+            "tool_calls": calls or None,
+            "metrics": None if step.metrics is None else _present(asdict(step.metrics)),
         }
     return _present(written)
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {"tool_call_id": call.id, "function_name": call.name, "arguments": dict(call.arguments)}
-
-
-def _observation(step: Step, results: Sequence[ToolResult]) -> dict[str, Any] | None:
-    known = {call.id for call in step.calls}
-    written = [
-        _present({"source_call_id": each.call_id if each.call_id in known else None, "content": each.content})
-        for each in results
-    ]
-    return {"results": written} if written else None
-
-
-def _metrics(metrics: Metrics | None) -> dict[str, Any] | None:
-    if metrics is None:
-        return None
-    return _present(
-        {
-            "prompt_tokens": metrics.prompt_tokens,
-            "completion_tokens": metrics.completion_tokens,
-            "cached_tokens": metrics.cached_tokens,
-            "cost_usd": metrics.cost_usd,
-        }
-    )
-
-
-def _final_metrics(steps: Sequence[Step], whole: Sequence[Metrics]) -> dict[str, Any]:
-    counted = whole or [step.metrics for step in steps if step.metrics is not None]
-    return _present(
-        {
-            "total_prompt_tokens": _total(each.prompt_tokens for each in counted),
-            "total_completion_tokens": _total(each.completion_tokens for each in counted),
-            "total_cached_tokens": _total(each.cached_tokens for each in counted),
-            "total_cost_usd": _total(each.cost_usd for each in counted),
-            "total_steps": len(steps),
-        }
-    )
 
 
 def _total(numbers: Iterable[float | None]) -> float | None:
@@ -177,12 +153,12 @@ def _is_timestamp(text: str | None) -> bool:
         return False
 
 
-def _clean(value: Any) -> Any:
-    """Half of a surrogate pair is valid in a JSON file's escapes, and cannot be written as UTF-8."""
+def _writable(value: Any) -> Any:
+    """Replace halves of surrogate pairs: JSON's escapes can say them, and UTF-8 cannot."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, Mapping):
-        return {_clean(str(key)): _clean(each) for key, each in value.items()}
+        return {_writable(str(key)): _writable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(each) for each in value]
+        return [_writable(each) for each in value]
     return value

@@ -1,7 +1,7 @@
-"""Claude Code's sessions: JSON lines below ~/.claude/projects, the main one and one for each helper that it started.
+"""Claude Code's sessions: JSON lines below ~/.claude/projects, one file for the main session and each subagent's.
 
-What the model said in one answer is written as one line for each part of it (a thought, a text, a call), each with the
-answer's id and its usage so far, so they are brought together again here: added up, they would count an answer twice.
+One answer of the model is written as several lines, one for each part (a thought, a text, a call). Each line has the
+answer's id and its usage so far, so the parts are joined again here; added up, they would count an answer twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,25 +13,22 @@ from orchestrator.agentkit.trajectory.reading import arguments, integer, json_li
 
 
 def read(files: Sequence[Path]) -> Iterator[Event]:
-    """The conversation of every file. Raises TrajectoryError."""
+    """Read the conversation of every file. Raises TrajectoryError."""
     for path in files:
-        yield from _conversation([line for _, line in json_lines(path)])
+        lines = list(json_lines(path))
+        answers: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            if line.get("type") == "assistant":
+                answers.setdefault(line["message"]["id"], []).append(line)
+        for line in lines:
+            if line.get("type") == "assistant" and (parts := answers.pop(line["message"]["id"], None)):
+                yield _answer(parts)
+            elif line.get("type") == "user":
+                yield from _from_user(line)
 
 
-def _conversation(lines: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
-    answers: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        if line.get("type") == "assistant":
-            answers.setdefault(line["message"]["id"], []).append(line)
-    for line in lines:
-        if line.get("type") == "assistant" and (parts := answers.pop(line["message"]["id"], None)):
-            yield _answer(parts)
-        elif line.get("type") == "user":
-            yield from _said(line)
-
-
-def _said(line: Mapping[str, Any]) -> Iterator[Event]:
-    """The user's words, and what tools gave back in their name."""
+def _from_user(line: Mapping[str, Any]) -> Iterator[Event]:
+    """The user's words, and the results of tools, which come in the user's name."""
     content = line["message"]["content"]
     words = content if isinstance(content, str) else [part for part in content if part.get("type") != "tool_result"]
     if words:
@@ -44,6 +41,15 @@ def _said(line: Mapping[str, Any]) -> Iterator[Event]:
 def _answer(lines: Sequence[Mapping[str, Any]]) -> Step:
     last = lines[-1]["message"]
     parts = [part for line in lines for part in line["message"]["content"]]
+
+    metrics = None
+    if (usage := last.get("usage")) is not None:  # its `input_tokens` leave out what is read from or written to a cache
+        prompt = [integer(usage.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_")]
+        metrics = Metrics(
+            prompt_tokens=sum(filter(None, prompt)),
+            completion_tokens=integer(usage.get("output_tokens")),
+            cached_tokens=integer(usage.get("cache_read_input_tokens")),
+        )
     return Step(
         source="agent",
         message=text([part for part in parts if part.get("type") == "text"]),
@@ -55,17 +61,5 @@ def _answer(lines: Sequence[Mapping[str, Any]]) -> Step:
             for part in parts
             if part.get("type") == "tool_use"
         ),
-        metrics=_metrics(last.get("usage")),
-    )
-
-
-def _metrics(usage: Mapping[str, Any] | None) -> Metrics | None:
-    """What is read from and written to the cache is not among its `input_tokens`."""
-    if usage is None:
-        return None
-    prompt = [integer(usage.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_")]
-    return Metrics(
-        prompt_tokens=sum(filter(None, prompt)),
-        completion_tokens=integer(usage.get("output_tokens")),
-        cached_tokens=integer(usage.get("cache_read_input_tokens")),
+        metrics=metrics,
     )

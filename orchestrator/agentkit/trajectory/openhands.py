@@ -16,51 +16,47 @@ _STATE: Final = "base_state.json"
 
 
 def read(files: Sequence[Path]) -> Iterator[Event]:
-    """What happened, of all the files of a conversation. Raises TrajectoryError."""
-    numbers = {id_: each for file in files if file.name == _STATE for id_, each in _numbers(json_document(file))}
+    """Read all the files of a conversation. Raises TrajectoryError."""
+    metrics: dict[str, Metrics] = {}  # by response id; costs are there for replies of known price only, so not taken
+    for state in (json_document(file) for file in files if file.name == _STATE):
+        for used in ((state.get("stats") or {}).get("usage_to_metrics") or {}).values():
+            metrics |= {usage.get("response_id", ""): _metrics(usage) for usage in used.get("token_usages") or ()}
+
     events = [json_document(file) for file in sorted(files, key=lambda file: file.name) if file.match("event-*.json")]
     for id_, group in groupby(events, key=lambda event: event.get("llm_response_id")):
         together = list(group)
-        yield from [_step(together, numbers.get(id_))] if id_ else map(_other, together)
+        yield from [_reply(together, metrics.get(id_))] if id_ else map(_other, together)
 
 
-def _numbers(state: Mapping[str, Any]) -> Iterator[tuple[str, Metrics]]:
-    """What each reply took, by its id. Costs are listed for replies of known price only, so they are left out."""
-    metrics = ((state.get("stats") or {}).get("usage_to_metrics") or {}).values()
-    for usage in (usage for each in metrics for usage in each.get("token_usages") or ()):
-        yield (
-            usage.get("response_id", ""),
-            Metrics(
-                prompt_tokens=integer(usage.get("prompt_tokens")),
-                completion_tokens=integer(usage.get("completion_tokens")),
-                cached_tokens=integer(usage.get("cache_read_tokens")),
-            ),
-        )
+def _metrics(usage: Mapping[str, Any]) -> Metrics:
+    return Metrics(
+        prompt_tokens=integer(usage.get("prompt_tokens")),
+        completion_tokens=integer(usage.get("completion_tokens")),
+        cached_tokens=integer(usage.get("cache_read_tokens")),
+    )
 
 
-def _step(replies: Sequence[Mapping[str, Any]], metrics: Metrics | None) -> Step:
-    """One reply of the model; the calls that it made, if any, share its thought."""
-    first = replies[0]
+def _reply(events: Sequence[Mapping[str, Any]], metrics: Metrics | None) -> Step:
+    """One reply of the model; its calls, if any, share its thought."""
+    first = events[0]
     message = first.get("llm_message") or {}
+    calls = []
+    for event in events:
+        if id_ := event.get("tool_call_id"):
+            given = arguments((event.get("tool_call") or {}).get("arguments"))
+            calls.append(ToolCall(id=id_, name=event.get("tool_name") or "", arguments=given))
     return Step(
         source="agent",
         message=text(message.get("content")) or text(first.get("thought")),
         timestamp=first.get("timestamp"),
         reasoning=text(first.get("reasoning_content") or message.get("reasoning_content")),
-        calls=tuple(_call(each) for each in replies if each.get("tool_call_id")),
+        calls=tuple(calls),
         metrics=metrics,
     )
 
 
-def _call(event: Mapping[str, Any]) -> ToolCall:
-    call = event.get("tool_call") or {}
-    return ToolCall(
-        id=event["tool_call_id"], name=event.get("tool_name") or "", arguments=arguments(call.get("arguments"))
-    )
-
-
 def _other(event: Mapping[str, Any]) -> Event:
-    """What came from elsewhere than the model."""
+    """An event that is not the model's."""
     if event.get("tool_call_id"):
         seen = event.get("observation") or {}
         return ToolResult(call_id=event["tool_call_id"], content=text(seen.get("content")) or text(event.get("error")))

@@ -1,4 +1,4 @@
-"""What the readers of several formats share: JSON lines, and the small ways in which models' messages are written."""
+"""Parts that several readers share: JSON lines, and the small differences in how messages of models are written."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-#: Bytes of one JSON value: what an agent wrote is parsed in our own memory.
+#: Bytes of one JSON value: an agent's files are parsed in our own memory.
 MAX_VALUE: Final = 16 * 2**20
 
 
 class TrajectoryError(ValueError):
-    """A trajectory that cannot be read; says which file, which line and what was expected there."""
+    """A trajectory that cannot be read; the message names the file, the line and what was expected there."""
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each line's number and object. A last line that broke off is where the agent was ended, and is left out.
+def json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The object of each line. An incomplete last line, where the agent was killed, is left out.
 
     Raises TrajectoryError for any other line that is not a JSON object.
     """
@@ -31,13 +31,13 @@ def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if not line.endswith(b"\n"):
                     return
                 raise TrajectoryError(f"{path}:{number}: not a line of JSON: {error}") from error
-            yield number, as_object(value, path, number)
+            yield _as_object(value, path, number)
 
 
 def printed_objects(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects that have a line to themselves in what a program printed; other lines are skipped."""
+    """The JSON objects in a program's output that have a line to themselves; other lines are skipped."""
     with path.open("rb") as lines:
-        for line in iter(lambda: lines.readline(MAX_VALUE), b""):  # what is longer is no JSON in parts either
+        for line in iter(lambda: lines.readline(MAX_VALUE), b""):  # a piece of a longer line is not JSON
             try:
                 value = json.loads(line)
             except ValueError:
@@ -54,20 +54,19 @@ def json_document(path: Path) -> Mapping[str, Any]:
         value = json.loads(path.read_bytes().decode(errors="replace"))
     except json.JSONDecodeError as error:
         raise TrajectoryError(f"{path}:{error.lineno}: not a JSON document: {error.msg}") from error
-    return as_object(value, path, 1)
+    return _as_object(value, path, 1)
 
 
-def as_object(value: Any, path: Path, line: int) -> Mapping[str, Any]:
-    """The value, if it is a JSON object. Raises TrajectoryError."""
+def _as_object(value: Any, path: Path, line: int) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise TrajectoryError(f"{path}:{line}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def text(content: Any) -> str:
-    """The words of a message's content: a text, a list of parts of which some have text, or nothing.
+    """The text of a message's content, which is a string, a list of parts of which some have text, or None.
 
-    A part without text, e.g. an image, is named in brackets: the format has room for its words only.
+    A part without text, such as an image, is named in brackets: the document has room for text only.
     """
     if content is None:
         return ""
@@ -82,7 +81,7 @@ def text(content: Any) -> str:
 
 
 def arguments(value: Any) -> Mapping[str, Any]:
-    """A call's arguments: an object, or the JSON text of one; what is neither is kept under `value`."""
+    """A call's arguments: an object, or the JSON text of one; anything else is kept under `value`."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
@@ -94,17 +93,17 @@ def arguments(value: Any) -> Mapping[str, Any]:
 
 
 def integer(value: Any) -> int | None:
-    """A count, where there is one."""
+    """The value as a count; None if it is not a number."""
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def number(value: Any) -> float | None:
-    """An amount, where there is one."""
+    """The value as an amount; None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def timestamp(seconds: Any) -> str | None:
-    """Seconds since 1970 as ISO 8601; None for what is not a number."""
+    """Seconds since 1970 as ISO 8601; None if it is not a number."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
     try:

@@ -169,7 +169,7 @@ class _Coming:
 
     async def files(self) -> None:
         """The folders, packed together."""
-        script = packing(self._state.arm.agent.leavings, self._limits, **_places(self._workspace))
+        script = packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
         await self._folders(GATHER, script, GROUPS)
 
     async def verifier(self) -> None:
@@ -191,12 +191,12 @@ class _Coming:
     async def trajectory(self) -> None:
         """Convert the trajectory; one that cannot be read is flagged."""
         state, agent = self._state, self._state.arm.agent
-        if agent.leavings.trajectory_format is None:
+        if agent.outputs.trajectory_format is None:
             return
         reading = partial(
             convert,
-            agent.leavings.trajectory_format,
-            _by_age(state.folder / "trajectory") if agent.leavings.trajectory else [state.folder / LOG],
+            agent.outputs.trajectory_format,
+            _by_age(state.folder / "trajectory") if agent.outputs.trajectory else [state.folder / LOG],
             agent=agent.name,
             version=agent.version,
             model=state.arm.config.model,

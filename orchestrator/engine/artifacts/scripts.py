@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from orchestrator.agentkit.agent import Leavings
+from orchestrator.agentkit.agent import Outputs
 from orchestrator.engine.artifacts.unpack import Limits
 
 #: Seconds that taking the snapshot, and making the patch, may take.
@@ -72,16 +72,16 @@ def settled_patching(limit: int, *, evidence: str, prepared: str, scratch: str, 
     return _assigned(places | {"file": limit, "piece": PIECE}) + _program("settled_patch.sh")
 
 
-def packing(leavings: Leavings, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
+def packing(outputs: Outputs, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
     """Script that packs what the agent left.
 
     It prints `piece NAME`, in the scratch folder's `gather`, and `note WORDS`.
     """
     traces = _traces_folder(home)
     wanted = {
-        "trajectory": (home, leavings.trajectory),
+        "trajectory": (home, outputs.trajectory),
         "traces": (traces, [traces]),
-        "artifacts": (home, leavings.artifacts),
+        "artifacts": (home, outputs.artifacts),
     }
     packs = [
         (group, base, *(each if each.startswith("/") else f"{home}/{each.removeprefix('~/')}" for each in patterns))

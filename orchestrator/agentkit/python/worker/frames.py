@@ -1,4 +1,4 @@
-"""The language of the socket: frames of a header, which is JSON, and a body of bytes."""
+"""The protocol of the socket: frames of a header, which is JSON, and a body of bytes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MAX_HEADER = 64 << 20
 MAX_BODY = 256 << 20
 
 _SIZES = struct.Struct("!II")
-#: Bytes at the start of a frame that say how long the rest is.
+#: Bytes at the start of a frame, with the lengths of header and body.
 FRAME_START = _SIZES.size
 
 
 def encode_frame(header: Header, body: bytes = b"") -> bytes:
-    """One frame; raises ValueError if it is too large."""
+    """Encode one frame. Raises ValueError if it is too large."""
     data = json.dumps(header).encode()
     check_sizes(len(data), len(body))
     return _SIZES.pack(len(data), len(body)) + data + body
 
 
 def decode_sizes(data: bytes) -> tuple[int, int]:
-    """The lengths of header and body that the start of a frame announces; raises ValueError."""
+    """The lengths of header and body, from the start of a frame. Raises ValueError if one is too large."""
     header, body = _SIZES.unpack(data)
     check_sizes(header, body)
     return header, body
@@ -43,7 +43,7 @@ def check_sizes(header: int, body: int) -> None:
 
 
 def decode_header(data: bytes) -> Header:
-    """The header of a frame; raises ValueError."""
+    """The header of a frame. Raises ValueError if it is not a JSON object."""
     header = json.loads(data)
     if not isinstance(header, dict):
         raise ValueError("the header of a frame is an object")  # noqa: TRY004 - wrong bytes, not a wrong call
@@ -66,7 +66,7 @@ class Channel:
             self._socket.sendall(frame)
 
     def receive(self) -> tuple[Header, bytes]:
-        """Raises EOFError when the other end is gone."""
+        """Read one frame. Raises EOFError when the other end is closed."""
         header, body = decode_sizes(self._exactly(FRAME_START))
         return decode_header(self._exactly(header)), self._exactly(body)
 

@@ -1,4 +1,4 @@
-"""Our own late imports: what an agent's folder has under the name of a standard module is for the agent, not for us."""
+"""Our own late imports: a file in the agent's folder that is named like a standard module is the agent's, not ours."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-#: Where modules came from before the agent's folder was among it.
+#: The import path as it was before the agent's folder was added.
 _PATH = tuple(sys.path)
 _ours = threading.local()
 
 
-class _Finder:
+class _StandardFinder:
     @classmethod
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -28,12 +28,12 @@ class _Finder:
         return None
 
 
-sys.meta_path.insert(0, _Finder)
+sys.meta_path.insert(0, _StandardFinder)
 
 
 @contextlib.contextmanager
 def standard_library() -> Iterator[None]:
-    """Inside, this thread imports as if the agent's folder were not there."""
+    """Import, in this thread, as if the agent's folder were not on the import path."""
     _ours.are_importing = True
     try:
         yield

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class WorkspaceError(RuntimeError):
-    """What was asked of the devbox was refused; the message says why."""
+    """The devbox refused a request; the message says why."""
 
 
-class ExecResult:
-    """How a command in the devbox ended; `exit_status` is 128 + n after signal n, None when it ran out of time."""
+class CommandResult:
+    """The end of a command in the devbox; `exit_status` is 128 + n after signal n, None when it ran out of time."""
 
     def __init__(self, exit_status: int | None, stdout: str, stderr: str) -> None:
         self.exit_status = exit_status
@@ -34,10 +34,10 @@ class ExecResult:
 
 
 class Transfers:
-    """Files and folders between this machine and a devbox, for whatever has `exec`, `read`, `write` and `scratch`.
+    """Upload and download between this machine and a devbox, on top of `exec`, `read`, `write` and `scratch`.
 
-    A folder travels as one tar archive. What is downloaded was made by whoever worked in the devbox, so nothing of it
-    is put outside of the folder that it goes to: such members and links are left out.
+    A folder travels as one tar archive. A downloaded archive was made in the devbox and is not trusted: members and
+    links that would lie outside of the folder it is unpacked to are left out.
     """
 
     scratch: str
@@ -53,45 +53,41 @@ class Transfers:
         local, path = os.path.abspath(local), os.fspath(path)
         if path.endswith("/"):
             path += os.path.basename(local)
-        if os.path.isdir(local):
-            self._upload_folder(local, path)
+        if not os.path.isdir(local):
+            with open(local, "rb") as file:
+                self.write(path, file.read())
+            if os.access(local, os.X_OK):
+                self._must(f"chmod +x -- {quote(path)}", path)
             return
-        with open(local, "rb") as file:
-            self.write(path, file.read())
-        if os.access(local, os.X_OK):
-            self._must(f"chmod +x -- {quote(path)}", path)
 
-    def download(self, path: str, local: Local) -> None:
-        """Copy a file or a folder of the devbox to `local` on this machine; a file into it, if it is a folder."""
-        path, local = os.fspath(path), os.path.abspath(local)
-        if self.exec(f"test -d {quote(path)}").exit_status == 0:
-            self._download_folder(path, local)
-            return
-        if os.path.isdir(local):
-            local = os.path.join(local, os.path.basename(path))
-        data = self.read(path)
-        os.makedirs(os.path.dirname(local), exist_ok=True)
-        with open(local, "wb") as file:
-            file.write(data)
-
-    def _upload_folder(self, local: str, path: str) -> None:
         with standard_library():
             import io
             import tarfile  # slow to import, and most agents do without
 
-        archive, name = io.BytesIO(), self._archive()
+        archive, name = io.BytesIO(), self._archive_path()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(local, arcname=".")
         self.write(name, archive.getvalue())
         unpack = f"mkdir -p -- {quote(path)} && tar -xf {quote(name)} --no-same-owner -C {quote(path)}"
         self._must(f"{unpack}; status=$?; rm -f {quote(name)}; exit $status", path)
 
-    def _download_folder(self, path: str, local: str) -> None:
+    def download(self, path: str, local: Local) -> None:
+        """Copy a file or a folder of the devbox to `local` on this machine; a file into it, if it is a folder."""
+        path, local = os.fspath(path), os.path.abspath(local)
+        if self.exec(f"test -d {quote(path)}").exit_status != 0:
+            if os.path.isdir(local):
+                local = os.path.join(local, os.path.basename(path))
+            data = self.read(path)
+            os.makedirs(os.path.dirname(local), exist_ok=True)
+            with open(local, "wb") as file:
+                file.write(data)
+            return
+
         with standard_library():
             import io
             import tarfile
 
-        name = self._archive()
+        name = self._archive_path()
         self._must(f"mkdir -p {quote(self.scratch)} && tar -cf {quote(name)} -C {quote(path)} .", path)
         try:
             archive = io.BytesIO(self.read(name))
@@ -100,11 +96,11 @@ class Transfers:
         os.makedirs(local, exist_ok=True)
         with tarfile.open(fileobj=archive) as tar:
             if hasattr(tarfile, "data_filter"):
-                tar.extractall(local, filter=_tame)  # noqa: S202 - asked when what came before is there
+                tar.extractall(local, filter=_inside_only)  # noqa: S202 - asked when what came before is there
             else:
                 tar.extractall(local, [member for member in tar if _is_plain(member)])  # noqa: S202
 
-    def _archive(self) -> str:
+    def _archive_path(self) -> str:
         return f"{self.scratch}/transfer-{os.urandom(6).hex()}.tar"
 
     def _must(self, command: str, path: str) -> None:
@@ -113,8 +109,8 @@ class Transfers:
             raise WorkspaceError(f"{path}: {(done.stderr or done.stdout).strip() or 'cannot be copied'}")
 
 
-def _tame(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """A member that stays in its folder; None for one that would not."""
+def _inside_only(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """The member if it stays in its folder, else None."""
     import tarfile
 
     try:
@@ -124,6 +120,6 @@ def _tame(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
-    """Whether it is a file or a folder inside: all that Pythons without such filters can be trusted with."""
+    """Check that it is a file or a folder inside: no other member is safe in a Python without such filters."""
     is_inside = not os.path.isabs(member.name) and ".." not in member.name.split("/")
     return is_inside and (member.isfile() or member.isdir())

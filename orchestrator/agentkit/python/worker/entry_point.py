@@ -1,4 +1,4 @@
-"""Loads the user's class or function, calls it with what it asks for by name, and reports how that ended."""
+"""Loads the user's class or function, calls it with the arguments that it names, and reports how it ended."""
 # ruff: noqa: PTH109, PTH119, PTH120  # importing pathlib would take longer than all this file does
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ import os
 import sys
 import traceback
 
-from .log import Log
 from .standard import standard_library
-from .workspace import Workspace
+from .workspace_client import WorkspaceClient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
     from typing import Any
 
     from .frames import Channel, Header
 
-#: How an agent is run: the first of these that it has.
+#: The method that runs an agent: the first of these that it has.
 ENTRY_POINTS = ("run", "__call__", "solve")
-#: What an agent may ask for by the name of a parameter.
+#: The names of parameters that an agent may have.
 OFFERED = ("prompt", "workspace", "scenario", "model", "settings", "log", "devbox_id")
 
 
-class Scenario:
-    """Which scenario this is."""
+class ScenarioName:
+    """The id and the name of the scenario, for the agent's author."""
 
     def __init__(self, scenario_id: str, name: str) -> None:
         self.id = scenario_id
@@ -43,71 +41,115 @@ class Scenario:
         return f"Scenario(id={self.id!r}, name={self.name!r})"
 
 
-class Refused(Exception):
+class Log:
+    """`log(...)` writes a line to the attempt's agent.log, as `print` does; the methods add facts after a message.
+
+    `log.info("read %s", name, lines=3)` is the line `info: read x lines=3`.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def __call__(self, *values: object) -> None:
+        print(*values, flush=True)  # noqa: T201
+
+    def debug(self, message: object, *args: object, **facts: object) -> None:
+        self._say("debug", message, args, facts)
+
+    def info(self, message: object, *args: object, **facts: object) -> None:
+        self._say("info", message, args, facts)
+
+    def warning(self, message: object, *args: object, **facts: object) -> None:
+        self._say("warning", message, args, facts)
+
+    def error(self, message: object, *args: object, **facts: object) -> None:
+        self._say("error", message, args, facts)
+
+    def exception(self, message: object, *args: object, **facts: object) -> None:
+        """Write an error, with the traceback of the exception that is being handled."""
+        self._say("error", message, args, facts)
+        self(traceback.format_exc().rstrip())
+
+    def usage(
+        self,
+        *,
+        input_tokens: float = 0,
+        output_tokens: float = 0,
+        cached_tokens: float = 0,
+        cost_usd: float = 0,
+        turns: float = 0,
+    ) -> None:
+        """Add to the usage of this attempt. It counts from now on, however the agent ends."""
+        given = {
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cached_tokens": cached_tokens,
+            "cost_usd": cost_usd,
+            "turns": turns,
+        }
+        self._channel.send({"op": "note", "usage": {name: float(number) for name, number in given.items() if number}})
+
+    def exit_reason(self, reason: str) -> None:
+        """Give the reason why the agent ends, in a word or two; the last one counts."""
+        self._channel.send({"op": "note", "exit_reason": str(reason)})
+
+    def _say(self, level: str, message: object, args: tuple[object, ...], facts: dict[str, object]) -> None:
+        text = str(message)
+        if args:
+            try:
+                text %= args
+            except (TypeError, ValueError):
+                text = " ".join([text, *map(str, args)])
+        self(f"{level}: {text}", *(f"{name}={value}" for name, value in facts.items()))
+
+
+class UnusableAgent(Exception):
     """The reference does not lead to an agent that can be run; the message says why."""
 
 
-def work(job: Header, channel: Channel) -> int:
-    """Load an agent, say so, and run it on the task that follows, if one does; report, and return the exit status.
+def run_agent(job: Header, channel: Channel) -> int:
+    """Load an agent, report that, and run it on the task that follows, if one does; report and return its exit status.
 
-    An agent that ends itself with words while it is loaded refuses to be.
+    An agent that ends itself with a message while it is loaded refuses to be.
     """
     report: Header = {"op": "result"}
     status, is_loaded = 0, False
+    message: str | None = None
     try:
         entry = _load(job)
         _check(entry, job["entry"])
         channel.send({"op": "loaded"})
         is_loaded = True
-        given = _receive(channel)
-        if given is None:
+        try:
+            task, prompt = channel.receive()
+        except EOFError:  # this worker was kept ready, and is not needed
             return 0
-        task, prompt = given
         os.environ.update(task["environment"])
         report.update(_reported(_run(entry, _offers(task, prompt, channel))))
-    except Refused as refusal:
-        report["refused"] = str(refusal)
-        status = _failed(str(refusal))
+    except UnusableAgent as refusal:
+        report["refused"] = message = str(refusal)
+        status = 1
     except SystemExit as end:
+        if isinstance(end.code, int):
+            status = end.code & 0xFF
+        elif end.code is not None:
+            status, message = 1, str(end.code)
         if isinstance(end.code, str) and not is_loaded:
             report["refused"] = end.code
-        status = _exit_status(end.code)
     except BaseException as error:  # noqa: BLE001 - whatever the agent raises is its outcome
         _print_traceback(error)
         status = 1
-    _flush()
+    if message is not None:
+        print(message, file=sys.stderr)  # noqa: T201
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     channel.send({**report, "status": status})
     return status
 
 
-def _receive(channel: Channel) -> tuple[Header, bytes] | None:
-    """None for a worker that was kept ready and is not needed."""
-    try:
-        return channel.receive()
-    except EOFError:
-        return None
-
-
-def _failed(message: str) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
-    return 1
-
-
-def _exit_status(code: object) -> int:
-    """The meaning of what `sys.exit` was given."""
-    if code is None:
-        return 0
-    return code & 0xFF if isinstance(code, int) else _failed(str(code))
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
 def _print_traceback(error: BaseException) -> None:
-    """As Python prints it, without the frames of this file and of the import system above the agent's own."""
+    """Print it as Python does, without the frames of this file and of the import system above the agent's own."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename in {__file__, importlib.__file__}:
         trace = trace.tb_next
@@ -117,48 +159,41 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _load(job: Header) -> Any:
-    """The class, function or object that the job names."""
-    module = _load_file(job["file"]) if job["file"] is not None else _load_module(job["module"])
+    """The class, function or object that the job names.
+
+    A file is loaded as `python FILE` would, under a name that no import finds. A module is imported as `python -m`
+    would, which sees the current folder.
+    """
+    file, name = job["file"], job["module"]
+    sys.argv = [file or name]
+    if file is not None:
+        sys.path.insert(0, os.path.dirname(file))
+        name = "_sweep_agent_" + "".join(c if c.isalnum() else "_" for c in os.path.basename(file)[:-3])
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise UnusableAgent(f"{file}: not a Python file")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                where = f"for {sys.executable} in {os.getcwd()}"
+                raise UnusableAgent(f"there is no module {error.name!r} {where}") from None
+            raise
+
     entry: Any = module
     for part in job["entry"].split("."):
         if not hasattr(entry, part):
-            raise Refused(f"{_name(job)} has no {part!r}{_hint(part, entry)}")
+            raise UnusableAgent(f"{file or f'module {name}'} has no {part!r}{_hint(part, entry)}")
         entry = getattr(entry, part)
     return entry
 
 
-def _name(job: Header) -> str:
-    return str(job["file"] or f"module {job['module']}")
-
-
-def _load_file(path: str) -> ModuleType:
-    """Load a file as `python FILE` would, under a name nothing else imports."""
-    sys.argv = [path]
-    sys.path.insert(0, os.path.dirname(path))
-    name = "_sweep_agent_" + "".join(c if c.isalnum() else "_" for c in os.path.basename(path)[:-3])
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise Refused(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    """Import a module as `python -m` would, which sees the current folder."""
-    sys.argv = [name]
-    sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise Refused(f"there is no module {error.name!r} for {sys.executable} in {os.getcwd()}") from None
-        raise
-
-
 def _hint(name: str, owner: object) -> str:
-    """Names near to one that is not there, else the names of everything that could have been meant."""
+    """Suggest names close to the missing one, else the names that could have been meant."""
     with standard_library():
         import difflib  # only to explain a mistake
 
@@ -175,16 +210,16 @@ def _hint(name: str, owner: object) -> str:
 
 
 def _check(entry: Any, name: str) -> None:
-    """See whether `_run` will be able to call it, without doing so. Raises Refused."""
+    """Check that `_run` will be able to call it, without doing so. Raises UnusableAgent."""
     if inspect.isclass(entry):
         _choose(entry, dict.fromkeys(OFFERED, ""), name)
         method = _method_of_class(entry)
         if method is None and _find(entry, "__getattr__") is None:
-            raise Refused(f"class {name} has no method to run: none of {', '.join(ENTRY_POINTS)}")
+            raise UnusableAgent(f"class {name} has no method to run: none of {', '.join(ENTRY_POINTS)}")
     elif inspect.isroutine(entry):
         _choose(entry, dict.fromkeys(OFFERED, ""), name)
     elif not callable(entry) and not any(callable(getattr(entry, method, None)) for method in ENTRY_POINTS):
-        raise Refused(f"{name} is neither a class nor a function, and has none of {', '.join(ENTRY_POINTS)}")
+        raise UnusableAgent(f"{name} is neither a class nor a function, and has none of {', '.join(ENTRY_POINTS)}")
 
 
 def _method_of_class(entry: type) -> Any:
@@ -192,15 +227,15 @@ def _method_of_class(entry: type) -> Any:
 
 
 def _find(entry: type, name: str) -> Any:
-    """What the class itself or a base defines; `getattr` would find `type.__call__`, which every class has."""
+    """The attribute of the class itself or a base; `getattr` would find `type.__call__`, which every class has."""
     return next((base.__dict__[name] for base in entry.__mro__ if name in base.__dict__), None)
 
 
 def _offers(job: Header, prompt: bytes, channel: Channel) -> Header:
     return {
         "prompt": prompt.decode(errors="surrogateescape"),
-        "workspace": Workspace(channel, working_directory=job["working_directory"], scratch=job["scratch"]),
-        "scenario": Scenario(job["scenario_id"], job["scenario_name"]),
+        "workspace": WorkspaceClient(channel, working_directory=job["working_directory"], scratch=job["scratch"]),
+        "scenario": ScenarioName(job["scenario_id"], job["scenario_name"]),
         "model": job["model"],
         "settings": job["settings"],
         "log": Log(channel),
@@ -240,11 +275,11 @@ def _call(entry: Any, offers: Header) -> Any:
         if callable(getattr(agent, method, None)):
             function = getattr(agent, method)
             return function(**_choose(function, offers, f"{name}.{method}", is_method=inspect.isclass(entry)))
-    raise Refused(f"{name} has no method to run: none of {', '.join(ENTRY_POINTS)}")
+    raise UnusableAgent(f"{name} has no method to run: none of {', '.join(ENTRY_POINTS)}")
 
 
 def _choose(function: Any, offers: Header, name: str, *, is_method: bool = False) -> Header:
-    """The arguments that a callable asks for by name. What we have no value for leaves a default as it is."""
+    """The arguments that a callable names. A default stays as it is where we have no value."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # written in C
@@ -261,14 +296,16 @@ def _choose(function: Any, offers: Header, name: str, *, is_method: bool = False
         if p.default is p.empty and p.name not in chosen and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if lacking:
-        raise Refused(f"{name} asks for {', '.join(lacking)}; what it can ask for by name is {', '.join(OFFERED)}")
+        raise UnusableAgent(
+            f"{name} asks for {', '.join(lacking)}; what it can ask for by name is {', '.join(OFFERED)}"
+        )
     if not is_method and "prompt" not in chosen and any(p.kind is p.VAR_KEYWORD for p in parameters):
         chosen["prompt"] = offers["prompt"]
     return chosen
 
 
 def _reported(value: Any) -> Header:
-    """What an agent returned as `usage` and `exit_reason`; anything else it returned is its own affair."""
+    """The `usage` and `exit_reason` that an agent returned; anything else that it returned is ignored."""
     if not isinstance(value, dict):
         return {}
     usage, reason = value.get("usage"), value.get("exit_reason")

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.agentkit.process import Worker, end_process
+from orchestrator.agentkit.worker_process import Worker, end_process
 from orchestrator.common.locks import birth
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""The devbox, as a Python agent uses it: every call is a question to the sweep, which has the endpoint and the key."""
+"""The workspace of a Python agent: every call is a request to the sweep, which has the endpoint and the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections import deque
 
 from .standard import standard_library
-from .transfers import ExecResult, Transfers, WorkspaceError
+from .transfers import CommandResult, Transfers, WorkspaceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from .frames import Channel, Header
     from .transfers import Local
 
+    Reply = Future[tuple[Header, bytes]]
 
-class Workspace(Transfers):
-    """The devbox, as an agent uses it: from any thread, several calls at once if it likes.
+
+class WorkspaceClient(Transfers):
+    """An agent's workspace: the devbox, from any thread, with any number of calls at once.
 
     Paths are absolute in the devbox, or relative to its working directory. Each method has a twin for asynchronous
     code: `aexec`, `aread`, `awrite`, `aupload`, `adownload`; `stream` serves both. They raise WorkspaceError,
     FileNotFoundError and other kinds of OSError. `environment` is a dictionary that may be changed: every command gets
-    it, besides what the call itself says.
+    its variables, below those of the call itself.
     """
 
     def __init__(self, channel: Channel, *, working_directory: str, scratch: str) -> None:
@@ -36,8 +38,8 @@ class Workspace(Transfers):
         self.environment: dict[str, str] = {}
         self._channel = channel
         self._lock = threading.Lock()
-        self._waiting: dict[int, Future[tuple[Header, bytes]]] = {}
-        self._streams: dict[int, Stream] = {}
+        self._waiting: dict[int, Reply] = {}
+        self._streams: dict[int, OutputLines] = {}
         self._pieces: dict[int, bytearray] = {}
         self._asked = 0
 
@@ -48,7 +50,7 @@ class Workspace(Transfers):
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
-    ) -> ExecResult:
+    ) -> CommandResult:
         """Run a shell command to its end, or kill it with all it started after `timeout` seconds."""
         return _exec_result(self._ask(self._exec_request(command, timeout, environment, cwd)).result())
 
@@ -59,14 +61,13 @@ class Workspace(Transfers):
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
-    ) -> Stream:
-        """Run a shell command and get what it prints, on both of its streams, line by line while it runs.
+    ) -> OutputLines:
+        """Run a shell command and get its output, of both streams, line by line while it runs.
 
-        For `for` and for `async for`; `exit_status` is there when the lines are over. A command whose lines nobody
-        wants any more, because the loop was left, is killed.
+        For `for` and for `async for`; `exit_status` is set when the lines are over. Leaving the loop kills the command.
         """
         request = self._exec_request("exec 2>&1\n" + command, timeout, environment, cwd)
-        return Stream(self, {**request, "stream": True})
+        return OutputLines(self, {**request, "stream": True})
 
     def read(self, path: str) -> bytes:
         """The content of a file."""
@@ -83,7 +84,7 @@ class Workspace(Transfers):
         timeout: float = 600.0,
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
-    ) -> ExecResult:
+    ) -> CommandResult:
         return _exec_result(await self._ask_async(self._exec_request(command, timeout, environment, cwd)))
 
     async def aread(self, path: str) -> bytes:
@@ -111,12 +112,12 @@ class Workspace(Transfers):
 
         return await asyncio.wrap_future(self._ask(header, body))
 
-    def _ask(self, header: Header, body: bytes = b"", stream: Stream | None = None) -> Future[tuple[Header, bytes]]:
-        """Send a question. What it started in the devbox ends if the answer is cancelled."""
+    def _ask(self, header: Header, body: bytes = b"", stream: OutputLines | None = None) -> Reply:
+        """Send a request. A command that it started in the devbox ends if the answer is cancelled."""
         with standard_library():
             from concurrent.futures import Future  # brings logging along, and not every agent gets here
 
-        answer: Future[tuple[Header, bytes]] = Future()
+        answer: Reply = Future()
         with self._lock:
             if self._asked == 0:
                 threading.Thread(target=self._receive, name="sweep-workspace", daemon=True).start()
@@ -130,13 +131,15 @@ class Workspace(Transfers):
         except BaseException:
             self._forget(number)
             raise
-        answer.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
-        return answer
 
-    def _cancel(self, number: int) -> None:
-        self._forget(number)
-        with contextlib.suppress(OSError):
-            self._channel.send({"op": "cancel", "number": number})
+        def cancel(done: Reply) -> None:
+            if done.cancelled():
+                self._forget(number)
+                with contextlib.suppress(OSError):
+                    self._channel.send({"op": "cancel", "number": number})
+
+        answer.add_done_callback(cancel)
+        return answer
 
     def _forget(self, number: int) -> None:
         self._waiting.pop(number, None)
@@ -144,7 +147,7 @@ class Workspace(Transfers):
         self._pieces.pop(number, None)
 
     def _receive(self) -> None:
-        """Hand each answer, and each piece of output, to the one who waits for it."""
+        """Hand each answer, and each piece of output, to the call that waits for it."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 header, body = self._channel.receive()
@@ -164,20 +167,23 @@ class Workspace(Transfers):
                 if answer is None or not answer.set_running_or_notify_cancel():
                     continue
                 if "error" in header:
-                    answer.set_exception(_as_error(header["error"], header["message"]))
+                    known = getattr(builtins, header["error"], None)
+                    if not (isinstance(known, type) and issubclass(known, (OSError, ValueError))):
+                        known = WorkspaceError
+                    answer.set_exception(known(header["message"]))
                 else:
                     answer.set_result((header, body))
 
 
-class Stream:
-    """The lines that a command prints, without their ends; started when it is looped over, which works once."""
+class OutputLines:
+    """The lines that a command prints, without their ends. Iterating starts the command; it works once."""
 
-    def __init__(self, workspace: Workspace, request: Header) -> None:
+    def __init__(self, workspace: WorkspaceClient, request: Header) -> None:
         #: 128 + n after signal n; None while it runs, and when it ran out of time.
         self.exit_status: int | None = None
         self._workspace = workspace
         self._request = request
-        self._answer: Future[tuple[Header, bytes]] | None = None
+        self._answer: Reply | None = None
         self._lock = threading.Lock()
         self._pieces: deque[str | None] = deque()
         self._wanted: Future[None] | None = None
@@ -206,7 +212,7 @@ class Stream:
             self._stop()
 
     def put(self, piece: str | None) -> None:
-        """A piece of output, None for its end."""
+        """Add a piece of output; None marks its end."""
         with self._lock:
             self._pieces.append(piece)
             wanted, self._wanted = self._wanted, None
@@ -214,7 +220,7 @@ class Stream:
             wanted.set_result(None)
 
     def _more(self) -> Future[None]:
-        """Done as soon as there are pieces; starts the command the first time."""
+        """A future that is done as soon as there are pieces; the first call starts the command."""
         with standard_library():
             from concurrent.futures import Future
 
@@ -230,7 +236,7 @@ class Stream:
         return wanted
 
     def _lines(self, piece: str | None) -> list[str]:
-        """The lines that a piece makes whole; at the end what is left, and the exit status or what went wrong."""
+        """The lines that a piece completes. At the end: the last line; sets `exit_status`, or raises the error."""
         if piece is None:
             assert self._answer is not None
             self._is_over = True
@@ -251,17 +257,10 @@ async def _in_thread(call: Any, *arguments: Any) -> None:
     await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
 
 
-def _exec_result(answer: tuple[Header, bytes]) -> ExecResult:
+def _exec_result(answer: tuple[Header, bytes]) -> CommandResult:
     header = answer[0]
-    return ExecResult(header["exit_status"], header["stdout"], header["stderr"])
+    return CommandResult(header["exit_status"], header["stdout"], header["stderr"])
 
 
 def _as_bytes(data: bytes | str) -> bytes:
     return data.encode(errors="surrogateescape") if isinstance(data, str) else bytes(data)
-
-
-def _as_error(kind: str, message: str) -> Exception:
-    known = getattr(builtins, kind, None)
-    if isinstance(known, type) and issubclass(known, (OSError, ValueError)):
-        return known(message)
-    return WorkspaceError(message)

@@ -1,47 +1,79 @@
-"""The supervisor: waits for one child, and leaves no process of its tree behind, however it detached itself."""
+"""The two processes of a worker: the supervisor, which leaves no process behind, and its child, which does the job.
+
+The job is told in the first frame: an agent to load, or a command to become.
+"""
 # ruff: noqa: PTH123  # importing pathlib would take longer than all this file does
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
+import socket
 import sys
 import time
+
+from . import entry_point
+from .frames import Channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: Scores by which the kernel chooses what to end when memory runs out, up to 1000: the agent, then its supervisor.
-_EXPENDABLE, _FIRST_TO_GO = 900, 1000
+_OOM_SCORE_AGENT, _OOM_SCORE_SUPERVISOR = 1000, 900
 
 
-def fork(control: int) -> None:
+def main() -> None:
+    """Supervise a child; be that child, with the job of the first frame."""
+    control = os.dup(0)  # not inherited by what the agent starts
+    _use_as_stdin(os.devnull)
+    _fork(control)
+    faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    channel = Channel(socket.socket(fileno=control))
+    job, _ = channel.receive()
+    if job["op"] == "command":
+        os.chdir(job["cwd"])
+        _use_as_stdin(job["stdin"])
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # Python ignores them, and what is executed would too
+        os.execvp(job["argv"][0], job["argv"])  # noqa: S606 - it is a shell
+    sys.exit(entry_point.run_agent(job, channel))
+
+
+def _use_as_stdin(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.dup2(file, 0)
+    os.close(file)
+
+
+def _fork(control: int) -> None:
     """Return in a child that leads a process group; the parent supervises it and ends with its status.
 
     `control` is a socket: when its other end is closed, the tree is ended.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _volunteer(_EXPENDABLE)
+    _raise_oom_score(_OOM_SCORE_SUPERVISOR)
     supervisor = os.getpid()
     child = os.fork()
     if child != 0:
         os._exit(_supervise(child, control))
     os.setpgid(0, 0)
-    _volunteer(_FIRST_TO_GO)
+    _raise_oom_score(_OOM_SCORE_AGENT)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(128 + signal.SIGKILL)
 
 
-def _volunteer(score: int) -> None:
-    """Let the kernel take us, and all we start, rather than the sweep when memory runs out."""
+def _raise_oom_score(score: int) -> None:
+    """Let the kernel end us, and all we start, rather than the sweep when memory runs out."""
     with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+b", 0) as file:
         if int(file.read()) < score:
             file.write(b"%d" % score)
@@ -53,12 +85,12 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _supervise(child: int, control: int) -> int:
-    """Wait until the agent has ended or nobody listens any more; leave no process behind; return the exit status."""
+    """Wait until the agent has ended or the other end is closed; leave no process behind; return the exit status."""
     awake, wake = os.pipe()
     for fd in (awake, wake):
         os.set_blocking(fd, False)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _ignore)
+        signal.signal(number, lambda *_: None)  # only wakes us up: the other end of the socket decides
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     poller = select.poll()
     poller.register(control, 0)  # asks for the hang-up only: what is sent here is for the agent
@@ -72,12 +104,8 @@ def _supervise(child: int, control: int) -> int:
             with contextlib.suppress(BlockingIOError):
                 os.read(awake, 4096)
             ended.update(_reap())
-    _end_all(child)
+    _kill_all(child)
     return ended[child]
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """A signal to wake up for, and no more: the one who decides is at the other end of the socket."""
 
 
 def _reap() -> dict[int, int]:
@@ -95,15 +123,16 @@ def _reap() -> dict[int, int]:
         ended[pid] = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _end_all(child: int) -> None:
+def _kill_all(child: int) -> None:
     """Kill every descendant. Those of a killed process become ours, so killing our own children until none is left
     gets them all, however they detached themselves.
     """
     pause = 0.0005
     while True:
         _kill(os.killpg, child)
-        for pid in _children():
-            _kill(os.kill, pid)
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
+            for pid in file.read().split():
+                _kill(os.kill, int(pid))
         try:
             _reap()
         except ChildProcessError:
@@ -115,11 +144,3 @@ def _end_all(child: int) -> None:
 def _kill(send: Callable[[int, int], None], pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         send(pid, signal.SIGKILL)
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:
-        return []

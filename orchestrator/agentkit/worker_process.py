@@ -1,8 +1,8 @@
-"""Our end of a worker process: starts `worker/`, talks frames with it, brings home what it prints, and ends it.
+"""Our end of a worker process: starts `worker/`, exchanges frames with it, collects its output, and ends it.
 
 Ending is one act, closing the socket: the supervisor in the worker then kills the agent's whole tree. The kernel closes
-the socket for us when we are killed, so nothing outlives a `kill -9` of the sweep, and no signal has to find its way
-to processes we never heard of. Killing from here is only for a supervisor that does not answer.
+the socket for us when we are killed, so nothing outlives a `kill -9` of the sweep, and no signal has to reach processes
+that are unknown to us. Killing from here is only for a supervisor that does not answer.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ Frame = tuple[Header, bytes]
 Send = Callable[[Header, bytes], Awaitable[None]]
 Answer = Callable[[Header, bytes, Send], Awaitable[Frame]]
 
-#: Seconds a worker may take to end by itself after it reported, e.g. for threads the agent left running.
-LINGER: Final = 10.0
-_END: Final = 5.0
-_AT_ONCE: Final = 64
-_TAIL: Final = 8192
+#: A worker may take so long to end by itself after its report, e.g. for threads that the agent left running.
+LINGER_S: Final = 10.0
+_END_TIMEOUT_S: Final = 5.0
+_REQUESTS_AT_ONCE: Final = 64
+_TAIL_BYTES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: its exit status (None: out of time), its report if it made one, the end of its output.
+    """The end of a worker: its exit status (None: out of time), its report if it made one, the end of its output.
 
-    `is_loaded` says whether it came so far as to have loaded its agent.
+    `is_loaded` is true if it had loaded its agent.
     """
 
     exit_status: int | None
@@ -51,18 +51,14 @@ class Ended:
 
 
 async def unanswered(_header: Header, _body: bytes, _send: Send) -> Frame:
-    """What a worker is told that has no workspace."""
+    """Answer the requests of a worker that has no workspace."""
     return {"error": "RuntimeError", "message": "there is no devbox here"}, b""
-
-
-def unnoted(_header: Header) -> None:
-    """For workers that have nothing to note."""
 
 
 class Worker:
     """A worker process that has its first frame, `job`, and waits for the frame that it is run with.
 
-    Whoever starts one ends it, by `run` or by `end`.
+    Each one that is started must be ended, by `run` or by `end`.
     """
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,9 +68,24 @@ class Worker:
 
     @classmethod
     async def start(cls, python: Path, job: Header, *, environment: Mapping[str, str]) -> Self:
-        """Raises UsageError if the interpreter cannot be started."""
-        with anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
-            process, reader, writer = await _start(python, environment)
+        """Start a worker. Raises UsageError if the interpreter cannot be started."""
+        ours, theirs = socket.socketpair()
+        with theirs, anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
+            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                process = await anyio.open_process(
+                    [str(python), str(Path(worker.__file__).parent)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except BaseException as error:
+                writer.transport.abort()
+                if isinstance(error, OSError):
+                    raise UsageError(f"{python}: this Python cannot be started: {error.strerror}") from error
+                raise
         writer.write(frames.encode_frame(dict(job)))
         return cls(process, reader, writer)
 
@@ -88,17 +99,17 @@ class Worker:
         log: Callable[[bytes], None],
         time_limit: float,
         answer: Answer = unanswered,
-        note: Callable[[Header], None] = unnoted,
+        note: Callable[[Header], None] = lambda _: None,
         started: Callable[[int], None] = lambda _: None,
         loaded: Callable[[], None] = lambda: None,
-        linger: float = LINGER,
+        linger: float = LINGER_S,
     ) -> Ended:
-        """See the job to its end, or end it with all it started after `time_limit` seconds.
+        """Wait for the end of the job, or kill it with all it started after `time_limit` seconds.
 
-        A worker with an agent loads it only and ends unless it is given a `frame` to run it with. Each request of the
-        worker goes to `answer`, up to 64 at once, and what it has to say besides to `note`; what these or `log` raise
-        ends the worker and is raised here. `started` is told the worker's process id, `loaded` that it has loaded its
-        agent. No process is left on return, whatever happens.
+        A worker with an agent only loads it and ends unless it is given a `frame` to run it with. `answer` gets the
+        worker's requests, up to 64 at once, and `note` its notes; an exception of these or of `log` ends the worker and
+        is raised here. `started` gets the worker's process id; `loaded` is called when it has loaded its agent. No
+        process is left on return, whatever happens.
         """
         conversation = _Conversation(
             process=self._process,
@@ -121,43 +132,20 @@ class Worker:
         return conversation.ended()
 
     async def end(self) -> None:
-        """End one that is not needed. Bounded."""
+        """End a worker that is not needed. Bounded."""
         with anyio.CancelScope(shield=True):
             await self.run(log=lambda _: None, time_limit=0)
 
 
 async def end_process(pid: int, its_birth: str) -> None:
-    """Make sure that a worker of an earlier process of ours is gone, with its session. Bounded."""
+    """Kill a worker of an earlier process of ours, with its session. Bounded."""
     if not its_birth or birth(pid) != its_birth:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    with anyio.move_on_after(_END):
+    with anyio.move_on_after(_END_TIMEOUT_S):
         while birth(pid) == its_birth:  # noqa: ASYNC110 - not a child of ours: nobody announces its end
             await anyio.sleep(0.05)
-
-
-async def _start(
-    python: Path, environment: Mapping[str, str]
-) -> tuple[Process, asyncio.StreamReader, asyncio.StreamWriter]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        reader, writer = await asyncio.open_connection(sock=ours)
-        try:
-            process = await anyio.open_process(
-                [str(python), str(Path(worker.__file__).parent)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        except BaseException as error:
-            writer.transport.abort()
-            if isinstance(error, OSError):
-                raise UsageError(f"{python}: this Python cannot be started: {error.strerror}") from error
-            raise
-    return process, reader, writer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,19 +171,19 @@ class _Conversation:
     is_broken: bool = False
 
     async def collect(self) -> None:
-        """Hand on what the worker prints until the last holder of its output has ended."""
+        """Pass on the worker's output until the last process that holds it has ended."""
         assert self.process.stdout is not None
         with self.collecting:
             try:
                 async for chunk in self.process.stdout:
                     self.log(chunk)
-                    self.output = (self.output + chunk)[-_TAIL:]
+                    self.output = (self.output + chunk)[-_TAIL_BYTES:]
             except Exception as error:  # noqa: BLE001 - raised again by `ended`
                 self._fail(error)
         self.collected.set()
 
     async def hold(self, given: Sequence[Frame]) -> None:
-        """Give the worker what it is to be given, and answer its requests until it has ended."""
+        """Send the worker the frames, and answer its requests until it has ended."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._listen, tasks)
             self.owes_report = bool(given)
@@ -204,15 +192,17 @@ class _Conversation:
             if not given:
                 self.writer.write_eof()
             await self.process.wait()
-            with anyio.move_on_after(_END):
+            with anyio.move_on_after(_END_TIMEOUT_S):
                 await self.heard_all.wait()
             tasks.cancel_scope.cancel()
 
     async def _listen(self, tasks: TaskGroup) -> None:
-        free = anyio.Semaphore(_AT_ONCE)
+        free = anyio.Semaphore(_REQUESTS_AT_ONCE)
         try:
             while True:
-                header, body = await self._receive()
+                sizes = frames.decode_sizes(await self.reader.readexactly(frames.FRAME_START))
+                header = frames.decode_header(await self.reader.readexactly(sizes[0]))
+                body = await self.reader.readexactly(sizes[1])
                 match header.get("op"):
                     case "result":
                         self.report = {**header, "status": int(header.get("status", 1))}
@@ -253,17 +243,12 @@ class _Conversation:
                 reply, data = await self.answer(header, body, send)
                 await self._send({**reply, "id": number}, data)
         except ConnectionError:
-            pass  # nobody waits for it any more
+            pass  # the worker has ended
         except Exception as error:  # noqa: BLE001 - raised again by `ended`
             self._fail(error)
         finally:
             self.asked.pop(repr(number), None)
             free.release()
-
-    async def _receive(self) -> Frame:
-        sizes = frames.decode_sizes(await self.reader.readexactly(frames.FRAME_START))
-        header = frames.decode_header(await self.reader.readexactly(sizes[0]))
-        return header, await self.reader.readexactly(sizes[1])
 
     async def _send(self, header: Header, body: bytes) -> None:
         try:
@@ -286,35 +271,33 @@ class _Conversation:
         """Leave no process, no task, no descriptor. Bounded."""
         with anyio.CancelScope(shield=True):
             self.writer.transport.abort()
-            with anyio.move_on_after(_END):
+            with anyio.move_on_after(_END_TIMEOUT_S):
                 await self.process.wait()
             if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
-            with anyio.move_on_after(_END):
+            with anyio.move_on_after(_END_TIMEOUT_S):
                 await self.process.wait()
                 await self.collected.wait()
             self.collecting.cancel()
-            with anyio.move_on_after(_END):
+            with anyio.move_on_after(_END_TIMEOUT_S):
                 await self.process.aclose()
 
     def ended(self) -> Ended:
-        """How it ended; raises what stopped us from going on."""
+        """The end of the worker. Raises the exception that ended it."""
         if self.failure is not None:
             raise self.failure
-        status = self._status()
+        status = self.process.returncode
+        if self.is_broken:
+            status = 1
+        elif self.report is not None:
+            status = int(self.report["status"]) & 0xFF
+        elif self.scope.cancelled_caught:
+            status = None
+        elif status is None or (status == 0 and self.owes_report):
+            self._note("the agent's process ended before the agent had returned\n")
+            status = 1
+        elif status < 0:
+            status = 128 - status
         output = self.output.decode(errors="replace")
         return Ended(exit_status=status, report=self.report, output=output, is_loaded=self.is_loaded)
-
-    def _status(self) -> int | None:
-        if self.is_broken:
-            return 1
-        if self.report is not None:
-            return int(self.report["status"]) & 0xFF
-        if self.scope.cancelled_caught:
-            return None
-        status = self.process.returncode
-        if status is None or (status == 0 and self.owes_report):
-            self._note("the agent's process ended before the agent had returned\n")
-            return 1
-        return status if status >= 0 else 128 - status

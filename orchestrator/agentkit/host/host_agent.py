@@ -1,10 +1,10 @@
 """A program of this machine as an agent: an agent file with `where = "host"`.
 
-It gets a key to its devbox and no other (see `relay`), and runs below the same supervisor as a Python agent, so that it
-ends as a tree: with its time, and with us. Whatever language it is in, `sweep workspace` is on its PATH.
+It gets a key to its devbox and no other (see `devbox_proxy`), and runs below the same supervisor as a Python agent, so
+that its whole tree ends with its time, and with us. `sweep workspace` is on its PATH, for programs in any language.
 
-What its file says is to come home lies on this machine. It goes to the devbox first, so that there is one way home,
-with one set of limits and one place where secrets are taken out.
+Its outputs lie on this machine. They are copied to the devbox first, so that all outputs are collected in one way, with
+one set of limits and one place where secrets are masked.
 """
 
 import shlex
@@ -14,68 +14,65 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import anyio
 
-from orchestrator.agentkit.agent import Leavings, Result, Task, Where, Workspace
+from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import CommandAgent, as_bytes, tail
 from orchestrator.agentkit.file.definition import OUTPUT
-from orchestrator.agentkit.process import Worker
+from orchestrator.agentkit.worker_process import Worker
 from orchestrator.common import program
 
-if TYPE_CHECKING:
-    from orchestrator.agentkit.host.devbox_proxy import Access
-
-#: Where it works, and where the `sweep` command is, below the attempt's folder.
+#: Below the attempt's folder: its working folder, and the folder of the `sweep` command.
 WORK: Final = "work"
 BIN: Final = "bin"
-#: In the home of the devbox's user; not below what is ours there, which never comes home.
+#: In the home of the devbox's user; not below our own folder there, which is never collected.
 _SHARE: Final = ".sweep-host"
-#: Files, and bytes of one, that go home by way of the devbox; further limits are set there.
-_MOST: Final = 1000
-_LARGEST: Final = 64 << 20
-_HELPER: Final = """#!/bin/sh
+#: Files to copy to the devbox, and bytes of one; collecting has further limits.
+_MAX_FILES: Final = 1000
+_MAX_FILE_BYTES: Final = 64 << 20
+_SWEEP_SCRIPT: Final = """#!/bin/sh
 exec {command} "$@"
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCommandAgent(CommandAgent):
-    """A definition whose command runs here, with all of the user's environment, `environ`."""
+    """A definition whose command runs on this machine, with all of the user's environment, `environ`."""
 
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, agent: CommandAgent, environ: Mapping[str, str], *, confidential: Collection[str] = ()) -> Self:
-        """The agent, to run here; what it reaches, it reaches from here. `confidential` of its `environ` is secret."""
-        told = {each.name: getattr(agent, each.name) for each in fields(agent)}
+        """Make `agent` run on this machine and reach its hosts from here. `confidential` names secrets in `environ`."""
+        given = {each.name: getattr(agent, each.name) for each in fields(agent)}
         secrets = {**agent.secrets, **{name: environ[name] for name in confidential if environ.get(name)}}
-        return cls(**{**told, "hosts": (), "secrets": secrets}, environ=environ)
+        return cls(**{**given, "hosts": (), "secrets": secrets}, environ=environ)
 
     @property
     def where(self) -> Where:
         return "host"
 
     @property
-    def leavings(self) -> Leavings:
-        """As it lies in the devbox once the program has ended."""
+    def outputs(self) -> Outputs:
+        """The outputs in the devbox, where they are copied once the program has ended."""
         artifacts, trajectory = self.definition.gather.files, self.definition.trajectory
         is_file = trajectory is not None and trajectory.source != OUTPUT
-        return Leavings(
+        return Outputs(
             artifacts=(f"~/{_SHARE}/artifacts/*",) if artifacts else (),
             trajectory=(f"~/{_SHARE}/trajectory/*",) if is_file else (),
             trajectory_format=None if trajectory is None else trajectory.format,
         )
 
     async def prepare(self, workspace: Workspace) -> None:
-        """Nothing to install: what runs here was installed by its owner."""
+        """Install nothing: a program of this machine was installed by its owner."""
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
         """Run the command in a fresh folder below the attempt's, until it ends or its time does."""
-        from orchestrator.agentkit.host.devbox_proxy import open_relay  # a web server and a client take long to import
+        from orchestrator.agentkit.host.devbox_proxy import open_proxy  # a web server and a client take long to import
 
-        folder, problem = await anyio.to_thread.run_sync(_lay_out, task)
+        folder, problem = await anyio.to_thread.run_sync(_make_folders, task)
         assert self.definition.run is not None, f"{self.name}: its argument was not filled in"
         job = {
             "op": "command",
@@ -83,27 +80,23 @@ class HostCommandAgent(CommandAgent):
             "cwd": str(folder),
             "stdin": str(problem),
         }
-        async with open_relay(task.upstream, task.devbox_id) as access:
-            environment = self._environment(task, access, workspace, problem)
+        async with open_proxy(task.upstream, task.devbox_id) as access:
+            below = {**self.environ, **self.environment, **self.secrets, **self.facts(task)}
+            environment = below | {
+                "RUNLOOP_BASE_URL": access.url,
+                "RUNLOOP_API_KEY": access.token,
+                "SWEEP_DEVBOX_ID": task.devbox_id,
+                "SWEEP_PROBLEM_FILE": str(problem),
+                "SWEEP_WORKING_DIRECTORY": workspace.working_directory,
+                "SWEEP_SCRATCH": workspace.scratch,
+                "PATH": f"{task.folder.absolute() / BIN}:{below.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
+            }
             worker = await Worker.start(Path(sys.executable), job, environment=environment)
             ended = await worker.run(log=log, started=task.started, time_limit=task.time_limit)
         await self._share(folder, workspace)
         usage, reason = await self.report(task, workspace)
         message = "" if ended.exit_status == 0 else tail(ended.output)
         return Result(exit_status=ended.exit_status, usage=usage, exit_reason=reason, message=message)
-
-    def _environment(self, task: Task, access: "Access", workspace: Workspace, problem: Path) -> dict[str, str]:
-        """The user's, under what the agent's file says, under what we say."""
-        environment = {**self.environ, **self.environment, **self.secrets, **self.facts(task)}
-        return environment | {
-            "RUNLOOP_BASE_URL": access.url,
-            "RUNLOOP_API_KEY": access.token,
-            "SWEEP_DEVBOX_ID": task.devbox_id,
-            "SWEEP_PROBLEM_FILE": str(problem),
-            "SWEEP_WORKING_DIRECTORY": workspace.working_directory,
-            "SWEEP_SCRATCH": workspace.scratch,
-            "PATH": f"{task.folder.absolute() / BIN}:{environment.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
-        }
 
     async def report(self, task: Task, workspace: Workspace) -> tuple[Mapping[str, float], str]:
         usage = self.definition.usage
@@ -114,7 +107,7 @@ class HostCommandAgent(CommandAgent):
         return await CommandAgent.report(replace(self, definition=definition), task, workspace)
 
     async def _share(self, folder: Path, workspace: Workspace) -> None:
-        """Put what the agent's file names into the devbox, from where it comes home."""
+        """Copy the files that the agent's file names into the devbox, where they are collected."""
         definition = self.definition
         named = {
             "artifacts": definition.gather.files,
@@ -122,33 +115,33 @@ class HostCommandAgent(CommandAgent):
             "usage": () if definition.usage is None else (definition.usage.source,),
         }
         for group, patterns in named.items():
-            files = await anyio.to_thread.run_sync(_found, folder, [each for each in patterns if each != OUTPUT])
+            files = await anyio.to_thread.run_sync(_matching, folder, [each for each in patterns if each != OUTPUT])
             for number, file in enumerate(files):
                 name = f"{number}-{file.name}" if number else file.name
                 data = await anyio.Path(file).read_bytes()
                 await workspace.write(f"{workspace.home}/{_SHARE}/{group}/{name}", data)
 
 
-def _lay_out(task: Task) -> tuple[Path, Path]:
+def _make_folders(task: Task) -> tuple[Path, Path]:
     """Make the attempt's folders and files; returns the folder to work in and the problem statement's file."""
     folder, problem = task.folder.absolute() / WORK, task.folder.absolute() / "problem.md"
     for left in (folder, task.folder / BIN):
         shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     problem.write_bytes(as_bytes(task.prompt))
-    helper = task.folder / BIN / "sweep"
-    helper.parent.mkdir()
-    helper.write_text(_HELPER.format(command=shlex.join(program.command())))
-    helper.chmod(0o755)
+    script = task.folder / BIN / "sweep"
+    script.parent.mkdir()
+    script.write_text(_SWEEP_SCRIPT.format(command=shlex.join(program.command())))
+    script.chmod(0o755)
     return folder, problem
 
 
-def _found(folder: Path, patterns: Iterable[str]) -> list[Path]:
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """The files that match, oldest first; relative patterns start in the folder, `~` is the user's home."""
     paths = [
         Path(folder, path)
         for pattern in patterns
         for path in glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)  # noqa: PTH207 - absolute too
     ]
-    files = [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size <= _LARGEST]
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns)[-_MOST:]
+    files = [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)[-_MAX_FILES:]

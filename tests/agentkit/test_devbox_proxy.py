@@ -1,4 +1,4 @@
-"""The door to one devbox: what passes, what does not, and that it closes."""
+"""The proxy to one devbox: which requests pass, which are refused, and that it closes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator.agentkit.host.devbox_proxy import Access, open_relay
+from orchestrator.agentkit.host.devbox_proxy import Access, open_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -78,7 +78,7 @@ async def upstream(anyio_backend: str) -> AsyncIterator[Upstream]:
 
 @pytest.fixture
 async def access(upstream: Upstream) -> AsyncIterator[Access]:
-    async with open_relay(lambda: (upstream.url, "our-key"), "dbx_1") as access:
+    async with open_proxy(lambda: (upstream.url, "our-key"), "dbx_1") as access:
         yield access
 
 
@@ -185,7 +185,7 @@ async def test_only_the_key_of_this_attempt_opens(access: Access, upstream: Upst
 
 
 async def test_the_door_is_gone_with_the_attempt_and_no_two_have_one_key(upstream: Upstream) -> None:
-    async with open_relay(lambda: (upstream.url, "k"), "dbx_1") as one, open_relay(lambda: ("", ""), "dbx_2") as two:
+    async with open_proxy(lambda: (upstream.url, "k"), "dbx_1") as one, open_proxy(lambda: ("", ""), "dbx_2") as two:
         assert one.token != two.token
         assert await _ask(Access(url=two.url, token=one.token), "GET /v1/devboxes/dbx_2") == 401
     with pytest.raises(ConnectionRefusedError):
@@ -211,7 +211,7 @@ async def test_whoever_stops_listening_is_missed_upstream(http: httpx.AsyncClien
 async def test_what_is_under_way_when_the_attempt_ends_is_cut_off(upstream: Upstream) -> None:
     with anyio.fail_after(10):
         async with httpx.AsyncClient(trust_env=False) as client, AsyncExitStack() as stack:
-            async with open_relay(lambda: (upstream.url, "k"), "dbx_1") as access:
+            async with open_proxy(lambda: (upstream.url, "k"), "dbx_1") as access:
                 url = f"{access.url}{BOX}/executions/exec_1/stream_stdout_updates"
                 asked = client.stream("GET", url, headers={"authorization": f"Bearer {access.token}"})
                 lines = (await stack.enter_async_context(asked)).aiter_lines()
@@ -237,7 +237,7 @@ async def test_an_endpoint_that_asks_for_less_is_heard(http: httpx.AsyncClient) 
 
 async def test_an_endpoint_that_moves_is_followed_and_one_that_is_away_is_said(upstream: Upstream) -> None:
     where = ["http://127.0.0.1:9"]
-    async with open_relay(lambda: (where[0], "k"), "dbx_1") as access:
+    async with open_proxy(lambda: (where[0], "k"), "dbx_1") as access:
         assert await _ask(access, f"GET {BOX}") == 502
         where[0] = upstream.url
         assert await _ask(access, f"GET {BOX}") == 200

@@ -1,0 +1,291 @@
+"""Python agents: a class or function of the user's, run in a worker process per attempt.
+
+In a process of its own, because it may block, crash, leak or need packages that disagree with ours; with the user's
+interpreter, because that has those packages. It reaches the devbox through us: the requests to its workspace come here,
+and go to the `Workspace` that the attempt was given.
+"""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from orchestrator.agentkit.agent import (
+    MAX_REASON,
+    NUMBERS,
+    ExecResult,
+    Outputs,
+    Result,
+    Task,
+    Where,
+    Workspace,
+    is_usage,
+)
+from orchestrator.agentkit.file.command import as_bytes, tail
+from orchestrator.agentkit.python.interpreter import Target
+from orchestrator.agentkit.python.worker.frames import check_sizes
+from orchestrator.agentkit.worker_process import Frame, Header, Send, Worker
+from orchestrator.core.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, leaf
+from orchestrator.core.records import Install
+
+#: No devbox lives longer.
+MAX_TIMEOUT_S: Final = 48 * 3600.0
+NO_OUTPUTS: Final = Outputs()
+#: Workers that have loaded the agent and wait for the next attempts.
+SPARES: Final = 2
+#: For importing the agent once: some import a machine-learning framework.
+CHECK_TIMEOUT_S: Final = 120.0
+
+
+@dataclass(slots=True)
+class _ReadyWorkers:
+    """The workers that have loaded an agent, kept between its attempts, and the result of its check.
+
+    Each worker serves one attempt. Forking them from one that has loaded the agent would be quicker, but an imported
+    module may have started threads, seeded its dice or opened connections, and none of these survives a fork.
+    """
+
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    is_checked: bool = False
+    spares: deque[Worker] = field(default_factory=deque)
+    attempts: int = 0
+    is_closed: bool = False
+
+    async def take(self) -> Worker | None:
+        """Return a worker that is ready, or nearly; None for the first attempt, which never finds one."""
+        self.attempts += 1
+        while self.spares:
+            worker = self.spares.popleft()
+            if worker.is_alive:
+                return worker
+            await worker.end()
+        return None
+
+    async def fill(self, loaded: anyio.Event, start: Callable[[], Awaitable[Worker]]) -> None:
+        """Start the missing workers, from the second attempt on: the first may be the only one.
+
+        Waits until the present agent is `loaded`, because many imports keep a processor busy for seconds.
+        """
+        await loaded.wait()
+        async with self.lock:
+            missing = SPARES - len(self.spares) if self.attempts > 1 and not self.is_closed else 0
+            with suppress(UsageError):  # the next attempt will say so
+                for _ in range(missing):
+                    self.spares.append(await start())
+
+    async def close(self) -> None:
+        self.is_closed = True
+        while self.spares:
+            await self.spares.popleft().end()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonAgent:
+    """An agent that `python` runs. Its settings are those given here, overridden by the task's."""
+
+    name: str
+    target: Target
+    python: Path
+    digest: str
+    environ: Mapping[str, str] = field(repr=False)
+    model: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Outputs = NO_OUTPUTS
+    confidential: frozenset[str] = frozenset()
+    _ready: _ReadyWorkers = field(default_factory=_ReadyWorkers, repr=False, compare=False)
+
+    @property
+    def where(self) -> Where:
+        return "host"
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def version(self) -> str | None:
+        return None
+
+    @property
+    def time_limit(self) -> float | None:
+        return None
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def install(self) -> Install | None:
+        return None
+
+    @property
+    def endpoint_secrets(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """The endpoint's key and the `confidential` variables; which others are secret is not known."""
+        names = sorted({"RUNLOOP_API_KEY", *self.confidential})
+        return {name: self.environ[name] for name in names if self.environ.get(name)}
+
+    async def check(self) -> None:
+        """Load the agent once, in a worker, to see that it is there and can be called. The result is kept.
+
+        Raises UsageError with close names, or with the end of the output of its import.
+        """
+        async with self._ready.lock:
+            if self._ready.is_checked:
+                return
+            worker = await self._start()
+            ended = await worker.run(log=lambda _: None, time_limit=CHECK_TIMEOUT_S)
+            if ended.exit_status != 0 or not ended.is_loaded:
+                if ended.report is not None and "refused" in ended.report:
+                    raise UsageError(f"agent {self.name}: {ended.report['refused']}")
+                how = "took too long to load" if ended.exit_status is None else "cannot be loaded"
+                words = tail(ended.output) or "it ended before it was loaded"
+                raise UsageError(f"agent {self.name} {how} with {self.python} (Python 3.8 or newer):\n{words}")
+            self._ready.is_checked = True
+
+    async def prepare(self, workspace: Workspace) -> None:
+        """Check the agent if that was not done yet; there is nothing to install. Raises AgentSetupFailed."""
+        del workspace
+        try:
+            await self.check()
+        except UsageError as error:
+            raise AgentSetupFailed(error.message) from error
+
+    async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
+        """Run the agent in a worker. Errors of the world in its workspace are raised here, not counted as the agent's.
+
+        Usage that the agent returns replaces the sum of its notes.
+        """
+        noted = _Notes()
+        worker = await self._ready.take() or await self._start()
+        loaded = anyio.Event()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._ready.fill, loaded, self._start)
+                ended = await worker.run(
+                    (self._job(task, workspace), as_bytes(task.prompt)),
+                    answer=partial(_answer, workspace),
+                    note=noted.take,
+                    log=log,
+                    started=task.started,
+                    loaded=loaded.set,
+                    time_limit=task.time_limit,
+                )
+                loaded.set()
+        except BaseExceptionGroup as group:
+            raise leaf(group) from None
+        report = ended.report or {}
+        return Result(
+            exit_status=ended.exit_status,
+            usage={**noted.usage, **_usage(report.get("usage"))},
+            exit_reason=_exit_reason(report.get("exit_reason")) or noted.exit_reason,
+            message="" if ended.exit_status == 0 else tail(ended.output),
+        )
+
+    async def _start(self) -> Worker:
+        return await Worker.start(self.python, self.target.as_header(), environment=self.environ)
+
+    def _job(self, task: Task, workspace: Workspace) -> Header:
+        environment = {
+            "RUNLOOP_BASE_URL": task.endpoint,
+            "SWEEP_DEVBOX_ID": task.devbox_id,
+            "SWEEP_SCENARIO": task.scenario_name,
+        }
+        if task.model is not None:
+            environment["SWEEP_MODEL"] = task.model
+        return {
+            "environment": environment,
+            "scenario_id": task.scenario_id,
+            "scenario_name": task.scenario_name,
+            "model": task.model,
+            "settings": {**self.settings, **task.settings},
+            "devbox_id": task.devbox_id,
+            "working_directory": workspace.working_directory,
+            "scratch": workspace.scratch,
+        }
+
+    async def aclose(self) -> None:
+        """End the workers that no attempt needed."""
+        await self._ready.close()
+
+
+@dataclass(slots=True)
+class _Notes:
+    """The notes of an agent while it worked: numbers are summed, of reasons the last counts."""
+
+    usage: Counter[str] = field(default_factory=Counter)
+    exit_reason: str = ""
+
+    def take(self, header: Header) -> None:
+        self.usage.update(_usage(header.get("usage")))
+        self.exit_reason = _exit_reason(header.get("exit_reason")) or self.exit_reason
+
+
+def _exit_reason(reported: object) -> str:
+    return reported.strip()[:MAX_REASON] if isinstance(reported, str) else ""
+
+
+def _usage(reported: object) -> dict[str, float]:
+    """The known numbers of a report, which comes from the agent's process and may be anything."""
+    if not isinstance(reported, dict):
+        return {}
+    return {name: reported[name] for name in NUMBERS if is_usage(reported.get(name))}
+
+
+async def _answer(workspace: Workspace, header: Header, body: bytes, send: Send) -> Frame:
+    """Do a worker's request to the devbox. A wrong request is answered; errors of the world are raised."""
+    try:
+        act = _request(workspace, header, body, send)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return {"error": "ValueError", "message": f"not a request to a workspace: {error}"}, b""
+    try:
+        result = await act
+    except Unauthorized:
+        raise
+    except (OSError, ValueError, Refused, UsageError) as error:
+        return {"error": type(error).__name__, "message": str(error)}, b""
+    if result is None:
+        return {}, b""
+    return {"exit_status": result.exit_status, "stdout": result.stdout, "stderr": result.stderr}, b""
+
+
+def _request(workspace: Workspace, header: Header, body: bytes, send: Send) -> Awaitable[ExecResult | None]:
+    async def pass_on(piece: str) -> None:
+        await send({"output": piece}, b"")
+
+    match header["op"]:
+        case "exec":
+            timeout = min(float(header["timeout"]), MAX_TIMEOUT_S)
+            if not timeout > 0:
+                raise ValueError("a timeout is a positive number of seconds")
+            return workspace.exec(
+                str(header["command"]),
+                timeout=timeout,
+                environment={str(name): str(value) for name, value in header["environment"].items()},
+                cwd=None if header["cwd"] is None else str(header["cwd"]),
+                on_output=pass_on if header.get("stream") else None,
+            )
+        case "read":
+            return _send_file(workspace, str(header["path"]), send)
+        case "write":
+            return workspace.write(str(header["path"]), body)
+        case other:
+            raise ValueError(f"unknown operation {other!r}")
+
+
+async def _send_file(workspace: Workspace, path: str, send: Send) -> None:
+    """Pass a file on piece by piece: it may fill the agent's memory, not ours."""
+    size = 0
+    async with aclosing(workspace.pieces(path)) as pieces:
+        async for piece in pieces:
+            size += len(piece)
+            check_sizes(0, size)
+            await send({"piece": True}, piece)
