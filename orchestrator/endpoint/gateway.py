@@ -46,10 +46,10 @@ from orchestrator.core.records import (
 )
 from orchestrator.endpoint import parsing
 from orchestrator.endpoint.bounds import Bounded
-from orchestrator.endpoint.contract import SETTLEMENTS
 from orchestrator.endpoint.doubt import Doubt
 from orchestrator.endpoint.errors import translated
 from orchestrator.endpoint.network_policies import Policies
+from orchestrator.endpoint.protocols import SETTLEMENTS
 from orchestrator.endpoint.throttle import Throttle
 from orchestrator.endpoint.waiting import FIRST_PAUSE, HOLD, LONGEST_PAUSE, hold, patiently, poll
 

@@ -11,14 +11,14 @@ from orchestrator.core.errors import Missing, SweepCanceled
 from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import BenchmarkRun
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Runs
 from orchestrator.engine.event_log import Sink
 
 
 class BenchmarkRuns:
     """Ask `of(arm, number)` for the id of a run that is `running` on the endpoint."""
 
-    def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Endpoint, sink: Sink, ledger: Ledger) -> None:
+    def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Runs, sink: Sink, ledger: Ledger) -> None:
         self._sweep = sweep
         self._benchmark_id = benchmark_id
         self._endpoint = endpoint

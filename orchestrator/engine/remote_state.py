@@ -15,7 +15,7 @@ from orchestrator.core.errors import WorldError
 from orchestrator.core.events import StrayFound
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.records import RUN_ALIVE, Devbox, ScenarioRun, TrialKey
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Resources
 from orchestrator.engine.event_log import Sink
 
 #: Seconds for which a list is believed.
@@ -28,7 +28,7 @@ _ENDING: Final = 30.0
 class Remote:
     """`read()` the lists, then ask for runs and devboxes by their ids."""
 
-    def __init__(self, sweep: str, endpoint: Endpoint) -> None:
+    def __init__(self, sweep: str, endpoint: Resources) -> None:
         self._sweep = sweep
         self._endpoint = endpoint
         self._read_at = float("-inf")

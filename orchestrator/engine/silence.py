@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from orchestrator.core.errors import WorldError
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Endpoint
 
 #: Seconds between two looks.
 LOOK_EVERY: Final = 1.0
