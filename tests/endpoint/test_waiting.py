@@ -11,7 +11,7 @@ import runloop_api_client as client
 from orchestrator.core.errors import Missing, Throttled, Unavailable, WorldError
 from orchestrator.endpoint.calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, hold, patiently, poll
 from orchestrator.endpoint.http import Throttle
-from orchestrator.testing.endpoint import run_virtually
+from orchestrator.testing.clock import run_virtually
 
 
 class Answers:
