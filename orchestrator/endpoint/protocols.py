@@ -57,8 +57,8 @@ class Definitions(Protocol):
 class Runs(Protocol):
     """Benchmark runs and scenario runs.
 
-    A scenario run is `running`, then `scoring`, then `scored` or `failed`; a scored one can be completed, a living one
-    canceled. `core.records.RUN_ALIVE` has the states of the living.
+    A scenario run is `running`, then `scoring`, then `scored` or `failed`, at last `completed` or `canceled`. It fails
+    when its devbox ends before it has its score. A benchmark run completes by itself once every scenario has a result.
     """
 
     async def start_benchmark_run(
@@ -122,7 +122,10 @@ class Runs(Protocol):
         """Wait while the run is `scoring`; returns it in the state that follows."""
 
     async def complete(self, run_id: str) -> None:
-        """Complete a scored run; its devbox ends. Does nothing if the run has ended; Conflicted if it is not scored."""
+        """Complete a run, with its score or without one; its devbox ends. Does nothing if the run has ended.
+
+        Raises Conflicted while the run is scoring: its result would be lost.
+        """
 
     async def cancel(self, run_id: str) -> None:
         """Cancel a run; its devbox ends. Does nothing if the run has ended."""
@@ -147,21 +150,22 @@ class Devboxes(Protocol):
 
 
 class Executions(Protocol):
-    """Commands and files in a devbox. Every method raises DevboxLost if the devbox has ended or is unknown."""
+    """Commands and files in a devbox. What needs a living devbox raises DevboxLost if it has ended or is unknown."""
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         """Start a shell command; returns at once."""
 
     async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
-        """Wait until a command has ended."""
+        """Wait until a command has ended. One that ended before its devbox did has its exit status for good."""
 
     def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
         """Yield what a command prints, from byte `offset` on: each piece of text with the offset behind it.
 
-        Output outlives its devbox: it raises no DevboxLost.
+        The output of a command outlives its devbox.
         """
 
-    async def kill(self, devbox_id: str, execution_id: str) -> None: ...
+    async def kill(self, devbox_id: str, execution_id: str) -> None:
+        """End a command with everything it started. Does nothing if it has ended."""
 
     def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
         """Yield the content of a file in pieces, as they come. A file may be endless: stop when you have enough.
