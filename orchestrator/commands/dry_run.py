@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import anyio
 
-from orchestrator.commands.endpoints import Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import Where, find_benchmark, open_endpoint, where
 from orchestrator.commands.exit_codes import EXIT_OK
 from orchestrator.commands.offline_catalog import Shelf
 from orchestrator.commands.run_sweep import (
@@ -28,6 +28,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
 from orchestrator.core.records import TrialKey
 from orchestrator.core.selection import Again, Fate, Verdict, verdicts
+from orchestrator.endpoint.protocols import Definitions
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
 from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder

@@ -6,14 +6,14 @@ The published client takes as long to import as the embedded service takes to st
 import importlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
 from threading import Thread
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,8 +23,9 @@ from orchestrator.commands import BUNDLED
 from orchestrator.common import logs
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
-from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
+from orchestrator.core.records import Benchmark
 from orchestrator.endpoint.embedded_service import Service
+from orchestrator.endpoint.protocols import Definitions
 
 if TYPE_CHECKING:
     from orchestrator.endpoint.gateway import Gateway
@@ -32,28 +33,6 @@ if TYPE_CHECKING:
 #: Seconds that an endpoint may take to answer the first questions.
 GREETING: Final = 10.0
 DEFAULT_RATE: Final = 20.0
-
-
-class Definitions(Protocol):
-    """Where a plan comes from: an endpoint, or what answers for one."""
-
-    @property
-    def url(self) -> str: ...
-
-    async def benchmarks(self) -> list[Benchmark]: ...
-
-    async def summaries(
-        self,
-        benchmark: Benchmark,
-        at_most: int | None = None,
-        *,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-    ) -> list[ScenarioSummary]: ...
-
-    async def scenario(self, scenario_id: str) -> Scenario: ...
-
-    async def secret_names(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +66,7 @@ def where(
 
 def _name_of(folder: Path) -> str:
     """What the benchmark in a folder is called. Raises UsageError for none in it, for several, and for a broken one."""
-    from orchestrator.service.definitions.catalog import benchmark_folders, surroundings
+    from orchestrator.service.definitions.index import benchmark_folders, surroundings
     from orchestrator.service.diagnostics import printable, text
 
     if not folder.is_dir():

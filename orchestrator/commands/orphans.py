@@ -18,7 +18,7 @@ from orchestrator.core.ledger import INTERRUPTED, Ledger
 from orchestrator.core.plan import Plan
 from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Devbox, Failure, ScenarioRun
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Resources
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.manifest import lock_of
 from orchestrator.rundir.sweep_index import Holder, Reader, holder, sweeps
@@ -54,7 +54,7 @@ class Left:
         return self.here is not None and self.here.at_work is None and self.here.trouble is None
 
 
-async def look(endpoint: Endpoint, runs: Path) -> tuple[list[Left], int]:
+async def look(endpoint: Resources, runs: Path) -> tuple[list[Left], int]:
     """What lives of each sweep, and how many devboxes are of none. Raises WorldError."""
     lefts = await _list(endpoint)
     nobodys = lefts.pop("", Left(sweep=""))
@@ -62,7 +62,7 @@ async def look(endpoint: Endpoint, runs: Path) -> tuple[list[Left], int]:
     return [lefts[sweep] for sweep in sorted(lefts)], len(nobodys.devboxes)
 
 
-async def _list(endpoint: Endpoint) -> dict[str, Left]:
+async def _list(endpoint: Resources) -> dict[str, Left]:
     """What lives of each sweep, by the sweep's id; what is of none is under no id."""
     benchmark_runs = await endpoint.list_benchmark_runs(state="running")
     found = [run for state in sorted(RUN_ALIVE) for run in await endpoint.list_runs(state=state)]
@@ -100,7 +100,7 @@ def _stand(folder: Path, plan: Plan) -> Here:
     return Here(folder=folder, plan=plan, at_work=at_work, done=sum(map(ledger.is_finished, plan)))
 
 
-async def release(endpoint: Endpoint, left: Left) -> list[str]:
+async def release(endpoint: Resources, left: Left) -> list[str]:
     """End all of it; returns what refused to end, and why. Of a sweep that is here, it is what is there by now.
 
     Raises UsageError if somebody is at work in the folder by now, JournalError if its journal cannot be written, and
@@ -134,7 +134,7 @@ def _notes(ledger: Ledger, left: Left) -> Iterator[Event]:
             yield BenchmarkRunEnded(arm=arm, number=number, run=state.run)
 
 
-async def _end_all(endpoint: Endpoint, left: Left, *, is_finished: bool) -> list[str]:
+async def _end_all(endpoint: Resources, left: Left, *, is_finished: bool) -> list[str]:
     """Runs first, because their devboxes go with them; then devboxes without one; then what held them together.
 
     That stays if something refused to end: it would cancel what is left in it, a result that is there included.

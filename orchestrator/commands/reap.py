@@ -13,9 +13,9 @@ from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.commands.orphans import Left, look, release
 from orchestrator.core.errors import SweepError, UsageError
 from orchestrator.core.records import TrialKey
-from orchestrator.endpoint.contract import Endpoint
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.gateway import Gateway
+from orchestrator.endpoint.protocols import Endpoint
 from orchestrator.rundir.manifest import read_manifest
 from orchestrator.rundir.sweep_index import find
 from orchestrator.view.console import say, say_json

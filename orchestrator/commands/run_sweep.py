@@ -20,7 +20,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS
-from orchestrator.commands.endpoints import GREETING, Definitions, Where, find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import GREETING, Where, find_benchmark, open_endpoint, where
 from orchestrator.commands.exit_codes import (
     ALL_FLAGGED,
     EXIT_INTERRUPTED,
@@ -40,7 +40,7 @@ from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.core.selection import Again, Fate, named, verdicts
-from orchestrator.endpoint.contract import SETTLEMENTS, Endpoint
+from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.circuit_breaker import Breaker

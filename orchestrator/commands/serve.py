@@ -12,9 +12,11 @@ from orchestrator.common import logs
 from orchestrator.common.locks import RISK, Kind
 from orchestrator.core.errors import UsageError
 from orchestrator.service.address import Address
-from orchestrator.service.compatibility import FOREIGN, OURS
+from orchestrator.service.seams import Seams
 from orchestrator.service.server import Isolation, serve
+from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
+from orchestrator.testing.strict_compat import strict
 from orchestrator.view.console import say
 
 
@@ -42,8 +44,10 @@ async def run(
     isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
     if isolation not in isolations:
         raise UsageError(f"--isolation {isolation!r}: write local or none.")
-    rules = None if chaos is None else await anyio.to_thread.run_sync(read_rules, chaos)
-    if rules is not None:
+    seams = strict(Seams()) if is_foreign else Seams()
+    if chaos is not None:
+        rules = await anyio.to_thread.run_sync(read_rules, chaos)
+        seams = misbehaving(seams, rules)
         words = {"file": str(chaos), "rules": len(rules.rules), "seed": rules.seed}
         structlog.get_logger().warning("chaos.on", **words)
     where = await anyio.to_thread.run_sync(lambda: state.expanduser().resolve())
@@ -61,8 +65,7 @@ async def run(
                 folders,
                 chosen,
                 linger,
-                dialect=FOREIGN if is_foreign else OURS,
-                chaos=rules,
+                seams=seams,
                 secret_names=secret_names,
                 allowed_hosts=allowed_hosts,
                 lock=lock,

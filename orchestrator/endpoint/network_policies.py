@@ -15,7 +15,7 @@ from runloop_api_client.types import NetworkPolicyView
 
 from orchestrator.core.errors import Conflicted, Refused, Unauthorized, UsageError
 from orchestrator.core.records import Needs
-from orchestrator.endpoint.waiting import patiently
+from orchestrator.endpoint.calls import patiently
 
 _PAGE: Final = 1000
 _FIX: Final = "Leave out --network: then devboxes have what the endpoint and their scenarios give them."

@@ -11,13 +11,13 @@ from orchestrator.core.errors import Missing, SweepCanceled
 from orchestrator.core.events import BenchmarkRunEnded, BenchmarkRunIntended, BenchmarkRunStarted, Sink
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.protocol import BenchmarkRunState
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Runs
 
 
 class BenchmarkRuns:
     """Ask `of(arm, number)` for the id of a run that is `running` on the endpoint."""
 
-    def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Endpoint, sink: Sink, ledger: Ledger) -> None:
+    def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Runs, sink: Sink, ledger: Ledger) -> None:
         self._sweep = sweep
         self._benchmark_id = benchmark_id
         self._endpoint = endpoint

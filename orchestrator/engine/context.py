@@ -14,7 +14,7 @@ from orchestrator.core.events import Sink
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Flag, Scenario, ScenarioRun, ScenarioSummary, TrialKey, path_part
 from orchestrator.core.stages import Stage
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits

@@ -15,7 +15,7 @@ import anyio
 
 from orchestrator.common.locks import birth
 from orchestrator.core.errors import UsageError, WorldError
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Endpoint
 
 #: Seconds between two signs of life.
 EVERY_S: Final = 5.0

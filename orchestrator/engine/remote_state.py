@@ -16,7 +16,7 @@ from orchestrator.core.events import Sink, StrayFound
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.protocol import RUN_ALIVE, RunState
 from orchestrator.core.records import Devbox, ScenarioRun, TrialKey
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Resources
 
 #: Seconds for which a list is believed.
 FRESH_S: Final = 60.0
@@ -28,7 +28,7 @@ _END_S: Final = 30.0
 class Remote:
     """`read()` the lists, then ask for runs and devboxes by their ids."""
 
-    def __init__(self, sweep: str, endpoint: Endpoint) -> None:
+    def __init__(self, sweep: str, endpoint: Resources) -> None:
         self._sweep = sweep
         self._endpoint = endpoint
         self._read_at = float("-inf")

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 
 from orchestrator.core.errors import WorldError
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Endpoint
 
 #: Seconds between two looks.
 LOOK_EVERY_S: Final = 1.0

@@ -27,7 +27,7 @@ from orchestrator.agentkit.agent import ExecResult, OnOutput, whole
 from orchestrator.core.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.records import Devbox, Execution
-from orchestrator.endpoint.contract import Endpoint
+from orchestrator.endpoint.protocols import Executions
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 
@@ -75,7 +75,7 @@ class DevboxWorkspace:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Executions,
         devbox: Devbox,
         *,
         working_directory: str,

@@ -1,8 +1,7 @@
-"""What this service does beyond the published protocol, as values: ours, and that of an endpoint which is not ours.
+"""What this service does beyond the published protocol, as values.
 
-The orchestrator must get along with both; `sweep serve --foreign` is how that is tried. Each part that goes beyond the
-protocol reads its one word here, so that nothing else in the service knows there are two. What a foreign endpoint says
-on the wire is `api/published.py`.
+The orchestrator must get along with endpoints that do less; `testing.strict_compat` is such a one. Each part that goes
+beyond the protocol reads its one word here, so that nothing else in the service knows there are two.
 """
 
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ class Dialect:
 
     #: It has the routes below /v1/sweep.
     has_own_routes: bool
-    #: It shows what the published views have and no more, and a request that is repeated has its effect again.
-    is_published_only: bool
     #: A run that is scoring or scored may be asked for its score again, which starts nothing; a failed one is scored.
     is_rescoring: bool
     #: A scoring function in `error` fails the run; else it counts 0 in the score of a run that is `scored`.
@@ -29,17 +26,8 @@ class Dialect:
 
 OURS: Final = Dialect(
     has_own_routes=True,
-    is_published_only=False,
     is_rescoring=True,
     is_error_failure=True,
     is_devbox_labelled=True,
     is_scored_apart=True,
-)
-FOREIGN: Final = Dialect(
-    has_own_routes=False,
-    is_published_only=True,
-    is_rescoring=False,
-    is_error_failure=False,
-    is_devbox_labelled=False,
-    is_scored_apart=False,
 )

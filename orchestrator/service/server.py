@@ -25,14 +25,12 @@ import structlog
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import UsageError, leaf
 from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
-from orchestrator.service.compatibility import OURS, Dialect
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.environments import Environments
@@ -53,7 +51,6 @@ from orchestrator.service.http.scenarios import Scenarios
 from orchestrator.service.http.scorers import Scorers
 from orchestrator.service.http.secrets import Secrets
 from orchestrator.service.http.settlements import SettlementRoutes
-from orchestrator.service.http.strict_compat import PLACES, PublishedOnly
 from orchestrator.service.http.sweep import Facts, Sweep
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
@@ -65,14 +62,8 @@ from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.limits import unlimited
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.sandbox.provider import Capability, Provider
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.seams import Opened, Seams
 from orchestrator.service.store import Store
-from orchestrator.testing.chaos.boxes import ChaosProvider
-from orchestrator.testing.chaos.dice import Dice
-from orchestrator.testing.chaos.executions import ChaosExecutions
-from orchestrator.testing.chaos.requests import Droppable, RequestFaults
-from orchestrator.testing.chaos.rules import Rules
-from orchestrator.testing.chaos.scoring import ChaosScoring
 
 BACKLOG: Final = 4096
 KEEP_ALIVE: Final = 75
@@ -86,6 +77,7 @@ _MAX_OPEN_FILES: Final = 65_536
 _MAX_STRANGERS: Final = BACKLOG
 #: Characters of a token, which guessing must not find.
 MIN_TOKEN: Final = 16
+SOUND: Final = Seams()
 
 
 class Isolation(StrEnum):
@@ -115,19 +107,17 @@ class Service:
         benchmarks: Sequence[Path],
         isolation: Isolation,
         token: str,
-        dialect: Dialect = OURS,
-        chaos: Rules | None = None,
+        seams: Seams = SOUND,
         secret_names: Sequence[str] = (),
         lock: Kind = "file",
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        With `chaos` it misbehaves. `secret_names` are the variables of this process that clients may have, by name.
+        `secret_names` are the variables of this process that clients may have, by name.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
         isolation = Isolation(isolation)
-        dice = None if chaos is None else Dice(chaos)
         given = {name: os.environ[name] for name in secret_names}
         with needing(state):
             (state / "cache").mkdir(mode=0o700, exist_ok=True)
@@ -136,7 +126,7 @@ class Service:
             Store.open(state / "service.sqlite", lock) as store,
             _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts.build(store, provider, state, benchmarks, dialect, dice, given)
+            parts = _Parts.build(store, provider, state, benchmarks, seams, given)
             facts = Facts(
                 instance=instance,
                 isolation=isolation,
@@ -155,11 +145,12 @@ class Service:
                 structlog.get_logger().warning("devboxes.unlimited", notice=notice)
             own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
-                *((*own.routes(), *parts.own_routes()) if dialect.has_own_routes else ()),
+                *((*own.routes(), *parts.own_routes()) if seams.dialect.has_own_routes else ()),
                 *Secrets(given).routes(),
                 *parts.routes(),
             ]
-            layers = _layers(dialect, dice, provider, routes, stopping)
+            opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
+            layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)
             async with parts.scorings, parts.fleet:
                 await parts.scenario_runs.recover()
@@ -169,18 +160,6 @@ class Service:
                     home.close()
                     activity.is_ending = True
                     await parts.scorings.wait_idle(GRACE)
-
-
-def _layers(
-    dialect: Dialect, dice: Dice | None, provider: Provider, routes: Sequence[Route], stopping: anyio.Event
-) -> list[Middleware]:
-    layers = []
-    if dice is not None:
-        layers.append(Middleware(RequestFaults, dice=dice, routes=routes, stopping=stopping))
-    if dialect.is_published_only:
-        kept = () if Capability.ROOTED in provider.capabilities else PLACES
-        layers.append(Middleware(PublishedOnly, kept=kept))
-    return layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,19 +184,23 @@ class _Parts:
         provider: Provider,
         state: Path,
         benchmarks: Sequence[Path],
-        dialect: Dialect,
-        dice: Dice | None,
+        seams: Seams,
         given: Mapping[str, str],
     ) -> Self:
         cache = state / "cache"
-        scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
+        scoring = seams.scoring(cache=cache)
         catalog = Catalog(benchmarks)
         environments = Environments(catalog=catalog, provider=provider, cache=cache)
         definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
-        boots = ChaosProvider(provider, dice) if dice else provider
         installs = Installs(cache=cache_folder(), provider=provider)
-        fleet = Fleet(store=store, provider=boots, state=state, blueprints=environments.prepare, installs=installs)
-        executions = ChaosExecutions(store, fleet, state, dice=dice) if dice else Executions(store, fleet, state)
+        fleet = Fleet(
+            store=store,
+            provider=seams.provider(provider),
+            state=state,
+            blueprints=environments.prepare,
+            installs=installs,
+        )
+        executions = seams.executions(store, fleet, state)
         settlements = Settlements(store=store, definitions=definitions, fleet=fleet)
         scorings = Scorings(
             store=store,
@@ -225,7 +208,7 @@ class _Parts:
             fleet=fleet,
             scoring=scoring,
             settlements=settlements,
-            dialect=dialect,
+            dialect=seams.dialect,
             folder=state / "scorings",
         )
         scenario_runs = ScenarioRuns(
@@ -235,7 +218,7 @@ class _Parts:
             environments=environments,
             scoring=scoring,
             scorings=scorings,
-            dialect=dialect,
+            dialect=seams.dialect,
             secrets=given,
             forget=executions.forget,
         )
@@ -280,8 +263,7 @@ async def serve(
     isolation: Isolation,
     linger: float | None,
     *,
-    dialect: Dialect = OURS,
-    chaos: Rules | None = None,
+    seams: Seams = SOUND,
     secret_names: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
     lock: Kind = "file",
@@ -290,9 +272,9 @@ async def serve(
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
 
     Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
-    ends it at once. With `chaos` it misbehaves. `allowed_hosts` are names that clients may know it by beside those that
-    `Names` has. Raises UsageError for a bad address or token, a state folder in use, a secret that is not in the
-    environment, and what `Service.open` raises.
+    ends it at once. `allowed_hosts` are names that clients may know it by beside those that `Names` has. Raises
+    UsageError for a bad address or token, a state folder in use, a secret that is not in the environment, and what
+    `Service.open` raises.
     """
     if token is None and not is_loopback(host):
         raise UsageError(f"Listening on {host} makes the service reachable for others: give it a --token of your own.")
@@ -312,14 +294,13 @@ async def serve(
                         benchmarks=benchmarks,
                         isolation=isolation,
                         token=token,
-                        dialect=dialect,
-                        chaos=chaos,
+                        seams=seams,
                         secret_names=secret_names,
                         lock=lock,
                     ) as service,
                 ):
                     names = Names(host=host, others=frozenset(map(str.lower, allowed_hosts)))
-                    http.answer(Gate(service.app, names), BoundedHeads if chaos is None else Droppable)
+                    http.answer(Gate(service.app, names), seams.connection)
                     address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:

@@ -14,9 +14,11 @@ from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
 from runloop_api_client.types import DevboxView, ScenarioRunView
 
 from orchestrator.service.address import Address
-from orchestrator.service.compatibility import OURS, Dialect
+from orchestrator.service.seams import Seams
 from orchestrator.service.server import Isolation, serve
+from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
+from orchestrator.testing.strict_compat import strict
 
 PATIENCE = 30.0
 
@@ -85,24 +87,22 @@ Rehearse = Callable[..., AbstractAsyncContextManager[Rehearsal]]
 
 @pytest.fixture
 def rehearse(tmp_path: Path) -> Rehearse:
-    """Serve with the rules of a chaos file (None: without chaos) and in a dialect, for as long as the context lasts."""
+    """Serve with the rules of a chaos file (None: without chaos), as a foreign endpoint or ours."""
 
     @asynccontextmanager
     async def rehearse(
         rules: str | None = None,
         *,
-        dialect: Dialect = OURS,
+        is_foreign: bool = False,
         isolation: Isolation = Isolation.PROCESS,
         state: str = "state",
     ) -> AsyncIterator[Rehearsal]:
-        chaos = None
+        seams = strict(Seams()) if is_foreign else Seams()
         if rules is not None:
             file = tmp_path / "chaos.toml"
             file.write_text(rules)
-            chaos = read_rules(file)
-        start = partial(
-            serve, "127.0.0.1", 0, None, tmp_path / state, [], isolation, None, dialect=dialect, chaos=chaos
-        )
+            seams = misbehaving(seams, read_rules(file))
+        start = partial(serve, "127.0.0.1", 0, None, tmp_path / state, [], isolation, None, seams=seams)
         async with anyio.create_task_group() as tasks:
             address: Address = await tasks.start(start)
             async with rehearsal(address) as met:

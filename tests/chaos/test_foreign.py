@@ -10,8 +10,7 @@ from runloop_api_client import BadRequestError
 from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.compatibility import FOREIGN
-from orchestrator.service.sandbox.bwrap import check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import check_sandbox
 from orchestrator.service.server import Isolation
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_repeated_request_has_its_effect_again(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         scenario = await met.scenario()
         start = partial(met.client.scenarios.start_run, scenario_id=scenario, idempotency_key="k")
         first, second = await start(), await start()
@@ -38,14 +37,14 @@ async def test_a_repeated_request_has_its_effect_again(rehearse: "Rehearse") -> 
 
 
 async def test_a_command_id_is_published_and_still_names_one_execution(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         devbox = await met.devbox()
         execute = partial(met.client.devboxes.execute, devbox, command="echo x >>count", command_id="c1")
         assert (await execute()).execution_id == (await execute()).execution_id
 
 
 async def test_our_own_routes_are_unknown(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         headers = {"authorization": f"Bearer {met.address.token}"}
         async with httpx.AsyncClient(base_url=met.address.url, headers=headers, trust_env=False) as http:
             for path in ("/v1/sweep", "/v1/sweep/proof?nonce=n"):
@@ -60,13 +59,13 @@ async def test_views_have_what_is_published_and_no_more(rehearse: "Rehearse") ->
         await check_sandbox()
     except SandboxUnavailable as error:
         pytest.skip(error.message)
-    async with rehearse(dialect=FOREIGN, isolation=Isolation.LOCAL) as met:
+    async with rehearse(is_foreign=True, isolation=Isolation.LOCAL) as met:
         await look_at_every_view(met)
         assert unpublished(met) == set()
 
 
 async def test_devboxes_without_folders_of_their_own_say_where_they_are(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         await look_at_every_view(met)
         assert unpublished(met) == {"home", "working_directory"}
 
@@ -110,7 +109,7 @@ def extras(value: Any) -> set[str]:
 
 
 async def test_a_run_is_scored_once(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         run = await met.run(await met.scenario("until [ -f go ]; do sleep 0.02; done; echo score=1.0"))
         await met.client.scenarios.runs.score(run.id)
         with pytest.raises(BadRequestError, match="is scoring"):
@@ -124,7 +123,7 @@ async def test_a_run_is_scored_once(rehearse: "Rehearse") -> None:
 
 
 async def test_a_function_in_error_counts_nothing_and_the_run_is_scored(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         scored = await met.score(await met.run(await met.scenario("exit 3", "echo score=1.0")))
         result = scored.scoring_contract_result
         assert result is not None
@@ -133,7 +132,7 @@ async def test_a_function_in_error_counts_nothing_and_the_run_is_scored(rehearse
 
 
 async def test_the_metadata_of_a_run_is_on_the_run_only(rehearse: "Rehearse") -> None:
-    async with rehearse(dialect=FOREIGN) as met:
+    async with rehearse(is_foreign=True) as met:
         run = await met.run(metadata={"sweep": "s1"})
         assert run.metadata == {"sweep": "s1"}
         assert (await met.client.devboxes.retrieve(run.devbox_id)).metadata == {}
@@ -141,7 +140,7 @@ async def test_the_metadata_of_a_run_is_on_the_run_only(rehearse: "Rehearse") ->
 
 async def test_a_foreign_endpoint_can_misbehave_too(rehearse: "Rehearse") -> None:
     """The scorer's error of a chaos file is then a result as well."""
-    async with rehearse('[[rules]]\nfault = "scorer-error"\n', dialect=FOREIGN) as met:
+    async with rehearse('[[rules]]\nfault = "scorer-error"\n', is_foreign=True) as met:
         scored = await met.score(await met.run())
         assert scored.state == "scored"
         assert scored.scoring_contract_result is not None

@@ -37,8 +37,8 @@ import structlog
 
 import orchestrator
 from orchestrator import cli
-from orchestrator.endpoint.contract import Endpoint
 from orchestrator.endpoint.gateway import Gateway
+from orchestrator.endpoint.protocols import Endpoint
 from orchestrator.engine import workspace
 
 JOURNAL: Final = "journal.jsonl"

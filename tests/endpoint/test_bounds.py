@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from orchestrator.agentkit.agent import whole
 from orchestrator.core.errors import Unavailable
-from orchestrator.endpoint import bounds
+from orchestrator.endpoint import http
 from orchestrator.endpoint.gateway import Gateway
 
 from .conftest import RUN, Misbehaving
@@ -59,7 +59,7 @@ async def test_a_file_that_broke_off_goes_on_where_it_was(gateway: Gateway, endp
 async def test_an_answer_that_is_too_large_is_trouble_on_the_way(
     gateway: Gateway, endpoint: Misbehaving, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(bounds, "LARGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1 << 20)
     flood = StreamingResponse(endless(b" " * 4096), status_code=status, media_type="application/json")
     endpoint.on("/scenarios/runs/scr_1", flood, RUN)
     with anyio.fail_after(10):
@@ -70,7 +70,7 @@ async def test_an_event_that_does_not_end_is_trouble_on_the_way(
     gateway: Gateway, endpoint: Misbehaving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many there are of those that do."""
-    monkeypatch.setattr(bounds, "LARGEST_EVENT", 10_000)
+    monkeypatch.setattr(http, "MAX_EVENT_BYTES", 10_000)
 
     async def events() -> AsyncIterator[bytes]:
         for _ in range(500):

@@ -161,7 +161,7 @@ async def is_made_again(call: Call, gateway: Gateway, endpoint: Misbehaving, pat
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause between two tries."""
-    monkeypatch.setattr("orchestrator.endpoint.waiting.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("orchestrator.endpoint.calls.FIRST_PAUSE_S", 0.0)
 
 
 @pytest.mark.usefixtures("soon")

@@ -9,9 +9,9 @@ import pytest
 import runloop_api_client as client
 
 from orchestrator.core.errors import Missing, Throttled, Unavailable, WorldError
-from orchestrator.endpoint.throttle import Throttle
-from orchestrator.endpoint.waiting import FIRST_PAUSE, LONGEST_PAUSE, hold, patiently, poll
-from orchestrator.testing.endpoint import run_virtually
+from orchestrator.endpoint.calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, hold, patiently, poll
+from orchestrator.endpoint.http import Throttle
+from orchestrator.testing.clock import run_virtually
 
 
 class Answers:
@@ -66,7 +66,7 @@ def test_a_refusal_is_not_asked_again() -> None:
 def test_pauses_double_from_a_quarter_second_to_half_a_minute_and_are_jittered() -> None:
     call = Answers(*[Unavailable("down")] * 20, "hello")
     within(10_000, lambda: patiently("asking", call))
-    ceilings = [min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) for number in range(20)]
+    ceilings = [min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) for number in range(20)]
     assert all(0.5 * most <= pause <= most + 0.01 for pause, most in zip(call.pauses, ceilings, strict=True))
     assert len({round(pause / most, 3) for pause, most in zip(call.pauses, ceilings, strict=True)}) > 5
 

@@ -24,7 +24,9 @@ from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.worker import run_all
-from orchestrator.testing.endpoint import MemoryEndpoint, MemorySink, Script, run_virtually
+from orchestrator.testing.clock import run_virtually
+from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.memory_sink import MemorySink
 
 
 @dataclass

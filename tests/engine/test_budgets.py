@@ -15,7 +15,8 @@ from orchestrator.engine.budgets import LOOK_EVERY_S, Budgets, watch
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.journal import now
-from orchestrator.testing.endpoint import Script, run_virtually
+from orchestrator.testing.clock import run_virtually
+from orchestrator.testing.memory_endpoint import Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -16,7 +16,7 @@ from orchestrator.core.ledger import Attempt, fold
 from orchestrator.core.records import Devbox, Outcome, ScenarioRun
 from orchestrator.core.stages import Stage
 from orchestrator.engine.resume import next_stage
-from orchestrator.testing.endpoint import MemoryEndpoint, Script
+from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 
 from .conftest import MakeSweep, Sweep
 
@@ -204,7 +204,8 @@ def test_a_release_that_failed_is_made_good_before_the_end_or_by_the_next_proces
     assert len(sweep.ledger.unreleased()) == refusals - 1
     make_sweep(scenarios=1, endpoint=sweep.endpoint, ledger=sweep.ledger).run()
     assert sweep.ledger.unreleased() == []
-    assert [run.state for run in sweep.endpoint.runs.values()] == ["canceled", "completed"]
+    assert sweep.endpoint.calls["cancel"] == refusals + 1
+    assert [run.state for run in sweep.endpoint.runs.values()] == ["failed", "completed"]
 
 
 def test_a_trial_that_is_no_longer_asked_for_is_ended_and_released(make_sweep: MakeSweep) -> None:

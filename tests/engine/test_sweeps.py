@@ -13,7 +13,8 @@ from orchestrator.core.stages import Stage
 from orchestrator.engine.scheduler import Lane, Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.engine.workspace import BACKSTOP_S
-from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing.clock import run_virtually
+from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 

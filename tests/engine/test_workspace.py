@@ -16,7 +16,8 @@ from orchestrator.core.ledger import Attempt
 from orchestrator.core.records import Devbox, Execution
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.workspace import _NOT_THERE, _NOT_WRITTEN, DevboxWorkspace, _check
-from orchestrator.testing.endpoint import MemoryEndpoint, Script, run_virtually
+from orchestrator.testing.clock import run_virtually
+from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 
 DEVBOX = Devbox(id="dbx_1", status="running")
 OUTPUT = "first line\nsecond line\nthird line\n"

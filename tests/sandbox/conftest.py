@@ -13,7 +13,7 @@ import pytest
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.agentbox import AgentBox
 from orchestrator.service.sandbox.base_provider import Keeper
-from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, shell

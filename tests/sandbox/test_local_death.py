@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, Capability
 

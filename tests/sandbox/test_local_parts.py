@@ -11,11 +11,11 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.agent_protocol import Answers, Exited, Ready, WireError, spawn_frame
-from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
 from orchestrator.service.sandbox.bwrap import users as users_of
 from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, Mount, box_arguments, isolation
 from orchestrator.service.sandbox.bwrap.diagnosis import explain
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
 from orchestrator.service.sandbox.bwrap.users import COUNT, FIRST, Users, user_range
 from orchestrator.service.sandbox.provider import BoxSpec
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove

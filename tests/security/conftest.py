@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, Command, shell
 from orchestrator.service.server import Isolation, serve

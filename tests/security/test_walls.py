@@ -13,8 +13,8 @@ import pytest
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap import LocalProvider
 from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, veils
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap import check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, _candidates
 from orchestrator.service.server import Isolation, serve
 

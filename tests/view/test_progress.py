@@ -14,7 +14,7 @@ from orchestrator.core.events import Event, StageEntered, StageFinished, TrialRe
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan
 from orchestrator.core.stages import Stage
-from orchestrator.testing.endpoint import run_virtually
+from orchestrator.testing.clock import run_virtually
 from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style, tell_slow_phases
 
 from .conftest import State, again, failed, make_plan, scored, settle, threads

@@ -1,5 +1,5 @@
-"""Misbehaviour on purpose, for rehearsals and tests: what `sweep serve --chaos FILE` puts around a sound service.
+"""Misbehaviour on purpose, for rehearsals and tests: what `sweep serve --chaos FILE` plugs into a sound service.
 
-`rules` reads the file; `dice` decides, reproducibly; each of the others injects the faults of one seam: `requests`,
-`boxes`, `executions`, `scoring`. Without --chaos none of it is called.
+`rules` reads the file; `dice` decides, reproducibly; `requests` and `devboxes` inject the faults; `plug_in` has the one
+function that puts them into a service. Without --chaos none of it is called.
 """

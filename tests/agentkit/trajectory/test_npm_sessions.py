@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import pytest
 
-from orchestrator.agentkit.trajectory import TrajectoryError, convert
+from orchestrator.agentkit.trajectory import convert
+from orchestrator.agentkit.trajectory.reading import TrajectoryError
 
 SESSIONS: Final = Path(__file__).parent / "sessions"
 Write = Callable[..., Path]

@@ -8,7 +8,8 @@ from typing import Any, Final
 import pytest
 from atif import Trajectory
 
-from orchestrator.agentkit.trajectory import FORMATS, TrajectoryError, convert
+from orchestrator.agentkit.trajectory import FORMATS, convert
+from orchestrator.agentkit.trajectory.reading import TrajectoryError
 
 SESSIONS: Final = Path(__file__).parent / "sessions"
 LEFT: Final = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.store import Store
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.definitions.catalog import problems
+from orchestrator.service.definitions.check import problems
 from orchestrator.service.definitions.task_file import Surroundings, read_scenario
 from orchestrator.service.diagnostics import Problem
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.service.content import Unfit, listing, read_file
-from orchestrator.service.definitions.catalog import Catalog, problems
+from orchestrator.service.definitions.catalog import Catalog
+from orchestrator.service.definitions.check import problems
 from orchestrator.service.definitions.index import identify
 from orchestrator.service.definitions.toml_file import MAX_SIZE, TomlError, parse
 from orchestrator.service.environments.dockercopy import Context

@@ -20,7 +20,7 @@ from orchestrator.service.errors import NotFound
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
 from orchestrator.service.http.devboxes import routes
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
 from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, VERIFIER, Mode, Succession
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.commands import read_file, run, write_file
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, Left, shell

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from orchestrator.service.environments.installs.install import Install
 from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.prepared import Prepared

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.service.compatibility import FOREIGN, OURS, Dialect
-from orchestrator.service.sandbox.bwrap import LocalProvider
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.seams import Seams
+from orchestrator.service.server import SOUND, Isolation, Service
+from orchestrator.testing.strict_compat import strict
 
 from .conftest import PREFIX, SCRIPT
 
@@ -27,7 +28,7 @@ def served(provider: LocalProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     @asynccontextmanager
     async def served(
-        name: str = "one", isolation: Isolation = Isolation.LOCAL, dialect: Dialect = OURS
+        name: str = "one", isolation: Isolation = Isolation.LOCAL, seams: Seams = SOUND
     ) -> AsyncIterator[httpx.AsyncClient]:
         state = tmp_path / name
         state.mkdir()
@@ -36,7 +37,7 @@ def served(provider: LocalProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: P
             benchmarks=[],
             isolation=isolation,
             token="t",
-            dialect=dialect,
+            seams=seams,
         ) as service:
             transport = httpx.ASGITransport(app=service.app)
             headers = {"authorization": "Bearer t"}
@@ -108,7 +109,7 @@ async def test_a_devbox_whose_install_fails_says_what_failed(served: Open) -> No
 
 
 async def test_a_foreign_endpoint_shows_nothing_of_it(served: Open) -> None:
-    async with served(dialect=FOREIGN) as http:
+    async with served(seams=strict(Seams())) as http:
         assert (await http.get("/v1/sweep")).status_code == 404
         for script in (SCRIPT, "exit 1"):
             devbox = await booted(http, await start(http, script=script, key=script))

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.service.environments.installs.install import InstallFailed
 from orchestrator.service.environments.installs.layers import KEPT_DAYS, Layers, cache_folder
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.prepared import Prepared
 
 from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted

@@ -13,7 +13,7 @@ from anyio.abc import ByteStream, SocketAttribute
 
 from orchestrator.service.environments.installs.install import InstallFailed
 from orchestrator.service.environments.installs.settings import covers
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider
 from orchestrator.service.sandbox.egress.rules import Address
 from orchestrator.service.sandbox.prepared import Prepared
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.environments.interpreters import Interpreters
-from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell

@@ -1,16 +1,32 @@
-"""The service as an endpoint that is not ours shows itself: the published views and no more, and no memory of requests.
+"""A service that shows and does what the published protocol says and no more, as an endpoint that is not ours.
+
+`sweep serve --foreign` is such a service, to try sweeps on. Its views have no more than the published keys, and a
+request that is repeated has its effect again.
 
 Why a layer on the wire and not a word in each part: what we add to views is made in many places, and what is left of
 them without it is best seen in one. A test reads every view of such a service as strictly as the published client can.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.service.http.rewrite_reply import edited
+from orchestrator.service.compatibility import Dialect
+from orchestrator.service.sandbox.provider import Capability
+from orchestrator.service.seams import Opened, Seams
 from orchestrator.service.store import BENCHMARK_RUNS, DEVBOXES, SCENARIO_RUNS
+from orchestrator.testing.rewrite_reply import edited
+
+FOREIGN: Final = Dialect(
+    has_own_routes=False,
+    is_rescoring=False,
+    is_error_failure=False,
+    is_devbox_labelled=False,
+    is_scored_apart=False,
+)
 
 #: Where the folders of a devbox are: without these nobody could use one whose folders are not at /.
 PLACES: Final = frozenset({"home", "working_directory"})
@@ -24,6 +40,15 @@ ADDED: Final[Mapping[str, frozenset[str]]] = {
 }
 ADDED_TO_FUNCTIONS: Final = frozenset({"seconds", "python", "rewards", "broken"})
 _KEY: Final = b"x-request-id"
+
+
+def strict(seams: Seams) -> Seams:
+    """The seams of a service like this one that follows the published protocol strictly."""
+    return replace(seams, dialect=FOREIGN, layers=(*seams.layers, _layer))
+
+
+def _layer(opened: Opened) -> Middleware:
+    return Middleware(PublishedOnly, kept=() if Capability.ROOTED in opened.capabilities else PLACES)
 
 
 class PublishedOnly:

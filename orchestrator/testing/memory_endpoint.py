@@ -1,26 +1,20 @@
-"""What tests of the engine need, for us and for whoever extends it: a clock that jumps, an endpoint in memory, a sink.
+"""An endpoint in memory, for tests of the engine and of whatever is built on it.
 
-The endpoint keeps real run states, so that an illegal call fails as it would on a service; how long things take and
-what goes wrong is a script. With the virtual clock an hour of it takes milliseconds; what goes to a thread is done
-at once. Code with processes needs the real clock: this one does not wait for them.
+It keeps real states and answers an illegal call as a service does: `tests/endpoint/test_conformance.py` holds both to
+the same claims. Durations and failures come from a script. Time passes where it is waited for: a devbox boots in
+`wait_running`, a command runs in `wait_completed`, a run is scored in `wait_scored`.
 """
 
-import asyncio
 import re
-import selectors
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
-from unittest.mock import patch
 
 import anyio
-from msgspec import structs
 
 from orchestrator.core.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable, WorldError
-from orchestrator.core.events import Event
-from orchestrator.core.ledger import Ledger
-from orchestrator.core.protocol import DEVBOX_ALIVE, RUN_ALIVE
+from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT
 from orchestrator.core.records import (
     Benchmark,
     BenchmarkRun,
@@ -36,85 +30,6 @@ from orchestrator.core.records import (
 )
 
 T = TypeVar("T")
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: moves the clock to where the loop wanted to wait for.
-
-    Each poll creeps by a microsecond, because a clock that stands still livelocks with code that waits for it to move.
-    """
-
-    CREEP: Final = 1e-6
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("every task waits for something that will never happen")
-            self.now += max(0.0, timeout)
-        self.now += self.CREEP
-        return ready
-
-
-class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """An event loop in which waiting takes no time. Starts at 0."""
-
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-async def _at_once(function: Callable[..., T], *args: object, **options: object) -> T:
-    """Stands in for `anyio.to_thread.run_sync`: a thread takes time, of which a virtual clock knows nothing."""
-    del options
-    return function(*args)
-
-
-def run_virtually(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on a virtual clock. Raises RuntimeError when it would wait for ever."""
-    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner, patch("anyio.to_thread.run_sync", _at_once):
-        return runner.run(main())
-
-
-class MemorySink:
-    """A journal without a disk: events are in the ledger at once, at the loop's time.
-
-    Who waits for one waits as long as a disk whose syncs take so many seconds needs: for the sync under way and the
-    next, which all share that came meanwhile.
-    """
-
-    def __init__(self, ledger: Ledger, sync: Callable[[], float] = lambda: 0.0) -> None:
-        self.ledger = ledger
-        self.events: list[Event] = []
-        self._sync = sync
-        #: The loop's time at which the sync under way ends, and the one that follows it; the same if none does.
-        self._ends_at = self._following_ends_at = float("-inf")
-
-    async def append(self, *batch: Event) -> None:
-        self.append_nowait(*batch)
-        now = anyio.current_time()
-        if now >= self._following_ends_at:
-            self._ends_at = self._following_ends_at = now + self._sync()
-        elif now >= self._ends_at or self._ends_at == self._following_ends_at:
-            self._ends_at = self._following_ends_at
-            self._following_ends_at += self._sync()
-        await anyio.sleep_until(self._following_ends_at)
-
-    def append_nowait(self, *batch: Event) -> None:
-        for each in batch:
-            event = structs.replace(each, at=anyio.current_time())
-            self.events.append(event)
-            self.ledger.apply(event)
-
-    async def wait_writable(self) -> None:
-        """Memory never refuses."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,12 +65,15 @@ class Script:
 HOUSEKEEPING: Final = ("/.sweep/snapshot.sh", "/.sweep/patch.sh", "/.sweep/gather.sh")
 #: The only piece of an agent's patch: it changes nothing.
 PATCH: Final = "patch.aaa"
+BENCHMARK: Final = "bmd_1"
+#: The exit status of a command that was killed.
+KILLED: Final = 137
 #: The wrapper's folder, in the command that starts an agent.
 _WRAPPER: Final = re.compile(r"^bash (\S+/agent)/run ", re.MULTILINE)
 
 
 class MemoryEndpoint:
-    """Implements `runloop.contract.Endpoint` in memory."""
+    """Implements `endpoint.protocols.Endpoint` in memory."""
 
     url = "memory:"
     token = ""
@@ -166,16 +84,20 @@ class MemoryEndpoint:
         self.runs: dict[str, ScenarioRun] = {}
         self.benchmark_runs: dict[str, BenchmarkRun] = {}
         self.devboxes: dict[str, Devbox] = {}
+        #: The commands by the ids of their executions, and what those that have ended ended as.
         self.executions: dict[str, str] = {}
+        self._ended: dict[str, Execution] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
         #: Whether nobody reaches it: every call fails and has no effect.
         self.is_gone = False
         self._answered_at = 0.0
-        #: Who is at work on which sweep.
+        #: The sweep that each client is at work on.
         self.clients: dict[str, str] = {}
         self._answers: dict[str, Any] = {}
+        #: Set when a command is killed or its devbox ends, by devbox and execution.
+        self._stops: list[tuple[str, str, anyio.Event]] = []
 
     @property
     def answered_at(self) -> float:
@@ -187,7 +109,7 @@ class MemoryEndpoint:
 
     @property
     def alive(self) -> int:
-        """Devboxes that are not gone."""
+        """The number of devboxes that have not ended."""
         return sum(devbox.status in {"provisioning", "running"} for devbox in self.devboxes.values())
 
     async def features(self) -> frozenset[str]:
@@ -211,7 +133,7 @@ class MemoryEndpoint:
         """All can be had."""
 
     async def benchmarks(self) -> list[Benchmark]:
-        return [Benchmark(id="bmd_1", name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
+        return [Benchmark(id=BENCHMARK, name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
 
     async def summaries(
         self,
@@ -221,11 +143,14 @@ class MemoryEndpoint:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> list[ScenarioSummary]:
-        del benchmark, include, exclude
+        del include, exclude
+        if benchmark.id != BENCHMARK:
+            raise Missing(f"there is no {benchmark.id}")
         return self.summaries_[:at_most]
 
     async def scenario(self, scenario_id: str) -> Scenario:
         await self._call("scenario")
+        self._check_scenario(scenario_id)
         digest = self.script.digests.get(scenario_id, "")
         return Scenario(
             id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", digest=digest, reference_output="true"
@@ -235,15 +160,11 @@ class MemoryEndpoint:
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
     ) -> BenchmarkRun:
         await self._call("start_benchmark_run")
-        run = BenchmarkRun(
-            id=f"bmr_{len(self.benchmark_runs) + 1}",
-            benchmark_id=benchmark_id,
-            state="running",
-            name=name,
-            metadata=metadata,
-        )
-        run = self._answers.setdefault(self._known(key), run)
-        return self.benchmark_runs.setdefault(run.id, run)
+        if benchmark_id != BENCHMARK:
+            raise Missing(f"there is no {benchmark_id}")
+        identity = self._answers.setdefault(self._known(key), f"bmr_{len(self.benchmark_runs) + 1}")
+        new = BenchmarkRun(id=identity, benchmark_id=benchmark_id, state="running", name=name, metadata=metadata)
+        return self.benchmark_runs.setdefault(identity, new)
 
     async def benchmark_run(self, run_id: str) -> BenchmarkRun:
         await self._call("benchmark_run")
@@ -261,14 +182,20 @@ class MemoryEndpoint:
 
     async def complete_benchmark_run(self, run_id: str) -> None:
         await self._call("complete_benchmark_run")
-        self.benchmark_runs[run_id] = replace(_found(self.benchmark_runs, run_id), state="completed")
+        self._end_benchmark_run(run_id, "completed")
 
     async def cancel_benchmark_run(self, run_id: str) -> None:
         await self._call("cancel_benchmark_run")
-        self.benchmark_runs[run_id] = replace(self.benchmark_runs[run_id], state="canceled")
-        for run in list(self.runs.values()):
-            if run.benchmark_run_id == run_id and run.state in RUN_ALIVE:
-                self._end(run.id, "canceled")
+        self._end_benchmark_run(run_id, "canceled")
+
+    def _end_benchmark_run(self, run_id: str, state: str) -> None:
+        run = _found(self.benchmark_runs, run_id)
+        if run.state != "running":
+            return
+        self.benchmark_runs[run_id] = replace(run, state=state)
+        for each in list(self.runs.values()):
+            if each.benchmark_run_id == run_id and each.state in RUN_ALIVE:
+                self._end(each, "completed" if each.state == "scored" else "canceled")
 
     async def start_run(
         self,
@@ -283,10 +210,11 @@ class MemoryEndpoint:
     ) -> ScenarioRun:
         del name, keep_alive, needs
         await self._call("start_run")
-        if benchmark_run_id is not None:
-            _found(self.benchmark_runs, benchmark_run_id)
         if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
+        self._check_scenario(scenario_id)
+        if benchmark_run_id is not None and _found(self.benchmark_runs, benchmark_run_id).state != "running":
+            raise Conflicted(f"{benchmark_run_id} is {self.benchmark_runs[benchmark_run_id].state}")
         number = len(self.runs) + 1
         self.devboxes[f"dbx_{number}"] = Devbox(id=f"dbx_{number}", status="provisioning", metadata=metadata)
         run = ScenarioRun(
@@ -333,51 +261,69 @@ class MemoryEndpoint:
     async def score(self, run_id: str, *, key: str) -> ScenarioRun:
         del key
         await self._call("score")
-        run = self.runs[run_id]
+        run = _found(self.runs, run_id)
+        if run.state in {"scoring", "scored"} and not self.script.is_forgetful:
+            return run
         if run.state not in {"running", "failed"} or self.devboxes[run.devbox_id].status != "running":
             raise Conflicted(f"run {run_id} is {run.state}: it cannot be scored")
-        self.runs[run_id] = replace(run, state="scoring")
+        self.runs[run_id] = replace(run, state="scoring", score=None, scorers=(), judgement=None)
         return self.runs[run_id]
 
     async def wait_scored(self, run_id: str) -> ScenarioRun:
         await self._call("wait_scored")
-        await anyio.sleep(self.script.scoring)
+        if _found(self.runs, run_id).state == "scoring":
+            await anyio.sleep(self.script.scoring)
+        run = self.runs[run_id]
+        if run.state != "scoring":
+            return run
         if self.script.unheard_scorings > 0:
             self.script.unheard_scorings -= 1
-            self.runs[run_id] = replace(self.runs[run_id], state="failed")
+            self.runs[run_id] = replace(run, state="failed")
             return self.runs[run_id]
         is_broken = self.script.broken_scorings > 0
         self.script.broken_scorings -= is_broken
         scorer = ScorerResult(
             name="tests", score=0.0 if is_broken else self.script.score, state="error" if is_broken else "complete"
         )
-        state = "failed" if is_broken else "scored"
         self.runs[run_id] = replace(
-            self.runs[run_id],
-            state=state,
+            run,
+            state="failed" if is_broken else "scored",
             score=scorer.score,
             scorers=(scorer,),
             judgement=Judgement(mode="shared"),
         )
+        self._settle(run.benchmark_run_id)
         return self.runs[run_id]
 
     async def complete(self, run_id: str) -> None:
         await self._call("complete")
-        self._end(run_id, "completed")
+        run = _found(self.runs, run_id)
+        if run.state == "scoring":
+            raise Conflicted(f"run {run_id} is scoring: it cannot be completed")
+        if run.state in RUN_ALIVE:
+            self._end(run, "completed")
+            self._settle(run.benchmark_run_id)
 
     async def cancel(self, run_id: str) -> None:
         await self._call("cancel")
-        self._end(run_id, "canceled")
+        run = _found(self.runs, run_id)
+        if run.state in RUN_ALIVE:
+            self._end(run, "canceled")
+        elif run.state == "failed":
+            self._end(run, "failed")
 
     async def wait_running(self, devbox_id: str) -> Devbox:
         await self._call("wait_running")
-        await anyio.sleep(self.script.boot)
-        if self.script.failing_boots > 0:
-            self.script.failing_boots -= 1
-            self._set(devbox_id, "failure")
-            raise DevboxFailed(f"devbox {devbox_id} never ran")
-        self._set(devbox_id, "running")
-        return self.devboxes[devbox_id]
+        if _found(self.devboxes, devbox_id).status == "provisioning":
+            await anyio.sleep(self.script.boot)
+        if self.devboxes[devbox_id].status == "provisioning":
+            is_failing = self.script.failing_boots > 0
+            self.script.failing_boots -= is_failing
+            self._set(devbox_id, "failure" if is_failing else "running")
+        devbox = self.devboxes[devbox_id]
+        if devbox.status in DEVBOX_DEAD:
+            raise DevboxFailed(f"devbox {devbox_id} never ran: {devbox.status}")
+        return devbox
 
     async def devbox(self, devbox_id: str) -> Devbox:
         await self._call("devbox")
@@ -389,14 +335,19 @@ class MemoryEndpoint:
 
     async def shutdown(self, devbox_id: str) -> None:
         await self._call("shutdown")
-        self._set(devbox_id, "shutdown")
+        if devbox_id in self.devboxes:
+            self._set(devbox_id, "shutdown")
+
+    async def devbox_log(self, devbox_id: str) -> str:
+        await self._call("devbox_log")
+        return f"log of {_found(self.devboxes, devbox_id).id}\n"
 
     async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
         if command.endswith(HOUSEKEEPING):
-            self._check(devbox_id)
+            self._check_running(devbox_id)
             return Execution(id=command, devbox_id=devbox_id, is_completed=False)
         await self._call("execute")
-        self._check(devbox_id)
+        self._check_running(devbox_id)
         identity = self._answers.setdefault(self._known(key), f"exec_{len(self.executions) + 1}")
         self.executions.setdefault(identity, command)
         return Execution(id=identity, devbox_id=devbox_id, is_completed=False)
@@ -406,52 +357,63 @@ class MemoryEndpoint:
             told = f"piece {PATCH}\n" if execution_id.endswith("/patch.sh") else ""
             return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=0, stdout=told)
         await self._call("wait_completed")
+        if execution_id in self._ended:
+            return self._ended[execution_id]
+        self._check_running(devbox_id)
+        command = _found(self.executions, execution_id)
         trial = self.devboxes[devbox_id].metadata.get("trial", "")
         slow = [seconds for arm, seconds in self.script.solve_for.items() if f"/{arm}/" in trial]
         solve = slow[0] if slow else self.script.solve
-        if self.script.dying_devboxes > 0:
-            self.script.dying_devboxes -= 1
-            await anyio.sleep(solve / 2)
-            self._set(devbox_id, "failure")
-        else:
-            await anyio.sleep(solve)
-        self._check(devbox_id)
-        wrapper = _WRAPPER.search(self.executions[execution_id])
+        stop = (devbox_id, execution_id, anyio.Event())
+        self._stops.append(stop)
+        try:
+            if self.script.dying_devboxes > 0:
+                self.script.dying_devboxes -= 1
+                await anyio.sleep(solve / 2)
+                self._set(devbox_id, "failure")
+            with anyio.move_on_after(solve):
+                await stop[2].wait()
+        finally:
+            self._stops.remove(stop)
+        if execution_id in self._ended:
+            return self._ended[execution_id]
+        self._check_running(devbox_id)
+        wrapper = _WRAPPER.search(command)
         if wrapper and self.script.unrecorded > 0:
             self.script.unrecorded -= 1
         elif wrapper:
             self.files[devbox_id, f"{wrapper[1]}/status"] = f"{self.script.exit_status}\n".encode()
-        return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=self.script.exit_status)
+        return self._end_execution(devbox_id, execution_id, self.script.exit_status)
 
     async def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
-        del devbox_id, execution_id
+        del devbox_id
         await self._call("output")
-        yield self.script.output[offset:], len(self.script.output)
+        _found(self.executions, execution_id)
+        data = self.script.output.encode()
+        if offset < len(data):
+            yield data[offset:].decode(errors="replace"), len(data)
 
     async def kill(self, devbox_id: str, execution_id: str) -> None:
-        del devbox_id, execution_id
         await self._call("kill")
+        if execution_id not in self._ended:
+            self._check_running(devbox_id)
+            _found(self.executions, execution_id)
+            self._end_execution(devbox_id, execution_id, KILLED)
+            self._stop(devbox_id, execution_id)
 
     async def read_file(self, devbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
         if path.endswith(f"/{PATCH}"):
             yield b""
             return
         await self._call("read_file")
-        self._check(devbox_id)
-        try:
-            yield self.files[devbox_id, path]
-        except KeyError:
-            raise Missing(f"{path}: no such file in {devbox_id}") from None
+        self._check_running(devbox_id)
+        yield _found(self.files, (devbox_id, path))
 
     async def write_file(self, devbox_id: str, path: str, data: bytes) -> None:
         if not path.endswith(HOUSEKEEPING):
             await self._call("write_file")
-        self._check(devbox_id)
+        self._check_running(devbox_id)
         self.files[devbox_id, path] = data
-
-    async def devbox_log(self, devbox_id: str) -> str:
-        await self._call("devbox_log")
-        return f"log of {devbox_id}\n"
 
     def _known(self, key: str) -> str:
         """The idempotency key as this endpoint keeps it: one that forgets keys takes each call for a new one."""
@@ -466,20 +428,51 @@ class MemoryEndpoint:
         if faults:
             raise faults.pop(0)
 
-    def _check(self, devbox_id: str) -> None:
+    def _check_scenario(self, scenario_id: str) -> None:
+        if all(summary.id != scenario_id for summary in self.summaries_):
+            raise Missing(f"there is no {scenario_id}")
+
+    def _check_running(self, devbox_id: str) -> None:
+        if devbox_id not in self.devboxes:
+            raise DevboxLost(f"there is no {devbox_id}")
         if self.devboxes[devbox_id].status != "running":
             raise DevboxLost(f"devbox {devbox_id} is {self.devboxes[devbox_id].status}")
 
-    def _set(self, devbox_id: str, status: str) -> None:
-        self.devboxes[devbox_id] = replace(self.devboxes[devbox_id], status=status)
-
-    def _end(self, run_id: str, state: str) -> None:
-        run = self.runs[run_id]
-        self.runs[run_id] = replace(run, state=state)
+    def _end(self, run: ScenarioRun, state: str) -> None:
+        self.runs[run.id] = replace(run, state=state)
         self._set(run.devbox_id, "shutdown")
 
+    def _settle(self, benchmark_run_id: str | None) -> None:
+        """Complete a benchmark run of which every scenario has its result."""
+        whole = self.benchmark_runs.get(benchmark_run_id or "")
+        runs = [run for run in self.runs.values() if run.benchmark_run_id == benchmark_run_id]
+        done = {run.scenario_id for run in runs if run.state in RUN_RESULT}
+        if whole is not None and whole.state == "running" and {each.id for each in self.summaries_} <= done:
+            self.benchmark_runs[whole.id] = replace(whole, state="completed")
 
-def _found(things: Mapping[str, T], identity: str) -> T:
+    def _set(self, devbox_id: str, status: str) -> None:
+        """Move a devbox on, unless it has ended. With its end what runs in it ends, and its run if it is not scored."""
+        if self.devboxes[devbox_id].status in DEVBOX_DEAD:
+            return
+        self.devboxes[devbox_id] = replace(self.devboxes[devbox_id], status=status)
+        if status in DEVBOX_DEAD:
+            self._stop(devbox_id)
+            for run in list(self.runs.values()):
+                if run.devbox_id == devbox_id and run.state in {"running", "scoring"}:
+                    self.runs[run.id] = replace(run, state="failed")
+
+    def _stop(self, devbox_id: str, execution_id: str | None = None) -> None:
+        """Wake those who wait for a command in a devbox, or for all of them."""
+        for devbox, execution, event in self._stops:
+            if devbox == devbox_id and execution_id in {None, execution}:
+                event.set()
+
+    def _end_execution(self, devbox_id: str, execution_id: str, status: int) -> Execution:
+        ended = Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=status)
+        return self._ended.setdefault(execution_id, ended)
+
+
+def _found(things: Mapping[Any, T], identity: Any) -> T:
     if identity not in things:
         raise Missing(f"there is no {identity}")
     return things[identity]

@@ -1,0 +1,169 @@
+"""The gateway's part for runs: `protocols.Runs` behind the published client."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from runloop_api_client import AsyncRunloop, omit
+from runloop_api_client.types import BenchmarkRunView, ScenarioRunView
+
+from orchestrator.core.errors import Conflicted
+from orchestrator.core.protocol import RUN_ALIVE
+from orchestrator.core.records import BenchmarkRun, Needs, ScenarioRun, Settlement
+from orchestrator.endpoint import parsing
+from orchestrator.endpoint.calls import Calls, poll
+from orchestrator.endpoint.network_policies import Policies
+from orchestrator.endpoint.protocols import SETTLEMENTS
+
+if TYPE_CHECKING:
+    from runloop_api_client.types.shared_params.run_profile import RunProfile
+
+
+class RunsApi(Calls):
+    """Implements `protocols.Runs`, and `Endpoint.check`, which asks what a run could have."""
+
+    def __init__(self, client: AsyncRunloop, url: str) -> None:
+        super().__init__(client, url)
+        self._policies = Policies(client)
+
+    async def start_benchmark_run(
+        self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
+    ) -> BenchmarkRun:
+        return await self._ask_once(
+            f"starting a run of benchmark {benchmark_id}",
+            lambda: self._client.benchmarks.start_run(
+                benchmark_id=benchmark_id, run_name=name, metadata=dict(metadata), idempotency_key=key
+            ),
+            parsing.benchmark_run,
+        )
+
+    async def benchmark_run(self, run_id: str) -> BenchmarkRun:
+        return await self._ask(
+            f"reading benchmark run {run_id}",
+            lambda: self._client.benchmark_runs.retrieve(run_id),
+            parsing.benchmark_run,
+        )
+
+    async def list_benchmark_runs(
+        self, *, benchmark: str | None = None, state: str | None = None
+    ) -> list[BenchmarkRun]:
+        lister = partial(self._client.benchmark_runs.list, benchmark_id=benchmark or omit, state=state or omit)
+        return await self._all("listing the benchmark runs", lister, parsing.benchmark_run)
+
+    async def complete_benchmark_run(self, run_id: str) -> None:
+        await self._end_benchmark_run(run_id, "completing", self._client.benchmark_runs.complete)
+
+    async def cancel_benchmark_run(self, run_id: str) -> None:
+        await self._end_benchmark_run(run_id, "canceling", self._client.benchmark_runs.cancel)
+
+    async def _end_benchmark_run(
+        self, run_id: str, doing: str, call: Callable[[str], Awaitable[BenchmarkRunView]]
+    ) -> None:
+        try:
+            await self._ask(
+                f"{doing} benchmark run {run_id}", lambda: call(run_id), parsing.of(run_id, parsing.benchmark_run)
+            )
+        except Conflicted:
+            if (await self.benchmark_run(run_id)).state == "running":
+                raise
+
+    async def check(self, needs: Needs) -> None:
+        await self._policies.check(needs)
+
+    async def start_run(
+        self,
+        scenario_id: str,
+        *,
+        benchmark_run_id: str | None,
+        name: str,
+        metadata: Mapping[str, str],
+        keep_alive: int,
+        needs: Needs,
+        key: str,
+    ) -> ScenarioRun:
+        profile: RunProfile = {"launch_parameters": {"keep_alive_time_seconds": keep_alive}}
+        policy = await self._policies.identity(needs)
+        if policy is not None:
+            profile["launch_parameters"] = {"keep_alive_time_seconds": keep_alive, "network_policy_id": policy}
+        if needs.secrets:
+            profile["secrets"] = dict(needs.secrets)
+        if needs.install is not None and "installs" in await self.features():
+            asked = {name: value for name, value in asdict(needs.install).items() if value}
+            mount: Any = {"type": "install_mount", **asked}  # the client's types know none of ours
+            profile["mounts"] = [mount]
+
+        return await self._ask_once(
+            f"starting a run of scenario {scenario_id}",
+            lambda: self._client.scenarios.start_run(
+                scenario_id=scenario_id,
+                benchmark_run_id=benchmark_run_id or omit,
+                run_name=name,
+                metadata=dict(metadata),
+                run_profile=profile,
+                idempotency_key=key,
+            ),
+            parsing.run,
+        )
+
+    async def run(self, run_id: str) -> ScenarioRun:
+        return await self._ask(
+            f"reading run {run_id}", lambda: self._client.scenarios.runs.retrieve(run_id), parsing.run
+        )
+
+    async def list_runs(
+        self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
+    ) -> list[ScenarioRun]:
+        lister = partial(
+            self._client.scenarios.runs.list,
+            benchmark_run_id=benchmark_run or omit,
+            scenario_id=scenario or omit,
+            state=state or omit,
+        )
+        return await self._all("listing the scenario runs", lister, parsing.run)
+
+    async def agent_begins(self, run_id: str) -> bool:
+        if SETTLEMENTS not in await self.features():
+            return False
+        await self._ask(
+            f"noting how the devbox of run {run_id} is",
+            partial(self._tell, run_id, "agent_begins", {}),
+            parsing.receipt,
+        )
+        return True
+
+    async def agent_ended(
+        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+    ) -> Settlement | None:
+        if SETTLEMENTS not in await self.features():
+            return None
+        body = {"scoring": scoring, "devbox": devbox, "execution": execution}
+        return await self._ask(
+            f"settling what the agent of run {run_id} left",
+            partial(self._tell, run_id, "agent_ended", body),
+            parsing.settlement,
+        )
+
+    async def _tell(self, run_id: str, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._client.post(f"/v1/sweep/runs/{run_id}/{verb}", body=body, cast_to=dict[str, Any])
+
+    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+        return await self._ask(
+            f"scoring run {run_id}", lambda: self._client.scenarios.runs.score(run_id, idempotency_key=key), parsing.run
+        )
+
+    async def wait_scored(self, run_id: str) -> ScenarioRun:
+        return await poll(lambda: self.run(run_id), lambda run: run.state != "scoring")
+
+    async def complete(self, run_id: str) -> None:
+        await self._end(run_id, "completing", self._client.scenarios.runs.complete)
+
+    async def cancel(self, run_id: str) -> None:
+        await self._end(run_id, "canceling", self._client.scenarios.runs.cancel)
+
+    async def _end(self, run_id: str, doing: str, call: Callable[[str], Awaitable[ScenarioRunView]]) -> None:
+        try:
+            await self._ask(f"{doing} run {run_id}", lambda: call(run_id), parsing.of(run_id, parsing.run))
+        except Conflicted:
+            if (await self.run(run_id)).state in RUN_ALIVE:
+                raise
