@@ -3,6 +3,7 @@
 A page that repeats the code becomes wrong when the code changes. So commands, failures and flags have no file.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -65,7 +66,7 @@ def show(topic: str | None, *, commands: Any) -> None:
     """
     text = page(topic or INDEX, commands=commands)
     if sys.stdout.isatty():
-        Page(100).print(Markdown(text, hyperlinks=False))
+        Page(100).print(Markdown(re.sub(r"\[([^]]+)\]\([\w-]+\.md\)", r"\1", text)))  # a file name leads nowhere there
     else:
         put(text)
 

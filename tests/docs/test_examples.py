@@ -18,7 +18,7 @@ from .pages import PAGES, ROOT, blocks
 if TYPE_CHECKING:
     from tests.e2e.conftest import Service
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.slow
 
 BIN: Final = Path(sys.executable).parent
 #: For a program of ours that is not installed.

@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final
@@ -67,8 +68,9 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_in_the_manual_can_be_typed(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    words = words[: next((at for at, word in enumerate(words) if word[0] in "|>"), None)]
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>;")
+    lexer.whitespace_split = True
+    words = list(takewhile(lambda word: word[0] not in "|>;", lexer))
     try:
         assert parse(words[1:]) is not None
     except Exception as error:
