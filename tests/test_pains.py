@@ -1,4 +1,4 @@
-"""What users of such tools suffer from: the README says why it does not happen here, and which test shows it."""
+"""Problems of such tools: the manual says why they do not happen here, and which test shows it."""
 
 import ast
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-SECTION: Final = "### What goes wrong elsewhere"
+PAGE: Final = ROOT / "orchestrator" / "docs" / "reliability.md"
 
 
 def rows() -> list[list[str]]:
     """The table's lines as cells: the pain, what is done about it, the tests."""
-    section = (ROOT / "README.md").read_text().partition(SECTION)[2].partition("\n### ")[0]
+    section = PAGE.read_text().partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 

@@ -15,6 +15,7 @@ from orchestrator.cli import (
     attach,
     benchmarks,
     check,
+    docs,
     logs,
     reap,
     repair,
@@ -47,6 +48,7 @@ app.command("reap")(reap.reap)
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
 app.command("repair")(repair.repair)
+app.command("docs")(docs.docs)
 app.command("workspace", add_help_option=False, context_settings=workspace.EVERYTHING)(workspace.workspace)
 app.add_typer(agents.app, name="agents")
 app.add_typer(benchmarks.app, name="benchmarks")

@@ -63,7 +63,8 @@ RetryOption = Annotated[
         "--retry",
         metavar="CLASS,…",
         help="Run finished trials again that failed so (a class such as StageTimeout, or a kind with all its classes: "
-        "WorldError, AgentError, ScoringFault), or have such a flag (agent_crashed …). README.md lists both.",
+        "WorldError, AgentError, ScoringFault), or have such a flag (agent_crashed …). See "
+        "`sweep docs failures` and `sweep docs flags`.",
     ),
 ]
 OnlyOption = Annotated[

@@ -1,13 +1,13 @@
 """Records and ids."""
 
 import re
-from pathlib import Path
 from unicodedata import normalize
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.commands.docs import page
 from orchestrator.core.records import Failure, Flag, TrialKey, flags_table, path_part
 
 IDS = st.text(min_size=1).filter(lambda text: "/" not in text)
@@ -48,9 +48,8 @@ def test_a_failure_survives_its_dict() -> None:
     assert Failure.from_dict(failure.as_dict()) == failure
 
 
-def test_the_readme_has_the_flags_as_the_code_has_them() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert flags_table() in readme, "write what `flags_table()` returns into README.md"
+def test_the_manual_has_the_flags_as_the_code_has_them() -> None:
+    assert flags_table() in page("flags", commands=None)
 
 
 def test_the_table_of_flags_names_every_flag_with_its_meaning() -> None:

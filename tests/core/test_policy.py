@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.commands.docs import page
 from orchestrator.core import errors, retry_policy
 from orchestrator.core.errors import SweepError, Throttled, Unavailable
 from orchestrator.core.retry_policy import AT_START, RULES, Action, backoff_ceiling, decide, rule
@@ -32,9 +32,8 @@ def test_every_failure_has_a_rule(cls: type[SweepError]) -> None:
     assert isinstance(rule(cls("x")), retry_policy.Rule)
 
 
-def test_the_readme_has_the_table_as_the_code_makes_it() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert retry_policy.table() in readme, "write what `policy.table()` returns into README.md"
+def test_the_manual_has_the_table_as_the_code_makes_it() -> None:
+    assert retry_policy.table() in page("failures", commands=None)
 
 
 def test_the_table_names_every_failure() -> None:

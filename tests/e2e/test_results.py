@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("results")]
 
-#: The keys of a line of results.jsonl, as the README has them, each with what may stand there.
+#: The keys of a line of results.jsonl, as the manual has them, each with what may stand there.
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "sweep": str,

@@ -1,4 +1,4 @@
-"""What is built and installed: the same command, with agents and benchmark inside, and nothing else."""
+"""What is built and installed: the same command, with agents, benchmark and manual inside, and nothing else."""
 
 import configparser
 import os
@@ -14,6 +14,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.commands import BUNDLED
+from orchestrator.commands.docs import PAGES
 
 from .conftest import ROOT
 
@@ -39,12 +40,14 @@ def names(wheel: Path) -> Iterator[set[str]]:
         yield set(archive.namelist())
 
 
-def test_the_wheel_has_the_package_the_agents_and_the_benchmark(names: set[str]) -> None:
+def test_the_wheel_has_the_package_the_agents_the_benchmark_and_the_manual(names: set[str]) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "orchestrator").rglob("*.py")}
     assert sources <= names
     assert {f"orchestrator/agents/{path.name}" for path in (ROOT / "agents").iterdir()} <= names
     bundled = {path.relative_to(ROOT) for path in BUNDLED.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {str(path) for path in bundled if "__pycache__" not in path.parts} <= names
+    assert {f"orchestrator/docs/{path.name}" for path in PAGES.iterdir()} <= names
+    assert f"sweep_orchestrator-{__version__}.dist-info/licenses/LICENSE" in names
 
 
 def test_the_wheel_has_nothing_else(names: set[str]) -> None:
@@ -81,6 +84,8 @@ def test_the_installed_command_runs_the_bundled_benchmark(desk: "Desk", wheel: P
     assert (version.status, version.out) == (0, f"sweep {__version__}\n")
     where = desk.spawn([str(python), "-c", "import orchestrator; print(orchestrator.__file__)"]).end().out
     assert Path(where.strip()).is_relative_to(packages)
+    manual = desk.spawn([sweep, "docs", "getting-started"]).end()
+    assert (manual.status, manual.out) == (0, (PAGES / "getting-started.md").read_text())
     run = [sweep, "run", "bugfix-mini", "--agent", "oracle", "--limit", "1"]
     ended = desk.spawn([*run, "--isolation", isolation]).end()
     assert ended.status == 0, str(ended)
