@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.service.sandbox.agentbox import AgentBox
 from orchestrator.service.sandbox.limits import Groups
-from orchestrator.service.sandbox.process import INTERPRETER, ProcessBox, ProcessProvider
+from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
 
 if TYPE_CHECKING:

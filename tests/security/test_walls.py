@@ -13,7 +13,7 @@ import pytest
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap import BwrapProvider
 from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, veils
 from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
@@ -34,7 +34,7 @@ async def test_a_link_in_a_prepared_home_becomes_no_mount_of_the_host(boot: Boot
         await boot(root=tmp_path / "root")
 
 
-async def test_a_dockerfile_cannot_place_such_a_link(local: LocalProvider, tmp_path: Path) -> None:
+async def test_a_dockerfile_cannot_place_such_a_link(local: BwrapProvider, tmp_path: Path) -> None:
     """It stays in environment/, as links there must, and leads elsewhere from where COPY puts it."""
     scenario = tmp_path / "bench/one"
     deep = scenario / "environment/a/b/c/d/e/f"
@@ -97,7 +97,7 @@ async def test_what_must_stay_hidden_is_hidden_wherever_it_is_installed(
 ) -> None:
     """Benchmarks come with their solutions, and may lie in /usr or in the folder of the interpreter."""
     hidden = _some_folder_of_the_system()
-    provider = LocalProvider(tmp_path / "devboxes", hidden=[hidden, Path("/usr/share/not-there")])
+    provider = BwrapProvider(tmp_path / "devboxes", hidden=[hidden, Path("/usr/share/not-there")])
     try:
         box = await provider.start(BoxSpec(id="x"))
         assert await say(box, f"ls -A {hidden}; touch {hidden}/x 2>/dev/null || echo sealed") == "sealed\n"
@@ -125,7 +125,7 @@ async def test_keys_of_the_login_that_started_the_service_are_out_of_reach(
     key = _have_key(number)
     if key < 0:
         pytest.skip("keys cannot be had here")
-    provider = LocalProvider(tmp_path / "devboxes")
+    provider = BwrapProvider(tmp_path / "devboxes")
     try:
         box = await provider.start(BoxSpec(id="x"))
         head = f"import ctypes; call = ctypes.CDLL(None).syscall; b = ctypes.create_string_buffer(99); n = {number}"

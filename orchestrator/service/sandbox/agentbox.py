@@ -24,7 +24,7 @@ from orchestrator.service.sandbox.child_process import Child
 from orchestrator.service.sandbox.disk import DiskWatch, Watched
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import NO_GROUP, Group, keep_expendable
-from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Command, Left, Limit
+from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Command, Limit, RemainingProcesses
 from orchestrator.service.sandbox.safe_fs import disk_usage
 from orchestrator.service.sandbox.unlinked import descendants
 
@@ -204,8 +204,8 @@ class AgentBox(ABC):
     async def export(self, target: Path, only: str = "") -> None:
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
-    async def left(self) -> Left:
-        return Left()
+    async def remaining(self) -> RemainingProcesses:
+        return RemainingProcesses()
 
     async def retire(self) -> None:
         """Raises BoxDied where something in it does not end."""

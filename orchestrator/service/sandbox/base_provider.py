@@ -22,7 +22,7 @@ M = TypeVar("M")
 GOOD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-class Keeper(ABC, Generic[M]):
+class BaseProvider(ABC, Generic[M]):
     """A provider whose boxes live below `state`, a folder that one service owns; `M` is what they share."""
 
     name: ClassVar[str]

@@ -97,7 +97,7 @@ class BoxSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class RemainingProcesses:
     """Processes in a box that no command of ours is: how many of each name, and whether any listens on a socket."""
 
     names: Mapping[str, int] = field(default_factory=dict)
@@ -192,7 +192,7 @@ class Box(Protocol):
     def place(self, path: str) -> Path:
         """Where on the host the box's own `path` is, whatever stands there; opened by nobody before `retire`."""
 
-    async def left(self) -> Left:
+    async def remaining(self) -> RemainingProcesses:
         """What runs in it beside the commands that were started here and have not ended."""
 
     async def retire(self) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from orchestrator.service.compatibility import FOREIGN, OURS, Dialect
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap import BwrapProvider
 from orchestrator.service.server import Isolation, Service
 
 from .conftest import PREFIX, SCRIPT
@@ -20,7 +20,7 @@ Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture
-def served(provider: LocalProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
+def served(provider: BwrapProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
     """A client of a service with a state of its own, and the cache of this test."""
     del provider  # asked for that this is skipped without sandboxes
     monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))

@@ -23,13 +23,13 @@ from orchestrator.service.sandbox.child_process import Pidfd
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
-from orchestrator.service.sandbox.provider import HOME, BoxSpec, Left, Limit
+from orchestrator.service.sandbox.provider import HOME, BoxSpec, Limit, RemainingProcesses
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class LocalBox(AgentBox):
+class BwrapBox(AgentBox):
     """A box of the `local` provider."""
 
     def __init__(
@@ -109,9 +109,9 @@ class LocalBox(AgentBox):
         self._close_info()
         self._forget_group()
 
-    async def left(self) -> Left:
+    async def remaining(self) -> RemainingProcesses:
         if self._root is None or self._link is None or self._why is not None:
-            return Left()
+            return RemainingProcesses()
         return await anyio.to_thread.run_sync(left_in, self._root.pid, self._link.running)
 
     def strike(self) -> None:

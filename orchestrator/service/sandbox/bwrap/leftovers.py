@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.service.sandbox.provider import Left
+from orchestrator.service.sandbox.provider import RemainingProcesses
 from orchestrator.service.sandbox.unlinked import descendants
 
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
@@ -22,7 +22,7 @@ _TCP_LISTEN, _UNIX_LISTEN = "0A", 0x10000
 _MOST = 20
 
 
-def left_in(root: int, commands: int) -> Left:
+def left_in(root: int, commands: int) -> RemainingProcesses:
     """What runs below the sandbox's process 1, the host's `root`, beside the helpers of so many commands of ours."""
     pids = descendants(root)[1:]
     ours = [pid for pid in pids if _is_helper(pid, root)][:commands]
@@ -31,7 +31,7 @@ def left_in(root: int, commands: int) -> Left:
     few = dict(names.most_common(_MOST))
     if more := names.total() - sum(few.values()):
         few["others"] = few.get("others", 0) + more
-    return Left(names=few, is_listening=_is_any_listening(others))
+    return RemainingProcesses(names=few, is_listening=_is_any_listening(others))
 
 
 def _is_helper(pid: int, root: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.agent_protocol import Answers, Exited, Ready, WireError, spawn_frame
-from orchestrator.service.sandbox.bwrap import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.bwrap import users as users_of
 from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, Mount, box_arguments, isolation
@@ -131,7 +131,7 @@ def test_the_interpreter_is_on_the_path_behind_the_systems() -> None:
 
 @pytest.mark.anyio
 async def test_two_providers_may_live_in_one_service(local: "Bench", tmp_path: Path) -> None:
-    other = LocalProvider(tmp_path / "other")
+    other = BwrapProvider(tmp_path / "other")
     await local.boot(id="same")
     box = await other.start(BoxSpec(id="same"))
     await other.close()

@@ -8,8 +8,8 @@ import anyio
 import anyio.to_thread
 
 from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.base_provider import Keeper
-from orchestrator.service.sandbox.bwrap.box import LocalBox
+from orchestrator.service.sandbox.base_provider import BaseProvider
+from orchestrator.service.sandbox.bwrap.box import BwrapBox
 from orchestrator.service.sandbox.bwrap.host import Machine
 from orchestrator.service.sandbox.provider import BoxSpec, Capability, Limit
 from orchestrator.service.sandbox.safe_fs import remove
@@ -18,7 +18,7 @@ from orchestrator.service.sandbox.safe_fs import remove
 PROGRAM = Path(__file__).parents[3]
 
 
-class LocalProvider(Keeper[Machine]):
+class BwrapProvider(BaseProvider[Machine]):
     """Boxes in bubblewrap sandboxes on this machine; `state` may be a folder that nobody else can enter."""
 
     name = "local"
@@ -39,8 +39,8 @@ class LocalProvider(Keeper[Machine]):
     def limits_of(self, machine: Machine) -> frozenset[Limit]:
         return machine.groups.limits | {Limit.PROCESSES}
 
-    def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None], beside: AgentBox | None) -> LocalBox:
-        return LocalBox(spec, machine, self.watch, forget, beside)
+    def make(self, spec: BoxSpec, machine: Machine, forget: Callable[[], None], beside: AgentBox | None) -> BwrapBox:
+        return BwrapBox(spec, machine, self.watch, forget, beside)
 
 
 async def check_sandbox() -> None:

@@ -17,7 +17,7 @@ from typing import IO
 import anyio.to_thread
 
 from orchestrator.service.sandbox.agentbox import AGENT, AgentBox
-from orchestrator.service.sandbox.base_provider import Keeper
+from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import Groups, box_rlimits
@@ -102,7 +102,7 @@ def _start(command: tuple[str | Path, ...], control: int, errors: IO[bytes], fol
     )
 
 
-class ProcessProvider(Keeper[Groups]):
+class ProcessProvider(BaseProvider[Groups]):
     """Boxes without walls."""
 
     name = "process"
