@@ -11,8 +11,7 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.base_provider import BaseProvider
+from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.bwrap import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.process_provider import ProcessProvider

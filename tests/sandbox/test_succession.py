@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.provider import Bind, BoxDied, BoxStartFailed, Command, RemainingProcesses, Resources
 
 from .conftest import eventually

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, Command, shell

@@ -18,7 +18,7 @@ import pytest
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSListener
 
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.commands import run as run_in
 from orchestrator.service.sandbox.egress import dialing
 from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress, EgressVerdict

@@ -12,13 +12,13 @@ import pytest
 
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.environments import Environments
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap import BwrapProvider
-from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, veils
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, veils
 from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed
-from orchestrator.service.sandbox.safe_fs import ENTRY, disk_usage
+from orchestrator.service.sandbox.safe_fs import ENTRY_BYTES, disk_usage
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]
@@ -80,13 +80,13 @@ async def test_a_link_on_the_way_to_a_mount_is_refused(boot: Boot, tmp_path: Pat
 
 
 async def test_the_interpreter_stays_where_it_is_though_a_box_owns_the_folder_above(boot: Boot, say: Ask) -> None:
-    prefix = Interpreter.ours().prefix
+    prefix = HostPython.ours().prefix
     if prefix is None:
         pytest.skip("this Python is the system's")
     top = Path("/", prefix.parts[1])
     box = await boot(working_directory=str(top / "work"))
     answer = await say(
-        box, f"mv {'/'.join(prefix.parts[:3])[1:]} {top}/x; test -x {Interpreter.ours().program} && echo there"
+        box, f"mv {'/'.join(prefix.parts[:3])[1:]} {top}/x; test -x {HostPython.ours().program} && echo there"
     )
     assert "busy" in answer
     assert "there" in answer.splitlines()
@@ -195,4 +195,4 @@ def test_a_file_without_content_counts_too(tmp_path: Path) -> None:
     """Else a box could use up all the file system's entries and be small."""
     for number in range(50):
         (tmp_path / str(number)).touch()
-    assert disk_usage(tmp_path) == 50 * ENTRY
+    assert disk_usage(tmp_path) == 50 * ENTRY_BYTES
