@@ -268,7 +268,7 @@ class AgentBox(ABC):
         self._forget()
 
     def break_down(self, why: str) -> None:
-        """End the box, and those that use its files, because of what was done in it."""
+        """End the box, and those that use its files, because its own programs broke it."""
         self._is_broken_from_inside |= self._why is None
         self.end(why)
         for guest in self.guests:

@@ -240,8 +240,8 @@ def _write_if_there(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _remove_group(folder: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _remove_group(folder: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             folder.rmdir()

@@ -12,7 +12,7 @@ _OF_BOOTS: Final = faults_of(Seam.BOOT)
 
 
 class ChaosProvider:
-    """Implements `devboxes.contract.Provider` around a sound one."""
+    """Implements `provider.Provider` around a sound one."""
 
     def __init__(self, provider: Provider, dice: Dice) -> None:
         self._provider = provider

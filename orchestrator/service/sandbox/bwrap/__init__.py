@@ -1,4 +1,4 @@
-"""Devboxes in sandboxes on this machine: one long-lived bubblewrap per box, our exec agent inside."""
+"""The provider of sandboxed devboxes: one long-lived bubblewrap for each box, with our exec agent inside."""
 
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 
