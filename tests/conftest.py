@@ -5,7 +5,7 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.provider import check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 
 # Nothing is kept beside the tests, which may be read-only, and a busy machine is no failure.
 settings.register_profile("ours", database=None, deadline=None)

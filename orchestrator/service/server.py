@@ -57,10 +57,10 @@ from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE, Scorings
 from orchestrator.service.runs.settlements import Settlements
-from orchestrator.service.sandbox.base_provider import Keeper
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.base_provider import BaseProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.limits import unlimited
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Capability, Provider
 from orchestrator.service.seams import Opened, Seams
 from orchestrator.service.store import Store
@@ -431,10 +431,10 @@ def _ungrouped() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[Keeper[Any]]:
+async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
     """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
     is_local = isolation is Isolation.LOCAL
-    provider: Keeper[Any] = LocalProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
+    provider: BaseProvider[Any] = BwrapProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
     try:
         with needing(state):
             await provider.prepare()

@@ -28,7 +28,7 @@ from runloop_api_client.lib.polling import PollingConfig
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.provider import check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.server import Isolation, serve
 
 pytestmark = [

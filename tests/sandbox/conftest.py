@@ -11,15 +11,14 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.base_provider import Keeper
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.commands import Finished, run
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, shell
 
 PATIENCE = 20.0
-AnyProvider = Keeper[Any]
+AnyProvider = BaseProvider[Any]
 
 
 @dataclass(slots=True)
@@ -102,9 +101,9 @@ def closed_folder(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalProvider]:
+async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
     await sandboxes_or_skip()
-    provider = LocalProvider(closed_folder(tmp_path_factory.mktemp("local")))
+    provider = BwrapProvider(closed_folder(tmp_path_factory.mktemp("local")))
     yield provider
     await provider.close()
 
@@ -128,7 +127,7 @@ async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def local(local_provider: LocalProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+async def local(local_provider: BwrapProvider, tmp_path: Path) -> AsyncIterator[Bench]:
     async for bench in opened(local_provider, tmp_path):
         yield bench
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox import disk, unlinked
-from orchestrator.service.sandbox.disk import DiskWatch, Watched, _usage
+from orchestrator.service.sandbox import disk, procfs
+from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox, measure
+from orchestrator.service.sandbox.procfs import TooManyFiles, descendants, unlinked_usage
 from orchestrator.service.sandbox.provider import BoxDied, Command, Resources
-from orchestrator.service.sandbox.unlinked import Holder, TooMany, descendants
 
 if TYPE_CHECKING:
-    from orchestrator.service.sandbox.agentbox import AgentBox
+    from orchestrator.service.sandbox.base_provider import AgentBox
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio
@@ -69,15 +69,15 @@ async def filled(bench: "Bench", command: Command) -> "AgentBox":
 
 
 def measured(bench: "Bench", box: "AgentBox") -> float:
-    return _usage(bench.provider.watch._boxes[box.folder.files]) / MEGABYTE
+    return measure(bench.provider.watch._boxes[box.folder.files]) / MEGABYTE
 
 
 @pytest.mark.slow
 async def test_a_box_that_writes_what_it_has_unlinked_is_out_of_disk(
     bench: "Bench", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "RATIO", 0.0)  # a busy machine makes looks long, and the pauses after them
-    monkeypatch.setattr(disk, "RELAXED", 1.0)  # what others remove meanwhile hides writing
+    monkeypatch.setattr(disk, "PAUSE_RATIO", 0.0)  # a busy machine makes looks long, and the pauses after them
+    monkeypatch.setattr(disk, "MAX_PAUSE_S", 1.0)  # what others remove meanwhile hides writing
     box = await bench.boot(resources=Resources(disk=20 << 20))
     process = await box.spawn(fill(UNSEEN["unlinked"]))
     with anyio.fail_after(15):
@@ -126,9 +126,9 @@ async def test_what_others_unlinked_is_not_the_boxs(bench: "Bench") -> None:
 
 
 async def test_a_box_cannot_make_looks_long_by_holding_much(bench: "Bench", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unlinked, "MOST", 500)
+    monkeypatch.setattr(procfs, "MAX_HELD_FILES", 500)
     box = await filled(bench, fill("open('f', 'w+b', 0)", count=1, then="kept += [os.dup(0) for _ in range(600)]"))
-    with pytest.raises(TooMany, match="more than"):
+    with pytest.raises(TooManyFiles, match="more than"):
         measured(bench, box)
 
 
@@ -138,10 +138,10 @@ async def test_what_others_remove_a_second_later_does_not_hide_what_a_box_writes
     """Twice 15 MB are written, and 60 removed between: on balance nothing."""
     free = itertools.chain([100, 85, 145], itertools.repeat(130))
     monkeypatch.setattr(DiskWatch, "_free", lambda _: (next(free) * MEGABYTE, 0))
-    monkeypatch.setattr(disk, "TICK", 0.01)
+    monkeypatch.setattr(disk, "TICK_S", 0.01)
     (tmp_path / "file").write_bytes(bytes(30 * MEGABYTE))
     watch, ended = DiskWatch(tmp_path), anyio.Event()
-    box = Watched(
+    box = WatchedBox(
         folder=tmp_path,
         limit=20 << 20,
         exceeded=lambda _: ended.set(),
@@ -158,7 +158,7 @@ async def test_what_others_remove_a_second_later_does_not_hide_what_a_box_writes
 def test_looking_at_a_thousand_descriptors_takes_milliseconds() -> None:
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1000)]
     started = time.process_time()
-    assert Holder(device=0, owner=0).usage(descendants(os.getpid())[:1]) == 0
+    assert unlinked_usage(descendants(os.getpid())[:1], device=0, owner=0) == 0
     assert time.process_time() - started < 0.2
     for each in held:
         os.close(each)

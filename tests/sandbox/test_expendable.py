@@ -12,7 +12,7 @@ from orchestrator.service.sandbox.boxagent import EXPENDABLE, FIRST_TO_GO
 from orchestrator.service.sandbox.provider import shell
 
 if TYPE_CHECKING:
-    from orchestrator.service.sandbox.agentbox import AgentBox
+    from orchestrator.service.sandbox.base_provider import AgentBox
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio

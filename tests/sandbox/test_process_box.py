@@ -8,9 +8,9 @@ from typing import IO, TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.limits import Groups
-from orchestrator.service.sandbox.process import INTERPRETER, ProcessBox, ProcessProvider
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.limits import Cgroups
+from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class HostileBox(ProcessBox):
 class HostileProvider(ProcessProvider):
     """A provider of such boxes."""
 
-    def make(self, spec: BoxSpec, machine: Groups, forget: Callable[[], None], beside: AgentBox | None) -> ProcessBox:
-        return HostileBox(spec, self.state, machine, self.watch, forget)
+    def make(self, spec: BoxSpec, shared: Cgroups, forget: Callable[[], object], beside: AgentBox | None) -> ProcessBox:
+        return HostileBox(spec, self.state, shared, self.watch, forget)
 
 
 def test_no_isolation_is_claimed() -> None:
@@ -115,8 +115,8 @@ async def ended(box: AgentBox, wait: Callable[[], Awaitable[int]]) -> str:
         await wait()
     except BoxDied as error:
         return str(error)
-    assert box._link is not None
-    while not (why := box._link.reason):  # noqa: ASYNC110
+    assert box._connection is not None
+    while not (why := box._connection.reason):  # noqa: ASYNC110
         await anyio.sleep(0.01)
     return why
 

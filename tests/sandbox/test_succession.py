@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.provider import Bind, BoxDied, BoxStartFailed, Command, Left, Resources
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.provider import Bind, BoxDied, BoxStartFailed, Command, RemainingProcesses, Resources
 
 from .conftest import eventually
 
@@ -69,13 +69,13 @@ async def test_what_is_written_beside_a_box_counts_for_its_disk(local: "Bench") 
 
 async def test_what_is_left_running_is_named_and_counted_beside_commands_of_ours(local: "Bench") -> None:
     box = await local.boot()
-    assert await box.left() == Left()
+    assert await box.remaining() == RemainingProcesses()
     ours = await box.spawn(_command("exec sleep 1000"))
     await local.run(box, "for i in 1 2; do setsid sleep 1000 </dev/null >/dev/null 2>&1 & done; sleep 0.2")
-    left = await box.left()
+    left = await box.remaining()
     assert (left.names["sleep"], left.is_listening) == (3, False)
     await ours.kill()
-    assert (await box.left()).names == {"sleep": 2}
+    assert (await box.remaining()).names == {"sleep": 2}
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ async def test_a_process_that_listens_is_told_from_one_that_does_not(local: "Ben
     box = await local.boot()
     server = await box.spawn(_command(f'exec python3 -c "{LISTEN.format(family, address)}"'))
     assert await server.stdout.receive() == b"\n"
-    assert (await box.left()).is_listening
+    assert (await box.remaining()).is_listening
 
 
 async def test_a_port_that_is_listened_at_for_the_way_out_is_nobodys(local: "Bench") -> None:
     box = await local.boot()
     with await box.listen(61080):
         await local.run(box, "setsid sleep 1000 </dev/null >/dev/null 2>&1 & sleep 0.1")
-        assert not (await box.left()).is_listening
+        assert not (await box.remaining()).is_listening
 
 
 @pytest.mark.parametrize("deed", ["kill -9 -1", "kill -9 1", "kill -STOP 1", "kill -9 $PPID"])

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, Command, shell
 from orchestrator.service.server import Isolation, serve
@@ -30,14 +30,14 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def local(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalProvider]:
-    provider = LocalProvider(tmp_path_factory.mktemp("security") / "devboxes")
+async def local(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
+    provider = BwrapProvider(tmp_path_factory.mktemp("security") / "devboxes")
     yield provider
     await provider.close()
 
 
 @pytest.fixture
-async def boot(local: LocalProvider) -> AsyncIterator[Boot]:
+async def boot(local: BwrapProvider) -> AsyncIterator[Boot]:
     """Boots boxes that end with the test."""
     boxes: list[AgentBox] = []
 

@@ -18,12 +18,11 @@ import pytest
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
 from anyio.streams.tls import TLSListener
 
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.commands import run as run_in
 from orchestrator.service.sandbox.egress import dialing
-from orchestrator.service.sandbox.egress.counters import Verdict
-from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress
-from orchestrator.service.sandbox.egress.rules import Address, Rules
+from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress, EgressVerdict
+from orchestrator.service.sandbox.egress.rules import IPAddress, Rules
 from orchestrator.service.sandbox.provider import Command
 
 pytestmark = pytest.mark.anyio
@@ -55,12 +54,12 @@ class LetOut:
     def __init__(self, box: AgentBox, egress: Egress) -> None:
         self.box = box
         self.egress = egress
-        self.told: list[tuple[Verdict, str]] = []
+        self.told: list[tuple[EgressVerdict, str]] = []
         self.asked: list[str] = []
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        return self.egress.tally.document()
+        return self.egress.counters.document()
 
 
 Let = Callable[..., Awaitable[LetOut]]
@@ -83,7 +82,7 @@ def let(boot: Boot, tasks: TaskGroup) -> Let:
     async def let(*hosts: str, book: dict[str, str] | None = None, is_public: bool = False) -> LetOut:
         places = {name: places.split() for name, places in (book or {}).items()}
 
-        async def resolve(host: str, port: int) -> list[Address]:
+        async def resolve(host: str, port: int) -> list[IPAddress]:
             del port
             out.asked.append(host)
             if host not in places:
@@ -91,7 +90,7 @@ def let(boot: Boot, tasks: TaskGroup) -> Let:
             answer = places[host].pop(0) if len(places[host]) > 1 else places[host][0]
             return [ip_address(each) for each in answer.split(",")]
 
-        async def tell(verdict: Verdict, host: str) -> None:
+        async def tell(verdict: EgressVerdict, host: str) -> None:
             out.told.append((verdict, host))
 
         egress = Egress(Rules.parse(hosts, is_public=is_public), tell, resolve)
@@ -260,7 +259,7 @@ async def test_with_the_internet_any_public_host_is_reached_at_the_very_address_
     """No packet leaves: what would go to a public address is turned to loopback at the last step."""
     port, dialed, dial = await answering(greet), list[tuple[str, int]](), dialing.dial
 
-    async def turned(address: Address, asked: int) -> socket.socket:
+    async def turned(address: IPAddress, asked: int) -> socket.socket:
         dialed.append((str(address), asked))
         return await dial(ip_address("127.0.0.1"), port)
 
@@ -281,7 +280,7 @@ async def test_of_several_addresses_of_a_name_only_public_ones_are_tried(
     """However many others stand before them."""
     dialed: list[str] = []
 
-    async def refuse(address: Address, asked: int) -> socket.socket:
+    async def refuse(address: IPAddress, asked: int) -> socket.socket:
         dialed.append(f"{address}:{asked}")
         raise ConnectionRefusedError("nobody is there")
 
@@ -490,7 +489,7 @@ async def test_what_does_not_answer_is_no_connection_but_told(let: Let, say: Ask
 async def test_the_way_out_ends_with_its_task(boot: Boot, answering: Serve, say: Ask, tasks: TaskGroup) -> None:
     del tasks
 
-    async def tell(verdict: Verdict, host: str) -> None:
+    async def tell(verdict: EgressVerdict, host: str) -> None:
         del verdict, host
 
     port = await answering(greet)

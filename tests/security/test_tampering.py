@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
+from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.commands import run, write_file
 from orchestrator.service.sandbox.pipes import Drain, OutputPipe
 from orchestrator.service.sandbox.provider import Command, shell

@@ -12,13 +12,13 @@ import pytest
 
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.environments import Environments
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, veils
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, veils
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed
-from orchestrator.service.sandbox.safe_fs import ENTRY, disk_usage
+from orchestrator.service.sandbox.safe_fs import ENTRY_BYTES, disk_usage
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]
@@ -34,7 +34,7 @@ async def test_a_link_in_a_prepared_home_becomes_no_mount_of_the_host(boot: Boot
         await boot(root=tmp_path / "root")
 
 
-async def test_a_dockerfile_cannot_place_such_a_link(local: LocalProvider, tmp_path: Path) -> None:
+async def test_a_dockerfile_cannot_place_such_a_link(local: BwrapProvider, tmp_path: Path) -> None:
     """It stays in environment/, as links there must, and leads elsewhere from where COPY puts it."""
     scenario = tmp_path / "bench/one"
     deep = scenario / "environment/a/b/c/d/e/f"
@@ -80,13 +80,13 @@ async def test_a_link_on_the_way_to_a_mount_is_refused(boot: Boot, tmp_path: Pat
 
 
 async def test_the_interpreter_stays_where_it_is_though_a_box_owns_the_folder_above(boot: Boot, say: Ask) -> None:
-    prefix = Interpreter.ours().prefix
+    prefix = HostPython.ours().prefix
     if prefix is None:
         pytest.skip("this Python is the system's")
     top = Path("/", prefix.parts[1])
     box = await boot(working_directory=str(top / "work"))
     answer = await say(
-        box, f"mv {'/'.join(prefix.parts[:3])[1:]} {top}/x; test -x {Interpreter.ours().program} && echo there"
+        box, f"mv {'/'.join(prefix.parts[:3])[1:]} {top}/x; test -x {HostPython.ours().program} && echo there"
     )
     assert "busy" in answer
     assert "there" in answer.splitlines()
@@ -97,7 +97,7 @@ async def test_what_must_stay_hidden_is_hidden_wherever_it_is_installed(
 ) -> None:
     """Benchmarks come with their solutions, and may lie in /usr or in the folder of the interpreter."""
     hidden = _some_folder_of_the_system()
-    provider = LocalProvider(tmp_path / "devboxes", hidden=[hidden, Path("/usr/share/not-there")])
+    provider = BwrapProvider(tmp_path / "devboxes", hidden=[hidden, Path("/usr/share/not-there")])
     try:
         box = await provider.start(BoxSpec(id="x"))
         assert await say(box, f"ls -A {hidden}; touch {hidden}/x 2>/dev/null || echo sealed") == "sealed\n"
@@ -125,7 +125,7 @@ async def test_keys_of_the_login_that_started_the_service_are_out_of_reach(
     key = _have_key(number)
     if key < 0:
         pytest.skip("keys cannot be had here")
-    provider = LocalProvider(tmp_path / "devboxes")
+    provider = BwrapProvider(tmp_path / "devboxes")
     try:
         box = await provider.start(BoxSpec(id="x"))
         head = f"import ctypes; call = ctypes.CDLL(None).syscall; b = ctypes.create_string_buffer(99); n = {number}"
@@ -195,4 +195,4 @@ def test_a_file_without_content_counts_too(tmp_path: Path) -> None:
     """Else a box could use up all the file system's entries and be small."""
     for number in range(50):
         (tmp_path / str(number)).touch()
-    assert disk_usage(tmp_path) == 50 * ENTRY
+    assert disk_usage(tmp_path) == 50 * ENTRY_BYTES

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.provider import BoxSpec
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +71,7 @@ except (OSError, ValueError, PermissionError) as error:
 
 
 @pytest.fixture(scope="module")
-async def box(local: LocalProvider) -> AsyncIterator[AgentBox]:
+async def box(local: BwrapProvider) -> AsyncIterator[AgentBox]:
     """One for all: none of them changes it."""
     box = await local.start(BoxSpec(id="ways-up"))
     yield box

@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.provider import check_sandbox
-from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, _candidates
+from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
+from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
 from orchestrator.service.server import Isolation, serve
 
 pytestmark = pytest.mark.anyio
@@ -105,7 +105,7 @@ def groups_of(pid: int) -> list[Path]:
     return [
         group
         for controller in CONTROLLERS.values()
-        for parent in _candidates(controller)
+        for parent in candidate_parents(controller)
         for group in parent.glob(f"{PREFIX}{pid}-*")
     ]
 

@@ -9,7 +9,7 @@ from typing import Final, Self
 import anyio
 
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.sandbox.commands import PIECE, collect, kill
+from orchestrator.service.sandbox.commands import CHUNK_BYTES, collect, kill
 from orchestrator.service.sandbox.provider import Box, Command, Process
 
 MAX_WORDS: Final = 4096
@@ -45,7 +45,7 @@ class Download:
 
     async def _receive(self) -> bytes:
         try:
-            return await self._process.stdout.receive(PIECE)
+            return await self._process.stdout.receive(CHUNK_BYTES)
         except anyio.EndOfStream:
             words = bytearray()
             await collect(self._process.stderr, words, MAX_WORDS)

@@ -89,7 +89,7 @@ class _Live:
     @property
     def counts(self) -> Document:
         """What its way out has counted so far, if it has one."""
-        return {} if self.egress is None else {**self.egress.tally.document()}
+        return {} if self.egress is None else {**self.egress.counters.document()}
 
     def touch(self) -> None:
         """Idle time starts again; the keep-alive of a devbox without an idle setting does not."""

@@ -9,8 +9,7 @@ import structlog
 
 from orchestrator.service.devboxes.logs import append_setup, entry
 from orchestrator.service.sandbox.egress.addresses import Resolver
-from orchestrator.service.sandbox.egress.counters import Verdict
-from orchestrator.service.sandbox.egress.proxy import Egress
+from orchestrator.service.sandbox.egress.proxy import Egress, EgressVerdict
 from orchestrator.service.sandbox.egress.rules import Network, Rules
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import Capability
@@ -43,7 +42,7 @@ def way_out(network: Network, *, devbox_id: str, output: Path, resolve: Resolver
     return Egress(rules, partial(_tell, devbox_id, output), resolve)
 
 
-async def _tell(devbox_id: str, output: Path, verdict: Verdict, host: str) -> None:
+async def _tell(devbox_id: str, output: Path, verdict: EgressVerdict, host: str) -> None:
     """A line in the devbox's log; a full disk is no reason to let nobody out."""
     log = structlog.get_logger()
     log.info("egress.first", devbox=devbox_id, host=host, verdict=verdict)

@@ -31,8 +31,8 @@ from orchestrator.service.sandbox.provider import (
     BoxSpec,
     Capability,
     Command,
-    Left,
     Provider,
+    RemainingProcesses,
 )
 from orchestrator.service.sandbox.safe_fs import remove
 
@@ -64,7 +64,7 @@ class Settled:
     """How an agent's box was left: where scorers run now, what still ran, what was changed (None: nobody noted)."""
 
     mode: Mode
-    left: Left
+    left: RemainingProcesses
     changes: Changes | None
 
 
@@ -162,9 +162,9 @@ class Succession:
         if before is not None and not (before.mode is Mode.LIVE and is_live_over):
             return before
         if Capability.SUCCESSION not in self._provider.capabilities:
-            self.settled = Settled(mode=Mode.LIVE, left=Left(), changes=None)
+            self.settled = Settled(mode=Mode.LIVE, left=RemainingProcesses(), changes=None)
             return self.settled
-        left = before.left if before else await self.agents.left()
+        left = before.left if before else await self.agents.remaining()
         is_served = left.is_listening and not is_live_over
         if is_served:
             await self._collect(self.agents, collect)

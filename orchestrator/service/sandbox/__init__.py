@@ -1,1 +1,1 @@
-"""Where the service's devboxes come from, and what is done in them."""
+"""Sandboxes of devboxes: the contract of a provider of boxes, the two providers of this machine, and their egress."""

@@ -1,18 +1,18 @@
-"""Start and end commands inside a devbox, for the service outside it.
+"""The exec agent: starts and ends commands inside a devbox, for the service outside it.
 
-Its secret: the one file of ours that runs in a box, by path (`python3 -I -S boxagent.py CONTROL-FD LIMITS`, but under
-another name than python's, for people type `pkill python`), beside programs that may be hostile. So it is small,
+Its secret: it is the only file of ours that runs in a box, by path (`python3 -I -S boxagent.py CONTROL-FD LIMITS`, but
+under another name than python's, for people type `pkill python`), beside programs that may be hostile. So it is small,
 imports nothing that costs time or memory (C modules, not the wrappers above them: 6 ms and 1 MB for every box), and is
-trusted by nobody: the host validates what it says.
+not trusted: the host validates all that it sends.
 
 The host sends frames, four bytes of length and then fields joined by NUL, the first byte of a `spawn` carrying the
 command's pipes: `spawn ID CWD ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`, `listen ID PORT`. The answers are
-lines: `ready`, `exit ID STATUS`, and `listening ID ERRNO`, with a socket where the number is 0: the host itself accepts
-what connects to it. Output never passes through here: the command holds the host's own pipe.
+lines: `ready`, `exit ID STATUS`, and `listening ID ERRNO`, with a socket if ERRNO is 0: the host itself accepts the
+connections to it. Output never passes through here: the command holds the host's own pipe.
 
 Each command runs under a helper, a fork of this process that adopts orphans (PR_SET_CHILD_SUBREAPER): a daemon can
 leave its session and its parents, but not the helper, so that `kill` finds it. When the command has ended by itself the
-helper ends too and what was left behind becomes ours. A process group would not do: one `setsid` leaves it.
+helper ends too, and this process adopts the daemons left behind. A process group would not do: one `setsid` leaves it.
 """
 
 import _signal as signal  # type: ignore[import-not-found]
@@ -28,16 +28,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GRACE = 1.0
+KILL_GRACE_S = 1.0
 BACKLOG = 128
-PAUSE = 0.01
+POLL_S = 0.01
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_SCOPE_ABSTRACT_SOCKETS = 444, 446, 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_GET_NO_NEW_PRIVS = 1, 4, 36, 39
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGTSTP)
-#: Scores by which the kernel chooses what to end when memory runs out, up to 1000: boxes before all else, and in a box
-#: its commands before the agent. The service, and whoever started it, stay at what they have.
+#: Scores, up to 1000, by which the kernel chooses the process to kill when memory runs out: boxes before all else, and
+#: in a box its commands before the agent. The service and its parents keep their own scores.
 EXPENDABLE, FIRST_TO_GO = 900, 1000
 KILL, INTERRUPT = signal.SIGUSR1, signal.SIGUSR2
 ORDERS = {KILL, INTERRUPT, signal.SIGCHLD}
@@ -46,19 +46,19 @@ ORDERS = {KILL, INTERRUPT, signal.SIGCHLD}
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)  # noqa: FBT003
-    limit(sys.argv[2])
-    volunteer(EXPENDABLE)
-    hide()
-    fence()
+    set_rlimits(sys.argv[2])
+    raise_oom_score(EXPENDABLE)
+    protect()
+    restrict_sockets()
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    agent = Agent(control)
+    agent = ExecAgent(control)
     agent.serve()
     agent.end_all()
 
 
-def limit(text: str) -> None:
+def set_rlimits(text: str) -> None:
     """Set the limits "NAME=N,…"; inside the box they count this box alone."""
     for item in filter(None, text.split(",")):
         name, _, value = item.partition("=")
@@ -68,8 +68,8 @@ def limit(text: str) -> None:
         resource.setrlimit(number, (ceiling, ceiling))
 
 
-def hide() -> None:
-    """Be hard to hit by accident, and closed to the commands: they may neither trace us nor take our socket."""
+def protect() -> None:
+    """Ignore signals that hit this process by accident, and keep commands from tracing it or taking its socket."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {KILL, INTERRUPT})
@@ -77,10 +77,10 @@ def hide() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def fence() -> None:
-    """Let nothing from here on reach abstract sockets of the host: with the network on, they are in the same network.
+def restrict_sockets() -> None:
+    """Cut this process and its children off from the host's abstract sockets, which a box with network on shares.
 
-    It takes Linux 6.12 (landlock(7)). Without walls, where new privileges are still to be had, nothing is fenced.
+    It takes Linux 6.12 (landlock(7)). Outside a sandbox, where new privileges can still be gained, it does nothing.
     """
     if LINUX and LIBC.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1:
         attributes = bytes(16) + LANDLOCK_SCOPE_ABSTRACT_SOCKETS.to_bytes(8, sys.byteorder)
@@ -95,8 +95,8 @@ def prctl(option: int, value: int) -> None:
         LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
 
 
-class Agent:
-    """Takes the host's orders and tells how commands ended."""
+class ExecAgent:
+    """Carries out the host's orders and reports the ends of commands."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
@@ -127,7 +127,7 @@ class Agent:
         for helper in self.running:
             os.kill(helper, KILL)
         while reap_all():
-            time.sleep(PAUSE)
+            time.sleep(POLL_S)
 
     def tell(self, line: str) -> None:
         self.control.sendall(line.encode() + b"\n")
@@ -172,7 +172,7 @@ class Agent:
         try:
             helper = os.fork()
         except OSError as error:
-            complain(fds[-1], f"the devbox cannot start a process: {error.strerror}")
+            report_failure(fds[-1], f"the devbox cannot start a process: {error.strerror}")
             self.tell(f"exit {number} 126")
         else:
             if helper == 0:
@@ -184,7 +184,7 @@ class Agent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def listen(self, number: int, port: int) -> None:
-        """Give the host a socket that listens on the box's own loopback."""
+        """Send the host a socket that listens on the box's own loopback."""
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.bind(("127.0.0.1", port))
@@ -210,23 +210,23 @@ class Agent:
 
 
 def supervise(agent: int, fields: list[bytes], fds: list[int]) -> None:
-    """Run one command in a helper of its own, and leave with its status; never returns."""
+    """Run one command in this fork, a helper, and exit with its status; never returns."""
     status = 126
     try:
         signal.set_wakeup_fd(-1)
         prctl(PR_SET_PDEATHSIG, KILL)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         if os.getppid() == agent:
-            volunteer(FIRST_TO_GO)
+            raise_oom_score(FIRST_TO_GO)
             status = Helper(fields, fds).run()
-    except Exception as error:  # noqa: BLE001 a fork must not come back
-        complain(fds[-1], f"the command's helper failed: {error!r}")
+    except Exception as error:  # noqa: BLE001 a fork must not return
+        report_failure(fds[-1], f"the command's helper failed: {error!r}")
     finally:
         os._exit(status)
 
 
-def volunteer(score: int) -> None:
-    """Let the kernel take us, and all we start, sooner when memory runs out; /proc/self is open for that moment."""
+def raise_oom_score(score: int) -> None:
+    """Let the kernel kill this process and its children sooner when memory runs out; opens /proc/self meanwhile."""
     if LINUX:
         prctl(PR_SET_DUMPABLE, 1)
         try:
@@ -260,7 +260,7 @@ class Helper:
         while self.status is None:
             order = signal.sigwait(ORDERS)
             if order == KILL:
-                end_descendants(grace=GRACE, program=self.program, ended=self.note)
+                end_descendants(grace=KILL_GRACE_S, program=self.program, ended=self.note)
             elif order == INTERRUPT:
                 send(os.killpg, self.program, signal.SIGINT)
             else:
@@ -272,19 +272,19 @@ class Helper:
             self.status = exit_status(status)
 
     def start(self) -> int | None:
-        """Start the program; a shell's status and words if that fails."""
+        """Start the program; returns a shell's exit status, after a shell's message, if that fails."""
         name = os.fsdecode(self.argv[0]) if self.argv else ""
         try:
             os.chdir(self.folder)
         except OSError as error:
-            return complain(self.fds[-1], f"{os.fsdecode(self.folder)}: {error.strerror}")
+            return report_failure(self.fds[-1], f"{os.fsdecode(self.folder)}: {error.strerror}")
         try:
             self.program = self.execute(find_program(self.argv[0], self.environment.get(b"PATH", b"")))
         except FileNotFoundError:
-            complain(self.fds[-1], f"{name}: command not found")
+            report_failure(self.fds[-1], f"{name}: command not found")
             return 127
         except (OSError, ValueError, IndexError) as error:
-            return complain(self.fds[-1], f"{name}: {getattr(error, 'strerror', None) or error}")
+            return report_failure(self.fds[-1], f"{name}: {getattr(error, 'strerror', None) or error}")
         return None
 
     def execute(self, path: bytes) -> int:
@@ -327,8 +327,8 @@ def find_program(name: bytes, path: bytes) -> bytes:
     return forbidden
 
 
-def complain(stream: int, words: str) -> int:
-    """Say on the command's stderr why it cannot be started."""
+def report_failure(stream: int, words: str) -> int:
+    """Write a message to the command's stderr; returns 126, a shell's status for a command that cannot be started."""
     try:
         os.write(stream, os.fsencode(words) + b"\n")
     except OSError:
@@ -342,11 +342,11 @@ def exit_status(status: int) -> int:
 
 
 def ignore(pid: int, status: int) -> None:
-    """An orphan that a command left behind has ended."""
+    """Do nothing: an orphan that a command left behind has ended."""
 
 
 def reap_all(ended: "Callable[[int, int], None]" = ignore) -> bool:
-    """Collect what has ended; whether children are left."""
+    """Reap the children that have ended; returns whether any are left."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -358,19 +358,19 @@ def reap_all(ended: "Callable[[int, int], None]" = ignore) -> bool:
 
 
 def end_descendants(grace: float, program: int = 0, ended: "Callable[[int, int], None]" = ignore) -> None:
-    """Ask every descendant to end, and after the grace end it; returns when there is none."""
+    """Send every descendant SIGTERM, and SIGKILL after `grace` seconds; returns when there is none."""
     if grace:
-        strike(program, signal.SIGTERM)
-        strike(program, signal.SIGCONT)
-    patience = time.monotonic() + grace
+        signal_descendants(program, signal.SIGTERM)
+        signal_descendants(program, signal.SIGCONT)
+    deadline = time.monotonic() + grace
     while reap_all(ended):
-        if time.monotonic() >= patience:
-            strike(program, signal.SIGKILL)
-        time.sleep(PAUSE)
+        if time.monotonic() >= deadline:
+            signal_descendants(program, signal.SIGKILL)
+        time.sleep(POLL_S)
 
 
-def strike(program: int, number: int) -> None:
-    """Signal every descendant; where there is no /proc, the program's group."""
+def signal_descendants(program: int, number: int) -> None:
+    """Signal every descendant; without /proc, the program's process group."""
     targets = descendants(os.getpid()) if LINUX else []
     for pid in targets:
         send(os.kill, pid, number)
@@ -379,7 +379,7 @@ def strike(program: int, number: int) -> None:
 
 
 def send(deliver: "Callable[[int, int], None]", target: int, number: int) -> None:
-    """Deliver a signal to what may have ended meanwhile."""
+    """Deliver a signal to a target that may have ended meanwhile."""
     try:
         deliver(target, number)
     except OSError:

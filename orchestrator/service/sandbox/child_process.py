@@ -1,7 +1,7 @@
-"""A program of ours whose end is an event on the loop.
+"""A child process whose end is an event on the loop.
 
 Its secret: Python 3.11's asyncio waits for each subprocess in a thread of its own, which 500 boxes cannot afford; on
-Linux a pidfd becomes readable instead. Elsewhere one waiting thread it is.
+Linux a pidfd becomes readable instead. Elsewhere a thread waits for each.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ HAS_PIDFD = hasattr(os, "pidfd_open")
 
 
 class Pidfd:
-    """Any process, not only a child, by a name that cannot come to mean another one."""
+    """Any process, not only a child, by a handle that can never refer to another one."""
 
     def __init__(self, pid: int, ended: Callable[[], None] | None = None) -> None:
         """Raises ProcessLookupError."""
@@ -30,7 +30,7 @@ class Pidfd:
         self._loop.add_reader(self._fd, self._notice)
 
     def kill(self) -> None:
-        """SIGKILL, unless it has ended."""
+        """Send SIGKILL, unless the process has ended."""
         if self._fd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
@@ -48,7 +48,7 @@ class Pidfd:
             self._ended()
 
 
-class Child:
+class ChildProcess:
     """A started subprocess; `ended` is called on the loop with its return code (negative: the signal)."""
 
     def __init__(self, popen: subprocess.Popen[bytes], ended: Callable[[int], None]) -> None:
@@ -67,7 +67,7 @@ class Child:
             self._popen.kill()
 
     def kill_group(self) -> None:
-        """SIGKILL for the process group that it leads, which outlives it while others are in it."""
+        """Send SIGKILL to the process group that it leads, which outlives it while others are in it."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -1,22 +1,23 @@
-"""One box's place on the host's disk: which folders are its own, how a prepared root gets in and a snapshot out.
+"""One box's place on the host's disk: its own folders, copied in from a prepared root and out to a snapshot.
 
 Its secret: the layout. `files/` holds the box's own folders as a tree in the form of `BoxSpec.root`, below a folder
-that only the box's user can enter. What becomes a mount is a folder and never a link: whoever prepared the root would
-choose by it which place of the host the box owns. Blocking; call from a worker thread.
+that only the box's user can enter. Each mount is a folder and never a link: with a link, the author of the root would
+choose a place of the host for the box to own. Blocking; call from a worker thread.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import Copier, remove
 
 OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
-#: Those that every task of Harbor's finds, for anybody to write into.
+#: Folders that every Harbor task finds, writable for all users.
 LOGS = ("/logs/agent", "/logs/artifacts", "/logs/verifier")
-#: The machine's: read-only in every box, so no folder of a prepared root can stand for them.
+#: Folders of the machine: read-only in every box, so no folder of a prepared root can replace them.
 SYSTEM = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
 )
@@ -53,7 +54,7 @@ class BoxFolder:
             raise BoxStartFailed(f"devbox {spec.id}: its folders could not be made: {error}") from error
 
     def export(self, target: Path, spec: BoxSpec, only: str = "") -> None:
-        """Copy the box's own folders, or what of them is at `only`, into the empty folder `target`. Raises OSError."""
+        """Copy the box's own folders, or only the path `only` of them, into the empty `target`. Raises OSError."""
         binds = frozenset(bind.target.strip("/") for bind in spec.binds)
         Copier(skip=binds, only=only.strip("/")).copy(self.files, target)
 
@@ -61,38 +62,35 @@ class BoxFolder:
         remove(self.base)
 
     def is_whole(self) -> bool:
-        """Whether its own folders are there: from inside a sandbox, where they are mounts, they cannot be removed."""
+        """Tell whether its own folders exist: inside a sandbox they are mounts and cannot be removed."""
         return all((self.files / path.strip("/")).is_dir() for path in OWN)
 
     def tops(self) -> list[str]:
-        """What has to appear in the box's root: paths such as "app" and "home/user"."""
+        """The folders that must appear in the box's root: paths such as "app" and "home/user"."""
         folders = [place for place in self.files.iterdir() if place.name != "home"]
         return sorted(str(place.relative_to(self.files)) for place in (*folders, *(self.files / "home").iterdir()))
 
     def anchors(self, targets: Iterable[str]) -> list[str]:
-        """The box's own folders on the way to mounts in them, made if they are missing; the upper ones first.
+        """The box's own folders above mounts in them, made if they are missing; the upper ones first.
 
         Mounted onto themselves they cannot be renamed; else the box would move them away, mount and all, and put a
         program of its own in the place of one that it may not change. Raises BoxStartFailed for a link in the way.
         """
         found: set[str] = set()
-        for target in targets:
-            place = target.strip("/")
+        for place in (target.strip("/") for target in targets):
             for top in self.tops():
-                if place.startswith(f"{top}/"):
-                    found.update(self._on_the_way(top, place))
+                if not place.startswith(f"{top}/"):
+                    continue
+                _, *paths = accumulate(place.removeprefix(f"{top}/").split("/"), "{}/{}".format, initial=top)
+                for path in paths:
+                    if (self.files / path).is_symlink():
+                        raise BoxStartFailed(
+                            f"/{path} is a link in the prepared root, and /{place} has to be mounted there"
+                        )
+                found.update(paths[:-1])
         for path in sorted(found):
             self._make(f"/{path}")
         return sorted(found)
-
-    def _on_the_way(self, top: str, place: str) -> Iterator[str]:
-        parts = place.removeprefix(f"{top}/").split("/")
-        for count in range(1, len(parts) + 1):
-            path = "/".join([top, *parts[:count]])
-            if (self.files / path).is_symlink():
-                raise BoxStartFailed(f"/{path} is a link in the prepared root, and /{place} has to be mounted there")
-            if count < len(parts):
-                yield path
 
     def _make(self, path: str) -> None:
         folder = self.files
@@ -106,7 +104,7 @@ class BoxFolder:
 
 
 def refuse_system(spec: BoxSpec) -> None:
-    """Raises BoxStartFailed for a spec that wants to own what belongs to the machine, naming it."""
+    """Raise BoxStartFailed for a spec that claims a folder of the machine, naming it."""
     folders = [spec.working_directory]
     if spec.root is not None:
         try:
@@ -114,7 +112,10 @@ def refuse_system(spec: BoxSpec) -> None:
         except OSError as error:
             raise BoxStartFailed(f"devbox {spec.id}: its prepared root cannot be read: {error}") from error
         folders += [f"/{entry.name}" for entry in found]
-        odd = [str(each.relative_to(spec.root)) for each in _mounted(found) if each.is_symlink() or not each.is_dir()]
+        # Each of these becomes a mount: see `BoxFolder.tops`.
+        home = spec.root / "home"
+        found += sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else []
+        odd = [str(each.relative_to(spec.root)) for each in found if each.is_symlink() or not each.is_dir()]
         if odd:
             raise BoxStartFailed(f"devbox {spec.id}: its prepared root may hold folders only, not {', '.join(odd)}")
     for path in folders:
@@ -128,11 +129,3 @@ def refuse_system(spec: BoxSpec) -> None:
                 f"devbox {spec.id}: {path} belongs to the system, which is read-only in a devbox; "
                 f"use a folder of its own such as {HOME}, /app or /srv"
             )
-
-
-def _mounted(entries: Iterable[Path]) -> Iterator[Path]:
-    """What of a prepared root becomes a mount each: see `BoxFolder.tops`."""
-    for entry in entries:
-        yield entry
-        if entry.name == "home" and entry.is_dir() and not entry.is_symlink():
-            yield from sorted(entry.iterdir())

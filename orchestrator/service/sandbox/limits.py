@@ -1,10 +1,10 @@
-"""Which limits this machine lets us enforce on a box, and setting them.
+"""Limits of boxes: the ones that this machine can enforce, and setting them.
 
-Its secret: control groups in both their forms. Memory and CPU need one; it is made below the service's own group
-(beside it, where version 2 forbids that), so that what bounds the service bounds its boxes. A limit counts as enforced
+Its secret: control groups in both their versions. Memory and CPU need one; it is made below the service's own group
+(beside it, where version 2 forbids that), so that a bound on the service bounds its boxes. A limit counts as enforced
 only if the kernel took the number *and* the box's processes are in the group. Without control groups a box has neither:
-RLIMIT_AS would break what reserves much and uses little (node, JVM), RLIMIT_CPU counts seconds, not cores, and a lie in
-the record would be worse. Processes and file sizes are limited by rlimits set *inside* the box, where they count it
+RLIMIT_AS would break programs that reserve much and use little (node, JVM), RLIMIT_CPU counts seconds, not cores, and a
+false record would be worse. Processes and file sizes are limited by rlimits set *inside* the box, where they count it
 alone; set outside, all boxes of one user would share them.
 """
 
@@ -21,21 +21,21 @@ import structlog
 
 from orchestrator.service.sandbox.provider import Limit, Resources
 
-CPU_PERIOD = 100_000
-#: The service raises its own limit far beyond; programs that close every possible file would take seconds for that.
-OPEN_FILES = 65536
+CPU_PERIOD_US = 100_000
+#: Programs that close every possible descriptor would take seconds under the service's own, far higher limit.
+MAX_OPEN_FILES = 65536
 CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu"}
 PREFIX = "sweep-"
 _AS_USER = "start the service, or the sweep that starts it, as `systemd-run --user --scope -p Delegate=yes sweep ...`"
 _AS_ROOT = "start the service, or the sweep that starts it, where it may make control groups (/sys/fs/cgroup, writable)"
 _IN_SANDBOXES = "processes are counted in sandboxes only (--isolation local)"
 #: Several providers may live in one process.
-PROVIDERS = itertools.count(1)
-REMOVE_PATIENCE = 2.0
+_PROVIDER_NUMBERS = itertools.count(1)
+REMOVE_TIMEOUT_S = 2.0
 
 
 def unlimited(enforced: AbstractSet[Limit]) -> Iterator[str]:
-    """What to tell people about the limits that are not among those enforced on this machine, and how to get them."""
+    """Yield a notice about the limits that are not `enforced` on this machine, and how to get them; none if all are."""
     names = {Limit.MEMORY: "memory", Limit.CPU: "CPU", Limit.PROCESSES: "number of processes"}
     missing = [name for limit, name in names.items() if limit not in enforced]
     if not missing:
@@ -46,15 +46,15 @@ def unlimited(enforced: AbstractSet[Limit]) -> Iterator[str]:
 
 
 def box_rlimits(resources: Resources, *, processes: bool) -> str:
-    """What the agent sets for itself and all below it, as "NAME=N,…"."""
-    limits = {"CORE": 0, "NOFILE": OPEN_FILES, "FSIZE": resources.disk}
+    """The rlimits that the agent sets for itself and all below it, as "NAME=N,…"."""
+    limits = {"CORE": 0, "NOFILE": MAX_OPEN_FILES, "FSIZE": resources.disk}
     if processes:
         limits["NPROC"] = resources.processes
     return ",".join(f"{name}={value}" for name, value in limits.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Cgroup:
     """The control groups of one box, one folder for each controller (the same one in version 2)."""
 
     folders: Mapping[Limit, Path]
@@ -70,7 +70,7 @@ class Group:
                 (folder / "cgroup.procs").write_text(str(pid))
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel has ended a process in the group for want of memory."""
+        """Tell whether the kernel has ended a process in the group because memory ran out."""
         folder = self.folders.get(Limit.MEMORY)
         if folder is None:
             return False
@@ -83,38 +83,46 @@ class Group:
         return False
 
     def remove(self) -> None:
-        """Remove the folders; waits a moment for the last process to be gone. Blocking."""
+        """Remove the folders; waits up to REMOVE_TIMEOUT_S for the last process to end. Blocking."""
         for folder in set(self.folders.values()):
-            _remove_group(folder, REMOVE_PATIENCE)
+            _remove_group(folder, REMOVE_TIMEOUT_S)
 
 
-NO_GROUP = Group(folders={})
+NO_CGROUP = Cgroup(folders={})
 
 
-class Groups:
+class Cgroups:
     """Makes groups for boxes below one group of this service, `sweep-PID-START-N`."""
 
     def __init__(self, parents: Mapping[Limit, Path]) -> None:
-        name = f"{PREFIX}{own_name()}-{next(PROVIDERS)}"
+        name = f"{PREFIX}{own_name()}-{next(_PROVIDER_NUMBERS)}"
         self._homes = {limit: parent / name for limit, parent in parents.items()}
 
     @classmethod
-    def find(cls) -> "Groups":
-        """Look where this process may make groups; what earlier services left behind is removed. Blocking."""
+    def find(cls) -> "Cgroups":
+        """Find where this process may make groups, and remove those of earlier services. Blocking."""
         parents: dict[Limit, Path] = {}
         for limit, controller in CONTROLLERS.items():
-            parent = next((path for path in _candidates(controller) if _usable(path, controller)), None)
-            if parent is not None:
+            for parent in candidate_parents(controller):
+                # Permissions alone do not tell whether a group can be made: try it.
+                trial = parent / f"{PREFIX}trial-{os.getpid()}"
+                try:
+                    _make_group(trial, controller)
+                except OSError:
+                    continue
+                finally:
+                    _remove_group(trial, 0)
                 parents[limit] = parent
                 remove_stale(parent)
+                break
         return cls(parents)
 
     @property
     def limits(self) -> frozenset[Limit]:
         return frozenset(self._homes)
 
-    def create(self, name: str, resources: Resources) -> Group:
-        """A group with the limits set, as many as the kernel takes. Blocking."""
+    def create(self, name: str, resources: Resources) -> Cgroup:
+        """Make a group with the limits set, as many as the kernel takes. Blocking."""
         folders: dict[Limit, Path] = {}
         for limit, home in self._homes.items():
             folder = home / name
@@ -127,7 +135,7 @@ class Groups:
                 _remove_group(folder, 0)
             else:
                 folders[limit] = folder
-        return Group(folders=folders)
+        return Cgroup(folders=folders)
 
     def close(self) -> None:
         for home in set(self._homes.values()):
@@ -135,10 +143,10 @@ class Groups:
 
 
 def keep_expendable(pids: Iterable[int]) -> None:
-    """See to it that processes which chose to go first when memory runs out cannot think better of it, nor any child.
+    """Fix the scores of processes that chose to be killed first when memory runs out, for them and their children.
 
-    It takes CAP_SYS_RESOURCE: what somebody with it writes is the least that others may write there (proc(5)). Without,
-    they can go back to what they were started with.
+    It takes CAP_SYS_RESOURCE: a value written with it is the least that others may write there (proc(5)). Without it,
+    they can go back to the value they were started with.
     """
     for pid in pids:
         score = Path(f"/proc/{pid}/oom_score_adj")
@@ -147,7 +155,7 @@ def keep_expendable(pids: Iterable[int]) -> None:
 
 
 def own_name() -> str:
-    """This process, by a name that no later process can have."""
+    """Name this process; no later process can have the same name."""
     return f"{os.getpid()}-{_start_time(os.getpid())}"
 
 
@@ -159,67 +167,40 @@ def _start_time(pid: int) -> str:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove the groups of services that are no more."""
+    """Remove the groups of services that have ended."""
     for home in parent.glob(f"{PREFIX}*-*"):
         pid, start, *_ = home.name.removeprefix(PREFIX).split("-")
         if pid.isdigit() and _start_time(int(pid)) != start:
-            with suppress(FileNotFoundError):  # another service that starts removes it too
+            with suppress(FileNotFoundError):  # another starting service removes it too
                 for folder in home.iterdir():
                     if folder.is_dir():
                         _remove_group(folder, 0)
             _remove_group(home, 0)
 
 
-def _candidates(controller: str) -> Iterator[Path]:
+def candidate_parents(controller: str) -> Iterator[Path]:
     """Folders where groups with `controller` might be made: version 1, or version 2 below us, then beside us."""
-    ours = _own_groups()
-    for kind, root, mount, options in _cgroup_mounts():
-        if kind == "cgroup" and controller in options:
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    ours = {names: path for _, names, path in (line.split(":", 2) for line in groups)}
+    for line in mounts:  # proc(5)
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup" and controller in options.split(","):
             path = next((path for names, path in ours.items() if controller in names.split(",")), None)
         elif kind == "cgroup2":
             path = ours.get("")
         else:
             continue
+        root, mount = before.split(" ")[3:5]
         if path is not None and (path + "/").startswith(root.rstrip("/") + "/"):
             below = Path(mount + path[len(root.rstrip("/")) :])
             yield below
             if kind == "cgroup2" and below != Path(mount):
                 yield below.parent
-
-
-def _own_groups() -> dict[str, str]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return {}
-    return {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-
-
-def _cgroup_mounts() -> Iterator[tuple[str, str, str, list[str]]]:
-    """Kind, root, place and options of every mounted hierarchy, from /proc/self/mountinfo (proc(5))."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        if kind.startswith("cgroup"):
-            fields = before.split(" ")
-            yield kind, fields[3], fields[4], options.split(",")
-
-
-def _usable(parent: Path, controller: str) -> bool:
-    """Whether a group with `controller` can be made in `parent`: tried, for permissions alone do not tell."""
-    trial = parent / f"{PREFIX}trial-{os.getpid()}"
-    try:
-        _make_group(trial, controller)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        _remove_group(trial, 0)
 
 
 def _make_group(folder: Path, controller: str) -> None:
@@ -239,7 +220,7 @@ def _enable(folder: Path, controller: str) -> None:
 
 
 def _set_limit(folder: Path, limit: Limit, resources: Resources) -> None:
-    quota = max(1000, int(resources.cpus * CPU_PERIOD))
+    quota = max(1000, int(resources.cpus * CPU_PERIOD_US))
     if limit is Limit.MEMORY and (folder / "memory.max").exists():
         (folder / "memory.max").write_text(str(resources.memory))
         _write_if_there(folder / "memory.swap.max", "0")
@@ -248,9 +229,9 @@ def _set_limit(folder: Path, limit: Limit, resources: Resources) -> None:
         (folder / "memory.limit_in_bytes").write_text(str(resources.memory))
         _write_if_there(folder / "memory.memsw.limit_in_bytes", str(resources.memory))
     elif (folder / "cpu.max").exists():
-        (folder / "cpu.max").write_text(f"{quota} {CPU_PERIOD}")
+        (folder / "cpu.max").write_text(f"{quota} {CPU_PERIOD_US}")
     else:
-        (folder / "cpu.cfs_period_us").write_text(str(CPU_PERIOD))
+        (folder / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
         (folder / "cpu.cfs_quota_us").write_text(str(quota))
 
 
@@ -259,8 +240,8 @@ def _write_if_there(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _remove_group(folder: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _remove_group(folder: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             folder.rmdir()

@@ -1,11 +1,11 @@
 """The host's ends of a command's pipes, as byte streams on the event loop.
 
 Its secret: when the stream of a program ends. Not at the pipe's end, for a daemon may hold it open for days: when the
-program has ended, exactly what lies in the pipe at that moment is still delivered. And what is left behind may go on
-writing: closing our end would kill it with SIGPIPE at its next line of log, so the rest is read slowly and dropped.
-Neither anyio's nor asyncio's pipe streams can end before the pipe does. No thread, no task: readiness callbacks only.
-A pipe belongs to the box's user, who may open it anew (`> /dev/stderr`), for reading too: what was counted at the end
-and is not there any more, somebody in the box took, and nobody waits for it.
+program has ended, exactly the bytes in the pipe at that moment are still delivered. A daemon may go on writing: closing
+our end would kill it with SIGPIPE at its next line of log, so the rest is read slowly and dropped. Neither anyio's nor
+asyncio's pipe streams can end before the pipe does. No thread, no task: readiness callbacks only. A pipe belongs to the
+box's user, who may open it anew (`> /dev/stderr`), for reading too: bytes that were counted at the end and are gone
+were read by a program in the box, and are not waited for.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-#: What is dropped for a daemon: 64 KiB every 50 ms is plenty for logs and no load for us.
-DROP_SIZE, DROP_PAUSE = 65536, 0.05
-#: Pipes that are kept open for daemons of one box; the oldest are given up beyond.
-DROP_PIPES = 64
+#: Drained from a daemon's pipe: 64 KiB every 50 ms is plenty for logs and no load for us.
+DROP_BYTES, DROP_PAUSE_S = 65536, 0.05
+#: Pipes that are kept open for daemons of one box; beyond that the oldest are closed.
+MAX_DROP_PIPES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Pipe:
 
 
 def open_pipes(*, stdin: bool, owner: int | None = None) -> list[Pipe]:
-    """Pipes for a command: its input, if it has one, and its two outputs. Raises OSError, leaving none open.
+    """Open pipes for a command: its input, if it has one, and its two outputs. Raises OSError, leaving none open.
 
     They belong to the user `owner` of the host, None meaning ours.
     """
@@ -67,7 +67,7 @@ def open_pipes(*, stdin: bool, owner: int | None = None) -> list[Pipe]:
 
 
 class Drain:
-    """Reads and drops what background processes write into pipes that nobody reads any more."""
+    """Reads and drops output of background processes whose command has ended."""
 
     def __init__(self) -> None:
         self._pauses: dict[int, asyncio.TimerHandle | None] = {}
@@ -78,7 +78,7 @@ class Drain:
             os.close(fd)
             return
         self._listen(fd)
-        if len(self._pauses) > DROP_PIPES:
+        if len(self._pauses) > MAX_DROP_PIPES:
             self._forget(next(iter(self._pauses)))
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Drain:
 
     def _drop(self, fd: int) -> None:
         try:
-            data = os.read(fd, DROP_SIZE)
+            data = os.read(fd, DROP_BYTES)
         except BlockingIOError:
             return
         if not data:
@@ -100,7 +100,7 @@ class Drain:
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(fd)
-        self._pauses[fd] = loop.call_later(DROP_PAUSE, self._listen, fd)
+        self._pauses[fd] = loop.call_later(DROP_PAUSE_S, self._listen, fd)
 
     def _forget(self, fd: int) -> None:
         pause = self._pauses.pop(fd)
@@ -111,18 +111,18 @@ class Drain:
 
 
 class OutputPipe(ByteReceiveStream):
-    """What a program writes; owns the reading end `fd`."""
+    """The output of a program; owns the reading end `fd`."""
 
     def __init__(self, fd: int, drain: Drain) -> None:
         self._fd = fd
         self._drain = drain
         self._left: int | None = None
         self._ended = False
-        self._stir = anyio.Event()
+        self._wake = anyio.Event()
         self._reading = False
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte. Raises EndOfStream, and ClosedResourceError after `aclose`."""
+        """Receive at least one byte. Raises EndOfStream, and ClosedResourceError after `aclose`."""
         await anyio.lowlevel.checkpoint()
         if self._reading:
             raise anyio.BusyResourceError("receiving from")
@@ -132,18 +132,18 @@ class OutputPipe(ByteReceiveStream):
                 data = self._take(max_bytes)
                 if data:
                     return data
-                await self._stirred()
+                await self._wait_readable()
         finally:
             self._reading = False
 
     def finish(self) -> None:
-        """The program has ended: deliver what lies in the pipe, and no more."""
+        """The program has ended: deliver the bytes in the pipe, and no more."""
         if self._fd >= 0 and self._left is None:
             (self._left,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))
-            self._stir.set()
+            self._wake.set()
 
     def _take(self, max_bytes: int) -> bytes:
-        """What is there; nothing if there is nothing yet."""
+        """Read without waiting; b"" if there is nothing yet."""
         if self._fd < 0:
             raise anyio.EndOfStream if self._ended else anyio.ClosedResourceError
         data = b""
@@ -169,12 +169,12 @@ class OutputPipe(ByteReceiveStream):
         else:
             os.close(fd)
 
-    async def _stirred(self) -> None:
+    async def _wait_readable(self) -> None:
         loop = asyncio.get_running_loop()
-        fd, self._stir = self._fd, anyio.Event()
-        loop.add_reader(fd, self._stir.set)
+        fd, self._wake = self._fd, anyio.Event()
+        loop.add_reader(fd, self._wake.set)
         try:
-            await self._stir.wait()
+            await self._wake.wait()
         finally:
             if self._fd == fd:
                 loop.remove_reader(fd)
@@ -190,7 +190,7 @@ class OutputPipe(ByteReceiveStream):
                 self._left = 0
                 self._end()
             self._ended = False
-            self._stir.set()
+            self._wake.set()
         await anyio.lowlevel.checkpoint()
 
     def __del__(self) -> None:
@@ -203,7 +203,7 @@ class InputPipe(ByteSendStream):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._stir = anyio.Event()
+        self._wake = anyio.Event()
         self._waiting = False
         self._ended = False
 
@@ -219,23 +219,23 @@ class InputPipe(ByteSendStream):
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
-                await self._stirred()
+                await self._wait_writable()
             except OSError as error:
                 raise anyio.BrokenResourceError from error
 
-    async def _stirred(self) -> None:
+    async def _wait_writable(self) -> None:
         loop = asyncio.get_running_loop()
-        fd, self._stir, self._waiting = self._fd, anyio.Event(), True
-        loop.add_writer(fd, self._stir.set)
+        fd, self._wake, self._waiting = self._fd, anyio.Event(), True
+        loop.add_writer(fd, self._wake.set)
         try:
-            await self._stir.wait()
+            await self._wake.wait()
         finally:
             self._waiting = False
             if self._fd == fd:
                 loop.remove_writer(fd)
 
     def finish(self) -> None:
-        """The program has ended: nobody reads any more."""
+        """The program has ended and reads no more."""
         if self._fd >= 0:
             self._ended = True
             self._close()
@@ -250,7 +250,7 @@ class InputPipe(ByteSendStream):
         if self._waiting:
             asyncio.get_running_loop().remove_writer(fd)
         os.close(fd)
-        self._stir.set()
+        self._wake.set()
 
     def __del__(self) -> None:
         if self._fd >= 0:

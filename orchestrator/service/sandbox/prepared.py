@@ -1,6 +1,7 @@
-"""What a devbox starts from: the meeting point of those who prepare environments and those who boot devboxes.
+"""The record of a prepared environment that a devbox starts from.
 
-A record of its own, so that neither side imports the other.
+It stands between the code that prepares environments and the code that boots devboxes, so that neither imports the
+other.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,10 +13,10 @@ from orchestrator.service.sandbox.provider import HOME, Bind, Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Healthcheck:
-    """A command that says with exit status 0 that a devbox is ready; times in seconds.
+    """A command that reports with exit status 0 that a devbox is ready; times in seconds.
 
-    As Docker's: it is run every `interval`, and may fail `retries` times in a row. In the `start_period` it is run
-    every `start_interval`, and failures do not count.
+    It has Docker's semantics: it runs every `interval`, and may fail `retries` times in a row. In the `start_period` it
+    runs every `start_interval`, and failures do not count.
     """
 
     command: str
@@ -28,12 +29,12 @@ class Healthcheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A prepared environment; two with one `name` are the same, empty where it has none.
+    """A prepared environment; two with one `name` are the same, and "" names none.
 
-    `root` is a tree as `BoxSpec.root` wants it. `setup` are scripts, executed as files in the devbox's working
-    directory before the launch commands; the `healthcheck` comes after these. `resources` count when the launch
-    parameters say nothing. Without `network`, `hosts` are what may be reached all the same, as `egress.rules` reads
-    them. `secrets` are variables of whoever runs it: they reach the agent's box, and no scorer.
+    `root` is a tree in the form of `BoxSpec.root`. `setup` are scripts, executed as files in the devbox's working
+    directory before the launch commands; the `healthcheck` comes after these. `resources` apply when the launch
+    parameters set none. Without `network`, only `hosts` may be reached, in the form of `egress.rules`. `secrets` are
+    variables of the user who runs it: they reach the agent's box, and no scorer.
     """
 
     name: str = ""

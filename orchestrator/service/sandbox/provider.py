@@ -1,8 +1,8 @@
-"""What a provider of devboxes promises: boot a box, run commands in it, end it.
+"""The contract of a provider of devboxes: boot a box, run commands in it, end it.
 
 A box offers one verb, `spawn`. Reading and writing files, scoring, building environments: all are commands, so that a
-provider has little else to get right, and nothing outside a box ever opens a path that somebody inside it controls. The
-other one, `listen`, is the only way out of a box whose network is off.
+provider has little else to get right, and no code outside a box ever opens a path that a program inside it controls.
+The other one, `listen`, is the only way out of a box whose network is off.
 """
 
 import socket
@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 
 class BoxDied(SandboxError):
-    """The box ended under a command, or before it could be started; the message says how."""
+    """The box ended while a command ran, or before it could be started; the message says how."""
 
 
 class BoxStartFailed(SandboxError):
@@ -29,7 +29,7 @@ class BoxStartFailed(SandboxError):
 
 
 class Capability(StrEnum):
-    """What a provider can do; what it does not declare is refused by the layers above."""
+    """Abilities of a provider; the layers above refuse requests that need one it does not declare."""
 
     ISOLATED = "isolated"
     """No file, process or user of the host or of another box is visible; the system is read-only."""
@@ -40,7 +40,7 @@ class Capability(StrEnum):
     NETWORK_ON = "network_on"
     """The network can be switched on."""
     EGRESS = "egress"
-    """A box whose network is off can be let out to some hosts: `Box.listen` opens its own loopback to the service."""
+    """A box whose network is off can still reach named hosts: `Box.listen` opens its own loopback to the service."""
     TREE_KILL = "tree_kill"
     """`Process.kill` and `Box.stop` end every descendant, daemons included."""
     DIES_WITH_SERVICE = "dies_with_service"
@@ -50,7 +50,7 @@ class Capability(StrEnum):
 
 
 class Limit(StrEnum):
-    """Limits that a box may really enforce; its record shows which."""
+    """Limits that a provider may enforce on a box; the devbox's record lists those in force."""
 
     CPU = "cpu"
     MEMORY = "memory"
@@ -60,7 +60,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """How large a box is: CPU cores, bytes of memory and of disk, number of processes."""
+    """Size of a box: CPU cores, bytes of memory and of disk, number of processes."""
 
     cpus: float = 1.0
     memory: int = 2 * GIB
@@ -70,7 +70,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """A file or folder of the host that the box sees at `target`, an absolute path in it; read-only unless said."""
+    """A file or folder of the host, shown in the box at the absolute path `target`; read-only by default."""
 
     source: Path
     target: str
@@ -97,8 +97,8 @@ class BoxSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """Processes in a box that no command of ours is: how many of each name, and whether any listens on a socket."""
+class RemainingProcesses:
+    """Processes in a box besides our own commands: the count of each name, and whether any listens on a socket."""
 
     names: Mapping[str, int] = field(default_factory=dict)
     is_listening: bool = False
@@ -110,8 +110,8 @@ class Command:
 
     `argv[0]` is looked up on the box's PATH. `cwd` is absolute, or relative to the working directory; None is the
     working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
-    A program that `is_plain` is ours and gets nothing of the spec's environment: a PATH through folders that an agent
-    can write must not decide which `cat` writes a scorer's files.
+    A program that `is_plain` is ours and gets no variable of the spec's environment: a PATH through folders that an
+    agent can write must not decide which `cat` writes a scorer's files.
     """
 
     argv: tuple[str, ...]
@@ -124,15 +124,15 @@ class Command:
 def shell(
     script: str, *, cwd: str | None = None, environment: Mapping[str, str] | None = None, stdin: bool = False
 ) -> Command:
-    """A command as users type it: run by a login shell, as on a Runloop devbox."""
+    """Make a command of a script for a login shell, as on a Runloop devbox."""
     return Command(argv=("bash", "-lc", script), cwd=cwd, environment=environment or {}, stdin=stdin)
 
 
 class Process(Protocol):
     """A running command.
 
-    Both output streams must be read, or the program blocks as it would on a full pipe. They end when the program has
-    ended and what it wrote has been read, even if a process it left behind still holds them open.
+    Both output streams must be read, or the program blocks as on any full pipe. They end when the program has ended and
+    its output has been read, even if a process it left behind still holds them open.
     """
 
     @property
@@ -154,7 +154,7 @@ class Process(Protocol):
     async def kill(self) -> None:
         """End the program and every descendant of it, daemons included; returns when none is left. Idempotent.
 
-        What cannot be ended within seconds ends with its box.
+        If one cannot be ended within seconds, the whole box is ended.
         """
 
 
@@ -171,49 +171,49 @@ class Box(Protocol):
     async def spawn(self, command: Command) -> Process:
         """Start a command. Raises BoxDied.
 
-        A program that cannot be started is a process that ends with 126 or 127 and says why on stderr.
+        A program that cannot be started is a process that ends with 126 or 127 and an explanation on stderr.
         """
 
     async def listen(self, port: int) -> socket.socket:
-        """A non-blocking socket that listens at 127.0.0.1:port in the box's own network, where there is one (EGRESS).
+        """Return a non-blocking socket that listens at 127.0.0.1:port in the box's own network (needs EGRESS).
 
-        The caller closes it. Raises BoxDied, and OSError if the port cannot be had.
+        The caller closes it. Raises BoxDied, and OSError if the port is not available.
         """
 
     def path(self, path: str) -> str:
-        """What a path of the devbox is called inside the box; the same, unless the provider is not ROOTED."""
+        """Translate a path of the devbox to a path inside the box; the same, unless the provider is not ROOTED."""
 
     async def export(self, target: Path, only: str = "") -> None:
         """Copy the box's own folders, in the form of `BoxSpec.root`, into the empty folder `target` of the host.
 
-        With a path `only`, nothing but what is there and the folders above it.
+        With a path `only`, copy nothing but that path and the folders above it.
         """
 
     def place(self, path: str) -> Path:
-        """Where on the host the box's own `path` is, whatever stands there; opened by nobody before `retire`."""
+        """Path on the host of the box's own `path`, whatever is there; no caller may open it before `retire`."""
 
-    async def left(self) -> Left:
-        """What runs in it beside the commands that were started here and have not ended."""
+    async def remaining(self) -> RemainingProcesses:
+        """Processes in it besides the running commands that were started by `spawn`."""
 
     async def retire(self) -> None:
         """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
 
     @property
     def is_broken_from_inside(self) -> bool:
-        """Whether it ended by what was done in it: its memory or its disk was used up, or its agent gave up."""
+        """Tells whether the box's own programs ended it: memory or disk was used up, or its agent gave up."""
 
     async def is_whole(self) -> bool:
-        """Whether its files are on the host, as far as it is sure that nobody in the box has removed them."""
+        """Tell whether its files are still on the host; True if the box's own programs could have removed them."""
 
     async def wait_dead(self) -> str:
-        """Wait until the box has ended; returns how ("stopped", "killed by signal 9", …). May be called often."""
+        """Wait until the box has ended; returns why ("stopped", "killed by signal 9", …). May be called often."""
 
     async def stop(self) -> None:
         """End the box with everything in it, and remove its files. Idempotent, bounded."""
 
 
 class Provider(Protocol):
-    """A source of boxes. An asynchronous context manager is not needed: `close` ends all that is left."""
+    """A source of boxes. It is no asynchronous context manager: `close` ends every box that is left."""
 
     @property
     def name(self) -> str: ...
@@ -224,8 +224,8 @@ class Provider(Protocol):
     async def start(self, spec: BoxSpec, *, beside: Box | None = None) -> Box:
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all.
 
-        With `beside`, another one that has not been stopped, it runs as the same user, so that it may use that one's
-        files; what it writes there counts for that one, and it ends with it at the latest.
+        With `beside`, another box that has not been stopped, it runs as the same user and may use that one's files. Its
+        writes there count for that one, and it ends with it at the latest.
         """
 
     async def close(self) -> None:

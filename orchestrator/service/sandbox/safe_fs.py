@@ -1,8 +1,8 @@
-"""Copy, measure and remove folders that hostile programs have written in, or still do.
+"""Copies, measures and removes folders in which hostile programs have written, or still write.
 
 Its secret: every step down is an open of one name, relative to the folder above, that refuses symbolic links; a path is
 never resolved twice. So a box that swaps a folder for a link while we walk shows us at most an error, and never another
-place of the host. shutil.copytree resolves paths at every level; `cp` and `du` count on permissions that a box can take
+place of the host. shutil.copytree resolves paths at every level; `cp` and `du` need permissions that a box can take
 away from an ordinary user's service. Blocking; call from a worker thread.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 MAX_DEPTH = 400
 #: Set-user-id bits never travel: in a copy they would speak for another user.
 MODE_BITS = 0o1777
-CHUNK = 1 << 20
-#: An empty file takes no block, but one of the file system's numbered places, of which there are as few as that.
-ENTRY = 4096
+CHUNK_BYTES = 1 << 20
+#: Disk taken by an entry at least: an empty file takes no block, but an inode, of which there is one for so many bytes.
+ENTRY_BYTES = 4096
 FICLONE = 0x40049409
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -40,8 +40,8 @@ class TooDeep(OSError):
 class Copier:
     """Copies trees: folders, files (holes stay holes) and symbolic links, with modes and times; nothing else.
 
-    The copy belongs to user and group `owner`, None meaning whoever runs this. Paths in `skip` (relative, as
-    "home/user/x") stay out; of a path `only`, nothing else gets in but the folders above it.
+    The copy belongs to user and group `owner`, None meaning this process's own. Paths in `skip` (relative, such as
+    "home/user/x") are left out; with a path `only`, nothing else is copied but the folders above it.
     """
 
     owner: int | None = None
@@ -49,7 +49,7 @@ class Copier:
     only: str = ""
 
     def copy(self, source: Path, target: Path) -> None:
-        """Copy what is in folder `source` into folder `target`, which exists. Raises OSError."""
+        """Copy the content of folder `source` into folder `target`, which exists. Raises OSError."""
         with _opened(os.open(source, os.O_RDONLY | os.O_DIRECTORY)) as a, _opened(os.open(target, FOLDER)) as b:
             self._folder(a, b, "", 0)
 
@@ -58,20 +58,19 @@ class Copier:
             raise TooDeep
         for name in _names(source):
             below = f"{path}/{name}" if path else name
-            if below not in self.skip and self._is_asked(below):
-                try:
+            is_asked = not self.only or f"{below}/".startswith(f"{self.only}/") or self.only.startswith(f"{below}/")
+            if below not in self.skip and is_asked:
+                with suppress(FileNotFoundError):  # removed while we looked
                     self._entry(source, target, name, below, depth)
-                except FileNotFoundError:
-                    continue  # removed while we looked
-
-    def _is_asked(self, path: str) -> bool:
-        only = self.only
-        return not only or path == only or path.startswith(f"{only}/") or only.startswith(f"{path}/")
 
     def _entry(self, source: int, target: int, name: str, path: str, depth: int) -> None:
         found = os.lstat(name, dir_fd=source)
         if stat.S_ISDIR(found.st_mode):
-            _make_folder(target, name)
+            try:
+                os.mkdir(name, 0o700, dir_fd=target)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.lstat(name, dir_fd=target).st_mode):
+                    raise
             with _entered(name, FOLDER, source) as a, _opened(os.open(name, FOLDER, dir_fd=target)) as b:
                 self._folder(a, b, path, depth + 1)
                 self._dress(b, found)
@@ -94,9 +93,9 @@ class Copier:
 
 
 def disk_usage(root: Path) -> int:
-    """Bytes that `root` takes on the disk, each entry counting as ENTRY at least. Raises TooDeep.
+    """Bytes that `root` takes on the disk, each entry counting as ENTRY_BYTES at least. Raises TooDeep.
 
-    What vanishes meanwhile is not counted.
+    Entries that vanish meanwhile are not counted.
     """
     try:
         with _opened(os.open(root, FOLDER)) as fd:
@@ -113,7 +112,7 @@ def _usage(folder: int, depth: int) -> int:
         for entry in entries:
             try:
                 found = entry.stat(follow_symlinks=False)
-                total += max(found.st_blocks * 512, ENTRY)
+                total += max(found.st_blocks * 512, ENTRY_BYTES)
                 if stat.S_ISDIR(found.st_mode):
                     with _entered(entry.name, FOLDER, folder) as below:
                         total += _usage(below, depth + 1)
@@ -125,7 +124,7 @@ def _usage(folder: int, depth: int) -> int:
 
 
 def amount(root: Path) -> list[int]:
-    """How many entries a tree of ours has, and how many bytes its files."""
+    """Count a tree of our own: [number of entries, bytes of its files]."""
     count = size = 0
     for folder, folders, files in os.walk(root):
         count += len(folders) + len(files)
@@ -136,7 +135,7 @@ def amount(root: Path) -> list[int]:
 def remove(root: Path) -> None:
     """Remove the folder `root` with everything in it, however deep it is and whatever its modes. Raises OSError.
 
-    Nothing may write in it any more. Sub-folders are moved up before they are emptied, so that depth costs nothing.
+    No process may still write in it. Sub-folders are moved up before they are emptied, so that depth costs nothing.
     """
     if not root.is_dir():
         return
@@ -191,7 +190,7 @@ def _opened(fd: int) -> Iterator[int]:
 
 @contextmanager
 def _entered(name: str, flags: int, folder: int | None) -> Iterator[int]:
-    """Open without following; what its owner closed to himself is opened meanwhile, on that very file."""
+    """Open without following links; an entry whose owner took its permissions away is given them meanwhile."""
     try:
         fd, mode = os.open(name, flags, dir_fd=folder), None
     except PermissionError:
@@ -209,22 +208,12 @@ def _entered(name: str, flags: int, folder: int | None) -> Iterator[int]:
                 os.fchmod(fd, stat.S_IMODE(mode))
 
 
-def _make_folder(target: int, name: str) -> None:
-    try:
-        os.mkdir(name, 0o700, dir_fd=target)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=target).st_mode):
-            raise
-
-
 def _copy_bytes(source: int, target: int) -> None:
-    try:
+    """Clone the file where the file system can; else copy its data, so that holes stay holes."""
+    with suppress(OSError):
         fcntl.ioctl(target, FICLONE, source)
-    except OSError:
-        _copy_data(source, target)
+        return
 
-
-def _copy_data(source: int, target: int) -> None:
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     start = 0
@@ -239,7 +228,7 @@ def _copy_data(source: int, target: int) -> None:
         os.lseek(source, start, os.SEEK_SET)
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
-            data = os.read(source, min(CHUNK, end - start))
+            data = os.read(source, min(CHUNK_BYTES, end - start))
             if not data:
                 return
             os.write(target, data)
@@ -247,10 +236,10 @@ def _copy_data(source: int, target: int) -> None:
 
 
 def walk(root: Path, *, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry below the folder `root` by its relative path, a folder before what is in it, down to MAX_DEPTH.
+    """Yield every entry below the folder `root` with its relative path, a folder before its content, down to MAX_DEPTH.
 
-    Paths in `skip` (relative, as "home/user/x") are left out with all below them, and so is what vanishes meanwhile.
-    Raises OSError for what cannot be read.
+    Paths in `skip` (relative, such as "home/user/x") are left out with all below them, and so are entries that vanish
+    meanwhile. Raises OSError for entries that cannot be read.
     """
     with _opened(os.open(root, FOLDER)) as top:
         yield from _walk(top, "", skip, 1)
@@ -275,7 +264,7 @@ def _walk(folder: int, prefix: str, skip: frozenset[str], depth: int) -> Iterato
 def copy_file(root: Path, path: str, target: Path) -> None:
     """Copy the file or link at `path`, relative to `root`, to `target`, without following a link on the way.
 
-    A file keeps of its mode only whether its owner may execute it. Raises OSError.
+    The copy is executable if the file is for its owner; no other mode bit is kept. Raises OSError.
     """
     *folders, name = path.split("/")
     with ExitStack() as stack:

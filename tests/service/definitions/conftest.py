@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.store import Store
 
 Write = Callable[[Path, Mapping[str, str | bytes]], Path]
@@ -71,7 +71,7 @@ async def process(tmp_path: Path) -> AsyncIterator[ProcessProvider]:
 
 
 @pytest.fixture
-async def local(tmp_path: Path, sandboxes: None) -> AsyncIterator[LocalProvider]:
-    provider = LocalProvider(tmp_path / "devboxes")
+async def local(tmp_path: Path, sandboxes: None) -> AsyncIterator[BwrapProvider]:
+    provider = BwrapProvider(tmp_path / "devboxes")
     yield provider
     await provider.close()

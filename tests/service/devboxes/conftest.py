@@ -20,13 +20,13 @@ from orchestrator.service.errors import NotFound
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
 from orchestrator.service.http.devboxes import routes
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
 
-PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": LocalProvider}
+PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": BwrapProvider}
 
 
 @dataclass(frozen=True, kw_only=True)

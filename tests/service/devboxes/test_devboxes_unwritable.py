@@ -13,7 +13,7 @@ from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import Unwritable, WaitExpired
 from orchestrator.service.sandbox.prepared import Prepared
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store
 
 pytestmark = pytest.mark.anyio

@@ -11,10 +11,10 @@ import pytest
 from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
 from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, VERIFIER, Mode, Succession
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import read_file, run, write_file
 from orchestrator.service.sandbox.prepared import Prepared
-from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, Left, shell
+from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, RemainingProcesses, shell
 
 pytestmark = pytest.mark.anyio
 APP: Final = "/app"
@@ -25,7 +25,7 @@ LIMIT: Final = 64 << 20
 class Stage:
     """One devbox: its boxes, and the tree that it began with."""
 
-    provider: LocalProvider
+    provider: BwrapProvider
     root: Path
     place: Path
     boxes: Succession = field(init=False)
@@ -84,7 +84,7 @@ async def stage(sandboxes: None, tmp_path: Path) -> AsyncIterator[Stage]:
     (tmp_path / "root/app/src/old.py").write_text("one\ntwo\n")
     (tmp_path / "root/app/gone.txt").write_text("to be removed\n")
     (tmp_path / "root/app/.gitignore").write_text("build/\n")
-    provider = LocalProvider(tmp_path / "state")
+    provider = BwrapProvider(tmp_path / "state")
     yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path)
     await provider.close()
 
@@ -270,7 +270,7 @@ async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage
 async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage) -> None:
     await stage.begin()
     await stage.work("(setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
-    assert (await stage.boxes.settle(Mode.LIVE)).left == Left(names={"sleep": 1})
+    assert (await stage.boxes.settle(Mode.LIVE)).left == RemainingProcesses(names={"sleep": 1})
     assert (await run(stage.boxes.agents, shell("pgrep -c sleep"), timeout=20)).output == "1\n"
     assert (await stage.boxes.settle(Mode.SHARED)).mode is Mode.LIVE
     assert (await stage.boxes.settle(Mode.SHARED, is_live_over=True)).mode is Mode.SHARED

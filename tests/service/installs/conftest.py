@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from orchestrator.service.environments.installs.install import Install
 from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.prepared import Prepared
@@ -24,8 +24,8 @@ SCRIPT = "mkdir -p $SWEEP_AGENT_PREFIX/bin && cat /proc/sys/kernel/random/uuid >
 
 
 @pytest.fixture
-async def provider(tmp_path: Path, sandboxes: None) -> AsyncIterator[LocalProvider]:
-    local = LocalProvider(tmp_path / "devboxes")
+async def provider(tmp_path: Path, sandboxes: None) -> AsyncIterator[BwrapProvider]:
+    local = BwrapProvider(tmp_path / "devboxes")
     yield local
     await local.close()
 
@@ -103,7 +103,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def shop(provider: LocalProvider, cache: Path) -> AsyncIterator[Shop]:
+async def shop(provider: BwrapProvider, cache: Path) -> AsyncIterator[Shop]:
     async with opened(provider, cache) as one:
         yield one
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.seams import Seams
 from orchestrator.service.server import SOUND, Isolation, Service
 from orchestrator.testing.strict_compat import strict
@@ -21,7 +21,7 @@ Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture
-def served(provider: LocalProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
+def served(provider: BwrapProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
     """A client of a service with a state of its own, and the cache of this test."""
     del provider  # asked for that this is skipped without sandboxes
     monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.service.environments.installs.install import InstallFailed
 from orchestrator.service.environments.installs.layers import KEPT_DAYS, Layers, cache_folder
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Prepared
 
 from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
@@ -23,7 +23,7 @@ Until = Callable[[Callable[[], object]], Awaitable[None]]
 USUAL = "/usr/bin:/bin"
 
 
-async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: LocalProvider, cache: Path) -> None:
+async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: BwrapProvider, cache: Path) -> None:
     found: list[str] = []
     async with opened(provider, cache) as one, opened(provider, cache) as other:
 
@@ -37,7 +37,7 @@ async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: LocalP
     assert len(set(found)) == 1
 
 
-async def test_a_later_service_finds_what_an_earlier_one_made(provider: LocalProvider, cache: Path) -> None:
+async def test_a_later_service_finds_what_an_earlier_one_made(provider: BwrapProvider, cache: Path) -> None:
     async with opened(provider, cache) as earlier:
         made = await earlier.made(wanted())
     async with opened(provider, cache) as later:
@@ -133,7 +133,7 @@ async def test_it_is_made_to_its_end_when_the_devbox_that_asked_is_gone(shop: Sh
     assert texts(cache, "installs/*/files/id") == made != []
 
 
-async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: LocalProvider, cache: Path, until: Until) -> None:
+async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvider, cache: Path, until: Until) -> None:
     async with opened(provider, cache) as ending:
         ending.tasks.start_soon(ending.add, wanted(f"{SCRIPT}; sleep 60"))
         await until(lambda: files(cache, "installs/*/making/made"))
@@ -175,7 +175,7 @@ async def test_what_a_killed_service_left_goes_when_anything_is_made(shop: Shop,
     os.close(alive)
 
 
-async def test_a_torn_layer_is_made_again(provider: LocalProvider, cache: Path) -> None:
+async def test_a_torn_layer_is_made_again(provider: BwrapProvider, cache: Path) -> None:
     async with opened(provider, cache) as earlier:
         torn = earlier.layer(await earlier.add(wanted())) / "id"
     torn.write_text("")
@@ -228,7 +228,7 @@ async def test_a_cache_that_others_can_write_is_refused(shop: Shop, cache: Path,
         await shop.add(wanted())
 
 
-async def test_what_was_long_unused_goes_when_something_comes(provider: LocalProvider, cache: Path) -> None:
+async def test_what_was_long_unused_goes_when_something_comes(provider: BwrapProvider, cache: Path) -> None:
     """What a living process has used stays, however long ago that was."""
     names = {}
     async with opened(provider, cache) as earlier:

@@ -13,8 +13,8 @@ from anyio.abc import ByteStream, SocketAttribute
 
 from orchestrator.service.environments.installs.install import InstallFailed
 from orchestrator.service.environments.installs.settings import covers
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider
-from orchestrator.service.sandbox.egress.rules import Address
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.egress.rules import IPAddress
 from orchestrator.service.sandbox.prepared import Prepared
 
 from .conftest import Machine, Shop, holding, opened, planted, texts, wanted
@@ -66,7 +66,7 @@ async def greet(stream: ByteStream) -> None:
         await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
 
 
-async def here(host: str, port: int) -> Sequence[Address]:
+async def here(host: str, port: int) -> Sequence[IPAddress]:
     """Every name leads to this machine."""
     del host, port
     return [ip_address("127.0.0.1")]
@@ -140,7 +140,7 @@ async def test_a_token_that_an_install_writes_down_is_struck_out(shop: Shop, ric
 
 
 async def test_an_install_reaches_what_the_settings_and_its_agent_name_and_says_what_it_was_refused(
-    provider: LocalProvider, cache: Path, machine: Machine, answering: Serve
+    provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
     """A name that the user of the machine gave may lead into his own network; one of an agent's file may not."""
     port, other = await answering(greet), await answering(greet)
@@ -161,7 +161,7 @@ async def test_an_install_reaches_what_the_settings_and_its_agent_name_and_says_
 
 
 async def test_a_scenarios_programs_do_not_reach_the_hosts_that_settings_name(
-    provider: LocalProvider, cache: Path, machine: Machine, answering: Serve, tmp_path: Path
+    provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve, tmp_path: Path
 ) -> None:
     port = await answering(greet)
     machine({".npmrc": f"registry=http://mirror.test:{port}/\n"}, PIP_INDEX_URL=f"http://127.0.0.1:{port}/simple")
@@ -175,7 +175,7 @@ async def test_a_scenarios_programs_do_not_reach_the_hosts_that_settings_name(
 
 
 async def test_where_the_machine_goes_out_by_a_proxy_installs_do_and_cannot_go_elsewhere_by_it(
-    provider: LocalProvider, cache: Path, machine: Machine, answering: Serve
+    provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
     asked: list[bytes] = []
 

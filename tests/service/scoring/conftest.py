@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.environments.interpreters import Interpreters
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.commands import run
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
@@ -33,7 +33,7 @@ async def provider(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
             await check_sandbox()
         except SandboxUnavailable as error:
             pytest.skip(str(error))
-        provider = LocalProvider(state)
+        provider = BwrapProvider(state)
     else:
         provider = ProcessProvider(state)
     try:

@@ -24,9 +24,8 @@ from orchestrator.service.environments.installs.settings import Settings
 from orchestrator.service.environments.installs.traces import strike_out
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
-from orchestrator.service.sandbox.egress.counters import Verdict
 from orchestrator.service.sandbox.egress.dialing import Upstream
-from orchestrator.service.sandbox.egress.proxy import Egress
+from orchestrator.service.sandbox.egress.proxy import Egress, EgressVerdict
 from orchestrator.service.sandbox.egress.rules import Rules
 from orchestrator.service.sandbox.provider import (
     GIB,
@@ -152,7 +151,7 @@ def _at_least(asked: Resources, least: Resources) -> Resources:
     )
 
 
-async def _tell(verdict: Verdict, host: str) -> None:
+async def _tell(verdict: EgressVerdict, host: str) -> None:
     structlog.get_logger().info("install.egress", verdict=verdict, host=host)
 
 
@@ -176,7 +175,7 @@ def _why(finished: Finished, egress: Egress) -> str:
     ended = f"ran out of time ({TIMEOUT:g} s)" if finished.is_timed_out else f"ended with status {finished.status}"
     said = finished.output.strip()[-_SHOWN:]
     why = f"its script {ended}\n{said}" if said else f"its script {ended}, and printed nothing"
-    refused = ", ".join(egress.tally.document()["refused"])
+    refused = ", ".join(egress.counters.document()["refused"])
     if not refused:
         return why
     fix = "name it in [network] hosts of the agent's file, or as a trusted host in your settings of pip"

@@ -1,5 +1,5 @@
-"""Devboxes in sandboxes on this machine: one long-lived bubblewrap per box, our exec agent inside."""
+"""The provider of sandboxed devboxes: one long-lived bubblewrap for each box, with our exec agent inside."""
 
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 
-__all__ = ["LocalProvider", "check_sandbox"]
+__all__ = ["BwrapProvider", "check_sandbox"]

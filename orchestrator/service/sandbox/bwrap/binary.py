@@ -1,9 +1,9 @@
-"""The bubblewrap program: the machine's own or the one from the package, whichever is newer.
+"""The bubblewrap program: the newer of the machine's own and the one from the package.
 
 Its secret: root's copy. The package may lie below a folder that only root can enter (a virtual environment in root's
-home), or that others can write, and the user a sandbox is started as must be able to run the program; so root starts a
-copy that it owns, in a place that nobody else can write. The package's program finds its libraries beside itself, so
-they are copied too.
+home), or that others can write, but the user of a sandbox must be able to run the program; so root starts a copy that
+it owns, in a place that no other user can write. The package's program finds its libraries beside itself, so they are
+copied too.
 """
 
 import os
@@ -32,8 +32,15 @@ class Bubblewrap:
 
 
 def find_bubblewrap() -> Bubblewrap:
-    """The newest that is new enough. Raises SandboxUnavailable. Blocking."""
-    found = [one for one in (_system(), _packaged()) if one is not None]
+    """Return the newest one that is new enough. Raises SandboxUnavailable. Blocking."""
+    own = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
+    candidates = [_examine(Path(own), None)] if own else []
+    spec = find_spec(PACKAGE)
+    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent.parent
+    if folder is not None and (folder / INSIDE).is_file():
+        candidates.append(_examine(folder / INSIDE, folder))
+
+    found = [one for one in candidates if one is not None]
     good = [one for one in found if one.version >= OLDEST]
     if not good:
         seen = ", ".join(f"{one.path} is {'.'.join(map(str, one.version))}" for one in found) or "there is none"
@@ -63,24 +70,11 @@ def copy_for_others(bubblewrap: Bubblewrap, place: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Replace `target` at once, for boxes may be starting it."""
+    """Replace `target` atomically, for boxes may be starting it."""
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copyfile(source, fresh)
     fresh.chmod(0o755)
     fresh.replace(target)
-
-
-def _system() -> Bubblewrap | None:
-    path = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
-    return _examine(Path(path), None) if path else None
-
-
-def _packaged() -> Bubblewrap | None:
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent.parent
-    return _examine(folder / INSIDE, folder) if (folder / INSIDE).is_file() else None
 
 
 def _examine(path: Path, packaged: Path | None) -> Bubblewrap | None:

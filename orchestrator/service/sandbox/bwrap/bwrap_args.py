@@ -1,12 +1,12 @@
-"""What a devbox looks like from inside, as arguments for bubblewrap.
+"""The view from inside a devbox, as arguments for bubblewrap.
 
 Its secret: the hardening, each part tested by name. No capability, no way to get one (bounding set empty, no new
 privileges, no user namespaces inside), own process tree, own network of loopback alone unless asked, no environment, no
-file of the host but the read-only system, and of that nothing which others may have put there and must stay hidden: we
-ourselves and our benchmarks may be installed in it. bubblewrap's own / and /dev are writable memory; they are sealed at
-the end. The exec agent is process 1 of its box: the kernel lets nobody inside kill or stop that one, so a box that ends
-by a signal was ended from outside.
-Pure; what is passed in are names that bubblewrap itself can open.
+file of the host but the read-only system, and of that no folder that must stay hidden: this program and its benchmarks
+may be installed in it. bubblewrap's own / and /dev are writable memory; they are sealed at the end. The exec agent is
+process 1 of its box: the kernel lets no process inside kill or stop that one, so a box that ends by a signal was ended
+from outside.
+Pure; all paths passed in are names that bubblewrap itself can open.
 """
 
 import os
@@ -18,20 +18,20 @@ from pathlib import Path
 from orchestrator.service.sandbox.bwrap.shared_rootfs import HOSTNAME, UID, bound
 
 AGENT_PLACE = "/run/devbox"
-SHARED_MEMORY = 64 << 20
-#: Links or folders in the host's root that belong to the system beside /usr.
+SHARED_MEMORY_BYTES = 64 << 20
+#: Links or folders in the host's root that belong to the system besides /usr.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interpreter:
-    """The Python that runs us, and the folder it needs that is not in /usr, if there is one."""
+class HostPython:
+    """The Python that runs this service; `prefix` is the folder that it needs outside /usr, if there is one."""
 
     program: str
     prefix: Path | None
 
     @classmethod
-    def ours(cls) -> "Interpreter":
+    def ours(cls) -> "HostPython":
         prefix = Path(sys.base_prefix).resolve()
         program = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
         in_usr = prefix == Path("/usr") or Path("/usr") in prefix.parents
@@ -54,18 +54,13 @@ class Mount:
 
 
 def isolation(*, network: bool) -> list[str]:
-    """The walls; a trial of the machine needs them too."""
+    """The namespaces and privileges; the trial of the machine uses them too."""
     return [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(() if network else ("--unshare-net",)),
         *("--disable-userns", "--die-with-parent", "--new-session", "--as-pid-1"),
         *("--cap-drop", "ALL", "--clearenv", "--uid", str(UID), "--gid", str(UID), "--hostname", HOSTNAME),
     ]
-
-
-def folders() -> list[str]:
-    """Folders of the root that others' mounts would create closed."""
-    return [word for name in ("/home", "/run") for word in ("--perms", "0755", "--dir", name)]
 
 
 def system() -> list[str]:
@@ -81,7 +76,10 @@ def system() -> list[str]:
 
 
 def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None) -> Iterator[str]:
-    """Where in the box an empty folder must cover one of the host's folders `hidden`; `binds` are sources by target."""
+    """Places in the box where an empty folder must cover one of the host's folders `hidden`.
+
+    `binds` are the box's binds as {target: source}, `prefix` is HostPython's.
+    """
     own = (Path("/usr"), *(Path("/", name) for name in ROOT_LINKS if not Path("/", name).is_symlink()))
     shown = [(place, place) for place in (*own, *(() if prefix is None else (prefix,)))]
     shown += [(source.resolve(), Path(target)) for target, source in binds.items()]
@@ -91,15 +89,23 @@ def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None
                 yield os.fspath(target / folder.relative_to(source))
 
 
-def devices() -> list[str]:
-    shared = ["--perms", "1777", "--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]  # noqa: S108
-    return ["--proc", "/proc", "--dev", "/dev", *shared, "--remount-ro", "/dev"]
-
-
 def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: int) -> list[str]:
-    """All arguments for one box, up to the command; `shared` is the folder that `shared.furnish` made."""
-    arguments = [*isolation(network=network), *folders(), *system(), *devices()]
-    arguments += ["--ro-bind", f"{shared}/etc", "/etc", "--ro-bind", f"{shared}/agent", AGENT_PLACE]
+    """All arguments for one box, up to the command; `shared` is the folder that `shared_rootfs.furnish` made."""
+    arguments = isolation(network=network)
+    for name in ("/home", "/run"):  # the mounts below them would create them closed
+        arguments += ["--perms", "0755", "--dir", name]
+    arguments += [*system(), "--proc", "/proc", "--dev", "/dev"]
+    arguments += ["--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    arguments += [
+        "--remount-ro",
+        "/dev",
+        "--ro-bind",
+        f"{shared}/etc",
+        "/etc",
+        "--ro-bind",
+        f"{shared}/agent",
+        AGENT_PLACE,
+    ]
     for name in bound():
         arguments += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]
     if network:

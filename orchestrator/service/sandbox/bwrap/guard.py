@@ -3,8 +3,9 @@
 Its secret: bubblewrap's second process waits for the first to set up its user, and asks to die with it only then. If
 the first is killed before, the second waits for ever. So each sandbox is a process group until it has booted, and a
 small shell at the end of a pipe from us knows which are booting: when the pipe ends, however we did, it ends those.
-The one to name a group is the group itself, before it becomes bubblewrap: we may be killed before we know its number,
-and the pipe does not end while somebody who will be bubblewrap holds it. It volunteers as well (`EXPENDABLE`).
+Each group names itself, before it becomes bubblewrap: we may be killed before we know its number, and the pipe does not
+end while a process that will be bubblewrap holds it. It also makes itself the first to be killed when memory runs out
+(`EXPENDABLE`).
 """
 
 import os
@@ -25,7 +26,7 @@ while read -r sign group; do
 done
 for group in $booting; do kill -s KILL -- "-$group" 2>/dev/null; done
 """
-#: Without the shell above, which somebody may have killed, it becomes the program all the same. 0.8 ms.
+#: If the shell above was killed, it becomes the program all the same. 0.8 ms.
 _BECOME: Final = f"""\
 {{ read -r score && [ "$score" -lt {EXPENDABLE} ] && echo {EXPENDABLE} >/proc/self/oom_score_adj
 }} </proc/self/oom_score_adj 2>/dev/null
@@ -66,9 +67,9 @@ class Guard:
         )
 
     def forget(self, group: int) -> None:
-        """It has booted, or it has ended."""
+        """Stop watching a group: it has booted, or it has ended."""
         assert self._shell.stdin is not None
-        with suppress(OSError):  # somebody killed the shell: what it would have done is lost, and nothing else
+        with suppress(OSError):  # the shell was killed: only its own work is lost
             os.write(self._shell.stdin.fileno(), f"- {group}\n".encode())
 
     def close(self) -> None:

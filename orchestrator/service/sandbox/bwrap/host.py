@@ -1,13 +1,19 @@
-"""What all sandboxes of one service share: the program, the agent, the thread that starts them, the boxes' place.
+"""This machine as a host of sandboxes: everything that the boxes of one service share, and why it may refuse them.
 
 Its secret: the state folder's layout (`shared/` for what every box reads, `boxes/` for what each one writes), and that
-everything a sandbox opens is named by the gate, never by the host's path.
+everything a sandbox opens is named by the spawner's private mounts, never by the host's path.
+
+As root, every box runs as a user of its own from a range in which no account exists. User 1000 of the box is then a
+stranger to the host and to every other box, even for a program that gets out, and what the kernel counts per user
+(pipes, keys, watches) it counts per box. An ordinary user has one identity to give, its own, and so has the root of a
+user namespace that maps no other. "nobody" would not do: other services run as it, and file systems reserve blocks.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,22 +25,68 @@ import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.bwrap.binary import copy_for_others, find_bubblewrap
-from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, isolation, system
-from orchestrator.service.sandbox.bwrap.diagnosis import explain
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, system
 from orchestrator.service.sandbox.bwrap.guard import Guard
 from orchestrator.service.sandbox.bwrap.seccomp import program
 from orchestrator.service.sandbox.bwrap.shared_rootfs import furnish
 from orchestrator.service.sandbox.bwrap.spawner import Spawner
-from orchestrator.service.sandbox.bwrap.users import Users
-from orchestrator.service.sandbox.limits import Groups
+from orchestrator.service.sandbox.limits import Cgroups
+from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
 
-TRIAL_PATIENCE = 30.0
+TRIAL_TIMEOUT_S = 30.0
+#: Users of boxes: above the ranges of systemd, containers and sub-users, below 2^31.
+FIRST_USER, USER_COUNT = 1_900_000_000, 8192
+UID_MAP = Path("/proc/self/uid_map")
+ALTERNATIVE = "or choose `--isolation none`, which runs the code without a sandbox"
+#: A setting of the kernel, the value that forbids sandboxes, and the command that makes it allow them.
+RULES = (
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=65536"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for bwrap with `userns,`)",
+    ),
+)
+CONTAINER_FLAGS = (
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+)
+CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+
+
+def user_range(uid_map: str) -> range:
+    """The users that boxes may run as, given the text of /proc/self/uid_map (user_namespaces(7))."""
+    rows = [[int(field) for field in line.split()] for line in uid_map.splitlines()]
+    if any(inside <= FIRST_USER and inside + count >= FIRST_USER + USER_COUNT for inside, _, count in rows):
+        return range(FIRST_USER, FIRST_USER + USER_COUNT)
+    inside, _, count = max(rows, key=lambda row: row[2])
+    last = inside + count - (2 if count > 2 else 1)
+    return range(max(inside + 1, last - USER_COUNT), last)
+
+
+class Users:
+    """Lends users to boxes; lends None, our own, where there is no other: see the head of this file."""
+
+    def __init__(self) -> None:
+        users = list(reversed(user_range(UID_MAP.read_text()))) if os.geteuid() == 0 else []
+        self._free = users or None
+
+    def lend(self) -> int | None:
+        if self._free is None:
+            return None
+        if not self._free:
+            raise BoxStartFailed("no user is left for another devbox; stop some devboxes first")
+        return self._free.pop()
+
+    def give_back(self, user: int | None) -> None:
+        if self._free is not None and user is not None:
+            self._free.append(user)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
-    """What anybody can open: bubblewrap, the folders `shared` and `boxes`, the interpreter's if it is not in /usr."""
+class SharedPaths:
+    """Paths that any user can open: bubblewrap, the folders `shared` and `boxes`, Python's if it is not in /usr."""
 
     program: str
     shared: str
@@ -43,54 +95,51 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class BwrapHost:
     """This machine, ready for sandboxes."""
 
     state: Path
     spawner: Spawner
     users: Users
-    groups: Groups
-    interpreter: Interpreter
-    names: Names
+    cgroups: Cgroups
+    python: HostPython
+    paths: SharedPaths
     guard: Guard
     hidden: tuple[Path, ...] = ()
 
     @classmethod
-    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = (), furnished: bool = True) -> "Machine":
-        """Make `state` ready; boxes that an earlier service left there are removed. Raises SandboxUnavailable.
+    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = (), furnished: bool = True) -> "BwrapHost":
+        """Make `state` ready, and remove boxes that an earlier service left there. Raises SandboxUnavailable.
 
-        No box sees what is in the folders `hidden`, wherever on the host they are.
-
-        Unfurnished, it is good for finding out whether sandboxes are permitted, and no box can boot.
+        No box sees the content of the folders `hidden`, wherever on the host they are. Without `furnished`, the result
+        is good for finding out whether sandboxes are permitted, and no box can boot.
         """
         if sys.platform != "linux":
             raise SandboxUnavailable("sandboxed devboxes need Linux; here, choose `--isolation none`")
-        interpreter = Interpreter.ours()
-        program = await anyio.to_thread.run_sync(_lay_out, state)
+        python = HostPython.ours()
+        bubblewrap = await anyio.to_thread.run_sync(_lay_out, state)
         if furnished:
-            await anyio.to_thread.run_sync(furnish, state / "shared", interpreter.program)
-        groups = await anyio.to_thread.run_sync(Groups.find)
+            await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
+        cgroups = await anyio.to_thread.run_sync(Cgroups.find)
         spawner, guard = Spawner(), await anyio.to_thread.run_sync(Guard)
         try:
-            names = await spawner.run(partial(_admit_all, spawner, state, program, interpreter))
-            machine = cls(
+            host = cls(
                 state=state,
                 spawner=spawner,
                 users=Users(),
-                groups=groups,
-                interpreter=interpreter,
-                names=names,
+                cgroups=cgroups,
+                python=python,
+                paths=await spawner.run(partial(_admit_all, spawner, state, bubblewrap, python)),
                 guard=guard,
                 hidden=hidden,
             )
-            await machine.check()
+            await host.check()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(spawner.close)
-                await anyio.to_thread.run_sync(guard.close)
-                await anyio.to_thread.run_sync(groups.close)
+                for close in (spawner.close, guard.close, cgroups.close):
+                    await anyio.to_thread.run_sync(close)
             raise
-        return machine
+        return host
 
     async def check(self) -> None:
         """Start a sandbox that does nothing. Raises SandboxUnavailable."""
@@ -103,40 +152,27 @@ class Machine:
             raise explain(words)
 
     def _trial(self, user: int | None) -> str | None:
-        arguments = [self.names.program, *isolation(network=False), *system(), "--ro-bind", self.names.shared, "/mnt"]
+        arguments = [self.paths.program, *isolation(network=False), *system(), "--ro-bind", self.paths.shared, "/mnt"]
         arguments += ["--proc", "/proc", "--dev", "/dev"]
         with tempfile.TemporaryFile() as errors, in_memory(program()) as calls:
             arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:
-                with self.guard.start(arguments, user=user, fds=(calls.fileno(),), errors=errors) as popen:
-                    status = _outcome(popen)
+                popen = self.guard.start(arguments, user=user, fds=(calls.fileno(),), errors=errors)
             except OSError as error:
                 return str(error)
+            with popen:
+                try:
+                    popen.wait(timeout=TRIAL_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    popen.kill()
             self.guard.forget(popen.pid)
             errors.seek(0)
             words = errors.read(4096).decode(errors="replace")
-        return words if status != 0 else None
+        return words if popen.returncode != 0 else None
 
     async def close(self) -> None:
-        await anyio.to_thread.run_sync(self.spawner.close)
-        await anyio.to_thread.run_sync(self.guard.close)
-        await anyio.to_thread.run_sync(self.groups.close)
-
-
-def in_memory(data: bytes) -> IO[bytes]:
-    """A file with this content for bubblewrap to read."""
-    file = os.fdopen(os.memfd_create("devbox-given"), "w+b")
-    file.write(data)
-    file.seek(0)
-    return file
-
-
-def _outcome(popen: subprocess.Popen[bytes]) -> int:
-    try:
-        return popen.wait(timeout=TRIAL_PATIENCE)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-        return popen.wait()
+        for close in (self.spawner.close, self.guard.close, self.cgroups.close):
+            await anyio.to_thread.run_sync(close)
 
 
 def _lay_out(state: Path) -> Path:
@@ -151,22 +187,45 @@ def _lay_out(state: Path) -> Path:
     return copy_for_others(bubblewrap, shared / "bubblewrap") if os.geteuid() == 0 else bubblewrap.path
 
 
-def _open_gate(spawner: Spawner) -> None:
-    """Take the private view if root may; else what others cannot reach stays out of reach, and the trial says so."""
-    try:
-        spawner.open_gate()
-    except OSError as error:
-        structlog.get_logger().info("devbox.no_gate", error=str(error))
-
-
-def _admit_all(spawner: Spawner, state: Path, program: Path, interpreter: Interpreter) -> Names:
+def _admit_all(spawner: Spawner, state: Path, bubblewrap: Path, python: HostPython) -> SharedPaths:
+    """Name what sandboxes open; in the spawner's thread."""
     if os.geteuid() == 0:
-        _open_gate(spawner)
+        try:
+            spawner.take_private_mounts()
+        except OSError as error:  # what others cannot reach stays out of reach, and the trial reports it
+            structlog.get_logger().info("devbox.no_gate", error=str(error))
     shared = spawner.admit(state / "shared")
-    inside = program.is_relative_to(state / "shared")
-    return Names(
-        program=f"{shared}/{program.relative_to(state / 'shared')}" if inside else os.fspath(program),
+    is_copy = bubblewrap.is_relative_to(state / "shared")
+    return SharedPaths(
+        program=f"{shared}/{bubblewrap.relative_to(state / 'shared')}" if is_copy else os.fspath(bubblewrap),
         shared=shared,
         boxes=spawner.admit(state / "boxes"),
-        prefix=None if interpreter.prefix is None else spawner.admit(interpreter.prefix),
+        prefix=None if python.prefix is None else spawner.admit(python.prefix),
     )
+
+
+def in_memory(data: bytes) -> IO[bytes]:
+    """A file with this content for bubblewrap to read."""
+    file = os.fdopen(os.memfd_create("devbox-given"), "w+b")
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def explain(words: str, *, settings: Path = Path("/proc/sys"), container: bool | None = None) -> SandboxUnavailable:
+    """Make the error for a trial sandbox that failed with the message `words`.
+
+    bubblewrap names the system call that failed; the rule of this machine that made it fail is read from /proc.
+    """
+    said = words.strip() or "it ended without a word"
+    fixes: list[str] = []
+    for name, forbidding, command in RULES:
+        with suppress(OSError):
+            if (settings / name).read_text().strip() == forbidding:
+                fixes.append(f"as root, `{command}`")
+    if "source path" in said:
+        fixes.append("put the state folder where other users can reach it, or start as an ordinary user")
+    if any(sign.exists() for sign in CONTAINER_SIGNS) if container is None else container:
+        fixes.append(f"start the container with `{CONTAINER_FLAGS}`")
+    fixes.append("allow unprivileged user namespaces to bwrap")
+    return SandboxUnavailable(f"this machine does not permit sandboxes ({said}): {fixes[0]}; {ALTERNATIVE}")

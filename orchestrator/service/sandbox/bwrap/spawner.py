@@ -3,7 +3,7 @@
 Its secret: two facts about Linux threads. A sandbox dies with the *thread* that started it (PR_SET_PDEATHSIG), so that
 thread must live as long as the service, which a pool's worker does not. And a thread may have mounts of its own: as
 root, ours covers /sys with a few bind mounts, so that a sandbox started as a stranger finds the state folder and the
-interpreter without being able to enter root's home above them. Passing open folders (`--bind-fd`) does not help:
+interpreter without the right to enter root's home above them. Passing open folders (`--bind-fd`) does not help:
 bubblewrap resolves them to paths again. Copying everything to a public place would, and makes it public.
 
 A thread also has keyrings of its own (keyrings(7)): ours leaves the one of the login that started the service, which
@@ -26,56 +26,53 @@ KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
 JOIN_SESSION_KEYRING = 1
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 19, 2
-PLACE = "/sys"
+MOUNT_ROOT = "/sys"
 
 
 @dataclass(slots=True)
-class Entrance:
+class BindMount:
     """One bind mount of the private view."""
 
     path: str
     uses: int
 
 
-class Gate:
-    """Names under which anybody can reach given files and folders; in the calling thread, and as root, only."""
+class PrivateMounts:
+    """Paths under which every user can reach given files and folders; in the calling thread, and as root, only."""
 
     def __init__(self) -> None:
         """Raises OSError when root may not mount here."""
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._entrances: dict[Path, Entrance] = {}
+        self._bound: dict[Path, BindMount] = {}
         self._count = 0
         self._check(self._libc.unshare(CLONE_NEWNS))
         self._mount("none", "/", None, MS_REC | MS_SLAVE)
-        self._mount("gate", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=1M")
+        self._mount("gate", MOUNT_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=1M")
 
     def admit(self, source: Path) -> str:
-        """The name of `source` for everybody. Raises OSError."""
-        entrance = self._entrances.get(source)
-        if entrance is None:
+        """Bind `source` to a path that every user can reach, and return that path. Raises OSError."""
+        mount = self._bound.get(source)
+        if mount is None:
             self._count += 1
-            entrance = self._entrances[source] = Entrance(f"{PLACE}/{self._count}", 0)
+            mount = self._bound[source] = BindMount(f"{MOUNT_ROOT}/{self._count}", 0)
             try:
-                self._open(source, entrance.path)
+                if source.is_dir():
+                    os.mkdir(mount.path)  # noqa: PTH102
+                else:
+                    os.close(os.open(mount.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                self._mount(os.fspath(source), mount.path, None, MS_BIND | MS_REC)
             except OSError as error:
-                del self._entrances[source]
+                del self._bound[source]
                 raise OSError(error.errno, error.strerror, os.fspath(source)) from error
-        entrance.uses += 1
-        return entrance.path
+        mount.uses += 1
+        return mount.path
 
     def dismiss(self, source: Path) -> None:
-        entrance = self._entrances[source]
-        entrance.uses -= 1
-        if entrance.uses == 0:
-            del self._entrances[source]
-            self._check(self._libc.umount2(entrance.path.encode(), MNT_DETACH))
-
-    def _open(self, source: Path, place: str) -> None:
-        if source.is_dir():
-            os.mkdir(place)  # noqa: PTH102
-        else:
-            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        self._mount(os.fspath(source), place, None, MS_BIND | MS_REC)
+        mount = self._bound[source]
+        mount.uses -= 1
+        if mount.uses == 0:
+            del self._bound[source]
+            self._check(self._libc.umount2(mount.path.encode(), MNT_DETACH))
 
     def _mount(self, source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
         texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
@@ -93,23 +90,23 @@ class Spawner:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "devbox-spawner", initializer=_leave_keyring)
-        self._gate: Gate | None = None
+        self._mounts: PrivateMounts | None = None
 
     async def run(self, function: Callable[[], T]) -> T:
-        """The function's result; the caller shields this where the result must not be lost."""
+        """Run a function in the thread and return its result; shield this where the result must not be lost."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def open_gate(self) -> None:
+    def take_private_mounts(self) -> None:
         """Take the private view. Call by `run`, as root. Raises OSError."""
-        self._gate = Gate()
+        self._mounts = PrivateMounts()
 
     def admit(self, source: Path) -> str:
-        """What a sandbox calls the host's `source`. Call by `run`. Raises OSError."""
-        return os.fspath(source) if self._gate is None else self._gate.admit(source)
+        """Return the path under which a sandbox can open the host's `source`. Call by `run`. Raises OSError."""
+        return os.fspath(source) if self._mounts is None else self._mounts.admit(source)
 
     def dismiss(self, source: Path) -> None:
-        if self._gate is not None:
-            self._gate.dismiss(source)
+        if self._mounts is not None:
+            self._mounts.dismiss(source)
 
     def close(self) -> None:
         """End the thread; every sandbox that is left dies with it. Blocking."""
@@ -117,7 +114,7 @@ class Spawner:
 
 
 def _leave_keyring() -> None:
-    """Take an empty session keyring; without keys in the kernel, or where a container forbids it, there is none."""
+    """Join a new, empty session keyring; a kernel without keys, or a container that forbids the call, has none."""
     number = KEYCTL.get(os.uname().machine)
     if number is not None:
         ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_int(JOIN_SESSION_KEYRING), None)

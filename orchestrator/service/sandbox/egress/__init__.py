@@ -1,1 +1,1 @@
-"""What a devbox without a network may reach all the same: rules by host, and the proxy that keeps them."""
+"""Network access of a devbox whose network is off: rules by host, and the proxy that keeps them."""

@@ -1,9 +1,9 @@
-"""Where a name leads, and whether that is a place on the public internet.
+"""Addresses of names, and the question whether an address is on the public internet.
 
-Its secret: the many spellings of "this machine and its neighbours". What counts is the address that is connected to,
-looked up once, never the name. The standard library's `is_global` follows the registries of its day (192.88.99.0/24 and
-3fff::/20 are public to some versions that we run on), counts multicast, and knows nothing of clouds, of this machine's
-own addresses, or of the networks that its cards are in; so what is public is said here, for every version alike.
+Its secret: the many spellings of "this machine and its neighbours". The address that is connected to decides, looked up
+once, never the name. The standard library's `is_global` follows the registries of its day (192.88.99.0/24 and 3fff::/20
+are public to some supported versions), counts multicast as public, and does not know clouds, this machine's own
+addresses, or the networks of its interfaces; so the public ranges are listed here, the same for every version.
 """
 
 import socket
@@ -18,13 +18,13 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from orchestrator.service.sandbox.egress.rules import Address
+from orchestrator.service.sandbox.egress.rules import IPAddress
 
-Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
-#: Seconds that a look-up may take.
-PATIENCE: Final = 15.0
-#: What is not global in IANA's IPv4 Special-Purpose Address Registry (iana.org/assignments/iana-ipv4-special-registry),
-#: multicast (RFC 5771), and addresses in public ranges where a cloud's own machines stand, for whoever is inside.
+Resolver = Callable[[str, int], Awaitable[Sequence[IPAddress]]]
+LOOKUP_TIMEOUT_S: Final = 15.0
+#: Ranges that are not global in IANA's IPv4 Special-Purpose Address Registry
+#: (iana.org/assignments/iana-ipv4-special-registry), multicast (RFC 5771), and addresses in public ranges that are a
+#: cloud's own machines when seen from inside the cloud.
 _CLOSED_4: Final = tuple(
     map(
         IPv4Network,
@@ -40,16 +40,16 @@ _CLOSED_4: Final = tuple(
         ),
     )
 )
-#: The only part of IPv6 that is given to anybody on the internet (iana.org/assignments/ipv6-address-space).
+#: The only part of IPv6 that is assigned to hosts on the internet (iana.org/assignments/ipv6-address-space).
 _UNICAST_6: Final = IPv6Network("2000::/3")
-#: What of that is not global in IANA's IPv6 Special-Purpose Address Registry (iana-ipv6-special-registry), or leads to
-#: an IPv4 address behind some relay (6to4, Teredo), or was given back (6bone, ORCHID).
+#: Parts of it that are not global in IANA's IPv6 Special-Purpose Address Registry (iana-ipv6-special-registry), or lead
+#: to an IPv4 address behind a relay (6to4, Teredo), or were returned (6bone, ORCHID).
 _CLOSED_6: Final = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3ffe::/16", "3fff::/20")))
-#: What is global in spite of that. 2001:1::/126 is too, and answered by the nearest gateway, as 192.0.0.9 is.
+#: Parts of those that are global all the same. 2001:1::/126 is too, but the nearest gateway answers it, as 192.0.0.9.
 _OPEN_6: Final = tuple(map(IPv6Network, ("2001:3::/32", "2001:4:112::/48", "2001:20::/28", "2001:30::/28")))
-#: An IPv4 address behind a translator (RFC 6052): it is what that is.
+#: IPv4 addresses behind a translator (RFC 6052): each counts as the IPv4 address in it.
 _TRANSLATED: Final = IPv6Network("64:ff9b::/96")
-#: Networks larger than these are ways to the internet, by a tunnel without a gateway, and no neighbourhood.
+#: Networks with shorter prefixes are routes to the internet through a tunnel without a gateway, and no neighbourhood.
 _NEAR_4: Final = 8
 _NEAR_6: Final = 32
 _GATEWAY: Final = 0x2
@@ -57,15 +57,31 @@ _ROUTES_4: Final = Path("/proc/net/route")
 _ROUTES_6: Final = Path("/proc/net/ipv6_route")
 
 
-def is_public(address: Address) -> bool:
-    """Whether it is on the internet, and neither this machine nor in a network that this machine is in itself."""
+def is_public(address: IPAddress) -> bool:
+    """Tell whether an address is on the internet, and neither this machine's nor in a network of its interfaces."""
     if isinstance(address, IPv6Address) and address in _TRANSLATED:
         return is_public(_translated(address))
-    return is_global(address) and not (_is_ours(address) or any(address in near for near in _neighbourhoods()))
+    if not is_global(address):
+        return False
+
+    # The route to an address of this machine begins at that address. No packet is sent.
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as trial:
+        trial.connect((str(address), 9))
+        if ip_address(trial.getsockname()[0]) == address:
+            return False
+
+    # Laptops and printers have public IPv6 addresses too.
+    near: list[IPv4Network | IPv6Network] = []
+    with suppress(OSError):
+        near += near_networks(_ROUTES_4.read_text(), "")
+    with suppress(OSError):
+        near += near_networks("", _ROUTES_6.read_text())
+    return not any(address in network for network in near)
 
 
-def is_global(address: Address) -> bool:
-    """Whether it is on the internet wherever one stands."""
+def is_global(address: IPAddress) -> bool:
+    """Tell whether an address is on the internet, seen from any machine."""
     if isinstance(address, IPv6Address) and address in _TRANSLATED:
         return is_global(_translated(address))
     if isinstance(address, IPv4Address):
@@ -78,25 +94,8 @@ def _translated(address: IPv6Address) -> IPv4Address:
     return IPv4Address(int(address) & 0xFFFF_FFFF)
 
 
-def _is_ours(address: Address) -> bool:
-    """Whether it is one of this machine's own: then the way to it begins there. No packet is sent."""
-    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as trial:
-        trial.connect((str(address), 9))
-        return bool(ip_address(trial.getsockname()[0]) == address)
-    return False
-
-
-def _neighbourhoods() -> Iterator[IPv4Network | IPv6Network]:
-    """The networks that this machine is in: laptops and printers have public IPv6 addresses too."""
-    with suppress(OSError):
-        yield from near_networks(_ROUTES_4.read_text(), "")
-    with suppress(OSError):
-        yield from near_networks("", _ROUTES_6.read_text())
-
-
 def near_networks(routes: str, routes_6: str) -> Iterator[IPv4Network | IPv6Network]:
-    """What is reached without a gateway, of the kernel's tables /proc/net/route and /proc/net/ipv6_route."""
+    """Networks reached without a gateway, given the text of /proc/net/route and of /proc/net/ipv6_route."""
     for line in routes.splitlines()[1:]:
         _, target, gateway, flags, *_, mask, _, _, _ = line.split()
         length = int(mask, 16).bit_count()
@@ -109,20 +108,20 @@ def near_networks(routes: str, routes_6: str) -> Iterator[IPv4Network | IPv6Netw
 
 
 def looked_up(lookups: int) -> Resolver:
-    """The machine's own resolver, asked by at most so many threads at once: one who has slow names waits alone."""
+    """Return the machine's own resolver with `lookups` threads of its own: a box with slow names delays no other."""
     limiter = anyio.CapacityLimiter(lookups)
 
-    async def resolve(host: str, port: int) -> Sequence[Address]:
-        """Raises OSError, and TimeoutError."""
+    async def resolve(host: str, port: int) -> Sequence[IPAddress]:
+        """Look up a name. Raises OSError, and TimeoutError."""
         ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(LOOKUP_TIMEOUT_S):
             found = await anyio.to_thread.run_sync(ask, limiter=limiter, abandon_on_cancel=True)
         return tuple(dict.fromkeys(address_of(str(place[0])) for *_, place in found))
 
     return resolve
 
 
-def address_of(text: str) -> Address:
-    """An address without the interface's name. Raises ValueError."""
+def address_of(text: str) -> IPAddress:
+    """Parse an address, without the interface's name. Raises ValueError."""
     address = ip_address(text)
     return IPv6Address(int(address)) if isinstance(address, IPv6Address) else address

@@ -1,10 +1,10 @@
-"""Connections to the outside: to an address that somebody has judged, or by the proxy of the network that we are in."""
+"""Connections to the outside: to an address that the rules have judged, or through this machine's own proxy."""
 
 import asyncio
 import base64
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, Self
@@ -13,31 +13,31 @@ from urllib.parse import unquote, urlsplit
 import anyio
 
 from orchestrator.service.sandbox.egress.addresses import Resolver
-from orchestrator.service.sandbox.egress.rules import Address, is_address, spelled
+from orchestrator.service.sandbox.egress.rules import IPAddress, spelled
 
-CONNECT_PATIENCE: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 10.0
 #: Another proxy may look up a name, and connect, before it answers.
-UPSTREAM_PATIENCE: Final = 60.0
-_MAX_ANSWER: Final = 64 << 10
+UPSTREAM_TIMEOUT_S: Final = 60.0
+_MAX_ANSWER_BYTES: Final = 64 << 10
 
 
 class Unreachable(Exception):
-    """It is allowed, and cannot be had; the words are for the client."""
+    """The rules allow a connection, but it cannot be made; the message is for the client."""
 
 
-async def connect_one(name: str, addresses: Iterable[Address], port: int) -> socket.socket:
-    """The first that answers. Raises Unreachable."""
+async def connect_one(name: str, addresses: Iterable[IPAddress], port: int) -> socket.socket:
+    """Connect to the first address that answers. Raises Unreachable."""
     why = ""
     for address in addresses:
         try:
-            with anyio.fail_after(CONNECT_PATIENCE):
+            with anyio.fail_after(CONNECT_TIMEOUT_S):
                 return await dial(address, port)
         except OSError as error:
-            why = str(error) or f"no answer in {CONNECT_PATIENCE:g} s"
+            why = str(error) or f"no answer in {CONNECT_TIMEOUT_S:g} s"
     raise Unreachable(f"{name} cannot be reached: {why}.")
 
 
-async def dial(address: Address, port: int) -> socket.socket:
+async def dial(address: IPAddress, port: int) -> socket.socket:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     server = socket.socket(family, socket.SOCK_STREAM)
     with kept(server):
@@ -49,7 +49,7 @@ async def dial(address: Address, port: int) -> socket.socket:
 
 @contextmanager
 def kept(sock: socket.socket) -> Iterator[None]:
-    """Close it if what is done inside fails."""
+    """Close `sock` if the block fails."""
     try:
         yield
     except BaseException:
@@ -57,19 +57,9 @@ def kept(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _means(entry: str, host: str, port: int) -> bool:
-    """Whether an entry of `no_proxy` is about a host: all of them, an address, a network, or a name and all below."""
-    if entry == "*":
-        return True
-    if is_address(host):
-        with suppress(ValueError):
-            return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
-    return f".{host}:{port}".endswith((f".{entry.lstrip('*.')}:{port}", f".{entry.lstrip('*.')}"))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """A proxy that this machine itself goes out by, as `http_proxy` names it; `bypass` is as `no_proxy` has it."""
+    """The proxy that this machine itself uses, as `http_proxy` names it; `bypass` has the form of `no_proxy`."""
 
     host: str
     port: int
@@ -78,7 +68,7 @@ class Upstream:
 
     @classmethod
     def parse(cls, url: str, bypass: str = "") -> Self:
-        """Raises ValueError, which does not repeat the URL, for what is no proxy that speaks plain HTTP."""
+        """Parse a proxy's URL. Raises ValueError, without the URL in it, for a proxy that does not use plain HTTP."""
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError("the proxy of this machine's settings is not of the form http://host:port")
@@ -88,33 +78,41 @@ class Upstream:
         )
 
     def serves(self, host: str, port: int) -> bool:
-        """Whether the way to a host is by it."""
-        return not any(_means(entry.strip().lower(), host, port) for entry in self.bypass.split(",") if entry.strip())
+        """Tell whether connections to a host go through this proxy."""
+        for entry in filter(None, (each.strip().lower() for each in self.bypass.split(","))):
+            name = entry.lstrip("*.")
+            try:
+                is_bypassed = ip_address(host) in ip_network(entry.strip("[]"), strict=False)
+            except ValueError:  # one of the two is a name
+                is_bypassed = entry == "*" or f".{host}:{port}".endswith((f".{name}:{port}", f".{name}"))
+            if is_bypassed:
+                return False
+        return True
 
     async def connect(self, host: str, port: int, resolve: Resolver) -> socket.socket:
-        """A way to the host, by the proxy. Raises Unreachable."""
-        name = spelled(host, port)
+        """Open a tunnel to the host through the proxy. Raises Unreachable."""
+        loop, name = asyncio.get_running_loop(), spelled(host, port)
+        failed = f"{name} cannot be reached by the proxy of this machine"
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [f"CONNECT {target} HTTP/1.1".encode(), f"Host: {target}".encode()]
+        lines += [b"Proxy-Authorization: Basic " + self.authorization] if self.authorization else []
         try:
             server = await connect_one("the proxy of this machine", await resolve(self.host, self.port), self.port)
-            with kept(server), anyio.fail_after(UPSTREAM_PATIENCE):
-                answer = await self._ask(server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            with kept(server), anyio.fail_after(UPSTREAM_TIMEOUT_S):
+                await loop.sock_sendall(server, b"\r\n".join(lines) + b"\r\n\r\n")
+
+                # Not a byte of what follows the answer's head is read.
+                answer = bytearray()
+                while not answer.endswith(b"\r\n\r\n"):
+                    part = await loop.sock_recv(server, 1)
+                    if not part or len(answer) > _MAX_ANSWER_BYTES:
+                        raise Unreachable(f"{failed}: what it answers is no answer of a proxy.")
+                    answer += part
+
                 if not answer.partition(b" ")[2].startswith(b"200"):
                     said = answer.partition(b"\r\n")[0].decode(errors="replace")
                     raise Unreachable(f"{name} cannot be reached: the proxy of this machine says {said!r}.")
         except OSError as error:
             why = str(error) or "no answer in time"
-            raise Unreachable(f"{name} cannot be reached by the proxy of this machine: {why}.") from None
+            raise Unreachable(f"{failed}: {why}.") from None
         return server
-
-    async def _ask(self, server: socket.socket, place: str) -> bytes:
-        """The head of the answer, and not a byte of what follows it. Raises OSError."""
-        loop, answer = asyncio.get_running_loop(), bytearray()
-        lines = [f"CONNECT {place} HTTP/1.1".encode(), f"Host: {place}".encode()]
-        lines += [b"Proxy-Authorization: Basic " + self.authorization] if self.authorization else []
-        await loop.sock_sendall(server, b"\r\n".join(lines) + b"\r\n\r\n")
-        while not answer.endswith(b"\r\n\r\n"):
-            part = await loop.sock_recv(server, 1)
-            if not part or len(answer) > _MAX_ANSWER:
-                raise OSError("what it answers is no answer of a proxy")
-            answer += part
-        return bytes(answer)

@@ -1,11 +1,11 @@
-"""Which hosts a devbox may reach: rules as people write them, and who wins where two say something.
+"""The hosts that a devbox may reach: rules as users write them, and the network that two policies give together.
 
     name       ports 443 and 80 of this host       name:port                                        this port alone
     *.name     the same of every host below it     127.0.0.1:8765, [::1]:8765, localhost:8765       an address
 
-An address that is no public one (this machine's, its neighbours') can be reached only where a rule names that address,
-or `localhost`: what a name leads to is decided by whoever owns the name. The exception are names that the user of this
-machine gave, for example those of his package indexes: they are `trusted`, and may lead anywhere. Pure.
+An address that is not public (this machine's, its neighbours') can be reached only where a rule names that address, or
+`localhost`: the owner of a name decides where it leads. Names that the user of this machine gave, for example those of
+package indexes, are `trusted` and may lead anywhere. Pure.
 """
 
 import re
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Self
 
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 
 DEFAULT_PORTS: Final = frozenset({443, 80})
 LOCALHOST: Final = "localhost"
-#: Lower ones nobody in a devbox may listen at.
+#: No program in a devbox may listen on a lower port.
 FIRST_FREE_PORT: Final = 1024
 MAX_HOSTS: Final = 1000
-#: Ends of names that mean this machine, its site or its cloud (RFC 6761, 6762, 8375, and what ICANN set aside).
-_LOCAL: Final = ("localhost", "local", "internal", "home.arpa")
+#: Suffixes of names that mean this machine, its site or its cloud (RFC 6761, 6762, 8375, and what ICANN set aside).
+_LOCAL_SUFFIXES: Final = ("localhost", "local", "internal", "home.arpa")
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _RULE: Final = re.compile(r"(?P<below>\*\.)?(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\[\]*]+))(?::(?P<port>[0-9]{1,5}))?")
@@ -30,7 +30,7 @@ _RULE: Final = re.compile(r"(?P<below>\*\.)?(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One host or, with `is_below`, all hosts whose names end with a dot and `host`; and its ports."""
+    """One host and its ports; with `is_below`, all hosts whose names end with a dot and `host`."""
 
     host: str
     ports: frozenset[int] = DEFAULT_PORTS
@@ -38,7 +38,7 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError saying what was expected."""
+        """Parse one rule. Raises ValueError naming the expected forms."""
         found = _RULE.fullmatch(text.strip())
         host = "" if found is None else known_host(found["six"] or found["name"] or "")
         if found is None or not host or (found["below"] and is_address(host)):
@@ -57,8 +57,8 @@ class Rule:
         is_meant = host.endswith(f".{self.host}") and not is_address(host) if self.is_below else host == self.host
         return is_meant and port in self.ports
 
-    def names(self, address: Address, port: int) -> bool:
-        """Whether this very address is named."""
+    def names(self, address: IPAddress, port: int) -> bool:
+        """Tell whether the rule names this very address."""
         if self.is_below or port not in self.ports:
             return False
         return address.is_loopback if self.host == LOCALHOST else self.host == str(address)
@@ -66,9 +66,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """All rules of one devbox. Hosts are asked for as `known_host` writes them.
+    """All rules of one devbox. Every `host` argument is in the form of `known_host`.
 
-    With `is_public`, any port of any host that is on the internet is let through too.
+    With `is_public`, any port of any public host on the internet is allowed too.
     """
 
     all: tuple[Rule, ...]
@@ -77,24 +77,27 @@ class Rules:
 
     @classmethod
     def parse(cls, hosts: Iterable[str], *, is_public: bool = False, trusted: Iterable[str] = ()) -> Self:
-        """Raises ValueError naming the first that is wrong."""
+        """Parse rules. Raises ValueError naming the first wrong one."""
         own = tuple(Rule.parse(host) for host in trusted)
         return cls(all=(*own, *(Rule.parse(host) for host in hosts)), is_public=is_public, trusted=own)
 
     def lets(self, host: str, port: int) -> bool:
-        """Whether to look where it leads."""
-        return any(rule.lets(host, port) for rule in self.all) or (self.is_public and not _is_local(host))
+        """Tell whether the host may be looked up. With `is_public`, a local name is not, whatever its address."""
+        if any(rule.lets(host, port) for rule in self.all):
+            return True
+        is_local = "." not in host or any(f".{host}".endswith(f".{suffix}") for suffix in _LOCAL_SUFFIXES)
+        return self.is_public and (is_address(host) or not is_local)
 
     def trusts(self, host: str, port: int) -> bool:
-        """Whether it may lead anywhere."""
+        """Tell whether the host may lead to any address."""
         return any(rule.lets(host, port) for rule in self.trusted)
 
-    def names(self, address: Address, port: int) -> bool:
+    def names(self, address: IPAddress, port: int) -> bool:
         return any(rule.names(address, port) for rule in self.all)
 
     @property
     def straight(self) -> dict[int, str]:
-        """Port to host of what is named on this machine's loopback: it is to be found at the same port in the box."""
+        """Named ports of this machine's loopback, as {port: host}; each is served on the same port in the box."""
         named = [rule for rule in self.all if rule.host in {LOCALHOST, "127.0.0.1"} and not rule.is_below]
         return {port: rule.host for rule in named for port in rule.ports if port >= FIRST_FREE_PORT}
 
@@ -108,10 +111,10 @@ class Network:
     hosts: tuple[str, ...] = ()
 
     def under(self, policy: "Network") -> "Network":
-        """What follows of a scenario's network and the policy of whoever runs it.
+        """Combine a scenario's network with the `policy` of the run.
 
-        A policy of nothing wins, so does one of everything; one of hosts, or of the internet, adds to what the scenario
-        has.
+        A policy of nothing wins, and so does one of everything. One of hosts, or of the internet, adds to the
+        scenario's network.
         """
         if policy.is_open or not (policy.hosts or policy.is_public):
             return policy
@@ -123,17 +126,12 @@ class Network:
 
 
 def known_host(text: str) -> str:
-    """A host as rules compare it: lower case, no dot at the end, addresses in their shortest form; "" if it is none."""
+    """Normalize a host: lower case, no dot at the end, addresses in their shortest form; "" if `text` is no host."""
     host = text.lower().removesuffix(".")
     try:
         return str(ip_address(host))
     except ValueError:
         return host if len(host) <= 253 and _NAME.fullmatch(host) else ""
-
-
-def _is_local(host: str) -> bool:
-    """Whether a name is one of this machine or its site, whatever address that has."""
-    return not is_address(host) and ("." not in host or any(f".{host}".endswith(f".{end}") for end in _LOCAL))
 
 
 def is_address(host: str) -> bool:
@@ -145,13 +143,13 @@ def is_address(host: str) -> bool:
 
 
 def spelled(host: str, port: int) -> str:
-    """A destination as a rule for it would be written."""
+    """Write a destination in the form of a rule for it."""
     name = f"[{host}]" if ":" in host else host
     return name if port in DEFAULT_PORTS else f"{name}:{port}"
 
 
 def check_hosts(hosts: Sequence[str]) -> None:
-    """Raise ValueError for what is no rule, and for more rules than anybody means."""
+    """Raise ValueError for a text that is not a rule, and for more than MAX_HOSTS rules."""
     if len(hosts) > MAX_HOSTS:
         raise ValueError(f"{len(hosts)} hosts are more than the {MAX_HOSTS} that a policy may name")
     Rules.parse(hosts)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agentbox import AgentBox
-from orchestrator.service.sandbox.limits import Group, Groups, own_name, remove_stale, unlimited
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.limits import Cgroup, Cgroups, own_name, remove_stale, unlimited
 from orchestrator.service.sandbox.provider import BoxDied, Command, Limit, Resources
 
 if TYPE_CHECKING:
@@ -113,19 +113,19 @@ def test_services_that_start_at_once_may_remove_the_same_groups(tmp_path: Path) 
 
 
 def test_without_control_groups_nothing_is_claimed(tmp_path: Path) -> None:
-    group = Groups({}).create("dbx-1", Resources())
+    group = Cgroups({}).create("dbx-1", Resources())
     assert group.enforced == frozenset()
     assert not group.out_of_memory()
 
 
 def test_a_group_that_cannot_be_made_claims_nothing(tmp_path: Path) -> None:
-    group = Groups({Limit.MEMORY: tmp_path / "missing"}).create("dbx-1", Resources())
+    group = Cgroups({Limit.MEMORY: tmp_path / "missing"}).create("dbx-1", Resources())
     assert group.enforced == frozenset()
 
 
 @pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
 def test_kills_for_want_of_memory_are_read_in_both_versions(tmp_path: Path, name: str) -> None:
-    group = Group(folders={Limit.MEMORY: tmp_path})
+    group = Cgroup(folders={Limit.MEMORY: tmp_path})
     (tmp_path / name).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
     assert not group.out_of_memory()
     (tmp_path / name).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.agent_protocol import Answers, Exited, Ready, WireError, spawn_frame
-from orchestrator.service.sandbox.bwrap import users as users_of
+from orchestrator.service.sandbox.agent_connection import AnswerParser, Exited, Ready, WireError, spawn_frame
+from orchestrator.service.sandbox.bwrap import host
 from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
-from orchestrator.service.sandbox.bwrap.bwrap_args import Interpreter, Mount, box_arguments, isolation
-from orchestrator.service.sandbox.bwrap.diagnosis import explain
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
-from orchestrator.service.sandbox.bwrap.users import COUNT, FIRST, Users, user_range
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, isolation
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, Users, explain, user_range
 from orchestrator.service.sandbox.provider import BoxSpec
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 
@@ -27,7 +26,7 @@ ALL_USERS = "         0          0 4294967295\n"
 
 
 def test_boxes_run_as_users_that_nobody_has() -> None:
-    assert user_range(ALL_USERS) == range(FIRST, FIRST + COUNT)
+    assert user_range(ALL_USERS) == range(FIRST_USER, FIRST_USER + USER_COUNT)
 
 
 @pytest.mark.parametrize("uid_map", ["0 100000 65536\n", "0 1000 1\n1 100000 65536\n", "0 0 1000\n"])
@@ -41,7 +40,7 @@ def test_root_of_a_namespace_without_other_users_has_one_to_give_as_an_ordinary_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "uid_map").write_text("         0       1000          1\n")
-    monkeypatch.setattr(users_of, "UID_MAP", tmp_path / "uid_map")
+    monkeypatch.setattr(host, "UID_MAP", tmp_path / "uid_map")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     users = Users()
     assert [users.lend(), users.lend()] == [None, None]
@@ -124,14 +123,14 @@ def test_root_and_devices_are_sealed_after_all_mounts() -> None:
 
 
 def test_the_interpreter_is_on_the_path_behind_the_systems() -> None:
-    path = Interpreter(program="/opt/py/bin/python3.12", prefix=Path("/opt/py")).path
+    path = HostPython(program="/opt/py/bin/python3.12", prefix=Path("/opt/py")).path
     assert path == "/usr/local/bin:/usr/bin:/bin:/opt/py/bin"
-    assert Interpreter(program="/usr/bin/python3.12", prefix=None).path == "/usr/local/bin:/usr/bin:/bin"
+    assert HostPython(program="/usr/bin/python3.12", prefix=None).path == "/usr/local/bin:/usr/bin:/bin"
 
 
 @pytest.mark.anyio
 async def test_two_providers_may_live_in_one_service(local: "Bench", tmp_path: Path) -> None:
-    other = LocalProvider(tmp_path / "other")
+    other = BwrapProvider(tmp_path / "other")
     await local.boot(id="same")
     box = await other.start(BoxSpec(id="same"))
     await other.close()
@@ -140,7 +139,7 @@ async def test_two_providers_may_live_in_one_service(local: "Bench", tmp_path: P
 
 
 def test_answers_are_cut_at_newlines() -> None:
-    answers = Answers()
+    answers = AnswerParser()
     assert answers.feed(b"rea") == []
     assert answers.feed(b"dy\nexit 7 255\nexit") == [Ready(), Exited(number=7, status=255)]
     assert answers.feed(b" 8 0\n") == [Exited(number=8, status=0)]
@@ -152,7 +151,7 @@ def test_answers_are_cut_at_newlines() -> None:
 )
 def test_any_other_answer_is_refused(data: bytes) -> None:
     with pytest.raises(WireError):
-        Answers().feed(data)
+        AnswerParser().feed(data)
 
 
 def test_an_order_is_length_and_fields() -> None:

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.provider import LocalProvider, check_sandbox
-from orchestrator.service.sandbox.process import ProcessProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, Capability
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ import asyncio, sys
 from pathlib import Path
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.provider import BoxSpec, shell
-from orchestrator.service.sandbox.{module} import {provider}
+from {module} import {provider}
 
 async def main():
     provider = {provider}(Path(sys.argv[1]))
@@ -44,10 +44,10 @@ BOOTING = """
 import asyncio, sys
 from pathlib import Path
 from orchestrator.service.sandbox.provider import BoxSpec
-from orchestrator.service.sandbox.bwrap import LocalProvider
+from orchestrator.service.sandbox.bwrap import BwrapProvider
 
 async def main():
-    provider = LocalProvider(Path(sys.argv[1]))
+    provider = BwrapProvider(Path(sys.argv[1]))
     await provider.start(BoxSpec(id="first"))
     print("up", flush=True)
     await asyncio.gather(*(provider.start(BoxSpec(id=f"victim-{number}")) for number in range(40)))
@@ -56,9 +56,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("kind", [LocalProvider, ProcessProvider])
+@pytest.mark.parametrize("kind", [BwrapProvider, ProcessProvider])
 async def test_a_killed_service_leaves_no_process(
-    kind: type[LocalProvider] | type[ProcessProvider],
+    kind: type[BwrapProvider] | type[ProcessProvider],
     state: Path,
     marker: str,
     count_alive: CountAlive,
@@ -83,7 +83,7 @@ async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(
     booting: int, state: Path, wait_until: WaitUntil
 ) -> None:
     """A sandbox that is still being set up does not yet die with the service by itself."""
-    await skip_unless_possible(LocalProvider)
+    await skip_unless_possible(BwrapProvider)
     service = start_alone(BOOTING, state)
     assert service.stdout is not None
     with anyio.fail_after(20):
@@ -113,10 +113,10 @@ def in_session(session: int) -> list[int]:
     return found
 
 
-async def skip_unless_possible(kind: type[LocalProvider] | type[ProcessProvider]) -> None:
+async def skip_unless_possible(kind: type[BwrapProvider] | type[ProcessProvider]) -> None:
     if Capability.DIES_WITH_SERVICE not in kind.capabilities:
         pytest.skip(f"{kind.name} does not declare {Capability.DIES_WITH_SERVICE}")
-    if kind is LocalProvider:
+    if kind is BwrapProvider:
         try:
             await check_sandbox()
         except SandboxUnavailable as error:
@@ -124,14 +124,14 @@ async def skip_unless_possible(kind: type[LocalProvider] | type[ProcessProvider]
 
 
 def start_service(
-    kind: type[LocalProvider] | type[ProcessProvider], state: Path, marker: str
+    kind: type[BwrapProvider] | type[ProcessProvider], state: Path, marker: str
 ) -> subprocess.Popen[bytes]:
-    code = SERVICE.format(module=kind.name, provider=kind.__name__)
+    code = SERVICE.format(module=kind.__module__, provider=kind.__name__)
     folder = Path(__file__).parents[2]
     return subprocess.Popen([sys.executable, "-c", code, state, marker], stdout=subprocess.PIPE, cwd=folder)
 
 
-async def the_next_one_cleans_up(provider: LocalProvider | ProcessProvider) -> None:
+async def the_next_one_cleans_up(provider: BwrapProvider | ProcessProvider) -> None:
     await provider.start(BoxSpec(id="next"))
     assert [folder.name for folder in (provider.state / "boxes").iterdir()] == ["next"]
     await provider.close()

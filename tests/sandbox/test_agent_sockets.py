@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.agent_connection import Link
+from orchestrator.service.sandbox.agent_connection import AgentConnection
 from orchestrator.service.sandbox.provider import BoxDied
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ class Ends:
     def __init__(self) -> None:
         ours, self.agent = socket.socketpair()
         self.broken: list[str | None] = []
-        self.link = Link(ours, self._note)
+        self.link = AgentConnection(ours, self._note)
 
     def _note(self, why: str | None) -> None:
         self.broken.append(why)
