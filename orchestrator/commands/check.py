@@ -15,7 +15,7 @@ from orchestrator.core.config import resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
 from orchestrator.rundir.files import RESULTS
-from orchestrator.service.definitions.check import problems
+from orchestrator.service.definitions.catalog import problems
 from orchestrator.view.console import say
 
 #: Characters of a line that is quoted.

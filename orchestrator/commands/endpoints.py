@@ -66,7 +66,7 @@ def where(
 
 def _name_of(folder: Path) -> str:
     """What the benchmark in a folder is called. Raises UsageError for none in it, for several, and for a broken one."""
-    from orchestrator.service.definitions.index import benchmark_folders, surroundings
+    from orchestrator.service.definitions.index import benchmark_folders, read_benchmark
     from orchestrator.service.diagnostics import printable, text
 
     if not folder.is_dir():
@@ -75,9 +75,9 @@ def _name_of(folder: Path) -> str:
         raise UsageError(f"{printable(folder)}: the path is not UTF-8, as what is written of a sweep is: rename it.")
     found = benchmark_folders(folder)
     if len(found) == 1:
-        file, home = surroundings(found[0])
-        if mistakes := text(problem for problem in file.problems if problem.severity == "error"):
-            raise UsageError(f"{home}: {mistakes}. Fix it; `sweep check` says more.")
+        file = read_benchmark(found[0])
+        if file.errors:
+            raise UsageError(f"{file.boundary}: {text(file.errors)}. Fix it; `sweep check` says more.")
         return file.name
     if found:
         raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")

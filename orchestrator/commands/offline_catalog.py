@@ -22,9 +22,9 @@ class Shelf:
         self._catalog = Catalog(folders)
 
     async def benchmarks(self) -> list[Benchmark]:
-        documents = await self._catalog.benchmarks()
         return [
-            Benchmark(id=each["id"], name=each["name"], scenario_ids=tuple(each["scenarioIds"])) for each in documents
+            Benchmark(id=each.id, name=each.name, scenario_ids=tuple(each.scenario_ids))
+            for each in await self._catalog.benchmarks()
         ]
 
     async def summaries(

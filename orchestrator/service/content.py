@@ -1,20 +1,25 @@
-"""A folder as content: what is in it, what it amounts to in one digest, and nothing from outside.
+"""Folders and files that strangers wrote, read without trusting them.
 
-Links are the author's way to point anywhere on this machine, so each is judged here, once, for everybody: one that
+Links are an author's way to point anywhere on this machine, so each is judged here, once, for all readers: one that
 stays in its own folder is kept, one to a file elsewhere in the same benchmark becomes that file, any other is a
 mistake.
 Why not `Path.resolve` at each reader: the one that forgets it would hand out files of the host.
+
+TOML is read in bounded time. The standard library's parser takes seconds for a file of a hundred thousand keys, and
+hours for one key of a hundred thousand parts; and it returns integers, and depths, that our JSON cannot carry further.
 """
 
 import errno
 import hashlib
 import os
+import re
 import stat
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from orchestrator.service.diagnostics import printable
 
@@ -22,11 +27,29 @@ MAX_DEPTH: Final = 100
 """Folders in folders; each is a call that waits."""
 IGNORED: Final = frozenset({"__pycache__", ".DS_Store"})
 """Left behind by tools: pip compiles the Python files it installs, and that must not change a digest."""
+#: Bytes of one TOML file.
+MAX_TOML: Final = 1 << 20
+#: Values of one TOML file, and the separators between them: some 0.3 s.
+MAX_TOML_VALUES: Final = 20_000
+#: Parts of one TOML key, and tables in tables.
+MAX_TOML_DEPTH: Final = 32
+#: Digits of a number; a longer one does not fit into 64 bits either.
+MAX_DIGITS: Final = 100
+_INTEGERS: Final = range(-(1 << 63), 1 << 63)
+_KINDS: Final = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+#: Strings and comments of TOML. Each alternative matches to the end of the file where its own end is missing.
+_STRING: Final = re.compile(
+    r"""(?xs) \"{3} (?: [^\\] | \\. )*? (?: \"{3,5} | \Z ) | '{3} .*? (?: '{3,5} | \Z )
+    | \" (?: [^\"\\\n] | \\[^\n] )* \"? | ' [^'\n]* '? | \# [^\n]*"""
+)
+_LONG_NUMBER: Final = re.compile(rf"(?<![\w\-.])[+-]?[0-9_]{{{MAX_DIGITS + 1}}}")
+_BRACKET: Final = re.compile(r"[\[\]{}]")
+_NO_KEY: Final = re.compile(r"[^\w\-.\"' \t]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A file, folder or link. `path` is relative, with slashes; `place` is where it is on the disk."""
+    """A file, folder or link. `path` is relative, with slashes; `place` is its absolute path on the disk."""
 
     path: str
     kind: Literal["file", "folder", "link"]
@@ -38,18 +61,18 @@ class Node:
 
     @property
     def source(self) -> Path:
-        """`place`, made a path only when it is used: names are listed far more often than read."""
+        """`place` as a Path, made only when it is used: names are listed far more often than read."""
         return Path(self.place)
 
     @property
     def mode(self) -> int:
-        """The mode it gets anywhere else, whatever the umask of whoever checked the folder out."""
+        """The mode of every copy, independent of the umask under which the folder was checked out."""
         return 0o755 if self.kind == "folder" or self.is_executable else 0o644
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a folder contains, by path, and what in it cannot be used (path, why)."""
+    """The content of a folder, by path, and the parts of it that cannot be used: (path, why)."""
 
     nodes: tuple[Node, ...] = ()
     faults: tuple[tuple[str, str], ...] = ()
@@ -88,14 +111,15 @@ class Listing:
 
     @property
     def changed_ns(self) -> int:
-        """When a file was changed last, by its file system's clock."""
+        """Time of the last change of a file, by its file system's clock."""
         return max((node.stamp[1] for node in self.nodes if node.kind == "file"), default=0)
 
 
 def listing(folder: Path, boundary: Path) -> Listing:
-    """Read the names below `folder`; links may lead to files anywhere below `boundary`.
+    """List everything below `folder`; links may lead to files anywhere below `boundary`.
 
-    What cannot be used is among the faults, with why. Raises OSError when the folder itself cannot be read.
+    A name that cannot be used is among the faults, with the reason. Raises OSError when the folder itself cannot be
+    read.
     """
     faults: list[tuple[str, str]] = []
     home, fence = folder.resolve(), boundary.resolve()
@@ -126,7 +150,7 @@ def _walk(folder: str, prefix: str, home: Path, fence: Path, faults: list[tuple[
             elif entry.is_dir(follow_symlinks=False):
                 yield Node(path=path, kind="folder", place=entry.path, stamp=(status.st_mode,))
                 if path.count("/") >= MAX_DEPTH:
-                    faults.append((path, f"is a folder below {MAX_DEPTH} others, and one too many"))
+                    faults.append((path, f"is a folder below {MAX_DEPTH} others: folders nest no deeper"))
                 else:
                     yield from _walk(entry.path, path + "/", home, fence, faults)
             elif stat.S_ISREG(status.st_mode):
@@ -137,11 +161,8 @@ def _walk(folder: str, prefix: str, home: Path, fence: Path, faults: list[tuple[
             faults.append((path, complaint(error)))
 
 
-_KINDS: Final = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-
-
 def is_utf8(name: str) -> bool:
-    """Whether a name of the file system can be sent, and be found by others under the same name."""
+    """Tell whether a name of the file system can be sent, and be found by others under the same name."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -156,62 +177,47 @@ def _file(path: str, place: str, status: os.stat_result) -> Node:
 
 
 def _link(path: str, source: Path, home: Path, fence: Path) -> Node | str:
-    """The node that a link stands for, or why it cannot be used."""
+    """The node that a link stands for, or the reason why it cannot be used."""
     target = os.readlink(source)  # noqa: PTH115 - the text as it is, trailing slash included
     if not is_utf8(target):
         return "is a link to a name that is not UTF-8: give it another"
-    if _is_circle(source):
-        return f"is a link to {printable(target)}, which goes round in a circle"
+    try:
+        source.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"is a link to {printable(target)}, which goes round in a circle"
+
+    # environment/, solution/ and tests/ are each copied without the others, so a link is kept inside one of them only
+    top = home / path.split("/", 1)[0]
     end = Path(os.path.realpath(source))
-    inside = Path(os.path.normpath(source.parent / target)).is_relative_to(_top(home, path))
-    if "/" in path and not target.startswith("/") and inside and end.is_relative_to(_top(home, path)):
+    is_inside = Path(os.path.normpath(source.parent / target)).is_relative_to(top) and end.is_relative_to(top)
+    if "/" in path and not target.startswith("/") and is_inside:
         return Node(path=path, kind="link", place=str(source), target=target)
+
     if not end.is_relative_to(fence):
         return f"is a link to {printable(target)}, which leaves the benchmark's folder: copy the file instead"
-    hidden = _forbidden(home, path, end)
-    if hidden:
-        return f"is a link into {hidden}/, which the agent must not see"
+    for hidden in ("tests", "solution") if path.startswith("environment/") else ():
+        if end.is_relative_to(home / hidden):
+            return f"is a link into {hidden}/, which the agent must not see"
     if not end.is_file():
         return f"is a link to {printable(target)}, which is not a file: copy the folder instead of linking it"
     return _file(path, str(end), end.stat())
 
 
-def _is_circle(source: Path) -> bool:
-    try:
-        source.stat()
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
-
-
-def _top(home: Path, path: str) -> Path:
-    """The folder that a link may move in: environment/, solution/ and tests/ are each copied without the others."""
-    return home / path.split("/", 1)[0]
-
-
-def _forbidden(home: Path, path: str, end: Path) -> str:
-    """The hidden folder of its scenario that a link of the environment leads into, if it does."""
-    if path.startswith("environment/"):
-        for hidden in ("tests", "solution"):
-            if end.is_relative_to(home / hidden):
-                return hidden
-    return ""
-
-
 class Unfit(OSError):
-    """A file that is not read; the message says what it is."""
+    """A file that is refused; the message says what is wrong with it."""
 
 
 def complaint(error: OSError) -> str:
-    """What to say of a file that could not be read, after its name."""
+    """The words for a file that could not be read, to follow its name."""
     return str(error) if isinstance(error, Unfit) else f"cannot be read: {error.strerror or error}"
 
 
 def read_file(place: str | Path, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes, whose size is looked at first.
+    """Read a file of at most `limit` bytes; its size is checked first.
 
-    Raises OSError; it is Unfit for what is too large, and for what is no file, be it only since it was listed: opening
-    a pipe would wait for somebody to write.
+    Raises OSError; it is Unfit for a file that is too large, and for anything that is not a file, even if it was one
+    when it was listed: opening a pipe would wait for a writer.
     """
     with _opened(place) as file:
         size = os.fstat(file.fileno()).st_size
@@ -219,6 +225,14 @@ def read_file(place: str | Path, limit: int) -> bytes:
         if max(size, len(data)) > limit:
             raise Unfit(f"has {max(size, len(data)):,} bytes; at most {limit:,} are read")
         return data
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file that was read. Raises Unfit if it is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Unfit(f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _opened(place: str | Path) -> BufferedReader:
@@ -231,30 +245,30 @@ def _opened(place: str | Path) -> BufferedReader:
 
 @dataclass(slots=True)
 class Contents:
-    """Files as they were read: what they amount to is the digest of the very bytes that were handed out.
+    """Files as they were read: a digest is always that of the very bytes that were handed out.
 
-    `digests` are by place on the disk. Files change while they are read; hashing them in a second reading would tell
-    of others than were used.
+    `digests` are by place on the disk. Files change while they are read; hashing them in a second reading would
+    describe other bytes than were used.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
     _read: dict[str, bytes] = field(default_factory=dict)
 
     def read(self, node: Node, limit: int) -> bytes:
-        """A file's content, the same one every time. Raises OSError."""
+        """Read a file; the bytes are the same every time. Raises OSError."""
         if node.place not in self._read:
             data = read_file(node.place, limit)
             self._read[node.place], self.digests[node.place] = data, hashlib.sha256(data).hexdigest()
         return self._read[node.place]
 
     def hash(self, node: Node) -> None:
-        """Take in a file of any size that nobody has asked for. Raises OSError."""
+        """Add the digest of a file of any size that was not read. Raises OSError."""
         if node.place not in self.digests:
             with _opened(node.place) as file:
                 self.digests[node.place] = hashlib.file_digest(file, "sha256").hexdigest()
 
     def skip(self, node: Node) -> None:
-        """Take a file in by its size and times only: it is too large, or cannot be read."""
+        """Let size and times stand for the content of a file that is too large, or cannot be read."""
         self.digests.setdefault(node.place, f"unread {node.stamp}")
 
 
@@ -268,3 +282,58 @@ def digest(nodes: Sequence[Node], known: dict[str, str] | None = None) -> str:
             content = contents.digests[node.place]
         whole.update(f"{node.kind}\0{node.path}\0{node.is_executable:d}\0{content}\0".encode())
     return whole.hexdigest()
+
+
+class TomlError(ValueError):
+    """A mistake in a TOML file; `key` is the key it is at, or `line 7`, or empty."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """Parse the content of a TOML file. Raises TomlError."""
+    try:
+        text = decoded(data)
+    except Unfit as error:
+        raise TomlError(str(error)) from None
+    _bound(_STRING.sub(lambda found: '""' + "\n" * found[0].count("\n"), text))
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TomlError(f"is not TOML: {error}") from None
+
+    # values that are TOML, and could go no further
+    left: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in document.items()]
+    while left:
+        key, value, depth = left.pop()
+        if depth > MAX_TOML_DEPTH:
+            raise TomlError(f"nests deeper than {MAX_TOML_DEPTH} levels", key[:100])
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}", each, depth + 1) for name, each in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{key}[{number}]", each, depth + 1) for number, each in enumerate(value)]
+        elif isinstance(value, int) and value not in _INTEGERS:
+            raise TomlError("is a whole number of more than 64 bits", key)
+        elif isinstance(value, str) and "\0" in value:
+            raise TomlError("has a character NUL, which no program can be given", key)
+        if "\0" in key:
+            raise TomlError("has a character NUL in its name", key)
+    return document
+
+
+def _bound(structure: str) -> None:
+    """Raise TomlError where the parser would take too long, or break off; `structure` is TOML without its strings."""
+    if sum(map(structure.count, "=,[.")) > MAX_TOML_VALUES:
+        raise TomlError(f"has more than {MAX_TOML_VALUES:,} keys and values")
+    depth = 0
+    for number, line in enumerate(structure.split("\n"), 1):
+        if any(run.count(".") >= MAX_TOML_DEPTH for run in _NO_KEY.split(line)):
+            raise TomlError(f"has a key of more than {MAX_TOML_DEPTH} parts", f"line {number}")
+        if _LONG_NUMBER.search(line):
+            raise TomlError(f"has a number of more than {MAX_DIGITS} digits", f"line {number}")
+        for bracket in _BRACKET.findall(line):
+            depth += 1 if bracket in "[{" else -1
+            if depth > MAX_TOML_DEPTH:
+                raise TomlError(f"nests deeper than {MAX_TOML_DEPTH} levels", f"line {number}")

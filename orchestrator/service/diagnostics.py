@@ -1,4 +1,4 @@
-"""What is wrong with a scenario's files, gathered so that an author sees all of it at once.
+"""Mistakes in a scenario's files, gathered so that an author sees all of them at once.
 
 Raising at the first mistake would make a folder of twelve mistakes twelve runs of `sweep check`.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 Severity = Literal["error", "warning", "note"]
 #: Characters of a value or a key that a message shows.
 SHOWN: Final = 80
-#: Findings that a short message has.
+#: Findings in a short message.
 NAMED: Final = 5
 #: Words that are compared to find the one that was meant.
 _COMPARED: Final = 1000
@@ -20,7 +20,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Problem(NamedTuple):
-    """One finding: an error makes the thing unusable, a warning changes what it means, a note only says so.
+    """One finding: an error makes the scenario unusable, a warning changes what it means, a note only informs.
 
     `file` is relative to the scenario (or benchmark) folder; `key` is a dotted key, or `line 7`, or empty.
     """
@@ -58,26 +58,32 @@ class Report:
 
 
 def text(problems: Iterable[Problem]) -> str:
-    """Findings as one message."""
+    """Join findings to one message."""
     return "; ".join(map(str, problems))
 
 
 def few(problems: Sequence[Problem]) -> str:
-    """The first findings as one message, which is short however many there are."""
+    """Join the first findings to one message, which stays short however many there are."""
     more = f"; and {len(problems) - NAMED} more: `sweep check` lists them" if len(problems) > NAMED else ""
     return text(problems[:NAMED]) + more
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant; none where it would take long to say."""
+    """The known word that was probably meant; None where it would take long to find out."""
     if len(word) > SHOWN or len(known) > _COMPARED:
         return None
     found = get_close_matches(word, known, n=1, cutoff=0.75)
     return found[0] if found else None
 
 
+def hint(word: str, known: Collection[str], otherwise: str) -> str:
+    """The end of a message about an unknown word: the known one that was probably meant, or `otherwise`."""
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else otherwise
+
+
 def shown(value: Any) -> str:
-    """A value as a message shows it."""
+    """The value as a message shows it."""
     return clipped(repr(value))
 
 
@@ -86,6 +92,6 @@ def clipped(text: str) -> str:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""A name as text that can be sent and printed: what is not UTF-8 in it, or moves a terminal's cursor, as \\xe9."""
+    r"""A name as text that can be sent and printed: bytes that are not UTF-8 and control characters become \\xe9."""
     text = os.fspath(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

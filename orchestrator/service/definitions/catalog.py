@@ -1,20 +1,19 @@
-"""Benchmarks read from folders, as late and as little as possible.
+"""Benchmarks read from folders, as late and as little as possible; and `sweep check`'s static half.
 
 A folder of ten thousand scenarios must not slow the service's start, so names are all that is listed; a scenario is
-read when somebody asks for it, and read again only if its files changed. Ids derive from names, so they are the same
-wherever and whenever a folder is read. File work runs in worker threads; what they share is behind locks.
+read when it is asked for, and read again only if its files changed. Ids derive from names, so they are the same
+wherever and whenever a folder is read. File work runs in worker threads; the state they share is behind locks.
 
 A given folder that held benchmarks and holds none any more is away, not empty: it was moved, or its disk is not there.
-What was known of it is the world's fault until it is back; then all is as before.
-
-Other parts of the program come in by this door: `problems`, `benchmark_folders`, `surroundings` are offered here too.
+Questions about its scenarios are then failures of the world until it is back.
 """
 
 import copy
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,39 +24,50 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import UsageError
-from orchestrator.service.content import listing
+from orchestrator.service.content import Contents, Listing, Node, complaint, listing
 from orchestrator.service.definitions.blueprints import Blueprint
-from orchestrator.service.definitions.check import problems
 from orchestrator.service.definitions.index import (
-    Entry,
+    Benchmark,
+    CatalogEntry,
+    CustomScorer,
     Index,
     benchmark_folders,
-    identify,
+    is_closed,
     is_settled,
+    read_benchmark,
     read_index,
-    surroundings,
+    scenario_folders,
+    sub_folders,
 )
-from orchestrator.service.definitions.task_file import Scenario, Surroundings, read_scenario
-from orchestrator.service.diagnostics import few, printable, text
+from orchestrator.service.definitions.self_extracting import MAX_UNPACKED
+from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
+from orchestrator.service.definitions.task_toml import FILE as TASK
+from orchestrator.service.diagnostics import Problem, few, printable, text
 from orchestrator.service.errors import Away, BadRequest
-from orchestrator.service.store import SCORERS, Document
-
-__all__ = ["Catalog", "benchmark_folders", "problems", "surroundings"]
+from orchestrator.service.store import Document
 
 MAX_KEPT: Final = 256
 MAX_KEPT_BYTES: Final = 64 << 20
 _LOCKS: Final = 16
+#: Bytes from which on two files with the same content cannot have it by chance.
+_TELLING: Final = range(40, MAX_UNPACKED + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which scenarios of a list are read, by globs for their names and ids; the others are only named."""
+    """A selection of scenarios by globs for their names and ids; in a list the others are only named."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
-    def takes(self, entry: Entry) -> bool:
-        return (not self.include or _is_named(entry, self.include)) and not _is_named(entry, self.exclude)
+    def takes(self, entry: CatalogEntry) -> bool:
+        """Tell whether the scenario is selected. A name may have brackets in it, so it also matches itself."""
+
+        def is_named(globs: Iterable[str]) -> bool:
+            names = (entry.name, entry.id)
+            return any(glob == name or fnmatchcase(name, glob) for glob in globs for name in names)
+
+        return (not self.include or is_named(self.include)) and not is_named(self.exclude)
 
 
 EVERYTHING: Final = Choice()
@@ -72,65 +82,65 @@ class Catalog:
     def __init__(self, folders: Sequence[Path]) -> None:
         for folder in folders:
             if not folder.is_dir():
-                raise UsageError(
-                    f"There is no folder {folder}: name a folder of benchmarks, a benchmark or a scenario."
-                )
+                wanted = "name a folder of benchmarks, a benchmark or a scenario"
+                raise UsageError(f"There is no folder {folder}: {wanted}.")
         self._folders = tuple(dict.fromkeys(folder.resolve() for folder in folders))
         self._index: Index | None = None
         self._index_lock = Lock()
-        self._kept = _Kept()
+        self._cache = _ScenarioCache()
         self._locks = tuple(Lock() for _ in range(_LOCKS))
         self._blueprints: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
         #: The given folder that each scenario and benchmark was in, of all that were ever there.
         self._homes: dict[str, Path] = {}
 
-    async def benchmarks(self) -> list[Document]:
-        """All benchmarks with the ids of their scenarios."""
-        index = await run_sync(self._indexed)
-        return [{**each.view, "scenarioIds": list(each.view["scenarioIds"])} for each in index.benchmarks]
+    async def benchmarks(self) -> list[Benchmark]:
+        """All benchmarks with the names of their scenarios."""
+        return list((await run_sync(self._indexed)).benchmarks)
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self) -> list[CatalogEntry]:
         """All scenarios by name, in the order of their benchmarks."""
         return list((await run_sync(self._indexed)).entries.values())
 
     async def scenario(self, scenario_id: str) -> Document | None:
-        """One scenario; None if there is none. Raises BadRequest naming file and key of every mistake in it, and Away.
+        """One scenario as the wire shows it; None if it does not exist.
 
-        Keys of our own: `_parts` are digests of what it consists of, by name, `_scorers` the scripts of its custom
-        scorers, `_scoring` is its ScoringPlan. All of it, the digest in its metadata too, is of one reading.
+        Keys that the wire does not show: `_parts` are digests of its parts by name, `_scorers` the scripts of its
+        custom scorers, `_scoring` is its ScoringPlan, `_unsupported` the reason, if any, why it cannot run here. All
+        values, the digest in its metadata too, are of one reading. Raises BadRequest naming file and key of every
+        mistake in it, and Away.
         """
         scenario = await run_sync(self._find, scenario_id)
         if scenario is None:
             return None
         if scenario.errors:
             await self.need_there(scenario_id)
-            raise BadRequest(f"Scenario {scenario.view['name']} is not usable: {few(scenario.errors)}.")
+            raise BadRequest(f"Scenario {scenario.name} is not usable: {few(scenario.errors)}.")
         return copy.deepcopy(scenario.view)
 
     async def need_there(self, identity: str) -> None:
-        """Raises Away if the benchmark or scenario was in a folder that is not there now."""
+        """Raise Away if the benchmark or scenario was in a folder that is not there now."""
         await run_sync(self._need_there, identity)
 
     async def scenarios(self, ids: Iterable[str]) -> dict[str, Document]:
-        """Those of the scenarios that are here and usable, by id; the others are left out and logged."""
+        """The scenarios that are here and usable, by id; the others are left out and logged."""
         return await run_sync(self._usable, tuple(ids))
 
     async def listed(self, ids: Iterable[str], choice: Choice = EVERYTHING) -> dict[str, Document]:
-        """All of the scenarios that are here, by id.
+        """All scenarios that are here, by id.
 
-        One that cannot run has the reason in its metadata, as `unsupported`. Of one that is not usable, or not chosen
-        and so not read, there is nothing else but its names.
+        A scenario that cannot run has the reason in its metadata, as `unsupported`. One that is not usable, or not
+        chosen and so not read, has its names and nothing else.
         """
         return await run_sync(self._listed, tuple(ids), choice)
 
     async def folder(self, scenario_id: str) -> Path | None:
-        """Where a scenario is."""
+        """The folder of a scenario; None if it does not exist."""
         entry = (await run_sync(self._indexed)).entries.get(scenario_id)
         return entry.folder if entry else None
 
     async def others(self, ids: Iterable[str]) -> list[str]:
-        """Those of the ids that are no scenario here, in their order."""
+        """The ids that are not of a scenario here, in their order."""
         entries = (await run_sync(self._indexed)).entries
         return [identity for identity in ids if identity not in entries]
 
@@ -138,35 +148,31 @@ class Catalog:
         """Bash scripts by the type they are registered for."""
         return dict((await run_sync(self._indexed)).custom_scorers)
 
-    async def scorers(self) -> list[Document]:
-        """The same as documents."""
-        return [
-            {"id": identify(SCORERS.prefix, kind), "type": kind, "name": kind, "bash_script": script}
-            for kind, script in (await self.custom_scorers()).items()
-        ]
+    async def scorers(self) -> list[CustomScorer]:
+        """The same as records."""
+        return (await run_sync(self._indexed)).scorers
 
     async def owns(self, identity: str) -> bool:
-        """Whether the id is one of a benchmark, scenario or scorer here."""
+        """Tell whether the id is one of a benchmark, scenario or scorer here."""
         index = await run_sync(self._indexed)
-        others = {each.view["id"] for each in index.benchmarks} | {
-            identify(SCORERS.prefix, k) for k in index.custom_scorers
-        }
+        others = {each.id for each in index.benchmarks} | {each.id for each in index.scorers}
         return identity in index.entries or identity in others
 
     async def validation_types(self) -> dict[str, str]:
-        """How each scenario's reference solution is applied, by id: told from whether there is one."""
+        """The way each scenario's reference solution is applied, by id: FORWARD if it has files, else UNSPECIFIED."""
 
         def look() -> dict[str, str]:
-            entries = self._indexed().entries
-            return {
-                identity: "FORWARD" if _has_files(entry.folder / "solution") else "UNSPECIFIED"
-                for identity, entry in entries.items()
-            }
+            types = {}
+            for identity, entry in self._indexed().entries.items():
+                types[identity] = "UNSPECIFIED"
+                with suppress(OSError), os.scandir(entry.folder / "solution") as found:
+                    types[identity] = "FORWARD" if any(found) else "UNSPECIFIED"
+            return types
 
         return await run_sync(look)
 
     async def blueprint(self, blueprint_id: str) -> Blueprint | None:
-        """The environment with this id, None if no scenario has it (any more)."""
+        """The environment with this id; None if no scenario has it, or not any more."""
         return await run_sync(self._find_blueprint, blueprint_id)
 
     def _indexed(self) -> Index:
@@ -189,17 +195,17 @@ class Catalog:
             return None
         return self._read(entry)
 
-    def _read(self, entry: Entry) -> Scenario:
-        """Read a scenario unless the copy at hand is still right; the same one never twice at a time."""
+    def _read(self, entry: CatalogEntry) -> Scenario:
+        """Read a scenario unless the cached one is still right; the same one never twice at a time."""
         with self._locks[hash(entry.id) % _LOCKS]:
             try:
                 started = time.time_ns()
-                files = listing(entry.folder, entry.around.boundary)
-                scenario = self._kept.get(entry, files.stamps)
+                files = listing(entry.folder, entry.context.boundary)
+                scenario = self._cache.get(entry, files.stamps)
                 if scenario is None:
-                    scenario = read_scenario(entry.id, entry.folder, entry.around, files)
+                    scenario = read_scenario(entry.id, entry.folder, entry.context, files)
                     if is_settled(files.changed_ns, started):
-                        self._kept.put(entry, scenario)
+                        self._cache.put(entry, scenario)
             except OSError as error:
                 self._need_there(entry.id)
                 raise BadRequest(f"Scenario {entry.name} cannot be read: {error.strerror or error}.") from error
@@ -235,18 +241,17 @@ class Catalog:
                 listed[entry.id] = _stub(entry, error.message)
             except Away as error:
                 self._tell(entry, error.message)
-            except Exception as error:  # noqa: BLE001 - what one folder does to its reader is no other's affair
+            except Exception as error:  # noqa: BLE001 - one folder's failure hides no other
                 structlog.get_logger().exception("scenario.unreadable", folder=printable(entry.folder))
                 listed[entry.id] = _stub(entry, f"It cannot be read: {printable(repr(error))}.")
             else:
-                digest = str(scenario.view["metadata"]["digest"])
-                is_usable = not scenario.errors
-                listed[entry.id] = (
-                    copy.deepcopy(scenario.view) if is_usable else _stub(entry, few(scenario.errors), digest)
-                )
+                if scenario.errors:
+                    listed[entry.id] = _stub(entry, few(scenario.errors), scenario.digest)
+                else:
+                    listed[entry.id] = copy.deepcopy(scenario.view)
         return listed
 
-    def _tell(self, entry: Entry, mistakes: str) -> None:
+    def _tell(self, entry: CatalogEntry, mistakes: str) -> None:
         """Log a broken scenario once, not at every list."""
         if (entry.id, mistakes) not in self._told:
             self._told.add((entry.id, mistakes))
@@ -257,51 +262,43 @@ class Catalog:
         scenario = self._find(known) if known else None
         if scenario and scenario.blueprint.id == blueprint_id:
             return scenario.blueprint
-        return next((each for each in self._all_blueprints() if each.id == blueprint_id), None)
-
-    def _all_blueprints(self) -> Iterator[Blueprint]:
-        """Reads one scenario after the other: only for an id that no scenario read so far has."""
-        for entry in self._indexed().entries.values():
-            try:
-                yield self._read(entry).blueprint
-            except (BadRequest, Away):
-                continue
+        for entry in self._indexed().entries.values():  # slow, and only for an id that no scenario read so far has
+            with suppress(BadRequest, Away):
+                blueprint = self._read(entry).blueprint
+                if blueprint.id == blueprint_id:
+                    return blueprint
+        return None
 
 
-class _Kept:
-    """Scenarios read lately, the one not asked for longest going first."""
+class _ScenarioCache:
+    """Scenarios that were read; the one least recently used is dropped first."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._scenarios: OrderedDict[str, tuple[Surroundings, Scenario]] = OrderedDict()
+        self._scenarios: OrderedDict[str, tuple[ScenarioContext, Scenario]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, entry: Entry, stamps: tuple[tuple[str | int, ...], ...]) -> Scenario | None:
+    def get(self, entry: CatalogEntry, stamps: tuple[tuple[str | int, ...], ...]) -> Scenario | None:
         with self._lock:
-            around, scenario = self._scenarios.get(entry.id, (None, None))
-            if scenario is None or scenario.stamps != stamps or around != entry.around:
+            context, scenario = self._scenarios.get(entry.id, (None, None))
+            if scenario is None or scenario.stamps != stamps or context != entry.context:
                 return None
             self._scenarios.move_to_end(entry.id)
             return scenario
 
-    def put(self, entry: Entry, scenario: Scenario) -> None:
+    def put(self, entry: CatalogEntry, scenario: Scenario) -> None:
         with self._lock:
             _, old = self._scenarios.pop(entry.id, (None, None))
             self._bytes += scenario.size - (old.size if old else 0)
-            self._scenarios[entry.id] = entry.around, scenario
+            self._scenarios[entry.id] = entry.context, scenario
             while len(self._scenarios) > MAX_KEPT or (self._bytes > MAX_KEPT_BYTES and len(self._scenarios) > 1):
                 _, (_, gone) = self._scenarios.popitem(last=False)
                 self._bytes -= gone.size
 
 
-def _is_named(entry: Entry, globs: Iterable[str]) -> bool:
-    """A name may have brackets in it, so it matches itself whatever it means as a glob."""
-    return any(glob == name or fnmatchcase(name, glob) for glob in globs for name in (entry.name, entry.id))
-
-
-def _stub(entry: Entry, reason: str, digest: str = "") -> Document:
-    """What a list shows of a scenario that cannot be shown."""
-    metadata = {"benchmark": entry.around.benchmark, "source": "folder", "unsupported": reason, "digest": digest}
+def _stub(entry: CatalogEntry, reason: str, digest: str = "") -> Document:
+    """The place of a scenario in a list that cannot show more of it."""
+    metadata = {"benchmark": entry.context.benchmark, "source": "folder", "unsupported": reason, "digest": digest}
     return {
         "id": entry.id,
         "name": entry.name,
@@ -315,9 +312,60 @@ def _stub(entry: Entry, reason: str, digest: str = "") -> Document:
     }
 
 
-def _has_files(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as found:
-            return any(True for _ in found)
-    except OSError:
-        return False
+def problems(folder: Path) -> list[Problem]:
+    """All mistakes in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
+    if not folder.is_dir():
+        return [Problem("error", printable(folder), "", "is not a folder")]
+    if is_closed(folder):
+        return [Problem("error", printable(folder), "", "cannot be read: Permission denied")]
+    home = folder.resolve()
+    found: list[Problem] = []
+
+    def add(base: Path, inside: Iterable[Problem]) -> None:
+        """Add problems of a folder further down, or further up."""
+        start = printable(os.path.relpath(base, home))
+        if start != ".":
+            inside = [each._replace(file=os.path.join(start, each.file)) for each in inside]  # noqa: PTH118
+        found.extend(inside)
+
+    benchmarks = benchmark_folders(home)
+    for each in sub_folders(home) if benchmarks != [home] else ():
+        if is_closed(each):
+            add(home, [Problem("error", printable(each.name), "", "cannot be read: Permission denied")])
+    if not benchmarks and not found:
+        return [Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}")]
+    for benchmark in benchmarks:
+        file = read_benchmark(benchmark)
+        add(file.boundary, file.problems)
+        scenarios, others = scenario_folders(benchmark)
+        for scenario in scenarios:
+            try:
+                files = listing(scenario, file.boundary)
+                add(scenario, (*read_scenario("", scenario, file.context, files).problems, *_leaks(files)))
+            except OSError as error:
+                add(scenario, [Problem("error", "", "", complaint(error))])
+        for each in others:
+            if os.path.lexists(each / STATEMENT):
+                why = "is missing, so the folder is not a scenario"
+                add(benchmark, [Problem("warning", f"{each.name}/{TASK}", "", why)])
+    return found
+
+
+def _leaks(files: Listing) -> Iterator[Problem]:
+    """Files of tests or solutions that the agent would find in its environment. Only files of one size are read."""
+    shown: defaultdict[int, list[Node]] = defaultdict(list)
+    hidden: list[Node] = []
+    for node in files.nodes:
+        top = node.path.partition("/")[0]
+        if node.kind == "file" and node.size in _TELLING and top in {"environment", "tests", "solution"}:
+            (shown[node.size] if top == "environment" else hidden).append(node)
+    contents = Contents()
+    for node in hidden:
+        for other in shown.get(node.size, ()):
+            with suppress(OSError):  # which is reported where it is read
+                contents.hash(node)
+                contents.hash(other)
+                if contents.digests[node.place] == contents.digests[other.place]:
+                    why = f"the agent finds this file in its environment, as {other.path}"
+                    yield Problem("warning", node.path, "", why)
+                    break

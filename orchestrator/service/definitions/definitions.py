@@ -1,7 +1,7 @@
-"""What the service knows: benchmarks, scenarios and custom scorers, wherever they come from.
+"""Every definition that the service knows: benchmarks, scenarios and custom scorers of folders and of clients.
 
-Two sources, one answer: what clients create lives in the store, what folders say is read by the catalog and cannot be
-changed here. Nobody else asks either of them for a definition, so that no route forgets one of the two.
+Two sources, one answer: definitions that clients create live in the store, those of folders are read by the catalog and
+cannot be changed here. No other module asks either source, so that no route forgets one of the two.
 """
 
 import hashlib
@@ -11,19 +11,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+import msgspec
 import orjson
 from anyio.to_thread import run_sync
 
 from orchestrator.service.definitions.catalog import EVERYTHING, Catalog, Choice
-from orchestrator.service.definitions.index import Entry
-from orchestrator.service.definitions.merged_list import Name, Seam, by_id, fill
+from orchestrator.service.definitions.index import CatalogEntry
+from orchestrator.service.definitions.merged_list import MergedList, fill, reader
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
 from orchestrator.service.errors import BadRequest, NotFound
 from orchestrator.service.sandbox.provider import HOME
 from orchestrator.service.scoring.scoring import Scoring
-from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document, ListQuery, Page, Store, Table, once
+from orchestrator.service.store import (
+    BENCHMARKS,
+    SCENARIOS,
+    SCORERS,
+    Document,
+    Filters,
+    ListQuery,
+    Page,
+    Store,
+    Table,
+    once,
+)
 
-SCORER_TIMEOUT: Final = 1800
+SCORER_TIMEOUT_S: Final = 1800
 VALIDATION_TYPES: Final = ("UNSPECIFIED", "FORWARD", "REVERSE", "EVALUATION")
 _SHARED_FIELDS: Final = {
     name: name for name in ("name", "metadata", "required_environment_variables", "required_secret_names")
@@ -43,7 +55,7 @@ _SCENARIO_FIELDS: Final = {
     "scorer_timeout_sec": "scorer_timeout_sec",
     "validation_type": "validation_type",
 }
-#: Fields of a scenario that decide what is run and how it is scored; its name and labels do not.
+#: Fields of a scenario that decide the work and its score; name and labels do not.
 _DECIDING: Final = (
     "input_context",
     "scoring_contract",
@@ -55,8 +67,53 @@ _DECIDING: Final = (
 )
 
 
+class _StoredScorer(msgspec.Struct):
+    id: str
+    type: str
+    bash_script: str
+
+
+class _ContractScorer(msgspec.Struct):
+    type: str
+    custom_scorer_type: str = ""
+
+
+class _ContractFunction(msgspec.Struct):
+    scorer: _ContractScorer
+
+
+class _Contract(msgspec.Struct):
+    scoring_function_parameters: list[_ContractFunction]
+
+
+class _Environment(msgspec.Struct):
+    working_directory: str | None = None
+
+
+class _StoredScenario(msgspec.Struct):
+    """The keys of a stored scenario that are read here."""
+
+    scoring_contract: _Contract
+    metadata: dict[str, str]
+    status: str
+    environment: _Environment | None = None
+
+
+def _stored_scorers(db: sqlite3.Connection, filters: Filters) -> list[_StoredScorer]:
+    return msgspec.convert(SCORERS.select(db, filters), list[_StoredScorer])
+
+
+def _stored_scenario(document: Document) -> _StoredScenario:
+    return msgspec.convert(document, _StoredScenario)
+
+
+def _members(benchmark: Document) -> list[str]:
+    ids: list[str] = benchmark["scenarioIds"]
+    return ids
+
+
 class Definitions:
-    """Documents in, documents out; fields are the wire's own names, and a field that is None keeps what is there."""
+    """Documents in, documents out; fields have the wire's names, and a field that is None keeps its value."""
 
     def __init__(self, *, store: Store, catalog: Catalog, scoring: Scoring) -> None:
         self._store = store
@@ -64,18 +121,18 @@ class Definitions:
         self._scoring = scoring
 
     async def benchmark(self, identity: str) -> Document:
-        """Raises NotFound, and Away while the folder it was in is not there."""
+        """One benchmark. Raises NotFound, and Away while the folder it was in is not there."""
         for known in await self._catalog.benchmarks():
-            if known["id"] == identity:
-                return known
+            if known.id == identity:
+                return known.document()
         await self._catalog.need_there(identity)
         return await self._store.read(lambda db: BENCHMARKS.get(db, identity))
 
     async def scenario(self, identity: str) -> Document:
-        """One scenario, with a `digest` in its metadata that changes when anything of it does that decides scores.
+        """One scenario, with a `digest` in its metadata that changes when a part of it does that decides scores.
 
-        Keys of our own as `Catalog.scenario` says. Raises NotFound, Away while the folder it was in is not there, and
-        BadRequest naming file and key when its folder says something wrong.
+        It has the keys that `Catalog.scenario` describes. Raises NotFound, Away while the folder it was in is not
+        there, and BadRequest naming file and key of a mistake in its folder.
         """
         known = await self._catalog.scenario(identity)
         if known is not None:
@@ -84,22 +141,22 @@ class Definitions:
         return await self._store.read(lambda db: _digested(db, SCENARIOS.get(db, identity), scripts))
 
     async def scorer(self, identity: str) -> Document:
-        """Raises NotFound."""
+        """One custom scorer. Raises NotFound."""
         for known in await self._catalog.scorers():
-            if known["id"] == identity:
-                return known
+            if known.id == identity:
+                return known.document()
         return await self._store.read(lambda db: SCORERS.get(db, identity))
 
     async def definitions(self, benchmark_id: str, query: ListQuery, choice: Choice = EVERYTHING) -> Document:
         """Scenarios of a benchmark in its own order: {scenarios, has_more, total_count}. Raises NotFound.
 
-        What is not chosen is not read; it, and what cannot run, is there as `Catalog.listed` says.
+        Scenarios that are not chosen are not read; they, and those that cannot run, are as `Catalog.listed` describes.
         """
 
         async def read(ids: Sequence[str]) -> list[Document]:
             return await self._read_all(ids, await self._catalog.listed(ids, choice))
 
-        ids: list[str] = (await self.benchmark(benchmark_id))["scenarioIds"]
+        ids = _members(await self.benchmark(benchmark_id))
         left, after = ids, query.starting_after
         if after:
             if after not in ids:
@@ -110,22 +167,17 @@ class Definitions:
 
     async def benchmarks(self, query: ListQuery, *, name: str | None = None, public_only: bool = False) -> Page:
         """A page of benchmarks; `public_only` are the catalog's."""
-        known = {document["id"]: document for document in await self._catalog.benchmarks()}
-
-        async def read(ids: Sequence[str]) -> list[Document]:
-            return by_id(ids, known)
-
-        named = [Name(id=identity, name=document["name"]) for identity, document in known.items()]
-        seam = Seam(
+        known = await self._catalog.benchmarks()
+        merged = MergedList(
             store=self._store,
             table=BENCHMARKS,
             filters={"status": "active", "name": name},
             is_stored_shown=not public_only,
-            named=named,
+            named=known,
             is_match=lambda each: name in {None, each.name},
-            read=read,
+            read=reader(known),
         )
-        return await seam.page(query)
+        return await merged.page(query)
 
     async def scenarios(
         self,
@@ -137,40 +189,40 @@ class Definitions:
         public_only: bool = False,
     ) -> Page:
         """A page of active scenarios; `public_only` are the catalog's. Raises NotFound for an unknown benchmark."""
-        members = None if benchmark_id is None else (await self.benchmark(benchmark_id))["scenarioIds"]
+        members = None if benchmark_id is None else _members(await self.benchmark(benchmark_id))
         inside = None if members is None else set(members)
         types = await self._catalog.validation_types() if validation_type else {}
         scripts = await self._catalog.custom_scorers()
 
-        def is_match(entry: Entry) -> bool:
+        def is_match(entry: CatalogEntry) -> bool:
             is_named, is_inside = name in {None, entry.name}, inside is None or entry.id in inside
             return is_named and is_inside and validation_type in {None, types.get(entry.id)}
 
-        seam = Seam(
+        async def read(ids: Sequence[str]) -> list[Document]:
+            return await self._read_all(ids, await self._catalog.scenarios(ids))
+
+        merged = MergedList(
             store=self._store,
             table=SCENARIOS,
             filters={"status": "active", "name": name, "id": members, "validation_type": validation_type},
             is_stored_shown=not public_only,
             named=await self._catalog.entries(),
             is_match=is_match,
-            read=self._read_scenarios,
+            read=read,
             shown=lambda db, document: _digested(db, document, scripts),
         )
-        return await seam.page(query)
+        return await merged.page(query)
 
     async def scorers(self, query: ListQuery) -> Page:
         """A page of custom scorers."""
-        known = {document["id"]: document for document in await self._catalog.scorers()}
-
-        async def read(ids: Sequence[str]) -> list[Document]:
-            return by_id(ids, known)
-
-        named = [Name(id=identity, name=document["type"]) for identity, document in known.items()]
-        seam = Seam(store=self._store, table=SCORERS, filters={}, named=named, is_match=lambda _: True, read=read)
-        return await seam.page(query)
+        known = await self._catalog.scorers()
+        merged = MergedList(
+            store=self._store, table=SCORERS, filters={}, named=known, is_match=lambda _: True, read=reader(known)
+        )
+        return await merged.page(query)
 
     async def create_benchmark(self, fields: Mapping[str, Any], key: str | None) -> Document:
-        """Raises BadRequest for a missing name, and NotFound naming scenarios that do not exist."""
+        """Create a benchmark. Raises BadRequest for a missing name, and NotFound naming unknown scenarios."""
         _need_name(fields, "benchmark", is_new=True)
         wanted = await self._catalog.others(fields.get("scenario_ids") or ())
 
@@ -197,26 +249,26 @@ class Definitions:
     async def update_benchmark_scenarios(
         self, identity: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
     ) -> Document:
-        """Add scenarios at the end, those already there staying where they are, and take others out."""
+        """Add scenarios at the end, unless they are in it already, and remove others."""
         await self._need_created(BENCHMARKS, identity)
-        wanted = await self._catalog.others(add)
+        wanted, removed = await self._catalog.others(add), set(remove)
 
         def update(db: sqlite3.Connection) -> Document:
             _need_scenarios(db, wanted)
-            ids = dict.fromkeys([*BENCHMARKS.get(db, identity)["scenarioIds"], *add])
-            left = [scenario for scenario in ids if scenario not in set(remove)]
+            ids = dict.fromkeys([*_members(BENCHMARKS.get(db, identity)), *add])
+            left = [scenario for scenario in ids if scenario not in removed]
             return BENCHMARKS.update(db, identity, {"scenarioIds": left})
 
         return await self._store.write(update)
 
     async def create_scenario(self, fields: Mapping[str, Any], key: str | None) -> Document:
-        """Raises BadRequest naming the key that is missing or wrong."""
+        """Create a scenario. Raises BadRequest naming the key that is missing or wrong."""
         _need_name(fields, "scenario", is_new=True)
         for required in ("input_context", "scoring_contract"):
             if fields.get(required) is None:
                 raise BadRequest(f"{required}: a scenario needs one.")
         await self._check_scenario(fields)
-        defaults = {"scorer_timeout_sec": SCORER_TIMEOUT, "validation_type": "UNSPECIFIED"}
+        defaults = {"scorer_timeout_sec": SCORER_TIMEOUT_S, "validation_type": "UNSPECIFIED"}
 
         def create(db: sqlite3.Connection) -> Document:
             document = {**_new(SCENARIOS), **defaults, **_given(fields, _SCENARIO_FIELDS)}
@@ -232,14 +284,14 @@ class Definitions:
         await self._check_scenario(fields)
 
         def update(db: sqlite3.Connection) -> Document:
-            if SCENARIOS.get(db, identity)["status"] == "archived":
+            if _stored_scenario(SCENARIOS.get(db, identity)).status == "archived":
                 raise BadRequest(f"Scenario {identity} is archived and cannot be updated; create another one.")
             return SCENARIOS.update(db, identity, _given(fields, _SCENARIO_FIELDS))
 
         return await self._store.write(update)
 
     async def archive_scenario(self, identity: str) -> Document:
-        """Take a scenario out of lists. Idempotent. Raises NotFound, and BadRequest for one of the catalog."""
+        """Remove a scenario from lists. Idempotent. Raises NotFound, and BadRequest for one of the catalog."""
         return await self._set_status(identity, "archived")
 
     async def unarchive_scenario(self, identity: str) -> Document:
@@ -264,14 +316,16 @@ class Definitions:
     async def update_scorer(self, identity: str, fields: Mapping[str, Any]) -> Document:
         """Replace type and script. Raises NotFound, and BadRequest when the type is taken."""
         await self._need_created(SCORERS, identity)
-        given = {name: fields[name] for name in ("type", "bash_script") if fields.get(name)}
-        if "type" in given:
-            await self._need_free_type(given["type"])
+        scorer_type, script = fields.get("type") or None, fields.get("bash_script") or None
+        if scorer_type:
+            await self._need_free_type(scorer_type)
 
         def update(db: sqlite3.Connection) -> Document:
-            scorer_type = {**SCORERS.get(db, identity), **given}["type"]
-            _need_unused_type(db, scorer_type, identity)
-            return SCORERS.update(db, identity, {**given, "name": scorer_type})
+            before = msgspec.convert(SCORERS.get(db, identity), _StoredScorer)
+            kind = scorer_type or before.type
+            _need_unused_type(db, kind, identity)
+            changes = {"type": kind, "name": kind, "bash_script": script or before.bash_script}
+            return SCORERS.update(db, identity, changes)
 
         return await self._store.write(update)
 
@@ -298,28 +352,24 @@ class Definitions:
         if "\0" in directory or ".." in PurePosixPath(directory).parts:
             raise BadRequest("environment_parameters.working_directory: expected the path of a folder, without '..'.")
         if contract is not None:
-            stored = await self._store.read(lambda db: [d["type"] for d in SCORERS.select(db, {})])
+            stored = await self._store.read(lambda db: [each.type for each in _stored_scorers(db, {})])
             custom_types = {*stored, *await self._catalog.custom_scorers()}
             await run_sync(self._scoring.check, contract, custom_types)
 
-    async def _read_scenarios(self, ids: Sequence[str]) -> list[Document]:
-        return await self._read_all(ids, await self._catalog.scenarios(ids))
-
-    async def _read_all(self, ids: Sequence[str], known: dict[str, Document]) -> list[Document]:
-        """The scenarios that the catalog knows, and those of the store."""
+    async def _read_all(self, ids: Sequence[str], known: Mapping[str, Document]) -> list[Document]:
+        """The scenarios that the catalog knows, and those of the store, in the order of the ids."""
         others = await self._catalog.others(ids)
         scripts = await self._catalog.custom_scorers() if others else {}
 
         def read(db: sqlite3.Connection) -> dict[str, Document]:
-            found = (document for identity in others if (document := SCENARIOS.find(db, identity)) is not None)
-            return {document["id"]: _digested(db, document, scripts) for document in found}
+            found = ((identity, SCENARIOS.find(db, identity)) for identity in others)
+            return {identity: _digested(db, document, scripts) for identity, document in found if document is not None}
 
-        if others:
-            known |= await self._store.read(read)
-        return by_id(ids, known)
+        documents = {**known, **(await self._store.read(read) if others else {})}
+        return [documents[identity] for identity in ids if identity in documents]
 
     async def _need_created(self, table: Table, identity: str) -> None:
-        """Raises BadRequest when the thing comes from a folder."""
+        """Raise BadRequest when the definition comes from a folder."""
         if await self._catalog.owns(identity):
             raise BadRequest(f"The {table.noun} {identity} comes from a folder and is read-only here: edit its files.")
 
@@ -329,18 +379,21 @@ class Definitions:
 
 
 def _digested(db: sqlite3.Connection, scenario: Document, scripts: Mapping[str, str]) -> Document:
-    """A scenario of the store with what `Catalog.scenario` adds; `scripts` are the catalog's custom scorers."""
-    scorers = [function["scorer"] for function in scenario["scoring_contract"]["scoring_function_parameters"]]
-    kinds = [scorer["custom_scorer_type"] for scorer in scorers if scorer["type"] == "custom_scorer"]
-    stored = {each["type"]: each["bash_script"] for each in SCORERS.select(db, {"type": kinds})} if kinds else {}
-    own = {kind: script for kind in kinds if (script := scripts.get(kind, stored.get(kind))) is not None}
+    """A stored scenario with the keys that `Catalog.scenario` describes; `scripts` are the catalog's custom scorers."""
+    stored = _stored_scenario(scenario)
+    scorers = [function.scorer for function in stored.scoring_contract.scoring_function_parameters]
+    kinds = [scorer.custom_scorer_type for scorer in scorers if scorer.type == "custom_scorer"]
+    created = _stored_scorers(db, {"type": kinds}) if kinds else []
+    known = {**{scorer.type: scorer.bash_script for scorer in created}, **scripts}
+    own = {kind: known[kind] for kind in kinds if kind in known}
+
     values = {name: scenario.get(name) for name in _DECIDING}
-    values |= {"agent_timeout_sec": scenario["metadata"].get("agent_timeout_sec")}
+    values |= {"agent_timeout_sec": stored.metadata.get("agent_timeout_sec")}
     values |= {f"custom scorer {kind}": script for kind, script in own.items()}
     parts = {name: _hash(value) for name, value in values.items()}
-    metadata = {**scenario["metadata"], "digest": _hash(parts)}
-    directory = posixpath.join(HOME, (scenario.get("environment") or {}).get("working_directory") or "")
-    plan = ScoringPlan(working_directory=posixpath.normpath(directory))
+    directory = (stored.environment.working_directory if stored.environment else None) or ""
+    plan = ScoringPlan(working_directory=posixpath.normpath(posixpath.join(HOME, directory)))
+    metadata = {**stored.metadata, "digest": _hash(parts)}
     return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own, "_scoring": plan}
 
 
@@ -349,7 +402,7 @@ def _hash(value: Any) -> str:
 
 
 def _new(table: Table) -> Document:
-    """What every definition has from its creation."""
+    """The keys that every definition has from its creation."""
     return {
         "id": table.new_id(),
         "metadata": {},
@@ -361,7 +414,7 @@ def _new(table: Table) -> Document:
 
 
 def _given(fields: Mapping[str, Any], names: Mapping[str, str]) -> Document:
-    """The fields that have a value, as the document spells them."""
+    """The fields that have a value, by the document's names."""
     return {spelt: fields[name] for name, spelt in names.items() if fields.get(name) is not None}
 
 
@@ -378,6 +431,6 @@ def _need_scenarios(db: sqlite3.Connection, ids: Sequence[str]) -> None:
 
 
 def _need_unused_type(db: sqlite3.Connection, scorer_type: str, own: str | None) -> None:
-    for other in SCORERS.select(db, {"type": scorer_type}):
-        if other["id"] != own:
-            raise BadRequest(f"type: {scorer_type!r} is registered already, as {other['id']}; update that one.")
+    for other in _stored_scorers(db, {"type": scorer_type}):
+        if other.id != own:
+            raise BadRequest(f"type: {scorer_type!r} is registered already, as {other.id}; update that one.")

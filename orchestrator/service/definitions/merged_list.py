@@ -1,14 +1,14 @@
-"""One list made of two: what was created through the API, newest first, then what the catalog reads from folders.
+"""One list made of two: definitions created through the API, newest first, then those of folders.
 
-The cursor is an id of either half, so a client pages across the seam without knowing of it. Of the catalog only names
-are looked at to count and to place the cursor; the documents of the page asked for are all that is read.
-Whether more follows is judged by names too: the last page may turn out empty when all that is left is broken.
+The cursor is an id of either half, so a client pages across the seam without knowing of it. To count, and to place the
+cursor, only the catalog's names are used; of its documents only those of the page are read.
+`has_more` is judged by names too: the last page may turn out empty when all scenarios left are broken.
 """
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import orjson
 
@@ -24,7 +24,7 @@ Read = Callable[[Sequence[str]], Awaitable[list[Document]]]
 
 
 class Named(Protocol):
-    """Something of the catalog, as far as a list needs to know it before it is read."""
+    """A definition of the catalog before it is read."""
 
     @property
     def id(self) -> str: ...
@@ -32,20 +32,22 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+class Known(Named, Protocol):
+    """A definition of the catalog that is its own document."""
+
+    def document(self) -> Document: ...
+
+
 N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Name:
-    """The plainest of those."""
+class MergedList(Generic[N]):
+    """The two halves of one list: the store's with `filters`, shown if `is_stored_shown`, and the catalog's.
 
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seam(Generic[N]):
-    """The two halves of one list: the store's with `filters`, unless only the catalog's is shown, and the catalog's."""
+    `named` are all definitions of the catalog, `is_match` is their filter. `shown` changes a document of the store to
+    the answered one.
+    """
 
     store: Store
     table: Table
@@ -55,23 +57,24 @@ class Seam(Generic[N]):
     is_match: Callable[[N], bool]
     read: Read
     shown: Callable[[sqlite3.Connection, Document], Document] = lambda _, document: document
-    """A document of the store as it is answered."""
 
     async def page(self, query: ListQuery) -> Page:
-        """One page. Raises NotFound when the cursor names nothing in either half."""
-        after, ids, place = query.starting_after, list[str](), None
-        for entry in self.named:
-            if self.is_match(entry) and _is_found(entry, query):
-                ids.append(entry.id)
-            if entry.id == after:
+        """Read one page. Raises NotFound when the cursor names nothing in either half."""
+        ids: list[str] = []
+        place = None
+        text = query.search
+        for each in self.named:
+            is_found = not text or text in each.id or text.lower() in each.name.lower()
+            if is_found and self.is_match(each):
+                ids.append(each.id)
+            if each.id == query.starting_after:
                 place = len(ids)
-        if place is not None:
-            stored = await self._stored(replace(query, limit=0, starting_after=None))
-            first: Page = replace(stored, items=[], has_more=False)
-            left = ids[place:]
-        else:
-            first = await self._stored(query)
-            left = ids
+        if place is None:
+            first, left = await self._stored(query), ids
+        else:  # the cursor is in the second half: of the first one only the number is wanted
+            counted = await self._stored(replace(query, limit=0, starting_after=None))
+            first, left = replace(counted, items=[], has_more=False), ids[place:]
+
         total = None if first.total_count is None else first.total_count + len(ids)
         if first.has_more:
             return replace(first, total_count=total)
@@ -91,8 +94,18 @@ class Seam(Generic[N]):
         return await self.store.read(read)
 
 
+def reader(known: Sequence[Known]) -> Read:
+    """Read definitions that need no file."""
+    by_id = {each.id: each for each in known}
+
+    async def read(ids: Sequence[str]) -> list[Document]:
+        return [by_id[identity].document() for identity in ids]
+
+    return read
+
+
 async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Document], Sequence[str]]:
-    """Read documents in the order of `ids` until there are `count`, or enough for a page: them, and the ids left."""
+    """Read documents in the order of `ids` until there are `count`, or enough for a page; return the ids left too."""
     items: list[Document] = []
     room = MAX_PAGE
     while ids and len(items) < count and room > 0:
@@ -102,12 +115,3 @@ async def fill(ids: Sequence[str], count: int, read: Read) -> tuple[list[Documen
         items += found
         ids = ids[wanted:]
     return items, ids
-
-
-def _is_found(entry: Named, query: ListQuery) -> bool:
-    return not query.search or query.search in entry.id or query.search.lower() in entry.name.lower()
-
-
-def by_id(ids: Sequence[str], documents: Mapping[str, Any]) -> list[Document]:
-    """The documents there are, in the order of the ids."""
-    return [documents[identity] for identity in ids if identity in documents]

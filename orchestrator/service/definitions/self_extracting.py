@@ -1,7 +1,7 @@
-"""Folders as shell scripts: `solution/` and `tests/` travel through a protocol that knows only text.
+"""Folders as shell scripts: `solution/` and `tests/` are sent through a protocol that knows only text.
 
-Each script carries its folder as a base64 tar.gz and needs nothing but bash, coreutils, tar and gzip where it runs. The
-same folder gives the same bytes, so that a scenario read twice compares equal.
+Each script contains its folder as a base64 tar.gz and needs nothing but bash, coreutils, tar and gzip where it runs.
+The same folder gives the same bytes, so that a scenario read twice compares equal.
 """
 
 import base64
@@ -21,11 +21,11 @@ from orchestrator.service.content import Node
 from orchestrator.service.diagnostics import clipped, printable
 from orchestrator.service.scoring import rewards
 
-#: Bytes of a folder that travels, packed and not.
+#: Bytes of a folder that is sent, packed and not.
 MAX_PACKED: Final = 32 << 20
 MAX_UNPACKED: Final = 4 * MAX_PACKED
 TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)
-"""A value taken from the surroundings, as Harbor writes it: ${NAME} or ${NAME:-default}."""
+"""A value taken from the environment, as Harbor writes it: ${NAME} or ${NAME:-default}."""
 
 _UNPACK: Final = Template("""\
 #!/usr/bin/env bash
@@ -138,18 +138,17 @@ def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
 def solution_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
     """A script that unpacks `solution/` to /solution and executes its solve.sh in the working directory.
 
-    As a file, so that its `#!` line counts; a script without one is bash's.
+    solve.sh is executed as a file, so that its `#!` line counts; without one, bash executes it.
     """
     head = _head(archive, "/solution", "executes solve.sh in the working directory", working_directory, variables)
     return head + _SOLVE
 
 
 def tests_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
-    """A script that unpacks `tests/` to /tests, executes its test.sh and prints what it wrote.
+    """A script that unpacks `tests/` to /tests, executes its test.sh and prints the reward that it wrote.
 
-    That is `rewards={...}`, one line of JSON, and then `score=x` (`scoring.rewards`); without Python in the box the
-    first line may be missing. It ends with a status other than 0, and says why, when there is no reward that can be
-    read.
+    It prints `rewards={...}`, one line of JSON, and then `score=x` (`scoring.rewards`); without Python in the box the
+    first line may be missing. Its status is not 0, and it says why, when there is no reward that can be read.
     """
     head = _head(archive, "/tests", "executes test.sh and prints the score", working_directory, variables)
     return f"{head}{_TEST}{_reader()}{_TEST_WITHOUT_PYTHON}"
@@ -161,7 +160,7 @@ def _reader() -> str:
 
 
 def first_line_mistake(program: bytes) -> str | None:
-    """What the kernel will not understand in a program's first line, which says who is to run it."""
+    """The mistake in a program's first line, which names its interpreter to the kernel; None if there is none."""
     first = program.partition(b"\n")[0]
     if first.startswith(b"#!") and first.endswith(b"\r"):
         called = printable(first[2:].decode(errors="replace").strip(" "))
@@ -182,6 +181,7 @@ def _head(archive: bytes, folder: str, purpose: str, working_directory: str, var
 
 
 def export(name: str, value: str) -> str:
+    """A line of bash that exports a variable; a template is filled in from the variables of the box."""
     found = TEMPLATE.fullmatch(value)
     if not found:
         return f"export {name}={shlex.quote(value)}"

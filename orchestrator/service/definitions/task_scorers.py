@@ -1,19 +1,20 @@
 """`[[scorers]]` tables become a scoring contract, with the files they name written into it.
 
 The contract is what the wire knows; where it wants contents a table gives a file under `tests/`, so that hidden files
-stay files an author can run. Tables are ours, so every key that is not known is a mistake.
+stay files an author can run. Tables are ours, so every unknown key is a mistake.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from orchestrator.service.content import Contents, Listing, complaint
+from orchestrator.service.content import Contents, Listing, complaint, decoded
 from orchestrator.service.definitions.task_toml import FILE, Table
-from orchestrator.service.diagnostics import Report, nearest, shown
+from orchestrator.service.diagnostics import Report, hint, nearest, shown
 from orchestrator.service.store import Document
 
 #: Bytes of one file that becomes text of a definition.
@@ -43,7 +44,7 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scorers:
+class ScorerTables:
     """Reads tables against the files of `tests/` and the custom types the benchmark registers."""
 
     tests: Listing
@@ -52,51 +53,62 @@ class Scorers:
     report: Report
 
     def contract(self, tables: Sequence[Table]) -> Document:
-        """The scoring contract; what is wrong goes to the report and is left out."""
-        functions = [self._function(number, table, is_alone=len(tables) == 1) for number, table in enumerate(tables)]
-        self._judge_together(functions)
+        """Build the scoring contract; a mistake goes to the report, and its value is left out."""
+        functions: list[Document] = []
+        names: Counter[str] = Counter()
+        weights: list[float | None] = []
+        for number, table in enumerate(tables):
+            name, weight = table.get("name"), table.get("weight", 1.0 if len(tables) == 1 else None)
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                self._error(number, "name", f"expected letters, digits, - and _, got {shown(name)}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                self._error(number, "weight", f"expected a number above 0, got {shown(weight)}")
+                weight = None
+            functions.append({"name": name, "weight": weight, "scorer": self._scorer(number, table)})
+            names.update([name] if isinstance(name, str) else [])
+            weights.append(weight)
+
+        for name, count in names.items():
+            if count > 1:
+                self.report.error(FILE, "scorers", f"the name {name!r} is used more than once")
+        known = [weight for weight in weights if weight is not None]
+        if known == weights and not math.isclose(math.fsum(known), 1, abs_tol=1e-6):
+            self.report.error(FILE, "scorers", f"the weights must sum to 1, they sum to {math.fsum(known):.9g}")
         return {"scoring_function_parameters": functions}
 
     def _error(self, number: int, key: str, message: str) -> None:
         self.report.error(FILE, f"scorers[{number}].{key}", message)
 
-    def _function(self, number: int, table: Table, *, is_alone: bool) -> Document:
-        name, weight = table.get("name"), table.get("weight", 1.0 if is_alone else None)
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            self._error(number, "name", f"expected letters, digits, - and _, got {shown(name)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            self._error(number, "weight", f"expected a number above 0, got {shown(weight)}")
-            weight = None
-        return {"name": name, "weight": weight, "scorer": self._scorer(number, table)}
-
     def _scorer(self, number: int, table: Table) -> Document:
         kind = table.get("type")
         if not isinstance(kind, str) or kind not in _NEEDED:
-            meant = nearest(str(kind), _NEEDED)
-            hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(_NEEDED)}"
-            self._error(number, "type", f"unknown type {shown(kind)}; {hint}")
+            meant = hint(str(kind), _NEEDED, f"expected one of {', '.join(_NEEDED)}")
+            self._error(number, "type", f"unknown type {shown(kind)}; {meant}")
             return {}
-        allowed = (*_COMMON, *_NEEDED[kind], *_OPTIONAL.get(kind, ()))
+        needed, optional = _NEEDED[kind], _OPTIONAL.get(kind, ())
+        allowed = (*_COMMON, *needed, *optional)
         for key in table:
             if key not in allowed:
-                meant = nearest(key, allowed)
-                hint = f"did you mean {meant}?" if meant else f"a {kind} knows {', '.join(allowed)}"
-                self._error(number, key, f"unknown key; {hint}")
+                meant = hint(key, allowed, f"a {kind} knows {', '.join(allowed)}")
+                self._error(number, key, f"unknown key; {meant}")
         scorer: Document = {"type": kind}
-        for key in (*_NEEDED[kind], *_OPTIONAL.get(kind, ())):
+        for key in (*needed, *optional):
             if key in table:
                 scorer |= self._field(number, key, table[key])
-            elif key in _NEEDED[kind]:
+            elif key in needed:
                 self._error(number, key, f"is missing: a {kind} needs it")
         return scorer
 
     def _field(self, number: int, key: str, value: Any) -> Document:
-        if key == "test_files":
-            return {key: self._test_files(number, value)}
         if key == "scorer_params":
             return {key: value}
+        if key == "test_files":
+            if isinstance(value, Mapping):
+                return {key: [self._test_file(number, path, file) for path, file in value.items()]}
+            self._error(number, key, 'expected { "path in the working directory" = "file under tests/" }')
+            return {}
         if not isinstance(value, str) or not value.strip():
-            self._error(number, key, f"expected a text, got {shown(value)}")
+            self._error(number, key, f"expected a string, got {shown(value)}")
             return {}
         if key in _FILES:
             return {_FILES[key]: self._contents(lambda why: self._error(number, key, why), value)}
@@ -104,12 +116,6 @@ class Scorers:
             known = nearest(value, self.custom_types) or ", ".join(sorted(self.custom_types)) or "none"
             self._error(number, key, f"{shown(value)} is not in benchmark.toml, [custom_scorers] (there: {known})")
         return {key: value}
-
-    def _test_files(self, number: int, value: Any) -> list[Document]:
-        if not isinstance(value, Mapping):
-            self._error(number, "test_files", 'expected { "path in the working directory" = "file under tests/" }')
-            return []
-        return [self._test_file(number, path, file) for path, file in value.items()]
 
     def _test_file(self, number: int, path: str, file: Any) -> Document:
         def fault(why: str) -> None:
@@ -127,26 +133,12 @@ class Scorers:
         """The text of a file under tests/."""
         node = self.tests.find(str(PurePosixPath(file)))
         if node is None or node.kind != "file":
-            names = [each.path for each in self.tests.nodes if each.kind == "file"]
-            meant = nearest(file, names)
-            fault(f"tests/{file} does not exist" + (f"; did you mean {meant}?" if meant else ""))
+            near = nearest(file, [each.path for each in self.tests.nodes if each.kind == "file"])
+            fault(f"tests/{file} does not exist" + (f"; did you mean {near}?" if near else ""))
             return ""
         try:
-            return self.contents.read(node, MAX_TEXT).decode()
+            return decoded(self.contents.read(node, MAX_TEXT))
         except OSError as error:
             fault(f"tests/{file} {complaint(error)}")
             self.contents.skip(node)
             return ""
-        except UnicodeDecodeError as error:
-            fault(
-                f"tests/{file} is not UTF-8 text ({error.reason} at byte {error.start}); keep data in test.sh's folder"
-            )
-            return ""
-
-    def _judge_together(self, functions: Sequence[Document]) -> None:
-        names = [function["name"] for function in functions]
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            self.report.error(FILE, "scorers", f"the name {name!r} is used more than once")
-        weights = [function["weight"] for function in functions]
-        if None not in weights and not math.isclose(math.fsum(weights), 1, abs_tol=1e-6):
-            self.report.error(FILE, "scorers", f"the weights must sum to 1, they sum to {math.fsum(weights):.9g}")

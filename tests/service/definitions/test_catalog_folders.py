@@ -25,7 +25,7 @@ async def names(catalog: Catalog) -> dict[str, list[str]]:
     """Scenario names by benchmark name."""
     entries = await catalog.entries()
     return {
-        each["name"]: [entry.name for entry in entries if entry.benchmark_id == each["id"]]
+        each.name: [entry.name for entry in entries if entry.benchmark_id == each.id]
         for each in await catalog.benchmarks()
     }
 
@@ -35,9 +35,10 @@ async def test_a_folder_of_scenarios_is_a_benchmark_named_after_it(scenario: Mak
     scenario(name="a")
     (tmp_path / "bench" / "notes").mkdir()
     benchmark = (await Catalog([tmp_path / "bench"]).benchmarks())[0]
-    assert benchmark["id"] == identity("bmd", "bench")
-    assert benchmark["scenarioIds"] == [identity("scn", "bench/a"), identity("scn", "bench/b")]
-    assert (benchmark["status"], benchmark["is_public"]) == ("active", True)
+    assert benchmark.id == identity("bmd", "bench")
+    assert benchmark.scenario_ids == [identity("scn", "bench/a"), identity("scn", "bench/b")]
+    document = benchmark.document()
+    assert (document["status"], document["is_public"]) == ("active", True)
 
 
 async def test_benchmark_toml_names_the_benchmark_and_with_it_the_ids(
@@ -45,7 +46,7 @@ async def test_benchmark_toml_names_the_benchmark_and_with_it_the_ids(
 ) -> None:
     scenario()
     write(tmp_path / "bench", {"benchmark.toml": 'name = "Night"\ndescription = "d"\nattribution = "us"\n'})
-    benchmark = (await Catalog([tmp_path / "bench"]).benchmarks())[0]
+    benchmark = (await Catalog([tmp_path / "bench"]).benchmarks())[0].document()
     assert (benchmark["name"], benchmark["description"], benchmark["attribution"]) == ("Night", "d", "us")
     assert benchmark["id"] == identity("bmd", "Night")
     assert benchmark["scenarioIds"] == [identity("scn", "Night/first")]
@@ -158,9 +159,9 @@ async def test_custom_scorers_have_ids_and_belong_to_the_catalog(scenario: Make,
     write(tmp_path / "bench", {"benchmark.toml": '[custom_scorers]\nhalf = "half.sh"\n', "half.sh": "echo score=.5"})
     catalog = Catalog([tmp_path / "bench"])
     scorer = (await catalog.scorers())[0]
-    assert scorer["id"] == identity("scs", "half")
-    assert (scorer["type"], scorer["bash_script"]) == ("half", "echo score=.5")
-    assert await catalog.owns(scorer["id"])
+    assert scorer.id == identity("scs", "half")
+    assert (scorer.name, scorer.script) == ("half", "echo score=.5")
+    assert await catalog.owns(scorer.id)
     assert await catalog.owns(identity("scn", "bench/first"))
     assert await catalog.owns(identity("bmd", "bench"))
     assert not await catalog.owns("scn_other")
@@ -173,4 +174,4 @@ async def test_names_alone_are_read_of_many_folders(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "task.toml").mkdir() if number == 0 else (folder / "task.toml").write_bytes(b"\xff")
     benchmark = (await Catalog([tmp_path / "bench"]).benchmarks())[0]
-    assert len(benchmark["scenarioIds"]) == 199
+    assert len(benchmark.scenario_ids) == 199

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.definitions.check import problems
-from orchestrator.service.definitions.task_file import Surroundings, read_scenario
+from orchestrator.service.definitions.catalog import problems
+from orchestrator.service.definitions.task_file import ScenarioContext, read_scenario
 from orchestrator.service.diagnostics import Problem
 
 Make = Callable[..., Path]
@@ -54,8 +54,8 @@ def test_all_mistakes_are_told_at_once(scenario: Make) -> None:
         ("task.toml", "environment.allowed_hosts"): (
             "'https://a.test' is not a host: write name, *.name, name:port or an address"
         ),
-        ("task.toml", "environment.env.1A"): "is not the name of an environment variable",
-        ("task.toml", "environment.env.B"): "expected a text, got 3",
+        ("task.toml", "environment.env.1A"): "is not the name of an environment variable: use letters, digits and _",
+        ("task.toml", "environment.env.B"): "expected a string, got 3",
         ("instruction.md", ""): "is empty: agents would be told nothing",
         ("tests/test.sh", ""): "is missing: write it, or describe [[scorers]] in task.toml",
     }
@@ -151,7 +151,7 @@ def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario
 
 def test_what_changes_no_score_is_warned_of_and_noted(scenario: Make) -> None:
     folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
-    around = Surroundings(benchmark="b", boundary=folder.parent)
+    around = ScenarioContext(benchmark="b", boundary=folder.parent)
     notes = read_scenario("scn", folder, around).view["metadata"]["notes"]
     assert notes.splitlines() == [
         "task.toml: agent.user: ignored: everything runs as one user",
@@ -253,7 +253,7 @@ def test_steps_are_refused(scenario: Make) -> None:
         ('name = "a"\ntype = "comand_scorer"', "type", "unknown type 'comand_scorer'; did you mean command_scorer?"),
         ('name = "a"', "type", "unknown type None; expected one of"),
         ('name = "a"\ntype = "command_scorer"', "command", "is missing: a command_scorer needs it"),
-        ('name = "a"\ntype = "command_scorer"\ncommand = ""', "command", "expected a text"),
+        ('name = "a"\ntype = "command_scorer"\ncommand = ""', "command", "expected a string"),
         (
             'name = "a"\ntype = "command_scorer"\ncomand = "true"\ncommand = "true"',
             "comand",
@@ -348,4 +348,4 @@ def test_a_scenario_cannot_name_neighbours_of_whoever_runs_it(scenario: Make, ho
     table = '[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["a.test", "127.0.0.1:8765", "1.1.1.1", "{}"]\n'
     mistakes = found(scenario({"task.toml": table.format(host)}))
     assert list(mistakes) == [("task.toml", "environment.allowed_hosts")]
-    assert "is no public address" in next(iter(mistakes.values()))
+    assert "is not a public address" in next(iter(mistakes.values()))

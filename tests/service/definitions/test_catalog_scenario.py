@@ -14,7 +14,7 @@ import pytest
 from orchestrator.service import serialization
 from orchestrator.service.content import digest, listing
 from orchestrator.service.definitions.scoring_plan import Artifact, Collect, ScoringPlan
-from orchestrator.service.definitions.task_file import Scenario, Surroundings, read_scenario
+from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
 from orchestrator.service.devboxes.launch import parse_launch
 from orchestrator.service.sandbox.provider import Resources
 
@@ -63,7 +63,7 @@ env = {}
 
 
 def read(folder: Path, **scorers: str) -> Scenario:
-    around = Surroundings(benchmark="bench", boundary=folder.parent, custom_scorers=scorers)
+    around = ScenarioContext(benchmark="bench", boundary=folder.parent, custom_scorers=scorers)
     return read_scenario("scn_1", folder, around)
 
 

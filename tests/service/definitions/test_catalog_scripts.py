@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.service.definitions.task_file import Surroundings, read_scenario
+from orchestrator.service.definitions.task_file import ScenarioContext, read_scenario
 from orchestrator.service.sandbox.commands import Finished, read_file, run, write_file
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
 
@@ -42,7 +42,7 @@ class Desk:
 
 @asynccontextmanager
 async def opened(provider: Provider, folder: Path, **environment: str) -> AsyncIterator[Desk]:
-    scenario = read_scenario("scn_1", folder, Surroundings(benchmark="bench", boundary=folder.parent))
+    scenario = read_scenario("scn_1", folder, ScenarioContext(benchmark="bench", boundary=folder.parent))
     assert scenario.errors == ()
     box = await provider.start(BoxSpec(id="box", working_directory="/app", environment=environment))
     try:

@@ -144,7 +144,7 @@ async def test_one_folder_that_is_away_does_not_take_others_along(scenario: Make
     catalog = Catalog([one, two])
     assert len(await catalog.entries()) == 2
     one.rename(tmp_path / "elsewhere")
-    assert [each["name"] for each in await catalog.benchmarks()] == ["two"]
+    assert [each.name for each in await catalog.benchmarks()] == ["two"]
     assert await catalog.scenario(identify("scn", "two/first"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.service.content import Listing
 from orchestrator.service.definitions.catalog import Catalog, Choice
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.task_file import Scenario, Surroundings, read_scenario
+from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
 from orchestrator.service.errors import BadRequest, NotFound
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import ListQuery, Page, Store
@@ -178,7 +178,7 @@ async def test_what_is_not_chosen_is_named_and_not_read(definitions: Definitions
 async def test_a_folder_that_its_reader_trips_over_costs_that_scenario_alone(
     definitions: Definitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(identity: str, folder: Path, around: Surroundings, files: Listing) -> Scenario:
+    def read(identity: str, folder: Path, around: ScenarioContext, files: Listing) -> Scenario:
         if folder.name == "b":
             raise RecursionError("too deep")
         return read_scenario(identity, folder, around, files)

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.content import Unfit, listing, read_file
-from orchestrator.service.definitions.catalog import Catalog
-from orchestrator.service.definitions.check import problems
+from orchestrator.service.content import MAX_TOML, TomlError, Unfit, listing, parse_toml, read_file
+from orchestrator.service.definitions.catalog import Catalog, problems
 from orchestrator.service.definitions.index import identify
-from orchestrator.service.definitions.toml_file import MAX_SIZE, TomlError, parse
 from orchestrator.service.environments.dockercopy import Context
 from orchestrator.service.environments.dockerlines import Mistake
 from orchestrator.service.errors import BadRequest
@@ -107,8 +105,8 @@ async def told(bench: Path, name: str) -> str:
     started = time.monotonic()
     catalog = Catalog([bench])
     (benchmark,) = await catalog.benchmarks()
-    assert len(benchmark["scenarioIds"]) == 2
-    usable = await catalog.scenarios(benchmark["scenarioIds"])
+    assert len(benchmark.scenario_ids) == 2
+    usable = await catalog.scenarios(benchmark.scenario_ids)
     assert [each["name"] for each in usable.values()] == ["good"]
     with pytest.raises(BadRequest) as caught:
         await catalog.scenario(identify("scn", f"bench/{name}"))
@@ -169,10 +167,10 @@ async def test_a_benchmark_whose_name_is_not_utf_8_needs_another_name(scenario: 
     other = scenario(benchmark="other").parent
     odd = other.rename(other.with_name(os.fsdecode(b"caf\xe9")))
     catalog = Catalog([odd.parent])
-    assert [each["name"] for each in await catalog.benchmarks()] == ["whole"]
+    assert [each.name for each in await catalog.benchmarks()] == ["whole"]
     assert r"the folder's name caf\xe9 cannot stand for it" in str(problems(odd)[0])
     write(odd, {"benchmark.toml": 'name = "cafe"\n'})
-    assert [each["name"] for each in await catalog.benchmarks()] == ["cafe", "whole"]
+    assert [each.name for each in await catalog.benchmarks()] == ["cafe", "whole"]
     assert problems(odd) == []
 
 
@@ -181,7 +179,7 @@ async def test_links_in_a_circle_beside_scenarios_hide_none_of_them(scenario: Ma
     (bench / "circle").symlink_to("circle")
     (bench / "up").symlink_to("..")
     (benchmark,) = await Catalog([bench]).benchmarks()
-    assert len(benchmark["scenarioIds"]) == 1
+    assert len(benchmark.scenario_ids) == 1
 
 
 @pytest.mark.parametrize("spoil", [pipe, sparse, link("benchmark.toml")])
@@ -189,7 +187,7 @@ async def test_a_benchmark_file_that_cannot_be_read_is_that_benchmarks_mistake(s
     scenario(benchmark="whole")
     bench = scenario(benchmark="broken").parent
     spoil(bench / "benchmark.toml")
-    assert [each["name"] for each in await Catalog([bench.parent]).benchmarks()] == ["whole"]
+    assert [each.name for each in await Catalog([bench.parent]).benchmarks()] == ["whole"]
     assert any(each.file == "benchmark.toml" and each.severity == "error" for each in problems(bench))
 
 
@@ -215,7 +213,7 @@ from orchestrator.service.definitions.catalog import Catalog, problems
 async def main():
     catalog = Catalog([Path(sys.argv[1])])
     (benchmark,) = await catalog.benchmarks()
-    for identity in benchmark["scenarioIds"]:
+    for identity in benchmark.scenario_ids:
         try:
             print((await catalog.scenario(identity))["name"], "is usable")
         except BadRequest as error:
@@ -254,7 +252,7 @@ def test_what_we_may_not_read_is_that_scenarios_mistake(scenario: Make, public: 
 
 
 TOO_MUCH: Mapping[str, tuple[str, str]] = {
-    "three hundred thousand keys": ("\n".join(f"k{n}=1" for n in range(300_000))[:MAX_SIZE], "more than 20,000 keys"),
+    "three hundred thousand keys": ("\n".join(f"k{n}=1" for n in range(300_000))[:MAX_TOML], "more than 20,000 keys"),
     "as many tables": ("\n".join(f"[t{n}]" for n in range(100_000)), "more than 20,000 keys"),
     "as many values": (f"a = [{'1,' * 200_000}]", "more than 20,000 keys"),
     "a key of many parts": (f"x = 1\n{'a.' * 5000}a = 1", "line 2: has a key of more than 32 parts"),
@@ -276,7 +274,7 @@ def test_what_no_author_means_is_told_by_line_or_key_and_soon(what: str) -> None
     text, message = TOO_MUCH[what]
     started = time.monotonic()
     with pytest.raises(TomlError) as caught:
-        parse(text.encode())
+        parse_toml(text.encode())
     assert message in f"{caught.value.key}: {caught.value}"
     assert time.monotonic() - started < 1
 
@@ -294,7 +292,7 @@ def test_what_no_author_means_is_told_by_line_or_key_and_soon(what: str) -> None
     ],
 )
 def test_texts_and_comments_may_hold_anything(text: str) -> None:
-    assert parse(text.encode())
+    assert parse_toml(text.encode())
 
 
 @pytest.mark.parametrize("key", ["agent.timeout_sec", "verifier.timeout_sec", "environment.memory_mb"])
