@@ -35,10 +35,10 @@ from orchestrator.service.address import Address, Home, forget_address, hold_loc
 from orchestrator.service.compatibility import OURS, Dialect
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network_policies import NetworkPolicies
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs.installs import Installs
 from orchestrator.service.environments.installs.layers import cache_folder
 from orchestrator.service.http import devboxes as devbox_routes
@@ -212,7 +212,7 @@ class _Parts:
         cache = state / "cache"
         scoring = ChaosScoring(cache=cache, dice=dice) if dice else Scoring(cache=cache)
         catalog = Catalog(benchmarks)
-        environments = Environments(catalog=catalog, provider=provider, cache=cache)
+        environments = Environments(find_blueprint=catalog.blueprint, provider=provider, cache=cache)
         definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         boots = ChaosProvider(provider, dice) if dice else provider
         installs = Installs(cache=cache_folder(), provider=provider)

@@ -26,7 +26,6 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import UsageError
 from orchestrator.service.content import listing
-from orchestrator.service.definitions.blueprints import Blueprint
 from orchestrator.service.definitions.check import problems
 from orchestrator.service.definitions.index import (
     Entry,
@@ -39,6 +38,7 @@ from orchestrator.service.definitions.index import (
 )
 from orchestrator.service.definitions.task_file import Scenario, Surroundings, read_scenario
 from orchestrator.service.diagnostics import few, printable, text
+from orchestrator.service.environments.builds import Blueprint
 from orchestrator.service.errors import Away, BadRequest
 from orchestrator.service.store import SCORERS, Document
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.service.content import Contents, Listing, Node, complaint, digest, is_utf8, listing
-from orchestrator.service.definitions.blueprints import COMPOSE, Blueprint, read_blueprint
+from orchestrator.service.definitions.blueprints import read_blueprint
 from orchestrator.service.definitions.scoring_plan import TESTS_PROGRAM, ScoringPlan, Tests
 from orchestrator.service.definitions.self_extracting import (
     MAX_PACKED,
@@ -27,6 +27,7 @@ from orchestrator.service.definitions.task_scorers import MAX_TEXT, Scorers
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.definitions.toml_file import MAX_SIZE
 from orchestrator.service.diagnostics import Problem, Report, few, printable
+from orchestrator.service.environments.builds import COMPOSE, Blueprint
 from orchestrator.service.store import Document
 
 #: What of a folder is the scenario; what else lies there is its author's own affair.
