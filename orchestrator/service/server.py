@@ -40,7 +40,7 @@ from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network_policies import NetworkPolicies
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.installs.layers import cache_folder
+from orchestrator.service.environments.user_cache import cache_folder
 from orchestrator.service.http import devboxes as devbox_routes
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
