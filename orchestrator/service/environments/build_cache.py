@@ -123,17 +123,14 @@ class BuildCache(Generic[T]):
                     if builds == _TRIES:
                         raise OSError("it vanished as soon as it was built")
                     builds += 1
-                    await self._build(name, build)
+                    try:
+                        await run_sync(self.prune)
+                        built = await build(await run_sync(self.open, name))
+                        await run_sync(self._keep, name, built)
+                    finally:
+                        with anyio.move_on_after(CLEAN_UP_LIMIT_S, shield=True):
+                            await run_sync(self._close, name)
         return found
-
-    async def _build(self, name: str, build: Build) -> None:
-        try:
-            await run_sync(self.prune)
-            built = await build(await run_sync(self.open, name))
-            await run_sync(self._keep, name, built)
-        finally:
-            with anyio.move_on_after(CLEAN_UP_LIMIT_S, shield=True):
-                await run_sync(self._close, name)
 
     def find(self, name: str) -> T | None:
         """Return the entry if it is there and whole. Blocking."""

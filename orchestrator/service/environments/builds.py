@@ -9,6 +9,7 @@ right for ever, and two scenarios with the same environment share it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
@@ -106,7 +107,8 @@ class EnvironmentBuild:
         tree = Tree(self.folder / "tree-0")
         await run_sync(tree.root.mkdir)
         try:
-            available = await run_sync(_copyable, blueprint)
+            has_setup = blueprint.setup is not None
+            available = await run_sync(partial(copyable, blueprint.files, Contents(), has_setup=has_setup))
         except Mistake as mistake:
             raise BoxStartFailed(f"environment/.dockerignore: {mistake}") from None
         await run_sync(tree.make_folder, blueprint.working_directory)
@@ -125,7 +127,16 @@ class EnvironmentBuild:
 
     async def _run(self, runs: Sequence[Run], tree: Tree, after: Path, deadline: float) -> Tree:
         """Run commands in one box on the tree; return the tree that they left."""
-        box = await self.provider.start(await run_sync(self._spec, tree))
+        is_isolated = Capability.ISOLATED in self.provider.capabilities
+        spec = BoxSpec(
+            id=f"build-{token_hex(6)}",
+            resources=self.blueprint.resources,
+            network=Capability.NETWORK_OFF not in self.provider.capabilities,
+            working_directory=self.blueprint.working_directory,
+            root=tree.root,
+            binds=await run_sync(covers, self.folder / "nothing") if is_isolated else (),
+        )
+        box = await self.provider.start(spec)
         try:
             for step in runs:
                 await self._run_one(box, step, deadline)
@@ -139,16 +150,6 @@ class EnvironmentBuild:
                 await box.stop()
         await run_sync(remove, tree.root)
         return Tree(after)
-
-    def _spec(self, tree: Tree) -> BoxSpec:
-        return BoxSpec(
-            id=f"build-{token_hex(6)}",
-            resources=self.blueprint.resources,
-            network=Capability.NETWORK_OFF not in self.provider.capabilities,
-            working_directory=self.blueprint.working_directory,
-            root=tree.root,
-            binds=covers(self.folder / "nothing") if Capability.ISOLATED in self.provider.capabilities else (),
-        )
 
     async def _run_one(self, box: Box, step: Run, deadline: float) -> None:
         command = Command(argv=step.argv, cwd=step.cwd, environment=step.environment)
@@ -192,10 +193,6 @@ async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
         for step in blueprint.steps
     ]
     return replace(blueprint, environment=filled(blueprint.environment), steps=tuple(steps))
-
-
-def _copyable(blueprint: Blueprint) -> Context:
-    return copyable(blueprint.files, Contents(), has_setup=blueprint.setup is not None)
 
 
 def _place(tree: Tree, steps: Sequence[Step], available: Context) -> None:

@@ -43,7 +43,10 @@ class UserCache(BuildCache[T]):
     def find(self, name: str) -> T | None:
         """Return the entry if it is there and whole; from then on no process removes it. Blocking."""
         with self._guard:
-            lock = self._held.get(name) or self._hold(name)
+            lock = self._held.get(name)
+            if lock is None and self._description(name).exists():
+                self._check_private()
+                lock = _lock(self._folder / name, fcntl.LOCK_SH)
             if lock is None:
                 return None
             with suppress(FileNotFoundError):  # removed by hand
@@ -55,12 +58,6 @@ class UserCache(BuildCache[T]):
             else:
                 self._held[name] = lock
         return found
-
-    def _hold(self, name: str) -> int | None:
-        if not self._description(name).exists():
-            return None
-        self._check_private()
-        return _lock(self._folder / name, fcntl.LOCK_SH)
 
     def reserve(self, name: str) -> ExitStack | None:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)

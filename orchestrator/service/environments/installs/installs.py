@@ -6,7 +6,7 @@ environment alone and without the settings: `builder` says why. A build continue
 gone: the next attempt finds it done. Its failure is that of all that wait for it, and of none that comes later.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +41,7 @@ class Installs:
 
     @property
     def is_possible(self) -> bool:
-        """Whether devboxes here can be shown what others cannot change."""
+        """True where devboxes can be shown files that they cannot change."""
         return {Capability.ISOLATED, Capability.ROOTED, Capability.EGRESS} <= self._provider.capabilities
 
     async def add(self, request: InstallRequest, prepared: Prepared, *, start_soon: StartSoon, tell: Tell) -> Prepared:
@@ -60,33 +60,27 @@ class Installs:
             )
             for each in ((None,) if brought is None else (None, brought))
         ]
+        layer: Path | None = None
         try:
-            layer = await self._find(builds)
+            for build in builds:
+                layer = layer or await run_sync(self._cache.find, await run_sync(build.name))
         except OSError as error:
             raise InstallFailed(f"{_FAILED}: {error}") from error
+
         if layer is None:
             await tell(f"What belongs at {request.prefix} is being installed, once for all devboxes that need it.")
-            layer = await self._make_first(builds, start_soon)
+            failures = []
+            for build in builds:
+                made = await self._make(build, start_soon)
+                if isinstance(made, Path):
+                    layer = made
+                    break
+                with_what = "" if build.brought is None else "With the programs that the environment brings: "
+                failures.append(f"{with_what}{made}")
+            else:
+                raise InstallFailed(f"{_FAILED}: {chr(10).join(failures)}")
         await tell(f"What belongs at {request.prefix} is there.")
         return replace(prepared, binds=(*prepared.binds, Bind(source=layer, target=request.prefix)))
-
-    async def _find(self, builds: Sequence[InstallBuild]) -> Path | None:
-        """Return the layer of the first build that was carried out some time. Raises OSError."""
-        for build in builds:
-            layer = await run_sync(self._cache.find, await run_sync(build.name))
-            if layer is not None:
-                return layer
-        return None
-
-    async def _make_first(self, builds: Sequence[InstallBuild], start_soon: StartSoon) -> Path:
-        """Return the layer of the first build that succeeds. Raises InstallFailed with what was wrong with each."""
-        failures = []
-        for build in builds:
-            made = await self._make(build, start_soon)
-            if isinstance(made, Path):
-                return made
-            failures.append(made if build.brought is None else f"With the programs that the environment brings: {made}")
-        raise InstallFailed(f"{_FAILED}: {chr(10).join(failures)}")
 
     async def _make(self, build: InstallBuild, start_soon: StartSoon) -> Path | str:
         """Return the layer, or why it was not made."""
