@@ -33,12 +33,12 @@ from orchestrator.core.errors import UsageError, leaf
 from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network_policies import NetworkPolicies
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.installs.layers import cache_folder
+from orchestrator.service.environments.user_cache import cache_folder
 from orchestrator.service.http import devboxes as devbox_routes
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
@@ -190,7 +190,7 @@ class _Parts:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(benchmarks)
-        environments = Environments(catalog=catalog, provider=provider, cache=cache)
+        environments = Environments(find_blueprint=catalog.blueprint, provider=provider, cache=cache)
         definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         installs = Installs(cache=cache_folder(), provider=provider)
         fleet = Fleet(

@@ -12,7 +12,6 @@ import pytest
 from orchestrator.service.environments.pythons import PythonEnvironments
 from orchestrator.service.environments.requirements import check_requirements
 from orchestrator.service.sandbox.provider import BoxStartFailed
-from orchestrator.service.scoring.contract import PythonScript
 
 pytestmark = pytest.mark.anyio
 PROJECT = """\
@@ -100,9 +99,8 @@ async def test_a_wheel_that_depends_on_a_source_distribution_does_not_have_it_bu
     carrier: Path, tmp_path: Path
 ) -> None:
     requirements = f"--no-index\n{carrier}\n"
-    script = PythonScript(type="python_script_scorer", python_script="print(1)", requirements_contents=requirements)
     with pytest.raises(BoxStartFailed, match="only wheels are installed"):
-        await PythonEnvironments(tmp_path / "cache").binds(script)
+        await PythonEnvironments(tmp_path / "cache").binds(requirements=requirements, constraint=None)
     assert not (tmp_path / "ran").exists()
 
 

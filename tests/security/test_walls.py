@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from orchestrator.service.definitions.catalog import Catalog
-from orchestrator.service.definitions.environments import Environments
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, veils
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
@@ -46,7 +46,7 @@ async def test_a_dockerfile_cannot_place_such_a_link(local: BwrapProvider, tmp_p
     (scenario / "instruction.md").write_text("Mend it.\n")
     (scenario / "tests/test.sh").write_text("echo 1 > /logs/verifier/reward.txt\n")
     catalog = Catalog([tmp_path / "bench"])
-    environments = Environments(catalog=catalog, provider=local, cache=tmp_path / "cache")
+    environments = Environments(find_blueprint=catalog.blueprint, provider=local, cache=tmp_path / "cache")
     found = await catalog.scenario((await catalog.entries())[0].id)
     assert found is not None
     with pytest.raises(BoxStartFailed, match=r"Dockerfile:2: .*/home/mine"):

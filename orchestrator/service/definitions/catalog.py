@@ -25,7 +25,6 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import UsageError
 from orchestrator.service.content import Contents, Listing, Node, complaint, listing
-from orchestrator.service.definitions.blueprints import Blueprint
 from orchestrator.service.definitions.index import (
     Benchmark,
     CatalogEntry,
@@ -43,6 +42,7 @@ from orchestrator.service.definitions.self_extracting import MAX_UNPACKED
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
+from orchestrator.service.environments.builds import Blueprint
 from orchestrator.service.errors import Away, BadRequest
 from orchestrator.service.store import Document
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.service.content import MAX_TOML, Contents, Listing, Node, complaint, decoded, digest, is_utf8, listing
-from orchestrator.service.definitions.blueprints import COMPOSE, Blueprint, read_blueprint
+from orchestrator.service.definitions.blueprints import read_blueprint
 from orchestrator.service.definitions.scoring_plan import TESTS_PROGRAM, ScoringPlan, Tests
 from orchestrator.service.definitions.self_extracting import (
     MAX_PACKED,
@@ -26,6 +26,7 @@ from orchestrator.service.definitions.self_extracting import (
 from orchestrator.service.definitions.task_scorers import MAX_TEXT, ScorerTables
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.diagnostics import Problem, Report, few, printable
+from orchestrator.service.environments.builds import COMPOSE, Blueprint
 from orchestrator.service.store import Document
 
 STATEMENT: Final = "instruction.md"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.service.environments.installs.install import MOUNT, Install
+from orchestrator.service.environments.installs.request import MOUNT, InstallRequest
 from orchestrator.service.errors import BadRequest
 
 
@@ -22,7 +22,7 @@ class DevboxRequest:
     launch_parameters: Mapping[str, Any] = field(default_factory=dict)
     scenario_policy_id: str | None = None
     file_mounts: Mapping[str, str] = field(default_factory=dict)
-    install: Install | None = None
+    install: InstallRequest | None = None
     initiator_type: str = "api"
     initiator_id: str | None = None
 
@@ -57,9 +57,9 @@ def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, st
     return files
 
 
-def mounted_install(key: str, mounts: Iterable[Mapping[str, Any]]) -> Install | None:
+def mounted_install(key: str, mounts: Iterable[Mapping[str, Any]]) -> InstallRequest | None:
     """The install among mounts. Raises BadRequest for one that is not whole, and for a second one."""
     found = [(number, mount) for number, mount in enumerate(mounts) if mount.get("type") == MOUNT]
     if len(found) > 1:
         raise BadRequest(f"{key}.{found[1][0]}: a devbox has one {MOUNT}.")
-    return Install.read(f"{key}.{found[0][0]}", found[0][1]) if found else None
+    return InstallRequest.read(f"{key}.{found[0][0]}", found[0][1]) if found else None

@@ -1,11 +1,16 @@
-"""Carrying out a blueprint's steps: folders and copies on this machine's disk, commands in a box of the provider.
+"""Blueprints of environments, and building them: folders and copies on this machine's disk, commands in boxes.
 
 Commands see exactly what a devbox will see (the same provider, no network, the tree built so far), so that what works
 here works there. Commands in a row share a box; a copy between them is made on the tree that came out of it.
+
+The id of a blueprint is a digest of all that decides what a devbox starts from, so an environment built once stays
+right for ever, and two scenarios with the same environment share it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
@@ -13,13 +18,23 @@ from typing import Final
 import anyio
 from anyio.to_thread import run_sync
 
-from orchestrator.service.definitions.blueprints import Blueprint, context
+from orchestrator.service.content import Contents, Listing, digest
+from orchestrator.service.diagnostics import Problem
 from orchestrator.service.environments.dockercopy import Context, Tree
-from orchestrator.service.environments.dockerfile import FILE, INHERITED_PATH, Copy, Folder, Run, Step
+from orchestrator.service.environments.dockerfile import (
+    FILE,
+    INHERITED_PATH,
+    WORKING_DIRECTORY,
+    Copy,
+    Folder,
+    Run,
+    Step,
+)
 from orchestrator.service.environments.dockerlines import Mistake
 from orchestrator.service.environments.installs.settings import covers
-from orchestrator.service.sandbox.commands import Finished, run
+from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.folders import LOGS
+from orchestrator.service.sandbox.prepared import Healthcheck
 from orchestrator.service.sandbox.provider import (
     Box,
     BoxDied,
@@ -28,46 +43,100 @@ from orchestrator.service.sandbox.provider import (
     Capability,
     Command,
     Provider,
+    Resources,
 )
 from orchestrator.service.sandbox.safe_fs import remove
 
-KEPT_OUTPUT: Final = 2000
-STOP_TIME: Final = 30
-ASK_TIME: Final = 30
+SETUP: Final = "setup.sh"
+COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+#: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
+MAX_TEXT_BYTES: Final = 1 << 20
+BOX_STOP_LIMIT_S: Final = 30
+_PATH_LIMIT_S: Final = 30
+#: Characters of a command's output, its end, that a message shows.
+_SHOWN_CHARS: Final = 2000
+#: Every box has these folders; empty, they say nothing about the environment.
 _OWN: Final = (*(path[1:] for path in LOGS), "tmp", "tests", "solution", "logs")
-"""Every box has these; empty, they say nothing about the environment."""
+_HINT: Final = "Only /app, /home/user, /tmp and the folders that WORKDIR or COPY name can be written in a devbox."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """One building of one blueprint in the empty folder `folder`."""
+class Blueprint:
+    """The plan of an environment; `files` are those of `environment/`, `content` is their digest.
+
+    `refusals` are the reasons, if any, why it cannot be built here; nothing else of it counts then. `build_timeout` is
+    in seconds, for all steps together.
+    """
+
+    id: str
+    files: Listing
+    content: str
+    steps: tuple[Step, ...] = ()
+    working_directory: str = WORKING_DIRECTORY
+    environment: Mapping[str, str] = field(default_factory=dict)
+    network: bool = False
+    hosts: tuple[str, ...] = ()
+    setup: str | None = None
+    healthcheck: Healthcheck | None = None
+    resources: Resources = field(default_factory=Resources)
+    build_timeout: float = 600.0
+    refusals: tuple[Problem, ...] = ()
+
+
+def copyable(files: Listing, contents: Contents, *, has_setup: bool) -> Context:
+    """Return the files of `environment/` that steps may copy. Raises Mistake and OSError."""
+    if files.find("Dockerfile") is None:
+        return Context.of(files, without=frozenset({SETUP, ".dockerignore", *COMPOSE}))
+    ignore = files.find(".dockerignore")
+    text = contents.read(ignore, MAX_TEXT_BYTES).decode(errors="replace") if ignore and ignore.kind == "file" else ""
+    return Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentBuild:
+    """One build of one blueprint in the empty folder `folder`."""
 
     blueprint: Blueprint
     provider: Provider
     folder: Path
 
     async def carry_out(self) -> Path:
-        """Take all steps; returns the tree. Raises BoxStartFailed naming the line that failed, and why."""
+        """Take all steps and return the tree. Raises BoxStartFailed naming the line that failed, and why; OSError."""
+        blueprint = self.blueprint
+        deadline = anyio.current_time() + blueprint.build_timeout
         tree = Tree(self.folder / "tree-0")
-        deadline = anyio.current_time() + self.blueprint.build_timeout
         await run_sync(tree.root.mkdir)
         try:
-            available = await run_sync(context, self.blueprint)
+            has_setup = blueprint.setup is not None
+            available = await run_sync(partial(copyable, blueprint.files, Contents(), has_setup=has_setup))
         except Mistake as mistake:
             raise BoxStartFailed(f"environment/.dockerignore: {mistake}") from None
-        await run_sync(tree.make_folder, self.blueprint.working_directory)
-        for number, steps in enumerate(_runs_together(self.blueprint.steps), start=1):
-            runs = [step for step in steps if isinstance(step, Run)]
-            if runs:
+        await run_sync(tree.make_folder, blueprint.working_directory)
+
+        for number, (is_run, steps) in enumerate(groupby(blueprint.steps, lambda step: isinstance(step, Run)), start=1):
+            if is_run:
+                runs = [step for step in steps if isinstance(step, Run)]
                 tree = await self._run(runs, tree, self.folder / f"tree-{number}", deadline)
             else:
-                await run_sync(_place, tree, steps[0], available)
+                await run_sync(_place, tree, tuple(steps), available)
+
+        if await run_sync(digest, blueprint.files.nodes) != blueprint.content:
+            raise BoxStartFailed("The files in environment/ were changed while they were copied.")
         await run_sync(_tidy, tree)
         return tree.root
 
     async def _run(self, runs: Sequence[Run], tree: Tree, after: Path, deadline: float) -> Tree:
-        """Run commands in one box on the tree; returns the tree they left."""
-        box = await self.provider.start(await run_sync(self._spec, tree))
+        """Run commands in one box on the tree; return the tree that they left."""
+        is_isolated = Capability.ISOLATED in self.provider.capabilities
+        spec = BoxSpec(
+            id=f"build-{token_hex(6)}",
+            resources=self.blueprint.resources,
+            network=Capability.NETWORK_OFF not in self.provider.capabilities,
+            working_directory=self.blueprint.working_directory,
+            root=tree.root,
+            binds=await run_sync(covers, self.folder / "nothing") if is_isolated else (),
+        )
+        box = await self.provider.start(spec)
         try:
             for step in runs:
                 await self._run_one(box, step, deadline)
@@ -75,45 +144,45 @@ class Build:
             try:
                 await box.export(after)
             except (BoxDied, OSError) as error:
-                raise BoxStartFailed(f"{_place_name(runs[-1])}: its result could not be kept: {error}") from error
+                raise BoxStartFailed(f"{_name(runs[-1])}: its result could not be kept: {error}") from error
         finally:
-            with anyio.move_on_after(STOP_TIME, shield=True):
+            with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
                 await box.stop()
         await run_sync(remove, tree.root)
         return Tree(after)
 
-    def _spec(self, tree: Tree) -> BoxSpec:
-        return BoxSpec(
-            id=f"build-{token_hex(6)}",
-            resources=self.blueprint.resources,
-            network=Capability.NETWORK_OFF not in self.provider.capabilities,
-            working_directory=self.blueprint.working_directory,
-            root=tree.root,
-            binds=covers(self.folder / "nothing") if Capability.ISOLATED in self.provider.capabilities else (),
-        )
-
     async def _run_one(self, box: Box, step: Run, deadline: float) -> None:
-        timeout = max(0.0, deadline - anyio.current_time())
         command = Command(argv=step.argv, cwd=step.cwd, environment=step.environment)
         try:
-            finished = await run(box, command, timeout=timeout)
+            finished = await run(box, command, timeout=max(0.0, deadline - anyio.current_time()))
         except BoxDied as error:
-            raise BoxStartFailed(f"{_place_name(step)}: its box ended: {error}") from error
-        if finished.status != 0:
-            raise BoxStartFailed(f"{_place_name(step)}: {_why(finished, self.blueprint.build_timeout)}")
+            raise BoxStartFailed(f"{_name(step)}: its box ended: {error}") from error
+        if finished.status == 0:
+            return
+
+        why = f"ended with status {finished.status}"
+        if finished.is_timed_out:
+            limit = f"environment.build_timeout_sec = {self.blueprint.build_timeout:g} in task.toml"
+            why = f"ran out of time ({limit}, for all lines together)"
+        output = finished.output.strip()[-_SHOWN_CHARS:]
+        why += f"\n{output}" if output else ", without output"
+        if any(sign in output for sign in ("Read-only file system", "Permission denied")):
+            why += f"\n{_HINT}"
+        raise BoxStartFailed(f"{_name(step)}: {why}")
 
 
 async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
-    """The blueprint with $PATH filled in, which takes a box only where a line of the Dockerfile has it."""
+    """Return the blueprint with $PATH filled in, which takes a box only where a line of the Dockerfile has it."""
     runs = [step for step in blueprint.steps if isinstance(step, Run)]
     environments = [blueprint.environment, *(step.environment for step in runs)]
     if not any(INHERITED_PATH in value for each in environments for value in each.values()):
         return blueprint
+
     box = await provider.start(BoxSpec(id=f"build-{token_hex(6)}"))
     try:
-        path = (await run(box, Command(argv=("printenv", "PATH")), timeout=ASK_TIME)).stdout.decode().strip()
+        path = (await run(box, Command(argv=("printenv", "PATH")), timeout=_PATH_LIMIT_S)).stdout.decode().strip()
     finally:
-        with anyio.move_on_after(STOP_TIME, shield=True):
+        with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
             await box.stop()
 
     def filled(environment: Mapping[str, str]) -> dict[str, str]:
@@ -126,48 +195,23 @@ async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
     return replace(blueprint, environment=filled(blueprint.environment), steps=tuple(steps))
 
 
-def _runs_together(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Commands in a row as one list, every other step as a list of its own."""
-    row: list[Step] = []
+def _place(tree: Tree, steps: Sequence[Step], available: Context) -> None:
     for step in steps:
-        if not isinstance(step, Run) and row:
-            yield row
-            row = []
-        if isinstance(step, Run):
-            row.append(step)
-        else:
-            yield [step]
-    if row:
-        yield row
+        try:
+            if isinstance(step, Folder):
+                tree.make_folder(step.path)
+            elif isinstance(step, Copy):
+                tree.copy(step, available)
+        except (Mistake, OSError) as error:
+            raise BoxStartFailed(f"{_name(step)}: {error}") from error
 
 
-def _place(tree: Tree, step: Step, available: Context) -> None:
-    try:
-        if isinstance(step, Folder):
-            tree.make_folder(step.path)
-        elif isinstance(step, Copy):
-            tree.copy(step, available)
-    except (Mistake, OSError) as error:
-        raise BoxStartFailed(f"{_place_name(step)}: {error}") from error
-
-
-def _place_name(step: Step) -> str:
-    """File and line of a step, and what it says."""
+def _name(step: Step) -> str:
+    """Name a step by its file, its line and its words."""
     if not step.line:
         return "environment/"
-    said = f"WORKDIR {step.path}" if isinstance(step, Folder) else step.text
-    return f"{FILE}:{step.line}: {said}"
-
-
-def _why(finished: Finished, limit: float) -> str:
-    output = finished.output.strip()[-KEPT_OUTPUT:]
-    ended = f"ended with status {finished.status}"
-    if finished.is_timed_out:
-        ended = f"ran out of time (environment.build_timeout_sec = {limit:g} in task.toml, for all lines together)"
-    hint = ""
-    if any(sign in output for sign in ("Read-only file system", "Permission denied")):
-        hint = "\nOnly /app, /home/user, /tmp and the folders that WORKDIR or COPY name can be written in a devbox."
-    return f"{ended}\n{output}{hint}" if output else f"{ended}, without output{hint}"
+    words = f"WORKDIR {step.path}" if isinstance(step, Folder) else step.text
+    return f"{FILE}:{step.line}: {words}"
 
 
 def _tidy(tree: Tree) -> None:

@@ -1,4 +1,4 @@
-"""Which Python interpreters this machine has for scorers, the service's own first.
+"""Python interpreters of this machine for scorers, the service's own first.
 
 Others are looked for only when a constraint asks for them: finding out an interpreter's version means running it, some
 ten milliseconds each. Names without a version (`python3`) are passed over on the PATH: shims stand behind them.
@@ -20,6 +20,7 @@ import orjson
 _NAME: Final = re.compile(r"python3\.\d+")
 _PYENV: Final = "~/.pyenv"
 _USUAL: Final = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "~/.local/bin")
+_ASK_LIMIT_S: Final = 10
 _ASK: Final = (
     "import json, platform, sys; "
     "print(json.dumps([platform.python_version(), sys.base_prefix, getattr(sys, '_base_executable', sys.executable)]))"
@@ -28,7 +29,7 @@ _ASK: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
-    """A Python outside any virtual environment: its version, its program and the folder its installation lives in.
+    """A Python outside any virtual environment: its version, its program and the folder of its installation.
 
     Both paths are free of links, so that a box needs to see no more than the folder.
     """
@@ -48,7 +49,7 @@ def own_interpreter() -> Interpreter:
 
 
 class Interpreters:
-    """The service's own interpreter and, once somebody asked for one it is not, all others. Safe in any thread."""
+    """The service's own interpreter and, once a constraint asked for another one, all others. Safe in any thread."""
 
     def __init__(self) -> None:
         self.own = own_interpreter()
@@ -56,7 +57,7 @@ class Interpreters:
         self._others: tuple[Interpreter, ...] | None = None
 
     def find(self, constraint: str | None) -> Interpreter | None:
-        """The service's own if it meets a PEP 440 constraint (it meets an empty one), else the newest that does.
+        """Return the service's own if it meets a PEP 440 constraint (it meets an empty one), else the newest that does.
 
         Runs the other interpreters when the own one does not meet it: call it in a worker thread. Raises ValueError for
         a constraint that cannot be read.
@@ -75,7 +76,7 @@ class Interpreters:
         return next(fitting, None)
 
     def installed(self) -> tuple[Interpreter, ...]:
-        """Everything there is: the own first, then the newest.
+        """Return all interpreters: the own first, then the newest.
 
         Blocks for some ten milliseconds per interpreter, the first time.
         """
@@ -88,38 +89,36 @@ class Interpreters:
 
 
 def _others(own: Interpreter) -> Iterator[Interpreter]:
-    seen = {own.program}
-    for program in _candidates():
-        interpreter = _ask(program) if program.resolve() not in seen else None
-        if interpreter is not None and interpreter.program not in seen:
-            seen |= {program.resolve(), interpreter.program}
-            yield interpreter
-
-
-def _candidates() -> Iterator[Path]:
-    """Programs called python3.X: on the PATH, in the usual folders, and those that pyenv built."""
+    """Find programs called python3.X: on the PATH, in the usual folders, and those that pyenv built."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or _PYENV).expanduser()
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     folders += [Path(folder).expanduser() for folder in _USUAL]
     folders += sorted(pyenv.glob("versions/*/bin"), reverse=True)
+
+    seen = {own.program}
     for folder in folders:
-        if folder != pyenv / "shims":
-            yield from _programs(folder)
-
-
-def _programs(folder: Path) -> list[Path]:
-    try:
-        programs = [program for program in folder.iterdir() if _NAME.fullmatch(program.name)]
-    except OSError:
-        return []
-    return sorted(programs, key=lambda program: int(program.suffix[1:]), reverse=True)
+        if folder == pyenv / "shims":
+            continue
+        try:
+            programs = [program for program in folder.iterdir() if _NAME.fullmatch(program.name)]
+        except OSError:
+            continue
+        for program in sorted(programs, key=lambda program: int(program.suffix[1:]), reverse=True):
+            interpreter = _ask(program) if program.resolve() not in seen else None
+            if interpreter is not None and interpreter.program not in seen:
+                seen |= {program.resolve(), interpreter.program}
+                yield interpreter
 
 
 def _ask(program: Path) -> Interpreter | None:
-    """What the program says of itself; None if it is not a working interpreter."""
+    """Ask a program for its version and its paths; None if it is not a working interpreter."""
     try:
         answer = subprocess.run(
-            [program, "-I", "-S", "-c", _ASK], capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL
+            [program, "-I", "-S", "-c", _ASK],
+            capture_output=True,
+            timeout=_ASK_LIMIT_S,
+            check=True,
+            stdin=subprocess.DEVNULL,
         )
         version, prefix, executable = orjson.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):

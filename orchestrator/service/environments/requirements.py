@@ -1,4 +1,4 @@
-"""Which lines of a requirements file are installed for a scorer, and which are refused.
+"""The lines of a requirements file that may be installed for a scorer.
 
 Environments are built outside the sandbox, so nothing in them may run code while it is being installed: only wheels are
 taken. A source distribution, an editable install or a version control address runs its author's build script on the
@@ -23,7 +23,7 @@ _WITH_VALUE: Final = frozenset(
 
 
 def check_requirements(contents: str) -> None:
-    """Raises ValueError naming each line that is not installed, and why."""
+    """Raises ValueError naming each line that may not be installed, and why."""
     problems = [f"line {number}: {why}" for number, line in _lines(contents) if (why := _problem(line))]
     if problems:
         raise ValueError("; ".join(problems))
@@ -46,6 +46,7 @@ def _lines(contents: str) -> Iterator[tuple[int, str]]:
 
 
 def _problem(line: str) -> str | None:
+    """Say why a line is refused, if it is."""
     if "${" in line:
         return "variables of the service's environment are not filled in"
     if line.startswith("-"):
@@ -53,11 +54,21 @@ def _problem(line: str) -> str | None:
     requirement, *options = re.split(r"\s+(?=--)", line)
     if wrong := [option for option in options if not option.startswith("--hash")]:
         return f"the option {wrong[0]} is not allowed in a scorer's requirements"
-    return _unfit(requirement.strip())
+    requirement = requirement.strip()
+    if " " not in requirement and _is_wheel(requirement):
+        return None
+
+    from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and few scorers have any
+
+    try:
+        url = Requirement(requirement).url
+    except InvalidRequirement:
+        return f"{requirement!r} is neither a requirement by name nor a wheel; only wheels are installed"
+    return f"{url} is not a wheel; only wheels are installed" if url and not _is_wheel(url) else None
 
 
 def _bad_option(line: str) -> str | None:
-    """Why a line of options is refused."""
+    """Say why a line of options is refused, if it is."""
     try:
         words = iter(shlex.split(line))
     except ValueError as error:
@@ -73,22 +84,8 @@ def _bad_option(line: str) -> str | None:
     return None
 
 
-def _unfit(requirement: str) -> str | None:
-    if " " not in requirement and _is_wheel(requirement):
-        return None
-    from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and few scorers have any
-
-    try:
-        url = Requirement(requirement).url
-    except InvalidRequirement:
-        return f"{requirement!r} is neither a requirement by name nor a wheel; only wheels are installed"
-    if url and not _is_wheel(url):
-        return f"{url} is not a wheel; only wheels are installed"
-    return None
-
-
 def _is_wheel(place: str) -> bool:
-    """Whether an address or a path names the file of a wheel; a folder of such a name would be built."""
+    """Tell whether an address or a path names the file of a wheel; a folder of such a name would be built."""
     try:
         parts = urlsplit(place)
     except ValueError:

@@ -14,9 +14,9 @@ import anyio
 
 from orchestrator.service.compatibility import Dialect
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.requests import DevboxRequest, mounted_files, mounted_install
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.runs import benchmark_score
 from orchestrator.service.runs.scorings import Scorings, end_run

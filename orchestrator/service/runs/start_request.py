@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from orchestrator.service.definitions.environments import Environments
 from orchestrator.service.devboxes.launch import check_launch
 from orchestrator.service.devboxes.requests import check_variables, mounted_files, mounted_install
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import Away, BadRequest, Conflict
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import HOME

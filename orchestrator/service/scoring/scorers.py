@@ -124,7 +124,9 @@ async def program_of(
             variables = {"RL_SCORER_CONTEXT": orjson.dumps(params).decode()}
             return Program(argv=BASH, script=script, environment=variables, judge=judge_printed)
         case PythonScript():
-            program, version = await pythons.program(scorer)
+            program, version = await pythons.program(
+                requirements=scorer.requirements_contents, constraint=scorer.python_version_constraint
+            )
             return Program(
                 argv=(place.path(program), "-I", "-c", _START),
                 script=scorer.python_script,

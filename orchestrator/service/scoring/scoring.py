@@ -69,7 +69,9 @@ class Scoring:
     async def _binds_of(self, function: Function) -> tuple[Bind, ...]:
         match function.scorer:
             case PythonScript() as scorer:
-                return await self._pythons.binds(scorer)
+                return await self._pythons.binds(
+                    requirements=scorer.requirements_contents, constraint=scorer.python_version_constraint
+                )
             case AstGrep():
                 return (Bind(source=await to_thread.run_sync(_ast_grep), target=AST_GREP),)
             case _:

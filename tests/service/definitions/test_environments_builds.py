@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from orchestrator.service.definitions.catalog import Catalog
-from orchestrator.service.definitions.environments import Environments
+from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import NotFound
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
@@ -50,7 +50,7 @@ class Watched:
 
 def environments(folder: Path, provider: Provider) -> Environments:
     cache = folder.parent.parent / "cache"
-    return Environments(catalog=Catalog([folder.parent]), provider=provider, cache=cache)
+    return Environments(find_blueprint=Catalog([folder.parent]).blueprint, provider=provider, cache=cache)
 
 
 async def blueprint_of(folder: Path) -> str:

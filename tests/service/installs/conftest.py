@@ -10,8 +10,8 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from orchestrator.service.environments.installs.install import Install
 from orchestrator.service.environments.installs.installs import Installs
+from orchestrator.service.environments.installs.request import InstallRequest
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
@@ -39,13 +39,13 @@ class Shop:
     tasks: TaskGroup
     told: list[str] = field(default_factory=list)
 
-    async def add(self, install: Install, prepared: Prepared | None = None) -> Prepared:
+    async def add(self, install: InstallRequest, prepared: Prepared | None = None) -> Prepared:
         async def tell(message: str) -> None:
             self.told.append(message)
 
         return await self.installs.add(install, prepared or Prepared(), start_soon=self.tasks.start_soon, tell=tell)
 
-    async def made(self, install: Install, prepared: Prepared | None = None) -> str:
+    async def made(self, install: InstallRequest, prepared: Prepared | None = None) -> str:
         """Which making of SCRIPT a devbox gets."""
         return (self.layer(await self.add(install, prepared)) / "id").read_text()
 
@@ -144,5 +144,5 @@ def texts(folder: Path, pattern: str) -> list[str]:
     return [file.read_text() for file in folder.glob(pattern)]
 
 
-def wanted(script: str = SCRIPT, *, key: str = "k1", hosts: tuple[str, ...] = (), **environment: str) -> Install:
-    return Install(key=key, script=script, prefix=PREFIX, environment=environment, hosts=hosts)
+def wanted(script: str = SCRIPT, *, key: str = "k1", hosts: tuple[str, ...] = (), **environment: str) -> InstallRequest:
+    return InstallRequest(key=key, script=script, prefix=PREFIX, environment=environment, hosts=hosts)

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.environments.installs.install import InstallFailed
-from orchestrator.service.environments.installs.layers import KEPT_DAYS, Layers, cache_folder
+from orchestrator.service.environments.installs.request import InstallFailed
+from orchestrator.service.environments.user_cache import KEPT_DAYS, UserCache, cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Prepared
 
@@ -21,6 +21,10 @@ pytestmark = pytest.mark.anyio
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 USUAL = "/usr/bin:/bin"
+
+
+def layers_of(cache: Path) -> UserCache[Path]:
+    return UserCache(cache, "installs", kind="install", tree="files", read=lambda built: built.tree)
 
 
 async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: BwrapProvider, cache: Path) -> None:
@@ -162,17 +166,17 @@ async def test_what_a_killed_service_left_is_no_layer(shop: Shop, cache: Path) -
 
 async def test_what_a_killed_service_left_goes_when_anything_is_made(shop: Shop, cache: Path) -> None:
     """There may be settings with tokens in it."""
-    layers = Layers(cache)
+    layers = layers_of(cache)
     killed, alive = layers.reserve("killed"), layers.reserve("alive")
     assert killed is not None
     assert alive is not None
     for name in ("killed", "alive"):
         (layers.open(name) / "settings").write_text("token")
-    os.close(killed)
+    killed.close()
     await shop.add(wanted())
     assert files(cache, "installs/*/making") == ["making"]
     assert files(cache, "installs/alive/*/settings") == ["settings"]
-    os.close(alive)
+    alive.close()
 
 
 async def test_a_torn_layer_is_made_again(provider: BwrapProvider, cache: Path) -> None:
@@ -180,7 +184,7 @@ async def test_a_torn_layer_is_made_again(provider: BwrapProvider, cache: Path) 
         torn = earlier.layer(await earlier.add(wanted())) / "id"
     torn.write_text("")
     async with opened(provider, cache) as later:
-        os.close(earlier.installs._layers._held.popitem()[1])
+        os.close(earlier.installs._cache._held.popitem()[1])
         assert await later.made(wanted()) != ""
 
 
@@ -234,8 +238,8 @@ async def test_what_was_long_unused_goes_when_something_comes(provider: BwrapPro
     async with opened(provider, cache) as earlier:
         for key in ("old", "used", "young"):
             names[key] = earlier.layer(await earlier.add(wanted(key=key))).parent
-    while earlier.installs._layers._held:
-        os.close(earlier.installs._layers._held.popitem()[1])
+    while earlier.installs._cache._held:
+        os.close(earlier.installs._cache._held.popitem()[1])
     async with opened(provider, cache) as later:
         await later.add(wanted(key="used"))
         for key in ("old", "used"):
@@ -246,16 +250,16 @@ async def test_what_was_long_unused_goes_when_something_comes(provider: BwrapPro
 
 
 def test_a_lock_that_was_removed_meanwhile_is_no_lock(cache: Path) -> None:
-    one, other = Layers(cache), Layers(cache)
+    one, other = layers_of(cache), layers_of(cache)
     lock = one.reserve("a")
     assert lock is not None
     assert other.reserve("a") is None
     (cache / "installs" / "a" / "lock").unlink()
     again = other.reserve("a")
     assert again is not None
-    os.close(lock)
+    lock.close()
     assert one.reserve("a") is None
-    os.close(again)
+    again.close()
 
 
 def test_the_cache_is_the_users_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -277,4 +281,4 @@ async def test_a_cache_on_a_file_system_without_locks_is_named_with_a_way(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError, match=r"no locks \(No locks available\): set SWEEP_CACHE to a folder on another"):
-        Layers(cache).reserve("a1")
+        layers_of(cache).reserve("a1")

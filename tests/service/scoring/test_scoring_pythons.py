@@ -11,19 +11,9 @@ from orchestrator.service.environments.interpreters import Interpreters
 from orchestrator.service.environments.pythons import PythonEnvironments
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import BoxStartFailed
-from orchestrator.service.scoring.contract import PythonScript
 from orchestrator.service.scoring.scoring import Scoring
 
 pytestmark = pytest.mark.anyio
-
-
-def script(requirements: str | None = None, constraint: str | None = None) -> PythonScript:
-    return PythonScript(
-        type="python_script_scorer",
-        python_script="print(1)",
-        requirements_contents=requirements,
-        python_version_constraint=constraint,
-    )
 
 
 async def said(program: Path, *arguments: str) -> str:
@@ -59,20 +49,21 @@ async def test_an_environment_is_built_once_even_for_many_at_a_time(tmp_path: Pa
     sources: list[Path] = []
 
     async def ask() -> None:
-        (bind,) = await environments.binds(script())
+        (bind,) = await environments.binds(requirements=None, constraint=None)
         sources.append(bind.source)
-        assert bind.target == f"/opt/sweep/python/{bind.source.name}"
+        assert bind.target == f"/opt/sweep/python/{bind.source.parent.name}"
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
             tasks.start_soon(ask)
     assert len(set(sources)) == 1
-    assert list((tmp_path / "python").iterdir()) == [sources[0]], "nothing half built is left"
+    assert list((tmp_path / "python").iterdir()) == [sources[0].parent]
+    assert {each.name for each in sources[0].parent.iterdir()} == {"files", "python.json"}, "nothing half built is left"
 
 
 async def test_requirements_are_installed_and_work_wherever_the_folder_is(tmp_path: Path, wheels: Path) -> None:
     requirements = f"--no-index\n--find-links {wheels}\ntinyscore==1.0\n"
-    (bind,) = await PythonEnvironments(tmp_path / "cache").binds(script(requirements))
+    (bind,) = await PythonEnvironments(tmp_path / "cache").binds(requirements=requirements, constraint=None)
     moved = tmp_path / ("elsewhere with a space " + "x" * 120)
     bind.source.rename(moved)
     code = "import tinyscore, sys; print(tinyscore.SCORE, sys.prefix)"
@@ -81,14 +72,14 @@ async def test_requirements_are_installed_and_work_wherever_the_folder_is(tmp_pa
 
 
 async def test_an_environment_does_not_see_the_packages_of_the_service(tmp_path: Path) -> None:
-    (bind,) = await PythonEnvironments(tmp_path).binds(script())
+    (bind,) = await PythonEnvironments(tmp_path).binds(requirements=None, constraint=None)
     code = "import importlib.util; print(importlib.util.find_spec('anyio'))"
     assert await said(bind.source / "bin" / "python", "-I", "-c", code) == "None"
 
 
 async def test_a_failing_installation_is_told_in_pips_words_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BoxStartFailed, match=r"(?s)could not be filled.*no-such-package"):
-        await PythonEnvironments(tmp_path).binds(script("--no-index\nno-such-package==1\n"))
+        await PythonEnvironments(tmp_path).binds(requirements="--no-index\nno-such-package==1\n", constraint=None)
     assert not list((tmp_path / "python").iterdir())
 
 
@@ -98,18 +89,18 @@ async def test_a_source_distribution_is_not_built(tmp_path: Path) -> None:
     (tmp_path / "sdists" / "tinyscore-1.0.tar.gz").write_bytes(b"")
     requirements = f"--no-index\n--find-links {tmp_path / 'sdists'}\ntinyscore\n"
     with pytest.raises(BoxStartFailed, match="tinyscore"):
-        await PythonEnvironments(tmp_path).binds(script(requirements))
+        await PythonEnvironments(tmp_path).binds(requirements=requirements, constraint=None)
 
 
 async def test_another_interpreter_is_bound_along_with_its_environment(tmp_path: Path, other_python: str) -> None:
     environments = PythonEnvironments(tmp_path)
-    environment, *more = await environments.binds(script(constraint=f"=={other_python}"))
+    environment, *more = await environments.binds(requirements=None, constraint=f"=={other_python}")
     found = environments.interpreters.find(f"=={other_python}")
     assert found is not None
     assert [(bind.source, bind.target) for bind in more] in ([], [(found.prefix, str(found.prefix))])
     assert more or found.prefix.is_relative_to("/usr")
     assert await said(environment.source / "bin" / "python", "--version") == f"Python {other_python}"
-    assert await environments.program(script(constraint=f"=={other_python}")) == (
+    assert await environments.program(requirements=None, constraint=f"=={other_python}") == (
         f"{environment.target}/bin/python",
         other_python,
     )

@@ -1,8 +1,8 @@
-"""What npm, pip and uv of this machine know of indexes, proxies and certificates, for the box that installs.
+"""The settings of npm, pip and uv on this machine: indexes, proxies and certificates, for the box that installs.
 
 An install that works for the user in a terminal should work there too. The settings may hold tokens: they are for the
-box that makes a layer, where nothing runs but the agent's own script, and for no other; what they say of where to write
-is left out, for there it is elsewhere. Files are shown as copies, because they are often readable by their owner only,
+box that makes a layer, where nothing runs but the agent's own script, and for no other; places to write to are left
+out, for there they are elsewhere. Files are shown as copies, because they are often readable by their owner only,
 who is a stranger in a box. In all other boxes those that lie in /usr are covered. Blocking; call from a worker thread.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from urllib.parse import unquote
 
 from orchestrator.service.sandbox.egress.rules import Rule
@@ -87,8 +87,8 @@ _BYPASSES: Final = frozenset({"no_proxy", "npm_config_noproxy"})
 _OWN_INDEX: Final = re.compile(r"^\s*(?:PIP_)?(?:index[-_]url|no[-_]index)\s*=", re.IGNORECASE | re.MULTILINE)
 #: npm's ways to log in.
 _TOKEN: Final = re.compile(r"(?:_auth|_?authToken|password|token)\s*=\s*[\"']?(?P<token>[^\s\"']+)", re.IGNORECASE)
-#: Shorter words may be anybody's.
-_TELLING: Final = 12
+#: Characters of a secret at least; shorter words may be anything.
+_SECRET_CHARS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,34 +108,49 @@ class Settings:
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of_this_machine(cls, copies: Path) -> "Settings":
-        """Those of the process's environment and its user; copies of files are made in the empty folder `copies`."""
-        variables = {name: value for name, value in os.environ.items() if _is_setting(name)}
+    def of_this_machine(cls, copies: Path) -> Self:
+        """Read those of the process's environment and its user; files are copied into the empty folder `copies`."""
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if (upper := name.upper()) in _OTHERS or (upper.startswith(_TOOLS) and not _LEFT_OUT.fullmatch(upper))
+        }
         files = {Path(name).expanduser(): target for name, target in _FILES.items()}
         found = {source: target for source, target in files.items() if _is_readable(source)}
         covered = [place for place in _in_prefixes() if _is_readable(place)]
         written = [source.read_text(errors="replace") for source in (*found, *covered)]
         texts = [_COMMENT.sub("", text) for text in written] + [f"{name}={value}" for name, value in variables.items()]
-        named = {place: os.fspath(place) for place in _outermost(_named([*variables.values(), *written]))}
-        binds = [Bind(source=_shown(source, copies), target=target) for source, target in {**found, **named}.items()]
+
+        binds = []
+        shown = {**found, **{place: os.fspath(place) for place in _named([*variables.values(), *written])}}
+        for number, (source, target) in enumerate(shown.items()):
+            copy = source
+            if not source.is_dir():
+                copy = copies / f"{number}"
+                shutil.copyfile(source, copy)
+                copy.chmod(0o644)
+            binds.append(Bind(source=copy, target=target))
+
+        bypass = [match["hosts"] for match in chain.from_iterable(map(_BYPASS.finditer, texts))]
+        bypass += [value for name, value in os.environ.items() if name.lower() in _BYPASSES]
         return cls(
             variables={**variables, **_CACHES, "XDG_CONFIG_DIRS": _MACHINE},
             binds=tuple(binds),
             hosts=tuple(dict.fromkeys(chain.from_iterable(hosts_named(_PROXY.sub("", text)) for text in texts))),
             proxy=_proxy(texts),
-            bypass=_bypass(texts),
+            bypass=",".join(bypass),
             has_index=any(_OWN_INDEX.search(text) for text in texts),
             secrets=tuple(dict.fromkeys(chain.from_iterable(map(_secrets, texts)))),
         )
 
     @classmethod
-    def of_nobody(cls, nothing: Path) -> "Settings":
-        """For a box that runs programs of others; `nothing` becomes an empty file. Raises OSError."""
+    def of_nobody(cls, nothing: Path) -> Self:
+        """Make those for a box that runs programs of a scenario; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
 
 
 def covers(nothing: Path) -> tuple[Bind, ...]:
-    """What hides settings that lie in folders of programs from a box; `nothing` becomes an empty file.
+    """Hide settings that lie in folders of programs from a box; `nothing` becomes an empty file.
 
     Raises OSError.
     """
@@ -152,17 +167,12 @@ def _in_prefixes() -> list[Path]:
     return [place for place in found if any(place.is_relative_to(prefix) for prefix in shown)]
 
 
-def _is_setting(name: str) -> bool:
-    upper = name.upper()
-    return upper in _OTHERS or (upper.startswith(_TOOLS) and _LEFT_OUT.fullmatch(upper) is None)
-
-
 def _is_readable(file: Path) -> bool:
     return file.is_file() and os.access(file, os.R_OK)
 
 
 def hosts_named(text: str) -> Iterator[str]:
-    """Rules for the hosts that a text names."""
+    """Yield rules for the hosts that a text names."""
     named = [f"{found['host']}{found['port'] or ''}" for found in _HOST.finditer(text)]
     trusted = [re.split(r"[\s,]+", found["hosts"].strip("[]")) for found in _TRUSTED.finditer(text)]
     for host in (*named, *(each.strip("\"'") for each in chain.from_iterable(trusted))):
@@ -174,56 +184,43 @@ def hosts_named(text: str) -> Iterator[str]:
 
 
 def _proxy(texts: Iterable[str]) -> str | None:
-    """The one that a tool's own settings name, else the machine's."""
+    """Return the one that a tool's own settings name, else the machine's."""
     named = [found["url"] for found in chain.from_iterable(map(_PROXY.finditer, texts))]
     given = {name.lower(): value for name, value in os.environ.items()}
     found = (*named, *(given.get(name, "") for name in _PROXIES))
     return next((url for url in found if url and url.lower() not in {"null", "none", "false"}), None)
 
 
-def _bypass(texts: Iterable[str]) -> str:
-    named = [found["hosts"] for found in chain.from_iterable(map(_BYPASS.finditer, texts))]
-    return ",".join([*named, *(value for name, value in os.environ.items() if name.lower() in _BYPASSES)])
-
-
 def _secrets(text: str) -> Iterator[bytes]:
-    """What of a text would let somebody in, in the forms in which programs write it."""
+    """Yield the parts of a text that grant access, in the forms in which programs write them."""
     for found in _HOST.finditer(text):
         if login := found["login"]:
             plain = unquote(login)
             yield from (f"{login}@".encode(), base64.b64encode(plain.encode()).rstrip(b"="))
-            if len(word := plain.partition(":")[2]) >= _TELLING:
+            if len(word := plain.partition(":")[2]) >= _SECRET_CHARS:
                 yield word.encode()
     for found in _TOKEN.finditer(text):
-        if len(found["token"]) >= _TELLING and not found["token"].startswith("${"):
+        if len(found["token"]) >= _SECRET_CHARS and not found["token"].startswith("${"):
             yield found["token"].encode()
 
 
-def _named(texts: Iterable[str]) -> Iterator[Path]:
-    """Files and folders of this machine that settings speak of: certificates, folders of packages."""
+def _named(texts: Iterable[str]) -> list[Path]:
+    """Return files and folders of this machine that settings name: certificates, folders of packages.
+
+    A copy of a package index is a folder `simple` with pages, which lead to files in another folder beside it.
+    """
+    named: set[Path] = set()
+    for match in chain.from_iterable(map(_PATH.finditer, texts)):
+        place = Path(os.path.normpath(match[0]))
+        named |= {place, place.parent} if place.name == "simple" else {place}
     home = Path.home()
-    matches = chain.from_iterable(map(_PATH.finditer, texts))
-    for place in chain.from_iterable(_with_files(Path(os.path.normpath(match[0]))) for match in matches):
-        if place in _BOXES or home.is_relative_to(place) or any(place.is_relative_to(own) for own in _MACHINES):
-            continue
-        if os.access(place, os.R_OK) and (place.is_dir() or place.is_file()):
-            yield place
-
-
-def _with_files(place: Path) -> tuple[Path, ...]:
-    """A copy of a package index is a folder `simple` with pages, which lead to files in another folder beside it."""
-    return (place, place.parent) if place.name == "simple" else (place,)
-
-
-def _outermost(places: Iterable[Path]) -> list[Path]:
-    every = set(places)
-    return sorted(place for place in every if every.isdisjoint(place.parents))
-
-
-def _shown(source: Path, copies: Path) -> Path:
-    if source.is_dir():
-        return source
-    copy = copies / f"{len(list(copies.iterdir()))}"
-    shutil.copyfile(source, copy)
-    copy.chmod(0o644)
-    return copy
+    usable = {
+        place
+        for place in named
+        if place not in _BOXES
+        and not home.is_relative_to(place)
+        and not any(place.is_relative_to(own) for own in _MACHINES)
+        and os.access(place, os.R_OK)
+        and (place.is_dir() or place.is_file())
+    }
+    return sorted(place for place in usable if usable.isdisjoint(place.parents))

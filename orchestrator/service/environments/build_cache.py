@@ -1,0 +1,220 @@
+"""Results of slow builds, kept in folders: environments of scenarios, installs of agents, Pythons of scorers.
+
+The name of an entry is a digest of all that decides its content, so an entry is never out of date. It is a folder with
+a tree and a description. The description is written last: without it nothing is an entry, whatever a killed process
+left there. It says how much the tree holds, and that is compared at the first use in a process: what a crash of the
+machine or a careless hand left torn is built again.
+
+One task builds an entry while the others that want it wait. If its task is cancelled, the next one takes over. If the
+build fails, all that waited get the same error, instead of failing one after the other.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from threading import Lock
+from typing import Any, Final, Generic, TypeVar
+
+import anyio
+import orjson
+import structlog
+from anyio.to_thread import run_sync
+
+from orchestrator.service.sandbox.safe_fs import amount, remove
+
+T = TypeVar("T")
+
+#: Builds of one cache that run at the same time.
+MAX_BUILDS: Final = 4
+CLEAN_UP_LIMIT_S: Final = 60
+LOCK: Final = "lock"
+_MAKING: Final = "making"
+#: Pause between two looks whether another process has finished an entry.
+_POLL_S: Final = 0.25
+#: An entry that is not there right after it was built is built again, so many times in all.
+_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A tree, and facts about it as JSON for its description."""
+
+    tree: Path
+    facts: Mapping[str, Any]
+
+
+#: Builds a tree below the empty folder that it is given.
+Build = Callable[[Path], Awaitable[Built]]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """The tasks that want one entry at the same time."""
+
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    users: int = 0
+    failure: Exception | None = None
+
+
+class BuildCache(Generic[T]):
+    """The entries below `folder`, for the tasks of one process.
+
+    An entry is `folder/NAME/TREE` with its description `folder/NAME/KIND.json`. `read` makes the result of it, and may
+    raise ValueError, KeyError or TypeError for an entry that is to be built again. `measure` says how much a tree
+    holds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kind: str,
+        tree: str,
+        read: Callable[[Built], T],
+        measure: Callable[[Path], list[int]] = amount,
+    ) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._tree = tree
+        self._read = read
+        self._measure = measure
+        self._seats = anyio.Semaphore(MAX_BUILDS)
+        self._flights: dict[str, _Flight] = {}
+        self._whole: set[str] = set()
+        self._guard = Lock()
+        self._reserved: set[str] = set()
+
+    async def get(self, name: str, build: Build) -> T:
+        """Return the entry, built now if it is not there.
+
+        Raises what `build` raises, and OSError; all tasks that waited get the same error.
+        """
+        if (found := await run_sync(self.find, name)) is not None:
+            return found
+        flight = self._flights.setdefault(name, _Flight())
+        flight.users += 1
+        seen = flight.failure
+        try:
+            async with flight.lock:
+                if flight.failure is not None and flight.failure is not seen:
+                    raise flight.failure
+                try:
+                    return await self._find_or_build(name, build)
+                except Exception as error:
+                    flight.failure = error
+                    raise
+        finally:
+            flight.users -= 1
+            if not flight.users:
+                del self._flights[name]
+
+    async def _find_or_build(self, name: str, build: Build) -> T:
+        builds = 0
+        async with self._seats:
+            while (found := await run_sync(self.find, name)) is None:
+                reserved = await run_sync(self.reserve, name)
+                if reserved is None:
+                    await anyio.sleep(_POLL_S)
+                    continue
+                with reserved:
+                    if builds == _TRIES:
+                        raise OSError("it vanished as soon as it was built")
+                    builds += 1
+                    try:
+                        await run_sync(self.prune)
+                        built = await build(await run_sync(self.open, name))
+                        await run_sync(self._keep, name, built)
+                    finally:
+                        with anyio.move_on_after(CLEAN_UP_LIMIT_S, shield=True):
+                            await run_sync(self._close, name)
+        return found
+
+    def find(self, name: str) -> T | None:
+        """Return the entry if it is there and whole. Blocking."""
+        tree = self._folder / name / self._tree
+        error: str | None = "it does not hold what it should"
+        try:
+            facts = orjson.loads(self._description(name).read_bytes())
+            if tree.is_dir() and (name in self._whole or facts["amount"] == self._measure(tree)):
+                found = self._read(Built(tree=tree, facts=facts))
+                self._whole.add(name)
+                return found
+        except FileNotFoundError:
+            error = None
+        except (OSError, ValueError, KeyError, TypeError) as damage:
+            error = str(damage)
+        self._whole.discard(name)
+        if error is not None:
+            structlog.get_logger().warning(f"{self._kind}.torn", folder=str(tree.parent), error=error)
+        return None
+
+    def reserve(self, name: str) -> ExitStack | None:
+        """Claim the folder of an entry until the context is left; None if it is claimed. Blocking. Raises OSError."""
+        with self._guard:
+            if name in self._reserved:
+                return None
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
+            self._reserved.add(name)
+        reserved = ExitStack()
+        reserved.callback(self._reserved.discard, name)
+        return reserved
+
+    def open(self, name: str) -> Path:
+        """Return an empty folder to build a reserved entry in; removes what is left of it. Blocking. Raises OSError."""
+        self._description(name).unlink(missing_ok=True)
+        for left in (self._folder / name).iterdir():
+            if left.is_dir() and not left.is_symlink():
+                remove(left)
+            elif left.name != LOCK:
+                left.unlink()
+        making = self._folder / name / _MAKING
+        making.mkdir(mode=0o700)
+        return making
+
+    def _keep(self, name: str, built: Built) -> None:
+        """Make a tree, which was built in the folder that was opened, the entry."""
+        place = self._folder / name
+        built.tree.rename(place / self._tree)
+        facts = {**built.facts, "amount": self._measure(place / self._tree)}
+        draft = place / _MAKING / self._description(name).name
+        with draft.open("wb") as file:
+            file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._description(name))
+
+    def _close(self, name: str) -> None:
+        """Remove the folder that was opened, and that of the entry if nothing is in it."""
+        place = self._folder / name
+        try:
+            remove(place / _MAKING)
+        except OSError as error:
+            structlog.get_logger().warning(f"{self._kind}.not_removed", folder=str(place), error=str(error))
+        with suppress(OSError):
+            place.rmdir()
+
+    def prune(self) -> None:
+        """Remove folders that no process needs: what is no entry, and entries out of use. Blocking."""
+        for place in self._folder.iterdir() if self._folder.is_dir() else ():
+            try:
+                if not self.is_unused(place) or (reserved := self.reserve(place.name)) is None:
+                    continue
+                with reserved:
+                    if self.is_unused(place):
+                        self._description(place.name).unlink(missing_ok=True)
+                        # A process that wants to build here meanwhile makes a folder of its own.
+                        gone = place.rename(place.with_name(f"{place.name}-{token_hex(4)}"))
+                        remove(gone)
+                        structlog.get_logger().info(f"{self._kind}.pruned", folder=str(place))
+            except OSError as error:
+                structlog.get_logger().warning(f"{self._kind}.not_removed", folder=str(place), error=str(error))
+
+    def is_unused(self, place: Path) -> bool:
+        """Tell whether a folder may go unless it is reserved. Blocking. Raises OSError."""
+        return place.is_dir() and not self._description(place.name).exists()
+
+    def _description(self, name: str) -> Path:
+        return self._folder / name / f"{self._kind}.json"
