@@ -30,7 +30,7 @@ RUNNER: Final = (
 EQUIPMENT: Final = {"testing.chaos", "testing.strict_compat", "testing.rewrite_reply"}
 SERVICE: Final = (
     {"service.errors"},
-    {"service.store", "service.serialization", "service.content"}
+    {"service.records", "service.store", "service.serialization", "service.content"}
     | {"service.diagnostics", "service.compatibility", "service.address"},
     {"service.sandbox"},
     {"service.environments"},

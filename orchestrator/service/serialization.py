@@ -1,13 +1,15 @@
 """How requests become values and values become replies, the same for every route.
 
 Bodies are pydantic models that ignore what they do not know; mistakes are answered 400 with every wrong key named.
-Replies are JSON with the wire's own spelling; keys of a document that open with an underscore are ours and stay here.
+Replies are JSON with the wire's own spelling. Every one passes through `view`, which keeps back what is only ours.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
+import msgspec
 import orjson
+from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -60,12 +62,26 @@ class Body(BaseModel):
 
 async def parse(request: Request, model: type[M]) -> M:
     """Read the body as `model`; an empty body is an empty object. Raises BadRequest naming each wrong key."""
-    raw = await _body(request, model.limit)
+    raw = b"".join([piece async for piece in bounded(request, model.limit).stream()])
     try:
         data = orjson.loads(raw) if raw.strip() else {}
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
-    _refuse_shape(data)
+
+    # Refuse what could be read, and not be written again inside the document that it becomes part of; and so many
+    # values that to find fault with each would take as long as all other requests have patience.
+    level, room = [data], MAX_VALUES
+    for _ in range(MAX_DEPTH):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        room -= sum(map(len, inside))
+        if room < 0:
+            raise BadRequest(f"The body is not valid: it has more than {MAX_VALUES} values.")
+        level = [each for values in inside for each in values]
+        if not level:
+            break
+    else:
+        raise BadRequest(f"The body is not valid: it nests deeper than {MAX_DEPTH} levels.")
+
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -73,11 +89,6 @@ async def parse(request: Request, model: type[M]) -> M:
             raise BadRequest(f"The body is not valid: it has {error.error_count()} mistakes.") from None
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
         raise BadRequest(f"The body is not valid: {problems}.") from None
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises BadRequest for one that is larger than anything a client could mean."""
-    return b"".join([piece async for piece in bounded(request, limit).stream()])
 
 
 def bounded(request: Request, limit: int) -> Request:
@@ -93,23 +104,6 @@ def bounded(request: Request, limit: int) -> Request:
         return message
 
     return Request(request.scope, receive)
-
-
-def _refuse_shape(data: Any) -> None:
-    """Raise BadRequest for what could be read, and not be written again inside the document that it becomes part of.
-
-    And for so many values that to find fault with each would take as long as all other requests have patience.
-    """
-    level, room = [data], MAX_VALUES
-    for _ in range(MAX_DEPTH):
-        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        room -= sum(map(len, inside))
-        if room < 0:
-            raise BadRequest(f"The body is not valid: it has more than {MAX_VALUES} values.")
-        level = [each for values in inside for each in values]
-        if not level:
-            return
-    raise BadRequest(f"The body is not valid: it nests deeper than {MAX_DEPTH} levels.")
 
 
 def request_key(request: Request) -> str | None:
@@ -152,19 +146,28 @@ def globs(request: Request, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def view(document: Mapping[str, Any]) -> Document:
-    """A document as the wire shows it."""
+def path_id(request: Request, name: str = "id") -> str:
+    """Return the part of the path that the route calls `{id}`, or as `name` says."""
+    identity: str = request.path_params[name]
+    return identity
+
+
+def view(thing: Struct | Mapping[str, Any]) -> Document:
+    """Return a record or document as the wire shows it: without the keys of ours, which open with an underscore."""
+    document = msgspec.to_builtins(thing) if isinstance(thing, Struct) else thing
     return {key: value for key, value in document.items() if not key.startswith("_")}
 
 
-def reply(document: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply of one document."""
-    return Response(orjson.dumps(view(document)), status, headers, "application/json")
+def reply(
+    thing: Struct | Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A JSON reply of one thing."""
+    return Response(orjson.dumps(view(thing)), status, headers, "application/json")
 
 
-def reply_page(key: str, page: Page, *, headers: Mapping[str, str] | None = None) -> Response:
+def reply_page(key: str, page: Page[Any], *, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON reply of one page, its items below `key`."""
     body: Document = {key: [view(item) for item in page.items], "has_more": page.has_more}
     if page.total_count is not None:
-        body["total_count"] = page.total_count
+        body |= {"total_count": page.total_count}
     return Response(orjson.dumps(body), 200, headers, "application/json")

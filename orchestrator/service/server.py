@@ -35,27 +35,23 @@ from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.network_policies import NetworkPolicies
+from orchestrator.service.devboxes.network import NetworkPolicies
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs.installs import Installs
 from orchestrator.service.environments.user_cache import cache_folder
 from orchestrator.service.http import devboxes as devbox_routes
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
-from orchestrator.service.http.benchmarks import BenchmarkRunRoutes, Benchmarks
-from orchestrator.service.http.gate import Gate, Names
-from orchestrator.service.http.policies import NetworkPolicyRoutes
+from orchestrator.service.http.benchmarks import BenchmarkRoutes, BenchmarkRunRoutes
+from orchestrator.service.http.devboxes import NetworkPolicyRoutes
+from orchestrator.service.http.gate import BrowserGate, HostNames
 from orchestrator.service.http.protocol import BoundedHeads, Strangers
-from orchestrator.service.http.runs import ScenarioRunRoutes
-from orchestrator.service.http.scenarios import Scenarios
-from orchestrator.service.http.scorers import Scorers
-from orchestrator.service.http.secrets import Secrets
-from orchestrator.service.http.settlements import SettlementRoutes
-from orchestrator.service.http.sweep import Facts, Sweep
+from orchestrator.service.http.scenarios import ScenarioRoutes, ScenarioRunRoutes, ScorerRoutes
+from orchestrator.service.http.sweep import Facts, SecretRoutes, SettlementRoutes, SweepRoutes
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.runs.scorings import GRACE, Scorings
+from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
@@ -143,10 +139,10 @@ class Service:
             )
             for notice in facts.notices:
                 structlog.get_logger().warning("devboxes.unlimited", notice=notice)
-            own = Sweep(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
+            own = SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
             routes = [
                 *((*own.routes(), *parts.own_routes()) if seams.dialect.has_own_routes else ()),
-                *Secrets(given).routes(),
+                *SecretRoutes(given).routes(),
                 *parts.routes(),
             ]
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
@@ -159,7 +155,7 @@ class Service:
                 finally:
                     home.close()
                     activity.is_ending = True
-                    await parts.scorings.wait_idle(GRACE)
+                    await parts.scorings.wait_idle(GRACE_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,10 +241,10 @@ class _Parts:
         """In this order, because `{id}` of a later one would swallow words of an earlier one."""
         return [
             *BenchmarkRunRoutes(self.benchmark_runs, self.scenario_runs).routes(),
-            *Benchmarks(self.definitions, self.benchmark_runs).routes(),
+            *BenchmarkRoutes(self.definitions, self.benchmark_runs).routes(),
             *ScenarioRunRoutes(self.scenario_runs, self.logs).routes(),
-            *Scorers(self.definitions).routes(),
-            *Scenarios(self.definitions, self.scenario_runs).routes(),
+            *ScorerRoutes(self.definitions).routes(),
+            *ScenarioRoutes(self.definitions, self.scenario_runs).routes(),
             *devbox_routes.routes(self.fleet, self.executions),
             *NetworkPolicyRoutes(self.policies).routes(),
         ]
@@ -299,8 +295,8 @@ async def serve(
                         lock=lock,
                     ) as service,
                 ):
-                    names = Names(host=host, others=frozenset(map(str.lower, allowed_hosts)))
-                    http.answer(Gate(service.app, names), seams.connection)
+                    names = HostNames(host=host, others=frozenset(map(str.lower, allowed_hosts)))
+                    http.answer(BrowserGate(service.app, names), seams.connection)
                     address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:

@@ -1,11 +1,13 @@
-"""The service's memory: one SQLite file, one thread that touches it.
+"""The service's memory: one SQLite file, one thread that writes it, another that reads it.
 
-Every change is a function of the connection, run on that thread inside a transaction; changes that queue up while one
-is committed share the next commit, each in a savepoint of its own. A change is durable when `write` returns. Things
-are kept as JSON documents, newest first by `seq`, because the wire shows them whole; what lists filter by is indexed.
+A change is a function of the connection, run on the writer's thread inside a transaction; changes that queue up while
+one is committed share the next commit, each in a savepoint of its own. A change is durable when `write` returns. What
+is read later includes it, because the reader begins a transaction for what it finds in its queue. In SQLite's WAL mode
+readers never wait for the writer, so a GET never takes the write lock; without it the writer's thread reads too.
+Things are kept as JSON, newest first by `seq`, because the wire shows them whole; what lists filter by is indexed.
 
-Whatever goes wrong on that thread, those who wait for it are told, and the next batch is tried: a full disk is full
-for a while, a service that hangs is lost. A failure that is not one job's own is the disk's as far as callers know.
+Whatever goes wrong on these threads, those who wait are told, and the next batch is tried: a full disk is full for a
+while, a service that hangs is lost. A failure that is not one job's own is the disk's as far as callers know.
 
 Why not an ORM or a pool: one writer never sees "database is locked", and the file opens in any SQLite shell.
 """
@@ -20,33 +22,44 @@ from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import anyio
-import orjson
+import msgspec
 import structlog
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError, UsageError
 from orchestrator.service.errors import NotFound, Unwritable
+from orchestrator.service.records import (
+    BenchmarkRunRecord,
+    DevboxRecord,
+    ExecutionRecord,
+    NetworkPolicyRecord,
+    Record,
+    ScenarioRunRecord,
+)
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]
 """Wanted values by key, a sequence meaning any of them; a key whose value is None does not filter."""
 T = TypeVar("T")
+R = TypeVar("R", bound=Record | Document)
 
-SCHEMA_VERSION = 1
-#: Characters of the documents on one page, but for the last of them.
+SCHEMA_VERSION: Final = 1
+#: Characters of the rows on one page, but for the last of them.
 MAX_PAGE: Final = 32 << 20
-#: Seconds after which somebody tries again who will not take a full disk for an answer.
-RETRY: Final = 1.0
-#: What SQLite says of one statement and what is in it; its other errors are the file's.
+#: Pause before what must be recorded is tried again on a full disk.
+RETRY_S: Final = 1.0
+_CLOSE_TIMEOUT_S: Final = 10.0
+#: SQLite's errors about one statement and what is in it; its other errors are the file's.
 _OF_A_JOB: Final = (
     *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.NotSupportedError),
     sqlite3.ProgrammingError,
 )
-_ANSWERS = (
+_ANSWERS: Final = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(key TEXT PRIMARY KEY, body BLOB NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID"
 )
@@ -63,18 +76,22 @@ class ListQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a list: documents newest first, whether more follow, how many match in all (None if not asked)."""
+class Page(Generic[R]):
+    """One page of a list: records newest first, whether more follow, how many match in all (None if not asked)."""
 
-    items: list[Document]
+    items: list[R]
     has_more: bool
     total_count: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """A kind of thing. `noun` is for messages; `prefix` opens its ids; `indexed` are the keys that lists filter by."""
+class Table(Generic[R]):
+    """A kind of thing, its rows read as `kind`.
 
+    `noun` is for messages; `prefix` opens its ids; `indexed` are the keys that lists filter by.
+    """
+
+    kind: type[R]
     name: str
     noun: str
     prefix: str
@@ -93,46 +110,53 @@ class Table:
     def new_id(self) -> str:
         return f"{self.prefix}_{secrets.token_hex(10)}"
 
-    def insert(self, db: sqlite3.Connection, doc: Document) -> None:
-        db.execute(f"INSERT INTO {self.name} (id, doc) VALUES (?, ?)", (doc["id"], orjson.dumps(doc).decode()))
+    def _read(self, text: str) -> R:
+        return msgspec.json.decode(text, type=self.kind)
 
-    def find(self, db: sqlite3.Connection, identity: str) -> Document | None:
+    def insert(self, db: sqlite3.Connection, record: R) -> None:
+        text = msgspec.json.encode(record).decode()
+        db.execute(f"INSERT INTO {self.name} (id, doc) VALUES (json_extract(?1, '$.id'), ?1)", (text,))
+
+    def find(self, db: sqlite3.Connection, identity: str) -> R | None:
         row = db.execute(f"SELECT doc FROM {self.name} WHERE id = ?", (identity,)).fetchone()
-        return orjson.loads(row[0]) if row else None
+        return self._read(row[0]) if row else None
 
-    def get(self, db: sqlite3.Connection, identity: str) -> Document:
-        """Return one document. Raises NotFound."""
-        doc = self.find(db, identity)
-        if doc is None:
+    def get(self, db: sqlite3.Connection, identity: str) -> R:
+        """Return one record. Raises NotFound."""
+        record = self.find(db, identity)
+        if record is None:
             raise NotFound(f"There is no {self.noun} with id {identity!r}.")
-        return doc
+        return record
 
-    def put(self, db: sqlite3.Connection, doc: Document) -> None:
-        """Replace a document that exists."""
-        db.execute(f"UPDATE {self.name} SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+    def put(self, db: sqlite3.Connection, record: R) -> None:
+        """Replace a record that exists."""
+        text = msgspec.json.encode(record).decode()
+        db.execute(f"UPDATE {self.name} SET doc = ?1 WHERE id = json_extract(?1, '$.id')", (text,))
 
     def delete(self, db: sqlite3.Connection, identity: str) -> None:
         db.execute(f"DELETE FROM {self.name} WHERE id = ?", (identity,))
 
-    def update(self, db: sqlite3.Connection, identity: str, changes: Mapping[str, Any]) -> Document:
-        """Replace some keys of a document; returns it as it is then. Raises NotFound."""
-        doc = {**self.get(db, identity), **changes}
-        self.put(db, doc)
-        return doc
+    def update(self, db: sqlite3.Connection, identity: str, changes: Mapping[str, Any]) -> R:
+        """Replace some fields of a record; returns it as it is then. Raises NotFound."""
+        before: Any = self.get(db, identity)
+        after: Any = {**before, **changes} if isinstance(before, dict) else msgspec.structs.replace(before, **changes)
+        record: R = after
+        self.put(db, record)
+        return record
 
-    def select(self, db: sqlite3.Connection, filters: Filters) -> list[Document]:
-        """All documents that match, oldest first."""
+    def select(self, db: sqlite3.Connection, filters: Filters) -> list[R]:
+        """All records that match, oldest first."""
         where, values = _conditions(filters, "")
-        return [orjson.loads(row[0]) for row in db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq", values)]
+        return [self._read(row[0]) for row in db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq", values)]
 
     def count(self, db: sqlite3.Connection, filters: Filters, search: str = "") -> int:
-        """How many documents match."""
+        """How many records match."""
         where, values = _conditions(filters, search)
         count: int = db.execute(f"SELECT count(*) FROM {self.name} {where}", values).fetchone()[0]
         return count
 
-    def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page:
-        """Documents that match, newest first; fewer than asked for where they are large, and more follow.
+    def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page[R]:
+        """Records that match, newest first; fewer than asked for where they are large, and more follow.
 
         Raises NotFound when `starting_after` names nothing here.
         """
@@ -144,12 +168,12 @@ class Table:
                 raise NotFound(f"starting_after: there is no {self.noun} with id {query.starting_after!r}.")
             where, values = f"{where or 'WHERE 1'} AND seq < ?", [*values, row[0]]
         rows = db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq DESC LIMIT ?", [*values, query.limit + 1])
-        items: list[Document] = []
+        items: list[R] = []
         room = MAX_PAGE
         for (text,) in rows:
             if len(items) == query.limit or room <= 0:
                 return Page(items, has_more=True, total_count=total)
-            items.append(orjson.loads(text))
+            items.append(self._read(text))
             room -= len(text)
         return Page(items, has_more=False, total_count=total)
 
@@ -169,17 +193,20 @@ def _conditions(filters: Filters, search: str) -> tuple[str, list[Any]]:
     return ("WHERE " + " AND ".join(parts)) if parts else "", values
 
 
-BENCHMARKS: Final = Table("benchmarks", "benchmark", "bmd", ("name",))
-SCENARIOS: Final = Table("scenarios", "scenario", "scn", ("name",))
-SCORERS: Final = Table("scorers", "scorer", "scs", ("type",))
-BENCHMARK_RUNS: Final = Table("benchmark_runs", "benchmark run", "bmr", ("benchmark_id", "name", "state"))
-SCENARIO_RUNS: Final = Table(
-    "scenario_runs", "scenario run", "scr", ("benchmark_run_id", "scenario_id", "devbox_id", "state")
+BENCHMARKS: Final = Table(Document, "benchmarks", "benchmark", "bmd", ("name",))
+SCENARIOS: Final = Table(Document, "scenarios", "scenario", "scn", ("name",))
+SCORERS: Final = Table(Document, "scorers", "scorer", "scs", ("type",))
+BENCHMARK_RUNS: Final = Table(
+    BenchmarkRunRecord, "benchmark_runs", "benchmark run", "bmr", ("benchmark_id", "name", "state")
 )
-DEVBOXES: Final = Table("devboxes", "devbox", "dbx", ("status",))
-EXECUTIONS: Final = Table("executions", "execution", "exec", ("devbox_id",))
-NETWORK_POLICIES: Final = Table("network_policies", "network policy", "npo", ("name",))
-TABLES: Final = (
+SCENARIO_RUNS: Final = Table(
+    *(ScenarioRunRecord, "scenario_runs", "scenario run", "scr"),
+    ("benchmark_run_id", "scenario_id", "devbox_id", "state"),
+)
+DEVBOXES: Final = Table(DevboxRecord, "devboxes", "devbox", "dbx", ("status",))
+EXECUTIONS: Final = Table(ExecutionRecord, "executions", "execution", "exec", ("devbox_id",))
+NETWORK_POLICIES: Final = Table(NetworkPolicyRecord, "network_policies", "network policy", "npo", ("name",))
+TABLES: Final[tuple[Table[Any], ...]] = (
     *(BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS),
     NETWORK_POLICIES,
 )
@@ -190,38 +217,35 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def answered(db: sqlite3.Connection, key: str | None) -> Document | None:
-    """What was answered to the request with this idempotency key, if it was asked before."""
+def answered(db: sqlite3.Connection, key: str | None, kind: type[T]) -> T | None:
+    """Return the answer to an earlier request with this idempotency key, None if there was none."""
     row = db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone() if key else None
-    return orjson.loads(row[0]) if row else None
+    return msgspec.json.decode(row[0], type=kind) if row else None
 
 
-def remember(db: sqlite3.Connection, key: str | None, body: Document) -> None:
-    """Keep the answer to a keyed request, in the transaction that has its effect."""
-    if key:
-        db.execute("INSERT INTO answers (key, body, created_ms) VALUES (?, ?, ?)", (key, orjson.dumps(body), now_ms()))
+def once(db: sqlite3.Connection, key: str | None, kind: type[T], effect: Callable[[], T]) -> tuple[T, bool]:
+    """Have `effect` unless this key had it before; return the answer, and whether it is new.
 
-
-def once(db: sqlite3.Connection, key: str | None, effect: Callable[[], Document]) -> tuple[Document, bool]:
-    """Have `effect` unless this key had it before: the answer, and whether it is new.
-
-    Transactions run one after the other, so a duplicate that arrives while the first is in flight finds its answer too.
+    The answer, of type `kind`, is kept in the transaction that has its effect. Transactions run one after the other, so
+    a duplicate that arrives while the first is in flight finds its answer too.
     """
-    before = answered(db, key)
+    before = answered(db, key, kind)
     if before is not None:
         return before, False
-    body = effect()
-    remember(db, key, body)
-    return body, True
+    answer = effect()
+    if key:
+        row = (key, msgspec.json.encode(answer), now_ms())
+        db.execute("INSERT INTO answers (key, body, created_ms) VALUES (?, ?, ?)", row)
+    return answer, True
 
 
 async def insist(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What `attempt` returns, made until the disk allows it: what must be recorded is not to be lost to a full one."""
+    """Repeat `attempt` until the disk allows it, and return its result: for what must be recorded."""
     while True:
         try:
             return await attempt()
         except Unwritable:
-            await anyio.sleep(RETRY)
+            await anyio.sleep(RETRY_S)
 
 
 @dataclass(slots=True)
@@ -244,48 +268,36 @@ class _Job:
             self.loop.call_soon_threadsafe(lambda: None if self.done.done() else settle(value))
 
 
-class Store:
-    """Use `async with Store.open(path) as store`."""
+class _Worker:
+    """A thread with a connection of its own, on which it does the jobs it is given, until `end`."""
 
-    def __init__(self, path: Path, lock: Kind = "file") -> None:
+    def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"], connect: Callable[[], Any]) -> None:
         self._path = path
-        self._lock = lock
+        self._begin = begin
+        self._is_reader = begin == "BEGIN"
+        self._connect = connect
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
-        #: Batches in a row that could not be kept.
+        #: Batches in a row that could not be done.
         self._refused = 0
         #: Nobody takes jobs any more.
         self._is_over = False
+        self._thread = threading.Thread(target=self._serve, name=f"store {begin.lower()}", daemon=True)
+        self._thread.start()
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, path: Path, lock: Kind = "file") -> AsyncIterator["Store"]:
-        """Open or create the file. Raises Unwritable, and UsageError if it was written by a newer version."""
-        store = cls(path, lock)
-        store._thread.start()
-        try:
-            await store.write(_create)
-            yield store
-        finally:
-            store._jobs.put(None)
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(store._thread.join, 10.0)
-
-    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `change` in a transaction; what it returns is returned once it is durable.
-
-        An exception of `change` undoes it and is raised here. Raises Unwritable when the disk refuses.
-        Cancelling the caller does not undo the change.
-        """
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do `work` in a transaction; return its result once committed. Raises what `work` raises, and Unwritable."""
         loop = get_running_loop()
-        job = _Job(change, loop, loop.create_future())
+        job = _Job(work, loop, loop.create_future())
         self._jobs.put(job)
         if self._is_over:
             self._turn_away([])
         result: T = await job.done
         return result
 
-    read = write
+    async def end(self) -> None:
+        """Do what is in the queue, close the connection, and end."""
+        self._jobs.put(None)
+        await anyio.to_thread.run_sync(self._thread.join, _CLOSE_TIMEOUT_S)
 
     def _serve(self) -> None:
         db: sqlite3.Connection | None = None
@@ -314,7 +326,7 @@ class Store:
         return bool(jobs)
 
     def _turn_away(self, jobs: list[_Job]) -> None:
-        """Nobody waits for a thread that is no more: those of whom it knew, and those who came since, are told."""
+        """Tell those who wait that the thread is over: for the `jobs` it had, and those that came since."""
         with suppress(queue.Empty):
             while True:
                 if job := self._jobs.get_nowait():
@@ -323,57 +335,84 @@ class Store:
             job.fail(Unwritable(f"The service keeps its state in {self._path} no longer: it is ending, or broken."))
 
     def _attend(self, db: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
-        """Have the jobs done and their callers told; the connection to go on with, None for a new one."""
+        """Do the jobs and tell their callers; return the connection to use next, None for a new one."""
+        log = structlog.get_logger()
         try:
-            db = db or _connect(self._path, self._lock)
+            db = db or self._connect()
             before = db.total_changes
-            settled = _run_batch(db, jobs)
-        except BaseException as error:  # noqa: BLE001 - nothing may end this thread
-            self._note_refusal(error)
+            settled = _run_batch(db, self._begin, jobs)
+        except BaseException as error:
+            self._refused += 1
+            if self._refused == 1:  # a log on a full disk needs no line for every request
+                is_ours = not isinstance(error, OSError | sqlite3.Error)
+                log.warning("store.unwritable", path=str(self._path), error=_words(error), exc_info=is_ours)
+            verb = "read" if self._is_reader else "write"
             for job in jobs:
-                job.fail(Unwritable(f"The service cannot write its state in {self._path}: {_words(error)}"))
-            return _usable(db, error)
+                job.fail(Unwritable(f"The service cannot {verb} its state in {self._path}: {_words(error)}"))
+            if db is None or (isinstance(error, sqlite3.OperationalError) and not db.in_transaction):
+                return db  # a full disk breaks no connection
+            with suppress(sqlite3.Error):
+                db.close()
+            return None
+
         for job, settle in zip(jobs, settled, strict=True):
             try:
                 settle()
-            except Exception as error:  # noqa: BLE001 - it was kept, and its caller is not to hang
-                structlog.get_logger().exception("store.answer_lost", path=str(self._path))
+            except Exception as error:
+                log.exception("store.answer_lost", path=str(self._path))
                 job.fail(InternalError(f"The service kept a change and could not say so: {_words(error)}"))
-        if db.total_changes > before:
-            self._note_success()
+        if self._refused and (self._is_reader or db.total_changes > before):
+            log.warning("store.writable_again", path=str(self._path), refused=self._refused)
+            self._refused = 0
         return db
 
-    def _note_refusal(self, error: BaseException) -> None:
-        """Say it once: a log on a full disk needs no line for every request."""
-        self._refused += 1
-        if self._refused == 1:
-            is_ours = not isinstance(error, OSError | sqlite3.Error)
-            log = structlog.get_logger()
-            log.warning("store.unwritable", path=str(self._path), error=_words(error), exc_info=is_ours)
 
-    def _note_success(self) -> None:
-        if self._refused:
-            structlog.get_logger().warning("store.writable_again", path=str(self._path), refused=self._refused)
-            self._refused = 0
+class Store:
+    """Use `async with Store.open(path) as store`."""
+
+    def __init__(self, path: Path, lock: Kind = "file") -> None:
+        self._path = path
+        self._lock = lock
+        self._writer = self._reader = _Worker(path, "BEGIN IMMEDIATE", lambda: _connect(path, lock))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, lock: Kind = "file") -> AsyncIterator["Store"]:
+        """Open or create the file. Raises Unwritable, and UsageError if it was written by a newer version."""
+        store = cls(path, lock)
+        try:
+            if await store.write(_create) == "wal" and lock == "file":
+                store._reader = _Worker(path, "BEGIN", lambda: _connect_reader(path))
+            yield store
+        finally:
+            with anyio.CancelScope(shield=True):  # the writer last, so that it leaves one whole file
+                for worker in dict.fromkeys((store._reader, store._writer)):
+                    await worker.end()
+
+    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `change` in a transaction; return its result once it is durable.
+
+        An exception of `change` undoes it and is raised here. Raises Unwritable when the disk refuses.
+        Cancelling the caller does not undo the change.
+        """
+        return await self._writer.run(change)
+
+    async def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `look`, which changes nothing, in a transaction that sees every change whose `write` has returned.
+
+        Raises what `look` raises, and Unwritable when the disk refuses.
+        """
+        return await self._reader.run(look)
 
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _usable(db: sqlite3.Connection | None, error: BaseException) -> sqlite3.Connection | None:
-    """The connection after a failure, unless it may be the connection that is broken: a full disk is none of that."""
-    if db is None or (isinstance(error, sqlite3.OperationalError) and not db.in_transaction):
-        return db
-    with suppress(sqlite3.Error):
-        db.close()
-    return None
-
-
 def _connect(path: Path, lock: Kind) -> sqlite3.Connection:
     """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode.
 
-    Where there are no locks SQLite takes none, and shares no memory with others: whoever holds the folder is alone.
+    Where there are no locks SQLite takes none, and shares no memory with others: the holder of the folder is alone.
     """
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
         os.fchmod(file.fileno(), 0o600)
@@ -390,7 +429,18 @@ def _connect(path: Path, lock: Kind) -> sqlite3.Connection:
     return db
 
 
-def _create(db: sqlite3.Connection) -> None:
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    """Open the file to read only.
+
+    Not with `mode=ro`: such a connection cannot open a WAL that nobody else has open, as after the writer's broke.
+    """
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", isolation_level=None, uri=True)
+    db.execute("PRAGMA query_only = ON")
+    return db
+
+
+def _create(db: sqlite3.Connection) -> str:
+    """Make what the file lacks; return its journal mode, `wal` unless the file system cannot."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise UsageError(
@@ -401,11 +451,13 @@ def _create(db: sqlite3.Connection) -> None:
         table.create(db)
     db.execute(_ANSWERS)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    mode: str = db.execute("PRAGMA journal_mode").fetchone()[0]
+    return mode
 
 
-def _run_batch(db: sqlite3.Connection, jobs: list[_Job]) -> list[Callable[[], None]]:
+def _run_batch(db: sqlite3.Connection, begin: str, jobs: list[_Job]) -> list[Callable[[], None]]:
     """Run the jobs in one transaction, each in a savepoint; returns how to tell their callers, after the commit."""
-    db.execute("BEGIN IMMEDIATE")
+    db.execute(begin)
     try:
         settled = [_run_one(db, job) for job in jobs]
         db.execute("COMMIT")
@@ -426,7 +478,6 @@ def _run_one(db: sqlite3.Connection, job: _Job) -> Callable[[], None]:
             raise
         db.execute("ROLLBACK TO one")
         db.execute("RELEASE one")
-        failure = error
-        return lambda: job.fail(failure)
+        return partial(job.fail, error)
     db.execute("RELEASE one")
-    return lambda: job.succeed(result)
+    return partial(job.succeed, result)

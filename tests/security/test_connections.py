@@ -18,7 +18,7 @@ from orchestrator.core.errors import UsageError
 from orchestrator.service import server
 from orchestrator.service.address import Address
 from orchestrator.service.http import protocol
-from orchestrator.service.http.gate import Names
+from orchestrator.service.http.gate import HostNames
 from orchestrator.service.server import Isolation, raise_open_files, serve
 
 pytestmark = pytest.mark.anyio
@@ -315,7 +315,7 @@ async def test_a_page_of_somebody_else_is_not_answered_whatever_it_knows(serving
     ],
 )
 def test_the_names_that_a_service_answers_to(bound: str, header: str, is_known: bool) -> None:  # noqa: FBT001
-    names = Names(host=bound, others=frozenset({"proxy.example"}), machine=frozenset({"box", "box.our.example"}))
+    names = HostNames(host=bound, others=frozenset({"proxy.example"}), machine=frozenset({"box", "box.our.example"}))
     assert names.include(header) is is_known
 
 

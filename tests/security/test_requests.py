@@ -64,7 +64,7 @@ async def test_a_body_without_end_is_not_read_to_its_end() -> None:
         return {"type": "http.request", "body": b" " * 10_000, "more_body": True}
 
     with pytest.raises(BadRequest, match="larger than 100000 bytes"):
-        await serialization._body(Request({"type": "http"}, endless), limit=100_000)
+        await serialization.bounded(Request({"type": "http"}, endless), limit=100_000).body()
     assert taken == 110_000
 
 

@@ -99,7 +99,7 @@ async def test_programs_on_the_path_of_a_scenario_do_not_score(boot: Boot, tmp_p
 
     place = InPlace(box=box, working_directory=".")
     result = await scoring.score(contract, place, timeout=20, custom=custom)
-    assert result["score"] == 0.25
+    assert result.score == 0.25
 
 
 MONSTER = """

@@ -212,7 +212,7 @@ async def test_a_scorer_in_error_fails_the_run_and_may_be_repeated(tmp_path: Pat
 
 @pytest.mark.slow
 async def test_a_score_outlives_a_store_that_refuses(tmp_path: Path) -> None:
-    """While nothing can be written clients are told 503; the result of the scorer is written as soon as it can be."""
+    """While nothing can be written changes are answered 503; the scorer's result is written as soon as it can be."""
     async with desk(tmp_path) as client:
         run = await client.start(await client.scenario("until [ -f go ]; do sleep 0.02; done; echo score=1"))
         await client.post(f"/v1/scenarios/runs/{run['id']}/score")
@@ -220,7 +220,7 @@ async def test_a_score_outlives_a_store_that_refuses(tmp_path: Path) -> None:
             other.execute("BEGIN IMMEDIATE")
             path = f"/v1/devboxes/{run['devbox_id']}/write_file_contents"
             await client.post(path, {"file_path": "go", "contents": ""})
-            refused = await client.http.get(f"/v1/scenarios/runs/{run['id']}")
+            refused = await client.http.post(f"/v1/devboxes/{run['devbox_id']}", content=b'{"name": "another"}')
             assert refused.status_code == 503
             assert refused.headers["retry-after"]
             other.execute("ROLLBACK")

@@ -5,41 +5,53 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.service.errors import BadRequest
+from orchestrator.service.records import (
+    BenchmarkRunRecord,
+    BenchmarkRunStatus,
+    ContractResult,
+    RunState,
+    ScenarioRunRecord,
+)
 from orchestrator.service.runs import benchmark_score
 from orchestrator.service.runs.states import (
     ALIVE,
     BENCHMARK_RUN_MOVES,
     DONE,
     RUN_MOVES,
-    BenchmarkRunState,
-    RunState,
-    move_benchmark_run,
-    move_run,
+    moved_benchmark_run,
+    moved_run,
 )
-from orchestrator.service.store import BENCHMARK_RUNS, TABLES, Document
+from orchestrator.service.store import BENCHMARK_RUNS, TABLES
 from orchestrator.service.store import SCENARIO_RUNS as RUNS
 
 
-def run_document(
+def scenario_run(
     state: str = "running", *, scenario: str = "scn_1", number: int = 1, score: float | None = None
-) -> Document:
-    result = {} if score is None else {"scoring_contract_result": {"score": score, "scoring_function_results": []}}
-    return {
-        "id": f"scr_{number}",
-        "scenario_id": scenario,
-        "benchmark_run_id": "bmr_1",
-        "devbox_id": f"dbx_{number}",
-        "metadata": {},
-        "state": state,
-        "start_time_ms": 1_000,
-        **result,
-    }
+) -> ScenarioRunRecord:
+    return ScenarioRunRecord(
+        id=f"scr_{number}",
+        scenario_id=scenario,
+        benchmark_run_id="bmr_1",
+        devbox_id=f"dbx_{number}",
+        metadata={},
+        state=RunState(state),
+        start_time_ms=1_000,
+        scoring_contract_result=None if score is None else ContractResult(score=score, scoring_function_results=[]),
+    )
 
 
-def benchmark_run_document(*scenarios: str, state: str = "running") -> Document:
-    return {"id": "bmr_1", "metadata": {}, "start_time_ms": 1_000, "state": state, "_scenario_ids": list(scenarios)}
+def benchmark_run(*scenarios: str) -> BenchmarkRunRecord:
+    return BenchmarkRunRecord(
+        id="bmr_1",
+        benchmark_id="bmd_1",
+        metadata={},
+        start_time_ms=1_000,
+        state=BenchmarkRunStatus.RUNNING,
+        scenario_ids=scenarios,
+    )
 
 
 @pytest.fixture
@@ -58,47 +70,41 @@ ILLEGAL = [(source, target) for source in RunState for target in RunState if tar
 def test_every_state_has_its_moves() -> None:
     """No state of a run is forgotten in the table of its moves."""
     assert set(RUN_MOVES) == set(RunState)
-    assert set(BENCHMARK_RUN_MOVES) == set(BenchmarkRunState)
+    assert set(BENCHMARK_RUN_MOVES) == set(BenchmarkRunStatus)
 
 
 @pytest.mark.parametrize(("source", "target"), LEGAL)
 def test_a_legal_move_is_made(source: RunState, target: RunState) -> None:
-    run = run_document(source)
-    move_run(run, target)
-    assert run["state"] == target
+    assert moved_run(scenario_run(source), target).state == target
 
 
 @pytest.mark.parametrize(("source", "target"), ILLEGAL)
 def test_an_illegal_move_names_the_state_and_changes_nothing(source: RunState, target: RunState) -> None:
-    run = run_document(source)
+    run = scenario_run(source)
     with pytest.raises(BadRequest, match=f"scr_1 is {source} and cannot become {target}"):
-        move_run(run, target)
-    assert run == run_document(source)
+        moved_run(run, target)
+    assert run == scenario_run(source)
 
 
 def test_the_clock_stops_when_the_score_is_there_and_not_again() -> None:
     """Between scored and completed a run only waits: its duration is that of the work."""
-    run = run_document()
-    move_run(run, RunState.SCORING)
-    assert "duration_ms" not in run
-    move_run(run, RunState.SCORED)
-    run["duration_ms"] = 7
-    move_run(run, RunState.COMPLETED)
-    assert run["duration_ms"] == 7
+    scoring = moved_run(scenario_run(), RunState.SCORING)
+    assert scoring.duration_ms is None
+    scored = moved_run(scoring, RunState.SCORED)
+    assert scored.duration_ms is not None
+    assert moved_run(replace(scored, duration_ms=7), RunState.COMPLETED).duration_ms == 7
 
 
 def test_scoring_a_failed_run_again_starts_its_clock_again() -> None:
-    run = run_document("failed") | {"duration_ms": 7}
-    move_run(run, RunState.SCORING)
-    assert "duration_ms" not in run
+    run = replace(scenario_run("failed"), duration_ms=7)
+    assert moved_run(run, RunState.SCORING).duration_ms is None
 
 
 def test_a_benchmark_run_ends_once() -> None:
-    run = benchmark_run_document()
-    move_benchmark_run(run, BenchmarkRunState.COMPLETED)
-    assert run["duration_ms"] >= 0
+    run = moved_benchmark_run(benchmark_run(), BenchmarkRunStatus.COMPLETED)
+    assert (run.duration_ms or 0) >= 1
     with pytest.raises(BadRequest, match="bmr_1 is completed and cannot become canceled"):
-        move_benchmark_run(run, BenchmarkRunState.CANCELED)
+        moved_benchmark_run(run, BenchmarkRunStatus.CANCELED)
 
 
 def test_done_and_alive_are_apart() -> None:
@@ -106,41 +112,41 @@ def test_done_and_alive_are_apart() -> None:
 
 
 def test_pending_are_the_scenarios_without_a_run_that_is_done_or_alive(db: sqlite3.Connection) -> None:
-    benchmark_run = benchmark_run_document(*(f"scn_{state}" for state in RunState), "scn_none")
+    whole = benchmark_run(*(f"scn_{state}" for state in RunState), "scn_none")
     for number, state in enumerate(RunState):
-        RUNS.insert(db, run_document(state, scenario=f"scn_{state}", number=number))
-    assert benchmark_score.pending(db, benchmark_run) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
+        RUNS.insert(db, scenario_run(state, scenario=f"scn_{state}", number=number))
+    assert benchmark_score.pending(db, whole) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
 
 
 def test_a_benchmark_run_completes_when_every_scenario_is_scored_or_completed(db: sqlite3.Connection) -> None:
-    BENCHMARK_RUNS.insert(db, benchmark_run_document("scn_1", "scn_2"))
-    RUNS.insert(db, run_document("scored", number=1, score=1.0))
-    RUNS.insert(db, run_document("failed", number=2, scenario="scn_2"))
+    BENCHMARK_RUNS.insert(db, benchmark_run("scn_1", "scn_2"))
+    RUNS.insert(db, scenario_run("scored", number=1, score=1.0))
+    RUNS.insert(db, scenario_run("failed", number=2, scenario="scn_2"))
     benchmark_score.settle(db, "bmr_1")
-    assert BENCHMARK_RUNS.get(db, "bmr_1")["state"] == "running"
-    RUNS.insert(db, run_document("completed", number=3, scenario="scn_2", score=0.5))
+    assert BENCHMARK_RUNS.get(db, "bmr_1").state == "running"
+    RUNS.insert(db, scenario_run("completed", number=3, scenario="scn_2", score=0.5))
     benchmark_score.settle(db, "bmr_1")
     ended = BENCHMARK_RUNS.get(db, "bmr_1")
-    assert ended["state"] == "completed"
-    assert ended["score"] == pytest.approx(1.5 / 3), "the failed run counts in the number of runs"
+    assert ended.state == "completed"
+    assert ended.score == pytest.approx(1.5 / 3), "the failed run counts in the number of runs"
 
 
 def test_a_run_scored_after_the_end_still_counts(db: sqlite3.Connection) -> None:
-    BENCHMARK_RUNS.insert(db, benchmark_run_document("scn_1"))
-    RUNS.insert(db, run_document("scored", number=1, score=1.0))
-    second = run_document("running", number=2)
+    BENCHMARK_RUNS.insert(db, benchmark_run("scn_1"))
+    RUNS.insert(db, scenario_run("scored", number=1, score=1.0))
+    second = scenario_run("running", number=2)
     RUNS.insert(db, second)
     benchmark_score.settle(db, "bmr_1")
-    assert BENCHMARK_RUNS.get(db, "bmr_1")["score"] == pytest.approx(0.5)
-    RUNS.put(db, run_document("scored", number=2, score=1.0))
+    assert BENCHMARK_RUNS.get(db, "bmr_1").score == pytest.approx(0.5)
+    RUNS.put(db, scenario_run("scored", number=2, score=1.0))
     benchmark_score.settle(db, "bmr_1")
-    assert BENCHMARK_RUNS.get(db, "bmr_1")["score"] == pytest.approx(1.0)
+    assert BENCHMARK_RUNS.get(db, "bmr_1").score == pytest.approx(1.0)
 
 
 def test_without_runs_there_is_no_score(db: sqlite3.Connection) -> None:
-    BENCHMARK_RUNS.insert(db, benchmark_run_document("scn_1"))
-    benchmark_score.end(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunState.COMPLETED)
-    assert "score" not in BENCHMARK_RUNS.get(db, "bmr_1")
+    BENCHMARK_RUNS.insert(db, benchmark_run("scn_1"))
+    benchmark_score.end(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunStatus.COMPLETED)
+    assert BENCHMARK_RUNS.get(db, "bmr_1").score is None
 
 
 def test_a_run_of_no_benchmark_settles_nothing(db: sqlite3.Connection) -> None:

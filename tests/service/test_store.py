@@ -1,22 +1,28 @@
 """The store's thread: nothing ends it, and whoever waits for it is told what became of his change."""
 
+import json
 import sqlite3
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError
 from orchestrator.service import store as module
 from orchestrator.service.errors import NotFound, Unwritable
-from orchestrator.service.store import DEVBOXES, ListQuery, Store
+from orchestrator.service.records import ExecutionRecord, ExecutionStatus
+from orchestrator.service.serialization import view
+from orchestrator.service.server import Isolation, Service
+from orchestrator.service.store import BENCHMARKS, DEVBOXES, EXECUTIONS, ListQuery, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -28,12 +34,12 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def insert(db: sqlite3.Connection, identity: str, **fields: Any) -> str:
-    DEVBOXES.insert(db, {"id": identity, **fields})
+    BENCHMARKS.insert(db, {"id": identity, **fields})
     return identity
 
 
 async def ids(store: Store) -> list[str]:
-    return [doc["id"] for doc in await store.read(lambda db: DEVBOXES.select(db, {}))]
+    return [doc["id"] for doc in await store.read(lambda db: BENCHMARKS.select(db, {}))]
 
 
 def raising(error: BaseException) -> Callable[[sqlite3.Connection], None]:
@@ -115,8 +121,9 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(
             with pytest.raises(Unwritable):  # the file is taken for broken
                 await store.write(raising(sqlite3.DatabaseError("file is not a database")))
             with pytest.raises(Unwritable):
-                await ids(store)
-            assert await ids(store) == []
+                await store.write(partial(insert, identity="not kept"))
+            await store.write(partial(insert, identity="kept"))
+            assert await ids(store) == ["kept"]
 
 
 async def test_an_answer_that_cannot_be_given_is_one_request_s_failure(
@@ -138,7 +145,10 @@ async def test_an_answer_that_cannot_be_given_is_one_request_s_failure(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_nobody_waits_for_a_thread_that_is_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("worker", ["_writer", "_reader"])
+async def test_nobody_waits_for_a_thread_that_is_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch, worker: str
+) -> None:
     """For a reason that nobody foresaw: those in its hands, those in the queue, and those who come later."""
     begun, hold, told = threading.Event(), threading.Event(), list[str]()
 
@@ -147,11 +157,12 @@ async def test_nobody_waits_for_a_thread_that_is_no_more(store: Store, monkeypat
         hold.wait(10)
         raise RuntimeError("nobody foresaw this")
 
-    monkeypatch.setattr(store, "_attend", die)
+    monkeypatch.setattr(getattr(store, worker), "_attend", die)
+    ask = store.write if worker == "_writer" else store.read
 
     async def attempt() -> None:
         with pytest.raises(Unwritable) as refusal:
-            await ids(store)
+            await ask(lambda db: BENCHMARKS.select(db, {}))
         told.append(str(refusal.value))
 
     with anyio.fail_after(10):
@@ -165,6 +176,98 @@ async def test_nobody_waits_for_a_thread_that_is_no_more(store: Store, monkeypat
         await attempt()
     assert len(told) == 5
     assert all("no longer" in words for words in told)
+
+
+LISTS = ("devboxes", "scenarios", "scenarios/runs", "benchmarks", "benchmark_runs", "network-policies")
+
+
+async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: Path) -> None:
+    """Nothing that is only read waits for the lock, or for the thread that holds it."""
+    async with (
+        Service.open(
+            state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="a token of the tests"
+        ) as service,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=service.app),
+            base_url="http://service",
+            headers={"authorization": "Bearer a token of the tests"},
+        ) as http,
+    ):
+        created = await http.post("/v1/devboxes", json={"name": "before"})
+        assert created.status_code == 200
+        with closing(sqlite3.connect(tmp_path / "service.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with anyio.fail_after(3):  # SQLite waits 5 s for a lock
+                answers = [await http.get(f"/v1/{path}") for path in LISTS]
+                devbox = await http.get(f"/v1/devboxes/{created.json()['id']}")
+            other.execute("ROLLBACK")
+    assert [answer.status_code for answer in answers] == [200] * len(LISTS)
+    assert devbox.json()["name"] == "before"
+
+
+async def test_what_is_read_after_a_change_was_answered_includes_it(store: Store) -> None:
+    seen: list[bool] = []
+
+    async def write_and_read(number: int) -> None:
+        for round_ in range(20):
+            identity = await store.write(partial(insert, identity=f"{number}-{round_}"))
+            seen.append(await store.read(lambda db, one=identity: BENCHMARKS.find(db, one)) is not None)  # type: ignore[misc]
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(write_and_read, number)
+    assert seen == [True] * 200
+
+
+async def test_what_is_read_changes_nothing(store: Store) -> None:
+    with pytest.raises(Unwritable, match="cannot read"):
+        await store.read(partial(insert, identity="one"))
+    assert await ids(store) == []
+
+
+async def test_without_locks_one_connection_reads_and_writes(tmp_path: Path) -> None:
+    """There SQLite shares no memory: a second connection would not see what is in the first one's log."""
+    async with Store.open(tmp_path / "service.sqlite", "none") as store:
+        await store.write(partial(insert, identity="one"))
+        assert await ids(store) == ["one"]
+        assert store._reader is store._writer
+
+
+async def test_rows_of_an_older_and_of_a_newer_version_open(store: Store) -> None:
+    """An older one lacks what is not essential, a newer one has more; both can be changed."""
+    row = {
+        "id": "dbx_old",
+        "status": "running",
+        "capabilities": [],
+        "create_time_ms": 1,
+        "end_time_ms": None,
+        "launch_parameters": {"keep_alive_time_seconds": 5},
+        "metadata": {"sweep": "s"},
+        "state_transitions": [{"status": "running", "transition_time_ms": 2, "of_tomorrow": 1}],
+        "initiator_type": "api",
+        "of_tomorrow": {"any": ["thing"]},
+    }
+
+    def change(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO devboxes (id, doc) VALUES ('dbx_old', ?)", (json.dumps(row),))
+        DEVBOXES.update(db, "dbx_old", {"name": "renamed"})
+
+    await store.write(change)
+    devbox = await store.read(lambda db: DEVBOXES.get(db, "dbx_old"))
+    shown = {name: value for name, value in row.items() if name != "of_tomorrow"}
+    shown |= {"name": "renamed", "state_transitions": [{"status": "running", "transition_time_ms": 2}]}
+    assert view(devbox) == shown
+
+
+async def test_what_is_ours_is_stored_and_never_shown(store: Store) -> None:
+    execution = ExecutionRecord(
+        id="exec_1", devbox_id="dbx_1", status=ExecutionStatus.COMPLETED, command="true", created_ms=1, note="n"
+    )
+    await store.write(partial(EXECUTIONS.insert, record=execution))
+    (text,) = await store.read(lambda db: db.execute("SELECT doc FROM executions").fetchone())
+    assert json.loads(text)["_command"] == "true"
+    assert await store.read(partial(EXECUTIONS.get, identity="exec_1")) == execution
+    assert view(execution) == {"id": "exec_1", "devbox_id": "dbx_1", "status": "completed"}
 
 
 async def test_a_change_that_comes_after_the_end_is_refused_at_once(tmp_path: Path) -> None:
@@ -192,7 +295,7 @@ async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_goes_on(
     seen, pages, after, has_more = list[str](), 0, None, True
     while has_more:
         query = ListQuery(limit=5000, starting_after=after)
-        page = await store.read(lambda db, query=query: DEVBOXES.page(db, {}, query))  # type: ignore[misc]
+        page = await store.read(lambda db, query=query: BENCHMARKS.page(db, {}, query))  # type: ignore[misc]
         seen += [doc["id"] for doc in page.items]
         pages, after, has_more = pages + 1, seen[-1], page.has_more
         assert page.total_count == 7

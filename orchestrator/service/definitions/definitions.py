@@ -165,7 +165,9 @@ class Definitions:
         scenarios, rest = await fill(left, query.limit, read)
         return {"scenarios": scenarios, "has_more": bool(rest), "total_count": len(ids)}
 
-    async def benchmarks(self, query: ListQuery, *, name: str | None = None, public_only: bool = False) -> Page:
+    async def benchmarks(
+        self, query: ListQuery, *, name: str | None = None, public_only: bool = False
+    ) -> Page[Document]:
         """A page of benchmarks; `public_only` are the catalog's."""
         known = await self._catalog.benchmarks()
         merged = MergedList(
@@ -187,7 +189,7 @@ class Definitions:
         benchmark_id: str | None = None,
         validation_type: str | None = None,
         public_only: bool = False,
-    ) -> Page:
+    ) -> Page[Document]:
         """A page of active scenarios; `public_only` are the catalog's. Raises NotFound for an unknown benchmark."""
         members = None if benchmark_id is None else _members(await self.benchmark(benchmark_id))
         inside = None if members is None else set(members)
@@ -213,7 +215,7 @@ class Definitions:
         )
         return await merged.page(query)
 
-    async def scorers(self, query: ListQuery) -> Page:
+    async def scorers(self, query: ListQuery) -> Page[Document]:
         """A page of custom scorers."""
         known = await self._catalog.scorers()
         merged = MergedList(
@@ -330,7 +332,7 @@ class Definitions:
         return await self._store.write(update)
 
     async def _once(self, key: str | None, change: Callable[[sqlite3.Connection], Document]) -> Document:
-        document, _ = await self._store.write(lambda db: once(db, key, lambda: change(db)))
+        document, _ = await self._store.write(lambda db: once(db, key, Document, lambda: change(db)))
         return document
 
     async def _set_status(self, identity: str, status: str) -> Document:
@@ -368,7 +370,7 @@ class Definitions:
         documents = {**known, **(await self._store.read(read) if others else {})}
         return [documents[identity] for identity in ids if identity in documents]
 
-    async def _need_created(self, table: Table, identity: str) -> None:
+    async def _need_created(self, table: Table[Document], identity: str) -> None:
         """Raise BadRequest when the definition comes from a folder."""
         if await self._catalog.owns(identity):
             raise BadRequest(f"The {table.noun} {identity} comes from a folder and is read-only here: edit its files.")
@@ -401,7 +403,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _new(table: Table) -> Document:
+def _new(table: Table[Document]) -> Document:
     """The keys that every definition has from its creation."""
     return {
         "id": table.new_id(),

@@ -50,7 +50,7 @@ class MergedList(Generic[N]):
     """
 
     store: Store
-    table: Table
+    table: Table[Document]
     filters: Filters
     is_stored_shown: bool = True
     named: Sequence[N]
@@ -58,7 +58,7 @@ class MergedList(Generic[N]):
     read: Read
     shown: Callable[[sqlite3.Connection, Document], Document] = lambda _, document: document
 
-    async def page(self, query: ListQuery) -> Page:
+    async def page(self, query: ListQuery) -> Page[Document]:
         """Read one page. Raises NotFound when the cursor names nothing in either half."""
         ids: list[str] = []
         place = None
@@ -81,13 +81,13 @@ class MergedList(Generic[N]):
         items, rest = await fill(left, query.limit - len(first.items), self.read)
         return Page(first.items + items, bool(rest), total)
 
-    async def _stored(self, query: ListQuery) -> Page:
+    async def _stored(self, query: ListQuery) -> Page[Document]:
         if not self.is_stored_shown:
             if query.starting_after:
                 raise NotFound(f"starting_after: there is no {self.table.noun} with id {query.starting_after!r}.")
             return Page([], has_more=False, total_count=0 if query.with_total else None)
 
-        def read(db: sqlite3.Connection) -> Page:
+        def read(db: sqlite3.Connection) -> Page[Document]:
             page = self.table.page(db, self.filters, query)
             return replace(page, items=[self.shown(db, each) for each in page.items])
 

@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
-from orchestrator.service.devboxes.logs import append_setup, entry
+from orchestrator.service.devboxes.output import LogEntry, append_setup
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.commands import Finished, run, write_file
 from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
 from orchestrator.service.sandbox.provider import HOME, Box, Command, shell
-from orchestrator.service.store import Document, now_ms
+from orchestrator.service.store import now_ms
 
-SCRIPT_TIMEOUT: Final = 3600.0
+SCRIPT_TIMEOUT_S: Final = 3600.0
 _SHOWN: Final = 2000
 #: Executes the file $0, and leaves nothing of it behind.
 _EXECUTE: Final = '"$0"; status=$?; rm -rf -- "${0%/*}"; exit $status'
@@ -80,33 +80,31 @@ async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
 
 
 async def _run_one(box: Box, script: str, command: Command, output: Path) -> None:
-    finished = await _run(box, script, command, output, timeout=SCRIPT_TIMEOUT)
+    finished = await _run(box, script, command, output, timeout=SCRIPT_TIMEOUT_S)
     if finished.status != 0:
-        raise BadRequest(f"The setup command {_problem(script, finished, SCRIPT_TIMEOUT)}")
+        raise BadRequest(f"The setup command {_problem(script, finished, SCRIPT_TIMEOUT_S)}")
 
 
 async def _run(box: Box, script: str, command: Command, output: Path, *, timeout: float) -> Finished:
     """Run it, and note in the devbox's log what it printed."""
     started = now_ms()
     finished = await run(box, command, timeout=timeout)
-    entries = _entries(script, finished, started)
+
+    def entry(at: int, *, level: str = "info", **fields: Any) -> LogEntry:
+        return LogEntry(level=level, source="setup_commands", timestamp_ms=at, **fields)
+
+    entries = [
+        entry(started, cmd=script),
+        *(entry(started, message=line) for line in finished.stdout.decode(errors="replace").splitlines()),
+        *(
+            entry(started, level="error", message=line)
+            for line in finished.stderr.decode(errors="replace").splitlines()
+        ),
+        entry(now_ms(), exit_code=finished.status),
+    ]
     devbox = box.id.partition(".")[0]  # a box of ours beside a devbox's own has its id before its own
     await anyio.to_thread.run_sync(partial(append_setup, output, devbox, entries))
     return finished
-
-
-def _entries(script: str, finished: Finished, started: int) -> list[Document]:
-    source = "setup_commands"
-    return [
-        entry(source, started, cmd=script),
-        *(entry(source, started, message=line) for line in _lines(finished.stdout)),
-        *(entry(source, started, level="error", message=line) for line in _lines(finished.stderr)),
-        entry(source, now_ms(), exit_code=finished.status),
-    ]
-
-
-def _lines(output: bytes) -> list[str]:
-    return output.decode(errors="replace").splitlines()
 
 
 def _problem(script: str, finished: Finished, limit: float) -> str:

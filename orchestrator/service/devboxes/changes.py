@@ -1,4 +1,4 @@
-"""Who waits for a thing to change: one event per thing and change, held by nobody but its waiters.
+"""Waiting for a thing to change: one event per thing and change, held by nobody but its waiters.
 
 Take the event first, then look at the thing, then wait for the event: a change between the looks is never missed.
 Why not a condition per thing: it would have to be removed again; here an event goes when its last waiter does.
@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 
-class Changes:
+class ChangeEvents:
     """For the event loop's thread only."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Changes:
         return event
 
     def announce(self, key: Hashable) -> None:
-        """Wake everybody who waits for this thing."""
+        """Wake all who wait for this thing."""
         event = self._events.pop(key, None)
         if event is not None:
             event.set()

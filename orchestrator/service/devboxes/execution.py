@@ -1,24 +1,85 @@
-"""One command of a client from its first byte to its last: what it prints goes to disk, what is sent to it goes in.
+"""One command of a client: the program it becomes, its turn in a named shell, and its run from first byte to last.
 
-It can be spoken to before its process exists: input, an interrupt and a kill wait for it.
+A command is run by a fresh login shell, or by one that continues where a named shell stopped. A named shell is no
+process that lives on: its folder and exported environment are kept in a file of the box between commands, which run one
+at a time. Why not a real shell behind a pipe: the end of a command, its exit status and its output would have to be
+guessed from what it prints.
+
+What a command prints goes to disk, what is sent to it goes in. It can be spoken to before its process exists: input, an
+interrupt and a kill wait for it.
 """
 
+import shlex
 from asyncio import Queue
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from orchestrator.service.devboxes.spool import Spool
+from orchestrator.service.devboxes.output import Spool
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.sandbox.provider import Box, BoxDied, Command, Process
+from orchestrator.service.sandbox.commands import write_file
+from orchestrator.service.sandbox.provider import Box, BoxDied, Command, Process, shell
 
+MAX_ARGUMENT: Final = 100_000
+"""Bytes; the kernel takes at most 131,072 in one argument, and longer commands go through a file."""
+
+_CONTINUED: Final = r"""
+__state=$1 __command=$2; set --
+if [ -f "$__state" ]; then
+  for __name in $(compgen -e); do unset "$__name" 2>/dev/null; done
+  . "$__state" 2>/dev/null
+fi
+__keep() {
+  { declare -px | grep -v '^declare -[a-zA-Z]*r'; printf 'cd -- %q\n' "$PWD"; } > "$__state.new" &&
+  mv -f -- "$__state.new" "$__state"
+}
+trap __keep EXIT
+eval "$__command"
+"""
 KILLED: Final = 137
 """The exit status of a command that was ended by SIGKILL, or with its devbox."""
 MAX_PENDING: Final = 16 << 20
 """Bytes of input that may wait for a program which does not read them."""
+
+
+async def program_for(box: Box, command: str, *, execution_id: str, shell_name: str | None, stdin: bool) -> Command:
+    """Make the program that runs `command` in the working directory, or where the named shell is. Raises BoxDied."""
+    if len(command.encode()) > MAX_ARGUMENT:
+        path = f"/tmp/.command-{execution_id}"  # noqa: S108 - the box's own /tmp
+        await write_file(box, path, command.encode())
+        command = f". {shlex.quote(box.path(path))}"
+    if shell_name is None:
+        return shell(command, stdin=stdin)
+    name = sha256(shell_name.encode()).hexdigest()[:16]
+    state = box.path(f"/tmp/.shell-{name}")  # noqa: S108 - the box's own /tmp
+    return Command(argv=("bash", "-lc", _CONTINUED, "bash", state, command), stdin=stdin)
+
+
+class Turns:
+    """Whose turn it is in each named shell, first come first served."""
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[str, str], anyio.Lock] = {}
+
+    @asynccontextmanager
+    async def turn(self, devbox_id: str, shell_name: str | None) -> AsyncIterator[None]:
+        """Wait for the turn; a command without a named shell never waits."""
+        if shell_name is None:
+            yield
+            return
+        key = (devbox_id, shell_name)
+        lock = self._locks.setdefault(key, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +90,7 @@ class Ending:
     note: str | None = None
 
 
-class Execution:
+class LiveExecution:
     """A command that has not ended yet."""
 
     def __init__(self, identity: str, *, spools: Mapping[str, Spool], has_stdin: bool) -> None:
@@ -53,27 +114,23 @@ class Execution:
             return Ending(status=KILLED, note="It was killed before it started.")
         try:
             process = self._process = await box.spawn(command)
-            ending = await self._attend(process)
+            if self._killed.is_set():
+                await process.kill()
+            elif self._is_interrupted:
+                await process.interrupt()
+            ending = Ending(status=KILLED)
+            async with anyio.create_task_group() as feeding:
+                if process.stdin is not None:
+                    feeding.start_soon(self._feed, process.stdin)
+                async with anyio.create_task_group() as reading:
+                    reading.start_soon(_pump, process.stdout, self.spools["stdout"])
+                    reading.start_soon(_pump, process.stderr, self.spools["stderr"])
+                    ending = await _end(process)
+                feeding.cancel_scope.cancel()
         except BoxDied as error:
             return Ending(status=KILLED, note=f"The devbox ended under it: {error}")
         if self._killed.is_set():  # a program may answer a polite end with success, but it was cut off
             return Ending(status=ending.status or KILLED, note="It was killed.")
-        return ending
-
-    async def _attend(self, process: Process) -> Ending:
-        if self._killed.is_set():
-            await process.kill()
-        elif self._is_interrupted:
-            await process.interrupt()
-        ending = Ending(status=KILLED)
-        async with anyio.create_task_group() as feeding:
-            if process.stdin is not None:
-                feeding.start_soon(self._feed, process.stdin)
-            async with anyio.create_task_group() as reading:
-                reading.start_soon(_pump, process.stdout, self.spools["stdout"])
-                reading.start_soon(_pump, process.stderr, self.spools["stderr"])
-                ending = await _end(process)
-            feeding.cancel_scope.cancel()
         return ending
 
     async def kill(self) -> None:

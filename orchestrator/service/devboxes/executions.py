@@ -16,34 +16,34 @@ from typing import Final
 
 import anyio
 import structlog
+from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import SweepError
-from orchestrator.service.devboxes.changes import Changes
-from orchestrator.service.devboxes.execution import KILLED, Ending, Execution
+from orchestrator.service.devboxes.changes import ChangeEvents
+from orchestrator.service.devboxes.execution import KILLED, Ending, LiveExecution, Turns, program_for
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.logs import collect
-from orchestrator.service.devboxes.rows import not_running
-from orchestrator.service.devboxes.shells import Turns, program
-from orchestrator.service.devboxes.spool import (
+from orchestrator.service.devboxes.output import (
     MAX_TAIL,
     PIECE,
     STREAMS,
+    LogEntry,
     Spool,
     Tail,
+    collect,
     read_piece,
     read_tail,
     spool_path,
     whole_characters,
 )
-from orchestrator.service.devboxes.states import Status
+from orchestrator.service.devboxes.states import not_running
 from orchestrator.service.errors import BadRequest, NotFound, WaitExpired
-from orchestrator.service.store import DEVBOXES, EXECUTIONS, Document, Store, answered, insist, now_ms, once
+from orchestrator.service.records import Created, DevboxRecord, DevboxStatus, ExecutionRecord, ExecutionStatus, Record
+from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store, answered, insist, now_ms, once
 
 DEFAULT_LINES: Final = 100
-COMPLETED: Final = "completed"
-KILL_TIMEOUT: Final = 20.0
-#: Seconds in which an execution must be recorded that the end of the service cuts off.
-LAST_WRITE: Final = 5.0
+KILL_TIMEOUT_S: Final = 20.0
+#: Time in which an execution must be recorded that the end of the service cuts off.
+LAST_WRITE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,20 @@ class Chunk:
     offset: int
 
 
+class ExecutionView(Record, frozen=True, kw_only=True):
+    """An execution as the wire shows it, with the end of its output so far."""
+
+    devbox_id: str
+    execution_id: str
+    status: ExecutionStatus
+    exit_status: int | None = None
+    shell_name: str | None = None
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+
+
 class Executions:
     """All executions of the service; make it before the fleet is entered. Its tasks are the fleet's."""
 
@@ -71,9 +85,9 @@ class Executions:
         self._store = store
         self._fleet = fleet
         self._output = state / "output"
-        self._changes = Changes()
+        self._changes = ChangeEvents()
         self._turns = Turns()
-        self._live: dict[str, Execution] = {}
+        self._live: dict[str, LiveExecution] = {}
         fleet.on_end.append(_complete_all)
 
     async def start(self, devbox_id: str, request: CommandRequest, key: str | None) -> str:
@@ -86,15 +100,27 @@ class Executions:
         if request.command_id is not None:
             key = _command_key(devbox_id, request.command_id)
 
-        def change(db: sqlite3.Connection) -> tuple[Document, bool]:
-            return once(db, key, lambda: _insert(db, devbox_id, request))
+        def insert(db: sqlite3.Connection) -> Created:
+            devbox = DEVBOXES.get(db, devbox_id)
+            if devbox.status is not DevboxStatus.RUNNING:
+                raise not_running(devbox_id, devbox.status)
+            status = ExecutionStatus.RUNNING if request.shell_name is None else ExecutionStatus.QUEUED
+            execution = ExecutionRecord(
+                id=EXECUTIONS.new_id(),
+                devbox_id=devbox_id,
+                status=status,
+                command=request.command,
+                created_ms=now_ms(),
+                shell_name=request.shell_name,
+            )
+            EXECUTIONS.insert(db, execution)
+            return Created(id=execution.id)
 
         with anyio.CancelScope(shield=True):  # an execution that is in the store must be started
-            answer, is_new = await self._store.write(change)
+            answer, is_new = await self._store.write(lambda db: once(db, key, Created, lambda: insert(db)))
             if is_new:
-                self._begin(devbox_id, answer["id"], request)
-        identity: str = answer["id"]
-        return identity
+                self._begin(devbox_id, answer.id, request)
+        return answer.id
 
     def _begin(self, devbox_id: str, identity: str, request: CommandRequest) -> None:
         spools = {
@@ -104,16 +130,16 @@ class Executions:
             )
             for stream in STREAMS
         }
-        execution = Execution(identity, spools=spools, has_stdin=request.attach_stdin)
+        execution = LiveExecution(identity, spools=spools, has_stdin=request.attach_stdin)
         self._fleet.start_soon(self._run, execution, devbox_id, request)
         self._live[identity] = execution
 
-    async def _run(self, execution: Execution, devbox_id: str, request: CommandRequest) -> None:
+    async def _run(self, execution: LiveExecution, devbox_id: str, request: CommandRequest) -> None:
         try:
             ending = await self._perform(execution, devbox_id, request)
             await self._record_end(execution, ending)
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(LAST_WRITE, shield=True):
+            with anyio.move_on_after(LAST_WRITE_S, shield=True):
                 await self._record_end(execution, Ending(status=KILLED, note="The service stopped."))
             raise
         finally:
@@ -122,13 +148,13 @@ class Executions:
             for what in ("status", *STREAMS):
                 self._changes.announce((execution.id, what))
 
-    async def _perform(self, execution: Execution, devbox_id: str, request: CommandRequest) -> Ending:
+    async def _perform(self, execution: LiveExecution, devbox_id: str, request: CommandRequest) -> Ending:
         async with AsyncExitStack() as stack:
             with execution.turn:
                 await stack.enter_async_context(self._turns.turn(devbox_id, request.shell_name))
             try:
                 box = stack.enter_context(self._fleet.using(devbox_id))
-                command = await program(
+                command = await program_for(
                     box,
                     request.command,
                     execution_id=execution.id,
@@ -145,47 +171,61 @@ class Executions:
                 structlog.get_logger().exception("execution.crashed", devbox=devbox_id, execution=execution.id)
                 return Ending(status=KILLED, note=f"It could not be run: {error!r}")
 
-    async def _record_running(self, execution: Execution) -> None:
+    async def _record_running(self, execution: LiveExecution) -> None:
         def change(db: sqlite3.Connection) -> None:
-            doc = EXECUTIONS.get(db, execution.id)
-            if doc["status"] == "queued":
-                EXECUTIONS.put(db, doc | {"status": "running"})
+            record = EXECUTIONS.get(db, execution.id)
+            if record.status is ExecutionStatus.QUEUED:
+                EXECUTIONS.put(db, replaced(record, status=ExecutionStatus.RUNNING))
 
         await insist(partial(self._store.write, change))
         self._changes.announce((execution.id, "status"))
 
-    async def _record_end(self, execution: Execution, ending: Ending) -> None:
+    async def _record_end(self, execution: LiveExecution, ending: Ending) -> None:
         """Until it is written, for a full disk must not make a command look as if it still ran."""
-        cut = {f"_{stream}_cut": True for stream, spool in execution.spools.items() if spool.is_cut}
+        cut = {f"is_{stream}_cut": spool.is_cut for stream, spool in execution.spools.items()}
 
         def change(db: sqlite3.Connection) -> None:
-            doc = EXECUTIONS.get(db, execution.id)
-            if doc["status"] != COMPLETED:
-                doc = _completed(doc, ending)
-            EXECUTIONS.put(db, doc | cut)
+            record = EXECUTIONS.get(db, execution.id)
+            if record.status is not ExecutionStatus.COMPLETED:
+                record = _completed(record, ending)
+            EXECUTIONS.put(db, replaced(record, **cut))
 
         await insist(partial(self._store.write, change))
 
-    async def view(self, devbox_id: str, identity: str, *, lines: int = DEFAULT_LINES) -> Document:
+    async def view(self, devbox_id: str, identity: str, *, lines: int = DEFAULT_LINES) -> ExecutionView:
         """An execution as the wire shows it, with the last lines of its output so far. Raises NotFound."""
         return await self._shown(await self._find(devbox_id, identity), lines)
 
-    async def _find(self, devbox_id: str, identity: str) -> Document:
-        return await self._store.read(partial(_find, devbox_id=devbox_id, identity=identity))
+    async def _find(self, devbox_id: str, identity: str) -> ExecutionRecord:
+        """By its own id, or by the command id that the client gave it."""
 
-    async def _shown(self, doc: Document, lines: int | None, limit: int = MAX_TAIL) -> Document:
-        shown: Document = {
-            name: doc[name] for name in ("devbox_id", "status", "exit_status", "shell_name") if name in doc
-        }
-        shown["execution_id"] = doc["id"]
-        for stream, tail in (await anyio.to_thread.run_sync(self._tails, doc, lines, limit)).items():
-            shown[stream] = tail.text
-            shown[f"{stream}_truncated"] = tail.is_truncated or f"_{stream}_cut" in doc
-        return shown
+        def find(db: sqlite3.Connection) -> ExecutionRecord:
+            found = EXECUTIONS.find(db, identity)
+            if found is None and (named := answered(db, _command_key(devbox_id, identity), Created)):
+                found = EXECUTIONS.find(db, named.id)
+            if found is None or found.devbox_id != devbox_id:
+                raise NotFound(f"There is no execution with id {identity!r} in devbox {devbox_id!r}.")
+            return found
 
-    def _tails(self, doc: Document, lines: int | None, limit: int) -> dict[str, Tail]:
-        paths = {stream: spool_path(self._output, doc["devbox_id"], doc["id"], stream) for stream in STREAMS}
-        return {stream: read_tail(path, lines=lines, limit=limit) for stream, path in paths.items()}
+        return await self._store.read(find)
+
+    async def _shown(self, record: ExecutionRecord, lines: int | None, limit: int = MAX_TAIL) -> ExecutionView:
+        def read() -> list[Tail]:
+            paths = [spool_path(self._output, record.devbox_id, record.id, stream) for stream in STREAMS]
+            return [read_tail(path, lines=lines, limit=limit) for path in paths]
+
+        stdout, stderr = await anyio.to_thread.run_sync(read)
+        return ExecutionView(
+            devbox_id=record.devbox_id,
+            execution_id=record.id,
+            status=record.status,
+            exit_status=record.exit_status,
+            shell_name=record.shell_name,
+            stdout=stdout.text,
+            stderr=stderr.text,
+            stdout_truncated=stdout.is_truncated or record.is_stdout_cut,
+            stderr_truncated=stderr.is_truncated or record.is_stderr_cut,
+        )
 
     async def wait(
         self,
@@ -193,42 +233,44 @@ class Executions:
         identity: str,
         *,
         timeout: float,
-        statuses: Collection[str] = (COMPLETED,),
+        statuses: Collection[ExecutionStatus] = (ExecutionStatus.COMPLETED,),
         lines: int | None = DEFAULT_LINES,
         limit: int = MAX_TAIL,
-    ) -> Document:
+    ) -> ExecutionView:
         """Wait, at most `timeout` seconds, for one of the statuses. Raises WaitExpired, and NotFound."""
-        doc = await self._find(devbox_id, identity)
-        key = (doc["id"], "status")
+
+        def is_reached() -> bool:
+            """One that was completed by the end of its devbox counts once the last of its output is on disk, too."""
+            is_writing = record.status is ExecutionStatus.COMPLETED and record.id in self._live
+            return record.status in statuses and not is_writing
+
+        record = await self._find(devbox_id, identity)
+        key = (record.id, "status")
         with anyio.move_on_after(timeout):
             event = self._changes.next(key)
-            while not self._is_in(doc, statuses):
+            while not is_reached():
                 await event.wait()
                 event = self._changes.next(key)
-                doc = await self._find(devbox_id, identity)
-        if doc["status"] in statuses:
-            return await self._shown(doc, lines, limit)
+                record = await self._find(devbox_id, identity)
+        if record.status in statuses:
+            return await self._shown(record, lines, limit)
         wanted = ", ".join(sorted(statuses))
-        raise WaitExpired(f"Execution {identity} is {doc['status']} after {timeout:g} s, not yet: {wanted}.")
+        raise WaitExpired(f"Execution {identity} is {record.status} after {timeout:g} s, not yet: {wanted}.")
 
-    def _is_in(self, doc: Document, statuses: Collection[str]) -> bool:
-        """One that was completed by the end of its devbox counts once the last of its output is on disk, too."""
-        return doc["status"] in statuses and not (doc["status"] == COMPLETED and doc["id"] in self._live)
-
-    async def kill(self, devbox_id: str, identity: str) -> Document:
+    async def kill(self, devbox_id: str, identity: str) -> ExecutionView:
         """End a command with all its descendants and wait for that. Idempotent. Raises NotFound."""
-        doc = await self._find(devbox_id, identity)
-        execution = self._live.get(doc["id"])
+        record = await self._find(devbox_id, identity)
+        execution = self._live.get(record.id)
         if execution is not None:
-            with anyio.move_on_after(KILL_TIMEOUT):
+            with anyio.move_on_after(KILL_TIMEOUT_S):
                 await execution.kill()
                 await execution.done.wait()
         return await self.view(devbox_id, identity)
 
     async def send(self, devbox_id: str, identity: str, *, text: str | None = None, signal: str | None = None) -> None:
         """Send text, then EOF or INTERRUPT, to a command. Raises NotFound, and BadRequest if it takes no input."""
-        doc = await self._find(devbox_id, identity)
-        execution = self._live.get(doc["id"])
+        record = await self._find(devbox_id, identity)
+        execution = self._live.get(record.id)
         if execution is None:
             raise BadRequest(f"Execution {identity} has completed and takes no input.")
         if text is not None:
@@ -245,8 +287,9 @@ class Executions:
 
         It yields None whenever `pause` seconds have gone by without output. A piece never ends inside a character.
         """
-        doc = await self._find(devbox_id, identity)
-        return self._follow(doc["id"], stream, spool_path(self._output, devbox_id, doc["id"], stream), offset, pause)
+        record = await self._find(devbox_id, identity)
+        path = spool_path(self._output, devbox_id, record.id, stream)
+        return self._follow(record.id, stream, path, offset, pause)
 
     async def _follow(
         self, identity: str, stream: str, path: Path, offset: int, pause: float
@@ -269,22 +312,19 @@ class Executions:
 
     async def forget(self, devbox_id: str) -> None:
         """Remove what the commands of a devbox printed, once all of them have ended: it may have secrets in it."""
-        docs = await insist(lambda: self._store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox_id})))
-        for execution in [self._live[doc["id"]] for doc in docs if doc["id"] in self._live]:
+        records = await insist(lambda: self._store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox_id})))
+        for execution in [self._live[record.id] for record in records if record.id in self._live]:
             await execution.done.wait()
-        remove = partial(shutil.rmtree, self._output / devbox_id, ignore_errors=True)
-        await anyio.to_thread.run_sync(remove)
+        await anyio.to_thread.run_sync(partial(shutil.rmtree, self._output / devbox_id, ignore_errors=True))
 
-    async def logs(self, devbox_id: str, *, execution_id: str | None, shell_name: str | None) -> list[Document]:
+    async def logs(self, devbox_id: str, *, execution_id: str | None, shell_name: str | None) -> list[LogEntry]:
         """The log of a devbox, or of one execution or named shell in it. Raises NotFound."""
 
-        def rows(db: sqlite3.Connection) -> tuple[Document, list[Document]]:
+        def rows(db: sqlite3.Connection) -> tuple[DevboxRecord, list[ExecutionRecord]]:
             return DEVBOXES.get(db, devbox_id), EXECUTIONS.select(db, {"devbox_id": devbox_id})
 
-        devbox, docs = await self._store.read(rows)
-        chosen = [
-            doc for doc in docs if execution_id in {None, doc["id"]} and shell_name in {None, doc.get("shell_name")}
-        ]
+        devbox, records = await self._store.read(rows)
+        chosen = [each for each in records if execution_id in {None, each.id} and shell_name in {None, each.shell_name}]
         is_all = execution_id is None and shell_name is None
         return await anyio.to_thread.run_sync(partial(collect, self._output, devbox, chosen, with_setup=is_all))
 
@@ -293,42 +333,15 @@ def _command_key(devbox_id: str, command_id: str) -> str:
     return f"command {devbox_id} {command_id}"
 
 
-def _insert(db: sqlite3.Connection, devbox_id: str, request: CommandRequest) -> Document:
-    status = DEVBOXES.get(db, devbox_id)["status"]
-    if status != Status.RUNNING:
-        raise not_running(devbox_id, status)
-    doc: Document = {
-        "id": EXECUTIONS.new_id(),
-        "devbox_id": devbox_id,
-        "status": "running" if request.shell_name is None else "queued",
-        "_command": request.command,
-        "_created_ms": now_ms(),
-    }
-    if request.shell_name is not None:
-        doc["shell_name"] = request.shell_name
-    EXECUTIONS.insert(db, doc)
-    return {"id": doc["id"]}
+def _completed(record: ExecutionRecord, ending: Ending) -> ExecutionRecord:
+    return replaced(
+        record, status=ExecutionStatus.COMPLETED, exit_status=ending.status, ended_ms=now_ms(), note=ending.note
+    )
 
 
-def _find(db: sqlite3.Connection, devbox_id: str, identity: str) -> Document:
-    """By its own id, or by the command id that the client gave it."""
-    doc = EXECUTIONS.find(db, identity)
-    if doc is None:
-        named = answered(db, _command_key(devbox_id, identity))
-        doc = EXECUTIONS.find(db, named["id"]) if named else None
-    if doc is None or doc["devbox_id"] != devbox_id:
-        raise NotFound(f"There is no execution with id {identity!r} in devbox {devbox_id!r}.")
-    return doc
-
-
-def _completed(doc: Document, ending: Ending) -> Document:
-    doc = doc | {"status": COMPLETED, "exit_status": ending.status, "_ended_ms": now_ms()}
-    return doc if ending.note is None else doc | {"_note": ending.note}
-
-
-def _complete_all(db: sqlite3.Connection, devbox: Document) -> None:
-    """What still runs in a devbox ends with it."""
-    ending = Ending(status=KILLED, note=f"The devbox ended under it: {devbox.get('_failure') or devbox['status']}")
-    for doc in EXECUTIONS.select(db, {"devbox_id": devbox["id"]}):
-        if doc["status"] != COMPLETED:
-            EXECUTIONS.put(db, _completed(doc, ending))
+def _complete_all(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
+    """End what still runs in a devbox with it."""
+    ending = Ending(status=KILLED, note=f"The devbox ended under it: {devbox.end_message or devbox.status}")
+    for record in EXECUTIONS.select(db, {"devbox_id": devbox.id}):
+        if record.status is not ExecutionStatus.COMPLETED:
+            EXECUTIONS.put(db, _completed(record, ending))

@@ -9,7 +9,7 @@ What a devbox is booted with stays in memory (it may hold keys): no devbox outli
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,24 +21,24 @@ import anyio
 import anyio.lowlevel
 import structlog
 from anyio.abc import TaskGroup
+from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import InternalError, SweepError
 from orchestrator.service.devboxes.boot import run_commands, run_scripts, settle_in, wait_healthy, write_mounts
-from orchestrator.service.devboxes.changes import Changes
-from orchestrator.service.devboxes.launch import Launch, parse_launch
-from orchestrator.service.devboxes.logs import append_setup, entry
-from orchestrator.service.devboxes.network import network_of, way_out
-from orchestrator.service.devboxes.network_policies import policy_of
-from orchestrator.service.devboxes.pruning import prune_hourly
-from orchestrator.service.devboxes.requests import DevboxRequest
-from orchestrator.service.devboxes.rows import DevboxRows, OnEnd, new_devbox, not_running
+from orchestrator.service.devboxes.changes import ChangeEvents
+from orchestrator.service.devboxes.network import network_of, policy_of, way_out
+from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
+from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
 from orchestrator.service.devboxes.states import (
     TERMINAL,
+    DevboxRows,
     End,
-    Status,
+    OnEnd,
     failure,
     failure_reason,
     is_ended,
+    new_devbox,
+    not_running,
     shutdown,
 )
 from orchestrator.service.devboxes.succession import Succession
@@ -46,6 +46,7 @@ from orchestrator.service.environments.installs.installs import Installs
 from orchestrator.service.environments.installs.request import MOUNT, InstallFailed
 from orchestrator.service.environments.installs.settings import covers
 from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
+from orchestrator.service.records import Created, DevboxRecord, DevboxStatus
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
@@ -62,13 +63,13 @@ from orchestrator.service.sandbox.provider import (
     Resources,
 )
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.store import DEVBOXES, RETRY, Document, ListQuery, Page, Store, now_ms, once
+from orchestrator.service.store import DEVBOXES, RETRY_S, ListQuery, Page, Store, now_ms, once
 
 #: That of the scenario, and that of whoever runs it.
 Policies = tuple[Network | None, Network | None]
-STOP_TIMEOUT: Final = 20.0
-#: Seconds after which a request whose transaction was undone is forgotten.
-FORGET: Final = 600.0
+STOP_TIMEOUT_S: Final = 20.0
+#: Time after which a request whose transaction was undone is forgotten.
+FORGET_S: Final = 600.0
 
 
 @dataclass(slots=True)
@@ -81,19 +82,19 @@ class _Live:
     policies: Policies
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
-    status: str = Status.PROVISIONING
+    status: DevboxStatus = DevboxStatus.PROVISIONING
     boxes: Succession | None = None
     egress: Egress | None = None
     users: int = 0
 
     @property
-    def counts(self) -> Document:
-        """What its way out has counted so far, if it has one."""
+    def counts(self) -> dict[str, Any]:
+        """The counts of its way out so far, if it has one, by the names of the record's fields."""
         return {} if self.egress is None else {**self.egress.counters.document()}
 
     def touch(self) -> None:
         """Idle time starts again; the keep-alive of a devbox without an idle setting does not."""
-        if self.launch.idle is not None and self.status == Status.RUNNING:
+        if self.launch.idle is not None and self.status == DevboxStatus.RUNNING:
             self.scope.deadline = float("inf") if self.users else anyio.current_time() + self.launch.idle
 
 
@@ -121,9 +122,9 @@ class Fleet:
         self._blueprints = blueprints
         self._installs = installs
         self._resolve = resolve
-        self._changes = Changes()
+        self._changes = ChangeEvents()
         self._live: dict[str, _Live] = {}
-        self._ended: dict[str, str] = {}
+        self._ended: dict[str, DevboxStatus] = {}
         self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
         self._requests_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
@@ -131,7 +132,8 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
-        await anyio.to_thread.run_sync(self._clear_evidence)
+        await anyio.to_thread.run_sync(remove, self._evidence)
+        self._evidence.mkdir(mode=0o700)
         if Capability.ISOLATED in self._provider.capabilities:
             self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
@@ -148,11 +150,6 @@ class Fleet:
             return None
         return await tasks.__aexit__(kind, error, trace)
 
-    def _clear_evidence(self) -> None:
-        """What an earlier service left goes."""
-        remove(self._evidence)
-        self._evidence.mkdir(mode=0o700)
-
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run something for as long as the fleet is open; it is cancelled when the fleet closes."""
         self._group().start_soon(function, *args)
@@ -167,7 +164,7 @@ class Fleet:
             raise InternalError("The fleet is not open.")
         return self._tasks
 
-    def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> Document:
+    def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> DevboxRecord:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
             raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
@@ -175,44 +172,42 @@ class Fleet:
         capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
         of_scenario = policy_of(db, request.scenario_policy_id, capabilities)
         policies = of_scenario, policy_of(db, identity, capabilities)
-        doc = new_devbox(request, launch)
-        DEVBOXES.insert(db, doc)
+        devbox = new_devbox(request, launch)
+        DEVBOXES.insert(db, devbox)
         with self._requests_lock:
-            self._requests[doc["id"]] = request, policies, time.monotonic()
-        return doc
+            self._requests[devbox.id] = request, policies, time.monotonic()
+        return devbox
 
-    async def create(self, request: DevboxRequest, key: str | None) -> Document:
+    async def create(self, request: DevboxRequest, key: str | None) -> DevboxRecord:
         """Insert and boot a devbox, once for each idempotency key. Raises BadRequest."""
 
-        def change(db: sqlite3.Connection) -> tuple[Document, bool]:
-            return once(db, key, lambda: {"id": self.insert(db, request)["id"]})
+        def change(db: sqlite3.Connection) -> tuple[Created, bool]:
+            return once(db, key, Created, lambda: Created(id=self.insert(db, request).id))
 
         with anyio.CancelScope(shield=True):  # a devbox that is in the store must be booted
             answer, is_new = await self._store.write(change)
             if is_new:
-                self.boot_soon(answer["id"])
-        return await self.retrieve(answer["id"])
+                self.boot_soon(answer.id)
+        return await self.retrieve(answer.id)
 
     def boot_soon(self, devbox_id: str, prepare: Prepare | None = None) -> None:
         """Boot a devbox whose insertion is committed, from what `prepare` says, else from its blueprint, else bare."""
-        request, policies = self._take_request(devbox_id)
+        now = time.monotonic()
+        with self._requests_lock:
+            found = self._requests.pop(devbox_id, None)
+            for identity, (*_, since) in list(self._requests.items()):
+                if since > now - FORGET_S:
+                    break
+                del self._requests[identity]
+        if found is None:
+            raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
+
+        request, policies, _ = found
         live = _Live(id=devbox_id, request=request, launch=parse_launch(request.launch_parameters), policies=policies)
         if live.launch.idle is None:
             live.scope.deadline = anyio.current_time() + live.launch.keep_alive
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
-
-    def _take_request(self, devbox_id: str) -> tuple[DevboxRequest, Policies]:
-        now = time.monotonic()
-        with self._requests_lock:
-            found = self._requests.pop(devbox_id, None)
-            for identity, (*_, since) in list(self._requests.items()):
-                if since > now - FORGET:
-                    break
-                del self._requests[identity]
-        if found is None:
-            raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
-        return found[:2]
 
     async def _life(self, live: _Live, prepare: Prepare | None) -> None:
         end = shutdown("api_shutdown", "The service stopped.")
@@ -247,10 +242,19 @@ class Fleet:
         return replace(end, is_by_agent=is_by_agent)
 
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
-        prepared = await self._installed(live, await self._prepared(live, prepare))
+        prepared = await self._prepared(live, prepare)
         network = network_of(prepared, *live.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
-        spec = _spec(live, prepared, network, self._covers)
+        variables = {} if live.egress is None else live.egress.variables
+        spec = BoxSpec(
+            id=live.id,
+            resources=live.launch.resources or prepared.resources or Resources(),
+            network=network.is_open,
+            working_directory=prepared.working_directory,
+            environment={**prepared.environment, **prepared.secrets, **variables, **live.request.environment_variables},
+            root=prepared.root,
+            binds=(*prepared.binds, *self._covers),
+        )
         box = await self._provider.start(spec)
         boxes = live.boxes = Succession(
             provider=self._provider,
@@ -264,49 +268,48 @@ class Fleet:
         )
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)
+
         shown = {
             "isolation": self._provider.name,
             "enforced_limits": sorted(box.enforced),
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
+            "installed": None if live.request.install is None else [live.request.install.key],
         }
-        if live.request.install is not None:
-            shown["installed"] = [live.request.install.key]
-        await self._advance(live, Status.INITIALIZING, shown)
+        await self._advance(live, DevboxStatus.INITIALIZING, shown)
         await write_mounts(box, live.request.file_mounts)
         await run_scripts(box, prepared.setup, self.output)
         await run_commands(box, live.launch.commands, self.output)
         if prepared.healthcheck is not None:
             await wait_healthy(box, prepared.healthcheck, self.output)
-        await self._advance(live, Status.RUNNING, {})
+        await self._advance(live, DevboxStatus.RUNNING, {})
         live.touch()
         return boxes
 
     async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
+        """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""
         if prepare is not None:
-            return await prepare()
-        if live.request.blueprint_id is not None:
-            return await self._blueprints(live.request.blueprint_id)
-        return Prepared()
-
-    async def _installed(self, live: _Live, prepared: Prepared) -> Prepared:
-        """With what the request wants installed. Raises InstallFailed."""
+            prepared = await prepare()
+        elif live.request.blueprint_id is not None:
+            prepared = await self._blueprints(live.request.blueprint_id)
+        else:
+            prepared = Prepared()
         install = live.request.install
         if install is None or self._installs is None:
             return prepared
 
         async def tell(message: str) -> None:
-            said = [entry("setup_commands", now_ms(), message=message)]
-            await anyio.to_thread.run_sync(append_setup, self.output, live.id, said)
+            said = LogEntry(level="info", source="setup_commands", timestamp_ms=now_ms(), message=message)
+            await anyio.to_thread.run_sync(append_setup, self.output, live.id, [said])
 
         return await self._installs.add(install, prepared, start_soon=self.start_soon, tell=tell)
 
-    async def _advance(self, live: _Live, status: Status, shown: Document) -> None:
+    async def _advance(self, live: _Live, status: DevboxStatus, shown: Mapping[str, Any]) -> None:
         """Record the next status; a devbox that was shut down meanwhile is not booted further."""
-        doc = await self._rows.advance(live.id, status, shown)
-        live.status = doc["status"]
+        devbox = await self._rows.advance(live.id, status, shown)
+        live.status = devbox.status
         self._changes.announce(live.id)
-        if is_ended(doc):
+        if is_ended(devbox):
             live.scope.cancel()
             await anyio.lowlevel.checkpoint()
 
@@ -323,10 +326,10 @@ class Fleet:
             return
         log = structlog.get_logger().bind(devbox=live.id)
         try:
-            with anyio.fail_after(STOP_TIMEOUT):
+            with anyio.fail_after(STOP_TIMEOUT_S):
                 await live.boxes.stop()
         except TimeoutError:
-            log.warning("devbox.not_stopped", seconds=STOP_TIMEOUT)
+            log.warning("devbox.not_stopped", seconds=STOP_TIMEOUT_S)
         except Exception:
             log.exception("devbox.stop_crashed")
 
@@ -334,54 +337,53 @@ class Fleet:
         """Until it is written: a full disk must not leave a devbox that looks alive. A closing service gives up."""
         while True:
             try:
-                doc = await self._rows.end(live.id, end, live.counts)
+                devbox = await self._rows.end(live.id, end, live.counts)
             except Unwritable:
                 if self._tasks is None:
                     return
-                await anyio.sleep(RETRY)
+                await anyio.sleep(RETRY_S)
             else:
                 break
-        live.status = doc["status"]
+        live.status = devbox.status
         self._changes.announce(live.id)
-        reason = doc.get("shutdown_reason") or doc.get("failure_reason")
-        log = structlog.get_logger()
-        log.info("devbox.ended", devbox=live.id, status=doc["status"], reason=reason, message=doc.get("_failure"))
+        about = {"status": devbox.status, "reason": devbox.end_reason, "message": devbox.end_message}
+        structlog.get_logger().info("devbox.ended", devbox=live.id, **about)
 
-    async def retrieve(self, devbox_id: str) -> Document:
+    async def retrieve(self, devbox_id: str) -> DevboxRecord:
         """Raises NotFound."""
         counted = self._counting()
         return counted(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
 
-    async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page:
+    async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page[DevboxRecord]:
         counted = self._counting()
         page = await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
         return replace(page, items=list(map(counted, page.items)))
 
-    def _counting(self) -> Callable[[Document], Document]:
-        """Adds what its way out has counted to a devbox that lives now; its record gets that at the end."""
+    def _counting(self) -> Callable[[DevboxRecord], DevboxRecord]:
+        """Make what adds the counts of its way out to a devbox that lives now; its record gets them at the end."""
         living = self._live.copy()
-        return lambda doc: doc | living[doc["id"]].counts if doc["id"] in living else doc
+        return lambda devbox: replaced(devbox, **living[devbox.id].counts) if devbox.id in living else devbox
 
-    async def update(self, devbox_id: str, changes: Document) -> Document:
-        """Replace the keys given (`name`, `metadata`). Raises NotFound."""
+    async def update(self, devbox_id: str, changes: Mapping[str, Any]) -> DevboxRecord:
+        """Replace the fields given (`name`, `metadata`). Raises NotFound."""
         return await self._store.write(lambda db: DEVBOXES.update(db, devbox_id, changes))
 
-    async def wait_for_status(self, devbox_id: str, statuses: Collection[str], timeout: float) -> Document:
+    async def wait_for_status(self, devbox_id: str, statuses: Collection[str], timeout: float) -> DevboxRecord:
         """Wait, at most `timeout` seconds, until a devbox is in one of the statuses.
 
         Raises WaitExpired naming the status it is in, and NotFound.
         """
         event = self._changes.next(devbox_id)
-        doc = await self.retrieve(devbox_id)
+        devbox = await self.retrieve(devbox_id)
         with anyio.move_on_after(timeout):
-            while doc["status"] not in statuses:
+            while devbox.status not in statuses:
                 await event.wait()
                 event = self._changes.next(devbox_id)
-                doc = await self.retrieve(devbox_id)
-        if doc["status"] in statuses:
-            return doc
+                devbox = await self.retrieve(devbox_id)
+        if devbox.status in statuses:
+            return devbox
         wanted = ", ".join(sorted(statuses))
-        raise WaitExpired(f"Devbox {devbox_id} is {doc['status']} after {timeout:g} s, not yet: {wanted}.")
+        raise WaitExpired(f"Devbox {devbox_id} is {devbox.status} after {timeout:g} s, not yet: {wanted}.")
 
     def box(self, devbox_id: str) -> Box:
         """The box that stands for a running devbox. Raises as `boxes`."""
@@ -423,21 +425,21 @@ class Fleet:
 
     def _running(self, devbox_id: str) -> _Live:
         live = self._live.get(devbox_id)
-        if live is not None and live.status == Status.RUNNING:
+        if live is not None and live.status == DevboxStatus.RUNNING:
             return live
         status = live.status if live is not None else self._ended.get(devbox_id)
         if status is None:
             raise NotFound(f"There is no devbox with id {devbox_id!r}.")
         raise not_running(devbox_id, status)
 
-    async def shutdown(self, devbox_id: str, reason: str = "api_shutdown") -> Document:
+    async def shutdown(self, devbox_id: str, reason: str = "api_shutdown") -> DevboxRecord:
         """End a devbox and wait until nothing of it is left. Idempotent. Raises NotFound."""
         with anyio.CancelScope(shield=True):
             await self._store.write(partial(self.shutdown_in, devbox_id=devbox_id, reason=reason))
             self.shutdown_soon(devbox_id)
         live = self._live.get(devbox_id)
         if live is not None:
-            with anyio.move_on_after(STOP_TIMEOUT):
+            with anyio.move_on_after(STOP_TIMEOUT_S):
                 await live.gone.wait()
         return await self.retrieve(devbox_id)
 
@@ -450,19 +452,6 @@ class Fleet:
         live = self._live.get(devbox_id)
         if live is not None:
             if live.status not in TERMINAL:
-                live.status = Status.SHUTDOWN
+                live.status = DevboxStatus.SHUTDOWN
             live.scope.cancel()
         self._changes.announce(devbox_id)
-
-
-def _spec(live: _Live, prepared: Prepared, network: Network, binds: Iterable[Bind]) -> BoxSpec:
-    variables = {} if live.egress is None else live.egress.variables
-    return BoxSpec(
-        id=live.id,
-        resources=live.launch.resources or prepared.resources or Resources(),
-        network=network.is_open,
-        working_directory=prepared.working_directory,
-        environment={**prepared.environment, **prepared.secrets, **variables, **live.request.environment_variables},
-        root=prepared.root,
-        binds=(*prepared.binds, *binds),
-    )

@@ -1,39 +1,33 @@
-"""The life of a devbox as data: its statuses as published, the legal moves between them, and the one move function.
+"""The life of a devbox as data: legal moves between its statuses, and how its row is made, moved on and ended.
 
 A provider here boots and ends devboxes and does no more, so nothing leads to `suspending`, `suspended` or `resuming`.
+An end is recorded by one function, together with everything that hangs on it: `on_end` runs in the same transaction,
+so that no run is ever left thinking its devbox lives.
 """
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from orchestrator.core.errors import InternalError
-from orchestrator.service.store import Document
+from orchestrator.service.devboxes.requests import DevboxRequest, Launch
+from orchestrator.service.errors import BadRequest
+from orchestrator.service.records import DevboxRecord, DevboxStatus, Transition
+from orchestrator.service.store import DEVBOXES, Store, now_ms
 
-
-class Status(StrEnum):
-    """Every status that the published protocol knows."""
-
-    SCHEDULED = "scheduled"
-    QUEUED = "queued"
-    PROVISIONING = "provisioning"
-    INITIALIZING = "initializing"
-    RUNNING = "running"
-    SUSPENDING = "suspending"
-    SUSPENDED = "suspended"
-    RESUMING = "resuming"
-    FAILURE = "failure"
-    SHUTDOWN = "shutdown"
-
-
-TERMINAL: Final = frozenset({Status.FAILURE, Status.SHUTDOWN})
-MOVES: Final[Mapping[Status, frozenset[Status]]] = {
-    Status.QUEUED: frozenset({Status.PROVISIONING}) | TERMINAL,
-    Status.PROVISIONING: frozenset({Status.INITIALIZING}) | TERMINAL,
-    Status.INITIALIZING: frozenset({Status.RUNNING}) | TERMINAL,
-    Status.RUNNING: TERMINAL,
+TERMINAL: Final = frozenset({DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN})
+LIVING: Final = tuple(status for status in DevboxStatus if status not in TERMINAL)
+MOVES: Final[Mapping[DevboxStatus, frozenset[DevboxStatus]]] = {
+    DevboxStatus.QUEUED: frozenset({DevboxStatus.PROVISIONING}) | TERMINAL,
+    DevboxStatus.PROVISIONING: frozenset({DevboxStatus.INITIALIZING}) | TERMINAL,
+    DevboxStatus.INITIALIZING: frozenset({DevboxStatus.RUNNING}) | TERMINAL,
+    DevboxStatus.RUNNING: TERMINAL,
 }
+
+OnEnd = Callable[[sqlite3.Connection, DevboxRecord], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +37,7 @@ class End:
     `is_by_agent` means that it broke while its agent was there, and nobody outside did it.
     """
 
-    status: Status
+    status: DevboxStatus
     reason: str
     message: str | None = None
     install: str | None = None
@@ -51,15 +45,15 @@ class End:
 
 
 def failure(reason: str, message: str, *, install: str | None = None) -> End:
-    return End(status=Status.FAILURE, reason=reason, message=message, install=install)
+    return End(status=DevboxStatus.FAILURE, reason=reason, message=message, install=install)
 
 
 def shutdown(reason: str, message: str | None = None) -> End:
-    return End(status=Status.SHUTDOWN, reason=reason, message=message)
+    return End(status=DevboxStatus.SHUTDOWN, reason=reason, message=message)
 
 
 def failure_reason(how: str) -> str:
-    """The published reason that fits a box's own account of its death, or of why it could not be booted."""
+    """Return the published reason that fits a box's own account of its death, or of why it could not be booted."""
     words = how.lower()
     if "out of memory" in words or "oom" in words.split():
         return "out_of_memory"
@@ -68,28 +62,103 @@ def failure_reason(how: str) -> str:
     return "health_check_failed"
 
 
-def is_ended(doc: Document) -> bool:
-    return doc["status"] in TERMINAL
+def is_ended(devbox: DevboxRecord) -> bool:
+    return devbox.status in TERMINAL
 
 
-def moved(doc: Document, status: Status, *, at: int) -> Document:
-    """The document with its new status, since `at` (milliseconds). Raises InternalError for an illegal move."""
-    if status not in MOVES.get(Status(doc["status"]), frozenset()):
-        raise InternalError(f"Devbox {doc['id']} cannot go from {doc['status']} to {status.value}.")
-    transition = {"status": status.value, "transition_time_ms": at}
-    return {**doc, "status": status.value, "state_transitions": [*doc["state_transitions"], transition]}
+def moved(devbox: DevboxRecord, status: DevboxStatus, *, at: int, reason: str | None = None) -> DevboxRecord:
+    """Return the devbox with a new status, since `at` (milliseconds). Raises InternalError for an illegal move."""
+    if status not in MOVES.get(devbox.status, frozenset()):
+        raise InternalError(f"Devbox {devbox.id} cannot go from {devbox.status} to {status}.")
+    transition = Transition(status=status, transition_time_ms=at, failure_reason=reason)
+    return replace(devbox, status=status, state_transitions=(*devbox.state_transitions, transition))
 
 
-def ended(doc: Document, end: End, *, at: int) -> Document:
-    """The document of a devbox that has just ended. Raises InternalError if it had ended before."""
-    doc = moved(doc, end.status, at=at) | {"end_time_ms": at}
-    if end.message is not None:
-        doc["_failure"] = end.message
-    if end.install is not None:
-        doc["failed_install"] = end.install
-    if end.is_by_agent:
-        doc["broken_by_agent"] = True
-    if end.status is Status.SHUTDOWN:
-        return doc | {"shutdown_reason": end.reason}
-    doc["state_transitions"][-1]["failure_reason"] = end.reason
-    return doc | {"failure_reason": end.reason, "failure_message": end.message}
+def ended(devbox: DevboxRecord, end: End, *, at: int) -> DevboxRecord:
+    """Return a devbox that has just ended. Raises InternalError if it had ended before."""
+    common = {
+        "end_time_ms": at,
+        "end_message": end.message,
+        "failed_install": end.install,
+        "broken_by_agent": end.is_by_agent,
+    }
+    if end.status is DevboxStatus.SHUTDOWN:
+        return replace(moved(devbox, end.status, at=at), **common, shutdown_reason=end.reason)
+    failed = moved(devbox, end.status, at=at, reason=end.reason)
+    return replace(failed, **common, failure_reason=end.reason, failure_message=end.message)
+
+
+def not_running(devbox_id: str, status: str) -> BadRequest:
+    """Make the answer to a request that needs a running devbox."""
+    return BadRequest(f"Devbox {devbox_id} is {status}, not running.")
+
+
+def new_devbox(request: DevboxRequest, launch: Launch) -> DevboxRecord:
+    """Make the record of a devbox that is about to boot."""
+    at = now_ms()
+    return DevboxRecord(
+        id=DEVBOXES.new_id(),
+        name=request.name,
+        status=DevboxStatus.PROVISIONING,
+        capabilities=[],
+        create_time_ms=at,
+        end_time_ms=None,
+        launch_parameters=launch.shown,
+        metadata=request.metadata,
+        state_transitions=[
+            Transition(status=status, transition_time_ms=at)
+            for status in (DevboxStatus.QUEUED, DevboxStatus.PROVISIONING)
+        ],
+        blueprint_id=request.blueprint_id,
+        initiator_type=request.initiator_type,
+        initiator_id=request.initiator_id,
+    )
+
+
+class DevboxRows:
+    """The devboxes' table as the fleet uses it."""
+
+    def __init__(self, store: Store) -> None:
+        self.on_end: list[OnEnd] = []
+        self._store = store
+
+    async def advance(self, devbox_id: str, status: DevboxStatus, shown: Mapping[str, Any]) -> DevboxRecord:
+        """Move a devbox on, and add to what its record shows; one that has ended stays as it is."""
+
+        def change(db: sqlite3.Connection) -> DevboxRecord:
+            devbox = DEVBOXES.get(db, devbox_id)
+            if not is_ended(devbox):
+                devbox = replace(moved(devbox, status, at=now_ms()), **shown)
+                DEVBOXES.put(db, devbox)
+            return devbox
+
+        return await self._store.write(change)
+
+    async def end(self, devbox_id: str, end: End, shown: Mapping[str, Any]) -> DevboxRecord:
+        """End a devbox, and add to what its record shows; that also where it has ended before."""
+
+        def change(db: sqlite3.Connection) -> DevboxRecord:
+            devbox = self.end_in(db, devbox_id, end)
+            return DEVBOXES.update(db, devbox_id, shown) if shown else devbox
+
+        return await self._store.write(change)
+
+    def end_in(self, db: sqlite3.Connection, devbox_id: str, end: End) -> DevboxRecord:
+        """Idempotent: what has ended stays as it ended. Raises NotFound."""
+        devbox = DEVBOXES.get(db, devbox_id)
+        if is_ended(devbox):
+            return devbox
+        devbox = ended(devbox, end, at=now_ms())
+        DEVBOXES.put(db, devbox)
+        for hook in self.on_end:
+            hook(db, devbox)
+        return devbox
+
+    async def end_leftovers(self) -> dict[str, DevboxStatus]:
+        """End what an earlier service left alive; return every devbox's status."""
+        end = failure("health_check_failed", "The service ended under it.")
+
+        def change(db: sqlite3.Connection) -> dict[str, DevboxStatus]:
+            return {devbox.id: self.end_in(db, devbox.id, end).status for devbox in DEVBOXES.select(db, {})}
+
+        return await self._store.write(change)

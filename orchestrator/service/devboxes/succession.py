@@ -330,9 +330,10 @@ class Succession:
         """The folder on the host with what is judged: see `remains`."""
         return self._holder.place("/")
 
-    async def is_whole(self) -> bool:
-        """Whether nobody has removed that from the host."""
-        return await self._holder.is_whole()
+    async def need_whole(self) -> None:
+        """Raise BoxDied where what is judged was removed from the host."""
+        if not await self._holder.is_whole():
+            raise BoxDied(f"devbox {self.agents.id}: its files were removed from the host")
 
     def _judged(self) -> Sequence[Bind]:
         """The files that are judged. The agent's /tmp stays away, but for a working directory in it."""

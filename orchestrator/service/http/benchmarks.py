@@ -9,10 +9,20 @@ from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.http.bodies import BenchmarkBody, BenchmarkScenariosBody, StartBenchmarkRunBody
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.serialization import choice, globs, list_query, parse, reply, reply_page, request_key, view
+from orchestrator.service.serialization import (
+    choice,
+    globs,
+    list_query,
+    parse,
+    path_id,
+    reply,
+    reply_page,
+    request_key,
+    view,
+)
 
 
-class Benchmarks:
+class BenchmarkRoutes:
     """Fixed words come before `{id}` in the order of the routes, or they would be taken for one."""
 
     def __init__(self, definitions: Definitions, runs: BenchmarkRuns) -> None:
@@ -38,21 +48,21 @@ class Benchmarks:
 
     async def update(self, request: Request) -> Response:
         body = await parse(request, BenchmarkBody)
-        identity = request.path_params["id"]
+        identity = path_id(request)
         return reply(await self._definitions.update_benchmark(identity, body.given()))
 
     async def update_scenarios(self, request: Request) -> Response:
         body = await parse(request, BenchmarkScenariosBody)
         return reply(
             await self._definitions.update_benchmark_scenarios(
-                request.path_params["id"],
+                path_id(request),
                 add=body.scenarios_to_add or (),
                 remove=body.scenarios_to_remove or (),
             )
         )
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._definitions.benchmark(request.path_params["id"]))
+        return reply(await self._definitions.benchmark(path_id(request)))
 
     async def page(self, request: Request) -> Response:
         name = request.query_params.get("name")
@@ -64,20 +74,17 @@ class Benchmarks:
         return reply_page("benchmarks", page)
 
     async def definitions(self, request: Request) -> Response:
-        query, chosen = (
-            list_query(request),
-            Choice(include=globs(request, "include"), exclude=globs(request, "exclude")),
-        )
-        found = await self._definitions.definitions(request.path_params["id"], query, chosen)
-        return reply({**found, "scenarios": [view(each) for each in found["scenarios"]]})
+        chosen = Choice(include=globs(request, "include"), exclude=globs(request, "exclude"))
+        found = await self._definitions.definitions(path_id(request), list_query(request), chosen)
+        return reply({**found, "scenarios": [view(each) for each in found.get("scenarios", ())]})
 
     async def start_run(self, request: Request) -> Response:
         body = await parse(request, StartBenchmarkRunBody)
         return reply(await self._runs.start(body.start_request(), request_key(request)))
 
     async def page_of_runs(self, request: Request) -> Response:
-        benchmark = await self._definitions.benchmark(request.path_params["id"])
-        return reply_page("runs", await self._runs.page({"benchmark_id": benchmark["id"]}, list_query(request)))
+        await self._definitions.benchmark(path_id(request))
+        return reply_page("runs", await self._runs.page({"benchmark_id": path_id(request)}, list_query(request)))
 
 
 class BenchmarkRunRoutes:
@@ -101,20 +108,20 @@ class BenchmarkRunRoutes:
 
     async def page(self, request: Request) -> Response:
         filters = {key: choice(request, key) for key in ("benchmark_id", "state")}
-        filters["name"] = request.query_params.getlist("name") or None
+        filters |= {"name": request.query_params.getlist("name") or None}
         return reply_page("runs", await self._runs.page(filters, list_query(request)))
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._runs.retrieve(request.path_params["id"]))
+        return reply(await self._runs.retrieve(path_id(request)))
 
     async def complete(self, request: Request) -> Response:
-        return reply(await self._runs.complete(request.path_params["id"]))
+        return reply(await self._runs.complete(path_id(request)))
 
     async def cancel(self, request: Request) -> Response:
-        return reply(await self._runs.cancel(request.path_params["id"]))
+        return reply(await self._runs.cancel(path_id(request)))
 
     async def page_of_scenario_runs(self, request: Request) -> Response:
-        identity = request.path_params["id"]
+        identity = path_id(request)
         await self._runs.need(identity)
         filters = {"benchmark_run_id": [identity], "state": choice(request, "state")}
         return reply_page("runs", await self._scenario_runs.page(filters, list_query(request)))

@@ -1,4 +1,4 @@
-"""What clients send, with the wire's spelling.
+"""Bodies of requests, with the wire's spelling.
 
 Checks of shape only: what a value means is judged where it is used, so that a scoring contract or launch parameters
 are refused with the same words wherever they come from.
@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from orchestrator.service.devboxes.launch import MAX_KEEP_ALIVE
-from orchestrator.service.runs.start_request import Profile, StartRequest
+from orchestrator.service.devboxes.requests import MAX_KEEP_ALIVE_S
+from orchestrator.service.records import RunProfile
+from orchestrator.service.runs.start_request import StartRequest
 from orchestrator.service.serialization import MAX_RICH_BODY, Body, Ids, Metadata, Title
 
 
@@ -65,7 +66,7 @@ class ScenarioBody(Body):
     reference_output: str | None = None
     required_environment_variables: list[str] | None = None
     required_secret_names: list[str] | None = None
-    scorer_timeout_sec: int | None = Field(default=None, le=MAX_KEEP_ALIVE)
+    scorer_timeout_sec: int | None = Field(default=None, le=MAX_KEEP_ALIVE_S)
     validation_type: str | None = None
 
 
@@ -99,9 +100,9 @@ class RunProfileBody(Body):
     purpose: str | None = None
     secrets: dict[str, str] | None = None
 
-    def profile(self) -> Profile:
-        """What was sent, as the runs want it; a launch parameter sent as null counts as not sent."""
-        return Profile(
+    def profile(self) -> RunProfile:
+        """Make the record of it; a launch parameter sent as null counts as not sent."""
+        return RunProfile(
             environment=self.env_vars or {},
             secrets=self.secrets or {},
             launch_parameters={k: v for k, v in (self.launch_parameters or {}).items() if v is not None},
@@ -143,7 +144,7 @@ class StartScenarioRunBody(_StartBody):
 
 
 class ClientBody(Body):
-    """Who speaks: an id that a client of ours chose for itself, and the sweep that it is at work on, if any."""
+    """A client of ours: an id that it chose for itself, and the sweep that it is at work on, if any."""
 
     client: str = Field(default="", max_length=200)
     sweep: str = Field(default="", max_length=200)

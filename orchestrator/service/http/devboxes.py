@@ -1,8 +1,9 @@
-"""Routes of devboxes: their life and their logs. Commands and files have files of their own.
+"""Routes of devboxes, their life and their logs, and of network policies. Commands and files have files of their own.
 
 What other devbox services offer and this one does not is answered by name, so that nobody searches for a typing error.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from starlette.routing import Route
 
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.network import NetworkPolicies
 from orchestrator.service.devboxes.requests import (
     DevboxRequest,
     check_paths,
@@ -19,11 +21,12 @@ from orchestrator.service.devboxes.requests import (
     mounted_files,
     mounted_install,
 )
-from orchestrator.service.devboxes.states import Status
 from orchestrator.service.errors import BadRequest, NotSupported, WaitExpired
+from orchestrator.service.http.bodies import NetworkPolicyBody
 from orchestrator.service.http.connection import hold_time, while_connected
 from orchestrator.service.http.executions import execution_routes
 from orchestrator.service.http.files import file_routes
+from orchestrator.service.records import DevboxStatus
 from orchestrator.service.serialization import (
     MAX_RICH_BODY,
     Body,
@@ -32,14 +35,16 @@ from orchestrator.service.serialization import (
     choice,
     list_query,
     parse,
+    path_id,
     reply,
     reply_page,
     request_key,
+    view,
 )
 
-MAX_HOLD: Final = 30.0
-DEFAULT_HOLD: Final = 10.0
-CREATE_HOLD: Final = 20.0
+MAX_HOLD_S: Final = 30.0
+DEFAULT_HOLD_S: Final = 10.0
+CREATE_HOLD_S: Final = 20.0
 #: What the published protocol has for devboxes and no provider here can do.
 UNSUPPORTED: Final = (
     "/v1/devboxes/disk_snapshots{rest:path}",
@@ -86,8 +91,8 @@ class _UpdateBody(Body):
     metadata: Metadata | None = None
 
 
-class _WaitBody(Body):
-    statuses: list[Status] = Field(min_length=1)
+class _WaitStatusBody(Body):
+    statuses: list[DevboxStatus] = Field(min_length=1)
     timeout_seconds: float | None = None
 
 
@@ -125,48 +130,47 @@ class _Devboxes:
 
     async def create_and_await_running(self, request: Request) -> Response:
         body = await parse(request, _CreateBody)
-        doc = await self._fleet.create(_devbox_request(body), request_key(request))
-        ready = (Status.RUNNING, Status.FAILURE, Status.SHUTDOWN)
+        devbox = await self._fleet.create(_devbox_request(body), request_key(request))
+        ready = (DevboxStatus.RUNNING, DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN)
         try:
-            doc = await while_connected(
-                request, lambda: self._fleet.wait_for_status(doc["id"], ready, timeout=CREATE_HOLD)
+            devbox = await while_connected(
+                request, lambda: self._fleet.wait_for_status(devbox.id, ready, timeout=CREATE_HOLD_S)
             )
         except WaitExpired:
-            doc = await self._fleet.retrieve(doc["id"])
-        return reply(doc)
+            devbox = await self._fleet.retrieve(devbox.id)
+        return reply(devbox)
 
     async def list(self, request: Request) -> Response:
         return reply_page("devboxes", await self._fleet.page(list_query(request), choice(request, "status")))
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._fleet.retrieve(request.path_params["id"]))
+        return reply(await self._fleet.retrieve(path_id(request)))
 
     async def update(self, request: Request) -> Response:
         body = await parse(request, _UpdateBody)
-        return reply(await self._fleet.update(request.path_params["id"], body.given()))
+        return reply(await self._fleet.update(path_id(request), body.given()))
 
     async def wait_for_status(self, request: Request) -> Response:
-        body = await parse(request, _WaitBody)
-        hold = hold_time(body.timeout_seconds, default=DEFAULT_HOLD, limit=MAX_HOLD)
-        identity = request.path_params["id"]
-        doc = await while_connected(request, lambda: self._fleet.wait_for_status(identity, body.statuses, hold))
-        return reply(doc)
+        body = await parse(request, _WaitStatusBody)
+        hold = hold_time(body.timeout_seconds, default=DEFAULT_HOLD_S, limit=MAX_HOLD_S)
+        identity = path_id(request)
+        return reply(await while_connected(request, lambda: self._fleet.wait_for_status(identity, body.statuses, hold)))
 
     async def shutdown(self, request: Request) -> Response:
-        return reply(await self._fleet.shutdown(request.path_params["id"]))
+        return reply(await self._fleet.shutdown(path_id(request)))
 
     async def keep_alive(self, request: Request) -> Response:
-        self._fleet.touch(request.path_params["id"])
+        self._fleet.touch(path_id(request))
         return reply({})
 
     async def logs(self, request: Request) -> Response:
         query = request.query_params
         logs = await self._executions.logs(
-            request.path_params["id"],
+            path_id(request),
             execution_id=query.get("execution_id") or None,
             shell_name=query.get("shell_name") or None,
         )
-        return reply({"logs": logs})
+        return reply({"logs": [view(entry) for entry in logs]})
 
 
 def _devbox_request(body: _CreateBody) -> DevboxRequest:
@@ -196,3 +200,36 @@ def _devbox_request(body: _CreateBody) -> DevboxRequest:
         file_mounts={**(body.file_mounts or {}), **mounted_files("mounts", body.mounts or ())},
         install=mounted_install("mounts", body.mounts or ()),
     )
+
+
+class NetworkPolicyRoutes:
+    def __init__(self, policies: NetworkPolicies) -> None:
+        self._policies = policies
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/network-policies", self.create, methods=["POST"]),
+            Route("/v1/network-policies", self.page, methods=["GET"]),
+            Route("/v1/network-policies/{id}", self.retrieve, methods=["GET"]),
+            Route("/v1/network-policies/{id}", self.update, methods=["POST"]),
+            Route("/v1/network-policies/{id}/delete", self.delete, methods=["POST"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        body = await parse(request, NetworkPolicyBody)
+        return reply(await self._policies.create(body.given(), request_key(request)))
+
+    async def page(self, request: Request) -> Response:
+        params, query = request.query_params, list_query(request)
+        named = replace(query, search=params.get("name", "") or query.search)
+        return reply_page("network_policies", await self._policies.page({"id": params.get("id") or None}, named))
+
+    async def retrieve(self, request: Request) -> Response:
+        return reply(await self._policies.retrieve(path_id(request)))
+
+    async def update(self, request: Request) -> Response:
+        body = await parse(request, NetworkPolicyBody)
+        return reply(await self._policies.update(path_id(request), body.given()))
+
+    async def delete(self, request: Request) -> Response:
+        return reply(await self._policies.delete(path_id(request)))

@@ -9,17 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator.service.devboxes.executions import DEFAULT_LINES, Chunk, CommandRequest, Executions
+from orchestrator.service.devboxes.executions import DEFAULT_LINES, CommandRequest, Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.errors import BadRequest, WaitExpired
 from orchestrator.service.http.connection import hold_time, while_connected
-from orchestrator.service.serialization import MAX_DIGITS, MAX_RICH_BODY, Body, parse, reply, request_key
+from orchestrator.service.records import ExecutionStatus
+from orchestrator.service.serialization import MAX_DIGITS, MAX_RICH_BODY, Body, parse, path_id, reply, request_key, view
 
-MAX_HOLD: Final = 25.0
+MAX_HOLD_S: Final = 25.0
 #: The deprecated call waits this long; its clients give up at 600 s.
-SYNC_HOLD: Final = 590.0
+SYNC_HOLD_S: Final = 590.0
 SYNC_OUTPUT: Final = 8 << 20
-HEARTBEAT: Final = 10.0
+PAUSE_S: Final = 10.0
 _EXECUTION: Final = "/v1/devboxes/{id}/executions/{execution_id}"
 
 
@@ -39,8 +40,8 @@ class _ExecuteBody(Body):
     attach_stdin: bool | None = None
 
 
-class _WaitBody(Body):
-    statuses: list[Literal["queued", "running", "completed"]] = Field(min_length=1)
+class _WaitExecutionBody(Body):
+    statuses: list[ExecutionStatus] = Field(min_length=1)
     timeout_seconds: float | None = None
 
 
@@ -74,22 +75,22 @@ class _Handlers:
         body = await parse(request, _ExecuteBody)
         if body.attach_stdin:
             raise BadRequest("attach_stdin: not supported by execute; use execute_async.")
-        devbox_id, lines = request.path_params["id"], _lines(request)
+        devbox_id, lines = path_id(request), _lines(request)
         command = CommandRequest(command=body.command, shell_name=body.shell_name, command_id=body.command_id)
         identity = await self._executions.start(devbox_id, command, request_key(request))
-        hold = hold_time(body.optimistic_timeout, default=MAX_HOLD, limit=MAX_HOLD)
+        hold = hold_time(body.optimistic_timeout, default=MAX_HOLD_S, limit=MAX_HOLD_S)
         try:
-            doc = await while_connected(
+            shown = await while_connected(
                 request, lambda: self._executions.wait(devbox_id, identity, timeout=hold, lines=lines)
             )
         except WaitExpired:
-            doc = await self._executions.view(devbox_id, identity, lines=lines)
-        return reply(doc)
+            shown = await self._executions.view(devbox_id, identity, lines=lines)
+        return reply(shown)
 
     async def execute_async(self, request: Request) -> Response:
         body = await parse(request, _AsyncBody)
         command = CommandRequest(command=body.command, shell_name=body.shell_name, attach_stdin=bool(body.attach_stdin))
-        devbox_id = request.path_params["id"]
+        devbox_id = path_id(request)
         identity = await self._executions.start(devbox_id, command, request_key(request))
         return reply(await self._executions.view(devbox_id, identity))
 
@@ -97,29 +98,29 @@ class _Handlers:
         body = await parse(request, _AsyncBody)
         if body.attach_stdin:
             raise BadRequest("attach_stdin: not supported by execute_sync; use execute_async.")
-        devbox_id = request.path_params["id"]
+        devbox_id = path_id(request)
         command = CommandRequest(command=body.command, shell_name=body.shell_name)
         identity = await self._executions.start(devbox_id, command, request_key(request))
-        doc = await while_connected(
+        shown = await while_connected(
             request,
-            lambda: self._executions.wait(devbox_id, identity, timeout=SYNC_HOLD, lines=None, limit=SYNC_OUTPUT),
+            lambda: self._executions.wait(devbox_id, identity, timeout=SYNC_HOLD_S, lines=None, limit=SYNC_OUTPUT),
         )
-        names = ("devbox_id", "exit_status", "stdout", "stderr", "shell_name")
-        return reply({name: doc[name] for name in names if name in doc})
+        names = {"devbox_id", "exit_status", "stdout", "stderr", "shell_name"}
+        return reply({name: value for name, value in view(shown).items() if name in names})
 
     async def retrieve(self, request: Request) -> Response:
         return reply(await self._executions.view(*_ids(request), lines=_lines(request)))
 
     async def wait_for_status(self, request: Request) -> Response:
-        body = await parse(request, _WaitBody)
+        body = await parse(request, _WaitExecutionBody)
         devbox_id, identity = _ids(request)
-        hold = hold_time(body.timeout_seconds, default=MAX_HOLD, limit=MAX_HOLD)
+        hold = hold_time(body.timeout_seconds, default=MAX_HOLD_S, limit=MAX_HOLD_S)
         lines = _lines(request)
-        doc = await while_connected(
+        shown = await while_connected(
             request,
             lambda: self._executions.wait(devbox_id, identity, statuses=body.statuses, timeout=hold, lines=lines),
         )
-        return reply(doc)
+        return reply(shown)
 
     async def kill(self, request: Request) -> Response:
         return reply(await self._executions.kill(*_ids(request)))
@@ -139,20 +140,20 @@ class _Handlers:
         return await self._stream(request, "stderr")
 
     async def _stream(self, request: Request, stream: str) -> Response:
+        """As server-sent events; a comment in every pause keeps clients from taking silence for a dead connection."""
         chunks = await self._executions.stream(
-            *_ids(request), stream, offset=_number(request, "offset", 0), pause=HEARTBEAT
+            *_ids(request), stream, offset=_number(request, "offset", 0), pause=PAUSE_S
         )
-        return StreamingResponse(_events(chunks), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
+        async def events() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                yield b": ka\n\n" if chunk is None else b"data: " + orjson.dumps(chunk) + b"\n\n"
 
-async def _events(chunks: AsyncIterator[Chunk | None]) -> AsyncIterator[bytes]:
-    """As server-sent events; a comment in every pause keeps clients from taking silence for a dead connection."""
-    async for chunk in chunks:
-        yield b": ka\n\n" if chunk is None else b"data: " + orjson.dumps(chunk) + b"\n\n"
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 def _ids(request: Request) -> tuple[str, str]:
-    return request.path_params["id"], request.path_params["execution_id"]
+    return path_id(request), path_id(request, "execution_id")
 
 
 def _lines(request: Request) -> int:

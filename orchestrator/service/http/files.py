@@ -17,7 +17,7 @@ from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.errors import BadRequest, Unwritable
 from orchestrator.service.http.connection import while_connected
 from orchestrator.service.sandbox.commands import read_file, write_file
-from orchestrator.service.serialization import MAX_FILE_BODY, Body, bounded, parse, reply
+from orchestrator.service.serialization import MAX_FILE_BODY, Body, bounded, parse, path_id, reply
 
 #: Larger files are for download_file, says the published API.
 MAX_TEXT: Final = 100 << 20
@@ -57,7 +57,7 @@ class _Files:
 
     async def read(self, request: Request) -> Response:
         path = _path((await parse(request, _ReadBody)).file_path, "file_path")
-        with self._fleet.using(request.path_params["id"]) as box:
+        with self._fleet.using(path_id(request)) as box:
             data = await read_file(box, in_home(path), keep=MAX_TEXT + 1)
         if len(data) > MAX_TEXT:
             raise BadRequest(f"file_path: {path!r} is larger than {MAX_TEXT} bytes; use download_file.")
@@ -69,9 +69,9 @@ class _Files:
 
     async def write(self, request: Request) -> Response:
         body = await parse(request, _WriteBody)
-        with self._fleet.using(request.path_params["id"]) as box:
+        with self._fleet.using(path_id(request)) as box:
             await write_file(box, in_home(_path(body.file_path, "file_path")), body.contents.encode())
-        return reply({"devbox_id": request.path_params["id"], "exit_status": 0, "stdout": "", "stderr": ""})
+        return reply({"devbox_id": path_id(request), "exit_status": 0, "stdout": "", "stderr": ""})
 
     async def upload(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -80,13 +80,13 @@ class _Files:
             path, file = form.get("path"), form.get("file")
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
-            with self._fleet.using(request.path_params["id"]) as box:
+            with self._fleet.using(path_id(request)) as box:
                 await write_file(box, in_home(_path(path, "path")), file.read, timeout=math.inf)
         return reply({})
 
     async def download(self, request: Request) -> Response:
         path = in_home(_path((await parse(request, _DownloadBody)).path, "path"))
-        devbox_id = request.path_params["id"]
+        devbox_id = path_id(request)
         with self._fleet.using(devbox_id) as box:
             # The first byte may never come: a file of the agent's may be a pipe.
             opened = await while_connected(request, lambda: Download.open(box, path))

@@ -20,7 +20,7 @@ from orchestrator.service.http.app import failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
+class HostNames:
     """The names that a service answers to which listens on `host`; `others` are its owner's.
 
     On loopback these are loopback's. Elsewhere they are `host`, this machine's name, any address and any name without a
@@ -45,10 +45,10 @@ class Names:
         return _is_address(name) or "." not in name or name in {self.host.lower(), *map(str.lower, self.machine)}
 
 
-class Gate:
+class BrowserGate:
     """Answers what a browser sends, or may have sent, before anybody looks at it."""
 
-    def __init__(self, app: ASGIApp, names: Names) -> None:
+    def __init__(self, app: ASGIApp, names: HostNames) -> None:
         self._app = app
         self._names = names
 

@@ -1,10 +1,13 @@
-"""Routes of our own: who this service is, proof of it, signs of life, and asking it to end."""
+"""Routes about the service: its identity and proof of it, signs of life, its end, and the secrets that it keeps.
+
+Most are beyond the published protocol, as are those about the agent of a scenario run: it begins, and it has ended.
+"""
 
 import hashlib
 import hmac
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from starlette.requests import Request
@@ -12,21 +15,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator import __version__
-from orchestrator.service.devboxes.states import TERMINAL, Status
+from orchestrator.service.devboxes.executions import Executions
+from orchestrator.service.devboxes.states import LIVING
 from orchestrator.service.errors import BadRequest, Conflict
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.bodies import ClientBody
+from orchestrator.service.records import ExecutionStatus
+from orchestrator.service.runs.settlements import DECLARED, Settlements
 from orchestrator.service.runs.states import ALIVE
-from orchestrator.service.serialization import parse, reply
-from orchestrator.service.store import DEVBOXES, SCENARIO_RUNS, Document, Store
+from orchestrator.service.serialization import Body, list_query, parse, path_id, reply, reply_page
+from orchestrator.service.store import DEVBOXES, SCENARIO_RUNS, Document, Page, Store, now_ms
 
 MAX_NONCE: Final = 256
-_LIVING: Final = tuple(status.value for status in Status if status not in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the service tells about itself.
+    """The service's words about itself.
 
     `features` are what it does for clients beyond the published protocol, `notices` sentences for who starts a sweep.
     """
@@ -37,19 +42,8 @@ class Facts:
     features: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
-    def document(self) -> Document:
-        return {
-            "service": "sweep",
-            "version": __version__,
-            "instance": self.instance,
-            "isolation": self.isolation,
-            "capabilities": list(self.capabilities),
-            "features": list(self.features),
-            "notices": list(self.notices),
-        }
 
-
-class Sweep:
+class SweepRoutes:
     """`stop` is called, in the event loop, when a client asked the service to end and nothing forbids it."""
 
     def __init__(self, *, facts: Facts, token: str, activity: Activity, store: Store, stop: Callable[[], None]) -> None:
@@ -71,7 +65,7 @@ class Sweep:
         ]
 
     async def describe(self, _request: Request) -> Response:
-        return reply(self._facts.document())
+        return reply({"service": "sweep", "version": __version__, **asdict(self._facts)})
 
     async def prove(self, request: Request) -> Response:
         nonce = request.query_params.get("nonce", "")
@@ -105,7 +99,11 @@ class Sweep:
 
     async def _in_use(self, client: str) -> str:
         """What is in flight, in words; nothing if nothing is."""
-        devboxes, runs = await self._store.read(_count_living)
+
+        def count(db: sqlite3.Connection) -> tuple[int, int]:
+            return DEVBOXES.count(db, {"status": LIVING}), SCENARIO_RUNS.count(db, {"state": tuple(ALIVE)})
+
+        devboxes, runs = await self._store.read(count)
         counts = {
             "devboxes alive": devboxes,
             "scenario runs alive": runs,
@@ -120,5 +118,60 @@ def proof(token: str, nonce: str) -> str:
     return hmac.new(token.encode(), nonce.encode(), hashlib.sha256).hexdigest()
 
 
-def _count_living(db: sqlite3.Connection) -> tuple[int, int]:
-    return DEVBOXES.count(db, {"status": _LIVING}), SCENARIO_RUNS.count(db, {"state": tuple(ALIVE)})
+class _EndBody(Body):
+    scoring: str = DECLARED
+    #: The execution that the agent was; it must have ended.
+    execution: str | None = None
+    devbox: str | None = None
+
+
+class SettlementRoutes:
+    def __init__(self, settlements: Settlements, executions: Executions) -> None:
+        self._settlements = settlements
+        self._executions = executions
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/sweep/runs/{id}/agent_begins", self.begin, methods=["POST"]),
+            Route("/v1/sweep/runs/{id}/agent_ended", self.end, methods=["POST"]),
+        ]
+
+    async def begin(self, request: Request) -> Response:
+        await self._settlements.mark(path_id(request))
+        return reply({})
+
+    async def end(self, request: Request) -> Response:
+        """With an execution that is named, the answer has its exit status. 409 while that goes on."""
+        body, status = await parse(request, _EndBody), None
+        if body.execution is not None and body.devbox is not None:
+            shown = await self._executions.view(body.devbox, body.execution, lines=0)
+            if shown.status is not ExecutionStatus.COMPLETED:
+                raise Conflict(f"Execution {body.execution} goes on: the agent has not ended.")
+            status = shown.exit_status
+        return reply(await self._settlements.end(path_id(request), body.scoring, exit_status=status))
+
+
+class SecretRoutes:
+    """Secrets by name: variables of the service's own environment that its owner gave out.
+
+    These are what a run profile may name; of the rest of its environment the service gives away neither value nor name.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        since = now_ms()
+        self._items: list[Document] = [
+            {
+                "id": f"sec_{hashlib.sha256(name.encode()).hexdigest()[:20]}",
+                "name": name,
+                "create_time_ms": since,
+                "update_time_ms": since,
+            }
+            for name in sorted(set(names))
+        ]
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/secrets", self.page, methods=["GET"])]
+
+    async def page(self, request: Request) -> Response:
+        limit = list_query(request).limit
+        return reply_page("secrets", Page(self._items[:limit], len(self._items) > limit, len(self._items)))

@@ -1,124 +1,138 @@
-"""What a run starts with: the client's run profile, checked against what the scenario or benchmark requires.
+"""The start of a run: the client's run profile, checked against what the scenario or benchmark requires.
 
 A secret in a run profile is the name of an environment variable of the service's own process, one that its owner gave
 out: the service has no account to keep secrets in, and its values must reach the devbox without passing through the
-wire or the database. Whatever else is in that environment is nobody's but its owner's.
+wire or the database. The rest of that environment is nobody's but its owner's.
 """
 
 import posixpath
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import anyio
+import msgspec
+from msgspec import Struct
 
-from orchestrator.service.devboxes.launch import check_launch
-from orchestrator.service.devboxes.requests import check_variables, mounted_files, mounted_install
+from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.definitions.scoring_plan import ScoringPlan
+from orchestrator.service.devboxes.requests import check_launch, check_variables, mounted_files, mounted_install
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import Away, BadRequest, Conflict
+from orchestrator.service.records import RunProfile, ScenarioRunRecord
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import HOME
-from orchestrator.service.store import Document
 
 T = TypeVar("T")
 
-#: Seconds that a run waits for a folder of benchmarks to come back, and between two looks.
-AWAY_PATIENCE: Final = 300.0
-AWAY_PAUSE: Final = 1.0
+#: Time that a run waits for a folder of benchmarks to come back, and between two looks.
+AWAY_TIMEOUT_S: Final = 300.0
+AWAY_PAUSE_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """A RunProfile: `environment` NAME to value, `secrets` NAME to secret name, the rest as the wire has it."""
+class Definition(Struct, frozen=True, kw_only=True):
+    """A scenario or benchmark, as far as runs need it."""
 
-    environment: Mapping[str, str] = field(default_factory=dict)
-    secrets: Mapping[str, str] = field(default_factory=dict)
-    launch_parameters: Mapping[str, Any] = field(default_factory=dict)
-    mounts: tuple[Document, ...] = ()
-    purpose: str | None = None
+    id: str
+    name: str
+    status: str = "active"
+    required_environment_variables: Sequence[str] | None = None
+    required_secret_names: Sequence[str] | None = None
+    unsupported: str | None = msgspec.field(name="_unsupported", default=None)
 
-    def over(self, base: "Profile") -> "Profile":
-        """This profile on top of another: what both name is as this one says."""
-        return Profile(
-            environment={**base.environment, **self.environment},
-            secrets={**base.secrets, **self.secrets},
-            launch_parameters={**base.launch_parameters, **self.launch_parameters},
-            mounts=base.mounts + self.mounts,
-            purpose=self.purpose or base.purpose,
-        )
 
-    def document(self) -> Document:
-        """As a benchmark run keeps it for its scenario runs."""
-        return asdict(self)
+class BenchmarkDefinition(Definition, frozen=True, kw_only=True):
+    """A benchmark."""
 
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> "Profile":
-        return cls(**{**document, "mounts": tuple(document["mounts"])})
+    scenario_ids: Sequence[str] = msgspec.field(name="scenarioIds")
 
-    def view(self) -> Document:
-        """The part that the view of a run shows; secrets by name only."""
-        shown = {
-            "environment_variables": dict(self.environment),
-            "secrets_provided": dict(self.secrets),
-            "purpose": self.purpose,
-        }
-        return {key: value for key, value in shown.items() if value}
+
+class EnvironmentDefinition(Struct, frozen=True, kw_only=True):
+    """The start of a scenario's devbox."""
+
+    blueprint_id: str | None = None
+    snapshot_id: str | None = None
+    working_directory: str | None = None
+    launch_parameters: Mapping[str, Any] | None = None
+
+
+class ScenarioDefinition(Definition, frozen=True, kw_only=True):
+    """A scenario of one reading; `parts` are the digests of its parts by name, `scripts` those of custom scorers."""
+
+    metadata: Mapping[str, Any]
+    scoring_contract: Mapping[str, Any]
+    environment: EnvironmentDefinition | None = None
+    scorer_timeout_sec: float | None = None
+    parts: Mapping[str, str] = msgspec.field(name="_parts")
+    scripts: Mapping[str, str] = msgspec.field(name="_scorers")
+    plan: ScoringPlan = msgspec.field(name="_scoring")
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of all that decides scores."""
+        return self.metadata.get("digest")
+
+
+async def scenario_of(definitions: Definitions, scenario_id: str) -> ScenarioDefinition:
+    """Read a scenario. Raises as `Definitions.scenario`."""
+    return msgspec.convert(await definitions.scenario(scenario_id), ScenarioDefinition)
+
+
+async def benchmark_of(definitions: Definitions, benchmark_id: str) -> BenchmarkDefinition:
+    """Read a benchmark. Raises as `Definitions.benchmark`."""
+    return msgspec.convert(await definitions.benchmark(benchmark_id), BenchmarkDefinition)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRequest:
-    """What a client sends to start a run of a scenario or of a benchmark (`definition_id`)."""
+    """A client's request to start a run of a scenario or of a benchmark (`definition_id`)."""
 
     definition_id: str
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    profile: Profile = Profile()
+    profile: RunProfile = field(default_factory=RunProfile)
     benchmark_run_id: str | None = None
 
-    def view(self, profile: Profile) -> Document:
-        """The keys of the run's view that follow from the request."""
-        named = {"name": self.name} if self.name else {}
-        return {"metadata": dict(self.metadata), **named, **profile.view()}
+    def fields(self, profile: RunProfile) -> dict[str, Any]:
+        """Return the fields of the run's record that follow from the request; secrets by name only."""
+        return {
+            "metadata": self.metadata,
+            "name": self.name or None,
+            "environment_variables": profile.environment or None,
+            "secrets_provided": profile.secrets or None,
+            "purpose": profile.purpose or None,
+        }
 
 
-def check_startable(noun: str, definition: Document, profile: Profile) -> None:
+def check_startable(noun: str, definition: Definition, profile: RunProfile) -> None:
     """Raise BadRequest for a profile that no devbox could have, an archived definition, and what is missing."""
     check_variables("runProfile", {**profile.environment, **dict.fromkeys(profile.secrets, "")})
     check_launch(profile.launch_parameters)
     mounted_files("runProfile.mounts", profile.mounts)
     mounted_install("runProfile.mounts", profile.mounts)
-    what = f"{noun} {definition['id']} ({definition['name']})"
-    if definition.get("status") == "archived":
+    what = f"{noun} {definition.id} ({definition.name})"
+    if definition.status == "archived":
         raise BadRequest(f"{what} is archived and cannot be run.")
-    if definition.get("_unsupported"):
-        raise BadRequest(f"{what} cannot be run here: {definition['_unsupported']}")
+    if definition.unsupported:
+        raise BadRequest(f"{what} cannot be run here: {definition.unsupported}")
+
+    def lacking(where: str, required: Collection[str] | None, given: Collection[str]) -> str:
+        missing = [name for name in required or () if name not in given]
+        return f"{where} lacks {', '.join(missing)}" if missing else ""
+
+    variables = {*profile.environment, *profile.secrets}
+    # A required secret may be named by its variable or by itself: the published documents say both.
+    secrets = {*profile.secrets, *profile.secrets.values()}
     problems = [
-        f"{where} lacks {', '.join(missing)}"
-        for where, missing in (
-            ("runProfile.envVars", _missing(definition.get("required_environment_variables"), _variables(profile))),
-            ("runProfile.secrets", _missing(definition.get("required_secret_names"), _secret_words(profile))),
-        )
-        if missing
+        lacking("runProfile.envVars", definition.required_environment_variables, variables),
+        lacking("runProfile.secrets", definition.required_secret_names, secrets),
     ]
-    if problems:
-        raise BadRequest(f"{what} cannot start: {' and '.join(problems)}.")
+    if any(problems):
+        raise BadRequest(f"{what} cannot start: {' and '.join(filter(None, problems))}.")
 
 
-def _missing(required: Collection[str] | None, given: Collection[str]) -> list[str]:
-    return [name for name in required or () if name not in given]
-
-
-def _variables(profile: Profile) -> set[str]:
-    return {*profile.environment, *profile.secrets}
-
-
-def _secret_words(profile: Profile) -> set[str]:
-    """A required secret may be named by its variable or by itself: the published documents say both."""
-    return {*profile.secrets, *profile.secrets.values()}
-
-
-def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
-    """NAME to value for each secret of a profile. Raises BadRequest naming those the service does not have."""
+def secret_values(profile: RunProfile, known: Mapping[str, str]) -> dict[str, str]:
+    """Return NAME to value for each secret of a profile. Raises BadRequest naming those the service does not have."""
     unknown = sorted({name for name in profile.secrets.values() if name not in known})
     if unknown:
         raise BadRequest(
@@ -128,40 +142,30 @@ def secret_values(profile: Profile, known: Mapping[str, str]) -> dict[str, str]:
     return {variable: known[name] for variable, name in profile.secrets.items()}
 
 
-def remembered(scenario: Document) -> Document:
-    """What a run keeps of its scenario: for `check_unchanged`, and what a score of 0 without a scorer is made of."""
-    functions = scenario["scoring_contract"]["scoring_function_parameters"]
-    return {
-        "_digest": scenario["metadata"]["digest"],
-        "_parts": scenario["_parts"],
-        "_functions": [function["name"] for function in functions],
-    }
-
-
-def check_unchanged(run: Document, scenario: Document) -> None:
+def check_unchanged(run: ScenarioRunRecord, scenario: ScenarioDefinition) -> None:
     """Raise Conflict naming what is another than it was when the run began; runs of older versions do not know."""
-    if run.get("_digest") in {None, scenario["metadata"]["digest"]}:
+    if run.digest in {None, scenario.digest}:
         return
-    before, now = run["_parts"], scenario["_parts"]
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    raise Conflict(f"Scenario {scenario['name']} was changed since this run began ({', '.join(changed)}).")
+    names = {**run.parts, **scenario.parts}
+    changed = [name for name in names if run.parts.get(name) != scenario.parts.get(name)]
+    raise Conflict(f"Scenario {scenario.name} was changed since this run began ({', '.join(changed)}).")
 
 
 async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What `attempt` returns, made again while a folder of benchmarks is away. Raises Away if it stays so."""
-    deadline = anyio.current_time() + AWAY_PATIENCE
+    """Repeat `attempt` while a folder of benchmarks is away, and return its result. Raises Away if it stays so."""
+    deadline = anyio.current_time() + AWAY_TIMEOUT_S
     while True:
         try:
             return await attempt()
         except Away:
             if anyio.current_time() >= deadline:
                 raise
-        await anyio.sleep(AWAY_PAUSE)
+        await anyio.sleep(AWAY_PAUSE_S)
 
 
-async def environment_of(scenario: Document, environments: Environments) -> Prepared:
-    """What a scenario's devbox starts from: its blueprint, its working directory. Raises NotFound, BoxStartFailed."""
-    wanted = scenario.get("environment") or {}
-    base = await environments.prepare(wanted["blueprint_id"]) if wanted.get("blueprint_id") else Prepared()
-    directory = wanted.get("working_directory")
+async def environment_of(scenario: ScenarioDefinition, environments: Environments) -> Prepared:
+    """Prepare a scenario's devbox: its blueprint, its working directory. Raises NotFound, BoxStartFailed."""
+    wanted = scenario.environment or EnvironmentDefinition()
+    base = await environments.prepare(wanted.blueprint_id) if wanted.blueprint_id else Prepared()
+    directory = wanted.working_directory
     return replace(base, working_directory=posixpath.join(HOME, directory)) if directory else base

@@ -1,4 +1,4 @@
-"""The six kinds of scorers: what the program of each is, and how its end is judged.
+"""The six kinds of scorers: the program of each, its run, and how its end is judged.
 
 Where the program runs is the business of a `Place`: beside what the agent left (`InPlace`), or in a box of its own
 (`apart`). An agent had the box's files to itself before, so nothing that it could have left there decides how a scorer
@@ -8,6 +8,10 @@ may import the agent's modules, which cannot pass for modules of the standard li
 replace what stands in their place, links included, and the byte code beside them. PATH and PYTHONPATH are as the
 scenario set them, because its tests may need them; our own steps, which put files in place, do not use them.
 
+Of what a program prints, people get the first and last part, and we the end of stdout. Not by `commands.run`, which
+keeps the beginning of each stream apart: a score is the last thing that a scorer prints, and a person wants to read
+both streams in the order they came. Memory is bounded whatever is printed.
+
 A pattern of ast-grep is one argument, without a shell. The documents say that it stands between double quotes on a
 command line, so what must be escaped there may be escaped here, and means the same.
 """
@@ -15,16 +19,19 @@ command line, so what must be escaped there may be escaped here, and means the s
 import posixpath
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import anyio
 import orjson
+from anyio.abc import ByteReceiveStream
 
 from orchestrator.service.environments.pythons import PythonEnvironments
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.sandbox.commands import run, write_file
+from orchestrator.service.sandbox.commands import run, wait_attended, write_file
 from orchestrator.service.sandbox.provider import Box, BoxDied, Command
 from orchestrator.service.scoring.contract import (
     AstGrep,
@@ -35,7 +42,6 @@ from orchestrator.service.scoring.contract import (
     TestBased,
     TestFile,
 )
-from orchestrator.service.scoring.output import watch
 from orchestrator.service.scoring.verdict import Ended, Verdict, judge_matches, judge_printed, judge_status
 
 AST_GREP: Final = "/opt/sweep/ast-grep"
@@ -56,16 +62,21 @@ with open(__file__, "rb") as script:
 del os, sys
 exec(compile(script, __file__, "exec", dont_inherit=True))
 """
-_TIDY_TIMEOUT: Final = 10.0
+#: Limits of a step that takes milliseconds, and of the removal of what was put in place.
+_STEP_TIMEOUT_S: Final = 120.0
+_TIDY_TIMEOUT_S: Final = 10.0
+#: Bytes of both streams that are shown, and of stdout that are searched for a score.
+SHOWN: Final = 64 * 1024
+SEARCHED: Final = 1024 * 1024
 
 FindCustom = Callable[[str], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What one scorer runs: `argv`, with the path of `script` behind it where it has one, among its `files`.
+    """The program of one scorer: `argv`, with the path of `script` behind it where it has one, among its `files`.
 
-    `judge` says what its end means, with the files at the paths `reads`; `facts` are for its result.
+    `judge` says what its end means, with the files at the paths `reads`; `python` is the version that runs it.
     """
 
     argv: Sequence[str]
@@ -74,7 +85,7 @@ class Program:
     files: Sequence[TestFile] = ()
     reads: Sequence[str] = ()
     judge: Callable[[Ended], Verdict]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    python: str | None = None
 
 
 class BrokenByTested(BoxDied):
@@ -130,23 +141,68 @@ async def program_of(
             return Program(
                 argv=(place.path(program), "-I", "-c", _START),
                 script=scorer.python_script,
-                judge=_judge_last_line,
-                facts={"python": version},
+                judge=partial(judge_printed, last_line_only=True),
+                python=version,
             )
         case AstGrep():
-            return Program(argv=_search(scorer, place), judge=judge_matches)
+            language = (f"--lang={scorer.lang}",) if scorer.lang else ()
+            pattern = f"--pattern={unescape(scorer.pattern)}"
+            # Without a configuration named here, the program reads the agent's sgconfig.yml; a broken one stops it.
+            plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
+            folder = place.path(scorer.search_directory)
+            argv = (place.path(AST_GREP), "run", *plain, pattern, *language, "--", folder)
+            return Program(argv=argv, judge=judge_matches)
 
 
-def _search(scorer: AstGrep, place: Place) -> Sequence[str]:
-    language = (f"--lang={scorer.lang}",) if scorer.lang else ()
-    pattern = f"--pattern={unescape(scorer.pattern)}"
-    # Without a configuration named here, the program reads the agent's sgconfig.yml, and stops over a broken one.
-    plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
-    return (place.path(AST_GREP), "run", *plain, pattern, *language, "--", place.path(scorer.search_directory))
+class _Ends:
+    """The first and the last bytes of a stream; what came between is counted."""
+
+    def __init__(self, *, first: int, last: int) -> None:
+        self._first, self._last = first, last
+        self._head, self._tail = bytearray(), bytearray()
+        self._lost = 0
+
+    def add(self, chunk: bytes) -> None:
+        room = self._first - len(self._head)
+        self._head += chunk[:room]
+        self._tail += chunk[room:]
+        if len(self._tail) > 2 * self._last:  # seldom, so that a flood of small chunks is not moved each time
+            self._trim()
+
+    def _trim(self) -> None:
+        excess = max(0, len(self._tail) - self._last)
+        self._lost += excess
+        del self._tail[:excess]
+
+    def whole(self) -> str:
+        """What was kept, with a line that says what was left out."""
+        self._trim()
+        head, tail = (bytes(part).decode(errors="replace") for part in (self._head, self._tail))
+        return f"{head}\n[{self._lost} bytes left out]\n{tail}" if self._lost else head + tail
+
+    def end(self) -> str:
+        """The last bytes, from the first whole line on if something was left out before them."""
+        self._trim()
+        text = bytes(self._tail).decode(errors="replace")
+        return text.partition("\n")[2] if self._lost else text
 
 
-def _judge_last_line(ended: Ended) -> Verdict:
-    return judge_printed(ended, last_line_only=True)
+async def watch(box: Box, command: Command, *, timeout: float) -> Ended:
+    """Run a command to its end, or kill it with all its descendants after `timeout` seconds. Raises BoxDied."""
+    shown, stdout = _Ends(first=SHOWN // 2, last=SHOWN // 2), _Ends(first=0, last=SEARCHED)
+    process = await box.spawn(command)
+    status: int | None = None
+
+    async def collect(stream: ByteReceiveStream, *kept: _Ends) -> None:
+        async for chunk in stream:
+            for each in kept:
+                each.add(chunk)
+
+    with anyio.move_on_after(timeout):
+        status = await wait_attended(
+            process, lambda: collect(process.stdout, shown, stdout), lambda: collect(process.stderr, shown)
+        )
+    return Ended(status=status, limit=timeout, stdout=stdout.end(), output=shown.whole())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,50 +227,39 @@ class InPlace:
         await self.box.stop()
 
     async def run(self, program: Program, *, timeout: float) -> Ended:
-        deadline = anyio.current_time() + timeout
-        await self._put_files(program.files, timeout)
+        deadline, step = anyio.current_time() + timeout, min(timeout, _STEP_TIMEOUT_S)
+        targets = [posixpath.join(self.working_directory, file.file_path) for file in program.files]
+        # A link or a folder in the way would redirect or refuse the file; planted byte code would run instead of it.
+        compiled = {posixpath.join(posixpath.dirname(target), "__pycache__") for target in targets}
+        if targets:
+            await self._clear([*targets, *sorted(compiled)], timeout=step)
+        for target, file in zip(targets, program.files, strict=True):
+            contents = file.file_contents or ""
+            await write_file(self.box, target, contents.encode(), mode=mode_of(contents), timeout=step)
+
         if program.script is None:
             return await self._watch(program, program.argv, deadline)
         folder = f"/tmp/.scorer-{token_hex(8)}"  # noqa: S108 - of the devbox, by a name that nobody can foresee
         try:
-            await write_file(self.box, f"{folder}/script", program.script.encode(), timeout=_moment(timeout))
+            await write_file(self.box, f"{folder}/script", program.script.encode(), timeout=step)
             return await self._watch(program, (*program.argv, self.box.path(f"{folder}/script")), deadline)
         finally:
-            await self._remove(folder)
+            with anyio.move_on_after(_TIDY_TIMEOUT_S, shield=True), suppress(BoxDied):
+                await self._clear([folder], timeout=_TIDY_TIMEOUT_S)
 
     async def _watch(self, program: Program, argv: Sequence[str], deadline: float) -> Ended:
         environment = {**EMPTIED, **program.environment}
         command = Command(argv=tuple(argv), cwd=self.working_directory, environment=environment)
         return await watch(self.box, command, timeout=max(0.0, deadline - anyio.current_time()))
 
-    async def _put_files(self, files: Sequence[TestFile], timeout: float) -> None:
-        targets = [posixpath.join(self.working_directory, file.file_path) for file in files]
-        # A link or a folder in the way would redirect or refuse the file; planted byte code would run instead of it.
-        compiled = {posixpath.join(posixpath.dirname(target), "__pycache__") for target in targets}
-        if targets:
-            clear = ("rm", "-rf", "--", *map(self.box.path, (*targets, *sorted(compiled))))
-            await run(self.box, Command(argv=clear, is_plain=True), timeout=_moment(timeout))
-        for target, file in zip(targets, files, strict=True):
-            contents = file.file_contents or ""
-            await write_file(self.box, target, contents.encode(), mode=mode_of(contents), timeout=_moment(timeout))
-
-    async def _remove(self, folder: str) -> None:
-        with anyio.move_on_after(_TIDY_TIMEOUT, shield=True):
-            try:
-                clear = ("rm", "-rf", "--", self.box.path(folder))
-                await run(self.box, Command(argv=clear, is_plain=True), timeout=_TIDY_TIMEOUT)
-            except BoxDied:
-                return  # and the folder with it
+    async def _clear(self, paths: Sequence[str], *, timeout: float) -> None:
+        command = Command(argv=("rm", "-rf", "--", *map(self.box.path, paths)), is_plain=True)
+        await run(self.box, command, timeout=timeout)
 
 
 def mode_of(contents: str) -> int:
     """The mode of a test file: a script that says what runs it can be executed."""
     return 0o755 if contents.startswith("#!") else 0o644
-
-
-def _moment(timeout: float) -> float:
-    """Seconds for a step that takes milliseconds."""
-    return min(timeout, 120.0)
 
 
 def unescape(pattern: str) -> str:

@@ -12,11 +12,11 @@ from anyio import to_thread
 
 from orchestrator.service.environments.pythons import PythonEnvironments
 from orchestrator.service.errors import BadRequest, NotFound
+from orchestrator.service.records import ContractResult, FunctionResult
 from orchestrator.service.sandbox.provider import Bind, BoxStartFailed
 from orchestrator.service.scoring.contract import AstGrep, Checks, Function, PythonScript, read_contract
 from orchestrator.service.scoring.scorers import AST_GREP, BrokenByTested, FindCustom, Place, Program, program_of
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
-from orchestrator.service.store import Document
 
 
 class Scoring:
@@ -40,17 +40,24 @@ class Scoring:
         """
         binds: dict[str, Bind] = {}
         for function in read_contract(contract):
-            for bind in await self._binds_of(function):
-                binds[bind.target] = bind
+            needed: tuple[Bind, ...] = ()
+            if isinstance(function.scorer, PythonScript):
+                needed = await self._pythons.binds(
+                    requirements=function.scorer.requirements_contents,
+                    constraint=function.scorer.python_version_constraint,
+                )
+            elif isinstance(function.scorer, AstGrep):
+                needed = (Bind(source=await to_thread.run_sync(_ast_grep), target=AST_GREP),)
+            binds |= {bind.target: bind for bind in needed}
         return tuple(binds.values())
 
     async def score(
         self, contract: Any, place: Place, *, timeout: float, custom: FindCustom, tests: Program | None = None
-    ) -> Document:
+    ) -> ContractResult:
         """Run every function of the contract in its order and weigh the scores; `timeout` seconds are for all of them.
 
         `tests` is the program of the contract's one function where we know better than its script how to run it.
-        Returns a scoring_contract_result. A scorer at fault is a function in state `error`, never an exception. Raises
+        A scorer at fault is a function in state `error`, never an exception. Raises
         BoxDied if the devbox ends meanwhile.
         """
         functions = read_contract(contract)
@@ -66,17 +73,6 @@ class Scoring:
         results = [await _score(function, program, place, deadline) for function in functions]
         return weigh([function.weight for function in functions], results)
 
-    async def _binds_of(self, function: Function) -> tuple[Bind, ...]:
-        match function.scorer:
-            case PythonScript() as scorer:
-                return await self._pythons.binds(
-                    requirements=scorer.requirements_contents, constraint=scorer.python_version_constraint
-                )
-            case AstGrep():
-                return (Bind(source=await to_thread.run_sync(_ast_grep), target=AST_GREP),)
-            case _:
-                return ()
-
     def _python_problem(self, constraint: str) -> str | None:
         try:
             found = self._pythons.interpreters.find(constraint)
@@ -90,27 +86,20 @@ class Scoring:
 
 async def _score(
     function: Function, find: Callable[[Function], Awaitable[Program]], place: Place, deadline: float
-) -> Document:
+) -> FunctionResult:
     started = anyio.current_time()
-    output, facts = "", {}
+    output, python = "", None
     try:
         program = await find(function)
         ended = await place.run(program, timeout=max(0.0, deadline - anyio.current_time()))
-        verdict, output, facts = program.judge(ended), ended.output, {**program.facts}
+        verdict, output, python = program.judge(ended), ended.output, program.python
     except BrokenByTested as error:
         verdict, output = Verdict(broken=error.message), f"{error.message}\n"
     except (BadRequest, NotFound, BoxStartFailed) as error:
         verdict = Verdict(error=error.message)
-    seconds = anyio.current_time() - started
-    result = result_of(function.name, verdict, output=output, seconds=seconds, **facts)
-    structlog.get_logger().info(
-        "scorer.ended",
-        devbox=place.id,
-        scorer=function.name,
-        state=result["state"],
-        score=result["score"],
-        seconds=result["seconds"],
-    )
+    result = result_of(function.name, verdict, output=output, seconds=anyio.current_time() - started, python=python)
+    about = {"state": result.state, "score": result.score, "seconds": result.seconds}
+    structlog.get_logger().info("scorer.ended", devbox=place.id, scorer=function.name, **about)
     return result
 
 

@@ -1,4 +1,4 @@
-"""What a scorer's end means: pure functions from exit status and output to a score, or to the reason why there is none.
+"""The meaning of a scorer's end: pure functions from exit status and output to a score, or to why there is none.
 
 A score is only what a scorer said and meant. A script that prints `score=1.0` and then exits with a status other than 0
 is in `error`, not at 1.0: the documents ask for a printed score and say nothing of the exit status, and a script that
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import fsum
-from typing import Any, Final
+from typing import Final
 
+from msgspec.structs import replace as replaced
+
+from orchestrator.service.records import ContractResult, FunctionResult, FunctionState
 from orchestrator.service.scoring.rewards import JSON_FILE, TEXT_FILE, BadReward, WrongReward, read_rewards, score_of
-from orchestrator.service.store import Document
 
 VERIFIER: Final = "/logs/verifier"
-COMPLETE: Final = "complete"
-ERROR: Final = "error"
 #: Decimals of a total: far finer than any weight, far coarser than the noise of adding floats.
 DECIMALS: Final = 9
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -29,7 +29,7 @@ _SCORE_LINE: Final = re.compile(r"^[ \t]*score=[ \t]*(.*?)[ \t\r]*$", re.MULTILI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a scorer's program ended.
+    """The end of a scorer's program.
 
     The exit status is None if it was killed for using up its `limit`, in seconds. `stdout` is what it printed, or the
     end of that if it was long; `output` is both streams for people, cut in the middle if they were long. `files` are
@@ -59,31 +59,29 @@ class Verdict:
 
 
 def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
-    """The score a script printed: its last `score=` line, else a bare number as its last line.
+    """Judge by the score a script printed: its last `score=` line, else a bare number as its last line.
 
     With `last_line_only`, only the last line counts, in either spelling.
     """
-    if broken := _broken(ended) or _failed(ended.status):
+    if broken := _broken(ended):
         return Verdict(error=broken)
+    if ended.status:
+        return Verdict(error=f"it ended with exit status {ended.status}; a score counts only with exit status 0")
     lines = [line.strip() for line in ended.stdout.splitlines() if line.strip()]
     if not lines:
         return Verdict(error="it printed no score: its standard output is empty")
     said = _SCORE_LINE.findall(ended.stdout)
     if last_line_only or not said:
         return _number(lines[-1].removeprefix("score=").strip(), f"the last line, {_short(lines[-1])}, is no score")
-    return replace(_number(said[-1], f"score={_short(said[-1])} is no score"), rewards=_rewards(ended.stdout))
-
-
-def _rewards(stdout: str) -> Mapping[str, float]:
-    """The named numbers that the script around tests/ printed."""
-    said = _REWARDS_LINE.findall(stdout)
-    with suppress(BadReward):
-        return read_rewards(said[-1].encode(), None) if said else {}
-    return {}
+    rewards: Mapping[str, float] = {}
+    with suppress(BadReward):  # the named numbers that the script around tests/ printed
+        if named := _REWARDS_LINE.findall(ended.stdout):
+            rewards = read_rewards(named[-1].encode(), None)
+    return replace(_number(said[-1], f"score={_short(said[-1])} is no score"), rewards=rewards)
 
 
 def judge_rewards(ended: Ended) -> Verdict:
-    """The score that tests wrote into /logs/verifier; a status of theirs means nothing, but a signal's does."""
+    """Judge by the score that tests wrote into /logs/verifier; their status means nothing, but a signal's does."""
     if ended.status is None or 128 < ended.status < 128 + signal.NSIG:
         return Verdict(error=_broken(ended))
     try:
@@ -116,7 +114,7 @@ def judge_matches(ended: Ended) -> Verdict:
 
 
 def _broken(ended: Ended) -> str | None:
-    """Why a program that ended so can be judged in no way; None if it ran and ended by itself."""
+    """Return why a program that ended so cannot be judged; None if it ran and ended by itself."""
     status = ended.status
     if status is None:
         return f"it ran out of time after {ended.limit:.4g} s and was killed with all it had started"
@@ -130,10 +128,6 @@ def _broken(ended: Ended) -> str | None:
     return None
 
 
-def _failed(status: int | None) -> str | None:
-    return f"it ended with exit status {status}; a score counts only with exit status 0" if status else None
-
-
 def _number(text: str, complaint: str) -> Verdict:
     score = float(text) if _NUMBER.fullmatch(text) else -1.0
     if 0.0 <= score <= 1.0:
@@ -145,58 +139,50 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def result_of(name: str, verdict: Verdict, *, output: str, seconds: float, **more: Any) -> Document:
-    """One function's result as the wire shows it; the reason of an error is the last line of its output."""
+def result_of(name: str, verdict: Verdict, *, output: str, seconds: float, python: str | None = None) -> FunctionResult:
+    """Make one function's result; the reason of an error is the last line of its output."""
     if verdict.error:
         gap = "" if not output or output.endswith("\n") else "\n"
         output = f"{output}{gap}scorer {name}: {verdict.error}\n"
-    if verdict.rewards:
-        more["rewards"] = dict(verdict.rewards)
-    if verdict.broken:
-        more["broken"] = verdict.broken
-    if verdict.is_own:
-        more["_is_own"] = True
-    return {
-        "scoring_function_name": name,
-        "score": verdict.score,
-        "output": output,
-        "state": ERROR if verdict.error else COMPLETE,
-        "seconds": round(seconds, 3),
-        **more,
-    }
+    return FunctionResult(
+        scoring_function_name=name,
+        score=verdict.score,
+        output=output,
+        state=FunctionState.ERROR if verdict.error else FunctionState.COMPLETE,
+        seconds=round(seconds, 3),
+        python=python,
+        rewards=verdict.rewards or None,
+        broken=verdict.broken or None,
+        is_own=verdict.is_own,
+    )
 
 
-def weigh(weights: Sequence[float], results: Iterable[Document]) -> Document:
-    """The contract's result: the weighed mean of the scores, a function in error counting 0.
+def weigh(weights: Sequence[float], results: Iterable[FunctionResult]) -> ContractResult:
+    """Make the contract's result: the weighed mean of the scores, a function in error counting 0.
 
     Weights that sum to 1 within the tolerance count as if they did exactly, so that all passed is 1.0.
     """
     results = list(results)
-    shares = [weight * result["score"] for weight, result in zip(weights, results, strict=True)]
+    shares = [weight * result.score for weight, result in zip(weights, results, strict=True)]
     total = round(fsum(shares) / fsum(weights), DECIMALS)
-    return {"score": min(1.0, max(0.0, total)), "scoring_function_results": results}
+    return ContractResult(score=min(1.0, max(0.0, total)), scoring_function_results=results)
 
 
-def blamed(result: Document, control: Document) -> Document:
-    """The contract's result with a 0 for each function in error that is in none on the untouched environment.
+def blamed(result: ContractResult, control: ContractResult) -> ContractResult:
+    """Give a 0 to each function in error that is in none on the untouched environment, which `control` is of.
 
     What fails again and again with what an agent left, and not without it, is no fault of the scorer. The total is as
     it was: a function in error has counted 0 in it.
     """
-    sound = {each["scoring_function_name"] for each in control["scoring_function_results"] if each["state"] == COMPLETE}
+    sound = {each.scoring_function_name for each in control.scoring_function_results} - set(control.faults())
     judged = []
-    for each in result["scoring_function_results"]:
-        if each["state"] == COMPLETE or each["scoring_function_name"] not in sound or each.get("_is_own"):
+    for each in result.scoring_function_results:
+        name = each.scoring_function_name
+        if each.state is FunctionState.COMPLETE or name not in sound or each.is_own:
             judged.append(each)
             continue
-        reason = each["output"].rstrip().rpartition("\n")[2]
+        reason = each.output.rstrip().rpartition("\n")[2]
         broken = f"it fails with what the agent left, and not without it: {reason}"
-        output = f"{each['output']}scorer {each['scoring_function_name']}: {broken}\n"
-        judged.append({**each, "score": 0.0, "state": COMPLETE, "output": output, "broken": broken})
-    return {**result, "scoring_function_results": judged}
-
-
-def faults(result: Mapping[str, Any]) -> list[str]:
-    """The functions of a contract's result that could not be scored, by name, whatever the total says."""
-    functions = result["scoring_function_results"]
-    return [function["scoring_function_name"] for function in functions if function["state"] != COMPLETE]
+        output = f"{each.output}scorer {name}: {broken}\n"
+        judged.append(replaced(each, score=0.0, state=FunctionState.COMPLETE, output=output, broken=broken))
+    return replaced(result, scoring_function_results=judged)

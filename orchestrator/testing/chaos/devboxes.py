@@ -9,12 +9,13 @@ import anyio
 from orchestrator.service.devboxes.executions import CommandRequest, Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.errors import ServiceError, WaitExpired
+from orchestrator.service.records import ContractResult
 from orchestrator.service.sandbox.provider import Box, BoxSpec, BoxStartFailed, Capability, Provider
 from orchestrator.service.scoring.contract import read_contract
 from orchestrator.service.scoring.scorers import FindCustom, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
-from orchestrator.service.store import Document, Store
+from orchestrator.service.store import Store
 from orchestrator.testing.chaos.dice import Dice, faults_of
 from orchestrator.testing.chaos.rules import Seam
 
@@ -86,7 +87,7 @@ class ChaosScoring(Scoring):
 
     async def score(
         self, contract: Any, place: Place, *, timeout: float, custom: FindCustom, tests: Program | None = None
-    ) -> Document:
+    ) -> ContractResult:
         if place.id not in self._errors_left:
             rule = self._dice.throw("devbox scored", {"scorer-error"}, devbox=place.id)
             self._errors_left[place.id] = 0 if rule is None else rule.number or 0

@@ -12,7 +12,7 @@ from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
 from orchestrator.service.errors import BadRequest, NotFound
 from orchestrator.service.scoring.scoring import Scoring
-from orchestrator.service.store import ListQuery, Page, Store
+from orchestrator.service.store import Document, ListQuery, Page, Store
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Path]
@@ -35,7 +35,7 @@ def fields(name: str, **others: Any) -> dict[str, Any]:
     }
 
 
-def names(page: Page) -> list[str]:
+def names(page: Page[Document]) -> list[str]:
     return [item["name"] for item in page.items]
 
 

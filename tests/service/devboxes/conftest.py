@@ -74,7 +74,7 @@ def serve(provider_type: Callable[[Path], Provider]) -> Serve:
         async with Store.open(state / "service.sqlite") as store:
             fleet = Fleet(store=store, provider=provider, state=state, blueprints=_blueprints)
             ended: list[str] = []
-            fleet.on_end.append(lambda _db, doc: ended.append(doc["id"]))
+            fleet.on_end.append(lambda _db, devbox: ended.append(devbox.id))
             executions = Executions(store, fleet, state)
             activity = Activity()
             app = application(routes=routes(fleet, executions), token="t", activity=activity)

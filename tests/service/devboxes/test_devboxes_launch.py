@@ -4,13 +4,13 @@ import platform
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.core.errors import InternalError
-from orchestrator.service.devboxes.launch import SIZES, check_launch, parse_launch
-from orchestrator.service.devboxes.requests import DevboxRequest
-from orchestrator.service.devboxes.rows import new_devbox
-from orchestrator.service.devboxes.states import MOVES, TERMINAL, Status, failure_reason, is_ended, moved
+from orchestrator.service.devboxes.requests import SIZES, DevboxRequest, check_launch, parse_launch
+from orchestrator.service.devboxes.states import MOVES, TERMINAL, failure_reason, is_ended, moved, new_devbox
 from orchestrator.service.errors import BadRequest
+from orchestrator.service.records import DevboxRecord, DevboxStatus
 from orchestrator.service.sandbox.provider import GIB, Resources
 
 
@@ -89,21 +89,25 @@ def test_a_null_is_as_good_as_nothing() -> None:
     assert parse_launch({"network_policy_id": None, "after_idle": None, "required_services": []}).keep_alive == 3600
 
 
-@pytest.mark.parametrize("status", list(Status))
-@pytest.mark.parametrize("current", list(Status))
-def test_an_illegal_move_is_refused_and_changes_nothing(current: Status, status: Status) -> None:
-    doc = {**new_devbox(DevboxRequest(), parse_launch(None)), "status": current.value}
-    before = dict(doc)
+def devbox_that_is(status: DevboxStatus) -> DevboxRecord:
+    return replace(new_devbox(DevboxRequest(), parse_launch(None)), status=status)
+
+
+@pytest.mark.parametrize("status", list(DevboxStatus))
+@pytest.mark.parametrize("current", list(DevboxStatus))
+def test_an_illegal_move_is_refused_and_changes_nothing(current: DevboxStatus, status: DevboxStatus) -> None:
+    devbox = devbox_that_is(current)
     if status in MOVES.get(current, ()):
-        assert moved(doc, status, at=5)["state_transitions"][-1] == {"status": status, "transition_time_ms": 5}
+        last = moved(devbox, status, at=5).state_transitions[-1]
+        assert (last.status, last.transition_time_ms) == (status, 5)
     else:
         with pytest.raises(InternalError, match=f"cannot go from {current.value} to {status.value}"):
-            moved(doc, status, at=5)
-    assert doc == before
+            moved(devbox, status, at=5)
+    assert devbox.status is current
 
 
 def test_whatever_has_ended_stays_ended() -> None:
-    assert [status for status in Status if is_ended({"status": status})] == sorted(TERMINAL)
+    assert [status for status in DevboxStatus if is_ended(devbox_that_is(status))] == sorted(TERMINAL)
     assert not TERMINAL & MOVES.keys()
 
 

@@ -13,6 +13,7 @@ from runloop_api_client.types import DevboxView
 
 from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import BadRequest
+from orchestrator.service.records import DevboxRecord
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ async def test_shutting_down_twice_is_one_shutdown_after_which_nothing_runs(serv
     with pytest.raises(BadRequestError, match=f"Devbox {devbox.id} is shutdown, not running"):
         await served.client.devboxes.execute_async(devbox.id, command="true")
     rows = await served.store.read(lambda db: EXECUTIONS.select(db, {"devbox_id": devbox.id}))
-    assert [(row["status"], row["exit_status"]) for row in rows] == [("completed", 137)]
+    assert [(row.status, row.exit_status) for row in rows] == [("completed", 137)]
 
 
 async def test_a_devbox_that_is_shut_down_while_it_boots_never_runs(served: "Served") -> None:
@@ -256,7 +257,7 @@ async def test_what_hangs_on_a_devbox_ends_in_the_very_transaction(served: "Serv
     """If something that belongs to the end cannot be done, nothing of it is."""
     devbox = await served.devbox()
 
-    def refuse(_db: sqlite3.Connection, _doc: dict[str, Any]) -> None:
+    def refuse(_db: sqlite3.Connection, _devbox: DevboxRecord) -> None:
         raise ZeroDivisionError
 
     served.fleet.on_end.append(refuse)

@@ -8,10 +8,11 @@ from typing import TypeVar
 import anyio
 import pytest
 
-from orchestrator.service.devboxes.executions import CommandRequest, Executions
+from orchestrator.service.devboxes.executions import CommandRequest, Executions, ExecutionView
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import Unwritable, WaitExpired
+from orchestrator.service.records import DevboxRecord
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store
@@ -43,39 +44,41 @@ async def test_an_end_that_cannot_be_written_is_written_as_soon_as_it_can(tmp_pa
         executions = Executions(store, fleet, tmp_path)
         async with fleet:
             devbox = await fleet.create(DevboxRequest(), None)
-            await fleet.wait_for_status(devbox["id"], ["running"], 20)
-            identity = await executions.start(devbox["id"], CommandRequest(command="sleep 1000"), None)
-            box = fleet.box(devbox["id"])
+            await fleet.wait_for_status(devbox.id, ["running"], 20)
+            identity = await executions.start(devbox.id, CommandRequest(command="sleep 1000"), None)
+            box = fleet.box(devbox.id)
             store.is_full = True
             await box.stop()
             with pytest.raises(WaitExpired):
-                await fleet.wait_for_status(devbox["id"], ["failure"], 0.3)
+                await fleet.wait_for_status(devbox.id, ["failure"], 0.3)
             store.is_full = False
-            ended = await fleet.wait_for_status(devbox["id"], ["failure"], 20)
-            completed = await executions.wait(devbox["id"], identity, timeout=20)
-    assert ended["failure_reason"] == "health_check_failed"
-    assert completed["exit_status"] == 137
+            ended = await fleet.wait_for_status(devbox.id, ["failure"], 20)
+            completed = await executions.wait(devbox.id, identity, timeout=20)
+    assert ended.failure_reason == "health_check_failed"
+    assert completed.exit_status == 137
     await provider.close()
 
 
 async def test_a_service_that_ends_answers_who_waits_for_a_command(tmp_path: Path) -> None:
     provider = ProcessProvider(tmp_path / "devboxes")
-    seen = []
+    seen, shut = list[ExecutionView](), list[DevboxRecord]()
     async with Store.open(tmp_path / "service.sqlite") as store:
         fleet = Fleet(store=store, provider=provider, state=tmp_path, blueprints=_blueprints)
         executions = Executions(store, fleet, tmp_path)
 
         async def wait() -> None:
-            seen.append(await executions.wait(devbox["id"], identity, timeout=20))
-            seen.append(await fleet.wait_for_status(devbox["id"], ["shutdown"], 20))
+            seen.append(await executions.wait(devbox.id, identity, timeout=20))
+            shut.append(await fleet.wait_for_status(devbox.id, ["shutdown"], 20))
 
         async with anyio.create_task_group() as waits, fleet:
             devbox = await fleet.create(DevboxRequest(), None)
-            await fleet.wait_for_status(devbox["id"], ["running"], 20)
-            identity = await executions.start(devbox["id"], CommandRequest(command="sleep 1000"), None)
+            await fleet.wait_for_status(devbox.id, ["running"], 20)
+            identity = await executions.start(devbox.id, CommandRequest(command="sleep 1000"), None)
             waits.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
         rows = await store.read(lambda db: (DEVBOXES.select(db, {}), EXECUTIONS.select(db, {})))
-    assert seen[0]["exit_status"] == 137
-    assert [[row["status"] for row in table] for table in rows] == [["shutdown"], ["completed"]]
+    assert [completed.exit_status for completed in seen] == [137]
+    assert len(shut) == 1
+    devboxes, commands = rows
+    assert ([row.status for row in devboxes], [row.status for row in commands]) == (["shutdown"], ["completed"])
     await provider.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runloop_api_client import BadRequestError
 
 from orchestrator.service.devboxes.executions import Chunk
-from orchestrator.service.devboxes.spool import MAX_TAIL, Spool, read_tail, whole_characters
+from orchestrator.service.devboxes.output import MAX_TAIL, Spool, read_tail, whole_characters
 
 if TYPE_CHECKING:
     from pathlib import Path

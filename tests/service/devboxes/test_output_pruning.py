@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.service.devboxes.pruning import KEPT, prune
+from orchestrator.service.devboxes.output import KEPT_MS, prune
 from orchestrator.service.store import DEVBOXES
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ async def test_output_goes_a_day_after_its_devbox(served: "Served") -> None:
     for devbox in (recent, old):
         await served.client.devboxes.shutdown(devbox)
     ended = (await served.client.devboxes.retrieve(old)).end_time_ms or 0
-    await served.store.write(lambda db: DEVBOXES.update(db, old, {"end_time_ms": ended - KEPT}))
+    await served.store.write(lambda db: DEVBOXES.update(db, old, {"end_time_ms": ended - KEPT_MS}))
     (served.fleet.output / "something-else").mkdir()
     await prune(served.store, served.fleet.output)
     assert {folder.name for folder in served.fleet.output.iterdir()} == {alive, recent, "something-else"}

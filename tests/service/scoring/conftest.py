@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.environments.interpreters import Interpreters
+from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
@@ -20,7 +21,7 @@ from orchestrator.service.store import Document
 
 APP = "/app"
 Boot = Callable[..., Awaitable[Box]]
-Score = Callable[..., Awaitable[Document]]
+Score = Callable[..., Awaitable[FunctionResult]]
 
 
 @pytest.fixture(params=["local", "process"])
@@ -64,7 +65,9 @@ def boot(provider: Provider, scoring: Scoring) -> Boot:
 def score(boot: Boot, scoring: Scoring) -> Score:
     """Score one function in a fresh box, after an agent (a shell script) worked in it: the function's result."""
 
-    async def one(scorer: Document, *, agent: str = "true", custom: str | None = None, **environment: str) -> Document:
+    async def one(
+        scorer: Document, *, agent: str = "true", custom: str | None = None, **environment: str
+    ) -> FunctionResult:
         async def find_custom(_: str) -> str | None:
             return custom
 
@@ -76,9 +79,8 @@ def score(boot: Boot, scoring: Scoring) -> Score:
         result = await scoring.score(contract, place, timeout=30, custom=find_custom)
         left = await run(box, Command(argv=("ls", "-A", box.path("/tmp"))), timeout=30)
         assert b"scorer" not in left.stdout, "the private folder of the script is gone"
-        (only,) = result["scoring_function_results"]
-        assert isinstance(only, dict)
-        assert result["score"] == only["score"]
+        (only,) = result.scoring_function_results
+        assert result.score == only.score
         return only
 
     return one

@@ -7,15 +7,15 @@ from pathlib import Path
 import anyio
 import pytest
 
+from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.commands import run, write_file
 from orchestrator.service.sandbox.provider import Box, BoxDied, Capability, Provider, shell
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
-from orchestrator.service.scoring.verdict import faults
 from orchestrator.service.store import Document
 
 Boot = Callable[..., Awaitable[Box]]
-Score = Callable[..., Awaitable[Document]]
+Score = Callable[..., Awaitable[FunctionResult]]
 pytestmark = pytest.mark.anyio
 
 APP = "/app"
@@ -57,37 +57,36 @@ def ast_grep(pattern: str, *, where: str = ".", lang: str | None = "python") -> 
 
 async def test_a_bash_script_is_scored_by_what_it_prints(score: Score) -> None:
     result = await score(bash('echo "in $PWD" >&2\nprintf "score=0.2\\nscore=0.75\\nbye\\n"'))
-    assert (result["score"], result["state"]) == (0.75, "complete")
-    assert result["seconds"] > 0
-    assert "score=0.75" in result["output"]
-    assert "in " in result["output"], "standard error is shown too"
+    assert (result.score, result.state) == (0.75, "complete")
+    assert result.seconds is not None
+    assert result.seconds > 0
+    assert "score=0.75" in result.output
+    assert "in " in result.output, "standard error is shown too"
 
 
 async def test_a_score_before_a_failure_is_an_error(score: Score) -> None:
     result = await score(bash("echo score=1.0; exit 3"))
-    assert (result["score"], result["state"]) == (0.0, "error")
-    assert (
-        result["output"] == "score=1.0\nscorer f: it ended with exit status 3; a score counts only with exit status 0\n"
-    )
+    assert (result.score, result.state) == (0.0, "error")
+    assert result.output == "score=1.0\nscorer f: it ended with exit status 3; a score counts only with exit status 0\n"
 
 
 async def test_a_script_longer_than_an_argument_can_be_runs(score: Score) -> None:
-    assert (await score(bash(f"# {'x' * 300_000}\necho score=1.0")))["score"] == 1.0
+    assert (await score(bash(f"# {'x' * 300_000}\necho score=1.0"))).score == 1.0
 
 
 async def test_a_flood_of_output_is_cut_in_the_middle_and_the_score_at_its_end_counts(score: Score) -> None:
     result = await score(bash("echo first; head -c 3000000 /dev/zero | tr '\\0' 'x'; echo; echo score=0.5"))
-    assert result["score"] == 0.5
-    assert result["output"].startswith("first\n")
-    assert result["output"].endswith("\nscore=0.5\n")
-    assert "bytes left out]" in result["output"]
-    assert len(result["output"]) < 70_000
+    assert result.score == 0.5
+    assert result.output.startswith("first\n")
+    assert result.output.endswith("\nscore=0.5\n")
+    assert "bytes left out]" in result.output
+    assert len(result.output) < 70_000
 
 
 async def test_output_that_is_no_text_is_shown_all_the_same(score: Score) -> None:
     result = await score(bash("printf '\\377\\376\\nscore=1.0\\n'"))
-    assert result["score"] == 1.0
-    assert result["output"].startswith("��")
+    assert result.score == 1.0
+    assert result.output.startswith("��")
 
 
 async def test_a_hanging_scorer_is_killed_with_all_it_started(boot: Boot, scoring: Scoring, provider: Provider) -> None:
@@ -97,12 +96,12 @@ async def test_a_hanging_scorer_is_killed_with_all_it_started(boot: Boot, scorin
     contract = contract_of(hang, command("true"), weights=(0.5, 0.5))
     box = await boot(contract)
     result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=1.0, custom=no_custom)
-    hung, late = result["scoring_function_results"]
-    assert result["score"] == 0.0
-    assert [hung["state"], late["state"]] == ["error", "error"]
-    assert hung["output"].startswith("working\nscorer f0: it ran out of time after")
-    assert "used up before it could start" in late["output"]
-    assert 0.9 <= hung["seconds"] < 10
+    hung, late = result.scoring_function_results
+    assert result.score == 0.0
+    assert [hung.state, late.state] == ["error", "error"]
+    assert hung.output.startswith("working\nscorer f0: it ran out of time after")
+    assert "used up before it could start" in late.output
+    assert 0.9 <= (hung.seconds or 0) < 10
     if Capability.TREE_KILL in provider.capabilities:
         seen = await run(
             box,
@@ -116,8 +115,8 @@ async def test_a_python_script_prints_a_bare_number(score: Score) -> None:
     result = await score(
         python("from __future__ import annotations\nimport sys\nprint('log')\nprint(sum([0.25, 0.25]))")
     )
-    assert (result["score"], result["state"]) == (0.5, "complete")
-    assert result["python"].startswith("3.")
+    assert (result.score, result.state) == (0.5, "complete")
+    assert (result.python or "").startswith("3.")
 
 
 async def test_a_python_script_is_a_main_program_like_any_other(score: Score) -> None:
@@ -125,14 +124,14 @@ async def test_a_python_script_is_a_main_program_like_any_other(score: Score) ->
         "import sys\nassert __name__ == '__main__' and sys.argv == [__file__]\nassert 'os' not in globals()\nprint(1)"
     )
     result = await score(python(script))
-    assert result["score"] == 1.0, result["output"]
+    assert result.score == 1.0, result.output
 
 
 async def test_a_python_script_that_raises_is_an_error_with_its_traceback(score: Score) -> None:
     result = await score(python("print(1.0)\nraise RuntimeError('broken ' + 'scorer')"))
-    assert result["state"] == "error"
-    assert "RuntimeError: broken scorer" in result["output"]
-    assert "ended with exit status 1" in result["output"]
+    assert result.state == "error"
+    assert "RuntimeError: broken scorer" in result.output
+    assert "ended with exit status 1" in result.output
 
 
 async def test_modules_the_agent_planted_do_not_replace_those_of_a_python_script(score: Score) -> None:
@@ -144,8 +143,8 @@ async def test_modules_the_agent_planted_do_not_replace_those_of_a_python_script
     """
     script = "import json, statistics, solution\nprint(1.0 if solution.ANSWER == json.loads('42') else 0.0)"
     result = await score(python(script), agent=plant, PYTHONPATH=".", PYTHONSTARTUP="json.py")
-    assert result["output"] == "1.0\n"
-    assert result["score"] == 1.0
+    assert result.output == "1.0\n"
+    assert result.score == 1.0
 
 
 async def test_dotfiles_of_the_agent_and_variables_that_name_its_files_do_nothing(score: Score) -> None:
@@ -155,7 +154,7 @@ async def test_dotfiles_of_the_agent_and_variables_that_name_its_files_do_nothin
     """
     for scorer in (bash("echo score=0.0"), command("false"), hidden_tests("false")):
         result = await score(scorer, agent=plant, BASH_ENV="planted.sh", ENV="planted.sh")
-        assert (result["score"], result["state"]) == (0.0, "complete"), result["output"]
+        assert (result.score, result.state) == (0.0, "complete"), result.output
 
 
 async def test_requirements_of_a_python_script_are_there_for_it_and_for_programs_it_starts(
@@ -169,16 +168,16 @@ async def test_requirements_of_a_python_script_are_there_for_it_and_for_programs
     )
     requirements = f"--no-index\n--find-links {wheels}\ntinyscore\n"
     result = await score(python(script, requirements_contents=requirements), agent="echo 'SCORE = 1.0' > tinyscore.py")
-    assert result["output"].split() == ["0.25", "0.25", "0.25"]
-    assert result["score"] == 0.25
+    assert result.output.split() == ["0.25", "0.25", "0.25"]
+    assert result.score == 0.25
 
 
 async def test_a_python_script_runs_with_the_version_it_asks_for(score: Score, other_python: str) -> None:
     script = "import platform\nprint(platform.python_version())\nprint(1)"
     result = await score(python(script, python_version_constraint=f"=={other_python}"))
-    assert result["score"] == 1.0, result["output"]
-    assert result["python"] == other_python
-    assert result["output"].startswith(other_python)
+    assert result.score == 1.0, result.output
+    assert result.python == other_python
+    assert result.output.startswith(other_python)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +186,13 @@ async def test_a_python_script_runs_with_the_version_it_asks_for(score: Score, o
 )
 async def test_a_command_passes_by_its_exit_status(score: Score, text: str, expected: tuple[float, str]) -> None:
     result = await score(command(text))
-    assert (result["score"], result["state"]) == expected, result["output"]
+    assert (result.score, result.state) == expected, result.output
 
 
 async def test_a_command_that_a_signal_ended_is_an_error(score: Score) -> None:
     result = await score(command("kill -SEGV $$"))
-    assert result["state"] == "error"
-    assert "killed by SIGSEGV" in result["output"]
+    assert result.state == "error"
+    assert "killed by SIGSEGV" in result.output
 
 
 async def test_test_files_arrive_when_it_is_time_to_score(score: Score) -> None:
@@ -201,7 +200,7 @@ async def test_test_files_arrive_when_it_is_time_to_score(score: Score) -> None:
         hidden_tests("./deep/run.sh && cat deep/data.txt", {"deep/run.sh": "#!/bin/sh\n", "deep/data.txt": "é\n"}),
         agent="test ! -e deep",
     )
-    assert (result["score"], result["output"]) == (1.0, "é\n")
+    assert (result.score, result.output) == (1.0, "é\n")
 
 
 async def test_what_the_agent_put_in_the_place_of_a_test_file_is_replaced(score: Score) -> None:
@@ -214,21 +213,21 @@ async def test_what_the_agent_put_in_the_place_of_a_test_file_is_replaced(score:
     for name in ("test_link.py", "test_folder.py", "test_code.py"):
         module = name.removesuffix(".py")
         result = await score(hidden_tests(f"python3 -c 'import {module}'", {name: failing}), agent=plant)
-        assert (result["score"], result["state"]) == (0.0, "complete"), result["output"]
+        assert (result.score, result.state) == (0.0, "complete"), result.output
 
 
 async def test_a_custom_scorer_reads_its_parameters(score: Score) -> None:
     script = 'printf "%s\\n" "$RL_SCORER_CONTEXT"; echo score=0.5'
     params = {"cases": ["a b", "it's", '"', "$HOME", "é"], "deep": {"n": 1.5}}
     result = await score({"type": "custom_scorer", "custom_scorer_type": "t", "scorer_params": params}, custom=script)
-    assert result["score"] == 0.5
-    assert result["output"].splitlines()[0] == '{"cases":["a b","it\'s","\\"","$HOME","é"],"deep":{"n":1.5}}'
+    assert result.score == 0.5
+    assert result.output.splitlines()[0] == '{"cases":["a b","it\'s","\\"","$HOME","é"],"deep":{"n":1.5}}'
 
 
 async def test_a_custom_scorer_that_is_gone_is_an_error(score: Score) -> None:
     result = await score({"type": "custom_scorer", "custom_scorer_type": "t"}, custom=None)
-    assert result["state"] == "error"
-    assert "no scorer of type 't' is registered any more" in result["output"]
+    assert result.state == "error"
+    assert "no scorer of type 't' is registered any more" in result.output
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ async def test_a_search_passes_when_the_pattern_is_found(
         mkdir ./-z sub; echo 'x = -y' > ./-z/b.py; echo 'foo: [bar' > sgconfig.yml
     """
     result = await score(scorer, agent=plant)
-    assert (result["score"], result["state"]) == expected, result["output"]
+    assert (result.score, result.state) == expected, result.output
 
 
 async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: Boot, scoring: Scoring) -> None:
@@ -269,12 +268,12 @@ async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: 
     )
     box = await boot(contract)
     result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=30, custom=no_custom)
-    functions = result["scoring_function_results"]
-    assert [each["scoring_function_name"] for each in functions] == ["f0", "f1", "f2", "f3"]
-    assert [each["score"] for each in functions] == [1.0, 0.0, 0.5, 0.0]
-    assert [each["state"] for each in functions] == ["complete", "complete", "complete", "error"]
-    assert result["score"] == 0.5
-    assert faults(result)
+    functions = result.scoring_function_results
+    assert [each.scoring_function_name for each in functions] == ["f0", "f1", "f2", "f3"]
+    assert [each.score for each in functions] == [1.0, 0.0, 0.5, 0.0]
+    assert [each.state for each in functions] == ["complete", "complete", "complete", "error"]
+    assert result.score == 0.5
+    assert result.faults()
 
 
 async def test_a_box_that_dies_while_a_scorer_runs_is_told(boot: Boot, scoring: Scoring) -> None:
@@ -303,6 +302,6 @@ async def test_a_test_file_that_cannot_be_written_is_an_error_with_the_boxs_word
     box = await boot(contract)
     await write_file(box, f"{APP}/blocked", b"a file where a folder is wanted")
     result = await scoring.score(contract, InPlace(box=box, working_directory=APP), timeout=30, custom=no_custom)
-    (only,) = result["scoring_function_results"]
-    assert only["state"] == "error"
-    assert "blocked/test.py: cannot be written" in only["output"]
+    (only,) = result.scoring_function_results
+    assert only.state == "error"
+    assert "blocked/test.py: cannot be written" in only.output

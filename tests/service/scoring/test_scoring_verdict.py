@@ -4,24 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.service.records import FunctionResult
 from orchestrator.service.scoring.verdict import (
     Ended,
     Verdict,
-    faults,
     judge_matches,
     judge_printed,
     judge_status,
     result_of,
     weigh,
 )
-from orchestrator.service.store import Document
+from orchestrator.service.serialization import view
 
 
 def ended(stdout: str = "", status: int | None = 0) -> Ended:
     return Ended(status=status, limit=5.0, stdout=stdout, output=stdout)
 
 
-def result(score: float, error: str | None = None) -> Document:
+def result(score: float, error: str | None = None) -> FunctionResult:
     return result_of("f", Verdict(score=score, error=error), output="", seconds=0.1)
 
 
@@ -116,30 +116,30 @@ def test_a_search_passes_by_what_it_found() -> None:
 
 
 def test_the_total_is_exact_where_floats_are_not() -> None:
-    assert weigh([0.7, 0.2, 0.1], [result(1.0)] * 3)["score"] == 1.0
-    assert weigh([0.333333, 0.333333, 0.333333], [result(1.0)] * 3)["score"] == 1.0
-    assert weigh([0.7, 0.2, 0.1], [result(0.0), result(1.0), result(1.0)])["score"] == 0.3
-    assert weigh([0.5, 0.5], [result(0.0)] * 2)["score"] == 0.0
+    assert weigh([0.7, 0.2, 0.1], [result(1.0)] * 3).score == 1.0
+    assert weigh([0.333333, 0.333333, 0.333333], [result(1.0)] * 3).score == 1.0
+    assert weigh([0.7, 0.2, 0.1], [result(0.0), result(1.0), result(1.0)]).score == 0.3
+    assert weigh([0.5, 0.5], [result(0.0)] * 2).score == 0.0
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=1, max_size=8))
 def test_a_total_lies_between_the_scores(pairs: list[tuple[float, float]]) -> None:
     scores = [score for _, score in pairs]
-    total = weigh([weight for weight, _ in pairs], [result(score) for score in scores])["score"]
+    total = weigh([weight for weight, _ in pairs], [result(score) for score in scores]).score
     assert min(scores) - 1e-9 <= total <= max(scores) + 1e-9
 
 
 def test_a_function_in_error_counts_nothing_and_makes_the_result_faulty() -> None:
     partly = weigh([0.5, 0.5], [result(1.0), result(0.0, "it broke")])
-    assert partly["score"] == 0.5
-    assert faults(partly)
-    assert not faults(weigh([1.0], [result(0.0)]))
+    assert partly.score == 0.5
+    assert partly.faults()
+    assert not weigh([1.0], [result(0.0)]).faults()
 
 
 def test_an_error_is_the_last_line_of_its_output() -> None:
     verdict = Verdict(error="it broke")
     shown = result_of("lint", verdict, output="some\noutput", seconds=1.23456, python="3.11.7")
-    assert shown == {
+    assert view(shown) == {
         "scoring_function_name": "lint",
         "score": 0.0,
         "output": "some\noutput\nscorer lint: it broke\n",

@@ -1,0 +1,275 @@
+"""The records that the service keeps: one class for each kind of row, and the closed lists of their states.
+
+Its secret: the spelling in the file. A field is stored under its own name, and one that is never shown on the wire
+under a name with an underscore before it. A field that has its default is not stored, so a row of an older version,
+which lacks a field, and a row of a newer one, which has more, both open.
+
+Why records and not the rows' JSON: a key that is misspelt is found by the type checker, not by a run at night.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+
+class DevboxStatus(StrEnum):
+    """Every status of a devbox that the published protocol knows."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    PROVISIONING = "provisioning"
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
+    FAILURE = "failure"
+    SHUTDOWN = "shutdown"
+
+
+class ExecutionStatus(StrEnum):
+    """Status of a command; one in a named shell is queued until its turn comes."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+class RunState(StrEnum):
+    """State of a scenario run."""
+
+    RUNNING = "running"
+    SCORING = "scoring"
+    SCORED = "scored"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+
+
+class BenchmarkRunStatus(StrEnum):
+    """State of a benchmark run, its field `state`."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+
+class FunctionState(StrEnum):
+    """State of one scoring function: it gave a score, or there is none."""
+
+    COMPLETE = "complete"
+    ERROR = "error"
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything that is kept or shown; a field with its default is left out."""
+
+
+class Transition(Record, frozen=True, kw_only=True):
+    """One status of a devbox, and when it came, in milliseconds since 1970."""
+
+    status: DevboxStatus
+    transition_time_ms: int
+    failure_reason: str | None = None
+
+
+class DevboxRecord(Record, frozen=True, kw_only=True):
+    """A devbox. `end_time_ms` is published as null while there is none, unlike what else may be missing.
+
+    `reached` and `refused` count what its way out let through and what not, by host.
+    """
+
+    id: str
+    status: DevboxStatus
+    create_time_ms: int
+    end_time_ms: int | None
+    capabilities: Sequence[str]
+    launch_parameters: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    state_transitions: Sequence[Transition]
+    initiator_type: str
+    initiator_id: str | None = None
+    name: str | None = None
+    blueprint_id: str | None = None
+    isolation: str | None = None
+    enforced_limits: Sequence[str] | None = None
+    home: str | None = None
+    working_directory: str | None = None
+    installed: Sequence[str] | None = None
+    failed_install: str | None = None
+    reached: Mapping[str, int] | None = None
+    refused: Mapping[str, int] | None = None
+    shutdown_reason: str | None = None
+    failure_reason: str | None = None
+    failure_message: str | None = None
+    broken_by_agent: bool = False
+    end_message: str | None = field(name="_failure", default=None)
+    """What is known of its end, for people; a shutdown has no `failure_message`."""
+
+    @property
+    def end_reason(self) -> str | None:
+        """The published reason of its end."""
+        return self.shutdown_reason or self.failure_reason
+
+
+class ExecutionRecord(Record, frozen=True, kw_only=True):
+    """A command of a client. `note` is for people, where the exit status does not say it all."""
+
+    id: str
+    devbox_id: str
+    status: ExecutionStatus
+    command: str = field(name="_command")
+    created_ms: int = field(name="_created_ms")
+    ended_ms: int | None = field(name="_ended_ms", default=None)
+    shell_name: str | None = None
+    exit_status: int | None = None
+    note: str | None = field(name="_note", default=None)
+    is_stdout_cut: bool = field(name="_stdout_cut", default=False)
+    is_stderr_cut: bool = field(name="_stderr_cut", default=False)
+
+    def is_cut(self, stream: str) -> bool:
+        """Whether some of the output was not kept."""
+        return self.is_stdout_cut if stream == "stdout" else self.is_stderr_cut
+
+
+class EgressRules(Record, frozen=True, kw_only=True):
+    """What a network policy allows, in the published shape; without `allow_all` only the hosts."""
+
+    allow_all: bool
+    allow_agent_gateway: bool
+    allow_devbox_to_devbox: bool
+    allow_mcp_gateway: bool
+    allow_runloop_mirrors: bool
+    allowed_cidrs: Sequence[str]
+    allowed_hostnames: Sequence[str]
+
+
+class NetworkPolicyRecord(Record, frozen=True, kw_only=True):
+    """A network policy that a client made."""
+
+    id: str
+    name: str
+    description: str | None = None
+    egress: EgressRules
+    create_time_ms: int
+    update_time_ms: int
+
+
+class RunProfile(Record, frozen=True, kw_only=True):
+    """A run profile: `environment` NAME to value, `secrets` NAME to secret name, the rest as on the wire."""
+
+    environment: Mapping[str, str] = {}
+    secrets: Mapping[str, str] = {}
+    launch_parameters: Mapping[str, Any] = {}
+    mounts: Sequence[Mapping[str, Any]] = ()
+    purpose: str | None = None
+
+    def over(self, base: "RunProfile") -> "RunProfile":
+        """Return this profile on top of another: what both name is as this one says."""
+        return RunProfile(
+            environment={**base.environment, **self.environment},
+            secrets={**base.secrets, **self.secrets},
+            launch_parameters={**base.launch_parameters, **self.launch_parameters},
+            mounts=(*base.mounts, *self.mounts),
+            purpose=self.purpose or base.purpose,
+        )
+
+
+class FunctionResult(Record, frozen=True, kw_only=True):
+    """The result of one scoring function.
+
+    `rewards` are the named numbers that its score is one of, `python` the version that ran it, `broken` says how what
+    is judged broke the box that judged it. An error that `is_own` is surely the scorer's; that is not kept.
+    """
+
+    scoring_function_name: str
+    score: float
+    output: str
+    state: FunctionState
+    seconds: float | None = None
+    python: str | None = None
+    rewards: Mapping[str, float] | None = None
+    broken: str | None = None
+    is_own: bool = field(name="_is_own", default=False)
+
+
+class ContractResult(Record, frozen=True, kw_only=True):
+    """The result of a scoring contract: the weighed score, from 0 to 1, and that of each function."""
+
+    score: float
+    scoring_function_results: Sequence[FunctionResult]
+
+    def faults(self) -> list[str]:
+        """Return the names of the functions that could not be scored, whatever the total says."""
+        return [each.scoring_function_name for each in self.scoring_function_results if each.state == "error"]
+
+
+class ScoringRecord(Record, frozen=True, kw_only=True):
+    """How a run's devbox was found after its agent, and where its scorers run.
+
+    `system_changed` is null where nobody noted how the devbox had been.
+    """
+
+    mode: str | None = None
+    processes_left: Mapping[str, int] | None = None
+    system_changed: Sequence[str] | UnsetType | None = UNSET
+    was_live: bool | None = None
+    broken: str | None = None
+
+
+class ScenarioRunRecord(Record, frozen=True, kw_only=True):
+    """A scenario run.
+
+    `digest`, `parts` and `functions` are of its scenario as it was at the start: the digest of all that decides scores,
+    those of its parts by name, and the names of its scoring functions. `faults` counts the scorings that failed.
+    """
+
+    id: str
+    scenario_id: str
+    devbox_id: str
+    state: RunState
+    start_time_ms: int
+    metadata: Mapping[str, str]
+    name: str | None = None
+    environment_variables: Mapping[str, str] | None = None
+    secrets_provided: Mapping[str, str] | None = None
+    purpose: str | None = None
+    benchmark_run_id: str | None = None
+    duration_ms: int | None = None
+    scoring_contract_result: ContractResult | None = None
+    failure_reason: str | None = None
+    scoring: ScoringRecord | None = None
+    digest: str | None = field(name="_digest", default=None)
+    parts: Mapping[str, str] = field(name="_parts", default_factory=dict)
+    functions: Sequence[str] = field(name="_functions", default=())
+    scoring_mode: str | None = field(name="_scoring_mode", default=None)
+    is_live_over: bool = field(name="_is_live_over", default=False)
+    faults: int = field(name="_faults", default=0)
+
+
+class BenchmarkRunRecord(Record, frozen=True, kw_only=True):
+    """A benchmark run; its scenario ids are those of the benchmark at the start."""
+
+    id: str
+    benchmark_id: str
+    state: BenchmarkRunStatus
+    start_time_ms: int
+    metadata: Mapping[str, str]
+    name: str | None = None
+    environment_variables: Mapping[str, str] | None = None
+    secrets_provided: Mapping[str, str] | None = None
+    purpose: str | None = None
+    duration_ms: int | None = None
+    score: float | None = None
+    scenario_ids: Sequence[str] = field(name="_scenario_ids", default=())
+    profile: RunProfile = field(name="_profile", default_factory=RunProfile)
+
+
+class Created(Record, frozen=True, kw_only=True):
+    """The answer kept for a request that is repeated, where the thing itself is read again."""
+
+    id: str
