@@ -98,14 +98,14 @@ async def test_it_outlives_a_sweep_that_leaves_something_in_it(place: Place) -> 
 
 async def test_sweeps_that_start_at_once_share_one(place: Place) -> None:
     found: list[Address] = []
-    all_there = anyio.Event()
+    all_there, seen = anyio.Event(), anyio.Event()
 
     async def sweep() -> None:
         async with place.open() as service:
             found.append(service.address)
             if len(found) == 4:
                 all_there.set()
-            await all_there.wait()
+            await seen.wait()
 
     async with anyio.create_task_group() as sweeps:
         for _ in range(4):
@@ -113,6 +113,7 @@ async def test_sweeps_that_start_at_once_share_one(place: Place) -> None:
         await all_there.wait()
         assert len(set(found)) == 1
         assert await is_served(found[0])
+        seen.set()
     await until(lambda: not place.services(), "the last one ends it")
 
 

@@ -223,14 +223,14 @@ def test_who_reads_standard_output_is_told_in_its_own_language_what_is_missing(s
     as_json = style == "json"
     program = f"""
 import sys
-from orchestrator.view import out
-out.ROOM = 1000
-out.Output.__init__.__kwdefaults__["room"] = 1000
-out.write_by_threads(as_json={as_json})
+from orchestrator.view import console
+console.ROOM = 1000
+console.Output.__init__.__kwdefaults__["room"] = 1000
+console.write_by_threads(as_json={as_json})
 for number in range(100_000):
-    out.say_json({{"number": number}}) if {as_json} else out.say(f"number {{number}}")
+    console.say_json({{"number": number}}) if {as_json} else console.say(f"number {{number}}")
 sys.stderr.write("written\\n")
-out.finish_writing(30)
+console.finish_writing(30)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
