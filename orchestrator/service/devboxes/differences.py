@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -49,8 +49,10 @@ _START_UP: Final = re.compile(
 )
 _PACKAGES: Final = re.compile(r"(^|/)(site-packages|dist-packages)(/|$)")
 _HOOK: Final = re.compile(r"(^|/)(sitecustomize|usercustomize)\.py$|\.pth$")
-#: Programs in folders of the working directory that tests call by their paths, as in a virtual environment.
-_PROGRAMS: Final = re.compile(r"(^|/)(bin/[^/]+|pyvenv\.cfg)$")
+#: The file that makes a folder a virtual environment, whose programs tests call by their paths.
+_VIRTUAL: Final = "pyvenv.cfg"
+#: Programs of packages in the working directory, which tests call too.
+_PROGRAMS: Final = re.compile(rf"(^|/)(node_modules/\.bin/[^/]+|{re.escape(_VIRTUAL)})$")
 #: Beside the working directory, what test runners read above it.
 _SETTINGS: Final = re.compile(r"(^|/)(conftest\.py|pytest\.ini|tox\.ini|setup\.cfg|pyproject\.toml|package\.json)$")
 #: Places that only exist, or mean something else, when scorers run: what an agent's link leads to there is not its own.
@@ -149,7 +151,7 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     (`Changes.outside`). `environment` are the scenario's variables, PATH and PYTHONPATH among them. Raises OSError.
     """
     at, entries, where = marshal.loads((keep / "before").read_bytes())  # noqa: S302 - written above, and nobody else's
-    work, loaded = directory.strip("/"), _Loaded.by(environment, directory)
+    work, loaded = directory.strip("/"), _Loaded.by(environment, directory, entries)
     lists, outside, system, leading = _Lists(), _Lines(), _Lines(), list[str]()
     git = 0
     for path, found in walk(files, skip=frozenset({"tmp"})):
@@ -276,16 +278,18 @@ class _Loaded:
 
     work: str
     programs: tuple[str, ...]
+    virtual: tuple[str, ...]
     modules: tuple[str, ...]
 
     @classmethod
-    def by(cls, environment: Mapping[str, str], directory: str) -> "_Loaded":
-        """Read the scenario's variables."""
+    def by(cls, environment: Mapping[str, str], directory: str, entries: Iterable[str]) -> "_Loaded":
+        """Read the scenario's variables, and find the virtual environments among the box's `entries`."""
+        virtual = tuple(f"{posixpath.dirname(path)}/bin/" for path in entries if posixpath.basename(path) == _VIRTUAL)
         programs, modules = (
             tuple(folder.strip("/") + "/" for folder in environment.get(name, "").split(":") if folder.strip("/"))
             for name in ("PATH", "PYTHONPATH")
         )
-        return cls(work=directory.strip("/") + "/", programs=programs, modules=modules)
+        return cls(work=directory.strip("/") + "/", programs=programs, virtual=virtual, modules=modules)
 
     def has(self, path: str, *, is_new: bool, is_link: bool = False) -> bool:
         """Whether a scorer may load what is at `path`. New modules in the working directory are what it tests."""
@@ -297,7 +301,8 @@ class _Loaded:
             relative = path.removeprefix(self.work)
             shadows = relative.partition("/")[0].removesuffix(".py") in sys.stdlib_module_names
             runs = _is_git(relative) and _GIT_RUNS.fullmatch(_in_git(relative))
-            return bool(runs or (is_new and shadows) or (not is_new and _PROGRAMS.search(relative)))
+            is_program = path.startswith(self.virtual) or _PROGRAMS.search(relative)
+            return bool(runs or (is_new and shadows) or (not is_new and is_program))
         is_module = path.startswith(self.modules) or _PACKAGES.search(path) or _SETTINGS.search(path)
         is_hidden = is_link and re.match(r"(home/[^/]+|root)/\.[^/]+$", path)
         return bool(is_module or is_hidden or _START_UP.fullmatch(path) or _SYSTEM.match(path))

@@ -192,6 +192,18 @@ async def test_changes_outside_are_listed_and_those_that_scorers_load_are_told_a
     assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "new /home/user/.bashrc 2\nnew /home/user/notes 2\n"
 
 
+async def test_a_changed_program_is_told_apart_in_a_virtual_environment_and_is_work_elsewhere(stage: Stage) -> None:
+    for folder in ("bin", "env/bin"):
+        (stage.root / "app" / folder).mkdir(parents=True)
+        (stage.root / "app" / folder / "run").write_text("one\n")
+    (stage.root / "app/env/pyvenv.cfg").write_text("home = /usr/bin\n")
+    await stage.begin()
+    await stage.work("for folder in bin env/bin; do echo two >$folder/run; echo three >$folder/new; done")
+    settled = await stage.boxes.settle(Mode.SHARED)
+    assert settled.changes is not None
+    assert settled.changes.system == ("/app/env/bin/run",)
+
+
 async def test_evidence_is_read_only_and_nothing_the_agent_wrote_at_home_is_run(stage: Stage) -> None:
     await stage.begin()
     await stage.work("echo 'echo forged' >~/.bash_profile; (setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
