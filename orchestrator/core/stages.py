@@ -49,9 +49,9 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 
-#: What must be on the disk before its first call. Whoever did not hear of the others, and does them again, does no
-#: harm; and a full disk keeps no devbox.
-ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.SCORE})
+#: Stages whose entry must be on the disk before their first call. To do the others once more does no harm, and a full
+#: disk keeps no devbox. Gathering is one: it begins by closing the devbox to all who would go on solving.
+ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE})
 
 
 def move(at: Stage | None, to: Stage) -> Stage:

@@ -265,7 +265,12 @@ class DevboxWorkspace:
 
     async def write(self, path: str, data: bytes) -> None:
         path = self._absolute(path)
-        await self._endpoint.write_file(self._devbox.id, path, data)
+        try:
+            await self._endpoint.write_file(self._devbox.id, path, data)
+        except Conflicted:
+            if not self._is_again or self._execution is None:
+                raise
+            # The agent of an earlier process had it, and has ended since: its devbox is closed to all writers.
         if posixpath.dirname(path) == self.scratch:
             self._laid_out[path] = data
 
