@@ -6,6 +6,7 @@ all agents.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -68,7 +69,7 @@ def document(
 ) -> dict[str, Any]:
     """Make the ATIF document of the events; `model` is that of steps that name none.
 
-    Raises ValueError when nothing happened: the format has no document without steps.
+    Raises ValueError if there is no step: the format has no document without one.
     """
     steps: list[Step] = []
     results: list[list[ToolResult]] = []
@@ -116,12 +117,16 @@ def _step(number: int, step: Step, results: Sequence[ToolResult]) -> dict[str, A
     ]
     written: dict[str, Any] = {
         "step_id": number,
-        "timestamp": step.timestamp if _is_timestamp(step.timestamp) else None,
+        "timestamp": None,
         "source": step.source,
         "message": step.message,
         "extra": dict(step.extra) or None,
         "observation": {"results": observed} if observed else None,
     }
+    if step.timestamp is not None:
+        with suppress(ValueError):
+            datetime.fromisoformat(step.timestamp)
+            written["timestamp"] = step.timestamp
     if step.source == "agent":
         calls = [
             {"tool_call_id": call.id, "function_name": call.name, "arguments": dict(call.arguments)}
@@ -144,13 +149,6 @@ def _total(numbers: Iterable[float | None]) -> float | None:
 def _present(written: dict[str, Any]) -> dict[str, Any]:
     """Optional keys are left out, not null: that is valid in every version."""
     return {key: value for key, value in written.items() if value is not None}
-
-
-def _is_timestamp(text: str | None) -> bool:
-    try:
-        return text is not None and bool(datetime.fromisoformat(text))
-    except ValueError:
-        return False
 
 
 def _writable(value: Any) -> Any:

@@ -4,62 +4,48 @@ One answer of the model is written as several lines, one for each part (a though
 answer's id and its usage so far, so the parts are joined again here; added up, they would count an answer twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from orchestrator.agentkit.trajectory import reading
+from orchestrator.agentkit.trajectory.atif import Step, ToolCall, ToolResult
 
-from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import arguments, integer, json_lines, text
+#: `input_tokens` leave out what is read from or written to a cache.
+_PROMPT = "input_tokens cache_read_input_tokens cache_creation_input_tokens"
 
 
-def read(files: Sequence[Path]) -> Iterator[Event]:
+def read(files: reading.Files) -> reading.Events:
     """Read the conversation of every file. Raises TrajectoryError."""
     for path in files:
-        lines = list(json_lines(path))
-        answers: dict[str, list[Mapping[str, Any]]] = {}
-        for line in lines:
-            if line.get("type") == "assistant":
-                answers.setdefault(line["message"]["id"], []).append(line)
+        lines = list(reading.json_lines(path))
+        answers: dict[str, list[reading.Object]] = {}
+        for line in reading.of_type("assistant", lines):
+            answers.setdefault(line["message"]["id"], []).append(line)
         for line in lines:
             if line.get("type") == "assistant" and (parts := answers.pop(line["message"]["id"], None)):
                 yield _answer(parts)
             elif line.get("type") == "user":
-                yield from _from_user(line)
+                content = line["message"]["content"]
+                results = [] if isinstance(content, str) else reading.of_type("tool_result", content)
+                words = content if isinstance(content, str) else [part for part in content if part not in results]
+                if words:
+                    yield Step(source="user", message=reading.text(words), timestamp=line.get("timestamp"))
+                for part in results:
+                    yield ToolResult(call_id=part.get("tool_use_id", ""), content=reading.text(part.get("content")))
 
 
-def _from_user(line: Mapping[str, Any]) -> Iterator[Event]:
-    """The user's words, and the results of tools, which come in the user's name."""
-    content = line["message"]["content"]
-    words = content if isinstance(content, str) else [part for part in content if part.get("type") != "tool_result"]
-    if words:
-        yield Step(source="user", message=text(words), timestamp=line.get("timestamp"))
-    for part in content if isinstance(content, list) else ():
-        if part.get("type") == "tool_result":
-            yield ToolResult(call_id=part.get("tool_use_id", ""), content=text(part.get("content")))
-
-
-def _answer(lines: Sequence[Mapping[str, Any]]) -> Step:
+def _answer(lines: list[reading.Object]) -> Step:
     last = lines[-1]["message"]
     parts = [part for line in lines for part in line["message"]["content"]]
-
-    metrics = None
-    if (usage := last.get("usage")) is not None:  # its `input_tokens` leave out what is read from or written to a cache
-        prompt = [integer(usage.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_")]
-        metrics = Metrics(
-            prompt_tokens=sum(filter(None, prompt)),
-            completion_tokens=integer(usage.get("output_tokens")),
-            cached_tokens=integer(usage.get("cache_read_input_tokens")),
-        )
+    usage = last.get("usage")
     return Step(
         source="agent",
-        message=text([part for part in parts if part.get("type") == "text"]),
+        message=reading.text(reading.of_type("text", parts)),
         timestamp=lines[0].get("timestamp"),
         model=last.get("model"),
-        reasoning="\n".join(part.get("thinking", "") for part in parts if part.get("type") == "thinking"),
+        reasoning="\n".join(part.get("thinking", "") for part in reading.of_type("thinking", parts)),
         calls=tuple(
-            ToolCall(id=part["id"], name=part["name"], arguments=arguments(part.get("input")))
-            for part in parts
-            if part.get("type") == "tool_use"
+            ToolCall(id=part["id"], name=part["name"], arguments=reading.arguments(part.get("input")))
+            for part in reading.of_type("tool_use", parts)
         ),
-        metrics=metrics,
+        metrics=None
+        if usage is None
+        else reading.metrics(usage, prompt=_PROMPT, completion="output_tokens", cached="cache_read_input_tokens"),
     )

@@ -4,34 +4,32 @@ Source: version 1 of the program. The pieces of one message share its id; result
 The lines before the first message are a greeting.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
-from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import arguments, integer, number, printed_objects, text, timestamp
+from orchestrator.agentkit.trajectory import reading
+from orchestrator.agentkit.trajectory.atif import Step, ToolCall, ToolResult
 
 
-def read(files: Sequence[Path]) -> Iterator[Event]:
+def read(files: reading.Files) -> reading.Events:
     """Read the output that the agent printed."""
-    lines = list(printed_objects(files[0]))
-    messages = [line["message"] for line in lines if line.get("type") == "message"]
+    lines = list(reading.printed_objects(files[0]))
+    messages = [line["message"] for line in reading.of_type("message", lines)]
     for _, pieces in groupby(messages, key=lambda message: message.get("id")):
         yield from _events(list(pieces))
     for line in lines:
         if line.get("type") == "complete":
-            yield Metrics(
-                prompt_tokens=integer(line.get("input_tokens")),
-                completion_tokens=integer(line.get("output_tokens")),
-                cached_tokens=integer(line.get("cache_read_input_tokens")),
-                cost_usd=number(line.get("cost_usd")),
+            yield reading.metrics(
+                line,
+                prompt="input_tokens",
+                completion="output_tokens",
+                cached="cache_read_input_tokens",
+                cost=line.get("cost_usd"),
             )
         elif line.get("type") == "error":
-            yield Step(source="system", message=text(line.get("error")))
+            yield Step(source="system", message=reading.text(line.get("error")))
 
 
-def _events(pieces: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+def _events(pieces: list[reading.Object]) -> reading.Events:
     """One message, joined from its pieces: a step, and the results of tools."""
     said = thought = ""
     calls: list[ToolCall] = []
@@ -40,24 +38,27 @@ def _events(pieces: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
         id_ = part.get("id") or ""
         match part.get("type"):
             case "text":
-                said += text(part)
+                said += reading.text(part)
             case "thinking":
-                thought += text(part.get("thinking"))
+                thought += reading.text(part.get("thinking"))
             case "toolRequest":
-                call = (part.get("toolCall") or {}).get("value") or {}
-                given = arguments(call.get("arguments"))
+                call = reading.inside(part, "toolCall", "value") or {}
+                given = reading.arguments(call.get("arguments"))
                 calls.append(ToolCall(id=id_, name=call.get("name") or "", arguments=given))
             case "toolResponse":
-                result = part.get("toolResult") or {}
-                content = text((result.get("value") or {}).get("content")) or text(result.get("error"))
-                results.append(ToolResult(call_id=id_, content=content))
+                content = reading.text(reading.inside(part, "toolResult", "value", "content"))
+                results.append(
+                    ToolResult(
+                        call_id=id_, content=content or reading.text(reading.inside(part, "toolResult", "error"))
+                    )
+                )
     if said or thought or calls:
         first = pieces[0]
         yield Step(
             source="agent" if first.get("role") == "assistant" else "user",
             message=said,
-            timestamp=timestamp(first.get("created")),
-            model=((first.get("metadata") or {}).get("inference") or {}).get("requestedModel"),
+            timestamp=reading.timestamp(first.get("created")),
+            model=reading.inside(first, "metadata", "inference", "requestedModel"),
             reasoning=thought,
             calls=tuple(calls),
         )

@@ -4,31 +4,19 @@ Source: `trajectory_format` mini-swe-agent-1.1, written by version 2 of the prog
 not a message of its own there; it is in the notes of the complaint that the model got in answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import (
-    TrajectoryError,
-    arguments,
-    integer,
-    json_document,
-    number,
-    text,
-    timestamp,
-)
+from orchestrator.agentkit.trajectory import reading
+from orchestrator.agentkit.trajectory.atif import Step, ToolCall, ToolResult
 
 
-def read(files: Sequence[Path]) -> Iterator[Event]:
+def read(files: reading.Files) -> reading.Events:
     """Read the one file, which the agent rewrites after each step. Raises TrajectoryError."""
     file = files[0]
-    messages = json_document(file).get("messages")
+    messages = reading.json_document(file).get("messages")
     if not isinstance(messages, list):
-        raise TrajectoryError(f"{file}:1: there is no list `messages`, as a trajectory of mini-SWE-agent has it")
+        raise reading.TrajectoryError(f"{file}:1: no list `messages`, as a trajectory of mini-SWE-agent has it")
     for message in messages:
-        role, said, notes = message.get("role"), text(message.get("content")), message.get("extra") or {}
-        when = timestamp(notes.get("timestamp"))
+        role, said, notes = message.get("role"), reading.text(message.get("content")), message.get("extra") or {}
+        when = reading.timestamp(notes.get("timestamp"))
         if role == "tool":
             yield ToolResult(call_id=message.get("tool_call_id") or "", content=said)
         elif role == "assistant":
@@ -43,31 +31,35 @@ def read(files: Sequence[Path]) -> Iterator[Event]:
             yield Step(source="system" if role == "system" else "user", message=said, timestamp=when)
 
 
-def _response(notes: Mapping[str, Any]) -> Mapping[str, Any]:
+def _response(notes: reading.Object) -> reading.Object:
     response = notes.get("response")
     return response if isinstance(response, dict) else {}
 
 
-def _step(message: Mapping[str, Any], notes: Mapping[str, Any]) -> Step:
+def _step(message: reading.Object, notes: reading.Object) -> Step:
     """A reply of the model."""
-    calls = []
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        given = arguments(function.get("arguments"))
-        calls.append(ToolCall(id=call.get("id") or "", name=function.get("name") or "bash", arguments=given))
-    usage = _response(notes).get("usage")
+    response = _response(notes)
+    usage = response.get("usage")
     return Step(
         source="agent",
-        message=text(message.get("content")),
-        timestamp=timestamp(notes.get("timestamp")),
-        model=_response(notes).get("model"),
-        reasoning=text(message.get("reasoning_content")),
-        calls=tuple(calls),
-        metrics=Metrics(
-            prompt_tokens=integer(usage.get("prompt_tokens")),
-            completion_tokens=integer(usage.get("completion_tokens")),
-            cached_tokens=integer((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
-            cost_usd=number(notes.get("cost")) or None,
+        message=reading.text(message.get("content")),
+        timestamp=reading.timestamp(notes.get("timestamp")),
+        model=response.get("model"),
+        reasoning=reading.text(message.get("reasoning_content")),
+        calls=tuple(
+            ToolCall(
+                id=call.get("id") or "",
+                name=reading.inside(call, "function", "name") or "bash",
+                arguments=reading.arguments(reading.inside(call, "function", "arguments")),
+            )
+            for call in message.get("tool_calls") or ()
+        ),
+        metrics=reading.metrics(
+            usage,
+            prompt="prompt_tokens",
+            completion="completion_tokens",
+            cached="prompt_tokens_details.cached_tokens",
+            cost=notes.get("cost") or None,
         )
         if usage
         else None,

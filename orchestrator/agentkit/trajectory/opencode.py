@@ -4,19 +4,15 @@ Its session is a database that the program may hold open. The printed events hav
 but not the problem statement.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from orchestrator.agentkit.trajectory.atif import Event, Metrics, Step, ToolCall, ToolResult
-from orchestrator.agentkit.trajectory.reading import arguments, integer, printed_objects, text, timestamp
+from orchestrator.agentkit.trajectory import reading
+from orchestrator.agentkit.trajectory.atif import Step, ToolCall, ToolResult
 
 
-def read(files: Sequence[Path]) -> Iterator[Event]:
+def read(files: reading.Files) -> reading.Events:
     """Read the steps of every file."""
     for path in files:
-        parts: list[Mapping[str, Any]] = []
-        for event in printed_objects(path):
+        parts: list[reading.Object] = []
+        for event in reading.printed_objects(path):
             if not isinstance(event.get("part"), dict):
                 continue
             if event.get("type") in {"text", "reasoning", "tool_use"}:
@@ -27,34 +23,31 @@ def read(files: Sequence[Path]) -> Iterator[Event]:
         yield from _step(parts, {}) if parts else ()
 
 
-def _step(events: Sequence[Mapping[str, Any]], finish: Mapping[str, Any]) -> Iterator[Event]:
+def _step(events: list[reading.Object], finish: reading.Object) -> reading.Events:
     parts = [event["part"] for event in events]
-    calls = [part for part in parts if part.get("type") == "tool"]
+    calls = reading.of_type("tool", parts)
     milliseconds = [*events, finish][0].get("timestamp")
-
-    metrics = None
-    if "tokens" in (finished := finish.get("part", {})):
-        # `input` leaves out what is read from or written to a cache, `output` leaves out reasoning.
-        tokens, cache = finished["tokens"], finished["tokens"].get("cache") or {}
-        prompt = [integer(each) for each in (tokens.get("input"), cache.get("read"), cache.get("write"))]
-        completion = [integer(each) for each in (tokens.get("output"), tokens.get("reasoning"))]
-        metrics = Metrics(
-            prompt_tokens=sum(filter(None, prompt)),
-            completion_tokens=sum(filter(None, completion)),
-            cached_tokens=integer(cache.get("read")),
-            cost_usd=finished.get("cost"),
-        )
+    finished = finish.get("part", {})
     yield Step(
         source="agent",
-        message=text([part.get("text") for part in parts if part.get("type") == "text"]),
-        timestamp=timestamp(milliseconds / 1000) if isinstance(milliseconds, int | float) else None,
-        reasoning=text([part.get("text") for part in parts if part.get("type") == "reasoning"]),
+        message=reading.text([part.get("text") for part in reading.of_type("text", parts)]),
+        timestamp=reading.timestamp(milliseconds / 1000) if isinstance(milliseconds, int | float) else None,
+        reasoning=reading.text([part.get("text") for part in reading.of_type("reasoning", parts)]),
         calls=tuple(
-            ToolCall(id=part["callID"], name=part["tool"], arguments=arguments(part["state"].get("input")))
+            ToolCall(id=part["callID"], name=part["tool"], arguments=reading.arguments(part["state"].get("input")))
             for part in calls
         ),
-        metrics=metrics,
+        # `input` leaves out what is read from or written to a cache, `output` leaves out reasoning.
+        metrics=reading.metrics(
+            finished["tokens"],
+            prompt="input cache.read cache.write",
+            completion="output reasoning",
+            cached="cache.read",
+            cost=finished.get("cost"),
+        )
+        if "tokens" in finished
+        else None,
     )
     for part in calls:
         state = part["state"]
-        yield ToolResult(call_id=part["callID"], content=text(state.get("output", state.get("error"))))
+        yield ToolResult(call_id=part["callID"], content=reading.text(state.get("output", state.get("error"))))

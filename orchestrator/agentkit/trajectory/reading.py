@@ -1,30 +1,37 @@
 """Parts that several readers share: JSON lines, and the small differences in how messages of models are written."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-#: Bytes of one JSON value: an agent's files are parsed in our own memory.
-MAX_VALUE: Final = 16 * 2**20
+from orchestrator.agentkit.trajectory.atif import Event, Metrics
+
+#: A reader is a function `read(files: Files) -> Events`.
+Files = Sequence[Path]
+Events = Iterator[Event]
+Object = Mapping[str, Any]
+
+#: Limit of one JSON value: an agent's files are parsed in our own memory.
+MAX_VALUE_BYTES: Final = 16 * 2**20
 
 
 class TrajectoryError(ValueError):
-    """A trajectory that cannot be read; the message names the file, the line and what was expected there."""
+    """A trajectory that cannot be read; the message names the file, the line and the expected content."""
 
 
-def json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+def json_lines(path: Path) -> Iterator[Object]:
     """The object of each line. An incomplete last line, where the agent was killed, is left out.
 
     Raises TrajectoryError for any other line that is not a JSON object.
     """
     with path.open("rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MAX_VALUE + 1), b""), start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_VALUE_BYTES + 1), b""), start=1):
             if not line.strip():
                 continue
-            if len(line) > MAX_VALUE:
-                raise TrajectoryError(f"{path}:{number}: a line of more than {MAX_VALUE:,} bytes")
+            if len(line) > MAX_VALUE_BYTES:
+                raise TrajectoryError(f"{path}:{number}: a line of more than {MAX_VALUE_BYTES:,} bytes")
             try:
                 value = json.loads(line.decode(errors="replace"))
             except ValueError as error:
@@ -34,10 +41,10 @@ def json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
             yield _as_object(value, path, number)
 
 
-def printed_objects(path: Path) -> Iterator[Mapping[str, Any]]:
+def printed_objects(path: Path) -> Iterator[Object]:
     """The JSON objects in a program's output that have a line to themselves; other lines are skipped."""
     with path.open("rb") as lines:
-        for line in iter(lambda: lines.readline(MAX_VALUE), b""):  # a piece of a longer line is not JSON
+        for line in iter(lambda: lines.readline(MAX_VALUE_BYTES), b""):  # a piece of a longer line is not JSON
             try:
                 value = json.loads(line)
             except ValueError:
@@ -46,10 +53,10 @@ def printed_objects(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield value
 
 
-def json_document(path: Path) -> Mapping[str, Any]:
+def json_document(path: Path) -> Object:
     """The file's one JSON object. Raises TrajectoryError."""
-    if path.stat().st_size > MAX_VALUE:
-        raise TrajectoryError(f"{path}: more than {MAX_VALUE:,} bytes")
+    if path.stat().st_size > MAX_VALUE_BYTES:
+        raise TrajectoryError(f"{path}: more than {MAX_VALUE_BYTES:,} bytes")
     try:
         value = json.loads(path.read_bytes().decode(errors="replace"))
     except json.JSONDecodeError as error:
@@ -57,10 +64,22 @@ def json_document(path: Path) -> Mapping[str, Any]:
     return _as_object(value, path, 1)
 
 
-def _as_object(value: Any, path: Path, line: int) -> Mapping[str, Any]:
+def _as_object(value: Any, path: Path, line: int) -> Object:
     if not isinstance(value, dict):
         raise TrajectoryError(f"{path}:{line}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def inside(value: Any, *keys: str) -> Any:
+    """The value below these nested keys; None if one is missing. Raises AttributeError if one is below no object."""
+    for key in keys:
+        value = (value or {}).get(key)
+    return value
+
+
+def of_type(kind: str, parts: Iterable[Object]) -> list[Object]:
+    """The parts with this `type`."""
+    return [part for part in parts if part.get("type") == kind]
 
 
 def text(content: Any) -> str:
@@ -80,7 +99,7 @@ def text(content: Any) -> str:
     return str(content)
 
 
-def arguments(value: Any) -> Mapping[str, Any]:
+def arguments(value: Any) -> Object:
     """A call's arguments: an object, or the JSON text of one; anything else is kept under `value`."""
     if isinstance(value, str):
         try:
@@ -92,21 +111,33 @@ def arguments(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def integer(value: Any) -> int | None:
-    """The value as a count; None if it is not a number."""
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def metrics(used: Object, *, prompt: str, completion: str, cached: str = "", cost: Any = None) -> Metrics:
+    """Make metrics of the usage in an agent's file.
 
+    Each of the token counts is a list of paths in `used`, such as `input cache.read`: the numbers there are added up.
+    `cost` is the value itself. What is not a number counts as unknown.
+    """
 
-def number(value: Any) -> float | None:
-    """The value as an amount; None if it is not a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    def count(paths: str) -> int | None:
+        found = [inside(used, *path.split(".")) for path in paths.split()]
+        known = [int(each) for each in found if _is_number(each)]
+        return sum(known) if known else None
+
+    return Metrics(
+        prompt_tokens=count(prompt),
+        completion_tokens=count(completion),
+        cached_tokens=count(cached),
+        cost_usd=float(cost) if _is_number(cost) else None,
+    )
 
 
 def timestamp(seconds: Any) -> str | None:
     """Seconds since 1970 as ISO 8601; None if it is not a number."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        return None
     try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
+        return datetime.fromtimestamp(seconds, UTC).isoformat() if _is_number(seconds) else None
     except (OverflowError, OSError, ValueError):
         return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
