@@ -17,7 +17,7 @@ from orchestrator.core.records import Install
 NUMBERS: Final = ("input_tokens", "output_tokens", "cached_tokens", "cost_usd", "turns")
 MAX_USAGE: Final = 1e15
 #: Characters of an exit reason.
-MAX_REASON: Final = 200
+MAX_REASON_CHARS: Final = 200
 
 Where = Literal["devbox", "host"]
 #: Takes a piece of a command's output.

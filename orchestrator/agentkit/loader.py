@@ -20,14 +20,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import orchestrator
-from orchestrator.agentkit.agent import Agent
+from orchestrator.agentkit.agent import Agent, Outputs
 from orchestrator.agentkit.builtin import BUILTIN, Builtin
 from orchestrator.agentkit.file.agentfile import read_definition
 from orchestrator.agentkit.file.command import CommandAgent
 from orchestrator.agentkit.file.definition import VERSION, Definition
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
-from orchestrator.agentkit.python.interpreter import Target, digest_of, find_interpreter
-from orchestrator.agentkit.python.python_agent import NO_OUTPUTS, PythonAgent
+from orchestrator.agentkit.python.python_agent import PythonAgent, Target, digest_of, find_interpreter
 from orchestrator.core.errors import UsageError
 
 _FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
@@ -81,7 +80,7 @@ def load(
         model=model,
         settings=settings,
         confidential=frozenset(secret),
-        outputs=BUILTIN[reference].outputs if reference in BUILTIN else NO_OUTPUTS,
+        outputs=BUILTIN[reference].outputs if reference in BUILTIN else Outputs(),
     )
 
 

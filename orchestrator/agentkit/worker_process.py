@@ -20,7 +20,6 @@ import anyio
 from anyio.abc import Process, TaskGroup
 
 from orchestrator.agentkit.python import worker
-from orchestrator.agentkit.python.worker import frames
 from orchestrator.common.locks import birth
 from orchestrator.core.errors import UsageError
 
@@ -86,7 +85,7 @@ class Worker:
                 if isinstance(error, OSError):
                     raise UsageError(f"{python}: this Python cannot be started: {error.strerror}") from error
                 raise
-        writer.write(frames.encode_frame(dict(job)))
+        writer.write(worker.encode_frame(dict(job)))
         return cls(process, reader, writer)
 
     @property
@@ -200,8 +199,8 @@ class _Conversation:
         free = anyio.Semaphore(_REQUESTS_AT_ONCE)
         try:
             while True:
-                sizes = frames.decode_sizes(await self.reader.readexactly(frames.FRAME_START))
-                header = frames.decode_header(await self.reader.readexactly(sizes[0]))
+                sizes = worker.decode_sizes(await self.reader.readexactly(worker.SIZES_BYTES))
+                header = worker.decode_header(await self.reader.readexactly(sizes[0]))
                 body = await self.reader.readexactly(sizes[1])
                 match header.get("op"):
                     case "result":
@@ -252,9 +251,9 @@ class _Conversation:
 
     async def _send(self, header: Header, body: bytes) -> None:
         try:
-            frame = frames.encode_frame(dict(header), body)
+            frame = worker.encode_frame(dict(header), body)
         except ValueError as error:
-            frame = frames.encode_frame({"id": header.get("id"), "error": "ValueError", "message": str(error)})
+            frame = worker.encode_frame({"id": header.get("id"), "error": "ValueError", "message": str(error)})
         self.writer.write(frame)
         with contextlib.suppress(ConnectionError):
             await self.writer.drain()

@@ -11,7 +11,7 @@ from orchestrator.agentkit import loader
 from orchestrator.agentkit.builtin import Builtin
 from orchestrator.agentkit.file.agentfile import parse_definition
 from orchestrator.agentkit.file.definition import OUTPUT, Definition, Usage
-from orchestrator.agentkit.python.interpreter import find_interpreter, has_module
+from orchestrator.agentkit.python.python_agent import find_interpreter, has_module
 from orchestrator.commands import AGENTS
 from orchestrator.commands.listing import print_rows
 from orchestrator.core.errors import UsageError

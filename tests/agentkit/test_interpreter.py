@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.agentkit.builtin import BUILTIN
-from orchestrator.agentkit.python.interpreter import find_interpreter, has_module
+from orchestrator.agentkit.python.python_agent import find_interpreter, has_module
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -1,45 +1,109 @@
 """Python agents: a class or function of the user's, run in a worker process per attempt.
 
 In a process of its own, because it may block, crash, leak or need packages that disagree with ours; with the user's
-interpreter, because that has those packages. It reaches the devbox through us: the requests to its workspace come here,
-and go to the `Workspace` that the attempt was given.
+interpreter, because that has those packages. The code and its interpreter are found without running any of that code.
+The agent reaches the devbox through us: the requests to its workspace come here, and go to the `Workspace` that the
+attempt was given.
 """
 
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 import anyio
 
-from orchestrator.agentkit.agent import (
-    MAX_REASON,
-    NUMBERS,
-    ExecResult,
-    Outputs,
-    Result,
-    Task,
-    Where,
-    Workspace,
-    is_usage,
-)
+from orchestrator.agentkit.agent import MAX_REASON_CHARS, NUMBERS, Outputs, Result, Task, Where, Workspace, is_usage
 from orchestrator.agentkit.file.command import as_bytes, tail
-from orchestrator.agentkit.python.interpreter import Target
-from orchestrator.agentkit.python.worker.frames import check_sizes
+from orchestrator.agentkit.python.worker import check_sizes
 from orchestrator.agentkit.worker_process import Frame, Header, Send, Worker
 from orchestrator.core.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, leaf
-from orchestrator.core.records import Install
 
-#: No devbox lives longer.
+#: The longest life of a devbox.
 MAX_TIMEOUT_S: Final = 48 * 3600.0
-NO_OUTPUTS: Final = Outputs()
 #: Workers that have loaded the agent and wait for the next attempts.
 SPARES: Final = 2
 #: For importing the agent once: some import a machine-learning framework.
 CHECK_TIMEOUT_S: Final = 120.0
+#: For an interpreter to start and to look for a module.
+LOOKUP_TIMEOUT_S: Final = 30.0
+#: Looks where an agent's imports are found: not in the current folder.
+_HAS_MODULE: Final = """
+import sys
+del sys.path[0]
+from importlib.util import find_spec
+sys.exit(find_spec(sys.argv[1]) is None)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A class or function: `entry` of a file (an absolute path) or of a module."""
+
+    entry: str
+    file: Path | None = None
+    module: str | None = None
+
+    def as_header(self) -> Mapping[str, Any]:
+        """The first frame of a worker."""
+        file = None if self.file is None else str(self.file)
+        return {"op": "load", "file": file, "module": self.module, "entry": self.entry}
+
+
+def find_interpreter(python: Path | None, environ: Mapping[str, str]) -> Path:
+    """Find the user's interpreter: `python` if given, else the active virtual environment's, else ours.
+
+    A name without a folder is looked up on PATH. Raises UsageError if `python` is not there.
+    """
+    if python is not None:
+        found = shutil.which(python, path=environ.get("PATH"))
+        if found is None:
+            raise UsageError(f"--python {python}: there is no such program; give the path of a Python interpreter")
+        return Path(found).absolute()
+    active = environ.get("VIRTUAL_ENV")
+    if active and os.access(mine := Path(active) / "bin" / "python", os.X_OK):
+        return mine.absolute()
+    return Path(sys.executable)
+
+
+def has_module(python: Path, module: str, environ: Mapping[str, str]) -> bool:
+    """Ask an interpreter if it finds a module, without importing it. False if it cannot be started."""
+    command = (python, "-c", _HAS_MODULE, module)
+    try:
+        found = subprocess.run(command, env=environ, capture_output=True, timeout=LOOKUP_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0
+
+
+def digest_of(target: Target, python: Path, environ: Mapping[str, str]) -> str:
+    """The digest of the agent's own file, and of its name; of the name alone for a module that cannot be found.
+
+    Modules are looked up without importing them: in the current folder, PYTHONPATH and the interpreter's packages.
+    """
+    file = target.file
+    if target.module is not None:
+        folders = [Path.cwd(), *(Path(entry) for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry)]
+        for packages in sorted(python.parent.parent.glob("lib/python3*/site-packages")):
+            folders.append(packages)
+            for editable in sorted(packages.glob("*.pth")):
+                lines = editable.read_text(encoding="utf-8", errors="replace").splitlines()
+                folders.extend(Path(line) for line in lines if line.startswith("/"))
+        path = Path(*target.module.split("."))
+        candidates = (folder / name for folder in folders for name in (path.with_suffix(".py"), path / "__init__.py"))
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    name = f"{target.module or ''}:{target.entry}"
+    content = b"" if file is None else file.read_bytes()
+    return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
 
 
 @dataclass(slots=True)
@@ -95,37 +159,17 @@ class PythonAgent:
     environ: Mapping[str, str] = field(repr=False)
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Outputs = NO_OUTPUTS
+    outputs: Outputs = field(default_factory=Outputs)
     confidential: frozenset[str] = frozenset()
     _ready: _ReadyWorkers = field(default_factory=_ReadyWorkers, repr=False, compare=False)
 
-    @property
-    def where(self) -> Where:
-        return "host"
-
-    @property
-    def needs_reference(self) -> bool:
-        return False
-
-    @property
-    def version(self) -> str | None:
-        return None
-
-    @property
-    def time_limit(self) -> float | None:
-        return None
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def install(self) -> Install | None:
-        return None
-
-    @property
-    def endpoint_secrets(self) -> Mapping[str, str]:
-        return {}
+    where: ClassVar[Where] = "host"
+    needs_reference: ClassVar[bool] = False
+    version: ClassVar[None] = None
+    time_limit: ClassVar[None] = None
+    hosts: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[None] = None
+    endpoint_secrets: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @property
     def secrets(self) -> Mapping[str, str]:
@@ -230,7 +274,7 @@ class _Notes:
 
 
 def _exit_reason(reported: object) -> str:
-    return reported.strip()[:MAX_REASON] if isinstance(reported, str) else ""
+    return reported.strip()[:MAX_REASON_CHARS] if isinstance(reported, str) else ""
 
 
 def _usage(reported: object) -> dict[str, float]:
@@ -240,52 +284,42 @@ def _usage(reported: object) -> dict[str, float]:
     return {name: reported[name] for name in NUMBERS if is_usage(reported.get(name))}
 
 
-async def _answer(workspace: Workspace, header: Header, body: bytes, send: Send) -> Frame:
+async def _answer(workspace: Workspace, request: Header, body: bytes, send: Send) -> Frame:
     """Do a worker's request to the devbox. A wrong request is answered; errors of the world are raised."""
+
+    async def pass_on(piece: str) -> None:
+        await send({"output": piece}, b"")
+
     try:
-        act = _request(workspace, header, body, send)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return {"error": "ValueError", "message": f"not a request to a workspace: {error}"}, b""
-    try:
-        result = await act
+        match request:
+            case {
+                "op": "exec",
+                "command": str(command),
+                "timeout": int() | float() as timeout,
+                "environment": dict(environment),
+                "cwd": str() | None as cwd,
+            } if timeout > 0:
+                done = await workspace.exec(
+                    command,
+                    timeout=min(timeout, MAX_TIMEOUT_S),
+                    environment={str(name): str(value) for name, value in environment.items()},
+                    cwd=cwd,
+                    on_output=pass_on if request.get("stream") else None,
+                )
+                return {"exit_status": done.exit_status, "stdout": done.stdout, "stderr": done.stderr}, b""
+            case {"op": "read", "path": str(path)}:
+                size = 0  # passed on piece by piece: it may fill the agent's memory, not ours
+                async with aclosing(workspace.pieces(path)) as pieces:
+                    async for piece in pieces:
+                        size += len(piece)
+                        check_sizes(0, size)
+                        await send({"piece": True}, piece)
+            case {"op": "write", "path": str(path)}:
+                await workspace.write(path, body)
+            case _:
+                raise ValueError(f"not a request to a workspace: {str(request)[:200]}")  # noqa: TRY301
     except Unauthorized:
         raise
     except (OSError, ValueError, Refused, UsageError) as error:
         return {"error": type(error).__name__, "message": str(error)}, b""
-    if result is None:
-        return {}, b""
-    return {"exit_status": result.exit_status, "stdout": result.stdout, "stderr": result.stderr}, b""
-
-
-def _request(workspace: Workspace, header: Header, body: bytes, send: Send) -> Awaitable[ExecResult | None]:
-    async def pass_on(piece: str) -> None:
-        await send({"output": piece}, b"")
-
-    match header["op"]:
-        case "exec":
-            timeout = min(float(header["timeout"]), MAX_TIMEOUT_S)
-            if not timeout > 0:
-                raise ValueError("a timeout is a positive number of seconds")
-            return workspace.exec(
-                str(header["command"]),
-                timeout=timeout,
-                environment={str(name): str(value) for name, value in header["environment"].items()},
-                cwd=None if header["cwd"] is None else str(header["cwd"]),
-                on_output=pass_on if header.get("stream") else None,
-            )
-        case "read":
-            return _send_file(workspace, str(header["path"]), send)
-        case "write":
-            return workspace.write(str(header["path"]), body)
-        case other:
-            raise ValueError(f"unknown operation {other!r}")
-
-
-async def _send_file(workspace: Workspace, path: str, send: Send) -> None:
-    """Pass a file on piece by piece: it may fill the agent's memory, not ours."""
-    size = 0
-    async with aclosing(workspace.pieces(path)) as pieces:
-        async for piece in pieces:
-            size += len(piece)
-            check_sizes(0, size)
-            await send({"piece": True}, piece)
+    return {}, b""

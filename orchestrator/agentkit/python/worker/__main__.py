@@ -12,7 +12,7 @@ def main() -> None:
     """Load this folder as a package under a name nothing else has, and run it."""
     folder = os.path.dirname(os.path.realpath(__file__))
     if sys.path and os.path.realpath(sys.path[0]) == folder:
-        del sys.path[0]  # not the agent's: its modules have names like `frames` and `standard`
+        del sys.path[0]  # not the agent's: its modules have names like `supervisor`
     spec = importlib.util.spec_from_file_location(
         PACKAGE, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )

@@ -1,4 +1,4 @@
-"""Loads the user's class or function, calls it with the arguments that it names, and reports how it ended."""
+"""Loads the user's class or function, calls it with the arguments that it names, and reports its end."""
 # ruff: noqa: PTH109, PTH119, PTH120  # importing pathlib would take longer than all this file does
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 
-from .standard import standard_library
+from . import standard_library
 from .workspace_client import WorkspaceClient
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .frames import Channel, Header
+    from . import Channel, Header
 
 #: The method that runs an agent: the first of these that it has.
 ENTRY_POINTS = ("run", "__call__", "solve")
@@ -107,25 +107,25 @@ class UnusableAgent(Exception):
     """The reference does not lead to an agent that can be run; the message says why."""
 
 
-def run_agent(job: Header, channel: Channel) -> int:
-    """Load an agent, report that, and run it on the task that follows, if one does; report and return its exit status.
+def run_agent(channel: Channel, *, file: str | None, module: str | None, entry: str) -> int:
+    """Load `entry` of a file or module, report that, and run it on the task that follows, if one does.
 
-    An agent that ends itself with a message while it is loaded refuses to be.
+    Reports and returns its exit status. An agent that ends itself with a message while it is loaded refuses to be.
     """
     report: Header = {"op": "result"}
     status, is_loaded = 0, False
     message: str | None = None
     try:
-        entry = _load(job)
-        _check(entry, job["entry"])
+        agent = _load(file, module, entry)
+        _check(agent, entry)
         channel.send({"op": "loaded"})
         is_loaded = True
         try:
             task, prompt = channel.receive()
         except EOFError:  # this worker was kept ready, and is not needed
             return 0
-        os.environ.update(task["environment"])
-        report.update(_reported(_run(entry, _offers(task, prompt, channel))))
+        os.environ.update(task.pop("environment"))
+        report.update(_run(agent, channel, prompt.decode(errors="surrogateescape"), **task))
     except UnusableAgent as refusal:
         report["refused"] = message = str(refusal)
         status = 1
@@ -158,38 +158,38 @@ def _print_traceback(error: BaseException) -> None:
     traceback.print_exception(type(error), error, trace)
 
 
-def _load(job: Header) -> Any:
-    """The class, function or object that the job names.
+def _load(file: str | None, module: str | None, entry: str) -> Any:
+    """Load the file or module, and return the class, function or object in it that `entry` names.
 
     A file is loaded as `python FILE` would, under a name that no import finds. A module is imported as `python -m`
     would, which sees the current folder.
     """
-    file, name = job["file"], job["module"]
-    sys.argv = [file or name]
+    sys.argv = [file or module or ""]
     if file is not None:
         sys.path.insert(0, os.path.dirname(file))
         name = "_sweep_agent_" + "".join(c if c.isalnum() else "_" for c in os.path.basename(file)[:-3])
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise UnusableAgent(f"{file}: not a Python file")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        found: Any = importlib.util.module_from_spec(spec)
+        sys.modules[name] = found
+        spec.loader.exec_module(found)
     else:
+        assert module is not None
         sys.path.insert(0, os.getcwd())
         try:
-            module = importlib.import_module(name)
+            found = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
                 where = f"for {sys.executable} in {os.getcwd()}"
                 raise UnusableAgent(f"there is no module {error.name!r} {where}") from None
             raise
 
-    entry: Any = module
-    for part in job["entry"].split("."):
-        if not hasattr(entry, part):
-            raise UnusableAgent(f"{file or f'module {name}'} has no {part!r}{_hint(part, entry)}")
-        entry = getattr(entry, part)
-    return entry
+    for part in entry.split("."):
+        if not hasattr(found, part):
+            raise UnusableAgent(f"{file or f'module {module}'} has no {part!r}{_hint(part, found)}")
+        found = getattr(found, part)
+    return found
 
 
 def _hint(name: str, owner: object) -> str:
@@ -231,25 +231,49 @@ def _find(entry: type, name: str) -> Any:
     return next((base.__dict__[name] for base in entry.__mro__ if name in base.__dict__), None)
 
 
-def _offers(job: Header, prompt: bytes, channel: Channel) -> Header:
-    return {
-        "prompt": prompt.decode(errors="surrogateescape"),
-        "workspace": WorkspaceClient(channel, working_directory=job["working_directory"], scratch=job["scratch"]),
-        "scenario": ScenarioName(job["scenario_id"], job["scenario_name"]),
-        "model": job["model"],
-        "settings": job["settings"],
+def _run(
+    agent: Any,
+    channel: Channel,
+    prompt: str,
+    *,
+    scenario_id: str,
+    scenario_name: str,
+    model: str | None,
+    settings: dict[str, Any],
+    devbox_id: str,
+    working_directory: str,
+    scratch: str,
+) -> Header:
+    """Call the agent; an asynchronous one is built and run inside one event loop.
+
+    Returns the `usage` and `exit_reason` that it returned; anything else that it returned is ignored.
+    """
+    offers = {
+        "prompt": prompt,
+        "workspace": WorkspaceClient(channel, working_directory=working_directory, scratch=scratch),
+        "scenario": ScenarioName(scenario_id, scenario_name),
+        "model": model,
+        "settings": settings,
         "log": Log(channel),
-        "devbox_id": job["devbox_id"],
+        "devbox_id": devbox_id,
     }
-
-
-def _run(entry: Any, offers: Header) -> Any:
-    """Call the agent; an asynchronous one is built and run inside one event loop."""
-    method = _method_of_class(entry) if inspect.isclass(entry) else entry
+    method = _method_of_class(agent) if inspect.isclass(agent) else agent
     if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(getattr(method, "__call__", None)):  # noqa: B004
-        return _in_loop(lambda: _call(entry, offers))
-    value = _call(entry, offers)
-    return _in_loop(lambda: value) if inspect.isawaitable(value) else value
+        value = _in_loop(lambda: _call(agent, offers))
+    else:
+        value = _call(agent, offers)
+        if inspect.isawaitable(value):
+            awaitable = value
+            value = _in_loop(lambda: awaitable)
+    if not isinstance(value, dict):
+        return {}
+    usage, reason = value.get("usage"), value.get("exit_reason")
+    numbers = {
+        str(key): number
+        for key, number in (usage.items() if isinstance(usage, dict) else ())
+        if isinstance(number, (int, float)) and not isinstance(number, bool)
+    }
+    return {"usage": numbers, "exit_reason": reason if isinstance(reason, str) else ""}
 
 
 def _in_loop(make: Callable[[], Any]) -> Any:
@@ -302,16 +326,3 @@ def _choose(function: Any, offers: Header, name: str, *, is_method: bool = False
     if not is_method and "prompt" not in chosen and any(p.kind is p.VAR_KEYWORD for p in parameters):
         chosen["prompt"] = offers["prompt"]
     return chosen
-
-
-def _reported(value: Any) -> Header:
-    """The `usage` and `exit_reason` that an agent returned; anything else that it returned is ignored."""
-    if not isinstance(value, dict):
-        return {}
-    usage, reason = value.get("usage"), value.get("exit_reason")
-    numbers = {
-        str(key): number
-        for key, number in (usage.items() if isinstance(usage, dict) else ())
-        if isinstance(number, (int, float)) and not isinstance(number, bool)
-    }
-    return {"usage": numbers, "exit_reason": reason if isinstance(reason, str) else ""}

@@ -1,6 +1,6 @@
 """The two processes of a worker: the supervisor, which leaves no process behind, and its child, which does the job.
 
-The job is told in the first frame: an agent to load, or a command to become.
+The job is in the first frame: an agent to load, or a command to become.
 """
 # ruff: noqa: PTH123  # importing pathlib would take longer than all this file does
 
@@ -16,8 +16,7 @@ import socket
 import sys
 import time
 
-from . import entry_point
-from .frames import Channel
+from . import Channel, entry_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _OOM_SCORE_AGENT, _OOM_SCORE_SUPERVISOR = 1000, 900
 
 
 def main() -> None:
-    """Supervise a child; be that child, with the job of the first frame."""
+    """Fork a child that does the job of the first frame, and supervise it."""
     control = os.dup(0)  # not inherited by what the agent starts
     _use_as_stdin(os.devnull)
     _fork(control)
@@ -39,13 +38,13 @@ def main() -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     channel = Channel(socket.socket(fileno=control))
     job, _ = channel.receive()
-    if job["op"] == "command":
+    if job.pop("op") == "command":
         os.chdir(job["cwd"])
         _use_as_stdin(job["stdin"])
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores them, and what is executed would too
         os.execvp(job["argv"][0], job["argv"])  # noqa: S606 - it is a shell
-    sys.exit(entry_point.run_agent(job, channel))
+    sys.exit(entry_point.run_agent(channel, **job))
 
 
 def _use_as_stdin(path: str) -> None:
@@ -124,8 +123,9 @@ def _reap() -> dict[int, int]:
 
 
 def _kill_all(child: int) -> None:
-    """Kill every descendant. Those of a killed process become ours, so killing our own children until none is left
-    gets them all, however they detached themselves.
+    """Kill every descendant, however it detached itself.
+
+    The children of a killed process become ours, so it is enough to kill our own until none is left.
     """
     pause = 0.0005
     while True:

@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 from shlex import quote
 
-from .standard import standard_library
+from . import standard_library
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import tarfile
     from os import PathLike
     from typing import Any
 
@@ -93,12 +92,22 @@ class Transfers:
             archive = io.BytesIO(self.read(name))
         finally:
             self.exec(f"rm -f {quote(name)}")
+
+        def inside_only(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+            """The member if it stays in its folder, else None."""
+            try:
+                return tarfile.data_filter(member, folder)
+            except tarfile.FilterError:
+                return None
+
         os.makedirs(local, exist_ok=True)
         with tarfile.open(fileobj=archive) as tar:
             if hasattr(tarfile, "data_filter"):
-                tar.extractall(local, filter=_inside_only)  # noqa: S202 - asked when what came before is there
-            else:
-                tar.extractall(local, [member for member in tar if _is_plain(member)])  # noqa: S202
+                tar.extractall(local, filter=inside_only)  # noqa: S202
+            else:  # no other kind of member is safe in a Python without such filters
+                plain = [member for member in tar if member.isfile() or member.isdir()]
+                inside = [each for each in plain if not os.path.isabs(each.name) and ".." not in each.name.split("/")]
+                tar.extractall(local, inside)  # noqa: S202
 
     def _archive_path(self) -> str:
         return f"{self.scratch}/transfer-{os.urandom(6).hex()}.tar"
@@ -107,19 +116,3 @@ class Transfers:
         done = self.exec(command)
         if done.exit_status != 0:
             raise WorkspaceError(f"{path}: {(done.stderr or done.stdout).strip() or 'cannot be copied'}")
-
-
-def _inside_only(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """The member if it stays in its folder, else None."""
-    import tarfile
-
-    try:
-        return tarfile.data_filter(member, folder)
-    except tarfile.FilterError:
-        return None
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    """Check that it is a file or a folder inside: no other member is safe in a Python without such filters."""
-    is_inside = not os.path.isabs(member.name) and ".." not in member.name.split("/")
-    return is_inside and (member.isfile() or member.isdir())

@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 
-from .standard import standard_library
+from . import standard_library
 from .transfers import CommandResult, Transfers, WorkspaceError
 
 TYPE_CHECKING = False
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
-    from .frames import Channel, Header
+    from . import Channel, Header
     from .transfers import Local
 
     Reply = Future[tuple[Header, bytes]]
