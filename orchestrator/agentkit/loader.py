@@ -22,9 +22,8 @@ from urllib.parse import urlsplit
 import orchestrator
 from orchestrator.agentkit.agent import Agent, Outputs
 from orchestrator.agentkit.builtin import BUILTIN, Builtin
-from orchestrator.agentkit.file.agentfile import read_definition
 from orchestrator.agentkit.file.command import CommandAgent
-from orchestrator.agentkit.file.definition import VERSION, Definition
+from orchestrator.agentkit.file.definition import VERSION, Definition, read_definition
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.python.python_agent import PythonAgent, Target, digest_of, find_interpreter
 from orchestrator.core.errors import UsageError

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from orchestrator.agentkit import loader
 from orchestrator.agentkit.builtin import Builtin
-from orchestrator.agentkit.file.agentfile import parse_definition
-from orchestrator.agentkit.file.definition import OUTPUT, Definition, Usage
+from orchestrator.agentkit.file.definition import OUTPUT, Definition, Usage, parse_definition
 from orchestrator.agentkit.python.python_agent import find_interpreter, has_module
 from orchestrator.commands import AGENTS
 from orchestrator.commands.listing import print_rows

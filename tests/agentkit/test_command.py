@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.agentkit.file.agentfile import parse_definition
 from orchestrator.agentkit.file.command import CommandAgent, tail
+from orchestrator.agentkit.file.definition import parse_definition
 from orchestrator.agentkit.loader import load
 from orchestrator.core.errors import AgentSetupFailed
 

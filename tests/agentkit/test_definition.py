@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agentkit.file.agentfile import parse_definition, read_definition
-from orchestrator.agentkit.file.definition import Definition
+from orchestrator.agentkit.file.definition import Definition, parse_definition, read_definition
 from orchestrator.core.errors import UsageError
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agentkit.agent import is_usage
-from orchestrator.agentkit.file.agentfile import parse_definition
 from orchestrator.agentkit.file.command import CommandAgent
-from orchestrator.agentkit.file.usage import MAX_LINE, read_usage
+from orchestrator.agentkit.file.definition import parse_definition
+from orchestrator.agentkit.file.usage import MAX_LINE_BYTES, read_usage
 from orchestrator.core.errors import DevboxLost
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ async def test_an_agent_reports_what_it_used_even_when_it_failed(
 
 async def test_documents_without_end_or_bottom_are_passed_over(workspace: LocalWorkspace, tmp_path: Path) -> None:
     deep = '{"n": ' * 900 + "1" + "}" * 900
-    long = '{"n": 5, "pad": "' + "x" * MAX_LINE + '"}'
+    long = '{"n": 5, "pad": "' + "x" * MAX_LINE_BYTES + '"}'
     log = "\n".join([deep, "[" * 100_000, long, '{"n": 1}', long])
     assert await read('[usage]\nturns = "$.*.n"', log, workspace, tmp_path / "log") == ({"turns": 1}, "")
     text = '[usage]\nformat = "json"\nturns = "$..n"'

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from orchestrator.agentkit.file.agentfile import parse_definition
+from orchestrator.agentkit.file.definition import parse_definition
 from orchestrator.agentkit.host import workspace_cli
 from orchestrator.agentkit.loader import available
 from orchestrator.commands import docs

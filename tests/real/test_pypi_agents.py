@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from atif import Trajectory
 
-from orchestrator.agentkit.file.agentfile import read_definition
+from orchestrator.agentkit.file.definition import read_definition
 from orchestrator.agentkit.loader import builtin_folder
 
 from .conftest import KEY, SCENARIO, is_answered, run_real, trajectory, written_with

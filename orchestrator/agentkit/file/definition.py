@@ -1,28 +1,44 @@
-"""A declarative agent as data: the keys of one small TOML file.
+"""Agent files: the keys of one small TOML file, and its reader, whose messages name file, line and key.
 
 The file names environment variables, never their values, so it can be shared and committed. It is read strictly: a key
-with a typing error would otherwise become an agent that quietly runs without its time limit or its secret.
+with a typing error would otherwise become an agent that quietly runs without its time limit or its secret. The parser
+of TOML keeps no line numbers, so they are looked up in the text afterwards, for messages only.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from orchestrator.agentkit.agent import NUMBERS
 from orchestrator.agentkit.trajectory import FORMATS
+from orchestrator.core.errors import UsageError
 
 #: The `from` that means the agent's printed output, not a file.
 OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 _HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)"
+_NAME: Final = r"[\w.\"'-]+"
+_TABLE: Final = re.compile(rf"^\s*\[\s*(?P<table>{_NAME})\s*\]")
+_KEY: Final = re.compile(rf"^\s*(?P<key>{_NAME})\s*=")
+_FENCES: Final = ("'''", '"""')
+_WORDS: Final = {
+    "tuple_type": "must be a list",
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "missing": "is missing",
+}
 
 
-def refusal(key: str, message: str) -> PydanticCustomError:
+def _refusal(key: str, message: str) -> PydanticCustomError:
     """Make an error about a key below the table that is being checked; dots lead into tables of it."""
     return PydanticCustomError("agent_file", "{message}", {"message": message, "key": key})
 
@@ -33,22 +49,8 @@ def _compiles(path: str) -> str:
     try:
         jsonpath.compile(path, strict=True)
     except jsonpath.JSONPathError as error:
-        raise refusal("", f"not a JSONPath (RFC 9535): {str(error).splitlines()[0]}: {path}") from None
+        raise _refusal("", f"not a JSONPath (RFC 9535): {str(error).splitlines()[0]}: {path}") from None
     return path
-
-
-def _is_format(name: str) -> str:
-    if name not in FORMATS:
-        raise refusal("", f"{name!r} is no format we read; there are {', '.join(sorted(FORMATS))}")
-    return name
-
-
-def _one_of(names: Any) -> Any:
-    return [[name] if isinstance(name, str) else name for name in names] if isinstance(names, list) else names
-
-
-def _with_defaults(reading: Any) -> Any:
-    return {"path": reading} if isinstance(reading, str) else reading
 
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -69,12 +71,15 @@ class Variables(_Strict):
     in the file) have the same value for every user.
     """
 
-    required: Annotated[
-        tuple[Annotated[VariableNames, Field(min_length=1)], ...], BeforeValidator(_one_of), Field(strict=False)
-    ] = ()
+    required: Annotated[tuple[Annotated[VariableNames, Field(min_length=1)], ...], Field(strict=False)] = ()
     optional: VariableNames = ()
     secret: VariableNames = ()
     constants: dict[VariableName, str] = Field(default_factory=dict, alias="set")
+
+    @field_validator("required", mode="before")
+    @classmethod
+    def _name_as_group(cls, names: Any) -> Any:
+        return [[name] if isinstance(name, str) else name for name in names] if isinstance(names, list) else names
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +90,7 @@ class Variables(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if both := set(self.constants) & set(self.names):
-            raise refusal(f"set.{min(both)}", "is a constant and comes from the environment too: it can only be one")
+            raise _refusal(f"set.{min(both)}", "is a constant and comes from the environment too: it can only be one")
         return self
 
 
@@ -109,8 +114,10 @@ class Reading(_Strict):
     path: JsonPath
     combine: Literal["sum", "last", "max", "count"] = "sum"
 
-
-Number = Annotated[Reading, BeforeValidator(_with_defaults)]
+    @model_validator(mode="before")
+    @classmethod
+    def _path_as_reading(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
 
 
 class Usage(_Strict):
@@ -122,11 +129,11 @@ class Usage(_Strict):
 
     source: Text = Field(default=OUTPUT, alias="from")
     format: Literal["jsonl", "json"] = "jsonl"
-    input_tokens: Number | None = None
-    output_tokens: Number | None = None
-    cached_tokens: Number | None = None
-    cost_usd: Number | None = None
-    turns: Number | None = None
+    input_tokens: Reading | None = None
+    output_tokens: Reading | None = None
+    cached_tokens: Reading | None = None
+    cost_usd: Reading | None = None
+    turns: Reading | None = None
     exit_reason: JsonPath | None = None
 
     @property
@@ -139,7 +146,14 @@ class Trajectory(_Strict):
     """The path of the agent's trajectory (`from` in the file), and its format."""
 
     source: Text = Field(alias="from")
-    format: Annotated[str, AfterValidator(_is_format)]
+    format: str
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, name: str) -> str:
+        if name not in FORMATS:
+            raise _refusal("", f"{name!r} is no format we read; there are {', '.join(sorted(FORMATS))}")
+        return name
 
 
 class Gather(_Strict):
@@ -175,16 +189,16 @@ class Definition(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.run is None and self.argument is None:
-            raise refusal("run", "is missing: the shell command that is the agent")
+            raise _refusal("run", "is missing: the shell command that is the agent")
         if self.run is not None and self.argument is not None:
-            raise refusal("argument", "an agent has either run or argument, not both")
+            raise _refusal("argument", "an agent has either run or argument, not both")
         if self.where == "host" and self.install is not None:
-            raise refusal("install", "a program on this machine is installed by you: only a devbox is installed into")
+            raise _refusal("install", "a program on this machine is installed by you: only a devbox is installed into")
         if self.reference_output and self.name != "oracle":
-            raise refusal("reference_output", "only the agent named oracle may see the reference output")
+            raise _refusal("reference_output", "only the agent named oracle may see the reference output")
         for host in self.network.hosts:
             if host.startswith("$") and host[1:] not in {*self.env.names, *self.env.constants}:
-                raise refusal("network.hosts", f"{host} is none of the variables that [env] names")
+                raise _refusal("network.hosts", f"{host} is none of the variables that [env] names")
         return self
 
     @property
@@ -200,3 +214,85 @@ class Definition(_Strict):
     def with_version(self, version: str) -> "Definition":
         """Replace the version, for `NAME@VERSION`."""
         return self.model_copy(update={"version": version})
+
+
+def read_definition(path: Path) -> Definition:
+    """Read an agent file; its name is the file's. Raises UsageError that names file, line and key."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: an agent file is UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: the agent file cannot be read: {error.strerror}") from error
+    return parse_definition(text, name=path.stem, file=str(path))
+
+
+def parse_definition(text: str, *, name: str, file: str) -> Definition:
+    """Make a definition of the text of an agent file. Raises UsageError that names file, line and key."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: not valid TOML: {error}") from error
+    if data.setdefault("name", name) != name:
+        raise UsageError(f"{file}{_line(text, ['name'])}: key name: must be {name!r}, as the file is, or left out")
+    try:
+        return Definition.model_validate(data)
+    except ValidationError as error:
+        problems = [f"{file}{_describe(text, data, problem)}" for problem in error.errors(include_url=False)]
+        raise UsageError("\n".join(problems)) from error
+
+
+def _describe(text: str, data: Mapping[str, Any], problem: ErrorDetails) -> str:
+    """The line and key of one problem, and its message."""
+    key = problem.get("ctx", {}).get("key", "") if problem["type"] == "agent_file" else ""
+    given: Any = data
+    location: list[str] = []
+    for part in (*problem["loc"], *str(key).split(".")) if key else problem["loc"]:
+        if not isinstance(given, dict | list):
+            break  # the rest was added by validation: a short form in the file stands for a table
+        location.append(str(part))
+        given = (given if isinstance(given, dict) else dict(enumerate(given))).get(part)
+    message = _WORDS.get(problem["type"], problem["msg"])
+    if problem["type"] == "extra_forbidden":
+        table: type[BaseModel] = Definition
+        for word in location[:-1]:
+            fields = (field for name, field in table.model_fields.items() if word == (field.alias or name))
+            table = next((found for field in fields for found in _models(field.annotation)), table)
+        keys = [field.alias or name for name, field in table.model_fields.items()]
+        near = difflib.get_close_matches(location[-1], keys, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}"
+        message = f"there is no such key; {hint}"
+    return f"{_line(text, location)}: key {'.'.join(location)}: {message}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _line(text: str, location: Sequence[str]) -> str:
+    """The line of a key, as `, line 7`; empty where that is unknown, e.g. for a key that is missing."""
+    lines: dict[str, int] = {}  # of each table and key outside of multi-line strings, by dotted name
+    prefix = fence = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if fence:
+            fence = "" if fence in line else fence
+            continue
+        if table := _TABLE.match(line):
+            lines.setdefault(_plain(table["table"]), number)
+            prefix = _plain(table["table"]) + "."
+        elif key := _KEY.match(line):
+            lines.setdefault(prefix + _plain(key["key"]), number)
+            fence = next((each for each in _FENCES if line.count(each) % 2), "")
+
+    for length in range(len(location), 0, -1):
+        found = lines.get(".".join(location[:length]))
+        if found is not None:
+            return f", line {found}"
+    return ""
+
+
+def _plain(name: str) -> str:
+    return name.replace('"', "").replace("'", "")

@@ -9,7 +9,7 @@ import json
 import operator
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -23,12 +23,12 @@ from orchestrator.agentkit.agent import MAX_REASON_CHARS, Workspace, is_usage
 from orchestrator.agentkit.file.definition import OUTPUT, Usage
 from orchestrator.core.errors import WorldError
 
-#: Bytes: a longer line, document or file is not a report.
-MAX_LINE: Final = 4 * 2**20
-MAX_DOCUMENT: Final = 16 * 2**20
-MAX_FILE: Final = 16 * 2**20
+#: A longer line, document or file is not a report.
+MAX_LINE_BYTES: Final = 4 * 2**20
+MAX_DOCUMENT_BYTES: Final = 16 * 2**20
+MAX_FILE_BYTES: Final = 16 * 2**20
 #: Lines that may begin a document, counted from the end.
-ATTEMPTS: Final = 100
+MAX_BEGINNINGS: Final = 100
 #: For finding a file in the devbox.
 SEARCH_TIMEOUT_S: Final = 60.0
 
@@ -57,7 +57,9 @@ async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Map
     `log` is its printed output. Of several files in the devbox that match the newest is read.
     """
     numbers = {name: _Finder(reading.path, is_usage, reading.combine) for name, reading in usage.numbers.items()}
-    words = [] if usage.exit_reason is None else [_Finder(usage.exit_reason, _is_word, "last")]
+    words = []
+    if usage.exit_reason is not None:
+        words.append(_Finder(usage.exit_reason, lambda found: isinstance(found, str), "last"))
     finders = [*numbers.values(), *words]
     try:
         source = log if usage.source == OUTPUT else await _fetch(usage.source, workspace)
@@ -103,10 +105,6 @@ class _Finder:
         self.value = new if self.value is None else self._fold(self.value, new)
 
 
-def _is_word(found: object) -> bool:
-    return isinstance(found, str)
-
-
 def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
     """Show the documents of `source` to the finders. Raises OSError, and ValueError if there is no document."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
@@ -115,7 +113,12 @@ def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
             for finder in finders:
                 finder.see(document)
             return
-        for line in _lines(file):
+        while line := file.readline(MAX_LINE_BYTES):
+            is_whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+            while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            if not is_whole or line.lstrip()[:1] not in {b"{", b"["}:
+                continue
             if seers := [finder for finder in finders if finder.may_see(line)]:
                 with suppress(orjson.JSONDecodeError):  # agents print other things too
                     document = [orjson.loads(line)]
@@ -123,22 +126,12 @@ def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
                         finder.see(document)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that may be JSON and are not too long."""
-    while line := file.readline(MAX_LINE):
-        is_whole = len(line) < MAX_LINE or line.endswith(b"\n")
-        while len(line) == MAX_LINE and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE)
-        if is_whole and line.lstrip()[:1] in {b"{", b"["}:
-            yield line
-
-
 def _document(file: BinaryIO) -> Any:
     """The last JSON document; other text may surround it. Raises ValueError if there is none."""
-    file.seek(max(0, file.seek(0, io.SEEK_END) - MAX_DOCUMENT))
+    file.seek(max(0, file.seek(0, io.SEEK_END) - MAX_DOCUMENT_BYTES))
     text, decoder = file.read().decode(errors="replace"), json.JSONDecoder()
     beginnings = [match.start() for match in _BEGINNING.finditer(text)]
-    for start in beginnings[: -ATTEMPTS - 1 : -1]:
+    for start in beginnings[: -MAX_BEGINNINGS - 1 : -1]:
         try:
             return decoder.raw_decode(text, start)[0]
         except (ValueError, RecursionError):
@@ -153,6 +146,6 @@ async def _fetch(pattern: str, workspace: Workspace) -> bytes:
     size, _, newest = result.stdout.partition(" ")
     if not size.isdigit():
         raise FileNotFoundError(f"there is no such file in the devbox {result.stderr.strip()}".rstrip())
-    if int(size) > MAX_FILE:
-        raise ValueError(f"{newest} has {size} bytes, more than {MAX_FILE}")
-    return await workspace.read(newest.rstrip("\n"), at_most=MAX_FILE)
+    if int(size) > MAX_FILE_BYTES:
+        raise ValueError(f"{newest} has {size} bytes, more than {MAX_FILE_BYTES}")
+    return await workspace.read(newest.rstrip("\n"), at_most=MAX_FILE_BYTES)

@@ -112,7 +112,24 @@ class _Proxy:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = self._refusal(request) or await self._forward(request)
+        response = self._refusal(request)
+        if response is None:
+            url, key = self.upstream()
+            headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+            has_body = "content-length" in headers or "transfer-encoding" in request.headers
+            forwarded = self.http.build_request(
+                request.method,
+                url.rstrip("/") + _raw_path(request),
+                params=list(request.query_params.multi_items()),
+                headers={**headers, "authorization": f"Bearer {key}"},
+                content=request.stream() if has_body else None,
+            )
+            try:
+                response = _Forwarded(await self.http.send(forwarded, stream=True))
+            except ClientDisconnect:
+                response = _no(400, "the request broke off")
+            except httpx.HTTPError as error:
+                response = _no(502, f"the endpoint cannot be reached: {type(error).__name__}")
         await response(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -126,25 +143,6 @@ class _Proxy:
             return _no(403, f"{request.method} {path}: this key is for working in devbox {self.devbox_id} only")
         unknown = sorted(set(request.query_params) - _QUERY)
         return _no(400, f"unknown query parameters: {', '.join(unknown)}") if unknown else None
-
-    async def _forward(self, request: Request) -> Response:
-        url, key = self.upstream()
-        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
-        has_body = "content-length" in headers or "transfer-encoding" in request.headers
-        asked = self.http.build_request(
-            request.method,
-            url.rstrip("/") + _raw_path(request),
-            params=list(request.query_params.multi_items()),
-            headers={**headers, "authorization": f"Bearer {key}"},
-            content=request.stream() if has_body else None,
-        )
-        try:
-            answer = await self.http.send(asked, stream=True)
-        except ClientDisconnect:
-            return _no(400, "the request broke off")
-        except httpx.HTTPError as error:
-            return _no(502, f"the endpoint cannot be reached: {type(error).__name__}")
-        return _Forwarded(answer)
 
 
 class _Forwarded(StreamingResponse):

@@ -10,7 +10,7 @@ one set of limits and one place where secrets are masked.
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from glob import glob
 from pathlib import Path
@@ -20,7 +20,7 @@ import anyio
 
 from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import CommandAgent, as_bytes, tail
-from orchestrator.agentkit.file.definition import OUTPUT
+from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.agentkit.worker_process import Worker
 from orchestrator.common import program
 
@@ -93,7 +93,8 @@ class HostCommandAgent(CommandAgent):
             }
             worker = await Worker.start(Path(sys.executable), job, environment=environment)
             ended = await worker.run(log=log, started=task.started, time_limit=task.time_limit)
-        await self._share(folder, workspace)
+        for name, file in await anyio.to_thread.run_sync(_files_to_share, self.definition, folder):
+            await workspace.write(f"{workspace.home}/{_SHARE}/{name}", await anyio.Path(file).read_bytes())
         usage, reason = await self.report(task, workspace)
         message = "" if ended.exit_status == 0 else tail(ended.output)
         return Result(exit_status=ended.exit_status, usage=usage, exit_reason=reason, message=message)
@@ -105,21 +106,6 @@ class HostCommandAgent(CommandAgent):
         shared = usage.model_copy(update={"source": f"~/{_SHARE}/usage/*"})
         definition = self.definition.model_copy(update={"usage": shared})
         return await CommandAgent.report(replace(self, definition=definition), task, workspace)
-
-    async def _share(self, folder: Path, workspace: Workspace) -> None:
-        """Copy the files that the agent's file names into the devbox, where they are collected."""
-        definition = self.definition
-        named = {
-            "artifacts": definition.gather.files,
-            "trajectory": () if definition.trajectory is None else (definition.trajectory.source,),
-            "usage": () if definition.usage is None else (definition.usage.source,),
-        }
-        for group, patterns in named.items():
-            files = await anyio.to_thread.run_sync(_matching, folder, [each for each in patterns if each != OUTPUT])
-            for number, file in enumerate(files):
-                name = f"{number}-{file.name}" if number else file.name
-                data = await anyio.Path(file).read_bytes()
-                await workspace.write(f"{workspace.home}/{_SHARE}/{group}/{name}", data)
 
 
 def _make_folders(task: Task) -> tuple[Path, Path]:
@@ -136,12 +122,26 @@ def _make_folders(task: Task) -> tuple[Path, Path]:
     return folder, problem
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files that match, oldest first; relative patterns start in the folder, `~` is the user's home."""
-    paths = [
-        Path(folder, path)
-        for pattern in patterns
-        for path in glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)  # noqa: PTH207 - absolute too
-    ]
-    files = [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES]
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns)[-_MAX_FILES:]
+def _files_to_share(definition: Definition, folder: Path) -> list[tuple[str, Path]]:
+    """The files that the agent's file names, each with its path below `_SHARE`; of each kind the oldest first.
+
+    Relative patterns start in `folder`, `~` is the user's home.
+    """
+    named = {
+        "artifacts": definition.gather.files,
+        "trajectory": () if definition.trajectory is None else (definition.trajectory.source,),
+        "usage": () if definition.usage is None else (definition.usage.source,),
+    }
+    shared = []
+    for kind, patterns in named.items():
+        paths = [
+            Path(folder, path)
+            for pattern in patterns
+            if pattern != OUTPUT
+            for path in glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)  # noqa: PTH207 - absolute too
+        ]
+        files = [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES]
+        newest = sorted(files, key=lambda path: path.stat().st_mtime_ns)[-_MAX_FILES:]
+        for number, file in enumerate(newest):
+            shared.append((f"{kind}/{number}-{file.name}" if number else f"{kind}/{file.name}", file))
+    return shared

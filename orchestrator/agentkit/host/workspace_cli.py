@@ -30,7 +30,7 @@ ANSWER_TIMEOUT_S: Final = 60.0
 #: An endpoint that is away, or asks us to wait, is asked again for so long.
 RETRY_FOR_S: Final = 120.0
 _BUSY: Final = frozenset({429, 502, 503, 504})
-_CHUNK: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class _Misuse(WorkspaceError):
@@ -104,7 +104,7 @@ class DevboxClient(Transfers):
             answer = self._send("POST", "/download_file", json.dumps({"path": self._absolute(path)}).encode())
         except _RequestRefused as error:
             raise FileNotFoundError(str(error)) if error.status in {400, 404, 409} else error from None
-        while piece := answer.read(_CHUNK):
+        while piece := answer.read(_CHUNK_BYTES):
             yield piece
 
     def write(self, path: str, data: bytes) -> None:
@@ -271,4 +271,4 @@ def _exec(devbox: DevboxClient, options: argparse.Namespace) -> int:
 
 
 def _stdin() -> Iterator[bytes]:
-    return iter(lambda: sys.stdin.buffer.read(_CHUNK), b"")
+    return iter(lambda: sys.stdin.buffer.read(_CHUNK_BYTES), b"")
