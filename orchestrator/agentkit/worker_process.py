@@ -149,6 +149,8 @@ async def end_process(pid: int, its_birth: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class _Conversation:
+    """One run of a worker: its frames and output, and the scope that ends it."""
+
     process: Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -160,7 +162,7 @@ class _Conversation:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     collecting: anyio.CancelScope = field(default_factory=lambda: anyio.CancelScope(shield=True))
     collected: anyio.Event = field(default_factory=anyio.Event)
-    heard_all: anyio.Event = field(default_factory=anyio.Event)
+    received_all: anyio.Event = field(default_factory=anyio.Event)
     output: bytearray = field(default_factory=bytearray)
     asked: dict[str, anyio.CancelScope] = field(default_factory=dict)
     report: Header | None = None
@@ -192,7 +194,7 @@ class _Conversation:
                 self.writer.write_eof()
             await self.process.wait()
             with anyio.move_on_after(_END_TIMEOUT_S):
-                await self.heard_all.wait()
+                await self.received_all.wait()
             tasks.cancel_scope.cancel()
 
     async def _listen(self, tasks: TaskGroup) -> None:
@@ -224,7 +226,7 @@ class _Conversation:
             self._note(f"the agent's process sent what is not a frame: {error}\n")
             self.is_broken = True
             self.scope.cancel()
-        self.heard_all.set()
+        self.received_all.set()
 
     async def _linger(self) -> None:
         await anyio.sleep(self.linger)

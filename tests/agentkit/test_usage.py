@@ -163,14 +163,14 @@ async def test_documents_without_end_or_bottom_are_passed_over(workspace: LocalW
 )
 def test_skipping_lines_without_the_name_loses_nothing(documents: list[dict[str, Any]]) -> None:
     """The quick look for the last name of a path agrees with looking at every line."""
-    from orchestrator.agentkit.file.usage import _Finder, _look
+    from orchestrator.agentkit.file.usage import _Finder, _search
 
     for path in ("$..n", "$..['n', 'b']", "$.*[?@.n].b"):
         finder, plain = (_Finder(path, is_usage, "sum") for _ in range(2))
         text = "\n".join(json.dumps(document) for document in documents).encode()
-        _look("jsonl", [finder], text)
+        _search("jsonl", [finder], text)
         for document in documents:
-            plain.see([document])
+            plain.search([document])
         assert finder.value == plain.value
 
 

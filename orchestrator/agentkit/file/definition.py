@@ -26,11 +26,13 @@ OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 _HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)"
+#: For the lines of keys: the parts of TOML that matter.
 _NAME: Final = r"[\w.\"'-]+"
 _TABLE: Final = re.compile(rf"^\s*\[\s*(?P<table>{_NAME})\s*\]")
 _KEY: Final = re.compile(rf"^\s*(?P<key>{_NAME})\s*=")
 _FENCES: Final = ("'''", '"""')
-_WORDS: Final = {
+#: Our words for pydantic's types of error.
+_MESSAGES: Final = {
     "tuple_type": "must be a list",
     "model_type": "must be a table",
     "dict_type": "must be a table",
@@ -252,7 +254,7 @@ def _describe(text: str, data: Mapping[str, Any], problem: ErrorDetails) -> str:
             break  # the rest was added by validation: a short form in the file stands for a table
         location.append(str(part))
         given = (given if isinstance(given, dict) else dict(enumerate(given))).get(part)
-    message = _WORDS.get(problem["type"], problem["msg"])
+    message = _MESSAGES.get(problem["type"], problem["msg"])
     if problem["type"] == "extra_forbidden":
         table: type[BaseModel] = Definition
         for word in location[:-1]:

@@ -63,7 +63,7 @@ async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Map
     finders = [*numbers.values(), *words]
     try:
         source = log if usage.source == OUTPUT else await _fetch(usage.source, workspace)
-        await anyio.to_thread.run_sync(_look, usage.format, finders, source, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(_search, usage.format, finders, source, abandon_on_cancel=True)
         troubles = [finder.trouble for finder in finders if finder.trouble]
     except (OSError, ValueError, WorldError) as error:
         troubles = [str(error)]
@@ -87,11 +87,11 @@ class _Finder:
         self._is_count = combine == "count"
         self._fold = _FOLDS[combine]
 
-    def may_see(self, text: bytes) -> bool:
+    def may_match(self, text: bytes) -> bool:
         """Look for one of the last names of the path, without which there is no value. Parsing takes far longer."""
         return any(name in text for name in self._names)
 
-    def see(self, document: Any) -> None:
+    def search(self, document: Any) -> None:
         try:
             for found in self._find(document):
                 if self._is_count:
@@ -105,13 +105,13 @@ class _Finder:
         self.value = new if self.value is None else self._fold(self.value, new)
 
 
-def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
-    """Show the documents of `source` to the finders. Raises OSError, and ValueError if there is no document."""
+def _search(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
+    """Let the finders search the documents of `source`. Raises OSError, and ValueError if there is no document."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         if form == "json":
             document = _document(file)
             for finder in finders:
-                finder.see(document)
+                finder.search(document)
             return
         while line := file.readline(MAX_LINE_BYTES):
             is_whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
@@ -119,11 +119,11 @@ def _look(form: str, finders: Iterable[_Finder], source: Path | bytes) -> None:
                 line = file.readline(MAX_LINE_BYTES)
             if not is_whole or line.lstrip()[:1] not in {b"{", b"["}:
                 continue
-            if seers := [finder for finder in finders if finder.may_see(line)]:
+            if matching := [finder for finder in finders if finder.may_match(line)]:
                 with suppress(orjson.JSONDecodeError):  # agents print other things too
                     document = [orjson.loads(line)]
-                    for finder in seers:
-                        finder.see(document)
+                    for finder in matching:
+                        finder.search(document)
 
 
 def _document(file: BinaryIO) -> Any:

@@ -34,7 +34,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 class _Misuse(WorkspaceError):
-    """The caller can fix this."""
+    """A mistake of the caller, in the command line or the environment."""
 
 
 class _RequestRefused(WorkspaceError):
