@@ -1,7 +1,7 @@
 """Trajectories: the record that an agent keeps of its work, in its own format, converted into one ATIF document.
 
-One module for each format, with `read(files) -> Iterator[Event]`. The agent's own files stay beside the document, so a
-reader keeps what the document has room for and no more.
+One module for each format, with `read(files: reading.Files) -> reading.Events`: adding it is all that a new format
+takes. The agent's own files stay beside the document, so a reader keeps what the document has room for and no more.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from orchestrator.agentkit.trajectory.atif import Event, Metrics
 
-#: A reader is a function `read(files: Files) -> Events`.
 Files = Sequence[Path]
 Events = Iterator[Event]
 Object = Mapping[str, Any]
