@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.agentkit.file.command import as_bytes
 from orchestrator.agentkit.loader import check, load
+from tests.waiting import until
 
 from .processes import is_alive, living_children, open_descriptors
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.agentkit.agent import Agent
-    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+    from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio
 
@@ -172,22 +173,22 @@ async def test_an_agent_that_fails_is_a_result_with_its_status_and_last_words(
 
 
 async def test_an_agent_out_of_time_is_a_result_and_leaves_no_process(
-    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask, eventually: Eventually
+    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     result = await make_agent("hangs").solve(make_task(time_limit=1.0), workspace, ignore)
     assert result.is_timed_out
-    await eventually(lambda: not any(is_alive(pid) for pid in pids(workspace)))
+    await until(lambda: not any(is_alive(pid) for pid in pids(workspace)), "some of its processes are left")
 
 
 async def test_an_agent_that_is_cancelled_leaves_no_process(
-    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask, eventually: Eventually
+    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make_agent("hangs")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(agent.solve, make_task(), workspace, ignore)
-        await eventually(is_ready(workspace))
+        await until(is_ready(workspace), "it does not work")
         tasks.cancel_scope.cancel()
-    await eventually(lambda: not any(is_alive(pid) for pid in pids(workspace)))
+    await until(lambda: not any(is_alive(pid) for pid in pids(workspace)), "some of its processes are left")
 
 
 async def test_one_agent_serves_many_attempts_at_once(

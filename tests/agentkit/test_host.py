@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.loader import load
+from tests.waiting import until
 
 from .processes import at_work, is_alive
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+    from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio
 
@@ -108,9 +109,7 @@ async def test_what_its_file_names_goes_the_devboxs_way_home(
     assert agent.outputs.artifacts == ("~/.sweep-host/artifacts/*",)
 
 
-async def test_a_program_dies_with_us_on_sigkill(
-    tmp_path: Path, workspace: LocalWorkspace, eventually: Eventually
-) -> None:
+async def test_a_program_dies_with_us_on_sigkill(tmp_path: Path, workspace: LocalWorkspace) -> None:
     """A sweep that is killed with SIGKILL leaves nothing of it, daemons included."""
     pids = tmp_path / "pids"
     run = f"""
@@ -120,7 +119,7 @@ async def test_a_program_dies_with_us_on_sigkill(
     """
     make(tmp_path, run)
     async with at_work(f"{tmp_path}/mine.toml", tmp_path, workspace):
-        await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 3, within=20)
+        await until(lambda: pids.exists() and len(pids.read_text().split()) == 3, "it does not work")
         alive = [int(pid) for pid in pids.read_text().split()]
         assert all(is_alive(pid) for pid in alive)
-    await eventually(lambda: not any(is_alive(pid) for pid in alive))
+    await until(lambda: not any(is_alive(pid) for pid in alive), "some of its processes are left")

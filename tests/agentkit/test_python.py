@@ -18,6 +18,7 @@ from orchestrator.agentkit.loader import check, load
 from orchestrator.agentkit.python.python_agent import PythonAgent
 from orchestrator.agentkit.python.worker import supervisor
 from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
+from tests.waiting import until
 
 from .processes import at_work, is_alive, living_children, open_descriptors
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from orchestrator.agentkit.agent import Task
-    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+    from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio
 
@@ -207,7 +208,7 @@ async def test_any_other_return_value_is_the_agents_own_affair(bench: Bench, val
     assert await bench.run(f"def MyAgent(prompt): return {value}") == Result(exit_status=0)
 
 
-async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench, eventually: Eventually) -> None:
+async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench) -> None:
     code = """
         import subprocess, sys
         def MyAgent(prompt, workspace):
@@ -218,7 +219,7 @@ async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench, eventu
     """
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, code)
-        await eventually(lambda: bench.printed == "from print\nfrom stderr\nfrom a child\n")
+        await until(lambda: bench.printed == "from print\nfrom stderr\nfrom a child\n", lambda: bench.printed)
         (bench.workspace.root / "go").touch()
 
 
@@ -387,7 +388,7 @@ def family(workspace: LocalWorkspace) -> list[int]:
     return [int(pid) for pid in (workspace.root / "pids").read_text().split()]
 
 
-async def test_a_timeout_ends_daemons_and_all(bench: Bench, eventually: Eventually) -> None:
+async def test_a_timeout_ends_daemons_and_all(bench: Bench) -> None:
     async with anyio.create_task_group() as tasks:
         agent = bench.load(FAMILY.replace("END", "time.sleep(600)"))
         results: list[Result] = []
@@ -397,7 +398,7 @@ async def test_a_timeout_ends_daemons_and_all(bench: Bench, eventually: Eventual
             results.append(await agent.solve(task, bench.workspace, bench.log.extend))
 
         tasks.start_soon(solve)
-        await eventually((bench.workspace.root / "ready").exists)
+        await until((bench.workspace.root / "ready").exists, "it does not work")
         assert all(is_alive(pid) for pid in family(bench.workspace))
     assert results[0].is_timed_out
     assert len(family(bench.workspace)) == 10
@@ -410,14 +411,14 @@ async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
     assert not any(is_alive(pid) for pid in family(bench.workspace))
 
 
-async def test_the_agent_dies_with_us_on_sigkill(bench: Bench, eventually: Eventually) -> None:
+async def test_the_agent_dies_with_us_on_sigkill(bench: Bench) -> None:
     """A sweep that is killed with SIGKILL leaves nothing of an agent, daemons included."""
     bench.load(FAMILY.replace("END", "time.sleep(600)"))
     async with at_work(f"{bench.folder}/my_agent.py:MyAgent", bench.folder, bench.workspace):
-        await eventually((bench.workspace.root / "ready").exists)
+        await until((bench.workspace.root / "ready").exists, "it does not work")
         alive = family(bench.workspace)
         assert all(is_alive(pid) for pid in alive)
-    await eventually(lambda: not any(is_alive(pid) for pid in alive))
+    await until(lambda: not any(is_alive(pid) for pid in alive), "some of its processes are left")
 
 
 async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> None:
@@ -543,7 +544,7 @@ async def test_other_pythons_of_this_machine_run_agents_too(bench: Bench) -> Non
         assert (bench.folder / "back" / "a").read_text() == "hi"
 
 
-async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench: Bench, eventually: Eventually) -> None:
+async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, workspace):
             wait = 'until test -e go; do sleep 0.05; done'
@@ -554,7 +555,7 @@ async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench:
     """
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, code)
-        await eventually(lambda: bench.printed == "one\ntwo\n")
+        await until(lambda: bench.printed == "one\ntwo\n", lambda: bench.printed)
         (bench.workspace.root / "go").touch()
     assert bench.printed == "one\ntwo\nthree\n4\n"
 
@@ -594,9 +595,7 @@ async def test_all_of_a_long_output_comes(bench: Bench) -> None:
         "await asyncio.wait_for(workspace.aexec('echo $$ > pid; sleep 600'), 0.5)",
     ],
 )
-async def test_a_command_that_nobody_waits_for_any_more_is_killed(
-    bench: Bench, eventually: Eventually, code: str
-) -> None:
+async def test_a_command_that_nobody_waits_for_any_more_is_killed(bench: Bench, code: str) -> None:
     whole = f"""
         import asyncio
         async def MyAgent(prompt, workspace):
@@ -610,7 +609,7 @@ async def test_a_command_that_nobody_waits_for_any_more_is_killed(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, whole)
         file = bench.workspace.root / "pid"
-        await eventually(lambda: file.exists() and bool(file.read_text()) and not is_alive(int(file.read_text())))
+        await until(lambda: file.exists() and file.read_text() and not is_alive(int(file.read_text())), "it lives")
         (bench.workspace.root / "go").touch()
 
 
@@ -751,13 +750,11 @@ IMPORTED: Final = """
 """
 
 
-async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(
-    bench: Bench, eventually: Eventually
-) -> None:
+async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(bench: Bench) -> None:
     agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
     for _ in range(2):
         await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
-    await eventually(lambda: len(loads.read_text().split()) == 4)
+    await until(lambda: len(loads.read_text().split()) == 4, "four workers do not load")
     await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
     *earlier, last = [line.split()[0] for line in bench.printed.splitlines()]
     assert last in set(loads.read_text().split()[:4]) - set(earlier)
@@ -766,14 +763,14 @@ async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process
     assert living_children() == []
 
 
-async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench, eventually: Eventually) -> None:
+async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench) -> None:
     agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
     for _ in range(2):
         await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
-    await eventually(lambda: len(loads.read_text().split()) == 4)
+    await until(lambda: len(loads.read_text().split()) == 4, "four workers do not load")
     for pid in set(loads.read_text().split()) - {line.split()[0] for line in bench.printed.splitlines()}:
         os.kill(int(pid), signal.SIGKILL)
-    await eventually(lambda: not any(worker.is_alive for worker in agent._ready.spares))
+    await until(lambda: not any(worker.is_alive for worker in agent._ready.spares), "spare workers live")
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
 
 

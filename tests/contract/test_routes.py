@@ -30,6 +30,7 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.server import Isolation, serve
+from tests.waiting import poll
 
 pytestmark = [
     pytest.mark.anyio,
@@ -417,11 +418,8 @@ async def test_the_documented_flow_of_a_benchmark_on_the_old_paths(address: Addr
             devbox = await ask("POST", f"/v1/devboxes/{started['devbox_id']}/wait_for_status", wait)
             assert devbox["status"] == "running", devbox
             await ask("POST", f"/v1/scenarios/runs/{started['id']}/score")
-            view = started
-            with anyio.fail_after(30):
-                while view["state"] != "scored":
-                    await anyio.sleep(0.05)
-                    view = await ask("GET", f"/v1/scenarios/runs/{started['id']}")
+            look = partial(ask, "GET", f"/v1/scenarios/runs/{started['id']}")
+            await poll(look, lambda view: view["state"] == "scored", "it is not scored")
         view = await ask("GET", f"/v1/benchmarks/runs/{run['id']}")
         assert (view["state"], view["pending_scenarios"], view["score"]) == ("completed", [], 0.0)
         assert [each["scoringResult"]["score"] for each in view["scenario_runs"]] == [0.0]

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.waiting import wait_until
 
 from .judge import Judge
 from .weather import World
@@ -73,16 +74,6 @@ def name_of(point: str) -> str:
     return f"{name.partition(' ')[0]}:{when}"
 
 
-def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Wait for something in the world that nobody announces; whether it came."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 class Forks:
     """Runs commands one at a time, each in a fork of a process that has imported everything."""
 
@@ -133,8 +124,11 @@ class Service:
         out = self.state.with_suffix(".out")
         self.pid = self.forks.start(words, cwd=self.state.parent, env=environment, out=out, points=())
         address = self.state / "address.json"
-        is_there = within(PATIENCE, lambda: address.exists() and json.loads(address.read_bytes())["pid"] == self.pid)
-        assert is_there, out.read_text()
+        wait_until(
+            lambda: address.exists() and json.loads(address.read_bytes())["pid"] == self.pid,
+            out.read_text,
+            seconds=PATIENCE,
+        )
         self.port = int(self.url.rpartition(":")[2])
 
     @property
@@ -284,8 +278,10 @@ class Sweep:
         worked = sum(result["outcome"] == "scored" for result in results)
         if not worked <= len(left.agents) <= worked + spoilt:
             yield f"agents have run in {len(left.agents)} devboxes for {worked} trials"
-        if not within(LAST_RITES, lambda: not self.processes()):
-            yield f"processes left: {self.processes()}"
+        try:
+            wait_until(lambda: not self.processes(), lambda: f"processes left: {self.processes()}", seconds=LAST_RITES)
+        except AssertionError as error:
+            yield str(error)
 
     def _said(self, result: Result) -> str:
         """What the agent's log has; an agent that could not be installed has none."""
@@ -423,7 +419,7 @@ class Night:
         def is_over() -> bool:
             return holds() or self.world.sweep is None or self.world.sweep.poll() is not None
 
-        assert within(PATIENCE, is_over), f"no {what} in {PATIENCE:g} s: {self}"
+        wait_until(is_over, lambda: f"no {what} in {PATIENCE:g} s: {self}", seconds=PATIENCE)
         assert holds(), f"ended before {what}: {self}"
 
     def ends_well(self) -> None:

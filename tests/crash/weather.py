@@ -20,6 +20,8 @@ from typing import Final
 
 import orjson
 
+from tests.waiting import wait_until
+
 from . import slow_disk
 from .proxy import WRONG, Proxy
 from .screen import Screen
@@ -254,7 +256,8 @@ class World:
         pid = self.service_pid()
         if pid is not None:
             send(pid, signal.SIGKILL)
-            wait_until(lambda: not _lives(pid))
+            with suppress(AssertionError):
+                wait_until(lambda: not _lives(pid), "it outlives SIGKILL", seconds=SOON)
         if self.service is not None and not self.is_embedded:
             self.service.wait()
 
@@ -345,16 +348,6 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = SOON) -> bool:
-    """Wait for something in the world that nobody announces; whether it came."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @dataclass(slots=True)

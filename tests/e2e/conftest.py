@@ -5,9 +5,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,8 @@ from typing import Any, Final
 import httpx
 import orjson
 import pytest
+
+from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[2]
 #: Seconds for one command: machines are slow when they are busy, and waiting for what comes at once costs nothing.
@@ -33,14 +35,6 @@ NASTY: Final = """It's "quoted" and 'quoted', costs $HOME, ${x:-1} and $(id) `id
 ---
 EOF
 äöü ß 漢字 🙂 \"""end\"""\\"""
-
-
-def within(seconds: float, holds: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Wait for something in the world that nobody announces."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 def carrying(word: str) -> list[int]:
@@ -108,7 +102,7 @@ class Running:
 
     def wait_for(self, words: str) -> None:
         """Until it has said this on either stream."""
-        within(PATIENCE, lambda: words in self.out + self.err or self.process.poll() is not None, lambda: str(self))
+        wait_until(lambda: words in self.out + self.err or self.process.poll() is not None, self, seconds=PATIENCE)
         assert words in self.out + self.err, str(self)
 
     def interrupt(self) -> None:
@@ -253,9 +247,8 @@ class Desk:
             pid = orjson.loads(address.read_bytes())["pid"]
             if pid in self.processes():
                 os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + LAST_RITES
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(AssertionError):
+            wait_until(lambda: not self.processes(), "some are left", seconds=LAST_RITES)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
 
@@ -282,7 +275,11 @@ def served(tmp_path: Path, isolation: str, service: Service) -> Iterator[Desk]:
     desk = new_desk(tmp_path, isolation, service)
     yield desk
     desk.clear()
-    within(LAST_RITES, lambda: before.issuperset(service.alive()), lambda: f"left on the endpoint: {service.alive()}")
+    wait_until(
+        lambda: before.issuperset(service.alive()),
+        lambda: f"left on the endpoint: {service.alive()}",
+        seconds=LAST_RITES,
+    )
 
 
 @pytest.fixture(scope="session")

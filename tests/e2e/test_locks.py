@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import PATIENCE, within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -59,7 +59,7 @@ def test_without_locks_a_second_process_is_still_kept_out_and_told_who_is_at_wor
     environment = without_locks(served, how) | {"SWEEP_LOCK": "none"}
     words = ("run", "six", "--agent", "command:sleep 1000", "--limit", "1", "--name", "mine")
     running = served.start(*words, environment=environment)
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(running))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), running)
     line = served.refused(*words, environment=environment)
     assert f"in use by process {running.process.pid} on {os.uname().nodename}, without a lock" in line
     stopped = served.sweep("stop", "mine", "--now", environment=environment)
@@ -81,7 +81,7 @@ def test_what_was_killed_without_a_lock_is_gone_on_with_as_it_was_begun(served: 
     )
     words = ("run", "six", "--agent", "./slow.py:agent", "--limit", "1", "--name", "mine", "--lock", "none")
     running = served.start(*words, environment=environment)
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "agent.started")), lambda: str(running))
+    wait_until(lambda: served.journal("runs/mine", "agent.started"), running)
     running.process.send_signal(signal.SIGKILL)
     running.process.wait()
     assert (served.folder / "runs/mine/holder.json").exists()

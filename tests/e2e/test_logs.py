@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -27,7 +27,7 @@ def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Des
         "    print('end')\n"
     )
     sweep = served.start("run", "six", "--agent", "./slow.py:agent", "--limit", "1", "--name", "mine")
-    within(60, lambda: bool(served.journal("runs/mine", "stage.entered")), lambda: str(sweep))
+    wait_until(lambda: served.journal("runs/mine", "stage.entered"), sweep)
     following = served.start("logs", "mine", "ant", "-f")
     following.wait_for("begun")
     gate.touch()

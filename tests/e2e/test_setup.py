@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, within
+from tests.waiting import wait_until
+
+from .conftest import ROOT
 
 #: Makes an environment whose Python is this script's neighbour, and whose `sweep` says where it is.
 PYTHON = """#!/bin/bash
@@ -140,7 +142,7 @@ def test_one_that_was_interrupted_is_made_anew_the_next_time(clone: Clone) -> No
     gate.touch()
     process = clone.start("run")
     asked = clone.tools / "asked"
-    within(60, lambda: asked.exists() and "--requirement" in asked.read_text(), lambda: "it installs nothing")
+    wait_until(lambda: asked.exists() and "--requirement" in asked.read_text(), "it installs nothing")
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode != 0

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import MARK, PATIENCE, read, within
+from tests.waiting import wait_until
+
+from .conftest import MARK, read
 from .screen import at_a_terminal
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def handles(running: "Running", number: signal.Signals) -> bool:
 def test_a_signal_before_anything_has_begun_ends_it_quietly(desk: "Desk", number: signal.Signals, delay: float) -> None:
     """While it loads, looks for its agents and starts its service."""
     running = desk.start("run", "bugfix-mini", "--agent", "oracle", "--limit", "1")
-    within(PATIENCE, lambda: handles(running, signal.SIGTERM), lambda: str(running))
+    wait_until(lambda: handles(running, signal.SIGTERM), running)
     time.sleep(delay)
     running.process.send_signal(number)
     ended = running.end(30)
@@ -44,7 +46,7 @@ def test_a_signal_before_anything_has_begun_ends_it_quietly(desk: "Desk", number
 
 def test_the_second_signal_ends_it_in_time_though_the_service_stands_still(desk: "Desk") -> None:
     running = desk.start("run", "bugfix-mini", "--agent", FOREVER, "--limit", "2", "--name", "mine")
-    within(PATIENCE, lambda: len(desk.journal("runs/mine", "execution.started")) == 2, lambda: str(running))
+    wait_until(lambda: len(desk.journal("runs/mine", "execution.started")) == 2, running)
     (address,) = desk.folder.glob("runs/.service/*/address.json")
     service = int(orjson.loads(address.read_bytes())["pid"])
     os.kill(service, signal.SIGSTOP)
@@ -66,7 +68,7 @@ def test_the_second_signal_ends_it_in_time_though_the_service_stands_still(desk:
 
 def test_a_drain_that_takes_longer_than_asked_ends_what_is_in_flight(served: "Desk", service: "Service") -> None:
     running = served.start("run", "six", "--agent", FOREVER, "--limit", "1", "--name", "mine", "--drain", "1s")
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(running))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), running)
     running.process.terminate()
     ended = running.end(20)
     assert ended.status == 130, str(ended)
@@ -84,7 +86,7 @@ def test_a_closed_terminal_lets_those_in_flight_finish(desk: "Desk") -> None:
             screen.read()
             return bool(desk.journal("runs/mine", "execution.started"))
 
-        within(PATIENCE, solves, lambda: MARK)
+        wait_until(solves, MARK)
         screen.hang_up()
         screen.process.send_signal(signal.SIGHUP)
         assert screen.process.wait(60) == 130

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import PATIENCE, within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -57,7 +57,7 @@ def test_a_sweep_that_is_detached_runs_none_of_them_either(desk: "Desk") -> None
     words = ("run", "bugfix-mini", "--agent", "nop", "--limit", "1", "--name", "mine", "--detach", *isolation(desk))
     ended = desk.spawn([SWEEP, *words]).end()
     assert ended.status == 0, str(ended)
-    within(PATIENCE, lambda: bool(desk.journal("runs/mine", "sweep.ended")), lambda: str(ended) + said(told))
+    wait_until(lambda: desk.journal("runs/mine", "sweep.ended"), lambda: str(ended) + said(told))
     assert said(told) == ""
 
 

@@ -20,8 +20,9 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from orchestrator.core.errors import UsageError
 from orchestrator.endpoint.embedded_service import Address, _loopback
+from tests.waiting import until
 
-from .conftest import Place, until
+from .conftest import Place
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.core.errors import Unavailable, leaf
 from orchestrator.endpoint.embedded_service import Address, Service
+from tests.waiting import until
 
-from .conftest import Place, until
+from .conftest import Place
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

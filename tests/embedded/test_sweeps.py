@@ -12,7 +12,9 @@ import anyio.abc
 import orjson
 import pytest
 
-from .conftest import Place, until
+from tests.waiting import until
+
+from .conftest import Place
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

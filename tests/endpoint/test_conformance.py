@@ -6,7 +6,6 @@ A claim that an implementation does not make is skipped there by name.
 
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import SETTLEMENTS, Endpoint
 from orchestrator.service.address import Address
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from tests.waiting import poll, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("conformance")]
 
@@ -125,11 +125,9 @@ def serving(state: Path, *words: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "orchestrator", "serve", "--port", "0", "--isolation", "none", "--quiet"]
     with subprocess.Popen([*command, "--state", str(state), *words]) as process:
         try:
-            ends_at = time.monotonic() + START_S
-            while (address := Address.read(state)) is None:
-                assert process.poll() is None, "the service ended"
-                assert time.monotonic() < ends_at, "the service does not start"
-                time.sleep(0.02)
+            wait_until(lambda: Address.read(state) or process.poll() is not None, "the service does not start")
+            address = Address.read(state)
+            assert address, "the service ended"
             headers = {"authorization": f"Bearer {address.token}"}
             with httpx.Client(base_url=address.url, headers=headers, trust_env=False) as http:
                 scenarios = [define(http, name, *parts) for name, parts in SCENARIOS.items()]
@@ -186,9 +184,7 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 async def settled(look: Callable[[], Awaitable[Any]], expected: object) -> None:
     """Wait until a look finds this: an endpoint may answer before it has done all that follows."""
-    with anyio.fail_after(20):
-        while await look() != expected:  # noqa: ASYNC110 - an endpoint announces nothing
-            await anyio.sleep(0.02)
+    await poll(look, lambda found: found == expected, f"it does not become {expected}")
 
 
 # Definitions

@@ -23,6 +23,7 @@ from orchestrator.core.errors import (
 )
 from orchestrator.core.records import Benchmark, Needs
 from orchestrator.endpoint.gateway import Gateway
+from tests.waiting import until
 
 from .conftest import RUN, Misbehaving
 
@@ -152,9 +153,7 @@ async def is_made_again(call: Call, gateway: Gateway, endpoint: Misbehaving, pat
     endpoint.calls.clear()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call, gateway)
-        with anyio.fail_after(20):
-            while endpoint.calls[path] < 2:  # noqa: ASYNC110 - the server announces nothing
-                await anyio.sleep(0.001)
+        await until(lambda: endpoint.calls[path] >= 2, "it is asked once")
         tasks.cancel_scope.cancel()
 
 

@@ -23,6 +23,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.journal import Journal, JournalSettings
+from tests.waiting import until
 
 QUICK = JournalSettings(retry=0.05)
 
@@ -71,17 +72,11 @@ def make_room(folder: Path) -> None:
         filler.unlink()
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():  # noqa: ASYNC110 - a disk announces nothing
-            await anyio.sleep(0.01)
-
-
 async def full(folder: Path) -> None:
     """The ballast is given up, everything in flight is written, nothing new is to begin; then all is well again."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal:
         await journal.append(finished(0))
-        await until((folder / BALLAST).exists)
+        await until((folder / BALLAST).exists, "there is no ballast")
         fill(folder)
         number = 0
         while "less than 16 MiB left" not in str(journal.trouble):
@@ -176,7 +171,10 @@ async def read_only(folder: Path) -> None:
     async with Journal.open(folder, ledger := Told(), QUICK) as journal:
         number = await fill_up(journal, folder)
         with protected(folder):
-            await until(lambda: "Read-only file system. Waiting for it to be writable" in str(journal.trouble))
+            await until(
+                lambda: "Read-only file system. Waiting for it to be writable" in str(journal.trouble),
+                "no trouble is told",
+            )
         make_room(folder)
         await journal.append(finished(number))
         assert ledger.told == in_file(folder) == [f"s{each}/a/1" for each in range(number + 1)]
@@ -224,7 +222,7 @@ async def cut_short(folder: Path) -> None:
             await journal.append(finished(number))
         resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / JOURNAL).stat().st_size + 100, limit[1]))
         journal.append_nowait(finished(10), finished(11))
-        await until(lambda: "File too large. Waiting for the disk" in str(journal.trouble))
+        await until(lambda: "File too large. Waiting for the disk" in str(journal.trouble), "no trouble is told")
         assert len(in_file(folder)) == 10
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         await journal.append(finished(12))
@@ -237,12 +235,12 @@ async def fill_up(journal: Journal, folder: Path) -> int:
     """Append until the disk is so full that even what is in flight is refused; all but the last are durable."""
     sent = [finished(0)]
     await journal.append(*sent)
-    await until((folder / BALLAST).exists)
+    await until((folder / BALLAST).exists, "there is no ballast")
     while "cannot be written" not in str(journal.trouble):
         fill(folder)
         sent.append(finished(len(sent), 9000))
         journal.append_nowait(sent[-1])
-        await until(lambda: "cannot be written" in str(journal.trouble) or len(in_file(folder)) == len(sent))
+        await until(lambda: "cannot be written" in str(journal.trouble) or len(in_file(folder)) == len(sent), "no end")
     assert len(in_file(folder)) == len(sent) - 1
     return len(sent)
 

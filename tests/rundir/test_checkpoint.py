@@ -24,6 +24,7 @@ from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
 from orchestrator.rundir.run_files import RunFiles
+from tests.waiting import until
 
 from .conftest import entered, finished
 
@@ -204,9 +205,7 @@ async def test_a_checkpoint_is_made_while_events_come_and_at_the_end(folder: Pat
             tasks.start_soon(journal.append, entered(number), finished(number))
             await anyio.lowlevel.checkpoint()
         await journal.append()
-        with anyio.fail_after(10):
-            while not (folder / CHECKPOINT).exists():  # noqa: ASYNC110 - a file announces nothing
-                await anyio.sleep(0.01)
+        await until((folder / CHECKPOINT).exists, "there is no checkpoint")
         await journal.append(entered(50))
     assert (found := load(folder, known := Ledger())) is not None
     assert (found.lines, known) == (101, ledger)

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,6 @@ class Bench:
 
     async def run(self, box: AgentBox, script: str, *, timeout: float = PATIENCE, **how: Any) -> Finished:
         return await run(box, shell(script, **how), timeout=timeout)
-
-
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait for something in the world that nobody announces."""
-    with anyio.move_on_after(PATIENCE):
-        while not holds():  # noqa: ASYNC110
-            await anyio.sleep(0.02)
-    assert holds(), what
 
 
 def alive(marker: str) -> list[int]:
@@ -144,11 +136,6 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Bench)
     return found
-
-
-@pytest.fixture
-def wait_until() -> Callable[[Callable[[], bool], str], Awaitable[None]]:
-    return eventually
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.service.sandbox.agent_connection import AgentConnection
 from orchestrator.service.sandbox.provider import BoxDied
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -115,9 +116,7 @@ async def test_another_socket_than_was_asked_for_ends_the_box_and_is_closed(
 async def test_sockets_that_nobody_asked_for_end_the_box_and_are_closed(ends: Ends, listener: socket.socket) -> None:
     before = open_files()
     ends.answer(b"ready\n", listener.fileno(), listener.fileno())
-    with anyio.fail_after(10):
-        while not ends.broken:  # noqa: ASYNC110 - there is no event to wait for
-            await anyio.sleep(0.01)
+    await until(lambda: ends.broken, "the box lives on")
     assert ends.broken == ["its agent sent what nobody asked for"]
     assert open_files() == before - 1
 

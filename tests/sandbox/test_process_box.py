@@ -12,13 +12,13 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
 CountAlive = Callable[[str], list[int]]
 
 PREAMBLE = "import socket, sys, time; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'ready\\n'); s.recv(9); "
@@ -63,7 +63,7 @@ async def test_a_process_limit_is_not_claimed(process: "Bench") -> None:
 
 
 async def test_a_command_whose_supervisor_is_shot_is_ended(
-    process: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
+    process: "Bench", marker: str, count_alive: CountAlive
 ) -> None:
     box = await process.boot()
     command = await box.spawn(
@@ -74,7 +74,7 @@ async def test_a_command_whose_supervisor_is_shot_is_ended(
     box._child.kill()
     with pytest.raises(BoxDied):
         await command.wait()
-    await wait_until(lambda: not count_alive(marker), "nothing is left")
+    await until(lambda: not count_alive(marker), "nothing is left")
 
 
 HOSTILE = {
@@ -115,10 +115,9 @@ async def ended(box: AgentBox, wait: Callable[[], Awaitable[int]]) -> str:
         await wait()
     except BoxDied as error:
         return str(error)
-    assert box._connection is not None
-    while not (why := box._connection.reason):  # noqa: ASYNC110
-        await anyio.sleep(0.01)
-    return why
+    connection = box._connection
+    assert connection is not None
+    return await until(lambda: connection.reason, "it has no reason")
 
 
 async def test_an_agent_that_cannot_start_says_why(state: Path) -> None:

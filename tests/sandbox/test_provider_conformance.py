@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -22,13 +22,13 @@ from orchestrator.service.sandbox.provider import (
     Resources,
     shell,
 )
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
 CountAlive = Callable[[str], list[int]]
 #: Leaves a process behind in a session of its own, twice forked.
 DAEMON = "(setsid sleep 1000 >/dev/null 2>&1 &);"
@@ -239,12 +239,12 @@ async def test_interrupt_is_control_c(bench: "Bench") -> None:
 
 
 async def test_a_killed_command_leaves_none_of_its_descendants(
-    bench: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
+    bench: "Bench", marker: str, count_alive: CountAlive
 ) -> None:
     needs(bench, Capability.TREE_KILL)
     process = await (await bench.boot()).spawn(shell(f"{DAEMON * 2} echo up; sleep 1000", environment={"M": marker}))
     assert await process.stdout.receive() == b"up\n"
-    await wait_until(lambda: len(count_alive(marker)) == 3, "the command and two daemons run")
+    await until(lambda: len(count_alive(marker)) == 3, "the command and two daemons run")
     with anyio.fail_after(5):
         await process.kill()
     assert not count_alive(marker)
@@ -291,13 +291,13 @@ async def test_kill_and_interrupt_after_the_end_do_nothing(bench: "Bench") -> No
 
 
 async def test_a_stopped_box_leaves_no_process_and_no_file(
-    bench: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
+    bench: "Bench", marker: str, count_alive: CountAlive
 ) -> None:
     needs(bench, Capability.TREE_KILL)
     box = await bench.boot()
     await bench.run(box, DAEMON, environment={"M": marker})
     waiting = await box.spawn(Command(argv=("sleep", "1000"), environment={"M": marker}))
-    await wait_until(lambda: len(count_alive(marker)) == 2, "both run")
+    await until(lambda: len(count_alive(marker)) == 2, "both run")
     await box.stop()
     await box.stop()
     assert not count_alive(marker)

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, Capability
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
 CountAlive = Callable[[str], list[int]]
 
 SERVICE = """
@@ -58,11 +58,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("kind", [BwrapProvider, ProcessProvider])
 async def test_a_killed_service_leaves_no_process(
-    kind: type[BwrapProvider] | type[ProcessProvider],
-    state: Path,
-    marker: str,
-    count_alive: CountAlive,
-    wait_until: WaitUntil,
+    kind: type[BwrapProvider] | type[ProcessProvider], state: Path, marker: str, count_alive: CountAlive
 ) -> None:
     await skip_unless_possible(kind)
     service = start_service(kind, state, marker)
@@ -70,28 +66,26 @@ async def test_a_killed_service_leaves_no_process(
         assert service.stdout is not None
         with anyio.fail_after(20):
             assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
-        await wait_until(lambda: len(count_alive(marker)) >= 3 * 4, "commands and daemons run")
+        await until(lambda: len(count_alive(marker)) >= 3 * 4, "commands and daemons run")
     finally:
         service.send_signal(signal.SIGKILL)
         service.communicate()
-    await wait_until(lambda: not count_alive(marker), "nothing is left")
+    await until(lambda: not count_alive(marker), "nothing is left")
     await the_next_one_cleans_up(kind(state))
 
 
 @pytest.mark.parametrize("booting", [3, 8])
-async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(
-    booting: int, state: Path, wait_until: WaitUntil
-) -> None:
+async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(booting: int, state: Path) -> None:
     """A sandbox that is still being set up does not yet die with the service by itself."""
     await skip_unless_possible(BwrapProvider)
     service = start_alone(BOOTING, state)
     assert service.stdout is not None
     with anyio.fail_after(20):
         assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
-    await wait_until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
+    await until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
     service.send_signal(signal.SIGKILL)
     service.communicate()
-    await wait_until(lambda: not in_session(service.pid), "nothing is left of those that booted")
+    await until(lambda: not in_session(service.pid), "nothing is left of those that booted")
 
 
 def start_alone(code: str, state: Path) -> subprocess.Popen[bytes]:

@@ -11,8 +11,7 @@ import pytest
 
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.provider import Bind, BoxDied, BoxStartFailed, Command, RemainingProcesses, Resources
-
-from .conftest import eventually
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from .conftest import Bench
@@ -113,7 +112,7 @@ async def test_a_box_that_is_killed_from_outside_is_not_broken_from_inside(local
 async def test_a_command_that_cannot_be_ended_breaks_its_box_from_inside(local: "Bench") -> None:
     box = await local.boot()
     process = await box.spawn(_command("kill -STOP $PPID; exec sleep 1000"))
-    await eventually(lambda: _is_stopped(box), "the helper is stopped")
+    await until(lambda: _is_stopped(box), "the helper is stopped")
     await process.kill()
     assert await box.wait_dead() == "a command in it could not be ended"
     assert box.is_broken_from_inside

@@ -24,6 +24,7 @@ from orchestrator.service.sandbox.egress import dialing
 from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress, EgressVerdict
 from orchestrator.service.sandbox.egress.rules import IPAddress, Rules
 from orchestrator.service.sandbox.provider import Command
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]
@@ -440,9 +441,8 @@ async def test_a_client_that_does_not_read_holds_up_its_server_and_nobody_else(
         await say(out.box, f"exec 3<>/dev/tcp/127.0.0.1/{flooding}; sleep 60")
 
     tasks.start_soon(stall)
+    await until(lambda: sent, "nothing is sent")
     with anyio.fail_after(20):
-        while not sent:  # noqa: ASYNC110 - a condition of the world
-            await anyio.sleep(0.01)
         before = -1
         while sent > before:
             before = sent

@@ -5,6 +5,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.service import serialization
 from orchestrator.service.address import Address
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.server import Isolation, Service
+from tests.waiting import poll
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -158,6 +160,5 @@ async def test_a_download_whose_client_went_away_leaves_no_command_waiting_at_a_
         await said("mkfifo ~/patch")
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"/v1/devboxes/{devbox}/download_file", json={"path": "patch"}, timeout=0.5)
-        with anyio.fail_after(15):
-            while (await said("pgrep -fc '^cat .*home/user/patch'")).strip() != "0":  # noqa: ASYNC110
-                await anyio.sleep(0.1)
+        count = partial(said, "pgrep -fc '^cat .*home/user/patch'")
+        await poll(count, lambda answer: answer.strip() == "0", "the reading goes on", seconds=15)

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from orchestrator.service.address import Address
 from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
 from orchestrator.service.server import Isolation, serve
+from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
 
@@ -62,12 +63,8 @@ class Desk:
         assert (await self.post(f"devboxes/{run['devbox_id']}/wait_for_status", body))["status"] == "running"
 
     async def wait_state(self, run: Any, state: str) -> Any:
-        with anyio.fail_after(PATIENCE):
-            while True:
-                view = await self.get(f"scenarios/runs/{run['id']}")
-                if view["state"] == state:
-                    return view
-                await anyio.sleep(0.02)
+        ask = partial(self.get, f"scenarios/runs/{run['id']}")
+        return await poll(ask, lambda view: view["state"] == state, f"it does not become {state}")
 
 
 def client_of(address: Address) -> httpx.AsyncClient:
@@ -81,9 +78,7 @@ async def to_be_killed(state: Path, isolation: Isolation) -> AsyncIterator[Desk]
     argv = [sys.executable, "-c", SERVE, str(state), isolation]
     async with await anyio.open_process(argv, stdin=None, stdout=None, stderr=None) as started:
         try:
-            with anyio.fail_after(PATIENCE):
-                while (address := Address.read(state)) is None:  # noqa: ASYNC110 - a file tells nobody of its coming
-                    await anyio.sleep(0.02)
+            address = await until(lambda: Address.read(state), "it does not serve")
             async with client_of(address) as http:
                 yield Desk(http)
         finally:
@@ -122,13 +117,6 @@ def carrying(mark: str) -> list[int]:
     return found
 
 
-async def until(holds: Callable[[], bool], words: Callable[[], str]) -> None:
-    with anyio.move_on_after(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - the world announces nothing
-            await anyio.sleep(0.02)
-    assert holds(), words()
-
-
 @pytest.fixture(params=list(Isolation))
 async def isolation(request: pytest.FixtureRequest) -> Isolation:
     if request.param is Isolation.LOCAL:
@@ -163,7 +151,7 @@ async def test_what_died_with_a_killed_service_is_told_and_cleared_away(tmp_path
             await client.post(f"scenarios/runs/{runs[scenario]['id']}/score")
         results = {each: await client.wait_state(runs[each], "scored") for each in (scored, done)}
         await client.post(f"scenarios/runs/{runs[done]['id']}/complete")
-        await until(lambda: len(carrying(f"sleep\0{mark}")) >= 3, lambda: "nothing sleeps")
+        await until(lambda: len(carrying(f"sleep\0{mark}")) >= 3, "nothing sleeps")
         has_groups = bool(groups_of(pid))
 
     await until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")

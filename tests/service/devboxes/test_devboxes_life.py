@@ -15,9 +15,10 @@ from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from tests.service.devboxes.conftest import Serve, Served, Until
+    from tests.service.devboxes.conftest import Serve, Served
 
 pytestmark = pytest.mark.anyio
 
@@ -166,7 +167,7 @@ async def test_a_wait_for_no_status_or_an_unknown_one_is_refused(served: "Served
         await served.reached(devbox.id, *statuses)
 
 
-async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served", until: "Until") -> None:
+async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served") -> None:
     devbox = await served.devbox()
     seen: list[str] = []
 
@@ -176,18 +177,18 @@ async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served",
     async with anyio.create_task_group() as waits:
         for _ in range(300):
             waits.start_soon(wait)
-        await until(lambda: served.activity.requests == 300)
+        await until(lambda: served.activity.requests == 300, "it has not 300 requests")
         await served.client.devboxes.shutdown(devbox.id)
     assert seen == ["shutdown"] * 300
 
 
-async def test_a_client_that_goes_leaves_no_handler_waiting(served: "Served", until: "Until") -> None:
+async def test_a_client_that_goes_leaves_no_handler_waiting(served: "Served") -> None:
     devbox = await served.devbox()
     async with anyio.create_task_group() as waits:
         waits.start_soon(served.reached, devbox.id, "failure")
-        await until(lambda: served.activity.requests == 1)
+        await until(lambda: served.activity.requests == 1, "it has not 1 requests")
         waits.cancel_scope.cancel()
-    await until(lambda: served.activity.requests == 0)
+    await until(lambda: served.activity.requests == 0, "it has not 0 requests")
 
 
 async def test_shutting_down_twice_is_one_shutdown_after_which_nothing_runs(served: "Served") -> None:

@@ -1,6 +1,6 @@
 """Sandboxes, and installs whose scripts need no network."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,18 +106,6 @@ def cache(tmp_path: Path) -> Path:
 async def shop(provider: BwrapProvider, cache: Path) -> AsyncIterator[Shop]:
     async with opened(provider, cache) as one:
         yield one
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
-    """Wait for what tells nobody when it comes true, for at most 20 s."""
-
-    async def until(condition: Callable[[], object]) -> None:
-        with anyio.fail_after(20):
-            while not condition():  # noqa: ASYNC110 - there is no event to wait for
-                await anyio.sleep(0.01)
-
-    return until
 
 
 def planted(root: Path, name: str, text: str = "") -> Path:

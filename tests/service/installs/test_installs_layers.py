@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -13,12 +12,12 @@ from orchestrator.service.environments.installs.request import InstallFailed
 from orchestrator.service.environments.user_cache import KEPT_DAYS, UserCache, cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Prepared
+from tests.waiting import until
 
 from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
 
 pytestmark = pytest.mark.anyio
 
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 USUAL = "/usr/bin:/bin"
 
@@ -128,19 +127,19 @@ async def test_a_script_that_leaves_no_folder_has_failed(shop: Shop, script: str
     assert words in caught.value.message
 
 
-async def test_it_is_made_to_its_end_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path, until: Until) -> None:
+async def test_it_is_made_to_its_end_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path) -> None:
     with anyio.move_on_after(0.3):
         await shop.add(wanted(f"sleep 1; {SCRIPT}"))
-    await until(lambda: files(cache, "installs/*/install.json"))
+    await until(lambda: files(cache, "installs/*/install.json"), "there is no install")
     made = texts(cache, "installs/*/files/id")
     await shop.add(wanted())
     assert texts(cache, "installs/*/files/id") == made != []
 
 
-async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvider, cache: Path, until: Until) -> None:
+async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvider, cache: Path) -> None:
     async with opened(provider, cache) as ending:
         ending.tasks.start_soon(ending.add, wanted(f"{SCRIPT}; sleep 60"))
-        await until(lambda: files(cache, "installs/*/making/made"))
+        await until(lambda: files(cache, "installs/*/making/made"), "its script does not run")
     assert files(cache, "installs/*/*") == ["lock"]
     async with opened(provider, cache) as later:
         await later.add(wanted())
