@@ -394,7 +394,7 @@ async def test_a_timeout_ends_daemons_and_all(bench: Bench) -> None:
         results: list[Result] = []
 
         async def solve() -> None:
-            task = bench.make_task(time_limit=5)
+            task = bench.make_task(time_limit=3)
             results.append(await agent.solve(task, bench.workspace, bench.log.extend))
 
         tasks.start_soon(solve)

@@ -33,6 +33,7 @@ def own_points(name: str, points: list[str]) -> set[str]:
     return {point for point in points if any(word in point for word in words.get(name, ()))}
 
 
+@pytest.mark.slow
 def test_every_kind_of_event_happens_in_a_sweep_that_is_killed(ground: Ground) -> None:
     points = {point for story in stories(ground).values() for point in ground.undisturbed(story).points}
     happened = {point.partition(":")[0].partition("/")[0] for point in points}
