@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from orchestrator.agentkit.file.agentfile import parse_definition
 from orchestrator.agentkit.file.command import CommandAgent, tail
@@ -15,7 +12,7 @@ from orchestrator.agentkit.loader import load
 from orchestrator.core.errors import AgentSetupFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
@@ -161,26 +158,6 @@ async def test_without_a_model_there_is_no_model_variable(workspace: LocalWorksp
 async def test_nothing_is_written_into_the_working_directory(workspace: LocalWorkspace, make_task: MakeTask) -> None:
     await builtin("oracle").solve(make_task(reference_output="true"), workspace, unheard)
     assert list(workspace.root.iterdir()) == []
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    prompt=st.text(st.characters(exclude_categories=())) | st.sampled_from(["$HOME `x` \"'\\\r\n\t\0", "é" * 100_000])
-)
-def test_a_statement_arrives_byte_for_byte_as_a_file_and_on_stdin(
-    make_workspace: Callable[[], LocalWorkspace], make_task: MakeTask, prompt: str
-) -> None:
-    """Any text: quotes, `$`, NUL, 200 kB, and bytes that were no UTF-8 at their source."""
-    try:
-        expected = prompt.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return  # half a surrogate pair is not text of any file
-    workspace = make_workspace()
-    agent = builtin('command:cat > stdin; cat "$SWEEP_PROBLEM_FILE" > file')
-    result = anyio.run(agent.solve, make_task(prompt), workspace, unheard)
-    assert result.exit_status == 0
-    assert (workspace.root / "stdin").read_bytes() == expected
-    assert (workspace.root / "file").read_bytes() == expected
 
 
 async def test_oracle_applies_the_reference_output(workspace: LocalWorkspace, make_task: MakeTask) -> None:

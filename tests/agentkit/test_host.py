@@ -10,9 +10,6 @@ import pytest
 
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.loader import load
-from tests.waiting import until
-
-from .processes import at_work, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,19 +104,3 @@ async def test_what_its_file_names_goes_the_devboxs_way_home(
     assert await workspace.read(f"{host}/trajectory/one.jsonl", at_most=100) == b'{"n": 1}\n'
     assert agent.outputs.trajectory == ("~/.sweep-host/trajectory/*",)
     assert agent.outputs.artifacts == ("~/.sweep-host/artifacts/*",)
-
-
-async def test_a_program_dies_with_us_on_sigkill(tmp_path: Path, workspace: LocalWorkspace) -> None:
-    """A sweep that is killed with SIGKILL leaves nothing of it, daemons included."""
-    pids = tmp_path / "pids"
-    run = f"""
-        setsid sh -c 'echo $$ >> {pids}; exec sleep 600' &
-        (setsid sh -c 'echo $$ >> {pids}; sleep 600; true' &) &
-        echo $$ >> {pids}; wait; sleep 600
-    """
-    make(tmp_path, run)
-    async with at_work(f"{tmp_path}/mine.toml", tmp_path, workspace):
-        await until(lambda: pids.exists() and len(pids.read_text().split()) == 3, "it does not work")
-        alive = [int(pid) for pid in pids.read_text().split()]
-        assert all(is_alive(pid) for pid in alive)
-    await until(lambda: not any(is_alive(pid) for pid in alive), "some of its processes are left")

@@ -20,7 +20,7 @@ from orchestrator.agentkit.python.worker import supervisor
 from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
 from tests.waiting import until
 
-from .processes import at_work, is_alive, living_children, open_descriptors
+from .processes import is_alive, living_children, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -409,16 +409,6 @@ async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
     result = await bench.run(FAMILY.replace("END", "return {'usage': {'turns': 1}}"))
     assert result == Result(exit_status=0, usage={"turns": 1})
     assert not any(is_alive(pid) for pid in family(bench.workspace))
-
-
-async def test_the_agent_dies_with_us_on_sigkill(bench: Bench) -> None:
-    """A sweep that is killed with SIGKILL leaves nothing of an agent, daemons included."""
-    bench.load(FAMILY.replace("END", "time.sleep(600)"))
-    async with at_work(f"{bench.folder}/my_agent.py:MyAgent", bench.folder, bench.workspace):
-        await until((bench.workspace.root / "ready").exists, "it does not work")
-        alive = family(bench.workspace)
-        assert all(is_alive(pid) for pid in alive)
-    await until(lambda: not any(is_alive(pid) for pid in alive), "some of its processes are left")
 
 
 async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> None:

@@ -33,19 +33,6 @@ def test_no_more_devboxes_are_alive_than_allowed(served: "Desk", service: "Servi
     assert most_at_once(fresh) == 2
 
 
-def test_every_arm_and_trial_number_has_a_benchmark_run_of_its_own(served: "Desk", service: "Service") -> None:
-    arms = ("--agent", "oracle", "--agent", "nop")
-    folder = served.sweep("run", "six", *arms, "--trials", "2", "--limit", "2").folder
-    results = served.results(folder)
-    assert len(results) == 8
-    sweep = results[0]["sweep"]
-    runs = {run["name"]: run for run in service.benchmark_runs() if run["name"].startswith(sweep)}
-    assert runs.keys() == {f"{sweep}/{arm}/{number}" for arm in ("oracle", "nop") for number in (1, 2)}
-    assert {run["state"] for run in runs.values()} == {"completed"}
-    for result in results:
-        assert result["ids"]["benchmark_run"] == runs[f"{sweep}/{result['arm']}/{result['trial']}"]["id"]
-
-
 def test_more_agents_than_allowed_wait_for_their_turn(served: "Desk") -> None:
     """The waiting is told apart from the work."""
     command = ("run", "six", "--agent", "command:sleep 0.7", "--limit", "3", "--agents", "1", "--name", "mine")

@@ -43,12 +43,11 @@ def test_agents_have_a_limit_of_their_own_and_the_next_devboxes_boot_ahead(make_
 def test_each_arm_and_trial_number_has_its_own_benchmark_run(make_sweep: MakeSweep) -> None:
     arms = [{"agent": "nop"}, {"agent": "oracle"}]
     sweep = make_sweep(arms=arms, trials=2).run()
-    assert sorted(run.name for run in sweep.endpoint.benchmark_runs.values()) == [
-        "0190/nop/1",
-        "0190/nop/2",
-        "0190/oracle/1",
-        "0190/oracle/2",
-    ]
+    runs = {run.name: run for run in sweep.endpoint.benchmark_runs.values()}
+    assert sorted(runs) == ["0190/nop/1", "0190/nop/2", "0190/oracle/1", "0190/oracle/2"]
+    assert {run.state for run in runs.values()} == {"completed"}
+    for result in sweep.results:
+        assert result["ids"]["benchmark_run"] == runs[f"0190/{result['arm']}/{result['trial']}"].id
 
 
 def test_the_result_is_durable_before_the_devbox_is_released(make_sweep: MakeSweep) -> None:

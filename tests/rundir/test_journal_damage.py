@@ -8,9 +8,9 @@ import pytest
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.events import Event, to_line
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked
-from orchestrator.rundir.journal import Journal, JournalSettings
+from orchestrator.rundir.journal import Journal
 
-from .conftest import Spawn, Told, entered, finished
+from .conftest import Spawn, Told, entered
 
 pytestmark = pytest.mark.anyio
 
@@ -31,20 +31,6 @@ def lines(*events: Event) -> bytes:
 async def opened(folder: Path) -> list[Event]:
     async with Journal.open(folder, told := Told()):
         return told.events
-
-
-async def test_a_last_line_cut_at_any_byte_is_as_if_it_had_never_been_begun(folder: Path) -> None:
-    whole, last, habits = lines(entered(1), finished(2)), lines(finished(3)), JournalSettings(ballast=0)
-    for cut in range(len(last)):
-        (folder / JOURNAL).write_bytes(whole + last[:cut])
-        events = (told := Told()).events
-        async with Journal.open(folder, told, habits) as journal:
-            assert lines(*events) == whole
-            assert (folder / JOURNAL).read_bytes() == whole
-            await journal.append(entered(4))
-            assert (folder / JOURNAL).read_bytes() == whole + lines(events[-1])
-    (folder / JOURNAL).write_bytes(whole + last)
-    assert lines(*await opened(folder)) == whole + last
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"\0" * 4096 + b"\n", b'{"event":"st' + b"\0" * 500])

@@ -40,11 +40,6 @@ def test_a_failed_trial_lowers_the_floor_and_not_the_mean() -> None:
     assert (only.mean, only.floor) == (0.75, 0.5)
 
 
-def test_a_skipped_trial_is_neither_scored_nor_failed_nor_a_zero() -> None:
-    only = summary(make_plan("x", "y"), scored("s0/a/1", 1.0), failed("s1/a/1", outcome="skipped"))
-    assert (only.scored, only.failed, only.mean, only.floor) == (1, 0, 1.0, 1.0)
-
-
 def test_nothing_finished_gives_no_numbers() -> None:
     only = summary(make_plan("x"))
     assert (only.scored, only.failed, only.mean, only.low, only.high, only.floor) == (0, 0, None, None, None, None)
