@@ -75,7 +75,7 @@ async def test_an_install_step_sees_its_prefix_its_version_and_constants_and_not
     assert "hunter2" not in installed
 
 
-async def test_what_the_endpoint_installed_is_not_installed_again_and_found_where_it_says(
+async def test_an_install_of_the_endpoint_is_used_and_not_repeated(
     workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make_agent("install = 'touch again'\nrun = 'echo $SWEEP_AGENT_PREFIX > prefix'")
@@ -87,7 +87,7 @@ async def test_what_the_endpoint_installed_is_not_installed_again_and_found_wher
     assert (workspace.root / "prefix").read_text().strip() == agent.install.prefix
 
 
-async def test_what_was_installed_is_on_the_path_of_the_run(workspace: LocalWorkspace, make_task: MakeTask) -> None:
+async def test_installed_programs_are_on_the_path_of_the_run(workspace: LocalWorkspace, make_task: MakeTask) -> None:
     install = 'mkdir -p "$SWEEP_AGENT_PREFIX/bin"; cd "$SWEEP_AGENT_PREFIX/bin"; printf "echo mine > $HOME/ran" > mine'
     agent = make_agent(f"install = '''{install}; chmod +x mine'''\nrun = 'mine'")
     await agent.prepare(workspace)
@@ -137,7 +137,7 @@ async def test_a_model_is_told_in_the_agents_own_variable_too(workspace: LocalWo
     assert models == [("large", "large"), ("small", "small")]
 
 
-def test_what_an_agent_leaves_is_what_its_file_says() -> None:
+def test_outputs_of_an_agent_are_those_its_file_names() -> None:
     text = "run = 'x'\n[gather]\nfiles = ['~/a.md']\n[trajectory]\nfrom = '~/.x/*.jsonl'\nformat = 'codex'"
     outputs = make_agent(text).outputs
     assert (outputs.artifacts, outputs.trajectory, outputs.trajectory_format) == (

@@ -201,14 +201,16 @@ async def test_an_answer_is_passed_on_while_it_comes(http: httpx.AsyncClient, up
         assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_whoever_stops_listening_is_missed_upstream(http: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_a_client_that_stops_listening_ends_the_upstream_request(
+    http: httpx.AsyncClient, upstream: Upstream
+) -> None:
     async with http.stream("GET", f"{BOX}/executions/exec_1/stream_stdout_updates") as answer:
         assert await anext(answer.aiter_lines()) == "data: 1"
     with anyio.fail_after(10):
         await upstream.is_left.wait()
 
 
-async def test_what_is_under_way_when_the_attempt_ends_is_cut_off(upstream: Upstream) -> None:
+async def test_requests_in_flight_are_cut_off_when_the_attempt_ends(upstream: Upstream) -> None:
     with anyio.fail_after(10):
         async with httpx.AsyncClient(trust_env=False) as client, AsyncExitStack() as stack:
             async with open_proxy(lambda: (upstream.url, "k"), "dbx_1") as access:

@@ -68,7 +68,7 @@ async def test_a_second_try_in_the_same_folder_finds_it_fresh(
 
 
 @pytest.mark.parametrize(("run", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -SEGV $$", 139), ("exit 0", 0)])
-async def test_how_a_program_ends_is_its_result(
+async def test_a_programs_exit_status_is_its_result(
     tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask, run: str, status: int
 ) -> None:
     result = await make(tmp_path, f"echo last words\n{run}").solve(make_task(), workspace, ignore)
@@ -84,7 +84,7 @@ async def test_a_program_that_writes_to_nobody_ends_as_in_a_shell(
     assert heard.decode() == "y\n141\n"
 
 
-async def test_what_its_file_names_goes_the_devboxs_way_home(
+async def test_files_that_the_agents_file_names_are_collected_through_the_devbox(
     tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make(

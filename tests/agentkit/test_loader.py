@@ -118,7 +118,7 @@ def test_an_unknown_agent_is_answered_with_near_names_all_names_and_all_forms() 
 
 
 @pytest.mark.parametrize("reference", ["", ":", "oracle:", "my-module:Agent", "file.py:not valid", "../oracle", "a b"])
-def test_what_is_no_reference_at_all_is_unknown_too(reference: str) -> None:
+def test_an_invalid_reference_is_an_unknown_agent(reference: str) -> None:
     assert "there is no such agent" in refusal(reference)
 
 
@@ -145,7 +145,7 @@ def test_of_a_group_of_variables_one_is_enough(tmp_path: Path) -> None:
     assert supply(agent) is agent
 
 
-def test_what_is_lacking_comes_from_the_endpoints_secrets_where_it_has_them(tmp_path: Path) -> None:
+def test_missing_variables_come_from_the_endpoints_secrets(tmp_path: Path) -> None:
     file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A", ["B", "C"]]\nsecret = ["A", "B", "C"]')
     agent = supply(load_agent(str(file), environ={"A": "1"}), {"A", "C", "D"})
     assert agent.endpoint_secrets == {"C": "C"}
@@ -233,7 +233,7 @@ def test_an_agent_of_this_machine_gets_no_secret_of_the_endpoint(tmp_path: Path)
 
 
 @pytest.mark.parametrize("reference", ["file.py:MyAgent", "host.toml"])
-def test_what_the_user_keeps_in_a_file_is_secret_for_all_that_runs_here(tmp_path: Path, reference: str) -> None:
+def test_variables_from_a_secrets_file_are_secret_for_every_agent(tmp_path: Path, reference: str) -> None:
     (tmp_path / "file.py").write_text(AGENT)
     define(tmp_path, "host", 'run = "x"\nwhere = "host"')
     environ = {**os.environ, "FROM_A_FILE": "hunter2", "OTHER": "plain"}

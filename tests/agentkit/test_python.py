@@ -145,7 +145,7 @@ async def test_an_agent_gets_what_it_asks_for_by_name(bench: Bench) -> None:
     ]
 
 
-async def test_what_there_is_no_value_for_leaves_a_default_alone(bench: Bench) -> None:
+async def test_a_parameter_without_a_value_keeps_its_default(bench: Bench) -> None:
     await bench.run("def MyAgent(prompt, model='mine', settings={'a': 1}, other=2): print(model, settings, other)")
     assert bench.printed == "mine {'a': 1} 2\n"
 
@@ -208,7 +208,7 @@ async def test_any_other_return_value_is_the_agents_own_affair(bench: Bench, val
     assert await bench.run(f"def MyAgent(prompt): return {value}") == Result(exit_status=0)
 
 
-async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench) -> None:
+async def test_output_of_an_agent_arrives_while_it_works(bench: Bench) -> None:
     code = """
         import subprocess, sys
         def MyAgent(prompt, workspace):
@@ -289,7 +289,7 @@ async def test_a_missing_file_is_the_error_python_has_for_it(bench: Bench) -> No
     assert bench.printed == "True\n"
 
 
-async def test_what_the_devbox_refuses_is_an_error_in_the_agent(bench: Bench) -> None:
+async def test_a_refusal_of_the_devbox_is_an_error_in_the_agent(bench: Bench) -> None:
     bench.workspace.fault = Refused("no such folder as /proc/x")
     result = await bench.run("def MyAgent(prompt, workspace): workspace.write('/proc/x', 'data')")
     assert result.exit_status == 1
@@ -297,7 +297,7 @@ async def test_what_the_devbox_refuses_is_an_error_in_the_agent(bench: Bench) ->
 
 
 @pytest.mark.parametrize("fault", [DevboxLost("it died"), Unauthorized("bad key"), AssertionError("ours")])
-async def test_what_the_world_or_we_did_wrong_is_not_the_agents_fault(bench: Bench, fault: Exception) -> None:
+async def test_faults_of_the_world_or_of_ours_are_not_the_agents(bench: Bench, fault: Exception) -> None:
     """It ends the agent and is raised as it is, even if the agent would have caught it."""
     bench.workspace.fault = fault
     code = """
@@ -405,7 +405,7 @@ async def test_a_timeout_ends_daemons_and_all(bench: Bench) -> None:
     assert not any(is_alive(pid) for pid in family(bench.workspace))
 
 
-async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
+async def test_processes_an_agent_leaves_running_end_with_it(bench: Bench) -> None:
     result = await bench.run(FAMILY.replace("END", "return {'usage': {'turns': 1}}"))
     assert result == Result(exit_status=0, usage={"turns": 1})
     assert not any(is_alive(pid) for pid in family(bench.workspace))
@@ -603,7 +603,7 @@ async def test_a_command_that_nobody_waits_for_any_more_is_killed(bench: Bench, 
         (bench.workspace.root / "go").touch()
 
 
-async def test_what_goes_wrong_in_a_stream_is_raised_where_its_lines_are_read(bench: Bench) -> None:
+async def test_a_fault_of_a_stream_is_raised_where_its_lines_are_read(bench: Bench) -> None:
     bench.workspace.fault = Refused("no more commands")
     result = await bench.run("def MyAgent(prompt, workspace):\n    for line in workspace.stream('echo x'): print(line)")
     assert result.message.endswith("WorkspaceError: no more commands")
@@ -700,7 +700,7 @@ async def test_the_log_writes_lines_with_facts(bench: Bench) -> None:
     assert (lines[5], lines[-1]) == ("error: failed", "ValueError: no")
 
 
-async def test_what_an_agent_noted_of_its_usage_counts_whatever_becomes_of_it(bench: Bench) -> None:
+async def test_usage_that_an_agent_noted_counts_even_if_it_crashes(bench: Bench) -> None:
     code = """
         import os
         def MyAgent(prompt, log):
@@ -715,7 +715,7 @@ async def test_what_an_agent_noted_of_its_usage_counts_whatever_becomes_of_it(be
     assert result.exit_reason == "gave up"
 
 
-async def test_what_an_agent_returns_of_its_usage_wins_over_what_it_noted(bench: Bench) -> None:
+async def test_returned_usage_wins_over_noted_usage(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, log):
             log.usage(input_tokens=100, turns=2)

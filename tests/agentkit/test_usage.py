@@ -68,7 +68,7 @@ async def test_several_numbers_become_one_as_the_file_says(
 
 
 @pytest.mark.parametrize("value", ["true", "null", '"3"', "1e300", "[1]", "{}", "NaN"])
-async def test_what_is_no_number_is_no_usage(workspace: LocalWorkspace, tmp_path: Path, value: str) -> None:
+async def test_a_value_that_is_not_a_number_is_no_usage(workspace: LocalWorkspace, tmp_path: Path, value: str) -> None:
     assert await read('[usage]\nturns = "$..n"', f'{{"n": {value}}}', workspace, tmp_path / "log") == ({}, "")
     text = '[usage]\nformat = "json"\nturns = "$..n"'
     assert await read(text, f'{{"n": {value}}}', workspace, tmp_path / "log") == ({}, "")

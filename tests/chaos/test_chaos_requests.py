@@ -152,7 +152,7 @@ async def test_without_chaos_nobody_is_listened_to(rehearse: "Rehearse") -> None
         await met.client.benchmarks.list(extra_headers=asking("503"))
 
 
-async def test_what_ends_things_is_spared(rehearse: "Rehearse") -> None:
+async def test_shutdowns_and_our_own_routes_are_spared(rehearse: "Rehearse") -> None:
     """Our own routes, whatever is asked; the shutdown of a devbox, by the rules."""
     async with rehearse(rule("503", route="*") + rule("drop")) as met:
         headers = {"authorization": f"Bearer {met.address.token}"}

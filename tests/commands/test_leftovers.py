@@ -68,7 +68,7 @@ async def found(endpoint: MemoryEndpoint, runs: Path) -> Left:
     return left
 
 
-async def test_what_is_under_way_is_canceled_and_the_journal_knows(mine: Path, endpoint: MemoryEndpoint) -> None:
+async def test_live_runs_are_canceled_and_the_journal_knows(mine: Path, endpoint: MemoryEndpoint) -> None:
     assert await release(endpoint, await found(endpoint, mine.parent)) == []
     assert (endpoint.runs["scr_1"].state, endpoint.alive) == ("canceled", 0)
     assert kinds(mine) == ["attempt.ended", "sweep.ended"]

@@ -106,6 +106,6 @@ def test_only_throttling_asks_for_fewer_devboxes() -> None:
     assert pushing == {Throttled}
 
 
-def test_what_stops_a_sweep_stops_it_however_many_tries_are_left() -> None:
+def test_failures_that_stop_a_sweep_stop_it_however_many_tries_are_left() -> None:
     its_rule = rule(errors.Unauthorized("x"))
     assert decide(errors.Unauthorized("x"), its_rule, tries=1, allowed=99, dice=0.5).action is Action.STOP

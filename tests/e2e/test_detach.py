@@ -92,7 +92,7 @@ def test_programs_learn_the_folder_of_a_detached_sweep(served: "Desk") -> None:
     assert events == ["trial", "trial", "sweep"]
 
 
-def test_whoever_follows_a_sweep_may_leave_it(served: "Desk") -> None:
+def test_leaving_attach_does_not_stop_the_sweep(served: "Desk") -> None:
     """Ctrl-C ends the following and says so; the sweep goes on."""
     agent = f"command:exec sleep {FOREVER}"
     served.sweep("run", "six", "--agent", agent, "--limit", "1", "--name", "mine", "--detach")

@@ -83,7 +83,7 @@ def test_solutions_that_fail_and_scorers_that_tell_nothing_are_found(desk: "Desk
     assert "no-score: nop got no score" in told
 
 
-def test_why_a_reference_solution_fails_is_quoted(desk: "Desk") -> None:
+def test_output_of_a_failed_reference_solution_is_quoted(desk: "Desk") -> None:
     test = "echo first; echo the test saw nothing; echo 0 >/logs/verifier/reward.txt\n"
     write_scenario(desk.folder / "mine" / "one", solution="echo cannot do it >&2\nexit 3\n", test=test)
     assert (

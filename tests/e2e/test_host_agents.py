@@ -87,7 +87,7 @@ def test_any_client_of_the_protocol_works_with_the_key_of_the_attempt_and_in_its
     assert lines[-6:] == ["4", *["no"] * 5]
 
 
-def test_what_a_program_leaves_comes_home_and_its_usage_is_read(served: "Desk") -> None:
+def test_files_of_a_host_program_are_collected_and_its_usage_is_read(served: "Desk") -> None:
     run = """
         sweep workspace exec 'touch done'
         echo '{"used": 7, "end": "finished"}' >usage.json; echo words >report.md

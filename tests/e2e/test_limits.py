@@ -82,7 +82,7 @@ def test_settings_can_be_typed(served: "Desk") -> None:
     assert served.log(folder, result) == "[('depth', 2), ('flags', [True, 'x']), ('mood', 'good')]\n"
 
 
-def test_what_this_machine_does_not_hold_devboxes_to_is_said_once_at_the_start(desk: "Desk") -> None:
+def test_limits_that_this_machine_cannot_enforce_are_reported_once_at_the_start(desk: "Desk") -> None:
     """Without sandboxes, processes at least are not counted anywhere."""
     said = desk.sweep("run", "bugfix-mini", "--agent", "nop", "--limit", "2", "--isolation", "none", "--name", "mine")
     assert (said.out + said.err).count("One devbox can take all there is of") == 1
@@ -90,7 +90,7 @@ def test_what_this_machine_does_not_hold_devboxes_to_is_said_once_at_the_start(d
     assert "--isolation local" in said.out + said.err
 
 
-def test_when_memory_runs_out_agents_go_first_and_the_sweep_and_its_service_stay(desk: "Desk") -> None:
+def test_agents_are_killed_before_the_sweep_and_its_service_when_memory_runs_out(desk: "Desk") -> None:
     """The kernel's scores of a program of this machine, of a devbox's command, and of those who started them."""
     ours = Path("/proc/self/oom_score_adj").read_text().strip()
     run = (

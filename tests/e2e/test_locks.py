@@ -68,7 +68,7 @@ def test_without_locks_a_second_process_is_still_kept_out_and_told_who_is_at_wor
     assert "mine is not running" in served.sweep("stop", "mine", environment=environment).out
 
 
-def test_what_was_killed_without_a_lock_is_gone_on_with_as_it_was_begun(served: "Desk") -> None:
+def test_a_sweep_killed_without_a_lock_is_resumed_without_one(served: "Desk") -> None:
     """The note that it left counts no more, and its manifest says that there are no locks."""
     environment = without_locks(served, REFUSED)
     gate = served.folder / "go"

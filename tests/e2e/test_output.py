@@ -112,7 +112,7 @@ def test_a_reader_that_goes_away_ends_the_output_and_not_the_sweep(served: "Desk
 
 
 @pytest.mark.parametrize("how", [">/dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full 2>&1", "2>/dev/full"])
-def test_where_nothing_can_be_written_a_sweep_runs_all_the_same(served: "Desk", how: str) -> None:
+def test_a_sweep_without_writable_output_runs_all_the_same(served: "Desk", how: str) -> None:
     """And nothing that is printed lands in a file of ours."""
     command = f'exec "$0" -m orchestrator "$@" {how}'
     assert served.service is not None
@@ -134,7 +134,7 @@ def test_a_service_of_its_own_starts_where_nothing_can_be_written(desk: "Desk", 
 
 
 @pytest.mark.parametrize("words", [("agents", "list"), ("agents", "list", "--json"), ("--help",), LOGS])
-def test_who_has_read_enough_of_a_list_gets_no_traceback(served: "Desk", words: tuple[str, ...]) -> None:
+def test_closing_the_pipe_of_a_list_gives_no_traceback(served: "Desk", words: tuple[str, ...]) -> None:
     if words[0] == "logs":
         served.sweep("run", "six", "--agent", "command:seq 100000", "--limit", "1", "--name", "mine")
     read, write = os.pipe()
@@ -153,7 +153,7 @@ def test_a_list_that_cannot_be_written_is_a_failure_that_is_said_once(served: "D
     assert (ended.status, ended.err) == (1, said), str(ended)
 
 
-def test_who_follows_a_sweep_and_goes_away_ends_the_following_and_not_the_sweep(served: "Desk") -> None:
+def test_closing_the_pipe_of_attach_ends_attach_and_not_the_sweep(served: "Desk") -> None:
     gate = served.folder / "go"
     (served.folder / "mine.py").write_text(
         "import pathlib, time\n"

@@ -27,7 +27,7 @@ def left_behind(desk: "Desk", name: str, *words: str) -> "Running":
     return first
 
 
-def test_what_a_killed_sweep_left_is_listed_released_and_run_again(served: "Desk", service: "Service") -> None:
+def test_leftovers_of_a_killed_sweep_are_listed_released_and_run_again(served: "Desk", service: "Service") -> None:
     """Off a terminal it takes --yes; the next resume begins the interrupted attempts anew, and none is counted."""
     left_behind(served, "mine", "six", "--limit", "3")
     alive = set(service.alive())

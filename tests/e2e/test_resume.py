@@ -59,7 +59,7 @@ def test_a_finished_sweep_prints_its_summary_and_starts_nothing(desk: "Desk") ->
     assert (desk.folder / "runs/mine/journal.jsonl").read_bytes() == before
 
 
-def test_what_can_change_safely_does(served: "Desk") -> None:
+def test_limits_timeouts_and_selection_may_change_on_resume(served: "Desk") -> None:
     """Limits, timeouts, more trials, more scenarios; what was done stays done."""
     served.sweep("run", "six", "--agent", "oracle", "--include", "a*", "--name", "mine")
     kept = (served.folder / "runs/mine/results.jsonl").read_bytes()
@@ -77,7 +77,7 @@ def test_what_can_change_safely_does(served: "Desk") -> None:
     assert (config["devboxes"], config["attempts"], config["timeouts"]["solve"]) == (3, 5, 50)
 
 
-def test_what_would_mix_results_of_two_kinds_is_refused_by_name(served: "Desk") -> None:
+def test_options_that_would_mix_two_kinds_of_results_are_refused_by_name(served: "Desk") -> None:
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
     before = manifest(served, "mine")
     same = ("run", "six", "--name", "mine", "--limit", "1")

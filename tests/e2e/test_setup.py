@@ -160,7 +160,7 @@ def test_of_two_first_uses_at_once_one_makes_it_and_both_work(clone: Clone) -> N
     assert sorted(clone.asked) == sorted([*ANEW, "bin/sweep"])
 
 
-def test_what_the_tests_need_is_added_to_what_is_there(clone: Clone) -> None:
+def test_packages_for_the_tests_are_added_to_an_existing_environment(clone: Clone) -> None:
     clone.sweep()
     assert clone.asked == ANEW
     process = clone.start("tests", script="setup")

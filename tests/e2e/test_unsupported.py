@@ -27,7 +27,7 @@ def write_bench(folder: Path) -> Path:
     return folder
 
 
-def test_what_cannot_run_is_one_failed_trial_each_and_stops_nothing(desk: "Desk") -> None:
+def test_scenarios_that_cannot_run_are_one_failed_trial_each_and_stop_nothing(desk: "Desk") -> None:
     write_bench(desk.folder / "mine")
     ended = desk.sweep("run", "./mine", *ORACLE, "--same-failures", "1", "--max-failures", "1", status=1)
     results = {result["scenario_name"]: result for result in desk.results("runs/mine")}
@@ -75,7 +75,7 @@ def test_they_are_left_out_by_name_where_somebody_wants_that(desk: "Desk") -> No
     assert GPUS in line
 
 
-def test_what_is_excluded_is_not_read_and_no_mistake(desk: "Desk") -> None:
+def test_an_excluded_scenario_is_not_read_and_no_mistake(desk: "Desk") -> None:
     """A pipe would keep whoever opens it waiting; a folder without rights, whoever looks into it."""
     write_bench(desk.folder / "mine")
     for number in range(20):
@@ -86,7 +86,7 @@ def test_what_is_excluded_is_not_read_and_no_mistake(desk: "Desk") -> None:
     assert desk.manifest("runs/mine")["scenarios"].keys() == {r["scenario"] for r in desk.results("runs/mine")}
 
 
-def test_what_a_scenario_runs_without_is_said_once_for_all_and_kept(desk: "Desk") -> None:
+def test_ignored_keys_are_reported_once_for_all_scenarios_and_kept(desk: "Desk") -> None:
     for name in ("ant", "bee"):
         write_scenario(desk.folder / "mine" / name, task='[environment]\nskills_dir = "/skills"\n')
     ended = desk.sweep("run", "./mine", *ORACLE)

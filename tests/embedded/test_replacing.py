@@ -80,7 +80,7 @@ async def test_one_that_does_not_answer_for_a_while_is_waited_for(place: Place) 
         assert len(told) == 1
 
 
-async def test_when_none_can_be_started_again_the_sweep_ends_and_says_so(place: Place) -> None:
+async def test_a_sweep_ends_with_a_message_if_no_service_can_be_started_again(place: Place) -> None:
     async def sweep() -> None:
         async with place.open():
             with closing(sqlite3.connect(place.state / "service.sqlite")) as db:

@@ -86,7 +86,9 @@ async def test_an_event_that_does_not_end_is_trouble_on_the_way(
     assert pieces == ["0123456789"] * 500
 
 
-async def test_what_is_packed_unasked_is_not_unpacked(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_compressed_answer_that_was_not_asked_for_is_not_unpacked(
+    gateway: Gateway, endpoint: Misbehaving
+) -> None:
     endpoint.on("/scenarios/runs/scr_1", answer(b"x", "application/json", **{"content-encoding": "gzip"}))
     with anyio.fail_after(0.3), pytest.raises(Unavailable, match="'gzip', which was not asked for"):
         await gateway.run("scr_1")

@@ -197,7 +197,7 @@ async def test_summaries_are_in_the_order_of_the_benchmark_and_no_more_than_aske
     assert await subject.endpoint.summaries(subject.benchmark, 2) == whole_list[:2]
 
 
-async def test_what_the_globs_leave_out_is_listed_all_the_same(subject: Subject) -> None:
+async def test_scenarios_that_the_globs_leave_out_are_listed_all_the_same(subject: Subject) -> None:
     listed = await subject.endpoint.summaries(subject.benchmark, include=["s*"], exclude=["slow"])
     assert [each.id for each in listed] == list(subject.benchmark.scenario_ids)
 
@@ -390,7 +390,7 @@ async def test_a_run_whose_devbox_has_ended_is_not_scored(subject: Subject) -> N
         await subject.endpoint.score(run.id, key=fresh())
 
 
-async def test_who_waits_for_the_score_of_a_run_that_is_not_scoring_has_it_at_once(subject: Subject) -> None:
+async def test_waiting_for_the_score_of_a_run_that_is_not_scoring_returns_at_once(subject: Subject) -> None:
     run = await subject.start()
     with anyio.fail_after(10):
         assert (await subject.endpoint.wait_scored(run.id)).state == "running"

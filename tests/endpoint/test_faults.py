@@ -158,13 +158,11 @@ def test_mistakes_of_ours_and_cancellation_pass_untouched() -> None:
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0),
     ],
 )
-def test_how_long_to_wait_is_read_as_seconds_and_as_milliseconds(
-    headers: dict[str, str], seconds: float | None
-) -> None:
+def test_retry_after_is_read_as_seconds_and_as_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
 
 
-def test_how_long_to_wait_is_read_as_a_date() -> None:
+def test_retry_after_is_read_as_a_date() -> None:
     assert retry_after({"retry-after": formatdate(time() + 100, usegmt=True)}) == pytest.approx(100, abs=5)
 
 

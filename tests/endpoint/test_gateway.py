@@ -212,7 +212,7 @@ async def test_an_answer_of_the_wrong_shape_is_nobodys_and_the_call_is_made_agai
         await is_made_again(CALLS[path], gateway, endpoint, path)
 
 
-async def test_what_a_view_lacks_is_named(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_field_missing_from_a_view_is_named(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on(RUN_PATH, {**RUN, "devbox_id": None})
     with (
         anyio.fail_after(LAST_CALL),

@@ -74,9 +74,7 @@ async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, en
         await gateway.wait_running("dbx_1")
 
 
-async def test_what_a_service_of_ours_wants_to_have_said_is_heard_and_of_another_nothing(
-    gateway: Gateway, endpoint: Misbehaving
-) -> None:
+async def test_notices_come_from_a_service_of_ours_and_from_no_other(gateway: Gateway, endpoint: Misbehaving) -> None:
     assert list(await gateway.notices()) == []
     endpoint.on("/sweep", {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3]})
     async with Gateway.open(endpoint.url, "token", rate=None) as another:

@@ -85,7 +85,7 @@ async def test_one_that_is_there_is_used(
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
 
-async def test_who_loses_the_race_takes_the_winners(launched: Profile, shelf: Shelf) -> None:
+async def test_the_loser_of_a_race_takes_the_winners_policy(launched: Profile, shelf: Shelf) -> None:
     shelf.is_raced = True
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 

@@ -117,7 +117,7 @@ def test_an_endpoint_that_does_not_answer_is_gone_though_agents_may_still_be_at_
         (Unavailable(), None),
     ],
 )
-def test_what_may_be_a_trials_own_is_never_enough(error: SweepError, stage: Stage | None) -> None:
+def test_failures_that_may_be_a_trials_own_never_open_the_breaker(error: SweepError, stage: Stage | None) -> None:
     told = Told(same_failures=1, unreachable=1)
     assert not any(told.fail(error, stage) for _ in range(50))
 

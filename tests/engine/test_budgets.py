@@ -68,7 +68,7 @@ def test_a_cost_is_not_counted_twice_and_not_lost_where_the_stage_did_not_finish
 
 
 @pytest.mark.parametrize("cost", ["much", None, float("nan"), float("inf"), -3, [1]])
-def test_what_is_no_cost_costs_nothing(cost: Any) -> None:
+def test_an_invalid_cost_counts_as_nothing(cost: Any) -> None:
     assert fold(solved("s/a/1", cost)).cost == 0
 
 
@@ -164,7 +164,7 @@ def test_a_moment_that_is_over_is_no_deadline(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["25:00", "soon", "", "07:60", "2026-13-01", "8 hours", "0h"])
-def test_what_is_no_deadline_is_refused_with_examples(text: str) -> None:
+def test_an_invalid_deadline_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="Write 07:00, 8h or 2026-11-24T07:00"):
         moment(text, NOON)
 

@@ -70,7 +70,7 @@ def test_each_line_of_a_value_is_masked_by_itself() -> None:
     assert len(masked) == len(shown)
 
 
-def test_what_is_too_short_is_left_alone_and_said() -> None:
+def test_values_too_short_to_mask_are_left_and_reported() -> None:
     known = Redactor([("SHORT", "12345"), ("EMPTY", ""), ("LONG", "123456")])
     assert known.mask(b"12345 123456") == b"12345 ******"
     assert known.unmasked == ["SHORT"]
@@ -125,7 +125,7 @@ def test_however_it_is_cut_into_pieces_no_value_comes_through(
         assert value.encode() not in out or set(value) == {"*"}
 
 
-def test_as_much_of_a_value_as_a_kill_left_is_masked_too() -> None:
+def test_a_value_that_a_kill_cut_off_is_masked_too() -> None:
     stream = redactor("sk-ant-1234567890").stream()
     assert stream.feed(b"key: sk-ant-12345678") == b"key: "
     assert stream.finish() == b"*" * 15

@@ -29,7 +29,7 @@ def add_run(endpoint: MemoryEndpoint, *, sweep: str, benchmark_run: str | None =
     return f"scr_{number}"
 
 
-def test_what_lives_under_the_sweeps_id_and_the_journal_does_not_know_is_ended_and_said(make_sweep: MakeSweep) -> None:
+def test_runs_of_the_sweep_that_its_journal_does_not_know_are_ended_and_reported(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=3, devboxes=1)
     die_after(first, 12)
     stray = add_run(first.endpoint, sweep="0190")
@@ -47,7 +47,7 @@ def test_a_devbox_that_lives_without_its_run_is_shut_down(make_sweep: MakeSweep)
     assert first.endpoint.devboxes["dbx_9"].status == "shutdown"
 
 
-def test_what_belongs_to_somebody_else_is_left_alone(make_sweep: MakeSweep) -> None:
+def test_runs_of_other_sweeps_are_left_alone(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=1)
     die_after(first, 6)
     other = add_run(first.endpoint, sweep="another")

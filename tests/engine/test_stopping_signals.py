@@ -143,7 +143,7 @@ def test_one_that_asks_for_an_end_now_is_as_good_as_two() -> None:
     assert process.end(5) == 3
 
 
-def test_what_nohup_has_us_ignore_stays_ignored() -> None:
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
     process = Process("polite", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -136,7 +136,7 @@ def test_a_command_that_was_begun_is_not_written_anew_under_its_shell(watch: Wat
     assert watcher.announced == ["exec_1"]
 
 
-def test_where_nothing_was_begun_the_command_is_written(watch: Watch) -> None:
+def test_the_command_is_written_if_nothing_was_begun(watch: Watch) -> None:
     watcher = watch(left(execution=None))
     watcher.run()
     assert watcher.endpoint.files["dbx_1", "/home/user/.sweep/agent/command"] == b"work"
@@ -180,9 +180,7 @@ class Swallowing(MemoryEndpoint):
 
 
 @pytest.mark.parametrize("swallows", [1, 2, 3, 4, 6])
-def test_what_was_written_and_did_not_arrive_is_written_again_before_the_agent_begins(
-    tmp_path: Path, swallows: int
-) -> None:
+def test_files_that_did_not_arrive_are_written_again_before_the_agent_begins(tmp_path: Path, swallows: int) -> None:
     endpoint = Swallowing((), Script(output=OUTPUT))
     endpoint.devboxes["dbx_1"] = DEVBOX
     endpoint.swallows = swallows

@@ -222,7 +222,7 @@ async def test_a_short_journal_has_no_checkpoint(folder: Path) -> None:
     assert not (folder / CHECKPOINT).exists()
 
 
-async def test_what_the_ledger_refused_is_in_no_checkpoint(folder: Path) -> None:
+async def test_an_event_that_the_ledger_refused_is_in_no_checkpoint(folder: Path) -> None:
     async with Journal.open(folder, ledger := Ledger(), EAGER) as journal:
         with pytest.raises(InternalError):
             await journal.append(TrialReopened(trial="never/a/1"))

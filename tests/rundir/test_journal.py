@@ -53,7 +53,7 @@ async def reopened(folder: Path) -> list[Event]:
         return told.events
 
 
-async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(folder: Path) -> None:
+async def test_append_returns_when_the_event_is_in_the_file_and_applied(folder: Path) -> None:
     seen = (told := Told()).events
     async with Journal.open(folder, told) as journal:
         await journal.append(entered(1), entered(2))
@@ -62,7 +62,7 @@ async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(f
         assert all(event.at > 1e9 for event in seen)
 
 
-async def test_what_is_applied_is_what_will_be_read(folder: Path) -> None:
+async def test_the_event_that_is_applied_is_the_one_that_will_be_read(folder: Path) -> None:
     seen = (told := Told()).events
     async with Journal.open(folder, told) as journal:
         await journal.append(replace(LEFT, facts={"stage": Stage.BOOT, "two": (1, 2), "none": nan}))
@@ -110,7 +110,7 @@ def _writes(counters: Path) -> int:
     return int(dict(line.split(": ") for line in counters.read_text().splitlines())["syscw"])
 
 
-async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_somebody_does(folder: Path) -> None:
+async def test_an_event_nobody_waits_for_is_written_with_the_next_awaited_one_at_the_latest(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))
@@ -121,7 +121,7 @@ async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_some
         assert trials(folder)[-1] == "s4/a/1"
 
 
-async def test_what_was_appended_before_the_journal_closes_is_written(folder: Path) -> None:
+async def test_events_appended_before_the_journal_closes_are_written(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))

@@ -57,7 +57,7 @@ def scenarios(folder: Path) -> list[str]:
     return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
 
 
-async def test_what_a_failed_sync_may_have_dropped_is_written_again(
+async def test_events_that_a_failed_sync_may_have_dropped_are_written_again(
     folder: Path, no_wait: JournalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux calls a page clean that it could not write: the next sync succeeds, and the data is gone."""

@@ -53,9 +53,7 @@ def delayed(sync: Callable[[int], None], seconds: Callable[[], float]) -> Callab
 
 @settings(max_examples=25, deadline=None)
 @given(history=histories(), seed=st.integers(0, 2**32))
-def test_what_is_read_after_an_append_is_a_fold_that_includes_it_however_slow_the_disk(
-    history: list[Event], seed: int
-) -> None:
+def test_a_read_after_an_append_includes_it_however_slow_the_disk(history: list[Event], seed: int) -> None:
     with TemporaryDirectory() as path:
         anyio.run(_append_all, Path(path), history, Random(seed))
 

@@ -76,7 +76,7 @@ async def test_the_socket_that_was_asked_for_is_handed_over(ends: Ends, listener
     assert ends.broken == []
 
 
-async def test_why_a_port_cannot_be_had_is_said(ends: Ends) -> None:
+async def test_a_refused_port_is_answered_with_the_reason(ends: Ends) -> None:
     with pytest.raises(OSError, match="port 80: Permission denied"):
         await ends.ask(80, b"listening 1 13\n")
     assert ends.broken == []

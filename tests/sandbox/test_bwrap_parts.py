@@ -182,7 +182,7 @@ def test_a_copy_keeps_links_modes_times_and_holes(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_what_its_owner_closed_is_measured_copied_and_stays_closed(tmp_path: Path) -> None:
+def test_folders_that_their_owner_closed_are_measured_copied_and_stay_closed(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "closed").mkdir(parents=True)
     target.mkdir()

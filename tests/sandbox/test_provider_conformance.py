@@ -214,7 +214,7 @@ async def test_output_is_delivered_to_whoever_reads_late(bench: "Bench") -> None
     assert await read_all(process.stdout) == b"early\n"
 
 
-async def test_what_is_left_behind_lives_on_and_may_write_to_its_old_pipe(bench: "Bench") -> None:
+async def test_a_daemon_outlives_its_command_and_may_write_to_its_old_pipe(bench: "Bench") -> None:
     box = await bench.boot()
     script = "(for i in 1 2 3 4 5 6 7 8 9 10; do head -c 50000 /dev/zero; sleep 0.02; done; touch survived) & exit 0"
     await bench.run(box, script)
@@ -443,7 +443,7 @@ async def test_starting_and_cancelling_leaves_nothing(bench: "Bench", count_aliv
     assert not [folder for folder in (bench.provider.state / "boxes").iterdir() if folder.name == "cancelled"]
 
 
-async def test_what_is_enforced_is_said(bench: "Bench") -> None:
+async def test_a_box_says_which_limits_it_enforces(bench: "Bench") -> None:
     box = await bench.boot()
     assert box.enforced
 

@@ -56,7 +56,7 @@ async def test_a_box_beside_another_ends_with_it(local: "Bench") -> None:
         await local.boot(beside=box)
 
 
-async def test_what_is_written_beside_a_box_counts_for_its_disk(local: "Bench") -> None:
+async def test_files_written_beside_a_box_count_for_its_disk(local: "Bench") -> None:
     box = await local.boot(resources=Resources(disk=20 << 20))
     await box.retire()
     other = await local.boot(beside=box, binds=(Bind(source=box.place("/app"), target="/app", is_writable=True),))
@@ -66,7 +66,7 @@ async def test_what_is_written_beside_a_box_counts_for_its_disk(local: "Bench") 
     assert other.is_broken_from_inside
 
 
-async def test_what_is_left_running_is_named_and_counted_beside_commands_of_ours(local: "Bench") -> None:
+async def test_remaining_processes_are_named_and_counted_beside_our_commands(local: "Bench") -> None:
     box = await local.boot()
     assert await box.remaining() == RemainingProcesses()
     ours = await box.spawn(_command("exec sleep 1000"))

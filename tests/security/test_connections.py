@@ -131,7 +131,7 @@ async def test_a_trailer_is_as_bounded_as_a_head(serving: Serving) -> None:
     ],
     ids=["silent", "in-the-head", "in-the-body", "in-a-chunk", "in-the-next-head"],
 )
-async def test_who_sends_no_whole_request_is_sent_away(
+async def test_a_client_without_a_whole_request_is_disconnected(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     """Though he sends another byte every moment."""

@@ -180,7 +180,7 @@ print(urllib.request.urlopen("http://model.test:{plain}/four", data=b"x" * 10000
     assert out.told == [("reached", f"model.test:{safe}"), ("reached", f"model.test:{plain}")]
 
 
-async def test_what_is_not_named_is_refused_and_the_refusal_names_the_fix(let: Let, answering: Serve, say: Ask) -> None:
+async def test_a_host_that_is_not_named_is_refused_with_the_fix(let: Let, answering: Serve, say: Ask) -> None:
     port = await answering(greet)
     out = await let("*.model.test", "model.test:8443", f"127.0.0.1:{port}")
     said = await say(out.box, "curl -sS -w '%{http_code}' http://other.test/")
@@ -406,7 +406,7 @@ async def test_programs_of_ours_are_given_no_proxy(let: Let) -> None:
         ('b"GET http://model.test/ HTTP/1.1\\r\\n" + b"X: y\\r\\n" * 20000', 431),
     ],
 )
-async def test_what_is_no_request_to_a_proxy_gets_nowhere(let: Let, tell: Ask, said: str, status: int) -> None:
+async def test_bytes_that_are_no_proxy_request_get_nowhere(let: Let, tell: Ask, said: str, status: int) -> None:
     out = await let("model.test", book={"model.test": "127.0.0.1"})
     assert (await tell(out.box, f"{TALK}print(talk({said}, end=True))")).startswith(f"HTTP/1.1 {status} ")
     assert out.counts["reached"] == {}
@@ -474,7 +474,7 @@ print(waiting.recv(65536).decode())
     assert "GET /turn" in said
 
 
-async def test_what_does_not_answer_is_no_connection_but_told(let: Let, say: Ask) -> None:
+async def test_a_host_that_does_not_answer_is_reported_and_no_connection(let: Let, say: Ask) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]

@@ -91,7 +91,7 @@ async def test_a_key_of_idempotency_counts_for_its_path_alone(service: Service) 
     assert first == again != other
 
 
-async def test_what_the_service_keeps_is_for_its_owner_only(tmp_path: Path, service: Service) -> None:
+async def test_the_services_files_are_for_its_owner_only(tmp_path: Path, service: Service) -> None:
     """Also in a folder that everybody can enter: run profiles hold keys, and output whatever agents print."""
     async with client_of(service, authorization="Bearer right") as client:
         devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]

@@ -286,7 +286,7 @@ async def test_an_agent_that_leaves_a_server_is_scored_beside_it_and_that_is_sai
     assert (await desk.judged("folder", server, "separate"))["scoring"]["mode"] == "separate"
 
 
-async def test_who_steals_beside_a_server_and_ends_the_scorers_is_flagged(
+async def test_a_thief_beside_a_server_that_kills_the_scorers_is_flagged(
     desk: Desk,
 ) -> None:
     """The first scoring, beside the server, is a fault, and the second one runs over what was stolen."""

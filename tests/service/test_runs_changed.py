@@ -198,7 +198,7 @@ async def test_a_boot_waits_for_a_folder_that_is_away(folder: Path, monkeypatch:
         assert await client.booted(run) == "running"
 
 
-async def test_what_is_kept_of_a_scenario_for_its_runs_is_not_answered(folder: Path) -> None:
+async def test_internal_fields_of_a_scenario_are_never_answered(folder: Path) -> None:
     async with desk(folder) as client:
         scenario = await client.first()
         await client.start(scenario)

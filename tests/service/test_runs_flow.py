@@ -486,9 +486,7 @@ async def test_the_logs_of_a_run_come_as_one_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["complete", "cancel"])
-async def test_what_was_printed_in_a_sweeps_devbox_goes_when_the_sweep_is_done_with_its_run(
-    tmp_path: Path, verb: str
-) -> None:
+async def test_output_of_a_sweeps_devbox_is_deleted_when_its_run_is_over(tmp_path: Path, verb: str) -> None:
     """It may have secrets, and the sweep has at home what it wants; of a run of anybody else it stays for a day."""
     async with desk(tmp_path) as client:
         scenario = await client.scenario()

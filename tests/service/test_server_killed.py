@@ -128,7 +128,9 @@ async def isolation(request: pytest.FixtureRequest) -> Isolation:
     return isolation
 
 
-async def test_what_died_with_a_killed_service_is_told_and_cleared_away(tmp_path: Path, isolation: Isolation) -> None:
+async def test_devboxes_and_runs_of_a_killed_service_are_failed_and_cleared_away(
+    tmp_path: Path, isolation: Isolation
+) -> None:
     """Results stay; what was booting, solving or scoring has failed, and can be tried again at once."""
     mark = f"600.{uuid.uuid4().int}"  # a time to sleep that nobody else does
     async with to_be_killed(tmp_path, isolation) as client:

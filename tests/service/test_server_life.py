@@ -274,7 +274,7 @@ async def test_a_damaged_address_file_is_no_address(tmp_path: Path) -> None:
     ("host", "expected"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False), ("h", False)],
 )
-def test_what_counts_as_this_machine(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_loopback_addresses_count_as_this_machine(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert is_loopback(host) is expected
 
 

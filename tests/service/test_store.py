@@ -205,7 +205,7 @@ async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: P
     assert devbox.json()["name"] == "before"
 
 
-async def test_what_is_read_after_a_change_was_answered_includes_it(store: Store) -> None:
+async def test_a_read_after_an_answered_change_includes_it(store: Store) -> None:
     seen: list[bool] = []
 
     async def write_and_read(number: int) -> None:
@@ -219,7 +219,7 @@ async def test_what_is_read_after_a_change_was_answered_includes_it(store: Store
     assert seen == [True] * 200
 
 
-async def test_what_is_read_changes_nothing(store: Store) -> None:
+async def test_a_read_cannot_write(store: Store) -> None:
     with pytest.raises(Unwritable, match="cannot read"):
         await store.read(partial(insert, identity="one"))
     assert await ids(store) == []
@@ -259,7 +259,7 @@ async def test_rows_of_an_older_and_of_a_newer_version_open(store: Store) -> Non
     assert view(devbox) == shown
 
 
-async def test_what_is_ours_is_stored_and_never_shown(store: Store) -> None:
+async def test_internal_fields_are_stored_and_never_shown(store: Store) -> None:
     execution = ExecutionRecord(
         id="exec_1", devbox_id="dbx_1", status=ExecutionStatus.COMPLETED, command="true", created_ms=1, note="n"
     )

@@ -183,7 +183,7 @@ def test_failures_of_one_class_are_told_apart_by_what_they_say_and_not_by_what_d
     assert [each.count for each in told(plan, *events).failures] == [2, 2, 1]
 
 
-def test_where_a_class_has_many_messages_one_is_the_example_for_all() -> None:
+def test_one_message_is_the_example_for_a_class_with_many() -> None:
     names = [f"s{number}" for number in range(6)]
     events = [
         failed(f"{name}/a/1", kind="Unsupported", message=f"mistake {number // 2}", attempt=0)
@@ -209,7 +209,7 @@ def test_where_a_class_has_many_messages_one_is_the_example_for_all() -> None:
         ("agent_timed_out", "sweep logs night x"),
     ],
 )
-def test_what_is_to_be_looked_at_is_the_file_that_says_more_of_a_flag(flag: str, command: str) -> None:
+def test_the_command_of_a_finding_shows_the_file_that_explains_its_flag(flag: str, command: str) -> None:
     [finding] = told(make_plan("x"), scored("s0/a/1", 0.0, flags=[flag])).flags
     assert finding.command == command
 
@@ -224,7 +224,7 @@ def test_of_a_scorer_that_failed_its_own_log_is_shown(tmp_path: Path) -> None:
     assert finding.command == f"sweep logs {tmp_path} x --file scorers/tests-1.log"
 
 
-def test_what_a_terminal_has_no_room_for_is_continued_below_its_first_word() -> None:
+def test_text_too_wide_for_a_terminal_is_continued_below_its_first_word() -> None:
     whole = told(make_plan("x"), failed("s0/a/1", message="word " * 30))
     lines = drawn(whole, 60, is_terminal=True)
     first = next(number for number, line in enumerate(lines) if "DevboxLost" in line)
@@ -233,7 +233,7 @@ def test_what_a_terminal_has_no_room_for_is_continued_below_its_first_word() -> 
     assert max(map(len, lines)) <= 60
 
 
-def test_what_was_reopened_is_not_told() -> None:
+def test_reopened_trials_are_not_reported() -> None:
     whole = told(make_plan("x"), failed("s0/a/1"), TrialReopened(trial="s0/a/1"))
     assert (whole.failures, whole.flags) == ([], [])
 

@@ -74,7 +74,7 @@ def ends(block: IPv4Network | IPv6Network) -> set[str]:
 
 
 @pytest.mark.parametrize(("text", "name", "is_reachable"), [*REGISTRY_4, *REGISTRY_6])
-def test_what_the_registries_call_global_is_and_nothing_else_of_them(
+def test_only_addresses_that_the_registries_call_global_are_global(
     text: str, name: str, *, is_reachable: bool | None
 ) -> None:
     block = ip_network(text)

@@ -23,7 +23,7 @@ def test_a_request_is_sent_on_as_to_its_server_and_for_one_answer() -> None:
     )
 
 
-def test_what_comes_behind_a_tunnels_head_goes_through_it() -> None:
+def test_bytes_behind_a_tunnels_head_go_through_the_tunnel() -> None:
     asked = RequestHead().feed(b"CONNECT [::1]:8443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03")
     assert asked == ProxyRequest(host="::1", port=8443, first=b"\x16\x03", is_tunnel=True)
 

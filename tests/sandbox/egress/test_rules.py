@@ -40,7 +40,7 @@ def test_a_rule_lets_its_host_and_ports_through(rule: str, host: str, port: int,
         *("*.[::1]", "user@model.test", "möbel.test", "a\nb"),
     ],
 )
-def test_what_is_no_rule_is_refused_with_what_was_expected(text: str) -> None:
+def test_an_invalid_rule_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a host: write name, \*\.name|a port is a number"):
         Rule.parse(text)
 

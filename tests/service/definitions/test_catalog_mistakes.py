@@ -70,7 +70,7 @@ def test_a_key_that_nobody_knows_is_harbors_and_only_warned_of(scenario: Make) -
     }
 
 
-def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readable(scenario: Make) -> None:
+def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario: Make) -> None:
     task = """\
     [environment]
     docker_image = "org/image"
@@ -112,9 +112,7 @@ def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readab
         ),
     ],
 )
-def test_what_would_change_the_score_and_cannot_be_had_is_refused_by_key(
-    scenario: Make, task: str, where: str, why: str
-) -> None:
+def test_unsupported_keys_that_change_the_score_are_refused(scenario: Make, task: str, where: str, why: str) -> None:
     errors = found(scenario({"task.toml": f"{task}\n"}))
     assert list(errors) == [("task.toml", where)]
     assert why in errors["task.toml", where]
@@ -127,7 +125,7 @@ def test_a_verifier_with_an_image_of_its_own_is_refused_by_its_file(scenario: Ma
     assert found(scenario({"task.toml": QUIET, **files}, name="shared")) == {}
 
 
-def test_what_an_agent_is_to_know_before_it_begins_is_refused(scenario: Make) -> None:
+def test_a_trajectory_to_begin_with_is_refused(scenario: Make) -> None:
     assert list(found(scenario({"trajectory.json": "{}"}))) == [("trajectory.json", "")]
 
 
@@ -149,7 +147,7 @@ def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario
     assert found(scenario({"task.toml": task})) == {}
 
 
-def test_what_changes_no_score_is_warned_of_and_noted(scenario: Make) -> None:
+def test_unsupported_keys_that_change_no_score_are_warned_of_and_noted(scenario: Make) -> None:
     folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
     around = ScenarioContext(benchmark="b", boundary=folder.parent)
     notes = read_scenario("scn", folder, around).view["metadata"]["notes"]

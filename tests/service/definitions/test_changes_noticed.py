@@ -71,7 +71,7 @@ async def test_edits_within_a_tick_of_the_clock_are_noticed(scenario: Make) -> N
     assert len(seen) == 100
 
 
-async def test_what_lies_beside_a_scenarios_parts_is_no_part_of_it(scenario: Make, write: Write) -> None:
+async def test_files_beside_a_scenarios_parts_are_no_part_of_it(scenario: Make, write: Write) -> None:
     folder = scenario()
     catalog = Catalog([folder.parent])
     before = await digest(catalog)

@@ -74,12 +74,12 @@ def test_idle_settings_are_read_from_either_place(place: str) -> None:
         ({"required_services": ["postgres"]}, "required_services: not supported"),
     ],
 )
-def test_what_is_wrong_or_unsupported_is_refused_by_name(parameters: dict[str, Any], said: str) -> None:
+def test_wrong_or_unsupported_launch_parameters_are_refused_by_name(parameters: dict[str, Any], said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         parse_launch(parameters)
 
 
-def test_what_a_scenario_may_complete_is_no_mistake_of_a_run_profile() -> None:
+def test_a_run_profile_may_leave_open_what_a_scenario_completes() -> None:
     check_launch({"custom_cpu_cores": 2, "custom_gb_memory": 4})
     with pytest.raises(BadRequest, match="keep_alive_time_seconds"):
         check_launch({"keep_alive_time_seconds": -1})

@@ -130,7 +130,7 @@ async def test_an_unknown_blueprint_is_a_failure_that_names_it(served: "Served")
         ({"launch_parameters": {"network_policy_id": "npo_1"}}, "network_policy_id: there is no network policy"),
     ],
 )
-async def test_what_is_not_supported_is_refused_by_name_and_creates_nothing(
+async def test_unsupported_parameters_are_refused_by_name_and_create_nothing(
     served: "Served", asked: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(BadRequestError, match=said):
@@ -254,7 +254,7 @@ async def test_a_devbox_that_dies_under_a_command_fails_at_once_and_the_command_
     assert served.ended == [devbox.id]
 
 
-async def test_what_hangs_on_a_devbox_ends_in_the_very_transaction(served: "Served") -> None:
+async def test_dependants_of_a_devbox_end_in_the_same_transaction(served: "Served") -> None:
     """If something that belongs to the end cannot be done, nothing of it is."""
     devbox = await served.devbox()
 
@@ -327,7 +327,7 @@ async def test_an_update_replaces_name_and_metadata_and_nothing_else(served: "Se
     assert (updated.name, updated.metadata, updated.launch_parameters) == ("old", {"c": "d"}, devbox.launch_parameters)
 
 
-async def test_what_no_provider_does_is_answered_by_name(served: "Served") -> None:
+async def test_calls_that_no_provider_supports_are_refused_by_name(served: "Served") -> None:
     devbox = await served.devbox()
     for call in (served.client.devboxes.suspend, served.client.devboxes.resume, served.client.devboxes.snapshot_disk):
         with pytest.raises(APIStatusError, match="not supported by this service") as refused:

@@ -145,7 +145,7 @@ async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvi
         await later.add(wanted())
 
 
-async def test_what_a_killed_service_left_is_no_layer(shop: Shop, cache: Path) -> None:
+async def test_files_of_a_killed_service_are_no_layer(shop: Shop, cache: Path) -> None:
     """Killed while it copied, and killed before it wrote that the copy is whole."""
     prepared = await shop.add(wanted())
     layer = shop.layer(prepared)
@@ -163,7 +163,7 @@ async def test_what_a_killed_service_left_is_no_layer(shop: Shop, cache: Path) -
     assert not (layer.parent / "making").exists()
 
 
-async def test_what_a_killed_service_left_goes_when_anything_is_made(shop: Shop, cache: Path) -> None:
+async def test_files_of_a_killed_service_are_removed_at_the_next_install(shop: Shop, cache: Path) -> None:
     """There may be settings with tokens in it."""
     layers = layers_of(cache)
     killed, alive = layers.reserve("killed"), layers.reserve("alive")
@@ -231,7 +231,7 @@ async def test_a_cache_that_others_can_write_is_refused(shop: Shop, cache: Path,
         await shop.add(wanted())
 
 
-async def test_what_was_long_unused_goes_when_something_comes(provider: BwrapProvider, cache: Path) -> None:
+async def test_layers_unused_for_long_are_removed_when_another_is_made(provider: BwrapProvider, cache: Path) -> None:
     """What a living process has used stays, however long ago that was."""
     names = {}
     async with opened(provider, cache) as earlier:

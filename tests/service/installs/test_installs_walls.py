@@ -91,7 +91,7 @@ async def test_a_scenarios_login_files_do_not_run_where_its_agent_is_installed(
 
 
 @pytest.mark.parametrize("stolen", ["mkdir", "npm", "python3", "touch", "bash", "sh", "env"])
-async def test_where_the_machine_has_a_program_a_scenarios_of_that_name_is_not_run(
+async def test_the_machines_program_runs_before_a_scenarios_of_that_name(
     shop: Shop, rich: Path, tmp_path: Path, stolen: str
 ) -> None:
     planted(tmp_path / "root", f"app/bin/{stolen}", THIEF)
@@ -174,7 +174,7 @@ async def test_a_scenarios_programs_do_not_reach_the_hosts_that_settings_name(
     assert "hello" not in said
 
 
-async def test_where_the_machine_goes_out_by_a_proxy_installs_do_and_cannot_go_elsewhere_by_it(
+async def test_installs_use_the_machines_proxy_and_reach_nothing_else_through_it(
     provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
     asked: list[bytes] = []

@@ -61,7 +61,7 @@ def test_the_last_score_line_counts_and_without_one_a_bare_last_line(stdout: str
         "\n\n",
     ],
 )
-def test_what_is_no_number_from_0_to_1_is_an_error(stdout: str) -> None:
+def test_output_without_a_number_from_0_to_1_is_an_error(stdout: str) -> None:
     verdict = judge_printed(ended(stdout))
     assert verdict.score == 0
     assert verdict.error is not None
