@@ -110,7 +110,7 @@ def test_the_service_imports_of_the_runner_only_what_is_for_everybody() -> None:
     } == set()
 
 
-def test_only_the_commands_know_the_service() -> None:
+def test_only_the_commands_import_the_service() -> None:
     users = {_part(module) for module, name in _edges() if _part(name) == "service" and not _room(module, EQUIPMENT)}
     assert users <= {"service", "commands", "cli"}
 

@@ -152,7 +152,7 @@ async def test_work_in_the_devbox_passes_with_our_key(http: httpx.AsyncClient, u
         assert "cookie" not in headers
 
 
-async def test_nothing_else_passes(access: Access, upstream: Upstream) -> None:
+async def test_other_requests_are_refused_by_the_proxy(access: Access, upstream: Upstream) -> None:
     """Asked byte for byte, as no decent client would."""
     for line in REFUSED:
         assert await _ask(access, line) in {400, 403, 404}, line

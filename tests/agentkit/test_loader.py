@@ -138,7 +138,7 @@ def test_all_missing_variables_are_named(tmp_path: Path, required: str, says: st
     assert says in caught.value.message
 
 
-def test_of_a_group_of_variables_one_is_enough(tmp_path: Path) -> None:
+def test_one_variable_of_a_group_is_enough(tmp_path: Path) -> None:
     file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = [["A", "B"], "C"]')
     agent = load_agent(str(file), environ={"B": "1", "C": "2"})
     assert lacking(agent) == []

@@ -105,7 +105,7 @@ async def test_the_entry_point_is_run_else_call_else_solve(bench: Bench, has: st
         "class A:\n  class B:\n    def __init__(self, prompt): print(prompt)\n    def run(self): 0\nMyAgent = A.B",
     ],
 )
-async def test_other_shapes_work_too(bench: Bench, code: str) -> None:
+async def test_other_shapes_of_agents_work_too(bench: Bench, code: str) -> None:
     agent = bench.load(code)
     await agent.check()
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
@@ -204,7 +204,7 @@ async def test_usage_is_what_the_agent_returns_as_usage(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("value", ["'done'", "object()", "{}", "{'usage': 3}", "[1]"])
-async def test_any_other_return_value_is_the_agents_own_affair(bench: Bench, value: str) -> None:
+async def test_an_unknown_return_value_is_ignored(bench: Bench, value: str) -> None:
     assert await bench.run(f"def MyAgent(prompt): return {value}") == Result(exit_status=0)
 
 
@@ -565,7 +565,7 @@ async def test_lines_come_to_asynchronous_code_several_commands_at_once(bench: B
     assert bench.printed == f"{counted}\n['x'] None\n"
 
 
-async def test_all_of_a_long_output_comes(bench: Bench) -> None:
+async def test_a_long_output_is_read_whole(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, workspace):
             total = 0

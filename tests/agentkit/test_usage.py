@@ -84,7 +84,7 @@ async def test_a_value_that_is_not_a_number_is_no_usage(workspace: LocalWorkspac
         b'\xff\xfe\n{"n": 1}\n',
     ],
 )
-async def test_one_document_is_the_last_that_is_printed(
+async def test_the_last_printed_json_document_counts(
     workspace: LocalWorkspace, tmp_path: Path, log: str | bytes
 ) -> None:
     report = await read('[usage]\nformat = "json"\nturns = "$..n"', log, workspace, tmp_path / "log")

@@ -162,7 +162,7 @@ def test_a_duration_is_seconds_or_names_its_unit(text: str | float, expected: fl
     assert config(timeouts={"boot": text}, unreachable=text).timeouts.boot == expected
 
 
-def test_those_in_flight_may_be_given_no_time_at_all() -> None:
+def test_a_drain_of_zero_is_allowed() -> None:
     assert config(drain="0").drain == 0
     assert config().drain is None
 

@@ -260,7 +260,7 @@ def test_a_result_began_with_the_first_attempt_that_led_to_it() -> None:
     assert ledger.trials[key].began == 9.0
 
 
-def test_of_a_result_is_known_how_its_agent_ended_and_how_long_it_worked_and_what_the_trial_died_of() -> None:
+def test_the_ledger_keeps_the_agents_end_its_time_and_the_failure_of_a_result() -> None:
     trial = fold([finished()]).trials[TrialKey("s", "a", 1)]
     assert (trial.seconds, trial.agent_seconds, trial.exit_status, trial.message) == (5.0, 3.0, None, "")
     event = finished(outcome="failed", score=None)

@@ -127,7 +127,7 @@ def test_a_selection_runs_alone_whether_finished_or_not(only: str, names: set[st
     assert {name for name, fate in found.items() if fate is Fate.LEAVE} == {"eel", "fox"} - names
 
 
-def test_of_a_selection_and_a_failure_both_must_match() -> None:
+def test_a_trial_must_match_both_selection_and_failure() -> None:
     found = fates(ask(["AgentTimedOut"], ["bee,cat,fox"]))
     assert again(found) == {"bee"}
     assert now(found) == {"bee", "fox"}

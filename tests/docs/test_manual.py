@@ -96,7 +96,7 @@ def test_every_example_is_run_or_says_why_not(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_only_what_needs_keys_says_so(page: str) -> None:
+def test_only_examples_that_need_keys_say_so(page: str) -> None:
     """An agent that needs no key has no excuse, and one that does is not run."""
     keyless = {"oracle", "nop"}
     for block in blocks(PAGES[page], "console"):

@@ -79,7 +79,7 @@ def test_the_same_command_with_retry_finds_the_finished_sweep(night: "Desk") -> 
     assert "mine" not in night.sweep(*command, "--dry-run").out
 
 
-def test_only_some_run_and_the_others_stay_owed(night: "Desk") -> None:
+def test_only_chosen_trials_run_and_the_others_stay_pending(night: "Desk") -> None:
     (night.folder / "mended").touch()
     ended = night.sweep("resume", "mine", "--include", "*", "--only", "failed")
     assert "Of these 2 run now" in ended.out

@@ -56,7 +56,7 @@ def test_a_new_agent_is_listed_explained_and_runs_as_it_stands(served: "Desk") -
     assert "key name" in served.refused("agents", "new", "../mine")
 
 
-def test_all_that_the_template_can_say_is_true_once_it_is_said(desk: "Desk") -> None:
+def test_the_template_of_an_agent_file_is_valid_line_by_line(desk: "Desk") -> None:
     """Every line that is commented out, taken in, leaves a file that can be read."""
     desk.sweep("agents", "new", "mine")
     file = desk.folder / "agents" / "mine.toml"

@@ -51,7 +51,7 @@ def test_leftovers_of_a_killed_sweep_are_listed_released_and_run_again(served: "
     assert ended.end().status == 130
 
 
-def test_on_a_terminal_it_asks_first(served: "Desk", service: "Service") -> None:
+def test_reap_asks_first_on_a_terminal(served: "Desk", service: "Service") -> None:
     left_behind(served, "mine", "six", "--limit", "2")
     for no in ("n", "\x04"):  # and Ctrl-D
         assert "Nothing was released" in typed(served, no, "reap")

@@ -114,7 +114,7 @@ def test_a_python_that_is_gone_or_another_one_by_now_makes_it_anew(clone: Clone)
     assert clone.asked == ANEW
 
 
-def test_one_of_an_earlier_version_of_the_script_is_made_anew(clone: Clone) -> None:
+def test_an_environment_of_an_earlier_script_is_made_again(clone: Clone) -> None:
     """It does not say where it was made."""
     clone.sweep()
     assert clone.asked == ANEW
@@ -137,7 +137,7 @@ def test_a_newer_list_of_packages_brings_it_up_to_date(clone: Clone, name: str) 
     assert clone.asked == ["bin/sweep"]
 
 
-def test_one_that_was_interrupted_is_made_anew_the_next_time(clone: Clone) -> None:
+def test_an_interrupted_environment_is_made_again(clone: Clone) -> None:
     gate = clone.tools / "gate"
     gate.touch()
     process = clone.start("run")
@@ -152,7 +152,7 @@ def test_one_that_was_interrupted_is_made_anew_the_next_time(clone: Clone) -> No
     assert clone.asked == ANEW
 
 
-def test_of_two_first_uses_at_once_one_makes_it_and_both_work(clone: Clone) -> None:
+def test_two_first_uses_at_once_make_one_environment_and_both_work(clone: Clone) -> None:
     processes = [clone.start("run") for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=60)

@@ -63,7 +63,7 @@ def test_a_resume_leaves_them_and_a_retry_finds_those_that_were_mended(desk: "De
     assert {name: after[name]["score"] for name in ("ant", "fox")} == {"ant": 1.0, "fox": 1.0}
 
 
-def test_they_are_left_out_by_name_where_somebody_wants_that(desk: "Desk") -> None:
+def test_unsupported_scenarios_can_be_left_out_and_are_named(desk: "Desk") -> None:
     write_bench(desk.folder / "mine")
     ended = desk.sweep("run", "./mine", *ORACLE, "--skip-unsupported", "--limit", "2")
     assert [result["scenario_name"] for result in desk.results("runs/mine")] in (["ant", "fox"], ["fox", "ant"])

@@ -33,9 +33,7 @@ def answer(piece: bytes, kind: str, **headers: str) -> Response:
     return StreamingResponse(endless(piece), media_type=kind, headers=headers)
 
 
-async def test_of_a_file_without_an_end_no_more_is_taken_than_was_asked_for(
-    gateway: Gateway, endpoint: Misbehaving
-) -> None:
+async def test_no_more_of_an_endless_file_is_read_than_was_asked_for(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on(FILE, answer(bytes(1 << 16), "application/octet-stream"))
     with anyio.fail_after(10), pytest.raises(ValueError, match="/x has more than 1,000,000 bytes"):
         await whole(gateway.read_file("dbx_1", "/x"), "/x", 1_000_000)

@@ -666,7 +666,7 @@ async def test_ending_an_unknown_devbox_does_nothing(subject: Subject) -> None:
     await subject.endpoint.shutdown("dbx_none")
 
 
-async def test_it_notes_when_it_answered(subject: Subject) -> None:
+async def test_an_endpoint_notes_when_it_answered(subject: Subject) -> None:
     before = anyio.current_time()
     await subject.endpoint.ping()
     assert subject.endpoint.answered_at >= before

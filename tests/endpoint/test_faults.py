@@ -116,7 +116,7 @@ def test_a_quota_is_throttling_by_another_name(status: int) -> None:
 @pytest.mark.parametrize(
     "body", [None, "", "oops", {"error": "x"}, {"message": 5}, [1], "x" * 10_000, {"message": "y" * 9999}]
 )
-def test_whatever_the_body_is_the_message_says_something_and_is_not_endless(body: Any) -> None:
+def test_any_error_body_gives_a_short_message(body: Any) -> None:
     error = translate(status_error(500, body=body), "asking")
     assert error.message.startswith("asking: ")
     assert len(error.message) < LONGEST + 50

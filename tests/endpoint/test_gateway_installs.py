@@ -44,7 +44,7 @@ async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Pr
     assert await gateway.features() == frozenset()
 
 
-async def test_it_is_asked_once_by_all(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_features_are_asked_for_once_by_all_callers(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on("/sweep", JSONResponse({}, status_code=503), {"features": []})
     async with anyio.create_task_group() as tasks:
         for _ in range(5):

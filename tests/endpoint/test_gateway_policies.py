@@ -75,7 +75,7 @@ async def test_a_policy_is_made_once_for_each_kind_of_need(gateway: Gateway, lau
     assert len(shelf.made) == 3
 
 
-async def test_one_that_is_there_is_used(
+async def test_an_existing_policy_is_used(
     gateway: Gateway, endpoint: Misbehaving, shelf: Shelf, launched: Profile
 ) -> None:
     await gateway.check(HOSTS)
@@ -90,7 +90,7 @@ async def test_the_loser_of_a_race_takes_the_winners_policy(launched: Profile, s
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
 
-async def test_one_that_somebody_changed_is_not_used(gateway: Gateway, endpoint: Misbehaving, shelf: Shelf) -> None:
+async def test_a_changed_policy_is_not_used(gateway: Gateway, endpoint: Misbehaving, shelf: Shelf) -> None:
     await gateway.check(HOSTS)
     shelf.policies[0]["egress"]["allow_all"] = True
     async with Gateway.open(endpoint.url, "secret", rate=None) as other:

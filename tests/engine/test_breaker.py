@@ -33,7 +33,7 @@ class Told:
 
 
 @pytest.mark.parametrize("error", [DevboxFailed("no room"), StageTimeout("boot took longer than 900 s")])
-def test_so_many_failed_boots_in_a_row_are_enough(error: SweepError) -> None:
+def test_a_number_of_failed_boots_in_a_row_opens_the_breaker(error: SweepError) -> None:
     told = Told()
     assert told.fail(error, Stage.BOOT, "a") is None
     assert told.fail(error, Stage.BOOT, "b") is None
@@ -69,7 +69,7 @@ def test_an_install_that_the_endpoint_tried_is_an_install() -> None:
     assert verdict == "the agent of a could not be installed 2 times in a row: npm: 404. Fix its install step"
 
 
-def test_once_it_is_enough_it_stays_so_until_one_passes() -> None:
+def test_an_open_breaker_stays_open() -> None:
     told = Told(same_failures=1)
     assert told.fail(DevboxFailed(), Stage.BOOT)
     assert told.fail(DevboxFailed(), Stage.BOOT)

@@ -240,7 +240,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
     assert tree(tmp_path / "traces") == {"sub/t.log": b"trace\n"}
 
 
-def test_of_a_file_that_is_too_large_the_beginning_comes_home_and_says_so(box: Box, tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_collected_in_part_and_says_so(box: Box, tmp_path: Path) -> None:
     box.snapshot()
     box.sh("head -c 5000 /dev/zero >~/large; echo small >~/small")
     limits = Limits(file=2048)
@@ -301,7 +301,7 @@ def tar(*members: tuple[str, str, bytes]) -> io.BytesIO:
         [("x" * 300, "0", b"x"), ("/".join("x" * 100), "0", b"x")],
     ],
 )
-def test_nothing_climbs_out_of_its_folder(tmp_path: Path, members: list[tuple[str, str, bytes]]) -> None:
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, members: list[tuple[str, str, bytes]]) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "secret").write_text("secret")
     unpack(tar(*members), tmp_path / "home/files", Limits(), NO_SECRETS)
@@ -393,7 +393,7 @@ def record(key: bytes, value: bytes) -> bytes:
         (raw(b"x", b"x", record(b"mtime", b"1e400")) + raw(b"late", b"0", b"x") + bytes(1024), ""),
     ],
 )
-def test_no_header_is_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
+def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
     """What came before one is here; and it takes no more memory than a piece, whatever it says."""
     archive = io.BytesIO(raw(b"before", b"0", b"x") + hostile)
     tracemalloc.start()

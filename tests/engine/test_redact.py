@@ -159,9 +159,7 @@ def logged(path: Path, *pieces: bytes, known: Redactor = NO_SECRETS, **options: 
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 4000, 50_000])
-def test_of_a_flood_the_beginning_and_the_end_are_kept_and_what_is_missing_is_counted(
-    tmp_path: Path, size: int
-) -> None:
+def test_a_flood_of_output_keeps_its_beginning_and_end_and_counts_the_rest(tmp_path: Path, size: int) -> None:
     data = b"".join(b"%07d\n" % number for number in range(20_000))
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     log = logged(tmp_path / "agent.log", *pieces, limit=16_000)

@@ -133,7 +133,7 @@ def test_after_the_second_there_is_an_end_within_ten_seconds_whatever_hangs() ->
     assert 1.5 < time.monotonic() - began < 3
 
 
-def test_one_that_asks_for_an_end_now_is_as_good_as_two() -> None:
+def test_one_signal_that_asks_for_an_end_now_counts_as_two() -> None:
     process = Process("polite")
     process.send(shutdown.NOW)
     line = process.line()

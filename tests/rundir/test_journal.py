@@ -160,7 +160,7 @@ def test_a_loop_that_ends_with_appenders_in_it_ends(folder: Path) -> None:
     assert trials(folder) == ["s1/a/1", "s2/a/1"]
 
 
-async def test_an_event_that_cannot_follow_is_told_to_its_appender_who_would_hang_otherwise(folder: Path) -> None:
+async def test_an_event_that_cannot_follow_fails_its_append(folder: Path) -> None:
     async with Journal.open(folder, Ledger()) as journal:
         with anyio.fail_after(5), pytest.raises(InternalError, match="reopens trial never/a/1"):
             await journal.append(_impossible())

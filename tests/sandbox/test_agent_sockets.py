@@ -113,7 +113,7 @@ async def test_another_socket_than_was_asked_for_ends_the_box_and_is_closed(
             again.agent.close()
 
 
-async def test_sockets_that_nobody_asked_for_end_the_box_and_are_closed(ends: Ends, listener: socket.socket) -> None:
+async def test_unrequested_sockets_end_the_box_and_are_closed(ends: Ends, listener: socket.socket) -> None:
     before = open_files()
     ends.answer(b"ready\n", listener.fileno(), listener.fileno())
     await until(lambda: ends.broken, "the box lives on")

@@ -149,7 +149,7 @@ def test_answers_are_cut_at_newlines() -> None:
     "data",
     [b"\n", b"exit 1\n", b"exit 1 256\n", b"exit -1 0\n", b"exit 1 0 \n", b"ready \n", b"x" * 65, b"exit \xb2 0\n"],
 )
-def test_any_other_answer_is_refused(data: bytes) -> None:
+def test_an_invalid_answer_of_a_boxs_agent_is_refused(data: bytes) -> None:
     with pytest.raises(WireError):
         AnswerParser().feed(data)
 

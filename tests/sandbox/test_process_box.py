@@ -39,7 +39,7 @@ class HostileProvider(ProcessProvider):
         return HostileBox(spec, self.state, shared, self.watch, forget)
 
 
-def test_no_isolation_is_claimed() -> None:
+def test_a_process_box_claims_no_isolation() -> None:
     capabilities = ProcessProvider.capabilities
     assert not capabilities & {Capability.ISOLATED, Capability.ROOTED, Capability.NETWORK_OFF}
 

@@ -96,7 +96,7 @@ async def test_a_port_that_is_listened_at_for_the_way_out_is_nobodys(local: "Ben
 
 
 @pytest.mark.parametrize("deed", ["kill -9 -1", "kill -9 1", "kill -STOP 1", "kill -9 $PPID"])
-async def test_nobody_in_a_box_can_end_or_stop_it(local: "Bench", deed: str) -> None:
+async def test_processes_in_a_box_cannot_end_or_stop_it(local: "Bench", deed: str) -> None:
     box = await local.boot()
     await local.run(box, f"(setsid sleep 1000 &); {deed}")
     assert (await local.run(box, "echo alive")).output == "alive\n"

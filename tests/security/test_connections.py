@@ -81,7 +81,7 @@ def ended(connection: socket.socket) -> bool:
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_whatever_a_stranger_sends_is_answered_in_one_shape(serving: Serving, sent: bytes, status: int) -> None:
+async def test_a_strangers_requests_are_answered_in_one_shape(serving: Serving, sent: bytes, status: int) -> None:
     async with serving() as (address, client):
         closing = sent.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1)
         given, body = await ask(address, closing)
@@ -90,7 +90,7 @@ async def test_whatever_a_stranger_sends_is_answered_in_one_shape(serving: Servi
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-async def test_whatever_a_client_asks_for_in_vain_is_answered_in_one_shape(serving: Serving, method: str) -> None:
+async def test_failed_requests_of_a_client_are_answered_in_one_shape(serving: Serving, method: str) -> None:
     async with serving() as (address, _):
         for path in ("/", "/v1/nothing", "/v1/devboxes/x/nothing", "/v1/devboxes/%2e%2e/x", "//v1/sweep", "*"):
             given, body = await ask(address, request(address, method=method, path=path))

@@ -275,9 +275,7 @@ async def test_with_the_internet_any_public_host_is_reached_at_the_very_address_
     assert out.counts["reached"] == {"site.test": 1, "other.test:8080": 1}
 
 
-async def test_of_several_addresses_of_a_name_only_public_ones_are_tried(
-    let: Let, say: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_public_addresses_of_a_name_are_tried(let: Let, say: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many others stand before them."""
     dialed: list[str] = []
 
@@ -346,7 +344,7 @@ attempt("name", lambda: socket.getaddrinfo("model.test", 443))
 """
 
 
-async def test_no_other_road_leads_out(let: Let, answering: Serve, tell: Ask) -> None:
+async def test_the_proxy_is_the_only_way_out(let: Let, answering: Serve, tell: Ask) -> None:
     """Not the host's loopback, neither family, no datagram, no raw or packet socket, no abstract one, no name."""
     port, named = await answering(greet), await answering(greet)
     port6 = await answering(greet, host="::1")
@@ -412,7 +410,7 @@ async def test_bytes_that_are_no_proxy_request_get_nowhere(let: Let, tell: Ask, 
     assert out.counts["reached"] == {}
 
 
-async def test_one_side_may_end_before_the_other(let: Let, answering: Serve, tell: Ask) -> None:
+async def test_one_side_of_a_tunnel_may_end_before_the_other(let: Let, answering: Serve, tell: Ask) -> None:
     """The server speaks only when the client has ended, and all of it arrives."""
     port = await answering(echo_at_the_end)
     out = await let(f"127.0.0.1:{port}")

@@ -128,7 +128,7 @@ time.sleep(1000)
 """
 
 
-async def test_one_that_ignores_blocks_adopts_and_forks_for_ever_is_killed(boot: Boot, say: Ask) -> None:
+async def test_a_command_that_ignores_signals_and_forks_for_ever_is_killed(boot: Boot, say: Ask) -> None:
     box = await boot()
     process = await box.spawn(Command(argv=("python3", "-c", MONSTER)))
     assert await process.stdout.receive() == b"up\n"
@@ -137,7 +137,7 @@ async def test_one_that_ignores_blocks_adopts_and_forks_for_ever_is_killed(boot:
     assert await say(box, "pgrep -c python3") == "0\n"
 
 
-async def test_one_that_freezes_those_who_would_end_it_ends_with_its_box(boot: Boot) -> None:
+async def test_a_command_that_freezes_its_supervisors_ends_with_its_box(boot: Boot) -> None:
     box = await boot()
     process = await box.spawn(shell("kill -STOP $PPID 2; (setsid sleep 1000 &); exec sleep 1000"))
     with anyio.fail_after(15):

@@ -146,7 +146,7 @@ async def test_an_answer_that_cannot_be_given_is_one_request_s_failure(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("worker", ["_writer", "_reader"])
-async def test_nobody_waits_for_a_thread_that_is_no_more(
+async def test_a_dead_store_thread_fails_its_callers(
     store: Store, monkeypatch: pytest.MonkeyPatch, worker: str
 ) -> None:
     """For a reason that nobody foresaw: those in its hands, those in the queue, and those who come later."""

@@ -137,7 +137,7 @@ def test_a_descriptor_that_somebody_made_nonblocking_is_waited_for() -> None:
         assert found == data
 
 
-def test_of_pictures_that_nobody_takes_the_newest_is_drawn_and_none_is_kept() -> None:
+def test_only_the_newest_of_unread_pictures_is_drawn() -> None:
     with terminal() as (ours, theirs):
         termios.tcflow(theirs, termios.TCOOFF)  # Ctrl-S
         output = Output(theirs, left_out)

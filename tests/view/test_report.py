@@ -107,7 +107,7 @@ def test_the_table_says_arms_by_their_names_and_where_the_files_are(width: int) 
     assert "runs/night/results.jsonl" in text
 
 
-def test_nothing_went_wrong_is_not_said() -> None:
+def test_there_are_no_findings_when_nothing_went_wrong() -> None:
     lines = drawn(told(make_plan("x"), scored("s0/a/1", 1.0)))
     assert [line.split()[0] for line in lines] == ["arm", "a", "Results:", "Logs:"]
     assert lines[0].endswith("if failed were 0  agent time")
@@ -154,7 +154,7 @@ def test_a_message_is_shortened_and_no_terminal_obeys_it() -> None:
     assert lines[lines.index(line) + 1] == "     sweep logs night x --trial 2"
 
 
-def test_only_the_commonest_are_named() -> None:
+def test_only_the_most_frequent_failures_are_named() -> None:
     names = [f"s{number}" for number in range(16)]
     events = [failed(f"{name}/a/1", kind=f"K{min(number, 6)}") for number, name in enumerate(names)]
     lines = drawn(told(make_plan(*names), *events))
@@ -214,7 +214,7 @@ def test_the_command_of_a_finding_shows_the_file_that_explains_its_flag(flag: st
     assert finding.command == command
 
 
-def test_of_a_scorer_that_failed_its_own_log_is_shown(tmp_path: Path) -> None:
+def test_the_log_of_a_failed_scorer_is_shown(tmp_path: Path) -> None:
     plan, events = make_plan("x"), [failed("s0/a/1", kind="ScoringFault")]
     folder = tmp_path / "trials" / path_part("x") / path_part("a") / "1/attempt-1/scorers"
     folder.mkdir(parents=True)

@@ -43,7 +43,7 @@ def test_a_head_may_come_in_any_pieces(cuts: list[int]) -> None:
 
 
 @given(st.binary(min_size=1))
-def test_whatever_is_said_is_understood_waited_for_or_refused(said: bytes) -> None:
+def test_any_head_is_understood_waited_for_or_refused(said: bytes) -> None:
     try:
         asked = RequestHead().feed(said + b"\r\n\r\n")
     except BadHead as error:

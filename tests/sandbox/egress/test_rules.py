@@ -69,7 +69,7 @@ def test_public_rules_let_any_port_of_any_host_through_but_names_of_this_machine
     assert rules.lets("printer.local", 631), "it is named"
 
 
-def test_only_what_the_user_of_the_machine_named_may_lead_anywhere() -> None:
+def test_only_hosts_that_the_machines_user_named_may_lead_anywhere() -> None:
     rules = Rules.parse(["a.test"], trusted=["mirror.test:8080", "*.corp.test"])
     assert [rules.trusts(*each) for each in (("mirror.test", 8080), ("x.corp.test", 443))] == [True, True]
     assert [rules.trusts(*each) for each in (("mirror.test", 443), ("a.test", 443))] == [False, False]

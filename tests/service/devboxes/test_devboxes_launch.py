@@ -14,7 +14,7 @@ from orchestrator.service.records import DevboxRecord, DevboxStatus
 from orchestrator.service.sandbox.provider import GIB, Resources
 
 
-def test_nothing_asked_for_is_an_hour_and_no_size_of_its_own() -> None:
+def test_the_default_launch_is_an_hour_without_a_size() -> None:
     launch = parse_launch(None)
     assert (launch.keep_alive, launch.idle, launch.resources, launch.commands) == (3600, None, None, ())
 
@@ -106,7 +106,7 @@ def test_an_illegal_move_is_refused_and_changes_nothing(current: DevboxStatus, s
     assert devbox.status is current
 
 
-def test_whatever_has_ended_stays_ended() -> None:
+def test_an_ended_devbox_stays_ended() -> None:
     assert [status for status in DevboxStatus if is_ended(devbox_that_is(status))] == sorted(TERMINAL)
     assert not TERMINAL & MOVES.keys()
 

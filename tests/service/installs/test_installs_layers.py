@@ -26,7 +26,7 @@ def layers_of(cache: Path) -> UserCache[Path]:
     return UserCache(cache, "installs", kind="install", tree="files", read=lambda built: built.tree)
 
 
-async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: BwrapProvider, cache: Path) -> None:
+async def test_one_layer_is_made_for_many_requests_in_two_services(provider: BwrapProvider, cache: Path) -> None:
     found: list[str] = []
     async with opened(provider, cache) as one, opened(provider, cache) as other:
 
@@ -76,7 +76,7 @@ async def test_an_agent_can_read_and_run_all_of_it_and_change_nothing(shop: Shop
         assert (await shop.said(box, "~/.agent/bin/tool")).output == "it runs\n"
 
 
-async def test_it_outlives_the_boxes_that_see_it(shop: Shop) -> None:
+async def test_a_layer_outlives_the_boxes_that_see_it(shop: Shop) -> None:
     prepared = await shop.add(wanted())
     async with shop.box(prepared) as staying:
         async with shop.box(prepared) as going:
@@ -93,7 +93,7 @@ async def test_a_failing_script_is_blamed_with_the_end_of_its_words(shop: Shop) 
     assert len(caught.value.message) < 3000
 
 
-async def test_those_who_wait_share_one_failure_and_the_next_tries_again(shop: Shop, cache: Path) -> None:
+async def test_waiting_requests_share_one_failure_and_the_next_tries_again(shop: Shop, cache: Path) -> None:
     """Which try it was is in its words."""
     words: list[str] = []
     script = 'sleep 0.5; cat /proc/sys/kernel/random/uuid; test -n "$WELL" && touch $SWEEP_AGENT_PREFIX/it'
@@ -127,7 +127,7 @@ async def test_a_script_that_leaves_no_folder_has_failed(shop: Shop, script: str
     assert words in caught.value.message
 
 
-async def test_it_is_made_to_its_end_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path) -> None:
+async def test_a_layer_is_completed_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path) -> None:
     with anyio.move_on_after(0.3):
         await shop.add(wanted(f"sleep 1; {SCRIPT}"))
     await until(lambda: files(cache, "installs/*/install.json"), "there is no install")
@@ -198,7 +198,7 @@ async def test_environments_share_it_whatever_they_bring(shop: Shop, tmp_path: P
     assert [await shop.made(wanted(), other) for other in others] == [bare, bare]
 
 
-async def test_one_that_needs_an_environments_programs_is_its_own(shop: Shop, tmp_path: Path) -> None:
+async def test_a_layer_that_needs_an_environments_programs_belongs_to_it(shop: Shop, tmp_path: Path) -> None:
     planted(tmp_path / "root", "app/bin/tool", "#!/bin/sh\n")
     script = f"tool && {SCRIPT}"
     environments = [

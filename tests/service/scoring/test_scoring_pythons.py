@@ -33,7 +33,7 @@ def test_a_constraint_that_cannot_be_read_is_told() -> None:
         Interpreters().find("3.12")
 
 
-def test_nobody_meets_a_version_that_is_not_installed() -> None:
+def test_a_python_version_that_is_not_installed_is_refused() -> None:
     assert Interpreters().find("==3.99.1") is None
 
 
@@ -117,7 +117,7 @@ def test_a_constraint_that_nobody_meets_is_refused_with_what_is_installed(scorin
     assert platform.python_version() in str(caught.value)
 
 
-async def test_only_what_a_contract_needs_is_bound(scoring: Scoring) -> None:
+async def test_only_the_environments_a_contract_needs_are_bound(scoring: Scoring) -> None:
     search = {"type": "ast_grep_scorer", "pattern": "x", "search_directory": "."}
     functions = [{"name": name, "weight": 0.5, "scorer": search} for name in "ab"]
     (bind,) = await scoring.binds({"scoring_function_parameters": functions})
