@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for every test."""
 
 import anyio
 import pytest
@@ -20,7 +20,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def obstacle() -> str:
-    """Why this machine permits no sandboxes; empty where it does."""
+    """The reason why this machine permits no sandboxes; empty where it does."""
     try:
         anyio.run(check_sandbox)
     except SandboxUnavailable as error:

@@ -42,5 +42,5 @@ async def poll(
 
 
 def _text(message: object) -> str:
-    """What is not text is called, or described, when time is up only."""
+    """Call or format the message; done only when time is up."""
     return str(message() if callable(message) else message)

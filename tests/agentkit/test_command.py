@@ -1,4 +1,4 @@
-"""What a declarative agent does in a devbox."""
+"""The work of a declarative agent in a devbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every agent promises, whatever kind it is: one suite, run on each of them with a real workspace."""
+"""The promises of every kind of agent: one suite, run on each of them with a real workspace."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def definition(behaviour: str, folder: Path) -> str:
 
 
 def host(behaviour: str, folder: Path) -> str:
-    """As `definition`; a program of this machine finds this workspace, which is a folder here, by its name."""
+    """Like `definition`; a program of this machine finds this workspace, which is a folder here, by its name."""
     (folder / f"{behaviour}.sh").write_text(f'cd "$SWEEP_WORKING_DIRECTORY" || exit\n{SHELL[behaviour]}')
     (folder / f"{behaviour}.toml").write_text(f"where = 'host'\nrun = '. {folder}/{behaviour}.sh'")
     return f"{folder}/{behaviour}.toml"

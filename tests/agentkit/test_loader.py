@@ -1,4 +1,4 @@
-"""What may stand after `--agent`."""
+"""References to agents: the argument of `--agent`."""
 
 import os
 import shutil
@@ -337,7 +337,7 @@ def test_nothing_of_ours_is_importable_as_agents() -> None:
 
 
 def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> None:
-    """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
+    """The layout of the wheel: the folder is data inside our package, and nothing lies beside it."""
     package = tmp_path / "orchestrator"
     for part in ("agentkit", "common", "core"):
         shutil.copytree(Path(orchestrator.__file__).parent / part, package / part)

@@ -179,7 +179,7 @@ async def test_a_key_of_the_user_reaches_the_agent_and_is_known_as_a_secret(benc
 
 
 async def test_a_file_sees_its_neighbours_and_nothing_of_ours(bench: Bench) -> None:
-    """As a script would: its own folder comes first on the path, and the folder of the worker is not on it."""
+    """Like a script: its own folder comes first on the path, and the folder of the worker is not on it."""
     (bench.folder / "helper.py").write_text("NAME = 'neighbour'")
     code = """
         import importlib.util, sys
@@ -655,7 +655,7 @@ async def test_files_and_folders_go_to_the_devbox_and_come_back(bench: Bench) ->
 
 
 async def test_nothing_that_is_downloaded_gets_out_of_its_folder(bench: Bench) -> None:
-    """Whoever works in the devbox makes what is in the archive: two links may lead out together."""
+    """The archive's content is made in the devbox: two links may lead out together."""
     (bench.workspace.root / "bait").mkdir()
     code = f"""
         import io, os, tarfile

@@ -1,4 +1,4 @@
-"""What is read of what an agent used, and what can go wrong without anybody noticing but the log."""
+"""Usage reports of agents, and faults in them that only the log mentions."""
 
 from __future__ import annotations
 

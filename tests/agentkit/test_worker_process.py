@@ -1,4 +1,4 @@
-"""Which process is meant by a number that an earlier process of ours wrote down."""
+"""Processes behind the numbers that an earlier process of ours wrote down."""
 
 import os
 import signal

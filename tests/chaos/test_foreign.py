@@ -54,7 +54,7 @@ async def test_our_own_routes_are_unknown(rehearse: "Rehearse") -> None:
 
 
 async def test_views_have_what_is_published_and_no_more(rehearse: "Rehearse") -> None:
-    """Where devboxes have their folders at /; else they say where they are, or nobody could use them."""
+    """On providers whose folders are at /; on others a devbox must say where its folders are."""
     try:
         await check_sandbox()
     except SandboxUnavailable as error:

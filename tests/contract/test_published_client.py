@@ -134,7 +134,7 @@ def address(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def failures(source: Path, address: Address) -> Mapping[str, str | None]:
-    """What each of the smoke tests failed with, by file and name; None for those that passed."""
+    """Failures of the smoke tests by file and name; None for those that passed."""
     (source / "ours.ini").write_text(SETTINGS)
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RUNLOOP_"))}
     environment = mine | {"RUNLOOP_BASE_URL": address.url, "RUNLOOP_API_KEY": address.token}

@@ -387,7 +387,7 @@ async def walk_refusals(walk: Walker) -> None:
 
 
 async def test_the_documented_flow_of_one_run(address: Address) -> None:
-    """As the published documentation has it, on a scenario that comes from a folder, with the client's own objects."""
+    """The published documentation's flow, on a scenario that comes from a folder, with the client's own objects."""
     async with walker(address, "aiohttp") as walk:
         benchmark = (await walk.items("benchmarks.list_public"))[0]
         run = await walk.call("scenarios.start_run", scenario_id=benchmark.scenario_ids[0], run_name="r")

@@ -1,4 +1,4 @@
-"""What can happen, to and from the lines of a journal."""
+"""Events, to and from the lines of a journal."""
 
 import re
 from collections.abc import Mapping

@@ -64,7 +64,7 @@ def while_solving(trial: str, attempt: int) -> list[Event]:
 
 @st.composite
 def trial_events(draw: st.DrawFn, trial: str) -> list[Event]:
-    """What can happen to one trial until its process ends, at any point."""
+    """Possible events of one trial until its process ends, at any point."""
     events: list[Event] = []
     for attempt in range(1, draw(st.integers(1, 3)) + 1):
         is_last = draw(st.booleans())
@@ -120,7 +120,7 @@ def test_reading_a_journal_twice_gives_the_same_state(events: list[Event]) -> No
 
 @given(sweeps(), st.integers(0, 60))
 def test_a_crash_is_only_stop_reading_here(events: list[Event], cut: int) -> None:
-    """What is folded before a crash and what is appended after it add up to the same as without it."""
+    """Events folded before a crash and those appended after it add up to the same as without it."""
     ledger = fold(events[:cut])
     for event in events[cut:]:
         ledger.apply(event)
@@ -184,7 +184,7 @@ def test_only_counted_attempts_use_up_the_trials_attempts() -> None:
 
 @pytest.mark.parametrize("end", [ended(counted=True), finished()])
 def test_the_first_end_of_an_attempt_counts_and_another_says_nothing(end: Event) -> None:
-    """Whoever is stopped while it writes an end, or a result, cannot know that it is there, and ends it once more."""
+    """A process stopped while it writes an end cannot know that it is there, and the next one writes it again."""
     ledger = fold([entered("start"), end])
     state = deepcopy(vars(ledger))
     ledger.apply(ended(counted=False))
@@ -273,7 +273,7 @@ def test_the_ledger_keeps_the_agents_end_its_time_and_the_failure_of_a_result() 
 
 
 def test_tokens_of_every_attempt_are_counted_once_and_what_is_no_number_is_none() -> None:
-    """As costs are: of a stage that finished, else of the result."""
+    """Taken like costs: from a stage that finished, else from the result."""
 
     def solved(usage: Any, trial: str) -> list[Event]:
         worked = structs.replace(left("solve", trial=trial), facts={"usage": usage})

@@ -17,7 +17,7 @@ from orchestrator.core.errors import UsageError
 
 
 def says(error: int) -> None:
-    """As a file system answers whose locks are not there."""
+    """Answers of a file system without locks."""
 
     def refuse(*_: object) -> None:
         raise OSError(error, os.strerror(error))

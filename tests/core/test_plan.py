@@ -1,4 +1,4 @@
-"""Which trials a sweep has, and in which order."""
+"""The trials of a sweep, and their order."""
 
 from itertools import islice
 

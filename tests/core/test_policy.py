@@ -1,4 +1,4 @@
-"""What to do about a failure, decided by whose fault it was."""
+"""Reactions to failures, decided by whose fault they were."""
 
 import re
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_a_start_that_is_refused_for_now_uses_up_no_attempt(cls: type[SweepError
 
 
 def test_a_back_off_never_holds_a_devbox() -> None:
-    """What is scored again needs the devbox it has, so it waits for nothing."""
+    """A run that is scored again needs the devbox it has, so it waits for nothing."""
     assert all(each.base == 0 for each in RULES.values() if each.action is Action.SCORE_AGAIN)
 
 

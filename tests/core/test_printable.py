@@ -1,4 +1,4 @@
-"""What others named or said, when it is printed."""
+"""Names and texts of others, when they are printed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which trials run now, and why."""
+"""The selection of trials to run now, with the reasons."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -92,7 +92,7 @@ def test_without_a_wish_what_is_finished_stays_so_and_what_is_owed_runs() -> Non
 def test_a_failure_names_trials_that_failed_so_or_carry_the_flag_and_all_failures_of_its_kind(
     wish: str, names: set[str]
 ) -> None:
-    """What is owed runs beside them."""
+    """Pending trials run beside them."""
     found = fates(ask([wish], []))
     assert again(found) == names
     assert now(found) == names | {"eel", "fox"}

@@ -164,7 +164,7 @@ class Story:
 
     @property
     def words_of_agents(self) -> str:
-        """What the command of an agent has in it, in the devbox."""
+        """Words in the command line of an agent in the devbox."""
         return "/.sweep/exec-" if "solve" in self.costly else "/.sweep/agent/run"
 
     def costs_attempt(self, point: str) -> bool:
@@ -173,7 +173,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undisturbed:
-    """How a story goes when nobody dies: the points passed, and what must be so in every other telling."""
+    """A story in which no process dies: the points passed, and the facts that every other telling must share."""
 
     points: list[str]
     status: int
@@ -242,7 +242,7 @@ class Sweep:
         return self.wait(self.start(points, victim, words))
 
     def begin(self) -> None:
-        """What goes before the story's own command."""
+        """Run the command that goes before the story's own."""
         if self.story.before:
             self.run([self.story.killed_at], words=self.story.before)
 
@@ -252,7 +252,7 @@ class Sweep:
         return [name_of(point) for point in notes.read_text().splitlines()] if notes.exists() else []
 
     def problems(self, known: Undisturbed, status: int, spoilt: int = 0) -> list[str]:
-        """What is not as it must be after the sweep has ended with `status`.
+        """Faults found after the sweep has ended with `status`.
 
         An agent has run in one devbox for each trial, and in no more than `spoilt` others, once in each.
         """
@@ -284,7 +284,7 @@ class Sweep:
             yield str(error)
 
     def _said(self, result: Result) -> str:
-        """What the agent's log has; an agent that could not be installed has none."""
+        """Text of the agent's log; an agent that could not be installed has none."""
         log = self.run_folder / result["files"].get("agent_log", "none")
         return log.read_text() if log.exists() and result["outcome"] == "scored" else ""
 
@@ -300,7 +300,7 @@ class Sweep:
 
 @dataclass(slots=True)
 class Ground:
-    """Where sweeps are run: agents, a benchmark, and processes to fork from."""
+    """The ground for sweeps: agents, a benchmark, and processes to fork from."""
 
     folder: Path
     isolation: str

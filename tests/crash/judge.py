@@ -1,4 +1,4 @@
-"""What a sweep must have come to, whatever the weather was: counted from its results and their evidence, from the
+"""The required outcome of a sweep in any weather: counted from its results and their evidence, from the
 service's database and from the machine's processes.
 """
 
@@ -125,7 +125,7 @@ def _text(path: Path | None) -> str:
 
 
 def executions(folder: Path, result: Result) -> int:
-    """How often the agent of a result's last attempt was started, or waited for anew, by the journal."""
+    """Number of times the agent of a result's last attempt was started, or waited for anew, by the journal."""
     started = {
         "event": "execution.started",
         "trial": f"{result['scenario']}/{result['arm']}/{result['trial']}",

@@ -25,7 +25,7 @@ def stories(ground: Ground) -> dict[str, Story]:
 
 
 def own_points(name: str, points: list[str]) -> set[str]:
-    """Where a death means something else in this story than in the first one."""
+    """Points at which a death means something else in this story than in the first one."""
     words = {
         "host": ("prepare", "solve"),
         "foreign": ("start_run", "start_benchmark_run", "execute", "score@", "complete@", "complete_benchmark_run"),

@@ -1,4 +1,4 @@
-"""What is left in the world after a sweep. Asked of the service's database, of the devboxes and of the machine; of what
+"""Remains of a sweep in the world. Asked of the service's database, of the devboxes and of the machine; of what
 the orchestrator says of itself, only the results are believed, and those are compared.
 """
 
@@ -73,7 +73,7 @@ def trial_of(result: Result) -> tuple[str, str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remains:
-    """What a service has of one sweep: `alive` is everything that has not ended; `agents` counts by devbox."""
+    """A service's records of one sweep: `alive` is everything that has not ended; `agents` counts by devbox."""
 
     alive: list[str]
     agents: Counter[str]

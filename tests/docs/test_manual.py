@@ -142,7 +142,7 @@ def test_the_manuals_chaos_file_is_understood(tmp_path: Path) -> None:
 
 
 def test_every_word_for_the_devbox_in_the_manual_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """What `sweep workspace` understands is its own affair."""
+    """Words of `sweep workspace` are not checked here."""
     (words,) = (line.split()[2] for line in COMMANDS if line.startswith("sweep workspace exec|"))
     for word in words.split("|"):
         with pytest.raises(SystemExit, match=r"^0$"):

@@ -49,7 +49,7 @@ def carrying(word: str) -> list[int]:
 
 
 def read(path: Path) -> bytes:
-    """What is in a file of a process that may be gone already."""
+    """Content of a file of a process that may be gone already."""
     try:
         return path.read_bytes()
     except OSError:
@@ -62,7 +62,7 @@ def json_lines(data: bytes) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a command ended, and all it said."""
+    """A command that has ended, and its output."""
 
     command: str
     status: int
@@ -106,7 +106,7 @@ class Running:
         assert words in self.out + self.err, str(self)
 
     def interrupt(self) -> None:
-        """What Ctrl-C does: a signal to the whole process group."""
+        """Send the whole process group a signal, as Ctrl-C does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
@@ -235,7 +235,7 @@ class Desk:
         return (self.folder / folder / str(result["files"][name])).read_text()
 
     def processes(self) -> list[int]:
-        """What this desk has started, directly or not, and has not ended."""
+        """Processes that this desk has started, directly or not, and that have not ended."""
         return carrying(self.mark)
 
     def clear(self) -> None:

@@ -87,7 +87,7 @@ def test_show_says_what_is_missing_and_never_what_is_there(desk: "Desk") -> None
 
 
 def test_the_python_agents_that_come_with_us_are_listed_and_explained_like_the_others(desk: "Desk") -> None:
-    """Whether their package is there is asked without importing it, of the interpreter that would run them."""
+    """Their package is looked for without an import, by the interpreter that would run them."""
     listed = {line["name"]: line for line in desk.sweep("agents", "list", "--json").json}
     assert (listed["mini"]["where"], listed["mini"]["version"]) == ("host", None)
     assert "mini-swe-agent" in listed["mini"]["needs"]

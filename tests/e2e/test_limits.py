@@ -1,4 +1,4 @@
-"""How much at once, how often, and what becomes of scorers that fail."""
+"""Limits on devboxes, agents and costs, and scorers that fail."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def most_at_once(devboxes: list[dict[str, Any]]) -> int:
-    """How many devboxes were alive at the same time at most, by their own account."""
+    """The highest number of devboxes alive at the same time, by their own account."""
     changes = []
     for devbox in devboxes:
         changes += [(devbox["create_time_ms"], 1), (devbox["end_time_ms"], -1)]

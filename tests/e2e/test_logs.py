@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Desk") -> None:
-    """What it prints is there within moments, byte for byte, and the end of the trial ends it."""
+    """Its output is there within moments, byte for byte, and the end of the trial ends the command."""
     gate = served.folder / "go"
     (served.folder / "slow.py").write_text(
         "import pathlib, time\n"

@@ -1,4 +1,4 @@
-"""What a person gets wrong costs nothing and is answered by one line that says how to put it right."""
+"""Mistakes of a person cost nothing and are answered by one line that says how to correct them."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What devboxes reach in a sweep: what the agent's file and the scenario name, unless --network says otherwise."""
+"""Hosts that devboxes reach in a sweep: those of the agent's file and the scenario, unless --network says otherwise."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,7 +53,7 @@ def curious(desk: "Desk", ports: list[int]) -> "Desk":
 
 
 def greeted(desk: "Desk", *options: str) -> tuple[str, str]:
-    """What the agent saw, and what was said on the screen."""
+    """The agent's log, and the text on the screen."""
     ended = desk.sweep("run", "mine", "--agent", "./curious.toml", *options)
     (result,) = desk.results(ended.folder)
     return desk.log(ended.folder, result), ended.out

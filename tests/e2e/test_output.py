@@ -29,7 +29,7 @@ def outcomes(desk: "Desk") -> list[str]:
 
 
 def test_a_terminal_that_takes_nothing_holds_the_picture_up_and_not_the_sweep(served: "Desk") -> None:
-    """As after Ctrl-S, or with an ssh that hangs. It ends with its own code all the same."""
+    """Like after Ctrl-S, or with an ssh that hangs. It ends with its own code all the same."""
     with at_a_terminal(served, *RUN, "--trials", "3") as screen:
         wait_until(lambda: b"Starting" in screen.read(0.1), "it never started")
         screen.stop()
@@ -97,7 +97,7 @@ def test_a_pipe_that_nobody_reads_does_not_hold_a_sweep_up(served: "Desk", style
     ids=["plain", "json", "scenario"],
 )
 def test_a_reader_that_goes_away_ends_the_output_and_not_the_sweep(served: "Desk", words: tuple[str, ...]) -> None:
-    """As `sweep run … | head -1` does."""
+    """Like `sweep run … | head -1`."""
     read, write = os.pipe()
     running = served.start(*words, out=write)
     os.close(write)

@@ -1,4 +1,4 @@
-"""What sweeps left on an endpoint is listed, and released where it is ours to release."""
+"""Leftovers of sweeps on an endpoint are listed, and released if they are ours."""
 
 import os
 import pty
@@ -63,7 +63,7 @@ def test_reap_asks_first_on_a_terminal(served: "Desk", service: "Service") -> No
 
 
 def typed(desk: "Desk", answer: str, *words: str) -> str:
-    """What a command says on a terminal where somebody answers its question; whole lines, as wide as they come."""
+    """Output of a command on a terminal where its question is answered; whole lines, as wide as they come."""
     assert desk.service is not None
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 300))

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
+"""Results of a sweep: its files, its exit code, its output for people and for programs."""
 
 import re
 import time

@@ -26,7 +26,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """What the command line understands by these words; nothing is run. Fails for an unknown command or option."""
+    """Parse these words as a command line; nothing is run. Fails for an unknown command or option."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("sweep", list(words))
     while (subcommands := getattr(command, "commands", None)) is not None:

@@ -43,7 +43,7 @@ class Clone:
 
     @property
     def asked(self) -> list[str]:
-        """What the Python was asked for since the last look, besides whether it would do."""
+        """Calls of the Python since the last look, without the checks of its version."""
         file = self.tools / "asked"
         lines = [line for line in file.read_text().splitlines() if " -c " not in line] if file.exists() else []
         file.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ class Clone:
         )
 
     def sweep(self, folder: Path | None = None) -> str:
-        """What `sweep run` prints; it must work."""
+        """Output of `sweep run`, which must work."""
         process = self.start("run", folder=folder)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

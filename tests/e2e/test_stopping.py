@@ -24,7 +24,7 @@ FOREVER = "command:exec sleep 31536044"
 
 
 def handles(running: "Running", number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal."""
+    """Tell if a process has a handler of its own for a signal."""
     for line in read(Path(f"/proc/{running.process.pid}/status")).splitlines():
         if line.startswith(b"SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)

@@ -90,7 +90,7 @@ def test_a_module_of_the_folder_that_is_named_as_the_agent_is_run_and_no_other(s
 def test_root_of_a_namespace_with_one_user_sweeps_or_is_told_what_to_do(
     desk: "Desk", sandboxes: None, before: str, status: int
 ) -> None:
-    """As in a container that maps one user; sandboxes need no other."""
+    """Like a container that maps one user; sandboxes need no other."""
     enter = ["unshare", "-Ur", "sh", "-c", f'{before}exec "$0" "$@"']
     if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no user namespaces here")

@@ -119,7 +119,7 @@ async def test_sweeps_that_start_at_once_share_one(place: Place) -> None:
 
 
 async def test_a_sweep_that_comes_while_it_ends_has_another(place: Place) -> None:
-    """Whoever has been told that there is one can use it: it was found, and knows that it is needed."""
+    """A service that has been found can be used, for it knows that it is needed."""
     for _ in range(2):
         async with place.open():
             pass
@@ -128,7 +128,7 @@ async def test_a_sweep_that_comes_while_it_ends_has_another(place: Place) -> Non
 
 
 def is_gone(place: Place, pid: int) -> bool:
-    """Whether this very one is; the next may be there already."""
+    """Tell if this service is gone; the next may be there already."""
     return pid not in place.services()
 
 
@@ -157,7 +157,7 @@ async def test_a_service_killed_with_its_sweep_is_followed_by_another(place: Pla
 
 
 async def test_a_service_that_starts_when_its_sweep_is_killed_is_waited_for(place: Place) -> None:
-    """Whether it has the lock already or not: of two that start only one goes on."""
+    """It may have the lock already or not: of two that start only one goes on."""
     await killed_sweep(place)
     async with place.open() as service:
         assert await is_served(service.address)
@@ -195,7 +195,7 @@ async def test_a_sweep_stopped_while_it_starts_one_leaves_none(place: Place) -> 
     ],
 )
 async def test_an_address_of_nobody_is_none(place: Place, address: bytes) -> None:
-    """Whatever is in the file, and even if its process id is somebody's now."""
+    """Any content of the file, even if its process id is in use now."""
     leave(place, address)
     async with httpx.AsyncClient(trust_env=False) as http:
         assert await Address.read(http, place.state) is None

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2]
 
 
 def addresses_of(service: Service) -> list[Address]:
-    """Where it was told to be, one after the other."""
+    """Addresses that it was told to have, one after the other."""
     told: list[Address] = []
     service.follow(lambda url, token: told.append(Address(url=url, token=token, pid=0)))
     return told

@@ -61,7 +61,7 @@ async def all_work(place: Place, times: int = 1) -> None:
 
 
 async def test_a_sweep_goes_on_when_its_service_is_killed(place: Place, gate: Path) -> None:
-    """What worked in its devboxes is attempted again, and that counts: nobody knows whether they killed it."""
+    """Attempts in its devboxes are made again, and that counts: they may have killed it."""
     sweep = await start(place, gate)
     await all_work(place)
     assert place.kill() == 1
@@ -93,7 +93,7 @@ async def test_a_resumed_sweep_learns_what_died_with_the_service(place: Place, g
 
 
 async def test_a_ctrl_c_at_the_terminal_reaches_the_sweep_only(place: Place, gate: Path) -> None:
-    """What is in flight ends well, for the service lives, and ends when it is asked to."""
+    """Trials in flight end well, for the service lives, and ends when it is asked to."""
     sweep = await start(place, gate)
     await all_work(place)
     os.killpg(sweep.pid, signal.SIGINT)

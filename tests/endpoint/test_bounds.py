@@ -1,4 +1,4 @@
-"""What an endpoint says, and what a devbox holds, may have no end: the sweep's memory and its loop do not notice."""
+"""Endless answers of an endpoint, and endless files of a devbox, cost the sweep neither memory nor time of its loop."""
 
 import sys
 import textwrap

@@ -1,5 +1,5 @@
-"""What `endpoint.protocols` promises, claimed of every implementation: the gateway before the real service, over a real
-socket, as ours and as a foreign endpoint, and the endpoint in memory, with and without idempotency keys.
+"""The promises of `endpoint.protocols`, claimed of every implementation: the gateway before the real service, over
+a real socket, as ours and as a foreign endpoint, and the endpoint in memory, with and without idempotency keys.
 
 A claim that an implementation does not make is skipped there by name.
 """

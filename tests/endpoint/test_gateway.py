@@ -67,7 +67,7 @@ async def test_with_no_time_left_the_endpoints_own_words_are_raised(gateway: Gat
 
 
 async def test_a_dead_endpoint_is_not_hammered(endpoint: Misbehaving) -> None:
-    """Whoever connects is hung up on."""
+    """Every connection is closed at once."""
     connections = 0
 
     async def hang_up(stream: SocketStream) -> None:
@@ -403,7 +403,7 @@ async def test_a_stream_of_a_devbox_that_is_gone_raises(gateway: Gateway, endpoi
 async def test_a_start_that_is_refused_for_now_is_not_asked_for_again_here(
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:
-    """Whoever waits then should hold neither a worker nor a deadline."""
+    """A waiting caller should hold neither a worker nor a deadline."""
     answer = JSONResponse({"message": "slow down"}, 429, {"retry-after": "90"})
     endpoint.on("/scenarios/start_run", answer, RUN)
     with anyio.fail_after(5), pytest.raises(Throttled) as caught:

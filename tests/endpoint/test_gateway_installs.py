@@ -1,4 +1,4 @@
-"""What the gateway does about installs: it leaves them to an endpoint that can do them, and to no other."""
+"""Installs in the gateway: it leaves them to an endpoint that can do them, and to no other."""
 
 import anyio
 import pytest

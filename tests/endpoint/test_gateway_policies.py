@@ -1,4 +1,4 @@
-"""What the gateway does to give devboxes the network they need, on endpoints that can and on those that cannot."""
+"""Network policies in the gateway, on endpoints that have them and on those that do not."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -123,7 +123,7 @@ class Inner(httpx.AsyncBaseTransport):
 
 
 def leave(rate: float | None, *paths: str) -> dict[str, list[float]]:
-    """When requests to these paths leave that are all asked for at once."""
+    """The times at which requests to these paths leave that are all asked for at once."""
     inner = Inner()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""When failures that are no trial's fault are enough to stop a sweep."""
+"""Failures that are no trial's fault, and the number of them that stops a sweep."""
 
 import pytest
 

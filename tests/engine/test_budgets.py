@@ -1,4 +1,4 @@
-"""What a sweep may use up, counted from its journal."""
+"""Budgets of a sweep, counted from its journal."""
 
 from datetime import datetime, timedelta
 from typing import Any

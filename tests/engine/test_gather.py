@@ -1,4 +1,4 @@
-"""What comes home: packed by the real scripts in folders of this machine, unpacked as if nothing of it were trusted."""
+"""Collected files: packed by the real scripts in folders of this machine, unpacked as if nothing of it were trusted."""
 
 import io
 import os
@@ -98,7 +98,7 @@ def apply(tmp_path: Path) -> Callable[[Box, bytes], Path]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """What is below a folder but for what git keeps there."""
+    """Files below a folder but for those that git keeps there."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     return {
         str(name): str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
@@ -394,7 +394,7 @@ def record(key: bytes, value: bytes) -> bytes:
     ],
 )
 def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
-    """What came before one is here; and it takes no more memory than a piece, whatever it says."""
+    """Files before a false header are kept; and it takes no more memory than a piece, whatever it says."""
     archive = io.BytesIO(raw(b"before", b"0", b"x") + hostile)
     tracemalloc.start()
     account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)

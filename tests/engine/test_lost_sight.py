@@ -1,4 +1,4 @@
-"""What every trial needs is away, changed or silent for a while: that is no trial's fault."""
+"""Something that every trial needs is away, changed or silent for a while: that is no trial's fault."""
 
 import signal
 import subprocess

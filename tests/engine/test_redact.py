@@ -132,7 +132,7 @@ def test_a_value_that_a_kill_cut_off_is_masked_too() -> None:
 
 
 def test_events_have_no_secrets_in_the_words_of_others() -> None:
-    """What is ours in them stays as it is, even where a value looks like it."""
+    """Our own words in them stay as they are, even where a value looks like one."""
     sink = MemorySink(Ledger())
     known = redactor("scored", "hunter2hunter2")
     masking = MaskingSink(sink, known)

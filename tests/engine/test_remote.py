@@ -1,4 +1,4 @@
-"""What the endpoint has of a sweep, compared with what its ledger knows."""
+"""The endpoint's runs of a sweep, compared with those that its ledger knows."""
 
 from dataclasses import replace
 
@@ -145,7 +145,7 @@ def test_a_second_order_to_score_that_is_refused_takes_the_first_ones_result(mak
     score = sweep.endpoint.score
 
     async def score_twice(run_id: str, *, key: str) -> ScenarioRun:
-        """As when the connection breaks, and the call is repeated."""
+        """Call twice, as after a broken connection."""
         await score(run_id, key=key)
         return await score(run_id, key=key)
 

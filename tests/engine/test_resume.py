@@ -153,7 +153,7 @@ def test_facts_of_earlier_stages_are_in_the_result_after_a_resume(make_sweep: Ma
 
 @pytest.mark.parametrize("entered", [Stage.GATHER, Stage.SCORE])
 def test_files_that_could_not_be_collected_are_reported_after_a_resume(make_sweep: MakeSweep, entered: Stage) -> None:
-    """What did is in its result, and comes no second time."""
+    """Files that were collected are in its result, and come no second time."""
 
     def failing() -> Sweep:
         return make_sweep(scenarios=1, script=Script(faults={"devbox_log": [Unavailable("not now")]}))

@@ -60,7 +60,7 @@ def test_a_loop_that_is_stuck_is_told_once_with_what_keeps_it_and_again_when_it_
 
 
 def test_a_process_that_was_stopped_slept_and_was_not_stuck(tmp_path: Path) -> None:
-    """As after a suspend: nothing of it ran, so nothing of it is to blame."""
+    """Like after a suspend: nothing of it ran, so nothing of it is to blame."""
     process = start(tmp_path / "sweep.log", "idle", "idle")
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"

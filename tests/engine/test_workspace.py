@@ -81,7 +81,7 @@ def test_the_output_goes_to_the_log(watch: Watch) -> None:
 
 @pytest.mark.parametrize("torn", ["", "second l", "something that power loss left"])
 def test_the_log_is_cut_to_what_was_noted_and_goes_on_from_there(watch: Watch, torn: str) -> None:
-    """What came after the last note is asked for again, so it is neither missing nor doubled."""
+    """Output after the last note is asked for again, so it is neither missing nor doubled."""
     watch().run()
     noted = len("first line\n")
     watcher = watch(left(offset=noted, length=noted))
@@ -143,7 +143,7 @@ def test_the_command_is_written_if_nothing_was_begun(watch: Watch) -> None:
 
 
 def test_an_agent_that_was_ended_unrecorded_is_the_worlds_failure(watch: Watch) -> None:
-    """Whoever waited for it finds its process gone: no crash of the agent's, whatever the wrapper ends with."""
+    """Its process is found gone: that is no crash of the agent's, whatever the wrapper ends with."""
     watcher = watch()
     watcher.endpoint.script.exit_status = 125
     watcher.endpoint.script.unrecorded = 1
@@ -247,7 +247,7 @@ class Piecemeal(MemoryEndpoint):
 def test_wherever_another_process_goes_on_no_secret_gets_into_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits to be told from a secret is asked for again: the noted offset is before it."""
+    """Output that may be the start of a secret is asked for again: the noted offset is before it."""
     monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY_S", 0.0)
     endpoint = Piecemeal((), Script(output="the key is hunter2hunter2, hunter too, and hunter2hunter2"))
     endpoint.devboxes["dbx_1"] = DEVBOX

@@ -1,4 +1,4 @@
-"""What happens to a journal on a small disk: run as a program, in a mount namespace of its own, by its tests.
+"""Scenes of a journal on a small disk: run as a program, in a mount namespace of its own, by its tests.
 
 python scenes.py SCENE FOLDER      FOLDER is an empty tmpfs of 20 MiB, except for `grown`, which needs none
 """
@@ -99,7 +99,7 @@ async def full(folder: Path) -> None:
 
 
 async def full_for_long(folder: Path) -> None:
-    """Whoever appends waits, may be canceled, and is told when it is done; nothing is lost or doubled."""
+    """An append waits, can be canceled, and returns when it is done; nothing is lost or doubled."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal, anyio.create_task_group() as tasks:
         number = await fill_up(journal, folder)
         with anyio.move_on_after(0.1) as scope:
@@ -120,7 +120,7 @@ async def full_for_long(folder: Path) -> None:
 
 
 async def given_up(folder: Path) -> None:
-    """When patience is at its end appends fail at once, and what was promised is there; with room it goes on."""
+    """Appends fail at once after the last wait, and answered ones are kept; with room it goes on."""
     async with Journal.open(folder, Told(), JournalSettings(retry=0.05, patience=0.5)) as journal:
         number = await fill_up(journal, folder)
         for each in range(2):
@@ -152,7 +152,7 @@ async def closed(folder: Path) -> None:
 
 
 async def again(folder: Path, promised: list[str]) -> None:
-    """What a process finds that opens the folder while the disk is full, and another once it is not."""
+    """Open the folder in a process while the disk is full, and in another when it is not."""
     try:
         async with Journal.open(folder, Told()):
             pass

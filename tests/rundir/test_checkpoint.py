@@ -97,7 +97,7 @@ def write(folder: Path, history: Sequence[Event], checkpoint_at: int, results_at
 @settings(max_examples=100)
 @given(history=histories(), data=st.data())
 def test_opening_with_a_checkpoint_is_opening_without(history: list[Event], data: st.DataObject) -> None:
-    """Wherever it was made, whatever followed, and wherever the last line is torn."""
+    """Made at any point, followed by any events, with the last line torn anywhere."""
     at, results_at = data.draw(st.integers(0, len(history))), data.draw(st.integers(0, len(history)))
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -188,7 +188,7 @@ def test_results_that_are_not_what_they_were_at_the_checkpoint_are_made_anew(
 
 @given(history=histories(), data=st.data())
 def test_a_copy_of_a_ledger_says_the_same_and_goes_its_own_way(history: list[Event], data: st.DataObject) -> None:
-    """What a journal says on the disk is behind what the engine reads, and both go on from one state."""
+    """A journal on the disk is behind the events that the engine reads, and both go on from one state."""
     cut = data.draw(st.integers(0, len(history)))
     ledger = fold(history[:cut])
     twin = ledger.copy()

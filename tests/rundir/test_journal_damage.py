@@ -1,4 +1,4 @@
-"""What crashes, disks and other processes do to a journal."""
+"""Damage to a journal by crashes, disks and other processes."""
 
 import os
 from pathlib import Path

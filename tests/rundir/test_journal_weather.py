@@ -96,7 +96,7 @@ def put_an_older_one_in_its_place(path: Path) -> None:
 async def test_a_journal_that_somebody_else_changed_is_noticed_and_after_a_repair_it_has_every_result(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
-    """What the results still say is taken from there; of the rest it is as if it had never begun."""
+    """Trials that the results still have are taken from there; the others are as if they had never begun."""
     async with Journal.open(folder, Ledger(), SOON) as journal:
         for number in range(1, 5):
             await journal.append(entered(number), finished(number))

@@ -1,4 +1,4 @@
-"""Which folder a sweep lives in, and what its manifest says of it."""
+"""The folder of a sweep, and its manifest."""
 
 import os
 import re
@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a command line asks for; `choose` is what it gets."""
+    """A sweep as a command line asks for it; `choose` finds its folder."""
 
     config: SweepConfig
     plan: Plan

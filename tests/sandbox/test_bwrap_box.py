@@ -1,4 +1,4 @@
-"""What a program in a sandboxed devbox can see and do, and what it cannot."""
+"""Rights of a program in a sandboxed devbox."""
 
 import os
 import sys

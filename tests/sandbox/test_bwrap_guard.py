@@ -1,4 +1,4 @@
-"""What boots when the service dies does not stay behind half set up."""
+"""Boxes that boot when the service dies do not stay behind half set up."""
 
 import os
 import signal
@@ -99,6 +99,6 @@ async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(
 
 
 async def test_a_guard_that_somebody_killed_hinders_nobody() -> None:
-    """What is started then runs as ever, and signals mean to it what they always do."""
+    """Programs started then run as ever, and signals mean to them what they always do."""
     ended = await anyio.run_process([sys.executable, "-c", UNGUARDED], cwd=FOLDER)
     assert int(ended.stdout) == -signal.SIGPIPE

@@ -1,4 +1,4 @@
-"""What every provider of devboxes promises; capabilities that a provider does not declare are skipped by name."""
+"""The promises of every provider of devboxes; capabilities that a provider does not declare are skipped by name."""
 
 import hashlib
 import os

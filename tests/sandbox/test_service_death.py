@@ -1,4 +1,4 @@
-"""When the service is killed with SIGKILL, nothing it started lives on, and the next one cleans up."""
+"""SIGKILL to the service ends everything that it started, and the next service cleans up."""
 
 import signal
 import subprocess

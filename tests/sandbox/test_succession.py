@@ -1,4 +1,4 @@
-"""What becomes of a box's files when its processes have ended: other boxes are started beside it, over them."""
+"""The files of a box whose processes have ended: other boxes are started beside it, over them."""
 
 import os
 import signal

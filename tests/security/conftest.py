@@ -51,12 +51,12 @@ async def boot(local: BwrapProvider) -> AsyncIterator[Boot]:
 
 
 async def said_in(box: AgentBox, script: str) -> str:
-    """What a login shell's script prints, on both streams."""
+    """Output of a login shell's script, on both streams."""
     return (await run(box, shell(script), timeout=PATIENCE)).output
 
 
 async def told_by(box: AgentBox, code: str) -> str:
-    """What a Python program prints, on both streams."""
+    """Output of a Python program, on both streams."""
     return (await run(box, Command(argv=("python3", "-c", code)), timeout=PATIENCE)).output
 
 

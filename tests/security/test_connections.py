@@ -1,4 +1,4 @@
-"""What strangers and web pages do to the service's socket: they hold nothing for long, and get answers of one shape."""
+"""Strangers and web pages at the service's socket: they hold nothing for long, and get answers of one shape."""
 
 import socket
 import time
@@ -52,7 +52,7 @@ async def ask(address: Address, *sent: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def ended(connection: socket.socket) -> bool:
-    """Whether the service ends the connection, rather than we our patience."""
+    """Tell if the service ends the connection, before our own time limit."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:

@@ -1,4 +1,4 @@
-"""What a program in a devbox reaches when its rules name some hosts: those, and nothing else, by whatever road.
+"""Reach of a program in a devbox whose rules name some hosts: those, and nothing else, by any way.
 
 No packet leaves the machine: names lead where the test says, and that is loopback.
 """

@@ -1,4 +1,4 @@
-"""What agents leave as evidence, in whole sweeps of the real command: it costs little, and runs and hides nothing."""
+"""Evidence that agents leave, in whole sweeps of the real command: it costs little, and runs and hides nothing."""
 
 import os
 import subprocess

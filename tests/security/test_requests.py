@@ -1,4 +1,4 @@
-"""What a stranger on this machine, or a client that has gone wrong, sends to the service."""
+"""Requests of a stranger on this machine, or of a broken client, to the service."""
 
 import socket
 import stat
@@ -112,7 +112,7 @@ async def test_an_endless_head_is_cut_off_before_anybody_looked_at_its_token(ser
 
 
 def _pour_header(address: Address) -> int:
-    """How many bytes of one header were taken."""
+    """Number of bytes of one header that were taken."""
     host, _, port = address.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as stranger:
         stranger.sendall(b"GET /v1/sweep HTTP/1.1\r\nhost: x\r\nx-a: ")

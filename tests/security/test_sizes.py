@@ -1,4 +1,4 @@
-"""How much a client may send, ask for, or say of its own: more is its mistake, and costs the service nothing."""
+"""Sizes that a client may send or ask for: more is its mistake, and costs the service nothing."""
 
 import os
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""What an agent can gain by tampering with what runs beside it in its own box: a command's output, status, files."""
+"""Tampering of an agent with commands beside it in its own box: their output, status, files."""
 
 import os
 from collections.abc import Awaitable, Callable

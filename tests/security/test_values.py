@@ -156,7 +156,7 @@ async def bodies(client: httpx.AsyncClient) -> dict[str, list[dict[str, Any]]]:
 
 
 def places(value: Any, so_far: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something else could stand: the whole, each value of an object, each item of a list."""
+    """Places for another value: the whole, each value of an object, each item of a list."""
     yield so_far
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inside:
@@ -199,7 +199,7 @@ async def test_impossible_values_are_refused_in_every_field(client: httpx.AsyncC
 
 @pytest.mark.slow
 async def test_strange_values_are_refused_in_words_or_do_no_harm(client: httpx.AsyncClient) -> None:
-    """Whatever was taken can be read again, and the service and the devbox do what they did before."""
+    """Accepted values can be read again, and the service and the devbox work as before."""
     all_bodies = await bodies(client)
     for path, known in all_bodies.items():
         for body in known:

@@ -1,4 +1,4 @@
-"""What a hostile program, or whoever wrote its environment, tries against the walls of a box: each attempt was real."""
+"""Attempts of a hostile program, or of a hostile environment, against the walls of a box: each was real."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What the kernel would give to whoever may ask: a program in a box may not."""
+"""Rights that the kernel gives to programs that may ask: a program in a box may not."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 

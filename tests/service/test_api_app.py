@@ -1,4 +1,4 @@
-"""What the application says when it has no result: who may ask, what is unknown, what went wrong."""
+"""The application's answers without a result: to strangers, for unknown things, after faults."""
 
 import hashlib
 import hmac

@@ -60,7 +60,7 @@ def test_scores_that_are_all_but_perfect_prove_no_more_than_perfect_ones() -> No
 
 
 def test_one_failure_more_never_makes_the_interval_of_better_scores() -> None:
-    """Whether the failures are of one scenario each or of all its trials."""
+    """The failures may be of one scenario each or of all its trials."""
     for bad in ([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]):
         spans = [span([[1.0] * 3] * (26 - count) + [bad] * count) for count in range(27)]
         for ends in zip(*spans, strict=True):
@@ -134,7 +134,7 @@ def fractions(alpha: float, beta: float, scenarios: int) -> Draw:
     ],
 )
 def test_the_interval_covers_the_truth_in_95_of_100_sweeps(draw: Draw, mean: float) -> None:
-    """As near as intervals of few scores come to it; wider is allowed where scenarios are few."""
+    """Nearly, for intervals of few scores; wider is allowed with few scenarios."""
     dice = Random(1)
     covered = [low <= mean <= high for low, high in (span(draw(dice)) for _ in range(600))]
     assert fmean(covered) >= 0.92

@@ -1,4 +1,4 @@
-"""What threads write, to real pipes and terminals: nobody waits for a reader, and a reader is told the truth."""
+"""Output of threads to real pipes and terminals: no writer waits for a reader, and dropped lines are counted."""
 
 import fcntl
 import os
@@ -51,7 +51,7 @@ def terminal(rows: int = 24, columns: int = 80) -> Iterator[tuple[int, int]]:
 
 
 def read_all(fd: int) -> bytes:
-    """What is there to read now."""
+    """Read the bytes that are there now."""
     found = b""
     while select.select([fd], [], [], 0.3)[0]:
         found += os.read(fd, 65536)
@@ -206,7 +206,7 @@ finish_writing()
 
 
 def test_a_shell_that_wants_no_words_from_the_background_gets_none_and_stops_nobody() -> None:
-    """As after `stty tostop`."""
+    """Like after `stty tostop`."""
     pid, fd = pty.fork()
     if not pid:
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM])

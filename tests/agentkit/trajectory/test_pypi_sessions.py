@@ -1,4 +1,4 @@
-"""What mini-SWE-agent, aider, goose and OpenHands left, cut down, and what becomes of it."""
+"""Sessions of mini-SWE-agent, aider, goose and OpenHands, cut down, and the documents made of them."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What every protocol of a model server says: what a request asks, and a reply, whole or as a stream of events."""
+"""The common parts of the protocols of a model server: a request, and a reply, whole or as a stream of events."""
 
 import uuid
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the model says: a text or a call."""
+    """A reply of the model: a text or a call."""
 
     usage: Usage
     text: str = ""

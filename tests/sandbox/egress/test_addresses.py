@@ -1,4 +1,4 @@
-"""What is taken for a public address: IANA's registries, what stands in public ranges and is not public, and us."""
+"""Public addresses: IANA's registries, private ones in public ranges, and our own."""
 
 import socket
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network

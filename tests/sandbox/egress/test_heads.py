@@ -1,4 +1,4 @@
-"""What the proxy makes of a request's head, however it comes in."""
+"""The proxy's reading of a request's head, in any pieces."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a rule lets through, and who wins where two say something."""
+"""Network rules, and the winner of two that match."""
 
 from ipaddress import ip_address
 
@@ -61,7 +61,7 @@ def test_named_ports_of_loopback_are_to_be_had_straight() -> None:
 
 
 def test_public_rules_let_any_port_of_any_host_through_but_names_of_this_machine_and_its_site() -> None:
-    """Where a name leads is asked afterwards."""
+    """The addresses of a name are checked afterwards."""
     rules = Rules.parse(["printer.local:631"], is_public=True)
     assert all(rules.lets(host, port) for host in ("a.test", "1.1.1.1", "10.0.0.1", "::1") for port in (22, 443, 8080))
     local = ("localhost", "a.localhost", "printer.local", "router.home.arpa", "metadata.google.internal", "intranet")

@@ -1,4 +1,4 @@
-"""Which benchmarks and scenarios a set of folders holds."""
+"""Benchmarks and scenarios in a set of folders."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What a scenario folder becomes on the wire."""
+"""A scenario folder on the wire."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Where COPY puts files: Docker's rules, and never outside the tree."""
+"""The places of files that COPY copies: Docker's rules, and never outside the tree."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

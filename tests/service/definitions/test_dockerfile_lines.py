@@ -1,4 +1,4 @@
-"""How a Dockerfile's text is taken apart: Docker's own rules."""
+"""Parsing a Dockerfile's text: Docker's own rules."""
 
 import pytest
 

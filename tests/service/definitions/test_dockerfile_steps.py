@@ -1,4 +1,4 @@
-"""What a Dockerfile comes to, and which lines are refused."""
+"""The environment that a Dockerfile describes, and the lines that are refused."""
 
 import pytest
 

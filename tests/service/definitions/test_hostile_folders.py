@@ -101,7 +101,7 @@ SPOILT: Mapping[str, tuple[str, Spoil, str]] = {
 
 
 async def told(bench: Path, name: str) -> str:
-    """What is said of a scenario when it is asked for; its neighbour is asked for too, and all of it is quick."""
+    """Messages about a scenario when it is asked for; its neighbour is asked for too, and all of it is quick."""
     started = time.monotonic()
     catalog = Catalog([bench])
     (benchmark,) = await catalog.benchmarks()

@@ -60,7 +60,7 @@ class Stage:
         assert done.status == 0, done.output
 
     async def look(self, script: str) -> str:
-        """What a command of a client says."""
+        """Output of a client's command."""
         return (await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=APP), timeout=30)).output
 
     async def patch(self, mode: Mode = Mode.SHARED) -> tuple[bytes, list[str]]:
@@ -97,7 +97,7 @@ def applied(patch: bytes, root: Path, target: Path) -> None:
 
 
 def differences(one: Path, other: Path) -> str:
-    """What differs between two trees, git's own folders apart."""
+    """Differences between two trees, git's own folders apart."""
     command = ["diff", "-r", "--no-dereference", "-x", ".git", str(one), str(other)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 

@@ -46,7 +46,7 @@ class Shop:
         return await self.installs.add(install, prepared or Prepared(), start_soon=self.tasks.start_soon, tell=tell)
 
     async def made(self, install: InstallRequest, prepared: Prepared | None = None) -> str:
-        """Which making of SCRIPT a devbox gets."""
+        """The number of the run of SCRIPT whose layer a devbox gets."""
         return (self.layer(await self.add(install, prepared)) / "id").read_text()
 
     @staticmethod
@@ -128,7 +128,7 @@ def holding(folder: Path, text: str) -> list[Path]:
 
 
 def texts(folder: Path, pattern: str) -> list[str]:
-    """What is in them."""
+    """Their content."""
     return [file.read_text() for file in folder.glob(pattern)]
 
 

@@ -94,7 +94,7 @@ async def test_a_failing_script_is_blamed_with_the_end_of_its_words(shop: Shop) 
 
 
 async def test_waiting_requests_share_one_failure_and_the_next_tries_again(shop: Shop, cache: Path) -> None:
-    """Which try it was is in its words."""
+    """Its words say which try it was."""
     words: list[str] = []
     script = 'sleep 0.5; cat /proc/sys/kernel/random/uuid; test -n "$WELL" && touch $SWEEP_AGENT_PREFIX/it'
 
@@ -232,7 +232,7 @@ async def test_a_cache_that_others_can_write_is_refused(shop: Shop, cache: Path,
 
 
 async def test_layers_unused_for_long_are_removed_when_another_is_made(provider: BwrapProvider, cache: Path) -> None:
-    """What a living process has used stays, however long ago that was."""
+    """Layers that a living process has used stay, however long ago that was."""
     names = {}
     async with opened(provider, cache) as earlier:
         for key in ("old", "used", "young"):

@@ -1,4 +1,4 @@
-"""What a hostile scenario gets of an install that its devboxes need, and what the install itself can reach."""
+"""A hostile scenario gets nothing of an install that its devboxes need, and the install itself reaches little."""
 
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -125,7 +125,7 @@ async def test_a_program_that_only_the_scenario_has_gets_no_settings_and_nothing
 
 
 async def test_a_token_that_an_install_writes_down_is_struck_out(shop: Shop, rich: Path, cache: Path) -> None:
-    """As it is, in an address, as a login that is sent, in a program, and as where a link leads."""
+    """In plain text, in an address, as a login that is sent, in a program, and as the target of a link."""
     encoded = base64.b64encode(f"me:{TOKEN}".encode()).decode()
     script = f"""
     cd $SWEEP_AGENT_PREFIX && cp ~/.npmrc copied && cat ~/.config/*/* >joined && mkdir deep && env >deep/env
