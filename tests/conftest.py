@@ -12,9 +12,9 @@ settings.register_profile("ours", database=None, deadline=None)
 settings.load_profile("ours")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """The project is anyio on asyncio: one backend."""
+    """The project is anyio on asyncio: one backend. Of the session, so that any fixture may be shared."""
     return "asyncio"
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from orchestrator.agentkit.file.command import as_bytes
 from orchestrator.agentkit.loader import check, load
+from tests.processes import is_alive, living_children, open_files
 from tests.waiting import until
 
-from .processes import at_work, is_alive, living_children, open_descriptors
+from .at_work import at_work
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -257,11 +258,11 @@ async def test_attempts_leave_no_child_and_no_descriptor(
 ) -> None:
     solves, hangs = make_agent("solves"), make_agent("hangs")
     await solves.solve(make_task(), make_workspace(), ignore)
-    descriptors, children = open_descriptors(), living_children()
+    files, children = open_files(), living_children()
     for _ in range(3):
         assert (await solves.solve(make_task(), make_workspace(), ignore)).exit_status == 0
         assert (await hangs.solve(make_task(time_limit=0.2), make_workspace(), ignore)).is_timed_out
     await solves.aclose()
     await hangs.aclose()
-    assert open_descriptors() == descriptors
+    assert open_files() == files
     assert living_children() == children

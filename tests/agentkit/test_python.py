@@ -18,9 +18,8 @@ from orchestrator.agentkit.loader import check, load
 from orchestrator.agentkit.python.python_agent import PythonAgent
 from orchestrator.agentkit.python.worker import supervisor
 from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
+from tests.processes import is_alive, living_children, open_files
 from tests.waiting import until
-
-from .processes import is_alive, living_children, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -456,10 +455,10 @@ async def test_a_frame_of_the_wrong_shape_is_the_agents_failure(bench: Bench, se
 
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.02, 0.04, 0.06, 0.1])
 async def test_an_attempt_cancelled_while_it_starts_leaves_nothing(bench: Bench, delay: float) -> None:
-    descriptors = open_descriptors()
+    files = open_files()
     with anyio.move_on_after(delay):
         await bench.run("import time\ndef MyAgent(prompt): time.sleep(600)")
-    assert open_descriptors() <= descriptors
+    assert open_files() <= files
     assert living_children() == []
 
 

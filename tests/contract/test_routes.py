@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -26,9 +25,7 @@ from runloop_api_client import (
 )
 from runloop_api_client.lib.polling import PollingConfig
 
-from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.server import Isolation, serve
 from tests.waiting import poll
 
@@ -181,14 +178,13 @@ def write_benchmark(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=list(Isolation))
-def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+def address(
+    request: pytest.FixtureRequest, obstacle: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Address]:
     """A service in a thread of its own, for each provider that this machine permits."""
     isolation: Isolation = request.param
-    if isolation is Isolation.LOCAL:
-        try:
-            anyio.run(check_sandbox)
-        except SandboxUnavailable as error:
-            pytest.skip(error.message)
+    if isolation is Isolation.LOCAL and obstacle:
+        pytest.skip(obstacle)
     folder = tmp_path_factory.mktemp(isolation)
     write_benchmark(folder / "tiny")
     start = partial(serve, "127.0.0.1", 0, None, folder / "state", [folder / "tiny"], isolation, None)

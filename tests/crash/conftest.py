@@ -18,11 +18,12 @@ from typing import Final
 
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import wait_until
 
 from .judge import Judge
 from .weather import World
-from .witness import WORK, Result, carrying, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
+from .witness import WORK, Result, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
 
 DYING: Final = Path(__file__).with_name("dying.py")
 #: Seconds for one run of a sweep that takes one.

@@ -20,12 +20,13 @@ from typing import Final
 
 import orjson
 
+from tests.processes import carrying
 from tests.waiting import wait_until
 
 from . import slow_disk
 from .proxy import WRONG, Proxy
 from .screen import Screen
-from .witness import carrying, read_results
+from .witness import read_results
 
 PLAIN: Final = ("-m", "orchestrator")
 ON_SLOW_DISK: Final = (str(Path(slow_disk.__file__)),)

@@ -16,6 +16,7 @@ import httpx
 import orjson
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -35,25 +36,6 @@ NASTY: Final = """It's "quoted" and 'quoted', costs $HOME, ${x:-1} and $(id) `id
 ---
 EOF
 äöü ß 漢字 🙂 \"""end\"""\\"""
-
-
-def carrying(word: str) -> list[int]:
-    """The machine's living processes that have `word` in their arguments or their environment; not ourselves."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            words = b"".join(read(folder / name) for name in ("cmdline", "environ"))
-            if word.encode() in words:
-                found.append(int(folder.name))
-    return found
-
-
-def read(path: Path) -> bytes:
-    """Content of a file of a process that may be gone already."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def json_lines(data: bytes) -> list[dict[str, Any]]:
@@ -234,7 +216,7 @@ class Desk:
         """A file that a result names."""
         return (self.folder / folder / str(result["files"][name])).read_text()
 
-    def processes(self) -> list[int]:
+    def processes(self) -> dict[int, str]:
         """Processes that this desk has started, directly or not, and that have not ended."""
         return carrying(self.mark)
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import wait_until
 
-from .conftest import NASTY, STATEMENT, carrying
+from .conftest import NASTY, STATEMENT
 
 if TYPE_CHECKING:
     from .conftest import Desk

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from tests.processes import carrying, read
 from tests.waiting import wait_until
-
-from .conftest import carrying, read
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import wait_until
-
-from .conftest import carrying
 
 if TYPE_CHECKING:
     from .conftest import Desk

@@ -1,14 +1,12 @@
 """Sweeps that are cut short: by Ctrl-C, by Ctrl-C again, by a kill; and what the same command does afterwards."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import wait_until
-
-from .conftest import carrying, read
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service
@@ -36,7 +34,7 @@ FOREVER = "31536042"
 
 def sleeping() -> list[int]:
     """Agents that sleep for ever, as the machine sees them; the commands that started them name them too."""
-    return [pid for pid in carrying(f"sleep\0{FOREVER}") if b"orchestrator" not in read(Path(f"/proc/{pid}/cmdline"))]
+    return [pid for pid, words in carrying(f"sleep\0{FOREVER}").items() if "orchestrator" not in words]
 
 
 def keys(results: list[dict[str, Any]]) -> list[tuple[str, str, int]]:

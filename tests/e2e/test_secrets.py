@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from .conftest import read, write_scenario
+from tests.processes import read
+
+from .conftest import write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from tests.processes import read
 from tests.waiting import wait_until
 
-from .conftest import MARK, read
+from .conftest import MARK
 from .screen import at_a_terminal
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from subprocess import run
 from sys import executable
 
 import anyio
-import orjson
 import pytest
 
 from orchestrator.core.errors import JournalError
@@ -19,7 +18,7 @@ from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.run_files import read_events
 from tests.waiting import until
 
-from .conftest import Told, entered, finished
+from .conftest import Told, entered, finished, scenarios
 
 pytestmark = pytest.mark.anyio
 
@@ -51,10 +50,6 @@ def test_a_write_that_is_cut_short_is_cut_off_and_written_again(tmp_path: Path) 
 @pytest.fixture
 def no_wait() -> JournalSettings:
     return JournalSettings(retry=0.02, ballast=0)
-
-
-def scenarios(folder: Path) -> list[str]:
-    return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
 
 
 async def test_events_that_a_failed_sync_may_have_dropped_are_written_again(

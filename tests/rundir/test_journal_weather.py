@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
 from orchestrator.rundir.run_files import read_events
 
-from .conftest import entered
+from .conftest import entered, scenarios
 from .test_checkpoint import histories
 
 pytestmark = pytest.mark.anyio
@@ -37,10 +36,6 @@ def finished(number: int, attempt: int = 1) -> TrialFinished:
     return TrialFinished(
         trial=f"s{number}/a/1", attempt=attempt, result=result | {"attempts": [{"attempt": attempt, "failure": None}]}
     )
-
-
-def scenarios(folder: Path) -> list[str]:
-    return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
 
 
 def delayed(sync: Callable[[int], None], seconds: Callable[[], float]) -> Callable[[int], None]:

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.service.sandbox.agent_connection import AgentConnection
 from orchestrator.service.sandbox.provider import BoxDied
+from tests.processes import open_files
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -131,7 +132,3 @@ async def test_a_socket_that_nobody_waits_for_any_more_is_closed(ends: Ends, lis
         await ends.link.ready.wait()
     assert open_files() == before
     assert ends.broken == []
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))

@@ -4,18 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.processes import carrying
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-CountAlive = Callable[[str], list[int]]
 
 FOLDER = Path(__file__).parents[2]
 #: Two processes of one group, the second of which would outlive the first.
@@ -84,16 +83,14 @@ async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_
         service.stdout.close()
 
 
-async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(
-    marker: str, count_alive: CountAlive
-) -> None:
+async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(marker: str) -> None:
     command = [sys.executable, "-c", HASTY, "while :; do sleep 1000; done", marker]
     service = await anyio.run_process(command, cwd=FOLDER, check=False, stdout=None, stderr=None)
     assert service.returncode == -signal.SIGKILL
     try:
-        await until(lambda: not count_alive(marker), "it is gone")
+        await until(lambda: not carrying(marker), "it is gone")
     finally:
-        for pid in count_alive(marker):
+        for pid in carrying(marker):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

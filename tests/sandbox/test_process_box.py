@@ -12,6 +12,7 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
+from tests.processes import carrying, open_files
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-CountAlive = Callable[[str], list[int]]
 
 PREAMBLE = "import socket, sys, time; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'ready\\n'); s.recv(9); "
 
@@ -62,9 +62,7 @@ async def test_a_process_limit_is_not_claimed(process: "Bench") -> None:
     assert Limit.PROCESSES not in (await process.boot()).enforced
 
 
-async def test_a_command_whose_supervisor_is_shot_is_ended(
-    process: "Bench", marker: str, count_alive: CountAlive
-) -> None:
+async def test_a_command_whose_supervisor_is_shot_is_ended(process: "Bench", marker: str) -> None:
     box = await process.boot()
     command = await box.spawn(
         Command(argv=("sh", "-c", "setsid sleep 1000 & echo up; sleep 1000"), environment={"M": marker})
@@ -74,7 +72,7 @@ async def test_a_command_whose_supervisor_is_shot_is_ended(
     box._child.kill()
     with pytest.raises(BoxDied):
         await command.wait()
-    await until(lambda: not count_alive(marker), "nothing is left")
+    await until(lambda: not carrying(marker), "nothing is left")
 
 
 HOSTILE = {
@@ -104,10 +102,6 @@ async def test_an_agent_that_sends_what_ours_never_sends_ends_its_box_and_nothin
         assert open_files() <= before
     finally:
         await provider.close()
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def ended(box: AgentBox, wait: Callable[[], Awaitable[int]]) -> str:

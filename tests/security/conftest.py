@@ -24,12 +24,6 @@ Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncCl
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for a module's tests, for they share a provider."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def local(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
     provider = BwrapProvider(tmp_path_factory.mktemp("security") / "devboxes")
     yield provider

@@ -13,7 +13,8 @@ from typing import Final
 import orjson
 import pytest
 
-from tests.e2e.conftest import LAST_RITES, Desk, Ended, carrying, new_desk, write_scenario
+from tests.e2e.conftest import LAST_RITES, Desk, Ended, new_desk, write_scenario
+from tests.processes import carrying
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow

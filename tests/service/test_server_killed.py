@@ -13,11 +13,10 @@ import anyio
 import httpx
 import pytest
 
-from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
 from orchestrator.service.server import Isolation, serve
+from tests.processes import carrying
 from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
@@ -105,26 +104,11 @@ def groups_of(pid: int) -> list[Path]:
     ]
 
 
-def carrying(mark: str) -> list[int]:
-    """The living processes that have the mark in their arguments."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.fixture(params=list(Isolation))
-async def isolation(request: pytest.FixtureRequest) -> Isolation:
-    if request.param is Isolation.LOCAL:
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            pytest.skip(error.message)
+def isolation(request: pytest.FixtureRequest, obstacle: str) -> Isolation:
     isolation: Isolation = request.param
+    if isolation is Isolation.LOCAL and obstacle:
+        pytest.skip(obstacle)
     return isolation
 
 
