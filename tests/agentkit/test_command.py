@@ -51,7 +51,7 @@ async def test_an_agent_without_an_install_step_touches_nothing_to_prepare(works
     await builtin("nop").prepare(workspace)
 
 
-async def test_a_failed_install_is_told_with_the_end_of_its_output(workspace: LocalWorkspace) -> None:
+async def test_a_failed_install_is_reported_with_the_end_of_its_output(workspace: LocalWorkspace) -> None:
     agent = make_agent("install = \"seq 1000; echo 'npm: no such package' >&2; exit 7\"\nrun = 'true'")
     with pytest.raises(AgentSetupFailed) as caught:
         await agent.prepare(workspace)
@@ -113,7 +113,7 @@ def test_an_install_has_one_key_as_long_as_its_result_is_the_same() -> None:
     assert len({*same, *other}) == 4
 
 
-async def test_the_run_is_told_problem_scenario_model_and_its_variables(
+async def test_the_run_gets_problem_scenario_model_and_its_variables(
     workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make_agent("run = 'true'", environment={"PLAIN": "a"}, secrets={"KEY": "hunter2"})
@@ -128,7 +128,7 @@ async def test_the_run_is_told_problem_scenario_model_and_its_variables(
     }
 
 
-async def test_a_model_is_told_in_the_agents_own_variable_too(workspace: LocalWorkspace, make_task: MakeTask) -> None:
+async def test_the_model_is_in_the_agents_own_variable_too(workspace: LocalWorkspace, make_task: MakeTask) -> None:
     text = "run = 'true'\n[model]\ndefault = 'small'\nvariable = 'OUR_MODEL'"
     agent = load_text(text)
     await agent.solve(make_task(model="large"), workspace, unheard)

@@ -232,12 +232,12 @@ async def test_a_large_body_passes_in_pieces(http: httpx.AsyncClient, upstream: 
     assert answer.json() == {"size": 64 << 20}
 
 
-async def test_an_endpoint_that_asks_for_less_is_heard(http: httpx.AsyncClient) -> None:
+async def test_a_throttling_answer_of_the_endpoint_is_passed_on(http: httpx.AsyncClient) -> None:
     answer = await http.get(f"{BOX}/logs")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()) == (429, "7", {"message": "slower"})
 
 
-async def test_an_endpoint_that_moves_is_followed_and_one_that_is_away_is_said(upstream: Upstream) -> None:
+async def test_an_endpoint_that_moves_is_followed_and_one_that_is_away_is_reported(upstream: Upstream) -> None:
     where = ["http://127.0.0.1:9"]
     async with open_proxy(lambda: (where[0], "k"), "dbx_1") as access:
         assert await _ask(access, f"GET {BOX}") == 502

@@ -31,7 +31,7 @@ def make(folder: Path, run: str, more: str = "", environ: Mapping[str, str] = os
     return agent
 
 
-async def test_a_program_is_told_where_its_devbox_is_and_gets_a_key_of_its_own(
+async def test_a_program_gets_its_devboxs_address_and_a_key_of_its_own(
     tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     heard, task = bytearray(), make_task("Mend it.", model="m-1")

@@ -277,7 +277,7 @@ def test_a_file_that_is_not_there_is_named_with_the_one_that_is(tmp_path: Path) 
     assert f"did you mean {tmp_path}/agent.py?" in refusal(f"{tmp_path}/agnet.py:MyAgent")
 
 
-def test_a_file_without_a_class_is_told_how_to_name_one() -> None:
+def test_a_file_without_a_class_is_refused_with_the_way_to_name_one() -> None:
     assert "--agent ./file.py:CLASS" in refusal("./file.py")
 
 

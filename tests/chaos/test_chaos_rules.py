@@ -70,7 +70,7 @@ def test_an_empty_file_has_no_rules(tmp_path: Path) -> None:
         ("rules = [3]", ["rules.1: Input should be a valid dictionary or instance of Rule"]),
     ],
 )
-def test_a_mistake_is_told_by_line_and_key(tmp_path: Path, text: str, complaints: list[str]) -> None:
+def test_a_mistake_is_reported_by_line_and_key(tmp_path: Path, text: str, complaints: list[str]) -> None:
     assert [each.removeprefix(": ") for each in told(tmp_path, text)] == complaints
 
 

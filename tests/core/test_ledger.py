@@ -203,7 +203,7 @@ def test_a_finished_trial_has_its_result_and_is_unreleased_until_its_devbox_is_g
     assert ledger.stages.total() == 0
 
 
-def test_a_reopened_trial_begins_anew_and_goes_on_counting_its_attempts() -> None:
+def test_a_reopened_trial_begins_again_and_keeps_counting_its_attempts() -> None:
     ledger = fold([*SCORED, entered("release"), left("release"), TrialReopened(trial="s/a/1")])
     assert not ledger.is_finished(TrialKey("s", "a", 1))
     assert (ledger.finished, ledger.outcomes.total()) == ([], 0)

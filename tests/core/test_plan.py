@@ -86,7 +86,7 @@ def test_an_include_glob_that_matches_nothing_is_a_mistake_and_near_names_are_of
         select(subject, include=["zzz"], exclude=[], limit=None, option="--only")
 
 
-def test_an_exclude_glob_that_matches_nothing_is_told_and_no_mistake() -> None:
+def test_an_exclude_glob_that_matches_nothing_is_reported_and_no_mistake() -> None:
     subject = scenarios("billing-month-end", "cache")
     assert len(select(subject, include=[], exclude=["zzz"], limit=None)) == 2
     assert unmatched(subject, ["zzz", "cache"], "--exclude") == [

@@ -63,7 +63,7 @@ def now(fates: Mapping[str, Fate]) -> set[str]:
     return {name for name, fate in fates.items() if fate in {Fate.AGAIN, Fate.TAKE_UP, Fate.RUN}}
 
 
-def test_without_a_wish_what_is_finished_stays_so_and_what_is_owed_runs() -> None:
+def test_without_a_selection_finished_trials_stay_and_pending_ones_run() -> None:
     assert fates(Again()) == {
         "ant": Fate.KEEP,
         "bee": Fate.KEEP,
@@ -138,7 +138,7 @@ def test_a_scenario_that_does_not_exist_is_answered_with_near_ones() -> None:
         named(PLAN, ask([], ["ant,bea"]))
 
 
-def test_a_trial_that_was_reopened_is_owed() -> None:
+def test_a_reopened_trial_is_pending() -> None:
     ledger = fold([finished("ant"), TrialReopened(trial="scn_ant/arm/1")])
     assert fates(Again(), ledger)["ant"] is Fate.RUN
 

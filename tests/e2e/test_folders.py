@@ -51,7 +51,7 @@ def test_a_changed_scenario_does_not_continue_a_sweep(desk: "Desk") -> None:
     assert "the content of one" in desk.refused("run", "./mine", "--agent", "oracle", "--name", "first")
 
 
-def test_a_sound_benchmark_is_told_so(desk: "Desk") -> None:
+def test_a_sound_benchmark_is_reported_as_sound(desk: "Desk") -> None:
     for name in ("one", "two"):
         write_scenario(desk.folder / "mine" / name, task="[environment]\nallow_internet = false\n")
     ended = desk.sweep("check", "./mine")

@@ -41,7 +41,7 @@ def keys(results: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
     return [(result["scenario_name"], result["arm"], result["trial"]) for result in results]
 
 
-def test_a_killed_sweep_goes_on_where_it_was(served: "Desk", service: "Service") -> None:
+def test_a_killed_sweep_continues_where_it_was(served: "Desk", service: "Service") -> None:
     """No result is lost or made twice, only what is owed is run, nothing stays alive on the endpoint."""
     command = ("run", "six", "--agent", SLOW, "--devboxes", "2")
     first = served.start(*command)
@@ -67,7 +67,7 @@ def test_a_killed_sweep_goes_on_where_it_was(served: "Desk", service: "Service")
     assert len(executed) == len(set(executed)) == 6, "no agent is run twice"
 
 
-def test_a_second_process_with_the_same_name_is_told_who_has_it(served: "Desk") -> None:
+def test_a_second_process_with_the_same_name_learns_the_holder(served: "Desk") -> None:
     command = ("run", "six", "--agent", f"command:exec sleep {FOREVER}", "--limit", "1", "--name", "mine")
     first = served.start(*command)
     first.wait_for("Starting mine")
@@ -101,7 +101,7 @@ def test_ctrl_c_lets_those_in_flight_finish_and_starts_no_more(served: "Desk", s
     assert len(set(keys(served.results("runs/mine")))) == 6
 
 
-def test_ctrl_c_when_nothing_is_owed_is_a_full_run(served: "Desk") -> None:
+def test_ctrl_c_when_nothing_is_pending_is_a_full_run(served: "Desk") -> None:
     running = served.start("run", "six", "--agent", SLOW, "--limit", "2", "--name", "mine")
     wait_until(lambda: len(served.journal("runs/mine", "execution.started")) == 2, running)
     running.interrupt()

@@ -53,9 +53,7 @@ def test_the_cause_is_named_with_a_way_which_works(desk: "Desk", how: dict[str, 
 
 
 @pytest.mark.parametrize("how", [REFUSED, GRANTED], ids=["refused", "granted"])
-def test_without_locks_a_second_process_is_still_kept_out_and_told_who_is_at_work(
-    served: "Desk", how: dict[str, str]
-) -> None:
+def test_without_locks_a_second_process_is_kept_out_and_learns_the_first(served: "Desk", how: dict[str, str]) -> None:
     environment = without_locks(served, how) | {"SWEEP_LOCK": "none"}
     words = ("run", "six", "--agent", "command:sleep 1000", "--limit", "1", "--name", "mine")
     running = served.start(*words, environment=environment)

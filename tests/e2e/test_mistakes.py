@@ -75,7 +75,7 @@ def test_a_settings_file_or_folder_that_is_not_there_is_named(desk: "Desk") -> N
     assert "no-such" in desk.refused("check", "./no-such")
 
 
-def test_a_sweep_without_an_agent_or_a_benchmark_is_told_what_to_say(desk: "Desk") -> None:
+def test_a_sweep_without_an_agent_or_a_benchmark_is_refused_with_an_example(desk: "Desk") -> None:
     assert "--agent oracle" in desk.refused("run", "bugfix-mini")
     assert "benchmark" in desk.refused("run", "--agent", "nop")
 
@@ -191,7 +191,7 @@ def test_a_benchmark_file_that_cannot_be_read_is_named_with_what_is_wrong(desk: 
     assert f"{broken}: benchmark.toml: is not a file." in desk.refused("run", "shelf/six", "--agent", "nop")
 
 
-def test_a_benchmark_whose_path_is_not_utf_8_is_told_so(desk: "Desk") -> None:
+def test_a_benchmark_whose_path_is_not_utf_8_is_refused(desk: "Desk") -> None:
     write_shelf(desk.folder / "shelf")
     odd = desk.folder / os.fsdecode(b"caf\xe9")
     (desk.folder / "shelf" / "six").rename(odd)

@@ -103,7 +103,7 @@ def test_hosts_of_a_scenario_are_added_to_the_agents(curious: "Desk", ports: lis
     assert f"These scenarios ask for access to hosts: one (localhost:{ports[1]})." in said
 
 
-def test_a_scenarios_internet_is_told_and_ends_at_this_machine(
+def test_a_scenarios_internet_is_reported_and_ends_at_this_machine(
     curious: "Desk", ports: list[int], isolation: str
 ) -> None:
     if isolation != "local":

@@ -41,7 +41,7 @@ def test_a_terminal_that_takes_nothing_holds_the_picture_up_and_not_the_sweep(se
         assert "loop.stuck" not in log
 
 
-def test_a_terminal_that_goes_on_shows_the_newest_picture_and_the_table(served: "Desk") -> None:
+def test_a_terminal_that_resumes_shows_the_newest_picture_and_the_table(served: "Desk") -> None:
     with at_a_terminal(served, *RUN) as screen:
         wait_until(lambda: b"running" in screen.read(0.1), "no picture")
         screen.stop()

@@ -29,7 +29,7 @@ def cut_short(desk: "Desk", *words: str, after: str = "[1/") -> "Running":
     return running
 
 
-def test_the_newest_unfinished_sweep_is_gone_on_with_as_it_was(served: "Desk", service: "Service") -> None:
+def test_the_newest_unfinished_sweep_is_resumed_as_it_was(served: "Desk", service: "Service") -> None:
     """No option is repeated: benchmark, agent, selection, limits and endpoint come from the folder."""
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "done")
     command = ("run", "six", "--agent", SLOW, "--exclude", "ant", "--devboxes", "2", "--timeout-gather", "77")
@@ -105,7 +105,7 @@ def test_another_endpoint_than_the_sweeps_is_refused_and_both_are_named(served: 
         assert other in line
 
 
-def test_a_sweep_on_the_embedded_service_is_not_gone_on_with_elsewhere(desk: "Desk", service: "Service") -> None:
+def test_a_sweep_on_the_embedded_service_is_not_resumed_elsewhere(desk: "Desk", service: "Service") -> None:
     desk.sweep("run", "bugfix-mini", "--agent", "oracle", "--limit", "1", "--name", "mine")
     key = {"RUNLOOP_API_KEY": KEY}
     line = desk.refused("resume", "mine", "--trials", "2", "--endpoint", service.url, environment=key)
@@ -113,7 +113,7 @@ def test_a_sweep_on_the_embedded_service_is_not_gone_on_with_elsewhere(desk: "De
     assert service.url in line
 
 
-def test_a_sweep_is_gone_on_with_from_any_folder(desk: "Desk") -> None:
+def test_a_sweep_can_be_resumed_from_any_folder(desk: "Desk") -> None:
     """Its benchmark and its agent were given relative to where it was started."""
     write_scenario(desk.folder / "bench" / "one")
     write_scenario(desk.folder / "bench" / "two")

@@ -89,7 +89,7 @@ def test_the_first_use_makes_an_environment_and_the_second_finds_it(clone: Clone
     assert clone.asked == ["bin/sweep"]
 
 
-def test_a_checkout_that_was_moved_makes_it_anew(clone: Clone) -> None:
+def test_a_moved_checkout_makes_the_environment_again(clone: Clone) -> None:
     """Its files name the old place."""
     clone.sweep()
     moved = clone.folder.rename(clone.folder.with_name("a new place"))
@@ -100,7 +100,7 @@ def test_a_checkout_that_was_moved_makes_it_anew(clone: Clone) -> None:
     assert clone.asked == ["bin/sweep"]
 
 
-def test_a_python_that_is_gone_or_another_one_by_now_makes_it_anew(clone: Clone) -> None:
+def test_a_missing_or_other_python_makes_the_environment_again(clone: Clone) -> None:
     clone.sweep()
     python = clone.folder / ".venv/bin/python"
     assert clone.asked == ANEW

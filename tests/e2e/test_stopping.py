@@ -95,7 +95,7 @@ def test_a_closed_terminal_lets_those_in_flight_finish(desk: "Desk") -> None:
     assert desk.journal("runs/mine")[-1]["reason"] == "interrupted: SIGHUP"
 
 
-def test_a_budget_stops_it_with_the_reason_and_more_of_it_goes_on(served: "Desk") -> None:
+def test_a_budget_stops_a_sweep_with_the_reason_and_a_higher_one_continues_it(served: "Desk") -> None:
     command = ("run", "six", "--agent", "command:false", "--on-agent-failure", "fail", "--devboxes", "1")
     ended = served.sweep(*command, "--max-failures", "2", status=1)
     run = ended.folder

@@ -87,7 +87,7 @@ def test_a_module_of_the_folder_that_is_named_as_the_agent_is_run_and_no_other(s
 
 
 @pytest.mark.parametrize(("before", "status"), [("", 0), ("echo 0 >/proc/sys/user/max_user_namespaces; ", 2)])
-def test_root_of_a_namespace_with_one_user_sweeps_or_is_told_what_to_do(
+def test_root_of_a_namespace_with_one_user_sweeps_or_gets_advice(
     desk: "Desk", sandboxes: None, before: str, status: int
 ) -> None:
     """Like a container that maps one user; sandboxes need no other."""

@@ -47,7 +47,7 @@ def test_scenarios_that_cannot_run_are_one_failed_trial_each_and_stop_nothing(de
     assert desk.refused("logs", "mine", "bee") == f"sweep: bee cannot run here: {GPUS}."
 
 
-def test_a_resume_leaves_them_and_a_retry_finds_those_that_were_mended(desk: "Desk") -> None:
+def test_a_resume_leaves_unsupported_scenarios_and_a_retry_runs_fixed_ones(desk: "Desk") -> None:
     folder = write_bench(desk.folder / "mine")
     desk.sweep("run", "./mine", *ORACLE, status=1)
     before = desk.results("runs/mine")

@@ -60,7 +60,7 @@ async def all_work(place: Place, times: int = 1) -> None:
     await until(lambda: len(journal(place, "execution.started")) == 2 * times, "the agents work")
 
 
-async def test_a_sweep_goes_on_when_its_service_is_killed(place: Place, gate: Path) -> None:
+async def test_a_sweep_continues_when_its_service_is_killed(place: Place, gate: Path) -> None:
     """Attempts in its devboxes are made again, and that counts: they may have killed it."""
     sweep = await start(place, gate)
     await all_work(place)

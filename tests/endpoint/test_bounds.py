@@ -39,7 +39,7 @@ async def test_no_more_of_an_endless_file_is_read_than_was_asked_for(gateway: Ga
         await whole(gateway.read_file("dbx_1", "/x"), "/x", 1_000_000)
 
 
-async def test_a_file_that_broke_off_goes_on_where_it_was(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_download_that_broke_off_continues_where_it_was(gateway: Gateway, endpoint: Misbehaving) -> None:
     data = bytes(range(256)) * 1000
 
     async def broken() -> AsyncIterator[bytes]:

@@ -165,7 +165,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("path", [*CALLS, *RECEIPTS])
-async def test_an_answer_of_somebody_else_is_trouble_on_the_way_and_the_call_is_made_again(
+async def test_an_answer_of_another_server_is_a_network_fault_and_is_retried(
     gateway: Gateway, endpoint: Misbehaving, path: str
 ) -> None:
     for answer in STRANGE:
@@ -242,7 +242,7 @@ async def test_three_hundred_waits_are_held_at_once(gateway: Gateway, endpoint: 
             assert (await gateway.devbox("dbx_1")).status == "running"
 
 
-async def test_a_wait_goes_on_through_expiry_trouble_and_answers_that_are_none(
+async def test_a_wait_continues_through_expiry_faults_and_unfinished_answers(
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:
     endpoint.on(WAIT, failing(408), failing(503), {**DEVBOX, "status": "provisioning"}, DEVBOX)
@@ -361,7 +361,7 @@ class Output:
 
 
 @pytest.mark.parametrize("says", ["end", "start", "nothing"])
-async def test_a_stream_that_breaks_goes_on_where_it_was_with_nothing_doubled_or_lost(
+async def test_a_broken_stream_continues_with_nothing_doubled_or_lost(
     gateway: Gateway, endpoint: Misbehaving, says: str
 ) -> None:
     """Also from endpoints whose offset is the one before a piece, or that say none."""
@@ -426,13 +426,13 @@ async def test_runs_and_devboxes_are_listed_over_all_their_pages(gateway: Gatewa
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_a_devbox_that_is_gone_is_shut_down_enough(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
+async def test_a_devbox_that_is_gone_counts_as_shut_down(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
     endpoint.on(f"{DEVBOX_PATH}/shutdown", JSONResponse({"message": "gone"}, status))
     await gateway.shutdown("dbx_1")
 
 
 @pytest.mark.parametrize("verb", ["complete", "cancel"])
-async def test_a_benchmark_run_that_is_over_is_ended_enough(gateway: Gateway, endpoint: Misbehaving, verb: str) -> None:
+async def test_a_benchmark_run_that_is_over_counts_as_ended(gateway: Gateway, endpoint: Misbehaving, verb: str) -> None:
     endpoint.on(f"/benchmark_runs/bmr_1/{verb}", JSONResponse({"message": "it is over"}, 400))
     endpoint.on("/benchmark_runs/bmr_1", {"id": "bmr_1", "state": "completed"}, {"id": "bmr_1", "state": "running"})
     end = gateway.complete_benchmark_run if verb == "complete" else gateway.cancel_benchmark_run

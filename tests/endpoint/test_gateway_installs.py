@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 NEEDS = Needs(install=Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"}))
 
 
-async def test_an_endpoint_that_can_install_is_told_to(
+async def test_installs_are_left_to_an_endpoint_that_can_do_them(
     gateway: Gateway, endpoint: Misbehaving, profile: Profile
 ) -> None:
     endpoint.on("/sweep", {"service": "sweep", "features": ["installs", "more"]})
@@ -38,7 +38,7 @@ async def test_hosts_that_an_install_needs_are_named(gateway: Gateway, endpoint:
     assert list(mount["hosts"]) == ["a.test"]
 
 
-async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Profile) -> None:
+async def test_installs_are_not_left_to_a_foreign_endpoint(gateway: Gateway, profile: Profile) -> None:
     """It has no such page."""
     assert "mounts" not in await profile(NEEDS)
     assert await gateway.features() == frozenset()

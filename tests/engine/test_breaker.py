@@ -76,7 +76,7 @@ def test_an_open_breaker_stays_open() -> None:
 
 
 @pytest.mark.parametrize("error", [Throttled("quota"), Unavailable("no route"), StageTimeout("start took too long")])
-def test_an_endpoint_that_grants_no_run_for_so_long_is_enough(error: SweepError) -> None:
+def test_an_endpoint_that_grants_no_run_for_too_long_opens_the_breaker(error: SweepError) -> None:
     told = Told(unreachable=600)
     assert [told.fail(error, Stage.START) for _ in range(10)] == [None] * 10
     verdict = told.fail(error, Stage.START)
@@ -147,7 +147,7 @@ NEVER_BEGUN = Trial(outcome=Outcome.FAILED, failure="DevboxFailed")
         [NEVER_BEGUN, crash(), crash(), NEVER_BEGUN, crash()],
     ],
 )
-def test_an_agent_that_crashed_in_each_trial_in_the_same_way_and_reached_nothing_is_enough(trials: list[Trial]) -> None:
+def test_an_agent_that_crashes_alike_in_each_trial_and_reaches_nothing_opens_the_breaker(trials: list[Trial]) -> None:
     verdict = Breaker(same_failures=3).crashed("mine", trials)
     assert verdict == "the agent of mine crashed in each of its 3 trials so far, with exit status 127"
 

@@ -72,7 +72,7 @@ def test_an_invalid_cost_counts_as_nothing(cost: Any) -> None:
     assert fold(solved("s/a/1", cost)).cost == 0
 
 
-def test_devbox_time_is_from_boot_to_release_and_goes_on_for_those_alive() -> None:
+def test_devbox_time_is_from_boot_to_release_or_until_now() -> None:
     up = [*stage("start", 0), *stage("boot", 100)]
     assert fold(up).devbox_seconds(now=400) == 300
     assert fold([*up, *stage("release", 1100)]).devbox_seconds(now=9999) == 1000
@@ -222,7 +222,7 @@ def test_a_deadline_is_noticed_while_nothing_begins_or_ends(make_sweep: MakeSwee
     assert len(sweep.results) == 2
 
 
-def test_a_resume_with_the_same_budget_does_nothing_and_with_more_goes_on(make_sweep: MakeSweep) -> None:
+def test_a_resume_with_the_same_budget_does_nothing_and_with_more_continues(make_sweep: MakeSweep) -> None:
     first = conduct(limited(make_sweep(scenarios=20, devboxes=2, max_devbox_hours=0.1)))
     done = len(first.results)
     assert 0 < done < 20

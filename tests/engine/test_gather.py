@@ -345,7 +345,7 @@ def test_collected_files_have_no_secrets_in_content_or_name(tmp_path: Path) -> N
         assert path.read_bytes() == large.replace(b"hunter2hunter2", b"*" * 14)
 
 
-def test_settings_of_programs_come_home_under_other_names_that_are_told(tmp_path: Path) -> None:
+def test_settings_of_programs_are_collected_under_other_names_that_are_reported(tmp_path: Path) -> None:
     members = [(".git/config", "0", b"x"), (".git/HEAD", "0", b"x"), ("a/.EnvRC", "0", b"x"), ("a/b", "0", b"x")]
     account = unpack(tar(*members), tmp_path / "files", Limits(), NO_SECRETS)
     assert set(tree(tmp_path / "files")) == {"dot-git/config", "dot-git/not-HEAD", "a/dot-EnvRC", "a/b"}
@@ -406,7 +406,7 @@ def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words:
     assert all(path.stat().st_blocks < 100 for path in (tmp_path / "files").iterdir())
 
 
-def test_a_million_members_are_counted_and_not_told_one_by_one(tmp_path: Path) -> None:
+def test_a_million_members_are_counted_and_not_reported_one_by_one(tmp_path: Path) -> None:
     member = raw(b"pipe", b"6")
     archive = io.BytesIO(b"".join(member.replace(b"pipe", b"%04d" % (n % 10_000), 1) for n in range(3000)))
     account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)

@@ -173,7 +173,7 @@ def test_a_flood_of_output_keeps_its_beginning_and_end_and_counts_the_rest(tmp_p
     assert len(kept) - len(note) + missing == len(data)
 
 
-def test_a_flood_that_is_gone_on_with_is_counted_as_a_whole(tmp_path: Path) -> None:
+def test_a_flood_of_output_is_counted_as_a_whole_after_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     first = logged(path, b"x" * 40_000, limit=16_000)
     second = logged(path, b"y" * 40_000, limit=16_000, length=first.length)

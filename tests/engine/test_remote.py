@@ -56,7 +56,7 @@ def test_runs_of_other_sweeps_are_left_alone(make_sweep: MakeSweep) -> None:
     assert first.endpoint.alive == 1
 
 
-def test_a_start_that_was_never_heard_of_leaves_nothing_behind_at_the_end(make_sweep: MakeSweep) -> None:
+def test_a_start_whose_answer_was_lost_leaves_nothing_behind_at_the_end(make_sweep: MakeSweep) -> None:
     """The answer is lost, the endpoint forgets keys, and the trial is tried again: its first run is a stray."""
     sweep = make_sweep(scenarios=1, script=Script(is_forgetful=True))
     start_run = sweep.endpoint.start_run
@@ -104,7 +104,7 @@ def test_a_benchmark_run_that_somebody_canceled_stops_the_sweep(make_sweep: Make
     assert second.ledger.outcomes[Outcome.FAILED] == 0, "a stop marks no trial as failed"
 
 
-def test_a_benchmark_run_that_is_over_while_trials_are_owed_is_followed_by_another(make_sweep: MakeSweep) -> None:
+def test_a_benchmark_run_that_is_over_while_trials_are_pending_is_followed_by_another(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=3, devboxes=1)
     die_after(first, 30)
     first.endpoint.benchmark_runs["bmr_1"] = replace(first.endpoint.benchmark_runs["bmr_1"], state="completed")
@@ -114,7 +114,7 @@ def test_a_benchmark_run_that_is_over_while_trials_are_owed_is_followed_by_anoth
 
 
 @pytest.mark.parametrize("is_forgetful", [False, True])
-def test_a_benchmark_run_whose_id_was_never_heard_is_adopted(make_sweep: MakeSweep, *, is_forgetful: bool) -> None:
+def test_a_benchmark_run_whose_id_was_never_received_is_adopted(make_sweep: MakeSweep, *, is_forgetful: bool) -> None:
     first = make_sweep(scenarios=1, script=Script(is_forgetful=is_forgetful))
     kinds = [event.kind for event in make_sweep(scenarios=1).run().sink.events]
     intended = kinds.index("benchmark_run.intended") + 1

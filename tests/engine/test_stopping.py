@@ -304,7 +304,7 @@ def test_crashes_before_a_resume_count(make_sweep: MakeSweep) -> None:
     assert 10 <= len(first.results) + len(second.results) <= 11
 
 
-def test_an_agent_that_was_mended_goes_on_after_a_resume(make_sweep: MakeSweep) -> None:
+def test_a_fixed_agent_continues_after_a_resume(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=30, devboxes=4, script=MISTYPED).run()
     first.endpoint.script = Script(score=0.0)
     second = make_sweep(scenarios=30, devboxes=4, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()

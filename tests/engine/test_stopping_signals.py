@@ -95,7 +95,7 @@ def test_draining_ends_by_itself_after_the_time_that_was_asked_for() -> None:
     assert process.end(5) == 3
 
 
-def test_a_wrapper_that_signals_its_child_and_then_its_group_is_heard_once() -> None:
+def test_a_wrapper_that_signals_its_child_and_then_its_group_counts_once() -> None:
     process = Process("polite")
     process.send(signal.SIGTERM)
     process.send(signal.SIGTERM)

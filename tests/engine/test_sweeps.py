@@ -238,7 +238,7 @@ def test_canceling_while_a_devbox_is_given_back_gives_it_back_all_the_same(make_
     assert sweep.ledger.unreleased() == []
 
 
-def test_running_again_does_only_what_is_owed(make_sweep: MakeSweep) -> None:
+def test_running_again_does_only_pending_trials(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=6, devboxes=2)
 
     async def conduct() -> None:

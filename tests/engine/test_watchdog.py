@@ -44,7 +44,7 @@ def start(log: Path, *acts: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_a_loop_that_is_stuck_is_told_once_with_what_keeps_it_and_again_when_it_moves(tmp_path: Path) -> None:
+def test_a_stuck_loop_is_reported_once_with_its_cause_and_again_when_it_moves(tmp_path: Path) -> None:
     process = start(tmp_path / "sweep.log", "block", "block")
     out, err = process.communicate(timeout=60)
     lines = [line for line in err.splitlines() if "loop" in line]

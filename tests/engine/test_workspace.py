@@ -80,7 +80,7 @@ def test_the_output_goes_to_the_log(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", "second l", "something that power loss left"])
-def test_the_log_is_cut_to_what_was_noted_and_goes_on_from_there(watch: Watch, torn: str) -> None:
+def test_the_log_is_cut_to_the_noted_offset_and_continues_from_there(watch: Watch, torn: str) -> None:
     """Output after the last note is asked for again, so it is neither missing nor doubled."""
     watch().run()
     noted = len("first line\n")
@@ -124,7 +124,7 @@ def test_an_execution_that_is_forgotten_again_and_again_is_the_worlds_failure(wa
         watcher.run()
 
 
-def test_a_command_that_was_begun_is_not_written_anew_under_its_shell(watch: Watch) -> None:
+def test_a_command_that_was_begun_is_not_written_again_under_its_shell(watch: Watch) -> None:
     """Killed between the call and its answer: the same key finds the execution, and its files are left alone."""
     watch().run()
     files = watch().endpoint.files
@@ -244,9 +244,7 @@ class Piecemeal(MemoryEndpoint):
                 yield piece, offset + at + len(piece)
 
 
-def test_wherever_another_process_goes_on_no_secret_gets_into_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_secret_gets_into_the_log_at_any_point_of_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output that may be the start of a secret is asked for again: the noted offset is before it."""
     monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY_S", 0.0)
     endpoint = Piecemeal((), Script(output="the key is hunter2hunter2, hunter too, and hunter2hunter2"))

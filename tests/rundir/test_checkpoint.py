@@ -177,9 +177,7 @@ def test_repair_asks_no_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", None])
-def test_results_that_are_not_what_they_were_at_the_checkpoint_are_made_anew(
-    folder: Path, content: bytes | None
-) -> None:
+def test_results_that_differ_from_the_checkpoint_are_rebuilt(folder: Path, content: bytes | None) -> None:
     whole = (kept(folder) / RESULTS).read_bytes()
     (folder / RESULTS).write_bytes(whole.replace(b"s1", b"s9") if content is None else content)
     recovered(folder)

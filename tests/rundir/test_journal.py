@@ -79,7 +79,7 @@ async def test_an_event_that_could_not_be_read_again_is_refused_and_not_written(
     assert (folder / JOURNAL).read_bytes() == b""
 
 
-async def test_a_killed_process_has_written_all_that_it_was_told_was_written(folder: Path, spawn: Spawn) -> None:
+async def test_a_killed_process_has_written_all_that_its_appends_confirmed(folder: Path, spawn: Spawn) -> None:
     with spawn(APPENDER % str(folder)) as child:
         assert child.stdout is not None
         told = [int(child.stdout.readline()) for _ in range(50)]
@@ -225,7 +225,7 @@ async def test_results_follow_the_journal_line_by_line(folder: Path) -> None:
         assert [orjson.loads(line) for line in lines] == [finished(1).result, finished(2, 0.5).result]
 
 
-async def test_results_are_made_anew_byte_for_byte_when_they_are_missing_cut_longer_or_wrong(folder: Path) -> None:
+async def test_results_that_are_missing_cut_longer_or_wrong_are_rebuilt_byte_for_byte(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         await journal.append(finished(1), finished(2), entered(3), finished(3, 0.25))
     whole = (folder / RESULTS).read_bytes()

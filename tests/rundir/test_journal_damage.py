@@ -81,7 +81,7 @@ async def test_any_flipped_bit_inside_is_either_still_an_event_or_named(folder: 
         assert count == 3, position
 
 
-async def test_a_second_process_is_told_who_has_the_folder_and_has_it_once_that_is_dead(
+async def test_a_second_process_learns_the_holder_of_the_folder_and_gets_it_after_its_death(
     folder: Path, spawn: Spawn
 ) -> None:
     with spawn(HOLDER % str(folder)) as child:

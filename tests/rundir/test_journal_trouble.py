@@ -117,7 +117,7 @@ async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path
         journal.append_nowait(entered(5))
 
 
-async def test_results_that_were_deleted_are_made_anew_with_the_next(folder: Path, no_wait: JournalSettings) -> None:
+async def test_deleted_results_are_rebuilt_with_the_next_one(folder: Path, no_wait: JournalSettings) -> None:
     async with Journal.open(folder, Told(), no_wait) as journal:
         await journal.append(finished(1))
         (folder / RESULTS).unlink()

@@ -88,7 +88,7 @@ def put_an_older_one_in_its_place(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [cut, halve, soil, put_an_older_one_in_its_place])
-async def test_a_journal_that_somebody_else_changed_is_noticed_and_after_a_repair_it_has_every_result(
+async def test_a_journal_changed_by_another_program_is_noticed_and_repaired_without_losing_results(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
     """Trials that the results still have are taken from there; the others are as if they had never begun."""
@@ -127,7 +127,7 @@ async def test_a_result_that_a_reopening_took_back_is_not_put_back(folder: Path)
 
 
 @pytest.mark.parametrize("change", [cut, halve, soil])
-async def test_results_that_somebody_else_changed_are_made_anew_with_the_next(
+async def test_results_changed_by_another_program_are_rebuilt_with_the_next_one(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
     async with Journal.open(folder, Ledger(), SOON) as journal:
@@ -137,7 +137,7 @@ async def test_results_that_somebody_else_changed_are_made_anew_with_the_next(
         assert scenarios(folder) == ["s1", "s2", "s3"]
 
 
-async def test_a_thread_that_something_unforeseen_befalls_tells_whoever_waits(
+async def test_an_unexpected_error_of_the_writer_fails_its_callers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:

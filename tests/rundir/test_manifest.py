@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_nothing_beside_it(tmp_path: Pat
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(MANIFEST, b"old")]
 
 
-def test_a_named_sweep_is_not_gone_on_with_elsewhere_and_both_places_are_named(tmp_path: Path) -> None:
+def test_a_named_sweep_is_not_resumed_elsewhere_and_both_places_are_named(tmp_path: Path) -> None:
     """Its devboxes and results are where it began; a slash at the end is no other place."""
     there, here = "http://there:1", "http://here:2"
     first = sweep(name="n").choose(tmp_path, endpoint=there)
@@ -416,14 +416,14 @@ def test_the_reason_for_a_new_sweep_names_globs_and_a_benchmark_that_shrank(tmp_
     assert f"{first.path.name} has 1 trial that this plan does not have. To continue" in shrunk.choose(tmp_path).why
 
 
-def test_the_same_or_a_larger_plan_goes_on_without_a_word(tmp_path: Path) -> None:
+def test_the_same_or_a_larger_plan_resumes_without_a_message(tmp_path: Path) -> None:
     first = part_of(sweep()).choose(tmp_path)
     for wanted in (part_of(sweep()), sweep(), sweep(trials=3), sweep(trials=3)):
         chosen = wanted.choose(tmp_path)
         assert (chosen.sweep, chosen.is_resumed, chosen.why) == (first.sweep, True, "")
 
 
-def test_a_sweep_of_the_same_size_is_gone_on_with_whichever_is_newer(tmp_path: Path) -> None:
+def test_a_sweep_of_the_same_size_is_resumed_whichever_is_newer(tmp_path: Path) -> None:
     small = part_of(sweep(name="small")).choose(tmp_path)
     large = sweep(name="large").choose(tmp_path)
     for newer, older in ((large, small), (small, large)):

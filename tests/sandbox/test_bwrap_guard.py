@@ -95,7 +95,7 @@ async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(m
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_guard_that_somebody_killed_hinders_nobody() -> None:
+async def test_a_killed_guard_does_not_hinder_later_programs() -> None:
     """Programs started then run as ever, and signals mean to them what they always do."""
     ended = await anyio.run_process([sys.executable, "-c", UNGUARDED], cwd=FOLDER)
     assert int(ended.stdout) == -signal.SIGPIPE

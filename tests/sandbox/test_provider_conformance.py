@@ -154,7 +154,7 @@ async def test_own_folders_are_there_and_writable(bench: "Bench") -> None:
     assert done.status == 0, done.output
 
 
-async def test_folders_for_logs_are_there_for_anybody_to_write_into(bench: "Bench") -> None:
+async def test_folders_for_logs_are_writable_for_everybody(bench: "Bench") -> None:
     box = await bench.boot()
     folders = " ".join(box.path(f"/logs/{name}") for name in ("agent", "artifacts", "verifier"))
     assert (await bench.run(box, f"stat -c %a {folders}; touch {box.path('/logs/artifacts/x')}")).output == "777\n" * 3
@@ -207,7 +207,7 @@ async def test_output_ends_with_the_program_though_a_daemon_holds_the_pipe(bench
     assert done.stdout == b"last words\n"
 
 
-async def test_output_is_delivered_to_whoever_reads_late(bench: "Bench") -> None:
+async def test_output_is_delivered_to_a_late_reader(bench: "Bench") -> None:
     process = await (await bench.boot()).spawn(shell("echo early; (sleep 1000; :) & exit 0"))
     await process.wait()
     assert await read_all(process.stdout) == b"early\n"

@@ -185,7 +185,7 @@ async def test_a_connection_that_rests_between_two_requests_is_kept(
         assert b" 200 " in await anyio.to_thread.run_sync(twice)
 
 
-async def test_a_body_takes_its_time_where_somebody_reads_it(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_body_is_accepted_where_it_is_read(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PATIENCE", 0.2)
     async with serving() as (_, client):
 
@@ -284,7 +284,7 @@ async def test_a_page_that_takes_our_address_for_its_own_learns_nothing(serving:
         assert (await ask(address, request(address)))[0] == 200, "no browser leaves it out"
 
 
-async def test_a_page_of_somebody_else_is_not_answered_whatever_it_knows(serving: Serving) -> None:
+async def test_a_foreign_web_page_is_not_answered_whatever_it_knows(serving: Serving) -> None:
     async with serving() as (address, _):
         host = f"host: {host_of(address)}"
         assert (await ask(address, request(address, host, f"origin: http://{host_of(address)}")))[0] == 200

@@ -104,7 +104,7 @@ async def test_the_services_files_are_for_its_owner_only(tmp_path: Path, service
     assert set(modes.values()) == {0}, modes
 
 
-async def test_an_endless_head_is_cut_off_before_anybody_looked_at_its_token(serving: Serving) -> None:
+async def test_an_endless_head_is_cut_off_before_its_token_is_read(serving: Serving) -> None:
     async with serving() as (address, client):
         taken = await anyio.to_thread.run_sync(_pour_header, address)
         assert taken < 50 << 20

@@ -204,7 +204,7 @@ async def test_an_upload_has_a_limit_and_is_nothing_but_a_form(
     refused(await client.post(path, content=b"{", headers={"content-type": "multipart/form-data"}), "oundary")
 
 
-async def test_a_page_has_room_for_so_much_and_the_next_goes_on(
+async def test_a_page_has_a_size_limit_and_the_next_follows(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (store, merged_list):

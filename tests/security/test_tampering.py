@@ -28,7 +28,7 @@ async def test_commands_may_open_their_output_by_name(boot: Boot) -> None:
     assert (done.status, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
 
 
-async def test_output_that_somebody_in_the_box_took_is_not_waited_for() -> None:
+async def test_output_that_another_process_in_the_box_took_is_not_waited_for() -> None:
     """The pipe is theirs too: a process left behind may read from it what was there when the program ended."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

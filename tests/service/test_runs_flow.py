@@ -419,7 +419,7 @@ async def test_ending_a_benchmark_run_keeps_results_and_cancels_the_rest(tmp_pat
         assert f"is {ended['state']}" in refused["message"]
 
 
-async def test_a_benchmark_run_owes_what_it_owed_at_its_start(tmp_path: Path) -> None:
+async def test_a_benchmark_runs_scenarios_are_fixed_at_its_start(tmp_path: Path) -> None:
     """Scenarios added to the benchmark later are not in it."""
     async with desk(tmp_path) as client:
         first, second = await client.scenario(), await client.scenario()

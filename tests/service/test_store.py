@@ -66,7 +66,7 @@ def raising(error: BaseException) -> Callable[[sqlite3.Connection], None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value.__name__,
 )
-async def test_a_failure_undoes_the_change_is_told_and_ends_nothing(
+async def test_a_failure_undoes_the_change_is_raised_and_ends_nothing(
     store: Store, error: BaseException, told: type[Exception]
 ) -> None:
     with anyio.fail_after(10):
@@ -76,7 +76,7 @@ async def test_a_failure_undoes_the_change_is_told_and_ends_nothing(
         assert await ids(store) == ["kept"]
 
 
-async def test_all_who_share_a_commit_that_fails_are_told_and_none_of_it_is_kept(store: Store) -> None:
+async def test_a_failed_commit_fails_all_its_callers_and_keeps_nothing(store: Store) -> None:
     errors: list[Exception] = []
     begun, hold = threading.Event(), threading.Event()
 
@@ -286,7 +286,7 @@ async def test_the_file_is_its_owners_alone_though_it_was_everybodys(tmp_path: P
         assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
 
 
-async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_goes_on(
+async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_follows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_PAGE", 250)

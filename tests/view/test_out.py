@@ -125,7 +125,7 @@ def test_lines_that_a_full_disk_refused_are_counted_when_there_is_room_again() -
         os.close(fd)
 
 
-def test_a_descriptor_that_somebody_made_nonblocking_is_waited_for() -> None:
+def test_a_descriptor_that_is_nonblocking_is_waited_for() -> None:
     with reading() as (ours, theirs):
         os.set_blocking(theirs, False)
         output = Output(theirs, left_out)
@@ -205,7 +205,7 @@ finish_writing()
 """
 
 
-def test_a_shell_that_wants_no_words_from_the_background_gets_none_and_stops_nobody() -> None:
+def test_a_background_sweep_prints_nothing_and_is_not_stopped_under_tostop() -> None:
     """Like after `stty tostop`."""
     pid, fd = pty.fork()
     if not pid:

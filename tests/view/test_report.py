@@ -113,7 +113,7 @@ def test_there_are_no_findings_when_nothing_went_wrong() -> None:
     assert lines[0].endswith("if failed were 0  agent time")
 
 
-def test_the_commonest_failures_and_flags_are_told_with_the_command_that_shows_more() -> None:
+def test_the_most_frequent_failures_and_flags_are_shown_with_the_command_for_more() -> None:
     plan = make_plan("x", "it's", "z", arms=("mine", "other one"), trials=2)
     events = [
         failed("s0/mine/1", kind="StageTimeout", message="boot took\nlonger than 900 s"),
@@ -171,7 +171,7 @@ def test_a_scenario_whose_name_cannot_be_typed_is_named_by_its_id_and_one_never_
     assert finding.command is None
 
 
-def test_failures_of_one_class_are_told_apart_by_what_they_say_and_not_by_what_differs_in_every_trial() -> None:
+def test_failures_of_one_class_are_grouped_by_their_message_without_parts_of_the_trial() -> None:
     plan = make_plan("ant", "bee", "cow", "dog", "emu")
     events = [
         failed("s0/a/1", message="ant: devbox dbx_1a2b was gone after 12.5 s"),

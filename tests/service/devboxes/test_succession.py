@@ -180,7 +180,7 @@ async def test_files_that_were_swapped_with_their_times_set_back_are_seen(stage:
     assert b"+ONE" in patch
 
 
-async def test_changes_outside_are_listed_and_those_that_scorers_load_are_told_apart(stage: Stage) -> None:
+async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked(stage: Stage) -> None:
     await stage.begin(environment={"PATH": "/app/bin:/opt/tool:/usr/bin:/bin"})
     await stage.work(
         "echo x >~/notes; echo y >~/.bashrc; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free; echo w >src/new.py"

@@ -28,7 +28,7 @@ def test_the_services_own_interpreter_comes_first(constraint: str | None) -> Non
     assert found.prefix == Path(sys.base_prefix)
 
 
-def test_a_constraint_that_cannot_be_read_is_told() -> None:
+def test_a_constraint_that_cannot_be_read_is_reported() -> None:
     with pytest.raises(ValueError, match=r"'3\.12' is not a version specifier"):
         Interpreters().find("3.12")
 
@@ -77,7 +77,7 @@ async def test_an_environment_does_not_see_the_packages_of_the_service(tmp_path:
     assert await said(bind.source / "bin" / "python", "-I", "-c", code) == "None"
 
 
-async def test_a_failing_installation_is_told_in_pips_words_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_failing_installation_is_reported_in_pips_words_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BoxStartFailed, match=r"(?s)could not be filled.*no-such-package"):
         await PythonEnvironments(tmp_path).binds(requirements="--no-index\nno-such-package==1\n", constraint=None)
     assert not list((tmp_path / "python").iterdir())

@@ -276,7 +276,7 @@ async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: 
     assert result.faults()
 
 
-async def test_a_box_that_dies_while_a_scorer_runs_is_told(boot: Boot, scoring: Scoring) -> None:
+async def test_a_box_that_dies_while_a_scorer_runs_is_reported(boot: Boot, scoring: Scoring) -> None:
     contract = contract_of(bash("touch started; sleep 1000"))
     box = await boot(contract)
     outcome: list[object] = []
