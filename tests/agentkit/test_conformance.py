@@ -61,7 +61,7 @@ BODY: Final = {
     "breeds": """
         path = os.path.join(self.workspace.working_directory, "pids")
         script = "import os, time; os.setsid(); os.fork(); os.fork();"
-        script += f"open({path!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(600)"
+        script += f"print(os.getpid(), file=open({path!r}, 'a'), flush=True); time.sleep(600)"
         pids = open(path, "a")
         subprocess.Popen([sys.executable, "-c", script])
         print(os.getpid(), os.getppid(), sep="\\n", file=pids, flush=True)
