@@ -1,4 +1,4 @@
-"""Programs of this machine as agents: what they are given, what comes home of them, and how they end."""
+"""Programs of this machine as agents: their input, their collected files, and their end."""
 
 from __future__ import annotations
 

@@ -438,7 +438,7 @@ class Weather:
         return self.dice.uniform(3, 25), lambda: send(pid, signal.SIGCONT)
 
     def deaf_readers(self) -> Lasting:
-        """Let whoever reads the sweep's output stop for a while, or go away."""
+        """Let the reader of the sweep's output stop for a while, or go away."""
         screen = self.world.screen
         if screen is None or screen.is_gone:
             return None

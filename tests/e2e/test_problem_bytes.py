@@ -58,7 +58,7 @@ class Bench:
     numbers: Iterator[int]
 
     def travels(self, statement: str) -> str:
-        """A statement from whoever defines a scenario to whoever runs it."""
+        """A statement from the author of a scenario to its user."""
         return self.portal.call(self._travel, statement)
 
     def arrives(self, statement: str) -> tuple[bytes, bytes]:

@@ -76,7 +76,7 @@ def test_unsupported_scenarios_can_be_left_out_and_are_named(desk: "Desk") -> No
 
 
 def test_an_excluded_scenario_is_not_read_and_no_mistake(desk: "Desk") -> None:
-    """A pipe would keep whoever opens it waiting; a folder without rights, whoever looks into it."""
+    """A pipe would keep its reader waiting; a folder without rights cannot be read."""
     write_bench(desk.folder / "mine")
     for number in range(20):
         os.mkfifo(write_scenario(desk.folder / f"mine/odd-{number}") / "tests/pipe")

@@ -138,7 +138,7 @@ def test_a_result_that_is_there_wins_over_a_dead_devbox(status: str) -> None:
 
 
 def test_facts_of_earlier_stages_are_in_the_result_after_a_resume(make_sweep: MakeSweep) -> None:
-    """The agent's own words, what it reached, and the files that had come home."""
+    """The agent's own words, the hosts that it reached, and the files that had been collected."""
     found = {"exit_reason": "max_turns", "network": {"reached": {"a.example:443": 2}, "refused": {}}}
     first = make_sweep(scenarios=1)
     die_after(first, [event.kind for event in make_sweep(scenarios=1).run().sink.events].index("trial.finished") - 2)

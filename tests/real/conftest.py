@@ -36,7 +36,7 @@ _FILES: Final = (".npmrc", ".pip", ".config/pip", ".config/uv")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """The model: it mends every scenario of bugfix-mini."""
+    """The model: it fixes every scenario of bugfix-mini."""
     with serving(Script(fixes=solutions(BUGFIX_MINI))) as server:
         yield server
 

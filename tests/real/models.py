@@ -57,7 +57,7 @@ class Script:
         return Reply(text=DONE, usage=ENDING)
 
     def fix(self, ask: Ask) -> str | None:
-        """The command that mends the scenario that the request is about."""
+        """The command that fixes the scenario that the request is about."""
         return next((fix for part, fix in self.fixes.items() if ask.says(part)), None)
 
 

@@ -63,7 +63,7 @@ os.write(1, b"x" * (1 << 20))
 
 
 async def test_the_helper_that_reports_a_status_is_closed_to_other_commands(boot: Boot, tell: Ask) -> None:
-    """Its exit status is the command's: whoever can trace it decides how a scorer ended."""
+    """Its exit status is the command's: a process that can trace it decides how a scorer ended."""
     box = await boot()
     victim = await box.spawn(Command(argv=("sleep", "1000")))
     code = """

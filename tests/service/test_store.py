@@ -1,4 +1,4 @@
-"""The store's thread: nothing ends it, and whoever waits for it is told what became of his change."""
+"""The store's thread: nothing ends it, and every caller learns the result of its change."""
 
 import json
 import sqlite3

@@ -115,7 +115,7 @@ def new_id(prefix: str) -> str:
 
 
 def in_halves(text: str) -> tuple[str, str]:
-    """Two parts, so that whoever reads a stream must put it together."""
+    """Two parts, so that the reader of a stream must put them together."""
     return text[: len(text) // 2], text[len(text) // 2 :]
 
 

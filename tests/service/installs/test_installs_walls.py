@@ -73,7 +73,7 @@ async def here(host: str, port: int) -> Sequence[IPAddress]:
 
 
 def test_the_thief_finds_something(rich: Path) -> None:
-    """Else it would prove nothing that it comes home empty."""
+    """Else an empty result would prove nothing."""
     assert all(TOKEN in text for text in texts(rich, ".npmrc") + texts(rich, ".config/*/*"))
 
 
