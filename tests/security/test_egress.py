@@ -50,7 +50,7 @@ def talk(said, end=False):
 
 
 class LetOut:
-    """A booted box with a way out, and the questions for names' addresses."""
+    """A booted box with a way out, and the verdicts on its connections."""
 
     def __init__(self, box: AgentBox, egress: Egress) -> None:
         self.box = box
