@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for every test."""
 
 import anyio
 import pytest
@@ -12,15 +12,15 @@ settings.register_profile("ours", database=None, deadline=None)
 settings.load_profile("ours")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """The project is anyio on asyncio: one backend."""
+    """The project is anyio on asyncio: one backend. Of the session, so that any fixture may be shared."""
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
 def obstacle() -> str:
-    """Why this machine permits no sandboxes; empty where it does."""
+    """The reason why this machine permits no sandboxes; empty where it does."""
     try:
         anyio.run(check_sandbox)
     except SandboxUnavailable as error:

@@ -31,7 +31,7 @@ LOOK: Final = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
-class State:
+class JournalStatus:
     """Implements `view.progress.State` for a process of which only the journal is seen."""
 
     ledger: Ledger
@@ -60,7 +60,7 @@ async def run(folder: Path, *, style: Style) -> int:
     manifest, at_work = read_manifest(folder), holder(folder)
     plan, reader = manifest.plan, await anyio.to_thread.run_sync(Reader, folder)
     ledger = reader.ledger
-    state = State(ledger=ledger, devboxes=manifest.config["devboxes"], is_over=at_work is None)
+    state = JournalStatus(ledger=ledger, devboxes=manifest.config["devboxes"], is_over=at_work is None)
     progress = Progress(
         ledger=ledger,
         plan=plan,

@@ -18,8 +18,6 @@ class Outcome(StrEnum):
     """Its scorers gave a score."""
     FAILED = "failed"
     """It was given up; the failure says whose fault it was. Not a score of 0."""
-    SKIPPED = "skipped"
-    """It was not attempted, on purpose."""
 
 
 class Flag(StrEnum):

@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -190,22 +190,6 @@ def make_task(tmp_path: Path) -> MakeTask:
         )
 
     return make
-
-
-class Eventually(Protocol):
-    def __call__(self, condition: Callable[[], bool], *, within: float = 10.0) -> Awaitable[None]: ...
-
-
-@pytest.fixture
-def eventually() -> Eventually:
-    """Wait for a condition of the real world; fails after `within` seconds."""
-
-    async def wait(condition: Callable[[], bool], *, within: float = 10.0) -> None:
-        with anyio.fail_after(within):
-            while not condition():  # noqa: ASYNC110 - the world has no events
-                await anyio.sleep(0.01)
-
-    return wait
 
 
 _: type[Workspace] = LocalWorkspace

@@ -1,4 +1,4 @@
-"""What every agent promises, whatever kind it is: one suite, run on each of them with a real workspace."""
+"""The promises of every kind of agent: one suite, run on each of them with a real workspace."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ import pytest
 
 from orchestrator.agentkit.file.command import as_bytes
 from orchestrator.agentkit.loader import check, load
+from tests.processes import is_alive, living_children, open_files
+from tests.waiting import until
 
-from .processes import is_alive, living_children, open_descriptors
+from .at_work import at_work
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.agentkit.agent import Agent
-    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+    from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio
 
 #: Each behaviour in each language. `pids` in the working directory tells who must be gone afterwards.
 SHELL: Final = {
-    "solves": 'cat > got; printf %s "$SWEEP_MODEL" > model; printf %s "$SWEEP_SCENARIO" > scenario',
+    "solves": """
+        cat > got; cmp got "$SWEEP_PROBLEM_FILE" || exit
+        printf %s "$SWEEP_MODEL" > model; printf %s "$SWEEP_SCENARIO" > scenario
+    """,
     "fails": "echo its last words >&2; exit 3",
     "hangs": "echo $$ >> pids; sleep 600 & echo $! >> pids; echo ready >> pids; wait",
+    "breeds": """
+        setsid sh -c 'echo $$ >> pids; exec sleep 600' &
+        (setsid sh -c 'echo $$ >> pids; sleep 600; true' &) &
+        echo $$ >> pids
+        until [ $(wc -l < pids) = 3 ]; do sleep 0.05; done
+        echo ready >> pids; wait; sleep 600
+    """,
 }
 BODY: Final = {
     "solves": """
@@ -44,6 +56,17 @@ BODY: Final = {
         pids = open(os.path.join(self.workspace.working_directory, "pids"), "a")
         daemon = subprocess.Popen(["sleep", "600"], start_new_session=True)
         print(os.getpid(), daemon.pid, "ready", sep="\\n", file=pids, flush=True)
+        time.sleep(600)
+    """,
+    "breeds": """
+        path = os.path.join(self.workspace.working_directory, "pids")
+        script = "import os, time; os.setsid(); os.fork(); os.fork();"
+        script += f"print(os.getpid(), file=open({path!r}, 'a'), flush=True); time.sleep(600)"
+        pids = open(path, "a")
+        subprocess.Popen([sys.executable, "-c", script])
+        print(os.getpid(), os.getppid(), sep="\\n", file=pids, flush=True)
+        while len(open(path).readlines()) < 6: time.sleep(0.05)
+        print("ready", file=pids, flush=True)
         time.sleep(600)
     """,
 }
@@ -64,46 +87,47 @@ from types import SimpleNamespace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A way to write an agent; `make` writes one with a behaviour into a folder and loads it."""
+    """A way to write an agent; `write` writes one with a behaviour into a folder and returns its reference."""
 
     name: str
-    make: Callable[[str, Path], Agent]
+    write: Callable[[str, Path], str]
+    is_here: bool = True
+    """Whether its processes are this machine's and not a devbox's."""
 
 
-def command(behaviour: str, folder: Path) -> Agent:
-    return load(f"command:{SHELL[behaviour]}", python=None, search=(), settings={}, environ={})
+def command(behaviour: str, folder: Path) -> str:
+    return f"command:{SHELL[behaviour]}"
 
 
-def definition(behaviour: str, folder: Path) -> Agent:
+def definition(behaviour: str, folder: Path) -> str:
     (folder / f"{behaviour}.sh").write_text(SHELL[behaviour])
     (folder / f"{behaviour}.toml").write_text(f"install = 'touch installed'\nrun = '. {folder}/{behaviour}.sh'")
-    return load(behaviour, python=None, search=(folder,), settings={}, environ={})
+    return f"{folder}/{behaviour}.toml"
 
 
-def host(behaviour: str, folder: Path) -> Agent:
-    """As `definition`; a program of this machine finds this workspace, which is a folder here, by its name."""
+def host(behaviour: str, folder: Path) -> str:
+    """Like `definition`; a program of this machine finds this workspace, which is a folder here, by its name."""
     (folder / f"{behaviour}.sh").write_text(f'cd "$SWEEP_WORKING_DIRECTORY" || exit\n{SHELL[behaviour]}')
     (folder / f"{behaviour}.toml").write_text(f"where = 'host'\nrun = '. {folder}/{behaviour}.sh'")
-    return load(behaviour, python=None, search=(folder,), settings={}, environ=os.environ)
+    return f"{folder}/{behaviour}.toml"
 
 
-def python(template: str, define: str, entry: str) -> Callable[[str, Path], Agent]:
-    def make(behaviour: str, folder: Path) -> Agent:
+def python(template: str, define: str, entry: str) -> Callable[[str, Path], str]:
+    def write(behaviour: str, folder: Path) -> str:
         (folder / f"{behaviour}.py").write_text(template.format(define=define, body=BODY[behaviour]))
-        reference = f"{folder}/{behaviour}.py:{entry}"
-        return load(reference, python=Path(sys.executable), search=(), settings={}, environ=os.environ)
+        return f"{folder}/{behaviour}.py:{entry}"
 
-    return make
+    return write
 
 
 KINDS: Final = (
-    Kind(name="command", make=command),
-    Kind(name="definition", make=definition),
-    Kind(name="host command", make=host),
-    Kind(name="class", make=python(CLASS, "def", "MyAgent")),
-    Kind(name="async class", make=python(CLASS, "async def", "MyAgent")),
-    Kind(name="function", make=python(FUNCTION, "def", "solve")),
-    Kind(name="async function", make=python(FUNCTION, "async def", "solve")),
+    Kind(name="command", write=command, is_here=False),
+    Kind(name="definition", write=definition, is_here=False),
+    Kind(name="host command", write=host),
+    Kind(name="class", write=python(CLASS, "def", "MyAgent")),
+    Kind(name="async class", write=python(CLASS, "async def", "MyAgent")),
+    Kind(name="function", write=python(FUNCTION, "def", "solve")),
+    Kind(name="async function", write=python(FUNCTION, "async def", "solve")),
 )
 
 
@@ -113,7 +137,8 @@ async def make_agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     agents: list[Agent] = []
 
     def make(behaviour: str) -> Agent:
-        agents.append(kind.make(behaviour, tmp_path))
+        reference = kind.write(behaviour, tmp_path)
+        agents.append(load(reference, python=Path(sys.executable), search=(), settings={}, environ=os.environ))
         return agents[-1]
 
     yield make
@@ -172,22 +197,34 @@ async def test_an_agent_that_fails_is_a_result_with_its_status_and_last_words(
 
 
 async def test_an_agent_out_of_time_is_a_result_and_leaves_no_process(
-    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask, eventually: Eventually
+    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     result = await make_agent("hangs").solve(make_task(time_limit=1.0), workspace, ignore)
     assert result.is_timed_out
-    await eventually(lambda: not any(is_alive(pid) for pid in pids(workspace)))
+    await until(lambda: not any(is_alive(pid) for pid in pids(workspace)), "some of its processes are left")
 
 
 async def test_an_agent_that_is_cancelled_leaves_no_process(
-    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask, eventually: Eventually
+    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make_agent("hangs")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(agent.solve, make_task(), workspace, ignore)
-        await eventually(is_ready(workspace))
+        await until(is_ready(workspace), "it does not work")
         tasks.cancel_scope.cancel()
-    await eventually(lambda: not any(is_alive(pid) for pid in pids(workspace)))
+    await until(lambda: not any(is_alive(pid) for pid in pids(workspace)), "some of its processes are left")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.is_here], ids=lambda kind: kind.name)
+async def test_an_agent_on_this_machine_dies_with_a_sweep_that_is_killed(
+    kind: Kind, workspace: LocalWorkspace, tmp_path: Path
+) -> None:
+    """SIGKILL to the sweep leaves nothing of it, daemons included."""
+    async with at_work(kind.write("breeds", tmp_path), tmp_path, workspace):
+        await until(is_ready(workspace), "it does not work")
+        alive = pids(workspace)
+        assert all(is_alive(pid) for pid in alive)
+    await until(lambda: not any(is_alive(pid) for pid in alive), "some of its processes are left")
 
 
 async def test_one_agent_serves_many_attempts_at_once(
@@ -221,11 +258,11 @@ async def test_attempts_leave_no_child_and_no_descriptor(
 ) -> None:
     solves, hangs = make_agent("solves"), make_agent("hangs")
     await solves.solve(make_task(), make_workspace(), ignore)
-    descriptors, children = open_descriptors(), living_children()
+    files, children = open_files(), living_children()
     for _ in range(3):
         assert (await solves.solve(make_task(), make_workspace(), ignore)).exit_status == 0
         assert (await hangs.solve(make_task(time_limit=0.2), make_workspace(), ignore)).is_timed_out
     await solves.aclose()
     await hangs.aclose()
-    assert open_descriptors() == descriptors
+    assert open_files() == files
     assert living_children() == children

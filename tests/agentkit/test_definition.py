@@ -1,4 +1,4 @@
-"""What an agent file may say, and how it is told that it may not."""
+"""Contents of an agent file, and messages about those that are refused."""
 
 from pathlib import Path
 

@@ -152,7 +152,7 @@ async def test_work_in_the_devbox_passes_with_our_key(http: httpx.AsyncClient, u
         assert "cookie" not in headers
 
 
-async def test_nothing_else_passes(access: Access, upstream: Upstream) -> None:
+async def test_other_requests_are_refused_by_the_proxy(access: Access, upstream: Upstream) -> None:
     """Asked byte for byte, as no decent client would."""
     for line in REFUSED:
         assert await _ask(access, line) in {400, 403, 404}, line
@@ -201,14 +201,16 @@ async def test_an_answer_is_passed_on_while_it_comes(http: httpx.AsyncClient, up
         assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_whoever_stops_listening_is_missed_upstream(http: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_a_client_that_stops_listening_ends_the_upstream_request(
+    http: httpx.AsyncClient, upstream: Upstream
+) -> None:
     async with http.stream("GET", f"{BOX}/executions/exec_1/stream_stdout_updates") as answer:
         assert await anext(answer.aiter_lines()) == "data: 1"
     with anyio.fail_after(10):
         await upstream.is_left.wait()
 
 
-async def test_what_is_under_way_when_the_attempt_ends_is_cut_off(upstream: Upstream) -> None:
+async def test_requests_in_flight_are_cut_off_when_the_attempt_ends(upstream: Upstream) -> None:
     with anyio.fail_after(10):
         async with httpx.AsyncClient(trust_env=False) as client, AsyncExitStack() as stack:
             async with open_proxy(lambda: (upstream.url, "k"), "dbx_1") as access:
@@ -230,12 +232,12 @@ async def test_a_large_body_passes_in_pieces(http: httpx.AsyncClient, upstream: 
     assert answer.json() == {"size": 64 << 20}
 
 
-async def test_an_endpoint_that_asks_for_less_is_heard(http: httpx.AsyncClient) -> None:
+async def test_a_throttling_answer_of_the_endpoint_is_passed_on(http: httpx.AsyncClient) -> None:
     answer = await http.get(f"{BOX}/logs")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()) == (429, "7", {"message": "slower"})
 
 
-async def test_an_endpoint_that_moves_is_followed_and_one_that_is_away_is_said(upstream: Upstream) -> None:
+async def test_an_endpoint_that_moves_is_followed_and_one_that_is_away_is_reported(upstream: Upstream) -> None:
     where = ["http://127.0.0.1:9"]
     async with open_proxy(lambda: (where[0], "k"), "dbx_1") as access:
         assert await _ask(access, f"GET {BOX}") == 502

@@ -1,4 +1,4 @@
-"""Which interpreter runs a Python agent, and what it would find."""
+"""The interpreter of a Python agent, and the packages that it would find."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""What may stand after `--agent`."""
+"""References to agents: the argument of `--agent`."""
 
 import os
 import shutil
@@ -118,7 +118,7 @@ def test_an_unknown_agent_is_answered_with_near_names_all_names_and_all_forms() 
 
 
 @pytest.mark.parametrize("reference", ["", ":", "oracle:", "my-module:Agent", "file.py:not valid", "../oracle", "a b"])
-def test_what_is_no_reference_at_all_is_unknown_too(reference: str) -> None:
+def test_an_invalid_reference_is_an_unknown_agent(reference: str) -> None:
     assert "there is no such agent" in refusal(reference)
 
 
@@ -138,14 +138,14 @@ def test_all_missing_variables_are_named(tmp_path: Path, required: str, says: st
     assert says in caught.value.message
 
 
-def test_of_a_group_of_variables_one_is_enough(tmp_path: Path) -> None:
+def test_one_variable_of_a_group_is_enough(tmp_path: Path) -> None:
     file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = [["A", "B"], "C"]')
     agent = load_agent(str(file), environ={"B": "1", "C": "2"})
     assert lacking(agent) == []
     assert supply(agent) is agent
 
 
-def test_what_is_lacking_comes_from_the_endpoints_secrets_where_it_has_them(tmp_path: Path) -> None:
+def test_missing_variables_come_from_the_endpoints_secrets(tmp_path: Path) -> None:
     file = define(tmp_path, "mine", 'run = "x"\n[env]\nrequired = ["A", ["B", "C"]]\nsecret = ["A", "B", "C"]')
     agent = supply(load_agent(str(file), environ={"A": "1"}), {"A", "C", "D"})
     assert agent.endpoint_secrets == {"C": "C"}
@@ -233,7 +233,7 @@ def test_an_agent_of_this_machine_gets_no_secret_of_the_endpoint(tmp_path: Path)
 
 
 @pytest.mark.parametrize("reference", ["file.py:MyAgent", "host.toml"])
-def test_what_the_user_keeps_in_a_file_is_secret_for_all_that_runs_here(tmp_path: Path, reference: str) -> None:
+def test_variables_from_a_secrets_file_are_secret_for_every_agent(tmp_path: Path, reference: str) -> None:
     (tmp_path / "file.py").write_text(AGENT)
     define(tmp_path, "host", 'run = "x"\nwhere = "host"')
     environ = {**os.environ, "FROM_A_FILE": "hunter2", "OTHER": "plain"}
@@ -277,7 +277,7 @@ def test_a_file_that_is_not_there_is_named_with_the_one_that_is(tmp_path: Path) 
     assert f"did you mean {tmp_path}/agent.py?" in refusal(f"{tmp_path}/agnet.py:MyAgent")
 
 
-def test_a_file_without_a_class_is_told_how_to_name_one() -> None:
+def test_a_file_without_a_class_is_refused_with_the_way_to_name_one() -> None:
     assert "--agent ./file.py:CLASS" in refusal("./file.py")
 
 
@@ -337,7 +337,7 @@ def test_nothing_of_ours_is_importable_as_agents() -> None:
 
 
 def test_an_installed_package_finds_its_agents_below_itself(tmp_path: Path) -> None:
-    """As in the wheel: the folder is data inside our package, and nothing lies beside it."""
+    """The layout of the wheel: the folder is data inside our package, and nothing lies beside it."""
     package = tmp_path / "orchestrator"
     for part in ("agentkit", "common", "core"):
         shutil.copytree(Path(orchestrator.__file__).parent / part, package / part)

@@ -18,14 +18,14 @@ from orchestrator.agentkit.loader import check, load
 from orchestrator.agentkit.python.python_agent import PythonAgent
 from orchestrator.agentkit.python.worker import supervisor
 from orchestrator.core.errors import AgentSetupFailed, DevboxLost, JournalError, Refused, Unauthorized, UsageError
-
-from .processes import at_work, is_alive, living_children, open_descriptors
+from tests.processes import is_alive, living_children, open_files
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from orchestrator.agentkit.agent import Task
-    from tests.agentkit.conftest import Eventually, LocalWorkspace, MakeTask
+    from tests.agentkit.conftest import LocalWorkspace, MakeTask
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +104,7 @@ async def test_the_entry_point_is_run_else_call_else_solve(bench: Bench, has: st
         "class A:\n  class B:\n    def __init__(self, prompt): print(prompt)\n    def run(self): 0\nMyAgent = A.B",
     ],
 )
-async def test_other_shapes_work_too(bench: Bench, code: str) -> None:
+async def test_other_shapes_of_agents_work_too(bench: Bench, code: str) -> None:
     agent = bench.load(code)
     await agent.check()
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
@@ -144,7 +144,7 @@ async def test_an_agent_gets_what_it_asks_for_by_name(bench: Bench) -> None:
     ]
 
 
-async def test_what_there_is_no_value_for_leaves_a_default_alone(bench: Bench) -> None:
+async def test_a_parameter_without_a_value_keeps_its_default(bench: Bench) -> None:
     await bench.run("def MyAgent(prompt, model='mine', settings={'a': 1}, other=2): print(model, settings, other)")
     assert bench.printed == "mine {'a': 1} 2\n"
 
@@ -178,7 +178,7 @@ async def test_a_key_of_the_user_reaches_the_agent_and_is_known_as_a_secret(benc
 
 
 async def test_a_file_sees_its_neighbours_and_nothing_of_ours(bench: Bench) -> None:
-    """As a script would: its own folder comes first on the path, and the folder of the worker is not on it."""
+    """Like a script: its own folder comes first on the path, and the folder of the worker is not on it."""
     (bench.folder / "helper.py").write_text("NAME = 'neighbour'")
     code = """
         import importlib.util, sys
@@ -203,11 +203,11 @@ async def test_usage_is_what_the_agent_returns_as_usage(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("value", ["'done'", "object()", "{}", "{'usage': 3}", "[1]"])
-async def test_any_other_return_value_is_the_agents_own_affair(bench: Bench, value: str) -> None:
+async def test_an_unknown_return_value_is_ignored(bench: Bench, value: str) -> None:
     assert await bench.run(f"def MyAgent(prompt): return {value}") == Result(exit_status=0)
 
 
-async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench, eventually: Eventually) -> None:
+async def test_output_of_an_agent_arrives_while_it_works(bench: Bench) -> None:
     code = """
         import subprocess, sys
         def MyAgent(prompt, workspace):
@@ -218,7 +218,7 @@ async def test_what_an_agent_prints_is_heard_while_it_works(bench: Bench, eventu
     """
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, code)
-        await eventually(lambda: bench.printed == "from print\nfrom stderr\nfrom a child\n")
+        await until(lambda: bench.printed == "from print\nfrom stderr\nfrom a child\n", lambda: bench.printed)
         (bench.workspace.root / "go").touch()
 
 
@@ -288,7 +288,7 @@ async def test_a_missing_file_is_the_error_python_has_for_it(bench: Bench) -> No
     assert bench.printed == "True\n"
 
 
-async def test_what_the_devbox_refuses_is_an_error_in_the_agent(bench: Bench) -> None:
+async def test_a_refusal_of_the_devbox_is_an_error_in_the_agent(bench: Bench) -> None:
     bench.workspace.fault = Refused("no such folder as /proc/x")
     result = await bench.run("def MyAgent(prompt, workspace): workspace.write('/proc/x', 'data')")
     assert result.exit_status == 1
@@ -296,7 +296,7 @@ async def test_what_the_devbox_refuses_is_an_error_in_the_agent(bench: Bench) ->
 
 
 @pytest.mark.parametrize("fault", [DevboxLost("it died"), Unauthorized("bad key"), AssertionError("ours")])
-async def test_what_the_world_or_we_did_wrong_is_not_the_agents_fault(bench: Bench, fault: Exception) -> None:
+async def test_faults_of_the_world_or_of_ours_are_not_the_agents(bench: Bench, fault: Exception) -> None:
     """It ends the agent and is raised as it is, even if the agent would have caught it."""
     bench.workspace.fault = fault
     code = """
@@ -387,37 +387,27 @@ def family(workspace: LocalWorkspace) -> list[int]:
     return [int(pid) for pid in (workspace.root / "pids").read_text().split()]
 
 
-async def test_a_timeout_ends_daemons_and_all(bench: Bench, eventually: Eventually) -> None:
+async def test_a_timeout_ends_daemons_and_all(bench: Bench) -> None:
     async with anyio.create_task_group() as tasks:
         agent = bench.load(FAMILY.replace("END", "time.sleep(600)"))
         results: list[Result] = []
 
         async def solve() -> None:
-            task = bench.make_task(time_limit=5)
+            task = bench.make_task(time_limit=3)
             results.append(await agent.solve(task, bench.workspace, bench.log.extend))
 
         tasks.start_soon(solve)
-        await eventually((bench.workspace.root / "ready").exists)
+        await until((bench.workspace.root / "ready").exists, "it does not work")
         assert all(is_alive(pid) for pid in family(bench.workspace))
     assert results[0].is_timed_out
     assert len(family(bench.workspace)) == 10
     assert not any(is_alive(pid) for pid in family(bench.workspace))
 
 
-async def test_what_an_agent_leaves_running_ends_with_it(bench: Bench) -> None:
+async def test_processes_an_agent_leaves_running_end_with_it(bench: Bench) -> None:
     result = await bench.run(FAMILY.replace("END", "return {'usage': {'turns': 1}}"))
     assert result == Result(exit_status=0, usage={"turns": 1})
     assert not any(is_alive(pid) for pid in family(bench.workspace))
-
-
-async def test_the_agent_dies_with_us_on_sigkill(bench: Bench, eventually: Eventually) -> None:
-    """A sweep that is killed with SIGKILL leaves nothing of an agent, daemons included."""
-    bench.load(FAMILY.replace("END", "time.sleep(600)"))
-    async with at_work(f"{bench.folder}/my_agent.py:MyAgent", bench.folder, bench.workspace):
-        await eventually((bench.workspace.root / "ready").exists)
-        alive = family(bench.workspace)
-        assert all(is_alive(pid) for pid in alive)
-    await eventually(lambda: not any(is_alive(pid) for pid in alive))
 
 
 async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> None:
@@ -465,10 +455,10 @@ async def test_a_frame_of_the_wrong_shape_is_the_agents_failure(bench: Bench, se
 
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.02, 0.04, 0.06, 0.1])
 async def test_an_attempt_cancelled_while_it_starts_leaves_nothing(bench: Bench, delay: float) -> None:
-    descriptors = open_descriptors()
+    files = open_files()
     with anyio.move_on_after(delay):
         await bench.run("import time\ndef MyAgent(prompt): time.sleep(600)")
-    assert open_descriptors() <= descriptors
+    assert open_files() <= files
     assert living_children() == []
 
 
@@ -543,7 +533,7 @@ async def test_other_pythons_of_this_machine_run_agents_too(bench: Bench) -> Non
         assert (bench.folder / "back" / "a").read_text() == "hi"
 
 
-async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench: Bench, eventually: Eventually) -> None:
+async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, workspace):
             wait = 'until test -e go; do sleep 0.05; done'
@@ -554,7 +544,7 @@ async def test_lines_come_while_the_command_runs_from_both_of_its_streams(bench:
     """
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, code)
-        await eventually(lambda: bench.printed == "one\ntwo\n")
+        await until(lambda: bench.printed == "one\ntwo\n", lambda: bench.printed)
         (bench.workspace.root / "go").touch()
     assert bench.printed == "one\ntwo\nthree\n4\n"
 
@@ -574,7 +564,7 @@ async def test_lines_come_to_asynchronous_code_several_commands_at_once(bench: B
     assert bench.printed == f"{counted}\n['x'] None\n"
 
 
-async def test_all_of_a_long_output_comes(bench: Bench) -> None:
+async def test_a_long_output_is_read_whole(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, workspace):
             total = 0
@@ -594,9 +584,7 @@ async def test_all_of_a_long_output_comes(bench: Bench) -> None:
         "await asyncio.wait_for(workspace.aexec('echo $$ > pid; sleep 600'), 0.5)",
     ],
 )
-async def test_a_command_that_nobody_waits_for_any_more_is_killed(
-    bench: Bench, eventually: Eventually, code: str
-) -> None:
+async def test_a_command_that_nobody_waits_for_any_more_is_killed(bench: Bench, code: str) -> None:
     whole = f"""
         import asyncio
         async def MyAgent(prompt, workspace):
@@ -610,11 +598,11 @@ async def test_a_command_that_nobody_waits_for_any_more_is_killed(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run, whole)
         file = bench.workspace.root / "pid"
-        await eventually(lambda: file.exists() and bool(file.read_text()) and not is_alive(int(file.read_text())))
+        await until(lambda: file.exists() and file.read_text() and not is_alive(int(file.read_text())), "it lives")
         (bench.workspace.root / "go").touch()
 
 
-async def test_what_goes_wrong_in_a_stream_is_raised_where_its_lines_are_read(bench: Bench) -> None:
+async def test_a_fault_of_a_stream_is_raised_where_its_lines_are_read(bench: Bench) -> None:
     bench.workspace.fault = Refused("no more commands")
     result = await bench.run("def MyAgent(prompt, workspace):\n    for line in workspace.stream('echo x'): print(line)")
     assert result.message.endswith("WorkspaceError: no more commands")
@@ -666,7 +654,7 @@ async def test_files_and_folders_go_to_the_devbox_and_come_back(bench: Bench) ->
 
 
 async def test_nothing_that_is_downloaded_gets_out_of_its_folder(bench: Bench) -> None:
-    """Whoever works in the devbox makes what is in the archive: two links may lead out together."""
+    """The archive's content is made in the devbox: two links may lead out together."""
     (bench.workspace.root / "bait").mkdir()
     code = f"""
         import io, os, tarfile
@@ -711,7 +699,7 @@ async def test_the_log_writes_lines_with_facts(bench: Bench) -> None:
     assert (lines[5], lines[-1]) == ("error: failed", "ValueError: no")
 
 
-async def test_what_an_agent_noted_of_its_usage_counts_whatever_becomes_of_it(bench: Bench) -> None:
+async def test_usage_that_an_agent_noted_counts_even_if_it_crashes(bench: Bench) -> None:
     code = """
         import os
         def MyAgent(prompt, log):
@@ -726,7 +714,7 @@ async def test_what_an_agent_noted_of_its_usage_counts_whatever_becomes_of_it(be
     assert result.exit_reason == "gave up"
 
 
-async def test_what_an_agent_returns_of_its_usage_wins_over_what_it_noted(bench: Bench) -> None:
+async def test_returned_usage_wins_over_noted_usage(bench: Bench) -> None:
     code = """
         def MyAgent(prompt, log):
             log.usage(input_tokens=100, turns=2)
@@ -751,13 +739,11 @@ IMPORTED: Final = """
 """
 
 
-async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(
-    bench: Bench, eventually: Eventually
-) -> None:
+async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(bench: Bench) -> None:
     agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
     for _ in range(2):
         await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
-    await eventually(lambda: len(loads.read_text().split()) == 4)
+    await until(lambda: len(loads.read_text().split()) == 4, "four workers do not load")
     await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
     *earlier, last = [line.split()[0] for line in bench.printed.splitlines()]
     assert last in set(loads.read_text().split()[:4]) - set(earlier)
@@ -766,14 +752,14 @@ async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process
     assert living_children() == []
 
 
-async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench, eventually: Eventually) -> None:
+async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench) -> None:
     agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
     for _ in range(2):
         await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
-    await eventually(lambda: len(loads.read_text().split()) == 4)
+    await until(lambda: len(loads.read_text().split()) == 4, "four workers do not load")
     for pid in set(loads.read_text().split()) - {line.split()[0] for line in bench.printed.splitlines()}:
         os.kill(int(pid), signal.SIGKILL)
-    await eventually(lambda: not any(worker.is_alive for worker in agent._ready.spares))
+    await until(lambda: not any(worker.is_alive for worker in agent._ready.spares), "spare workers live")
     assert (await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)).exit_status == 0
 
 

@@ -1,4 +1,4 @@
-"""What is read of what an agent used, and what can go wrong without anybody noticing but the log."""
+"""Usage reports of agents, and faults in them that only the log mentions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_several_numbers_become_one_as_the_file_says(
 
 
 @pytest.mark.parametrize("value", ["true", "null", '"3"', "1e300", "[1]", "{}", "NaN"])
-async def test_what_is_no_number_is_no_usage(workspace: LocalWorkspace, tmp_path: Path, value: str) -> None:
+async def test_a_value_that_is_not_a_number_is_no_usage(workspace: LocalWorkspace, tmp_path: Path, value: str) -> None:
     assert await read('[usage]\nturns = "$..n"', f'{{"n": {value}}}', workspace, tmp_path / "log") == ({}, "")
     text = '[usage]\nformat = "json"\nturns = "$..n"'
     assert await read(text, f'{{"n": {value}}}', workspace, tmp_path / "log") == ({}, "")
@@ -84,7 +84,7 @@ async def test_what_is_no_number_is_no_usage(workspace: LocalWorkspace, tmp_path
         b'\xff\xfe\n{"n": 1}\n',
     ],
 )
-async def test_one_document_is_the_last_that_is_printed(
+async def test_the_last_printed_json_document_counts(
     workspace: LocalWorkspace, tmp_path: Path, log: str | bytes
 ) -> None:
     report = await read('[usage]\nformat = "json"\nturns = "$..n"', log, workspace, tmp_path / "log")

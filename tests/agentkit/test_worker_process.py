@@ -1,4 +1,4 @@
-"""Which process is meant by a number that an earlier process of ours wrote down."""
+"""Processes behind the numbers that an earlier process of ours wrote down."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import anyio
 import pytest
 
 from orchestrator.agentkit.worker_process import Worker, end_process
 from orchestrator.common.locks import birth
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,10 +38,8 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 async def test_an_agent_of_a_dead_process_is_ended_with_what_it_started(sleeper: "subprocess.Popen[bytes]") -> None:
     await end_process(sleeper.pid, birth(sleeper.pid))
     assert sleeper.wait(5) == -9
-    with anyio.fail_after(5), suppress(ProcessLookupError):
-        while True:  # its child's end is noticed by whoever adopted it
-            os.killpg(sleeper.pid, 0)
-            await anyio.sleep(0.01)
+    with pytest.raises(ProcessLookupError):  # its child's end is noticed by the process that adopted it
+        await until(lambda: os.killpg(sleeper.pid, 0), "its child lives", seconds=5)
 
 
 async def test_a_process_that_only_has_the_number_is_left_alone(sleeper: "subprocess.Popen[bytes]") -> None:

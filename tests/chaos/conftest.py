@@ -19,6 +19,7 @@ from orchestrator.service.server import Isolation, serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
+from tests.waiting import poll
 
 PATIENCE = 30.0
 
@@ -70,12 +71,8 @@ class Rehearsal:
 
     async def scored(self, run: ScenarioRunView) -> ScenarioRunView:
         """A run that is not being scored any more."""
-        with anyio.fail_after(PATIENCE):
-            while True:
-                view = await self.client.scenarios.runs.retrieve(run.id)
-                if view.state != "scoring":
-                    return view
-                await anyio.sleep(0.02)
+        ask = partial(self.client.scenarios.runs.retrieve, run.id)
+        return await poll(ask, lambda view: view.state != "scoring", "it is still being scored")
 
 
 def bash(script: str) -> dict[str, str]:

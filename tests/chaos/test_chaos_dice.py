@@ -29,7 +29,7 @@ def test_the_same_seed_decides_the_same_and_another_one_does_not() -> None:
     assert 70 < sum(first) < 130
 
 
-def test_what_else_happens_changes_nothing() -> None:
+def test_dice_of_one_kind_of_event_do_not_depend_on_other_kinds() -> None:
     """The n-th happening of a kind is decided alike, however many of another kind come between."""
     half = rule(probability=0.5)
     alone = struck(dice(half), ["start"] * 50)

@@ -17,6 +17,7 @@ from runloop_api_client import (
 )
 
 from orchestrator.testing.chaos.requests import HEADER
+from tests.waiting import poll
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Rehearse
@@ -63,9 +64,8 @@ async def test_a_request_that_hangs_outlives_its_clients_patience(rehearse: "Reh
         assert (await met.client.devboxes.list()).total_count == 0
         headers = {"authorization": f"Bearer {met.address.token}"}
         async with httpx.AsyncClient(base_url=met.address.url, headers=headers, trust_env=False) as http:
-            with anyio.fail_after(20):
-                while (await http.post("/v1/sweep/stop")).status_code != 200:  # noqa: ASYNC110 - nobody announces it
-                    await anyio.sleep(0.02)
+            ask = partial(http.post, "/v1/sweep/stop")
+            await poll(ask, lambda answer: answer.status_code == 200, "it does not stop")
 
 
 async def test_an_answer_that_is_late_comes_and_its_effect_was_in_time(rehearse: "Rehearse") -> None:
@@ -152,7 +152,7 @@ async def test_without_chaos_nobody_is_listened_to(rehearse: "Rehearse") -> None
         await met.client.benchmarks.list(extra_headers=asking("503"))
 
 
-async def test_what_ends_things_is_spared(rehearse: "Rehearse") -> None:
+async def test_shutdowns_and_our_own_routes_are_spared(rehearse: "Rehearse") -> None:
     """Our own routes, whatever is asked; the shutdown of a devbox, by the rules."""
     async with rehearse(rule("503", route="*") + rule("drop")) as met:
         headers = {"authorization": f"Bearer {met.address.token}"}

@@ -70,11 +70,11 @@ def test_an_empty_file_has_no_rules(tmp_path: Path) -> None:
         ("rules = [3]", ["rules.1: Input should be a valid dictionary or instance of Rule"]),
     ],
 )
-def test_a_mistake_is_told_by_line_and_key(tmp_path: Path, text: str, complaints: list[str]) -> None:
+def test_a_mistake_is_reported_by_line_and_key(tmp_path: Path, text: str, complaints: list[str]) -> None:
     assert [each.removeprefix(": ") for each in told(tmp_path, text)] == complaints
 
 
-def test_what_is_no_toml_and_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_an_invalid_or_missing_chaos_file_is_refused(tmp_path: Path) -> None:
     assert "not valid TOML" in told(tmp_path, "seed = \n")[0]
     assert "line 1" in told(tmp_path, "seed = \n")[0]
     with pytest.raises(UsageError, match=r"nowhere\.toml: cannot be read: No such file"):

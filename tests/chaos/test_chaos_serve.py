@@ -15,6 +15,7 @@ from anyio.abc import Process
 from orchestrator.service.address import Address
 from orchestrator.testing.chaos.requests import HEADER
 from orchestrator.testing.chaos.rules import FAULTS, read_rules
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,9 +29,7 @@ async def served(state: Path, *words: str) -> AsyncIterator[tuple[Process, httpx
         command = (*SERVE, str(state), *words)
         async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said) as process:
             try:
-                with anyio.fail_after(30):
-                    while (address := Address.read(state)) is None:  # noqa: ASYNC110 - a file announces nothing
-                        await anyio.sleep(0.02)
+                address = await until(lambda: Address.read(state), "it does not serve")
                 headers = {"authorization": f"Bearer {address.token}"}
                 async with httpx.AsyncClient(
                     base_url=address.url, headers=headers, timeout=60, trust_env=False
@@ -57,14 +56,14 @@ async def test_the_start_says_that_chaos_is_on_and_the_end_holds_nobody_up(tmp_p
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ask, "/v1/devboxes", "")
                 tasks.start_soon(ask, "/v1/benchmarks", "late=60")
-                while (tmp_path / "said").read_text().count("chaos.injected") < 2:  # noqa: ASYNC110 - as above
-                    await anyio.sleep(0.02)
+                said = tmp_path / "said"
+                await until(lambda: said.read_text().count("chaos.injected") == 2, "no faults")
                 process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
     assert sorted(map(str, ends)) == ["200", str(httpx.RemoteProtocolError)]
-    said = (tmp_path / "said").read_text()
-    assert "Traceback" not in said
-    assert '"rules":1,"seed":7,"event":"chaos.on"' in said
+    words = said.read_text()
+    assert "Traceback" not in words
+    assert '"rules":1,"seed":7,"event":"chaos.on"' in words
 
 
 async def test_foreign_and_chaos_go_together(tmp_path: Path) -> None:

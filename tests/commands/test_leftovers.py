@@ -1,4 +1,4 @@
-"""What is released is what nobody uses, and never a result."""
+"""Leftovers are released only if no process uses them; a result never is."""
 
 import shutil
 from dataclasses import replace
@@ -44,7 +44,7 @@ def mine(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def endpoint() -> MemoryEndpoint:
-    """What that sweep left: a run with its devbox, in a benchmark run."""
+    """An endpoint with that sweep's leftovers: a run with its devbox, in a benchmark run."""
     endpoint = MemoryEndpoint([ANT])
     held = await endpoint.start_benchmark_run("bmd_1", name="0190/a/1", metadata={"sweep": "0190"}, key="b")
     metadata = {"sweep": "0190", "trial": "ant/a/1", "attempt": "1"}
@@ -68,14 +68,14 @@ async def found(endpoint: MemoryEndpoint, runs: Path) -> Left:
     return left
 
 
-async def test_what_is_under_way_is_canceled_and_the_journal_knows(mine: Path, endpoint: MemoryEndpoint) -> None:
+async def test_live_runs_are_canceled_and_the_journal_knows(mine: Path, endpoint: MemoryEndpoint) -> None:
     assert await release(endpoint, await found(endpoint, mine.parent)) == []
     assert (endpoint.runs["scr_1"].state, endpoint.alive) == ("canceled", 0)
     assert kinds(mine) == ["attempt.ended", "sweep.ended"]
 
 
 async def test_a_result_that_came_after_the_look_is_kept(mine: Path, endpoint: MemoryEndpoint) -> None:
-    """Whoever is asked may think for a while, and a scoring goes on meanwhile."""
+    """A person who is asked may think for a while, and a scoring goes on meanwhile."""
     set_state(endpoint, "scoring")
     left = await found(endpoint, mine.parent)
     set_state(endpoint, "scored")

@@ -134,7 +134,7 @@ def address(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def failures(source: Path, address: Address) -> Mapping[str, str | None]:
-    """What each of the smoke tests failed with, by file and name; None for those that passed."""
+    """Failures of the smoke tests by file and name; None for those that passed."""
     (source / "ours.ini").write_text(SETTINGS)
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RUNLOOP_"))}
     environment = mine | {"RUNLOOP_BASE_URL": address.url, "RUNLOOP_API_KEY": address.token}
@@ -188,7 +188,7 @@ def test_the_published_clients_smoke_tests_pass_for_all_that_is_served(failures:
     assert len(failures) - sum(map(is_listed, failures)) > 100, "they were run at all"
 
 
-def test_what_is_listed_as_not_served_is_not(failures: Mapping[str, str | None]) -> None:
+def test_routes_listed_as_not_served_are_not_served(failures: Mapping[str, str | None]) -> None:
     assert [test for test, words in failures.items() if words is None and is_listed(test)] == []
     known = {name for test in failures for name in names_of(test)}
     assert {name for names in UNSERVED.values() for name in names} - known == set(), "listed, but there is no such test"

@@ -131,7 +131,7 @@ CONTRACT: Final = {"scoring_function_parameters": [{"name": "it", "weight": 1.0,
 
 @dataclass(slots=True)
 class Found:
-    """What came of all requests."""
+    """Results of all requests."""
 
     #: How often each operation was answered with each status.
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class Asker:
 
 
 def document() -> Path:
-    """Where the document lies: in a folder beside the project, or as the environment says."""
+    """The document's path: in a folder beside the project, or as the environment says."""
     beside = [Path(os.environ["RUNLOOP_OPENAPI"])] if "RUNLOOP_OPENAPI" in os.environ else []
     beside += PROJECT.parent.glob("*/spec/runloop-openapi.yml")
     if not beside:
@@ -337,7 +337,7 @@ def ask(
 
 
 def judged(case: "Case", answer: schemathesis.Response) -> str:
-    """What is wrong with an answer; nothing about one that is as documented, or refuses in words."""
+    """Faults of an answer; none if it is as documented, or refuses in words."""
     if answer.status_code >= 500:
         return answer.text
     if answer.status_code >= 400:

@@ -62,7 +62,7 @@ def test_a_wrong_setting_is_named_with_its_place_and_what_was_expected(
     assert "\n" not in caught.value.message
 
 
-def test_what_was_typed_is_named_as_it_is_typed() -> None:
+def test_a_wrong_option_is_named_as_it_is_typed() -> None:
     typed = {"scoring": "there", "timeouts": {"solve": "x"}, "max_cost": 0}
     with pytest.raises(UsageError) as caught:
         resolve({"benchmark": "b", "arms": [{"agent": "oracle"}]} | typed, source="sweep run")
@@ -117,7 +117,7 @@ def test_a_devbox_lives_through_every_stage_that_needs_it_and_a_wait_as_long_as_
     assert timeouts.keep_alive(agent=100, scorer=50) == 900 + 900 + 200 + 300 + 50 + 300
 
 
-def test_what_the_user_says_wins_over_the_scenario() -> None:
+def test_the_users_time_limits_win_over_the_scenarios() -> None:
     timeouts = Timeouts(solve=7, score=8)
     assert (timeouts.solve_for(100), timeouts.score_for(100)) == (7, 8)
     assert (Timeouts().solve_for(100), Timeouts().score_for(100)) == (100, 100)
@@ -162,7 +162,7 @@ def test_a_duration_is_seconds_or_names_its_unit(text: str | float, expected: fl
     assert config(timeouts={"boot": text}, unreachable=text).timeouts.boot == expected
 
 
-def test_those_in_flight_may_be_given_no_time_at_all() -> None:
+def test_a_drain_of_zero_is_allowed() -> None:
     assert config(drain="0").drain == 0
     assert config().drain is None
 

@@ -1,4 +1,4 @@
-"""What can happen, to and from the lines of a journal."""
+"""Events, to and from the lines of a journal."""
 
 import re
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ def test_a_key_with_another_type_of_value_is_refused_by_name(key: str, value: An
 
 
 @pytest.mark.parametrize("data", [{}, {"event": None}, {"event": ["a"]}, {"event": 3}, [], 5, None, "trial.finished"])
-def test_what_names_no_kind_is_no_event(data: Any) -> None:
+def test_a_line_without_a_kind_is_no_event(data: Any) -> None:
     with pytest.raises(JournalError, match="an object with an `event` was expected"):
         from_line(orjson.dumps(data))
 
@@ -103,13 +103,13 @@ RESULT = b'{"event":"trial.finished","trial":"s/a/1","attempt":1,"result":{"x":%
     [b"", b"\0\0\n", b"{oops}\n", orjson.dumps(ENTERED) + b" and", orjson.dumps(ENTERED).replace(b"boot", b"b\xff")]
     + [RESULT % value for value in (b"NaN", b"Infinity", b"1e999", b"01", b"[" * 100_000 + b"]" * 100_000)],
 )
-def test_what_is_not_json_is_no_event(line: bytes) -> None:
+def test_a_line_that_is_not_json_is_no_event(line: bytes) -> None:
     with pytest.raises(JournalError):
         from_line(line)
 
 
 @pytest.mark.parametrize("value", [2**64, b"bytes", {1, 2}, {1: 2}, "\ud800"])
-def test_what_json_cannot_say_is_refused_before_it_is_written(value: Any) -> None:
+def test_a_value_that_json_cannot_express_is_refused_before_it_is_written(value: Any) -> None:
     with pytest.raises(TypeError):
         to_line(StageFinished(trial="s/a/1", attempt=1, stage=Stage.SOLVE, seconds=1.0, facts={"x": value}))
 

@@ -64,7 +64,7 @@ def while_solving(trial: str, attempt: int) -> list[Event]:
 
 @st.composite
 def trial_events(draw: st.DrawFn, trial: str) -> list[Event]:
-    """What can happen to one trial until its process ends, at any point."""
+    """Possible events of one trial until its process ends, at any point."""
     events: list[Event] = []
     for attempt in range(1, draw(st.integers(1, 3)) + 1):
         is_last = draw(st.booleans())
@@ -120,7 +120,7 @@ def test_reading_a_journal_twice_gives_the_same_state(events: list[Event]) -> No
 
 @given(sweeps(), st.integers(0, 60))
 def test_a_crash_is_only_stop_reading_here(events: list[Event], cut: int) -> None:
-    """What is folded before a crash and what is appended after it add up to the same as without it."""
+    """Events folded before a crash and those appended after it add up to the same as without it."""
     ledger = fold(events[:cut])
     for event in events[cut:]:
         ledger.apply(event)
@@ -184,7 +184,7 @@ def test_only_counted_attempts_use_up_the_trials_attempts() -> None:
 
 @pytest.mark.parametrize("end", [ended(counted=True), finished()])
 def test_the_first_end_of_an_attempt_counts_and_another_says_nothing(end: Event) -> None:
-    """Whoever is stopped while it writes an end, or a result, cannot know that it is there, and ends it once more."""
+    """A process stopped while it writes an end cannot know that it is there, and the next one writes it again."""
     ledger = fold([entered("start"), end])
     state = deepcopy(vars(ledger))
     ledger.apply(ended(counted=False))
@@ -203,7 +203,7 @@ def test_a_finished_trial_has_its_result_and_is_unreleased_until_its_devbox_is_g
     assert ledger.stages.total() == 0
 
 
-def test_a_reopened_trial_begins_anew_and_goes_on_counting_its_attempts() -> None:
+def test_a_reopened_trial_begins_again_and_keeps_counting_its_attempts() -> None:
     ledger = fold([*SCORED, entered("release"), left("release"), TrialReopened(trial="s/a/1")])
     assert not ledger.is_finished(TrialKey("s", "a", 1))
     assert (ledger.finished, ledger.outcomes.total()) == ([], 0)
@@ -260,7 +260,7 @@ def test_a_result_began_with_the_first_attempt_that_led_to_it() -> None:
     assert ledger.trials[key].began == 9.0
 
 
-def test_of_a_result_is_known_how_its_agent_ended_and_how_long_it_worked_and_what_the_trial_died_of() -> None:
+def test_the_ledger_keeps_the_agents_end_its_time_and_the_failure_of_a_result() -> None:
     trial = fold([finished()]).trials[TrialKey("s", "a", 1)]
     assert (trial.seconds, trial.agent_seconds, trial.exit_status, trial.message) == (5.0, 3.0, None, "")
     event = finished(outcome="failed", score=None)
@@ -273,7 +273,7 @@ def test_of_a_result_is_known_how_its_agent_ended_and_how_long_it_worked_and_wha
 
 
 def test_tokens_of_every_attempt_are_counted_once_and_what_is_no_number_is_none() -> None:
-    """As costs are: of a stage that finished, else of the result."""
+    """Taken like costs: from a stage that finished, else from the result."""
 
     def solved(usage: Any, trial: str) -> list[Event]:
         worked = structs.replace(left("solve", trial=trial), facts={"usage": usage})

@@ -17,7 +17,7 @@ from orchestrator.core.errors import UsageError
 
 
 def says(error: int) -> None:
-    """As a file system answers whose locks are not there."""
+    """Answers of a file system without locks."""
 
     def refuse(*_: object) -> None:
         raise OSError(error, os.strerror(error))
@@ -136,7 +136,7 @@ def test_a_process_number_that_is_anothers_by_now_does_not_count(tmp_path: Path)
         pass
 
 
-def test_who_was_quicker_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quicker_process_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its note comes between the look and ours."""
     note(tmp_path, birth="of one that has ended")
     taken = locks._remove_note_of_one_that_has_ended

@@ -1,4 +1,4 @@
-"""Which trials a sweep has, and in which order."""
+"""The trials of a sweep, and their order."""
 
 from itertools import islice
 
@@ -47,7 +47,7 @@ def test_a_plan_has_as_many_trials_as_it_says_each_once_and_no_others(count: int
     assert not any(key in subject for key in strangers)
 
 
-def test_what_is_finished_is_not_pending_and_what_is_pending_is_found_one_at_a_time() -> None:
+def test_finished_trials_are_not_pending_and_pending_ones_are_found_one_at_a_time() -> None:
     subject = plan("x", trials=10**9)
     ledger = fold([TrialFinished(trial="scn_0/a/1", attempt=1, result={"outcome": "failed"})])
     assert [str(key) for key in islice(subject.pending(ledger), 2)] == ["scn_0/b/1", "scn_0/a/2"]
@@ -86,7 +86,7 @@ def test_an_include_glob_that_matches_nothing_is_a_mistake_and_near_names_are_of
         select(subject, include=["zzz"], exclude=[], limit=None, option="--only")
 
 
-def test_an_exclude_glob_that_matches_nothing_is_told_and_no_mistake() -> None:
+def test_an_exclude_glob_that_matches_nothing_is_reported_and_no_mistake() -> None:
     subject = scenarios("billing-month-end", "cache")
     assert len(select(subject, include=[], exclude=["zzz"], limit=None)) == 2
     assert unmatched(subject, ["zzz", "cache"], "--exclude") == [

@@ -1,4 +1,4 @@
-"""What to do about a failure, decided by whose fault it was."""
+"""Reactions to failures, decided by whose fault they were."""
 
 import re
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_a_start_that_is_refused_for_now_uses_up_no_attempt(cls: type[SweepError
 
 
 def test_a_back_off_never_holds_a_devbox() -> None:
-    """What is scored again needs the devbox it has, so it waits for nothing."""
+    """A run that is scored again needs the devbox it has, so it waits for nothing."""
     assert all(each.base == 0 for each in RULES.values() if each.action is Action.SCORE_AGAIN)
 
 
@@ -106,6 +106,6 @@ def test_only_throttling_asks_for_fewer_devboxes() -> None:
     assert pushing == {Throttled}
 
 
-def test_what_stops_a_sweep_stops_it_however_many_tries_are_left() -> None:
+def test_failures_that_stop_a_sweep_stop_it_however_many_tries_are_left() -> None:
     its_rule = rule(errors.Unauthorized("x"))
     assert decide(errors.Unauthorized("x"), its_rule, tries=1, allowed=99, dice=0.5).action is Action.STOP

@@ -1,4 +1,4 @@
-"""What others named or said, when it is printed."""
+"""Names and texts of others, when they are printed."""
 
 import json
 
@@ -20,11 +20,11 @@ def test_texts_of_others_are_one_line_without_anything_a_terminal_obeys(text: st
 
 
 @pytest.mark.parametrize("text", ["plain [red] words — größer 漢字", "a  b", "", "C:\\x1b"])
-def test_what_is_harmless_stays_as_it_is(text: str) -> None:
+def test_harmless_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
 
 
-def test_what_is_not_is_shown_as_python_writes_it() -> None:
+def test_control_characters_are_shown_as_python_escapes() -> None:
     assert printable("a\x1b[31m\n\t\u202e\udc80") == r"a\x1b[31m\n\t\u202e\udc80"
 
 
@@ -45,7 +45,7 @@ def test_a_log_keeps_lines_tabs_and_colours_and_nothing_else_that_is_obeyed(text
     assert bare.replace("\x1b[", "").isprintable()
 
 
-def test_what_moves_asks_or_renames_is_no_colour() -> None:
+def test_escapes_that_are_not_colours_are_removed() -> None:
     for escape in (
         "\x1b[2J",
         "\x1b[6n",

@@ -1,4 +1,4 @@
-"""Which trials run now, and why."""
+"""The selection of trials to run now, with the reasons."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -63,7 +63,7 @@ def now(fates: Mapping[str, Fate]) -> set[str]:
     return {name for name, fate in fates.items() if fate in {Fate.AGAIN, Fate.TAKE_UP, Fate.RUN}}
 
 
-def test_without_a_wish_what_is_finished_stays_so_and_what_is_owed_runs() -> None:
+def test_without_a_selection_finished_trials_stay_and_pending_ones_run() -> None:
     assert fates(Again()) == {
         "ant": Fate.KEEP,
         "bee": Fate.KEEP,
@@ -92,7 +92,7 @@ def test_without_a_wish_what_is_finished_stays_so_and_what_is_owed_runs() -> Non
 def test_a_failure_names_trials_that_failed_so_or_carry_the_flag_and_all_failures_of_its_kind(
     wish: str, names: set[str]
 ) -> None:
-    """What is owed runs beside them."""
+    """Pending trials run beside them."""
     found = fates(ask([wish], []))
     assert again(found) == names
     assert now(found) == names | {"eel", "fox"}
@@ -127,7 +127,7 @@ def test_a_selection_runs_alone_whether_finished_or_not(only: str, names: set[st
     assert {name for name, fate in found.items() if fate is Fate.LEAVE} == {"eel", "fox"} - names
 
 
-def test_of_a_selection_and_a_failure_both_must_match() -> None:
+def test_a_trial_must_match_both_selection_and_failure() -> None:
     found = fates(ask(["AgentTimedOut"], ["bee,cat,fox"]))
     assert again(found) == {"bee"}
     assert now(found) == {"bee", "fox"}
@@ -138,7 +138,7 @@ def test_a_scenario_that_does_not_exist_is_answered_with_near_ones() -> None:
         named(PLAN, ask([], ["ant,bea"]))
 
 
-def test_a_trial_that_was_reopened_is_owed() -> None:
+def test_a_reopened_trial_is_pending() -> None:
     ledger = fold([finished("ant"), TrialReopened(trial="scn_ant/arm/1")])
     assert fates(Again(), ledger)["ant"] is Fate.RUN
 

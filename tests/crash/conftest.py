@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,9 +18,12 @@ from typing import Final
 
 import pytest
 
+from tests.processes import carrying
+from tests.waiting import wait_until
+
 from .judge import Judge
 from .weather import World
-from .witness import WORK, Result, carrying, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
+from .witness import WORK, Result, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
 
 DYING: Final = Path(__file__).with_name("dying.py")
 #: Seconds for one run of a sweep that takes one.
@@ -71,16 +73,6 @@ def name_of(point: str) -> str:
     """A point without the trial it is for."""
     name, _, when = point.rpartition(":")
     return f"{name.partition(' ')[0]}:{when}"
-
-
-def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Wait for something in the world that nobody announces; whether it came."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 class Forks:
@@ -133,8 +125,11 @@ class Service:
         out = self.state.with_suffix(".out")
         self.pid = self.forks.start(words, cwd=self.state.parent, env=environment, out=out, points=())
         address = self.state / "address.json"
-        is_there = within(PATIENCE, lambda: address.exists() and json.loads(address.read_bytes())["pid"] == self.pid)
-        assert is_there, out.read_text()
+        wait_until(
+            lambda: address.exists() and json.loads(address.read_bytes())["pid"] == self.pid,
+            out.read_text,
+            seconds=PATIENCE,
+        )
         self.port = int(self.url.rpartition(":")[2])
 
     @property
@@ -170,7 +165,7 @@ class Story:
 
     @property
     def words_of_agents(self) -> str:
-        """What the command of an agent has in it, in the devbox."""
+        """Words in the command line of an agent in the devbox."""
         return "/.sweep/exec-" if "solve" in self.costly else "/.sweep/agent/run"
 
     def costs_attempt(self, point: str) -> bool:
@@ -179,7 +174,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undisturbed:
-    """How a story goes when nobody dies: the points passed, and what must be so in every other telling."""
+    """A story in which no process dies: the points passed, and the facts that every other telling must share."""
 
     points: list[str]
     status: int
@@ -248,7 +243,7 @@ class Sweep:
         return self.wait(self.start(points, victim, words))
 
     def begin(self) -> None:
-        """What goes before the story's own command."""
+        """Run the command that goes before the story's own."""
         if self.story.before:
             self.run([self.story.killed_at], words=self.story.before)
 
@@ -258,7 +253,7 @@ class Sweep:
         return [name_of(point) for point in notes.read_text().splitlines()] if notes.exists() else []
 
     def problems(self, known: Undisturbed, status: int, spoilt: int = 0) -> list[str]:
-        """What is not as it must be after the sweep has ended with `status`.
+        """Faults found after the sweep has ended with `status`.
 
         An agent has run in one devbox for each trial, and in no more than `spoilt` others, once in each.
         """
@@ -284,11 +279,13 @@ class Sweep:
         worked = sum(result["outcome"] == "scored" for result in results)
         if not worked <= len(left.agents) <= worked + spoilt:
             yield f"agents have run in {len(left.agents)} devboxes for {worked} trials"
-        if not within(LAST_RITES, lambda: not self.processes()):
-            yield f"processes left: {self.processes()}"
+        try:
+            wait_until(lambda: not self.processes(), lambda: f"processes left: {self.processes()}", seconds=LAST_RITES)
+        except AssertionError as error:
+            yield str(error)
 
     def _said(self, result: Result) -> str:
-        """What the agent's log has; an agent that could not be installed has none."""
+        """Text of the agent's log; an agent that could not be installed has none."""
         log = self.run_folder / result["files"].get("agent_log", "none")
         return log.read_text() if log.exists() and result["outcome"] == "scored" else ""
 
@@ -304,7 +301,7 @@ class Sweep:
 
 @dataclass(slots=True)
 class Ground:
-    """Where sweeps are run: agents, a benchmark, and processes to fork from."""
+    """The ground for sweeps: agents, a benchmark, and processes to fork from."""
 
     folder: Path
     isolation: str
@@ -423,7 +420,7 @@ class Night:
         def is_over() -> bool:
             return holds() or self.world.sweep is None or self.world.sweep.poll() is not None
 
-        assert within(PATIENCE, is_over), f"no {what} in {PATIENCE:g} s: {self}"
+        wait_until(is_over, lambda: f"no {what} in {PATIENCE:g} s: {self}", seconds=PATIENCE)
         assert holds(), f"ended before {what}: {self}"
 
     def ends_well(self) -> None:

@@ -49,7 +49,7 @@ IN_DEVBOX: Final = frozenset({"execute", "read_file", "write_file"})
 
 
 class Fate:
-    """Which points kill whom. `stages` is where each trial is, for the names of calls."""
+    """The points that kill a process. `stages` is where each trial is, for the names of calls."""
 
     def __init__(self, points: Iterable[str], *, victim: str, service: str, notes: str) -> None:
         self._points = set(points)

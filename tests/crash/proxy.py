@@ -76,7 +76,7 @@ class _Head:
 
 @dataclass(slots=True)
 class Proxy:
-    """Listens on `port` while it is open, and speaks to whoever listens on `target`."""
+    """Listens on `port` while it is open, and speaks to the server on `target`."""
 
     target: int
     choose: Choose

@@ -34,7 +34,7 @@ class Screen:
 
     @property
     def path(self) -> Path:
-        """Where another process can open the entry."""
+        """A path by which another process can open the entry."""
         return Path(os.ttyname(self.entry) if os.isatty(self.entry) else f"/proc/{os.getpid()}/fd/{self.entry}")
 
     def stop(self) -> None:

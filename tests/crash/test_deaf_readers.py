@@ -8,7 +8,7 @@ from .weather import READERS
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
-def test_a_sweep_goes_on_while_nobody_reads_what_it_prints(night: Night, reader: str) -> None:
+def test_a_sweep_continues_while_its_output_is_not_read(night: Night, reader: str) -> None:
     night.start(reader=reader)
     night.comes_to("boot")
     assert night.world.screen is not None

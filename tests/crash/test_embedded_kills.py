@@ -12,7 +12,7 @@ DEVBOXES = 2
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["both", "service"])
 def test_a_sweep_and_the_service_it_started_end_as_if_nobody_had_died(ground: Ground, victim: str) -> None:
-    """What the service has written it knows again; the devboxes that died with it are tried again in others."""
+    """A new service knows the state of the old one; trials whose devboxes died with it are tried again in others."""
     story = Story(words=(*ground.agent, "--devboxes", str(DEVBOXES)), is_embedded=True)
     known = ground.undisturbed(replace(story, is_embedded=False))
     points = list(dict.fromkeys(known.points))

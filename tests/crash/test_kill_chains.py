@@ -25,7 +25,7 @@ def stories(ground: Ground) -> dict[str, Story]:
 
 
 def own_points(name: str, points: list[str]) -> set[str]:
-    """Where a death means something else in this story than in the first one."""
+    """Points at which a death means something else in this story than in the first one."""
     words = {
         "host": ("prepare", "solve"),
         "foreign": ("start_run", "start_benchmark_run", "execute", "score@", "complete@", "complete_benchmark_run"),
@@ -33,6 +33,7 @@ def own_points(name: str, points: list[str]) -> set[str]:
     return {point for point in points if any(word in point for word in words.get(name, ()))}
 
 
+@pytest.mark.slow
 def test_every_kind_of_event_happens_in_a_sweep_that_is_killed(ground: Ground) -> None:
     points = {point for story in stories(ground).values() for point in ground.undisturbed(story).points}
     happened = {point.partition(":")[0].partition("/")[0] for point in points}

@@ -51,7 +51,7 @@ def test_killed_again_while_it_resumes_a_sweep_ends_as_if_nobody_had_died(
 
 @pytest.mark.slow
 def test_a_sweep_outlives_its_service(ground: Ground) -> None:
-    """It goes on with the one that is started in its place, and tries again what died with the first."""
+    """It continues with the one that is started in its place, and tries again the trials that died with the first."""
     known = ground.undisturbed(story(ground))
     for point in some_points(ground, 3):
         sweep = ground.sweep(story(ground))

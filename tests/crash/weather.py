@@ -20,10 +20,13 @@ from typing import Final
 
 import orjson
 
+from tests.processes import carrying
+from tests.waiting import wait_until
+
 from . import slow_disk
 from .proxy import WRONG, Proxy
 from .screen import Screen
-from .witness import carrying, read_results
+from .witness import read_results
 
 PLAIN: Final = ("-m", "orchestrator")
 ON_SLOW_DISK: Final = (str(Path(slow_disk.__file__)),)
@@ -94,7 +97,7 @@ Lasting = tuple[float, Callable[[], None]] | None
 
 
 def score_of(scenario: str, arm: str) -> float:
-    """What a scenario's tests give for the arm's work, done once and to its end: another number for each."""
+    """The score of the arm's work, done once and to its end: another number for each scenario."""
     return (int(scenario.rpartition("-")[2]) * 10 + ARMS[arm]) / 100_000
 
 
@@ -151,7 +154,7 @@ class World:
 
     @property
     def away(self) -> Path:
-        """Where the benchmark is while it is not where it should be."""
+        """The path of the benchmark while it is away."""
         return self.folder / "elsewhere"
 
     def put_benchmark_back(self) -> None:
@@ -239,7 +242,7 @@ class World:
         self.sweep = self.screen = None
 
     def service_pid(self) -> int | None:
-        """Whoever serves the sweep now, if somebody does."""
+        """The process that serves the sweep now, if one does."""
         if not self.is_embedded:
             return self.service.pid if self.service is not None and self.service.poll() is None else None
         with suppress(OSError, ValueError, KeyError):
@@ -254,7 +257,8 @@ class World:
         pid = self.service_pid()
         if pid is not None:
             send(pid, signal.SIGKILL)
-            wait_until(lambda: not _lives(pid))
+            with suppress(AssertionError):
+                wait_until(lambda: not _lives(pid), "it outlives SIGKILL", seconds=SOON)
         if self.service is not None and not self.is_embedded:
             self.service.wait()
 
@@ -274,12 +278,12 @@ class World:
 
     @property
     def done(self) -> int:
-        """How many trials have a result."""
+        """Number of trials that have a result."""
         path = self.run_folder / "results.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def expected_status(self) -> int | None:
-        """What the sweep must end with: None, which nothing is, as long as trials are owed."""
+        """The exit status that the sweep must end with; None, which no status is, while trials are pending."""
         if self.done < self.trials:
             return None
         results = read_results(self.run_folder)
@@ -288,16 +292,16 @@ class World:
 
     @property
     def said(self) -> str:
-        """What sweeps have said beside their standard output."""
+        """Standard error of the sweeps."""
         log = self.folder / "run.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
     def is_under_way(self) -> bool:
-        """Whether there is a sweep that has its service, and has opened its journal."""
+        """Tell if there is a sweep that has its service, and has opened its journal."""
         return self.service_pid() is not None and self.has_opened()
 
     def has_opened(self) -> bool:
-        """Whether the sweep, which may have ended, has come so far as to open its journal."""
+        """Tell if the sweep, which may have ended, has opened its journal."""
         return self.sweep is not None and b'"pid":%d}' % self.sweep.pid in self.journal
 
     def processes(self) -> list[str]:
@@ -345,16 +349,6 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = SOON) -> bool:
-    """Wait for something in the world that nobody announces; whether it came."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @dataclass(slots=True)
@@ -444,7 +438,7 @@ class Weather:
         return self.dice.uniform(3, 25), lambda: send(pid, signal.SIGCONT)
 
     def deaf_readers(self) -> Lasting:
-        """Let whoever reads the sweep's output stop for a while, or go away."""
+        """Let the reader of the sweep's output stop for a while, or go away."""
         screen = self.world.screen
         if screen is None or screen.is_gone:
             return None
@@ -479,7 +473,7 @@ class Weather:
         return self.dice.uniform(2, 8), self.world.put_benchmark_back
 
     def _replace_service(self) -> None:
-        """What a person does about a service without its folder, if it has not ended by itself."""
+        """Restart a service without its folder, as a person would, if it has not ended by itself."""
         if not self.world.is_embedded:
             self.world.end_service()
             self.world.serve()

@@ -1,9 +1,8 @@
-"""What is left in the world after a sweep. Asked of the service's database, of the devboxes and of the machine; of what
+"""Remains of a sweep in the world. Asked of the service's database, of the devboxes and of the machine; of what
 the orchestrator says of itself, only the results are believed, and those are compared.
 """
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -73,7 +72,7 @@ def trial_of(result: Result) -> tuple[str, str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remains:
-    """What a service has of one sweep: `alive` is everything that has not ended; `agents` counts by devbox."""
+    """A service's records of one sweep: `alive` is everything that has not ended; `agents` counts by devbox."""
 
     alive: list[str]
     agents: Counter[str]
@@ -109,21 +108,3 @@ def _documents(db: sqlite3.Connection, table: str) -> Iterator[dict[str, Any]]:
 def sweep_id(folder: Path) -> str:
     identity: str = json.loads((folder / "manifest.json").read_bytes())["sweep"]
     return identity
-
-
-def carrying(word: str) -> dict[int, str]:
-    """Pid and command line of each process of this machine with `word` in its arguments or environment; not ours."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            words = _read(folder / "cmdline")
-            if word.encode() in words + _read(folder / "environ"):
-                found[int(folder.name)] = words.replace(b"\0", b" ").decode(errors="replace")
-    return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

@@ -46,7 +46,7 @@ class Block:
         return match[1] if match else None
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
-        """What is typed, each with the output that is shown below it."""
+        """Commands to type, each with the output that is shown below it."""
         for step in self.text.removeprefix("$ ").split("\n$ "):
             command, *output = step.rstrip("\n").split("\n")
             yield command, output

@@ -35,7 +35,7 @@ def desk(tmp_path: Path, isolation: str, service: "Service") -> Iterator[Desk]:
 
 
 def shows(shown: str, printed: str) -> bool:
-    """Whether a line as the manual shows it was printed, with the numbers and the columns of another day."""
+    """Tell if a line of the manual was printed, with the numbers and the columns of another day."""
     words = [r"[\d.:-]+(?: s)?" if number else re.escape(text) for text, number in pieces(shown)]
     return re.fullmatch(re.sub(r"(\\ )+", r"\\s+", "".join(words)), printed.rstrip()) is not None
 

@@ -96,7 +96,7 @@ def test_every_example_is_run_or_says_why_not(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_only_what_needs_keys_says_so(page: str) -> None:
+def test_only_examples_that_need_keys_say_so(page: str) -> None:
     """An agent that needs no key has no excuse, and one that does is not run."""
     keyless = {"oracle", "nop"}
     for block in blocks(PAGES[page], "console"):
@@ -142,7 +142,7 @@ def test_the_manuals_chaos_file_is_understood(tmp_path: Path) -> None:
 
 
 def test_every_word_for_the_devbox_in_the_manual_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """What `sweep workspace` understands is its own affair."""
+    """Words of `sweep workspace` are not checked here."""
     (words,) = (line.split()[2] for line in COMMANDS if line.startswith("sweep workspace exec|"))
     for word in words.split("|"):
         with pytest.raises(SystemExit, match=r"^0$"):

@@ -5,9 +5,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,9 @@ from typing import Any, Final
 import httpx
 import orjson
 import pytest
+
+from tests.processes import carrying
+from tests.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[2]
 #: Seconds for one command: machines are slow when they are busy, and waiting for what comes at once costs nothing.
@@ -35,40 +38,13 @@ EOF
 äöü ß 漢字 🙂 \"""end\"""\\"""
 
 
-def within(seconds: float, holds: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Wait for something in the world that nobody announces."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
-
-
-def carrying(word: str) -> list[int]:
-    """The machine's living processes that have `word` in their arguments or their environment; not ourselves."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            words = b"".join(read(folder / name) for name in ("cmdline", "environ"))
-            if word.encode() in words:
-                found.append(int(folder.name))
-    return found
-
-
-def read(path: Path) -> bytes:
-    """What is in a file of a process that may be gone already."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
 def json_lines(data: bytes) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in data.splitlines()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a command ended, and all it said."""
+    """A command that has ended, and its output."""
 
     command: str
     status: int
@@ -108,11 +84,11 @@ class Running:
 
     def wait_for(self, words: str) -> None:
         """Until it has said this on either stream."""
-        within(PATIENCE, lambda: words in self.out + self.err or self.process.poll() is not None, lambda: str(self))
+        wait_until(lambda: words in self.out + self.err or self.process.poll() is not None, self, seconds=PATIENCE)
         assert words in self.out + self.err, str(self)
 
     def interrupt(self) -> None:
-        """What Ctrl-C does: a signal to the whole process group."""
+        """Send the whole process group a signal, as Ctrl-C does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
@@ -240,8 +216,8 @@ class Desk:
         """A file that a result names."""
         return (self.folder / folder / str(result["files"][name])).read_text()
 
-    def processes(self) -> list[int]:
-        """What this desk has started, directly or not, and has not ended."""
+    def processes(self) -> dict[int, str]:
+        """Processes that this desk has started, directly or not, and that have not ended."""
         return carrying(self.mark)
 
     def clear(self) -> None:
@@ -253,9 +229,8 @@ class Desk:
             pid = orjson.loads(address.read_bytes())["pid"]
             if pid in self.processes():
                 os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + LAST_RITES
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(AssertionError):
+            wait_until(lambda: not self.processes(), "some are left", seconds=LAST_RITES)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
 
@@ -282,7 +257,11 @@ def served(tmp_path: Path, isolation: str, service: Service) -> Iterator[Desk]:
     desk = new_desk(tmp_path, isolation, service)
     yield desk
     desk.clear()
-    within(LAST_RITES, lambda: before.issuperset(service.alive()), lambda: f"left on the endpoint: {service.alive()}")
+    wait_until(
+        lambda: before.issuperset(service.alive()),
+        lambda: f"left on the endpoint: {service.alive()}",
+        seconds=LAST_RITES,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ class Screen:
     fd: int
 
     def read(self, seconds: float = 0.0) -> bytes:
-        """What is on it now, and what comes within so many seconds of the last of it."""
+        """Read the text that is on it, and any that comes within so many seconds of the last."""
         found = b""
         with suppress(OSError):
             while select.select([self.fd], [], [], seconds)[0] and (piece := os.read(self.fd, 65536)):
@@ -36,11 +36,11 @@ class Screen:
         return found
 
     def stop(self) -> None:
-        """What Ctrl-S does: nothing is taken any more."""
+        """Stop the output, as Ctrl-S does."""
         os.write(self.fd, b"\x13")
 
     def go_on(self) -> None:
-        """What Ctrl-Q does."""
+        """Let the output go on, as Ctrl-Q does."""
         os.write(self.fd, b"\x11")
 
     def resize(self, rows: int, columns: int) -> None:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from .conftest import within, write_scenario
+from tests.waiting import wait_until
+
+from .conftest import write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service
@@ -77,7 +79,7 @@ def test_the_same_command_with_retry_finds_the_finished_sweep(night: "Desk") -> 
     assert "mine" not in night.sweep(*command, "--dry-run").out
 
 
-def test_only_some_run_and_the_others_stay_owed(night: "Desk") -> None:
+def test_only_chosen_trials_run_and_the_others_stay_pending(night: "Desk") -> None:
     (night.folder / "mended").touch()
     ended = night.sweep("resume", "mine", "--include", "*", "--only", "failed")
     assert "Of these 2 run now" in ended.out
@@ -140,7 +142,7 @@ def test_a_dry_run_of_a_new_sweep_prints_the_plan_and_starts_no_service(desk: "D
 def test_a_dry_run_beside_a_running_sweep_says_who_runs_it(served: "Desk") -> None:
     command = ("run", "six", "--agent", "command:exec sleep 31536044", "--limit", "2", "--devboxes", "1")
     first = served.start(*command, "--name", "mine")
-    within(60, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(first))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), first)
     ended = served.sweep("resume", "--dry-run")
     assert f"in use by process {first.process.pid} " in ended.out
     assert "take up     1  in flight: solve: ant" in ended.out

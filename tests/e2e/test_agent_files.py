@@ -56,7 +56,7 @@ def test_a_new_agent_is_listed_explained_and_runs_as_it_stands(served: "Desk") -
     assert "key name" in served.refused("agents", "new", "../mine")
 
 
-def test_all_that_the_template_can_say_is_true_once_it_is_said(desk: "Desk") -> None:
+def test_the_template_of_an_agent_file_is_valid_line_by_line(desk: "Desk") -> None:
     """Every line that is commented out, taken in, leaves a file that can be read."""
     desk.sweep("agents", "new", "mine")
     file = desk.folder / "agents" / "mine.toml"
@@ -87,7 +87,7 @@ def test_show_says_what_is_missing_and_never_what_is_there(desk: "Desk") -> None
 
 
 def test_the_python_agents_that_come_with_us_are_listed_and_explained_like_the_others(desk: "Desk") -> None:
-    """Whether their package is there is asked without importing it, of the interpreter that would run them."""
+    """Their package is looked for without an import, by the interpreter that would run them."""
     listed = {line["name"]: line for line in desk.sweep("agents", "list", "--json").json}
     assert (listed["mini"]["where"], listed["mini"]["version"]) == ("host", None)
     assert "mini-swe-agent" in listed["mini"]["needs"]

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import NASTY, STATEMENT, carrying, within
+from tests.processes import carrying
+from tests.waiting import wait_until
+
+from .conftest import NASTY, STATEMENT
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -61,7 +64,7 @@ def test_an_agent_out_of_time_is_ended_with_all_it_started_and_scored(served: "D
     result = run_one(served, agent, "--timeout-solve", "2", status=1)
     assert (result["outcome"], result["score"], result["flags"]) == ("scored", 1.0, ["agent_timed_out"])
     assert 1.5 < result["stages"]["solve"]["seconds"] < 30
-    within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
+    wait_until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}", seconds=5)
 
 
 def test_a_python_class_that_takes_a_prompt_alone_works_as_it_stands(served: "Desk") -> None:
@@ -126,7 +129,7 @@ def test_a_python_agent_out_of_time_is_ended_with_all_it_started(served: "Desk")
     )
     result = run_one(served, "mine.py:agent", "--timeout-solve", "2", status=1)
     assert (result["outcome"], result["flags"]) == ("scored", ["agent_timed_out"])
-    within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
+    wait_until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}", seconds=5)
 
 
 def test_an_agent_of_the_users_own_by_name_wins_over_ours(served: "Desk") -> None:

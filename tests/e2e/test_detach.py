@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import carrying, read, within
+from tests.processes import carrying, read
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service
@@ -58,7 +59,7 @@ def test_a_detached_sweep_runs_on_in_a_session_of_its_own(served: "Desk", servic
     words = (folder / "sweep.out").read_text()
     assert words.startswith("Starting mine: 6 trials, 6 to do.")
     assert words.splitlines()[-4:] == ended.out.splitlines()[-4:], "both draw the same end"
-    within(10, lambda: not served.processes(), lambda: f"left behind: {served.processes()}")
+    wait_until(lambda: not served.processes(), lambda: f"left behind: {served.processes()}", seconds=10)
 
 
 def test_a_detached_sweep_that_cannot_begin_says_so_with_its_exit_code(served: "Desk") -> None:
@@ -68,14 +69,14 @@ def test_a_detached_sweep_that_cannot_begin_says_so_with_its_exit_code(served: "
     (served.folder / "runs/mine/sweep.out").mkdir(parents=True)
     ended = served.sweep("run", "six", "--agent", "oracle", "--name", "mine", "--detach", status=1)
     assert ended.err.endswith("runs/mine/sweep.out cannot be written: Is a directory.\n")
-    within(10, lambda: not served.processes(), lambda: f"left behind: {served.processes()}")
+    wait_until(lambda: not served.processes(), lambda: f"left behind: {served.processes()}", seconds=10)
 
 
 def test_a_detached_sweep_that_is_killed_before_it_begins_ends_as_a_shell_says_it(served: "Desk") -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silence = {"RUNLOOP_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         started = served.start("run", "six", "--agent", "oracle", "--detach", environment=silence)
-        within(20, lambda: len(served.processes()) == 2, lambda: str(started))
+        wait_until(lambda: len(served.processes()) == 2, started, seconds=20)
         (detached,) = {*served.processes()} - {started.process.pid}
         os.kill(detached, signal.SIGKILL)
         assert started.end().status == 128 + signal.SIGKILL
@@ -84,13 +85,13 @@ def test_a_detached_sweep_that_is_killed_before_it_begins_ends_as_a_shell_says_i
 def test_programs_learn_the_folder_of_a_detached_sweep(served: "Desk") -> None:
     (line,) = served.sweep("run", "six", "--agent", "oracle", "--limit", "2", "--detach", "--json").json
     assert line["event"] == "detached"
-    within(60, lambda: not served.processes(), lambda: f"still there: {served.processes()}")
+    wait_until(lambda: not served.processes(), lambda: f"still there: {served.processes()}")
     out = (served.folder / line["folder"] / "sweep.out").read_bytes().splitlines()
     events = [orjson.loads(each)["event"] for each in out if each.startswith(b"{")]
     assert events == ["trial", "trial", "sweep"]
 
 
-def test_whoever_follows_a_sweep_may_leave_it(served: "Desk") -> None:
+def test_leaving_attach_does_not_stop_the_sweep(served: "Desk") -> None:
     """Ctrl-C ends the following and says so; the sweep goes on."""
     agent = f"command:exec sleep {FOREVER}"
     served.sweep("run", "six", "--agent", agent, "--limit", "1", "--name", "mine", "--detach")
@@ -104,7 +105,7 @@ def test_whoever_follows_a_sweep_may_leave_it(served: "Desk") -> None:
     pid = holder(served.folder / "runs/mine")
     assert pid in served.processes()
     os.kill(pid, signal.SIGKILL)
-    within(10, lambda: pid not in served.processes(), lambda: "it outlived SIGKILL")
+    wait_until(lambda: pid not in served.processes(), "it outlived SIGKILL", seconds=10)
     ended = served.sweep("attach", "mine", status=1)
     assert ended.out.startswith("mine is not running: 1 trial, 1 to do.")
     assert "its process ended without a word" in ended.out
@@ -115,7 +116,7 @@ def test_whoever_follows_a_sweep_may_leave_it(served: "Desk") -> None:
 def test_a_sweep_is_stopped_from_elsewhere_and_those_in_flight_finish(served: "Desk", service: "Service") -> None:
     agent = "command:sleep 5; touch done"
     first = served.start("run", "six", "--agent", agent, "--devboxes", "1", "--name", "mine")
-    within(60, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(first))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), first)
     following = served.start("attach")
     following.wait_for("Following mine")
     ended = served.sweep("stop")
@@ -138,7 +139,7 @@ def test_a_sweep_that_is_stopped_now_ends_its_agents(served: "Desk", service: "S
     for is_draining in (False, True):
         served.sweep(*command, "--detach")
         owed = 4 if is_draining else 2
-        within(60, partial(has_begun, served, owed), lambda: "no agent works")
+        wait_until(partial(has_begun, served, owed), "no agent works")
         if is_draining:
             waiting = served.start("stop")
             waiting.wait_for("Waiting for 2 in flight")
@@ -146,7 +147,7 @@ def test_a_sweep_that_is_stopped_now_ends_its_agents(served: "Desk", service: "S
         assert "mine has stopped: 0 of 6" in served.sweep("stop", "--now").out
         assert time.monotonic() - began < 12
         assert not service.alive()
-        within(5, lambda: not carrying(f"sleep\0{FOREVER}"), lambda: "agents outlived their sweep")
+        wait_until(lambda: not carrying(f"sleep\0{FOREVER}"), "agents outlived their sweep", seconds=5)
     assert waiting.end().status == 0
     ends = served.journal("runs/mine", "attempt.ended")
     assert {(end["failure"]["class"], end["counted"]) for end in ends} == {("Interrupted", False)}

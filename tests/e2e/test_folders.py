@@ -51,7 +51,7 @@ def test_a_changed_scenario_does_not_continue_a_sweep(desk: "Desk") -> None:
     assert "the content of one" in desk.refused("run", "./mine", "--agent", "oracle", "--name", "first")
 
 
-def test_a_sound_benchmark_is_told_so(desk: "Desk") -> None:
+def test_a_sound_benchmark_is_reported_as_sound(desk: "Desk") -> None:
     for name in ("one", "two"):
         write_scenario(desk.folder / "mine" / name, task="[environment]\nallow_internet = false\n")
     ended = desk.sweep("check", "./mine")
@@ -83,7 +83,7 @@ def test_solutions_that_fail_and_scorers_that_tell_nothing_are_found(desk: "Desk
     assert "no-score: nop got no score" in told
 
 
-def test_why_a_reference_solution_fails_is_quoted(desk: "Desk") -> None:
+def test_output_of_a_failed_reference_solution_is_quoted(desk: "Desk") -> None:
     test = "echo first; echo the test saw nothing; echo 0 >/logs/verifier/reward.txt\n"
     write_scenario(desk.folder / "mine" / "one", solution="echo cannot do it >&2\nexit 3\n", test=test)
     assert (

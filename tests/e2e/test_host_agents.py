@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import carrying, within
+from tests.processes import carrying
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -85,7 +86,7 @@ def test_any_client_of_the_protocol_works_with_the_key_of_the_attempt_and_in_its
     assert lines[-6:] == ["4", *["no"] * 5]
 
 
-def test_what_a_program_leaves_comes_home_and_its_usage_is_read(served: "Desk") -> None:
+def test_files_of_a_host_program_are_collected_and_its_usage_is_read(served: "Desk") -> None:
     run = """
         sweep workspace exec 'touch done'
         echo '{"used": 7, "end": "finished"}' >usage.json; echo words >report.md
@@ -107,7 +108,7 @@ def test_a_program_out_of_time_is_ended_with_all_it_started(served: "Desk") -> N
     (served.folder / "mine.sh").write_text(run)
     result = run_one(served, f". {served.folder}/mine.sh", "--timeout-solve", "4", status=1)
     assert (result["score"], result["flags"]) == (1.0, ["agent_timed_out"])
-    within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
+    wait_until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}", seconds=5)
 
 
 def test_a_sweep_that_is_killed_leaves_nothing_of_its_programs(desk: "Desk") -> None:
@@ -116,9 +117,9 @@ def test_a_sweep_that_is_killed_leaves_nothing_of_its_programs(desk: "Desk") -> 
     (desk.folder / "mine.sh").write_text(f"setsid {sleeper} </dev/null >/dev/null 2>&1 &\n{sleeper}")
     (desk.folder / "mine.toml").write_text(f"where = 'host'\nrun = '. {desk.folder}/mine.sh'\n")
     running = desk.start("run", "bugfix-mini", "--agent", "./mine.toml", "--limit", "1", "--name", "mine")
-    within(60, lambda: len(carrying(mark)) == 2, lambda: str(running))
+    wait_until(lambda: len(carrying(mark)) == 2, running)
     running.kill()
-    within(5, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
+    wait_until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}", seconds=5)
 
 
 def test_a_python_agent_streams_uploads_and_downloads_in_a_real_devbox(served: "Desk") -> None:

@@ -1,12 +1,12 @@
 """Sweeps that are cut short: by Ctrl-C, by Ctrl-C again, by a kill; and what the same command does afterwards."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import carrying, read, within
+from tests.processes import carrying
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk, Service
@@ -34,14 +34,14 @@ FOREVER = "31536042"
 
 def sleeping() -> list[int]:
     """Agents that sleep for ever, as the machine sees them; the commands that started them name them too."""
-    return [pid for pid in carrying(f"sleep\0{FOREVER}") if b"orchestrator" not in read(Path(f"/proc/{pid}/cmdline"))]
+    return [pid for pid, words in carrying(f"sleep\0{FOREVER}").items() if "orchestrator" not in words]
 
 
 def keys(results: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
     return [(result["scenario_name"], result["arm"], result["trial"]) for result in results]
 
 
-def test_a_killed_sweep_goes_on_where_it_was(served: "Desk", service: "Service") -> None:
+def test_a_killed_sweep_continues_where_it_was(served: "Desk", service: "Service") -> None:
     """No result is lost or made twice, only what is owed is run, nothing stays alive on the endpoint."""
     command = ("run", "six", "--agent", SLOW, "--devboxes", "2")
     first = served.start(*command)
@@ -67,7 +67,7 @@ def test_a_killed_sweep_goes_on_where_it_was(served: "Desk", service: "Service")
     assert len(executed) == len(set(executed)) == 6, "no agent is run twice"
 
 
-def test_a_second_process_with_the_same_name_is_told_who_has_it(served: "Desk") -> None:
+def test_a_second_process_with_the_same_name_learns_the_holder(served: "Desk") -> None:
     command = ("run", "six", "--agent", f"command:exec sleep {FOREVER}", "--limit", "1", "--name", "mine")
     first = served.start(*command)
     first.wait_for("Starting mine")
@@ -101,9 +101,9 @@ def test_ctrl_c_lets_those_in_flight_finish_and_starts_no_more(served: "Desk", s
     assert len(set(keys(served.results("runs/mine")))) == 6
 
 
-def test_ctrl_c_when_nothing_is_owed_is_a_full_run(served: "Desk") -> None:
+def test_ctrl_c_when_nothing_is_pending_is_a_full_run(served: "Desk") -> None:
     running = served.start("run", "six", "--agent", SLOW, "--limit", "2", "--name", "mine")
-    within(60, lambda: len(served.journal("runs/mine", "execution.started")) == 2, lambda: str(running))
+    wait_until(lambda: len(served.journal("runs/mine", "execution.started")) == 2, running)
     running.interrupt()
     assert running.end().status == 0
     assert len(served.results("runs/mine")) == 2
@@ -115,7 +115,7 @@ def test_ctrl_c_twice_ends_the_agents_and_releases_the_devboxes(served: "Desk", 
     (served.folder / "patient.py").write_text(PATIENT)
     command = ("run", "six", "--agent", agent, "--devboxes", "2", "--limit", "3", "--name", "mine")
     running = served.start(*command)
-    within(60, lambda: len(sleeping()) >= 2, lambda: str(running))
+    wait_until(lambda: len(sleeping()) >= 2, running)
     running.interrupt()
     running.wait_for("Press Ctrl-C again")
     running.interrupt()
@@ -124,8 +124,8 @@ def test_ctrl_c_twice_ends_the_agents_and_releases_the_devboxes(served: "Desk", 
     assert time.monotonic() - began < 10
     assert ended.status == 130, str(ended)
     assert not service.alive()
-    within(5, lambda: not sleeping(), lambda: f"agents outlived their sweep: {sleeping()}")
-    within(5, lambda: not served.processes(), lambda: f"left behind: {served.processes()}")
+    wait_until(lambda: not sleeping(), lambda: f"agents outlived their sweep: {sleeping()}", seconds=5)
+    wait_until(lambda: not served.processes(), lambda: f"left behind: {served.processes()}", seconds=5)
     assert served.results("runs/mine") == []
     ends = served.journal("runs/mine", "attempt.ended")
     assert [(end["failure"]["class"], end["counted"]) for end in ends] == [("Interrupted", False)] * 2
@@ -142,7 +142,7 @@ def test_an_agent_in_its_devbox_works_on_while_nobody_looks(desk: "Desk") -> Non
     """The started service outlives a killed sweep, and the next one waits for the agents instead of running them."""
     command = ("run", "bugfix-mini", "--agent", "command:echo asleep; sleep 5; echo awake", "--limit", "2")
     first = desk.start(*command, "--name", "mine")
-    within(60, lambda: len(desk.journal("runs/mine", "execution.started")) == 2, lambda: str(first))
+    wait_until(lambda: len(desk.journal("runs/mine", "execution.started")) == 2, first)
     first.kill()
     (address,) = desk.folder.glob("runs/.service/*/address.json")
     before = address.read_bytes()
@@ -156,9 +156,9 @@ def test_an_agent_in_its_devbox_works_on_while_nobody_looks(desk: "Desk") -> Non
 
 def test_ctrl_c_ends_a_single_scenario_and_releases_its_devbox(served: "Desk", service: "Service") -> None:
     running = served.start("scenario", "run", "ant", "--benchmark", "six", "--agent", f"command:exec sleep {FOREVER}")
-    within(60, lambda: bool(sleeping()), lambda: str(running))
+    wait_until(sleeping, running)
     running.interrupt()
     ended = running.end(20)
     assert ended.status == 130, str(ended)
     assert not service.alive()
-    within(5, lambda: not sleeping(), lambda: f"agents outlived their run: {sleeping()}")
+    wait_until(lambda: not sleeping(), lambda: f"agents outlived their run: {sleeping()}", seconds=5)

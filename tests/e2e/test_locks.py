@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import PATIENCE, within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -53,13 +53,11 @@ def test_the_cause_is_named_with_a_way_which_works(desk: "Desk", how: dict[str, 
 
 
 @pytest.mark.parametrize("how", [REFUSED, GRANTED], ids=["refused", "granted"])
-def test_without_locks_a_second_process_is_still_kept_out_and_told_who_is_at_work(
-    served: "Desk", how: dict[str, str]
-) -> None:
+def test_without_locks_a_second_process_is_kept_out_and_learns_the_first(served: "Desk", how: dict[str, str]) -> None:
     environment = without_locks(served, how) | {"SWEEP_LOCK": "none"}
     words = ("run", "six", "--agent", "command:sleep 1000", "--limit", "1", "--name", "mine")
     running = served.start(*words, environment=environment)
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(running))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), running)
     line = served.refused(*words, environment=environment)
     assert f"in use by process {running.process.pid} on {os.uname().nodename}, without a lock" in line
     stopped = served.sweep("stop", "mine", "--now", environment=environment)
@@ -68,7 +66,7 @@ def test_without_locks_a_second_process_is_still_kept_out_and_told_who_is_at_wor
     assert "mine is not running" in served.sweep("stop", "mine", environment=environment).out
 
 
-def test_what_was_killed_without_a_lock_is_gone_on_with_as_it_was_begun(served: "Desk") -> None:
+def test_a_sweep_killed_without_a_lock_is_resumed_without_one(served: "Desk") -> None:
     """The note that it left counts no more, and its manifest says that there are no locks."""
     environment = without_locks(served, REFUSED)
     gate = served.folder / "go"
@@ -81,7 +79,7 @@ def test_what_was_killed_without_a_lock_is_gone_on_with_as_it_was_begun(served: 
     )
     words = ("run", "six", "--agent", "./slow.py:agent", "--limit", "1", "--name", "mine", "--lock", "none")
     running = served.start(*words, environment=environment)
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "agent.started")), lambda: str(running))
+    wait_until(lambda: served.journal("runs/mine", "agent.started"), running)
     running.process.send_signal(signal.SIGKILL)
     running.process.wait()
     assert (served.folder / "runs/mine/holder.json").exists()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from .conftest import within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Desk") -> None:
-    """What it prints is there within moments, byte for byte, and the end of the trial ends it."""
+    """Its output is there within moments, byte for byte, and the end of the trial ends the command."""
     gate = served.folder / "go"
     (served.folder / "slow.py").write_text(
         "import pathlib, time\n"
@@ -27,7 +27,7 @@ def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Des
         "    print('end')\n"
     )
     sweep = served.start("run", "six", "--agent", "./slow.py:agent", "--limit", "1", "--name", "mine")
-    within(60, lambda: bool(served.journal("runs/mine", "stage.entered")), lambda: str(sweep))
+    wait_until(lambda: served.journal("runs/mine", "stage.entered"), sweep)
     following = served.start("logs", "mine", "ant", "-f")
     following.wait_for("begun")
     gate.touch()
@@ -37,7 +37,7 @@ def test_an_agent_is_followed_while_it_runs_to_the_end_of_its_trial(served: "Des
     assert served.sweep("logs", "mine", "ant").out == "begun\nend\n"
 
 
-def test_what_there_is_is_listed_and_can_be_printed(served: "Desk") -> None:
+def test_files_of_attempts_are_listed_and_can_be_printed(served: "Desk") -> None:
     agent = "command:echo hello; echo changed >README; mkdir -p /logs/agent/a; echo t >/logs/agent/a/t"
     served.sweep("run", "six", "--agent", agent, "--agent", "nop", "--limit", "2", "--name", "mine")
     listed = served.sweep("logs", "mine").out.splitlines()
@@ -50,7 +50,7 @@ def test_what_there_is_is_listed_and_can_be_printed(served: "Desk") -> None:
     assert served.sweep("logs", "mine", "bee", "--arm", "command", "--file", "traces/a/t").out == "t\n"
 
 
-def test_what_is_not_there_is_named_with_what_there_is(served: "Desk") -> None:
+def test_an_unknown_file_scenario_or_attempt_is_answered_with_those_that_exist(served: "Desk") -> None:
     served.sweep("run", "six", "--agent", "nop", "--agent", "oracle", "--limit", "1", "--name", "mine")
     assert "--arm nop or oracle" in served.refused("logs", "mine", "ant")
     assert "Did you mean ant?" in served.refused("logs", "mine", "amt", "--arm", "nop")
@@ -71,7 +71,7 @@ def test_a_log_that_is_empty_says_so_and_why_the_trial_failed(served: "Desk") ->
     )
 
 
-def test_who_has_read_enough_ends_it_without_a_word(served: "Desk") -> None:
+def test_closing_the_pipe_of_logs_ends_it_without_a_message(served: "Desk") -> None:
     agent = "command:yes 0123456789abcdef0123456789abcdef | head -c 300000"
     served.sweep("run", "six", "--agent", agent, "--limit", "1", "--name", "mine")
     reading, writing = os.pipe()
@@ -104,7 +104,9 @@ files = ["~/report.md", "nowhere/*"]
 
 
 @pytest.mark.parametrize(("content", "flags"), [(TRAJECTORY.strip(), []), ("nonsense", ["trajectory_unread"])])
-def test_what_an_agent_leaves_comes_home_and_is_in_its_result(served: "Desk", content: str, flags: list[str]) -> None:
+def test_files_of_an_agent_are_collected_and_named_in_its_result(
+    served: "Desk", content: str, flags: list[str]
+) -> None:
     """A trajectory that cannot be read is there as it is, and no reason to fail a trial."""
     (served.folder / "agents").mkdir()
     (served.folder / "agents/tool.toml").write_text(AGENT.replace("CONTENT", content))

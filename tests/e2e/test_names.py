@@ -1,4 +1,4 @@
-"""What others named or said is printed, whatever is in it, and no terminal obeys it."""
+"""Names and texts of others are printed, whatever is in them, and no terminal obeys them."""
 
 import os
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ HOSTILE = f"{ESCAPES}\n{FORGED}"
 
 
 def is_harmless(text: str) -> bool:
-    """Whether every line is printable, and none is the forged one."""
+    """Tell if every line is printable, and none is the forged one."""
     return all(line.isprintable() and not line.startswith(FORGED) for line in text.split("\n"))
 
 
@@ -74,7 +74,7 @@ def test_agents_that_describe_themselves_as_they_like_are_listed_and_shown(serve
 
 
 def test_json_lines_are_harmless_too_and_mean_what_was_said(desk: "Desk") -> None:
-    """Whoever reads them at a terminal is safe."""
+    """They can be read at a terminal."""
     write_hostile(desk.folder / "bench")
     ended = desk.start("run", "./bench", "--agent", "oracle", "--json").end()
     assert is_harmless(ended.out), str(ended)
@@ -83,7 +83,7 @@ def test_json_lines_are_harmless_too_and_mean_what_was_said(desk: "Desk") -> Non
 
 
 def shown(desk: "Desk", *words: str) -> bytes:
-    """What a command prints at a terminal."""
+    """Output of a command at a terminal."""
     with at_a_terminal(desk, *words) as screen:
         return screen.read(60)
 

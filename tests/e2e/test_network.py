@@ -1,4 +1,4 @@
-"""What devboxes reach in a sweep: what the agent's file and the scenario name, unless --network says otherwise."""
+"""Hosts that devboxes reach in a sweep: those of the agent's file and the scenario, unless --network says otherwise."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,7 +53,7 @@ def curious(desk: "Desk", ports: list[int]) -> "Desk":
 
 
 def greeted(desk: "Desk", *options: str) -> tuple[str, str]:
-    """What the agent saw, and what was said on the screen."""
+    """The agent's log, and the text on the screen."""
     ended = desk.sweep("run", "mine", "--agent", "./curious.toml", *options)
     (result,) = desk.results(ended.folder)
     return desk.log(ended.folder, result), ended.out
@@ -103,7 +103,7 @@ def test_hosts_of_a_scenario_are_added_to_the_agents(curious: "Desk", ports: lis
     assert f"These scenarios ask for access to hosts: one (localhost:{ports[1]})." in said
 
 
-def test_a_scenarios_internet_is_told_and_ends_at_this_machine(
+def test_a_scenarios_internet_is_reported_and_ends_at_this_machine(
     curious: "Desk", ports: list[int], isolation: str
 ) -> None:
     if isolation != "local":

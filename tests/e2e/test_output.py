@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import PATIENCE, within
+from tests.waiting import wait_until
+
+from .conftest import PATIENCE
 from .screen import at_a_terminal
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ def outcomes(desk: "Desk") -> list[str]:
 
 
 def test_a_terminal_that_takes_nothing_holds_the_picture_up_and_not_the_sweep(served: "Desk") -> None:
-    """As after Ctrl-S, or with an ssh that hangs. It ends with its own code all the same."""
+    """Like after Ctrl-S, or with an ssh that hangs. It ends with its own code all the same."""
     with at_a_terminal(served, *RUN, "--trials", "3") as screen:
-        within(PATIENCE, lambda: b"Starting" in screen.read(0.1), lambda: "it never started")
+        wait_until(lambda: b"Starting" in screen.read(0.1), "it never started")
         screen.stop()
         began = time.monotonic()
         assert screen.process.wait(PATIENCE) == 0
@@ -39,11 +41,11 @@ def test_a_terminal_that_takes_nothing_holds_the_picture_up_and_not_the_sweep(se
         assert "loop.stuck" not in log
 
 
-def test_a_terminal_that_goes_on_shows_the_newest_picture_and_the_table(served: "Desk") -> None:
+def test_a_terminal_that_resumes_shows_the_newest_picture_and_the_table(served: "Desk") -> None:
     with at_a_terminal(served, *RUN) as screen:
-        within(PATIENCE, lambda: b"running" in screen.read(0.1), lambda: "no picture")
+        wait_until(lambda: b"running" in screen.read(0.1), "no picture")
         screen.stop()
-        within(PATIENCE, lambda: len(served.journal("runs/mine", "trial.finished")) >= 3, lambda: "it stands still")
+        wait_until(lambda: len(served.journal("runs/mine", "trial.finished")) >= 3, "it stands still")
         screen.go_on()
         seen = b""
 
@@ -52,7 +54,7 @@ def test_a_terminal_that_goes_on_shows_the_newest_picture_and_the_table(served: 
             seen += screen.read(0.1)
             return screen.process.poll() is not None
 
-        within(PATIENCE, ended, seen.decode)
+        wait_until(ended, lambda: str(seen), seconds=PATIENCE)
         seen += screen.read(0.1)
         assert screen.process.returncode == 0
         assert b"6/6" in seen
@@ -63,10 +65,9 @@ def test_a_terminal_that_goes_on_shows_the_newest_picture_and_the_table(served: 
 @pytest.mark.parametrize("pause", [0.1, 1.5], ids=["while agents are ended", "while the last words wait"])
 def test_a_third_ctrl_c_leaves_at_once_though_the_terminal_takes_nothing(served: "Desk", pause: float) -> None:
     with at_a_terminal(served, "run", "six", "--agent", "command:sleep 1000", "--name", "mine") as screen:
-        within(
-            PATIENCE,
-            lambda: bool(screen.read(0.1)) and bool(served.journal("runs/mine", "execution.started")),
-            lambda: "it never started",
+        wait_until(
+            lambda: screen.read(0.1) and served.journal("runs/mine", "execution.started"),
+            "it never started",
         )
         screen.stop()
         for _ in range(3):
@@ -96,7 +97,7 @@ def test_a_pipe_that_nobody_reads_does_not_hold_a_sweep_up(served: "Desk", style
     ids=["plain", "json", "scenario"],
 )
 def test_a_reader_that_goes_away_ends_the_output_and_not_the_sweep(served: "Desk", words: tuple[str, ...]) -> None:
-    """As `sweep run … | head -1` does."""
+    """Like `sweep run … | head -1`."""
     read, write = os.pipe()
     running = served.start(*words, out=write)
     os.close(write)
@@ -111,7 +112,7 @@ def test_a_reader_that_goes_away_ends_the_output_and_not_the_sweep(served: "Desk
 
 
 @pytest.mark.parametrize("how", [">/dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full 2>&1", "2>/dev/full"])
-def test_where_nothing_can_be_written_a_sweep_runs_all_the_same(served: "Desk", how: str) -> None:
+def test_a_sweep_without_writable_output_runs_all_the_same(served: "Desk", how: str) -> None:
     """And nothing that is printed lands in a file of ours."""
     command = f'exec "$0" -m orchestrator "$@" {how}'
     assert served.service is not None
@@ -133,7 +134,7 @@ def test_a_service_of_its_own_starts_where_nothing_can_be_written(desk: "Desk", 
 
 
 @pytest.mark.parametrize("words", [("agents", "list"), ("agents", "list", "--json"), ("--help",), LOGS])
-def test_who_has_read_enough_of_a_list_gets_no_traceback(served: "Desk", words: tuple[str, ...]) -> None:
+def test_closing_the_pipe_of_a_list_gives_no_traceback(served: "Desk", words: tuple[str, ...]) -> None:
     if words[0] == "logs":
         served.sweep("run", "six", "--agent", "command:seq 100000", "--limit", "1", "--name", "mine")
     read, write = os.pipe()
@@ -152,7 +153,7 @@ def test_a_list_that_cannot_be_written_is_a_failure_that_is_said_once(served: "D
     assert (ended.status, ended.err) == (1, said), str(ended)
 
 
-def test_who_follows_a_sweep_and_goes_away_ends_the_following_and_not_the_sweep(served: "Desk") -> None:
+def test_closing_the_pipe_of_attach_ends_attach_and_not_the_sweep(served: "Desk") -> None:
     gate = served.folder / "go"
     (served.folder / "mine.py").write_text(
         "import pathlib, time\n"
@@ -162,7 +163,7 @@ def test_who_follows_a_sweep_and_goes_away_ends_the_following_and_not_the_sweep(
     )
     agent = "./mine.py:agent"
     sweep = served.start("run", "six", "--agent", agent, "--name", "mine", "--limit", "3", "--devboxes", "1")
-    within(PATIENCE, lambda: bool(served.journal("runs/mine", "stage.entered")), lambda: str(sweep))
+    wait_until(lambda: served.journal("runs/mine", "stage.entered"), sweep)
     read, write = os.pipe()
     following = served.start("attach", "mine", out=write)
     os.close(write)
@@ -177,7 +178,7 @@ def test_who_follows_a_sweep_and_goes_away_ends_the_following_and_not_the_sweep(
 @pytest.mark.parametrize("size", [(0, 0), (1, 1), (2, 3), (1, 500), (500, 1)])
 def test_a_terminal_of_any_size_is_drawn_on(served: "Desk", size: tuple[int, int]) -> None:
     with at_a_terminal(served, *RUN) as screen:
-        within(PATIENCE, lambda: b"running" in screen.read(0.1), lambda: "no picture")
+        wait_until(lambda: b"running" in screen.read(0.1), "no picture")
         screen.resize(*size)
         assert screen.end() == 0
     assert outcomes(served) == ["scored"] * 6

@@ -1,4 +1,4 @@
-"""Whatever a problem statement is made of, an agent in a devbox gets it byte for byte, as a file and on stdin.
+"""Any problem statement reaches an agent in a devbox byte for byte, as a file and on stdin.
 
 Through all that lies in between: the wire, the client, the workspace, the devbox's own shell.
 """
@@ -58,11 +58,11 @@ class Bench:
     numbers: Iterator[int]
 
     def travels(self, statement: str) -> str:
-        """A statement from whoever defines a scenario to whoever runs it."""
+        """A statement from the author of a scenario to its user."""
         return self.portal.call(self._travel, statement)
 
     def arrives(self, statement: str) -> tuple[bytes, bytes]:
-        """What an agent finds on stdin and in the file."""
+        """The bytes that an agent finds on stdin and in the file."""
         return self.portal.call(self._solve, statement)
 
     async def _travel(self, statement: str) -> str:

@@ -1,4 +1,4 @@
-"""What sweeps left on an endpoint is listed, and released where it is ours to release."""
+"""Leftovers of sweeps on an endpoint are listed, and released if they are ours."""
 
 import os
 import pty
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running, Service
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.slow
 def left_behind(desk: "Desk", name: str, *words: str) -> "Running":
     """A sweep that was killed while two agents worked."""
     first = desk.start("run", *words, "--agent", "command:exec sleep 31536045", "--devboxes", "2", "--name", name)
-    within(60, lambda: len(desk.journal(f"runs/{name}", "execution.started")) == 2, lambda: str(first))
+    wait_until(lambda: len(desk.journal(f"runs/{name}", "execution.started")) == 2, first)
     first.kill()
     return first
 
 
-def test_what_a_killed_sweep_left_is_listed_released_and_run_again(served: "Desk", service: "Service") -> None:
+def test_leftovers_of_a_killed_sweep_are_listed_released_and_run_again(served: "Desk", service: "Service") -> None:
     """Off a terminal it takes --yes; the next resume begins the interrupted attempts anew, and none is counted."""
     left_behind(served, "mine", "six", "--limit", "3")
     alive = set(service.alive())
@@ -46,12 +46,12 @@ def test_what_a_killed_sweep_left_is_listed_released_and_run_again(served: "Desk
     assert {(end["failure"]["class"], end["counted"]) for end in ends} == {("Interrupted", False)}
 
     ended = served.start("resume", "mine")
-    within(60, lambda: len(served.journal("runs/mine", "execution.started")) == 4, lambda: str(ended))
+    wait_until(lambda: len(served.journal("runs/mine", "execution.started")) == 4, ended)
     served.sweep("stop", "--now")
     assert ended.end().status == 130
 
 
-def test_on_a_terminal_it_asks_first(served: "Desk", service: "Service") -> None:
+def test_reap_asks_first_on_a_terminal(served: "Desk", service: "Service") -> None:
     left_behind(served, "mine", "six", "--limit", "2")
     for no in ("n", "\x04"):  # and Ctrl-D
         assert "Nothing was released" in typed(served, no, "reap")
@@ -63,7 +63,7 @@ def test_on_a_terminal_it_asks_first(served: "Desk", service: "Service") -> None
 
 
 def typed(desk: "Desk", answer: str, *words: str) -> str:
-    """What a command says on a terminal where somebody answers its question; whole lines, as wide as they come."""
+    """Output of a command on a terminal where its question is answered; whole lines, as wide as they come."""
     assert desk.service is not None
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 300))
@@ -84,7 +84,7 @@ def typed(desk: "Desk", answer: str, *words: str) -> str:
 def test_a_sweep_at_work_keeps_what_it_has_whatever_is_said(served: "Desk", service: "Service") -> None:
     command = ("run", "six", "--agent", "command:exec sleep 31536045", "--limit", "1", "--name", "mine")
     first = served.start(*command)
-    within(60, lambda: bool(served.journal("runs/mine", "execution.started")), lambda: str(first))
+    wait_until(lambda: served.journal("runs/mine", "execution.started"), first)
     alive = service.alive()
     ended = served.sweep("reap", "--sweep", "mine", "--yes")
     assert f"in use by process {first.process.pid} " in ended.out
@@ -122,7 +122,7 @@ def test_a_result_that_is_there_outlives_the_reaping(served: "Desk", service: "S
     def is_ready() -> bool:
         return any(log.read_text() == "ready\n" for log in (served.folder / "runs/mine").rglob("agent.log"))
 
-    within(60, is_ready, lambda: str(first))
+    wait_until(is_ready, first)
     first.kill()
     (run,) = [event["run"] for event in served.journal("runs/mine", "run.started")]
     service.http.post(f"/v1/scenarios/runs/{run}/score").raise_for_status()
@@ -130,7 +130,7 @@ def test_a_result_that_is_there_outlives_the_reaping(served: "Desk", service: "S
     def is_scored() -> bool:
         return bool(service.http.get(f"/v1/scenarios/runs/{run}").json()["state"] == "scored")
 
-    within(30, is_scored, lambda: "never scored")
+    wait_until(is_scored, "never scored", seconds=30)
     served.sweep("reap", "--yes")
     assert not service.alive()
     assert "Resuming mine: 1 trial, 1 to do." in served.sweep("resume", status=1).out

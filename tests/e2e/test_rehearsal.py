@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from .conftest import KEY, LAST_RITES, Service, within
+from tests.waiting import wait_until
+
+from .conftest import KEY, LAST_RITES, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +121,7 @@ def test_a_sweep_survives_every_fault(desk: "Desk", *, foreign: bool) -> None:
         results = desk.results("runs/mine")
         assert [result["score"] for result in results] == [1.0] * 3, str(ended)
         assert len({result["scenario"] for result in results}) == 3
-        within(LAST_RITES, lambda: not service.alive(), lambda: f"left: {service.alive()}")
+        wait_until(lambda: not service.alive(), lambda: f"left: {service.alive()}", seconds=LAST_RITES)
         struck = Counter(re.findall(r'"fault":"([^"]+)"', running.err))
     expected = Counter(re.findall(r'fault = "([^"]+)"', rules))
     assert struck.keys() == expected.keys(), "every fault has happened"

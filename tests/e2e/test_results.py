@@ -1,4 +1,4 @@
-"""What a sweep leaves behind and says: its files, its exit code, its words for people and for programs."""
+"""Results of a sweep: its files, its exit code, its output for people and for programs."""
 
 import re
 import time
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from .conftest import json_lines, new_desk, within
+from tests.waiting import wait_until
+
+from .conftest import json_lines, new_desk
 
 if TYPE_CHECKING:
     from .conftest import Desk, Ended, Service
@@ -166,7 +168,7 @@ def test_less_of_an_unfinished_sweep_is_another_sweep_and_more_of_it_the_same(se
 def test_the_started_service_ends_with_the_sweep_and_nothing_else_is_left(desk: "Desk") -> None:
     """Nothing beside the runs folder is written, and the home stays empty."""
     desk.sweep("run", "bugfix-mini", "--agent", "oracle", "--include", "csv-*")
-    within(15, lambda: not desk.processes(), lambda: f"left behind: {desk.processes()}")
+    wait_until(lambda: not desk.processes(), lambda: f"left behind: {desk.processes()}", seconds=15)
     assert [path.name for path in desk.folder.iterdir()] == ["runs"]
     assert not list(desk.home.iterdir())
     assert not list(desk.folder.glob("runs/.service/*/devboxes/boxes/*"))

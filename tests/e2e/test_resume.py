@@ -29,7 +29,7 @@ def cut_short(desk: "Desk", *words: str, after: str = "[1/") -> "Running":
     return running
 
 
-def test_the_newest_unfinished_sweep_is_gone_on_with_as_it_was(served: "Desk", service: "Service") -> None:
+def test_the_newest_unfinished_sweep_is_resumed_as_it_was(served: "Desk", service: "Service") -> None:
     """No option is repeated: benchmark, agent, selection, limits and endpoint come from the folder."""
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "done")
     command = ("run", "six", "--agent", SLOW, "--exclude", "ant", "--devboxes", "2", "--timeout-gather", "77")
@@ -59,7 +59,7 @@ def test_a_finished_sweep_prints_its_summary_and_starts_nothing(desk: "Desk") ->
     assert (desk.folder / "runs/mine/journal.jsonl").read_bytes() == before
 
 
-def test_what_can_change_safely_does(served: "Desk") -> None:
+def test_limits_timeouts_and_selection_may_change_on_resume(served: "Desk") -> None:
     """Limits, timeouts, more trials, more scenarios; what was done stays done."""
     served.sweep("run", "six", "--agent", "oracle", "--include", "a*", "--name", "mine")
     kept = (served.folder / "runs/mine/results.jsonl").read_bytes()
@@ -77,7 +77,7 @@ def test_what_can_change_safely_does(served: "Desk") -> None:
     assert (config["devboxes"], config["attempts"], config["timeouts"]["solve"]) == (3, 5, 50)
 
 
-def test_what_would_mix_results_of_two_kinds_is_refused_by_name(served: "Desk") -> None:
+def test_options_that_would_mix_two_kinds_of_results_are_refused_by_name(served: "Desk") -> None:
     served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
     before = manifest(served, "mine")
     same = ("run", "six", "--name", "mine", "--limit", "1")
@@ -89,6 +89,7 @@ def test_what_would_mix_results_of_two_kinds_is_refused_by_name(served: "Desk") 
     assert manifest(served, "mine") == before
     for option in ("--agent", "--model", "--on-agent-failure"):
         assert option in served.sweep("resume", "mine", option, "x", status=2).err
+    assert "devboxes" in served.sweep("resume", "mine", "--devboxes", "0", status=2).err
 
 
 def test_another_endpoint_than_the_sweeps_is_refused_and_both_are_named(served: "Desk", service: "Service") -> None:
@@ -104,7 +105,7 @@ def test_another_endpoint_than_the_sweeps_is_refused_and_both_are_named(served: 
         assert other in line
 
 
-def test_a_sweep_on_the_embedded_service_is_not_gone_on_with_elsewhere(desk: "Desk", service: "Service") -> None:
+def test_a_sweep_on_the_embedded_service_is_not_resumed_elsewhere(desk: "Desk", service: "Service") -> None:
     desk.sweep("run", "bugfix-mini", "--agent", "oracle", "--limit", "1", "--name", "mine")
     key = {"RUNLOOP_API_KEY": KEY}
     line = desk.refused("resume", "mine", "--trials", "2", "--endpoint", service.url, environment=key)
@@ -112,7 +113,7 @@ def test_a_sweep_on_the_embedded_service_is_not_gone_on_with_elsewhere(desk: "De
     assert service.url in line
 
 
-def test_a_sweep_is_gone_on_with_from_any_folder(desk: "Desk") -> None:
+def test_a_sweep_can_be_resumed_from_any_folder(desk: "Desk") -> None:
     """Its benchmark and its agent were given relative to where it was started."""
     write_scenario(desk.folder / "bench" / "one")
     write_scenario(desk.folder / "bench" / "two")
@@ -131,12 +132,6 @@ def test_a_sweep_is_gone_on_with_from_any_folder(desk: "Desk") -> None:
     assert [result["score"] for result in desk.results("runs/mine")] == [1.0, 1.0]
 
 
-def test_a_name_with_a_typo_is_answered_with_the_near_one(served: "Desk") -> None:
-    served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
-    for command in ("resume", "attach", "stop"):
-        assert "Did you mean mine?" in served.refused(command, "mien")
-
-
 def test_a_sweep_in_use_is_said_with_its_process(served: "Desk") -> None:
     first = served.start("run", "six", "--agent", "command:exec sleep 31536045", "--limit", "1", "--name", "mine")
     first.wait_for("Starting mine")
@@ -144,10 +139,3 @@ def test_a_sweep_in_use_is_said_with_its_process(served: "Desk") -> None:
     assert f"runs/mine is in use by process {first.process.pid} " in line
     served.sweep("stop", "--now")
     assert first.end().status == 130
-
-
-@pytest.mark.parametrize("words", [["--devboxes", "0"], ["--rate", "abc"], ["--timeout-solve", "-1"]])
-def test_an_option_that_makes_no_sense_is_refused_by_name(served: "Desk", words: list[str]) -> None:
-    served.sweep("run", "six", "--agent", "oracle", "--limit", "1", "--name", "mine")
-    ended = served.sweep("resume", "mine", *words, status=2)
-    assert words[0].removeprefix("--timeout-").removeprefix("--") in ended.err, str(ended)

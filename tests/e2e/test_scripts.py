@@ -26,7 +26,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """What the command line understands by these words; nothing is run. Fails for an unknown command or option."""
+    """Parse these words as a command line; nothing is run. Fails for an unknown command or option."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("sweep", list(words))
     while (subcommands := getattr(command, "commands", None)) is not None:
@@ -81,7 +81,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
-def test_what_the_image_copies_is_there() -> None:
+def test_files_that_the_image_copies_exist() -> None:
     sources = [
         source
         for name, words in instructions()
@@ -92,7 +92,7 @@ def test_what_the_image_copies_is_there() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_what_the_image_runs_is_what_setup_runs() -> None:
+def test_the_image_runs_what_setup_runs() -> None:
     """The same half of the lock file, the same flags, and what the build itself needs is among what is copied."""
     runs = " ".join(words for name, words in instructions() if name == "RUN")
     setup = (ROOT / "scripts" / "setup").read_text()

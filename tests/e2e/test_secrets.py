@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from .conftest import read, write_scenario
+from tests.processes import read
+
+from .conftest import write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk, Running
@@ -79,7 +81,7 @@ files = ["~/report.md", "~/[0-9]*"]
 
 
 def guises(value: str) -> set[bytes]:
-    """How a value may stand in a file; its lines too, for one of several is as good as none without the others."""
+    """Forms in which a value may stand in a file; its lines too, one of several lines is useless without the others."""
     lines = [line for line in value.split("\n") if len(line) > 20]
     whole = {
         value,
@@ -187,7 +189,7 @@ def test_an_agent_that_fails_with_a_secret_in_its_last_words_fails_without(desk:
 
 
 def test_a_program_on_this_machine_leaks_as_little(desk: "Desk") -> None:
-    """What a file of variables has is a secret, and is in nobody's environment but the agent's."""
+    """Variables from a file are secret, and are in the agent's environment only."""
     leaky(desk, "")
     (desk.folder / "mine.py").write_text(
         "import os, sys\n"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, within
+from tests.waiting import wait_until
+
+from .conftest import ROOT
 
 #: Makes an environment whose Python is this script's neighbour, and whose `sweep` says where it is.
 PYTHON = """#!/bin/bash
@@ -41,7 +43,7 @@ class Clone:
 
     @property
     def asked(self) -> list[str]:
-        """What the Python was asked for since the last look, besides whether it would do."""
+        """Calls of the Python since the last look, without the checks of its version."""
         file = self.tools / "asked"
         lines = [line for line in file.read_text().splitlines() if " -c " not in line] if file.exists() else []
         file.unlink(missing_ok=True)
@@ -59,7 +61,7 @@ class Clone:
         )
 
     def sweep(self, folder: Path | None = None) -> str:
-        """What `sweep run` prints; it must work."""
+        """Output of `sweep run`, which must work."""
         process = self.start("run", folder=folder)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
@@ -87,7 +89,7 @@ def test_the_first_use_makes_an_environment_and_the_second_finds_it(clone: Clone
     assert clone.asked == ["bin/sweep"]
 
 
-def test_a_checkout_that_was_moved_makes_it_anew(clone: Clone) -> None:
+def test_a_moved_checkout_makes_the_environment_again(clone: Clone) -> None:
     """Its files name the old place."""
     clone.sweep()
     moved = clone.folder.rename(clone.folder.with_name("a new place"))
@@ -98,7 +100,7 @@ def test_a_checkout_that_was_moved_makes_it_anew(clone: Clone) -> None:
     assert clone.asked == ["bin/sweep"]
 
 
-def test_a_python_that_is_gone_or_another_one_by_now_makes_it_anew(clone: Clone) -> None:
+def test_a_missing_or_other_python_makes_the_environment_again(clone: Clone) -> None:
     clone.sweep()
     python = clone.folder / ".venv/bin/python"
     assert clone.asked == ANEW
@@ -112,7 +114,7 @@ def test_a_python_that_is_gone_or_another_one_by_now_makes_it_anew(clone: Clone)
     assert clone.asked == ANEW
 
 
-def test_one_of_an_earlier_version_of_the_script_is_made_anew(clone: Clone) -> None:
+def test_an_environment_of_an_earlier_script_is_made_again(clone: Clone) -> None:
     """It does not say where it was made."""
     clone.sweep()
     assert clone.asked == ANEW
@@ -135,12 +137,12 @@ def test_a_newer_list_of_packages_brings_it_up_to_date(clone: Clone, name: str) 
     assert clone.asked == ["bin/sweep"]
 
 
-def test_one_that_was_interrupted_is_made_anew_the_next_time(clone: Clone) -> None:
+def test_an_interrupted_environment_is_made_again(clone: Clone) -> None:
     gate = clone.tools / "gate"
     gate.touch()
     process = clone.start("run")
     asked = clone.tools / "asked"
-    within(60, lambda: asked.exists() and "--requirement" in asked.read_text(), lambda: "it installs nothing")
+    wait_until(lambda: asked.exists() and "--requirement" in asked.read_text(), "it installs nothing")
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -150,7 +152,7 @@ def test_one_that_was_interrupted_is_made_anew_the_next_time(clone: Clone) -> No
     assert clone.asked == ANEW
 
 
-def test_of_two_first_uses_at_once_one_makes_it_and_both_work(clone: Clone) -> None:
+def test_two_first_uses_at_once_make_one_environment_and_both_work(clone: Clone) -> None:
     processes = [clone.start("run") for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=60)
@@ -158,7 +160,7 @@ def test_of_two_first_uses_at_once_one_makes_it_and_both_work(clone: Clone) -> N
     assert sorted(clone.asked) == sorted([*ANEW, "bin/sweep"])
 
 
-def test_what_the_tests_need_is_added_to_what_is_there(clone: Clone) -> None:
+def test_packages_for_the_tests_are_added_to_an_existing_environment(clone: Clone) -> None:
     clone.sweep()
     assert clone.asked == ANEW
     process = clone.start("tests", script="setup")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import PATIENCE, within
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -57,7 +57,7 @@ def test_a_sweep_that_is_detached_runs_none_of_them_either(desk: "Desk") -> None
     words = ("run", "bugfix-mini", "--agent", "nop", "--limit", "1", "--name", "mine", "--detach", *isolation(desk))
     ended = desk.spawn([SWEEP, *words]).end()
     assert ended.status == 0, str(ended)
-    within(PATIENCE, lambda: bool(desk.journal("runs/mine", "sweep.ended")), lambda: str(ended) + said(told))
+    wait_until(lambda: desk.journal("runs/mine", "sweep.ended"), lambda: str(ended) + said(told))
     assert said(told) == ""
 
 
@@ -87,10 +87,10 @@ def test_a_module_of_the_folder_that_is_named_as_the_agent_is_run_and_no_other(s
 
 
 @pytest.mark.parametrize(("before", "status"), [("", 0), ("echo 0 >/proc/sys/user/max_user_namespaces; ", 2)])
-def test_root_of_a_namespace_with_one_user_sweeps_or_is_told_what_to_do(
+def test_root_of_a_namespace_with_one_user_sweeps_or_gets_advice(
     desk: "Desk", sandboxes: None, before: str, status: int
 ) -> None:
-    """As in a container that maps one user; sandboxes need no other."""
+    """Like a container that maps one user; sandboxes need no other."""
     enter = ["unshare", "-Ur", "sh", "-c", f'{before}exec "$0" "$@"']
     if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no user namespaces here")

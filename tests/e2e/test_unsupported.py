@@ -27,7 +27,7 @@ def write_bench(folder: Path) -> Path:
     return folder
 
 
-def test_what_cannot_run_is_one_failed_trial_each_and_stops_nothing(desk: "Desk") -> None:
+def test_scenarios_that_cannot_run_are_one_failed_trial_each_and_stop_nothing(desk: "Desk") -> None:
     write_bench(desk.folder / "mine")
     ended = desk.sweep("run", "./mine", *ORACLE, "--same-failures", "1", "--max-failures", "1", status=1)
     results = {result["scenario_name"]: result for result in desk.results("runs/mine")}
@@ -47,7 +47,7 @@ def test_what_cannot_run_is_one_failed_trial_each_and_stops_nothing(desk: "Desk"
     assert desk.refused("logs", "mine", "bee") == f"sweep: bee cannot run here: {GPUS}."
 
 
-def test_a_resume_leaves_them_and_a_retry_finds_those_that_were_mended(desk: "Desk") -> None:
+def test_a_resume_leaves_unsupported_scenarios_and_a_retry_runs_fixed_ones(desk: "Desk") -> None:
     folder = write_bench(desk.folder / "mine")
     desk.sweep("run", "./mine", *ORACLE, status=1)
     before = desk.results("runs/mine")
@@ -63,7 +63,7 @@ def test_a_resume_leaves_them_and_a_retry_finds_those_that_were_mended(desk: "De
     assert {name: after[name]["score"] for name in ("ant", "fox")} == {"ant": 1.0, "fox": 1.0}
 
 
-def test_they_are_left_out_by_name_where_somebody_wants_that(desk: "Desk") -> None:
+def test_unsupported_scenarios_can_be_left_out_and_are_named(desk: "Desk") -> None:
     write_bench(desk.folder / "mine")
     ended = desk.sweep("run", "./mine", *ORACLE, "--skip-unsupported", "--limit", "2")
     assert [result["scenario_name"] for result in desk.results("runs/mine")] in (["ant", "fox"], ["fox", "ant"])
@@ -75,8 +75,8 @@ def test_they_are_left_out_by_name_where_somebody_wants_that(desk: "Desk") -> No
     assert GPUS in line
 
 
-def test_what_is_excluded_is_not_read_and_no_mistake(desk: "Desk") -> None:
-    """A pipe would keep whoever opens it waiting; a folder without rights, whoever looks into it."""
+def test_an_excluded_scenario_is_not_read_and_no_mistake(desk: "Desk") -> None:
+    """A pipe would keep its reader waiting; a folder without rights cannot be read."""
     write_bench(desk.folder / "mine")
     for number in range(20):
         os.mkfifo(write_scenario(desk.folder / f"mine/odd-{number}") / "tests/pipe")
@@ -86,7 +86,7 @@ def test_what_is_excluded_is_not_read_and_no_mistake(desk: "Desk") -> None:
     assert desk.manifest("runs/mine")["scenarios"].keys() == {r["scenario"] for r in desk.results("runs/mine")}
 
 
-def test_what_a_scenario_runs_without_is_said_once_for_all_and_kept(desk: "Desk") -> None:
+def test_ignored_keys_are_reported_once_for_all_scenarios_and_kept(desk: "Desk") -> None:
     for name in ("ant", "bee"):
         write_scenario(desk.folder / "mine" / name, task='[environment]\nskills_dir = "/skills"\n')
     ended = desk.sweep("run", "./mine", *ORACLE)

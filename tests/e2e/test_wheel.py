@@ -1,4 +1,4 @@
-"""What is built and installed: the same command, with agents, benchmark and manual inside, and nothing else."""
+"""The built and installed package: the same command, with agents, benchmark and manual inside, and nothing else."""
 
 import configparser
 import os

@@ -3,28 +3,16 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-import anyio
 import pytest
 
 from orchestrator.commands import BUNDLED
 from orchestrator.endpoint.embedded_service import Service, _state_folder
-
-PATIENCE: Final = 60.0
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    """Wait for something in the world that nobody announces."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, what
-        await anyio.sleep(0.02)
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,5 +62,4 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path / "runs")
     yield place
-    while place.kill():
-        time.sleep(0.02)
+    wait_until(lambda: not place.kill(), "services are left")

@@ -20,8 +20,9 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from orchestrator.core.errors import UsageError
 from orchestrator.endpoint.embedded_service import Address, _loopback
+from tests.waiting import until
 
-from .conftest import Place, until
+from .conftest import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +78,7 @@ def written(url: str) -> bytes:
     return orjson.dumps({"url": url, "token": TOKEN, "instance": "0" * 32, "pid": os.getpid()})
 
 
-async def test_it_has_a_session_of_its_own_and_ends_with_a_sweep_that_leaves_nothing_in_it(place: Place) -> None:
+async def test_a_service_has_its_own_session_and_ends_with_a_sweep_that_leaves_nothing_in_it(place: Place) -> None:
     """So a Ctrl-C at the sweep's terminal does not reach it."""
     async with place.open() as service:
         assert os.getsid(place.pid) == os.getpgid(place.pid) == place.pid
@@ -87,7 +88,7 @@ async def test_it_has_a_session_of_its_own_and_ends_with_a_sweep_that_leaves_not
     assert not place.address.exists()
 
 
-async def test_it_outlives_a_sweep_that_leaves_something_in_it(place: Place) -> None:
+async def test_a_service_outlives_a_sweep_that_leaves_something_in_it(place: Place) -> None:
     async with place.open() as first, client(first.address) as http:
         devbox = (await http.post("/v1/devboxes", json={})).json()["id"]
     async with place.open() as second, client(second.address) as http:
@@ -118,7 +119,7 @@ async def test_sweeps_that_start_at_once_share_one(place: Place) -> None:
 
 
 async def test_a_sweep_that_comes_while_it_ends_has_another(place: Place) -> None:
-    """Whoever has been told that there is one can use it: it was found, and knows that it is needed."""
+    """A service that has been found can be used, for it knows that it is needed."""
     for _ in range(2):
         async with place.open():
             pass
@@ -127,14 +128,12 @@ async def test_a_sweep_that_comes_while_it_ends_has_another(place: Place) -> Non
 
 
 def is_gone(place: Place, pid: int) -> bool:
-    """Whether this very one is; the next may be there already."""
+    """Tell if this service is gone; the next may be there already."""
     return pid not in place.services()
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
-async def test_one_killed_before_the_first_byte_of_its_address_is_followed_by_another(
-    place: Place, deaths: int
-) -> None:
+async def test_a_service_killed_before_it_wrote_its_address_is_followed_by_another(place: Place, deaths: int) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def sweep() -> None:
@@ -150,15 +149,15 @@ async def test_one_killed_before_the_first_byte_of_its_address_is_followed_by_an
             await until(partial(is_gone, place, victim), "it is gone")
 
 
-async def test_so_is_one_that_was_killed_with_its_sweep(place: Place) -> None:
+async def test_a_service_killed_with_its_sweep_is_followed_by_another(place: Place) -> None:
     await killed_sweep(place)
     place.kill()
     async with place.open() as service:
         assert await is_served(service.address)
 
 
-async def test_one_that_starts_when_its_sweep_is_killed_is_waited_for(place: Place) -> None:
-    """Whether it has the lock already or not: of two that start only one goes on."""
+async def test_a_service_that_starts_when_its_sweep_is_killed_is_waited_for(place: Place) -> None:
+    """It may have the lock already or not: of two that start only one goes on."""
     await killed_sweep(place)
     async with place.open() as service:
         assert await is_served(service.address)
@@ -196,7 +195,7 @@ async def test_a_sweep_stopped_while_it_starts_one_leaves_none(place: Place) -> 
     ],
 )
 async def test_an_address_of_nobody_is_none(place: Place, address: bytes) -> None:
-    """Whatever is in the file, and even if its process id is somebody's now."""
+    """Any content of the file, even if its process id is in use now."""
     leave(place, address)
     async with httpx.AsyncClient(trust_env=False) as http:
         assert await Address.read(http, place.state) is None
@@ -272,7 +271,7 @@ async def test_a_redirection_is_not_followed(place: Place) -> None:
     assert len(heard) == 1
 
 
-async def test_one_that_cannot_start_says_why(place: Place) -> None:
+async def test_a_service_that_cannot_start_says_why(place: Place) -> None:
     place.state.mkdir(parents=True)
     with closing(sqlite3.connect(place.state / "service.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")
@@ -309,7 +308,7 @@ def test_a_small_disk_is_one_line(tmp_path: Path, treatment: str, words: str) ->
     assert words in ended.stderr
 
 
-async def test_proxies_do_not_catch_it(tmp_path: Path) -> None:
+async def test_proxies_are_not_used_for_the_embedded_service(tmp_path: Path) -> None:
     """Neither the sweep's questions nor the service's start: all of it is on loopback."""
     proxy = "http://127.0.0.1:1"
     names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.core.errors import Unavailable, leaf
 from orchestrator.endpoint.embedded_service import Address, Service
+from tests.waiting import until
 
-from .conftest import Place, until
+from .conftest import Place
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -22,7 +23,7 @@ FOLDER = Path(__file__).parents[2]
 
 
 def addresses_of(service: Service) -> list[Address]:
-    """Where it was told to be, one after the other."""
+    """Addresses that it was told to have, one after the other."""
     told: list[Address] = []
     service.follow(lambda url, token: told.append(Address(url=url, token=token, pid=0)))
     return told
@@ -46,7 +47,7 @@ async def test_sweeps_that_lose_it_share_the_next_one(place: Place) -> None:
     await until(lambda: not place.services(), "it ends with them")
 
 
-async def test_one_that_somebody_else_has_started_meanwhile_will_do(place: Place) -> None:
+async def test_a_service_that_another_sweep_has_started_is_used(place: Place) -> None:
     async with place.open() as service:
         told = addresses_of(service)
         place.kill()
@@ -58,7 +59,7 @@ async def test_one_that_somebody_else_has_started_meanwhile_will_do(place: Place
     await elses.wait()
 
 
-async def test_one_that_ended_in_order_is_replaced_too(place: Place) -> None:
+async def test_a_service_that_ended_in_order_is_replaced_too(place: Place) -> None:
     async with place.open() as service:
         told = addresses_of(service)
         os.kill(place.pid, signal.SIGTERM)
@@ -66,7 +67,7 @@ async def test_one_that_ended_in_order_is_replaced_too(place: Place) -> None:
         assert await serves(told[1])
 
 
-async def test_one_that_does_not_answer_for_a_while_is_waited_for(place: Place) -> None:
+async def test_a_service_that_does_not_answer_for_a_while_is_waited_for(place: Place) -> None:
     """It lives: nobody starts another, and it is the same afterwards."""
     async with place.open() as service:
         told = addresses_of(service)
@@ -79,7 +80,7 @@ async def test_one_that_does_not_answer_for_a_while_is_waited_for(place: Place) 
         assert len(told) == 1
 
 
-async def test_when_none_can_be_started_again_the_sweep_ends_and_says_so(place: Place) -> None:
+async def test_a_sweep_ends_with_a_message_if_no_service_can_be_started_again(place: Place) -> None:
     async def sweep() -> None:
         async with place.open():
             with closing(sqlite3.connect(place.state / "service.sqlite")) as db:
@@ -96,7 +97,7 @@ async def test_when_none_can_be_started_again_the_sweep_ends_and_says_so(place: 
     assert error.message.endswith("Nothing finished is lost: fix this, then resume.")
 
 
-async def test_it_lingers_after_the_last_sign_of_life_and_not_longer(place: Place) -> None:
+async def test_a_service_lingers_after_the_last_heartbeat_and_then_ends(place: Place) -> None:
     """Of a sweep that was killed, say; what it had in the service is shut down with it."""
     place.state.mkdir(parents=True)
     command = [sys.executable, "-m", "orchestrator", "serve", "--state", str(place.state), "--port", "0", "--quiet"]

@@ -12,7 +12,9 @@ import anyio.abc
 import orjson
 import pytest
 
-from .conftest import Place, until
+from tests.waiting import until
+
+from .conftest import Place
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -58,8 +60,8 @@ async def all_work(place: Place, times: int = 1) -> None:
     await until(lambda: len(journal(place, "execution.started")) == 2 * times, "the agents work")
 
 
-async def test_a_sweep_goes_on_when_its_service_is_killed(place: Place, gate: Path) -> None:
-    """What worked in its devboxes is attempted again, and that counts: nobody knows whether they killed it."""
+async def test_a_sweep_continues_when_its_service_is_killed(place: Place, gate: Path) -> None:
+    """Attempts in its devboxes are made again, and that counts: they may have killed it."""
     sweep = await start(place, gate)
     await all_work(place)
     assert place.kill() == 1
@@ -91,7 +93,7 @@ async def test_a_resumed_sweep_learns_what_died_with_the_service(place: Place, g
 
 
 async def test_a_ctrl_c_at_the_terminal_reaches_the_sweep_only(place: Place, gate: Path) -> None:
-    """What is in flight ends well, for the service lives, and ends when it is asked to."""
+    """Trials in flight end well, for the service lives, and ends when it is asked to."""
     sweep = await start(place, gate)
     await all_work(place)
     os.killpg(sweep.pid, signal.SIGINT)

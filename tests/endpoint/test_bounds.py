@@ -1,4 +1,4 @@
-"""What an endpoint says, and what a devbox holds, may have no end: the sweep's memory and its loop do not notice."""
+"""Endless answers of an endpoint, and endless files of a devbox, cost the sweep neither memory nor time of its loop."""
 
 import sys
 import textwrap
@@ -33,15 +33,13 @@ def answer(piece: bytes, kind: str, **headers: str) -> Response:
     return StreamingResponse(endless(piece), media_type=kind, headers=headers)
 
 
-async def test_of_a_file_without_an_end_no_more_is_taken_than_was_asked_for(
-    gateway: Gateway, endpoint: Misbehaving
-) -> None:
+async def test_no_more_of_an_endless_file_is_read_than_was_asked_for(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on(FILE, answer(bytes(1 << 16), "application/octet-stream"))
     with anyio.fail_after(10), pytest.raises(ValueError, match="/x has more than 1,000,000 bytes"):
         await whole(gateway.read_file("dbx_1", "/x"), "/x", 1_000_000)
 
 
-async def test_a_file_that_broke_off_goes_on_where_it_was(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_download_that_broke_off_continues_where_it_was(gateway: Gateway, endpoint: Misbehaving) -> None:
     data = bytes(range(256)) * 1000
 
     async def broken() -> AsyncIterator[bytes]:
@@ -86,7 +84,9 @@ async def test_an_event_that_does_not_end_is_trouble_on_the_way(
     assert pieces == ["0123456789"] * 500
 
 
-async def test_what_is_packed_unasked_is_not_unpacked(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_compressed_answer_that_was_not_asked_for_is_not_unpacked(
+    gateway: Gateway, endpoint: Misbehaving
+) -> None:
     endpoint.on("/scenarios/runs/scr_1", answer(b"x", "application/json", **{"content-encoding": "gzip"}))
     with anyio.fail_after(0.3), pytest.raises(Unavailable, match="'gzip', which was not asked for"):
         await gateway.run("scr_1")

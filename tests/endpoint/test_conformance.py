@@ -1,12 +1,11 @@
-"""What `endpoint.protocols` promises, claimed of every implementation: the gateway before the real service, over a real
-socket, as ours and as a foreign endpoint, and the endpoint in memory, with and without idempotency keys.
+"""The promises of `endpoint.protocols`, claimed of every implementation: the gateway before the real service, over
+a real socket, as ours and as a foreign endpoint, and the endpoint in memory, with and without idempotency keys.
 
 A claim that an implementation does not make is skipped there by name.
 """
 
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import SETTLEMENTS, Endpoint
 from orchestrator.service.address import Address
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from tests.waiting import poll, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("conformance")]
 
@@ -125,11 +125,9 @@ def serving(state: Path, *words: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "orchestrator", "serve", "--port", "0", "--isolation", "none", "--quiet"]
     with subprocess.Popen([*command, "--state", str(state), *words]) as process:
         try:
-            ends_at = time.monotonic() + START_S
-            while (address := Address.read(state)) is None:
-                assert process.poll() is None, "the service ended"
-                assert time.monotonic() < ends_at, "the service does not start"
-                time.sleep(0.02)
+            wait_until(lambda: Address.read(state) or process.poll() is not None, "the service does not start")
+            address = Address.read(state)
+            assert address, "the service ended"
             headers = {"authorization": f"Bearer {address.token}"}
             with httpx.Client(base_url=address.url, headers=headers, trust_env=False) as http:
                 scenarios = [define(http, name, *parts) for name, parts in SCENARIOS.items()]
@@ -186,9 +184,7 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 async def settled(look: Callable[[], Awaitable[Any]], expected: object) -> None:
     """Wait until a look finds this: an endpoint may answer before it has done all that follows."""
-    with anyio.fail_after(20):
-        while await look() != expected:  # noqa: ASYNC110 - an endpoint announces nothing
-            await anyio.sleep(0.02)
+    await poll(look, lambda found: found == expected, f"it does not become {expected}")
 
 
 # Definitions
@@ -201,7 +197,7 @@ async def test_summaries_are_in_the_order_of_the_benchmark_and_no_more_than_aske
     assert await subject.endpoint.summaries(subject.benchmark, 2) == whole_list[:2]
 
 
-async def test_what_the_globs_leave_out_is_listed_all_the_same(subject: Subject) -> None:
+async def test_scenarios_that_the_globs_leave_out_are_listed_all_the_same(subject: Subject) -> None:
     listed = await subject.endpoint.summaries(subject.benchmark, include=["s*"], exclude=["slow"])
     assert [each.id for each in listed] == list(subject.benchmark.scenario_ids)
 
@@ -394,7 +390,7 @@ async def test_a_run_whose_devbox_has_ended_is_not_scored(subject: Subject) -> N
         await subject.endpoint.score(run.id, key=fresh())
 
 
-async def test_who_waits_for_the_score_of_a_run_that_is_not_scoring_has_it_at_once(subject: Subject) -> None:
+async def test_waiting_for_the_score_of_a_run_that_is_not_scoring_returns_at_once(subject: Subject) -> None:
     run = await subject.start()
     with anyio.fail_after(10):
         assert (await subject.endpoint.wait_scored(run.id)).state == "running"
@@ -670,7 +666,7 @@ async def test_ending_an_unknown_devbox_does_nothing(subject: Subject) -> None:
     await subject.endpoint.shutdown("dbx_none")
 
 
-async def test_it_notes_when_it_answered(subject: Subject) -> None:
+async def test_an_endpoint_notes_when_it_answered(subject: Subject) -> None:
     before = anyio.current_time()
     await subject.endpoint.ping()
     assert subject.endpoint.answered_at >= before

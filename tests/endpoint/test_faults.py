@@ -116,7 +116,7 @@ def test_a_quota_is_throttling_by_another_name(status: int) -> None:
 @pytest.mark.parametrize(
     "body", [None, "", "oops", {"error": "x"}, {"message": 5}, [1], "x" * 10_000, {"message": "y" * 9999}]
 )
-def test_whatever_the_body_is_the_message_says_something_and_is_not_endless(body: Any) -> None:
+def test_any_error_body_gives_a_short_message(body: Any) -> None:
     error = translate(status_error(500, body=body), "asking")
     assert error.message.startswith("asking: ")
     assert len(error.message) < LONGEST + 50
@@ -158,13 +158,11 @@ def test_mistakes_of_ours_and_cancellation_pass_untouched() -> None:
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0),
     ],
 )
-def test_how_long_to_wait_is_read_as_seconds_and_as_milliseconds(
-    headers: dict[str, str], seconds: float | None
-) -> None:
+def test_retry_after_is_read_as_seconds_and_as_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
 
 
-def test_how_long_to_wait_is_read_as_a_date() -> None:
+def test_retry_after_is_read_as_a_date() -> None:
     assert retry_after({"retry-after": formatdate(time() + 100, usegmt=True)}) == pytest.approx(100, abs=5)
 
 

@@ -23,6 +23,7 @@ from orchestrator.core.errors import (
 )
 from orchestrator.core.records import Benchmark, Needs
 from orchestrator.endpoint.gateway import Gateway
+from tests.waiting import until
 
 from .conftest import RUN, Misbehaving
 
@@ -66,7 +67,7 @@ async def test_with_no_time_left_the_endpoints_own_words_are_raised(gateway: Gat
 
 
 async def test_a_dead_endpoint_is_not_hammered(endpoint: Misbehaving) -> None:
-    """Whoever connects is hung up on."""
+    """Every connection is closed at once."""
     connections = 0
 
     async def hang_up(stream: SocketStream) -> None:
@@ -152,9 +153,7 @@ async def is_made_again(call: Call, gateway: Gateway, endpoint: Misbehaving, pat
     endpoint.calls.clear()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call, gateway)
-        with anyio.fail_after(20):
-            while endpoint.calls[path] < 2:  # noqa: ASYNC110 - the server announces nothing
-                await anyio.sleep(0.001)
+        await until(lambda: endpoint.calls[path] >= 2, "it is asked once")
         tasks.cancel_scope.cancel()
 
 
@@ -166,7 +165,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("path", [*CALLS, *RECEIPTS])
-async def test_an_answer_of_somebody_else_is_trouble_on_the_way_and_the_call_is_made_again(
+async def test_an_answer_of_another_server_is_a_network_fault_and_is_retried(
     gateway: Gateway, endpoint: Misbehaving, path: str
 ) -> None:
     for answer in STRANGE:
@@ -213,7 +212,7 @@ async def test_an_answer_of_the_wrong_shape_is_nobodys_and_the_call_is_made_agai
         await is_made_again(CALLS[path], gateway, endpoint, path)
 
 
-async def test_what_a_view_lacks_is_named(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_a_field_missing_from_a_view_is_named(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on(RUN_PATH, {**RUN, "devbox_id": None})
     with (
         anyio.fail_after(LAST_CALL),
@@ -243,7 +242,7 @@ async def test_three_hundred_waits_are_held_at_once(gateway: Gateway, endpoint: 
             assert (await gateway.devbox("dbx_1")).status == "running"
 
 
-async def test_a_wait_goes_on_through_expiry_trouble_and_answers_that_are_none(
+async def test_a_wait_continues_through_expiry_faults_and_unfinished_answers(
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:
     endpoint.on(WAIT, failing(408), failing(503), {**DEVBOX, "status": "provisioning"}, DEVBOX)
@@ -362,7 +361,7 @@ class Output:
 
 
 @pytest.mark.parametrize("says", ["end", "start", "nothing"])
-async def test_a_stream_that_breaks_goes_on_where_it_was_with_nothing_doubled_or_lost(
+async def test_a_broken_stream_continues_with_nothing_doubled_or_lost(
     gateway: Gateway, endpoint: Misbehaving, says: str
 ) -> None:
     """Also from endpoints whose offset is the one before a piece, or that say none."""
@@ -404,7 +403,7 @@ async def test_a_stream_of_a_devbox_that_is_gone_raises(gateway: Gateway, endpoi
 async def test_a_start_that_is_refused_for_now_is_not_asked_for_again_here(
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:
-    """Whoever waits then should hold neither a worker nor a deadline."""
+    """A waiting caller should hold neither a worker nor a deadline."""
     answer = JSONResponse({"message": "slow down"}, 429, {"retry-after": "90"})
     endpoint.on("/scenarios/start_run", answer, RUN)
     with anyio.fail_after(5), pytest.raises(Throttled) as caught:
@@ -427,13 +426,13 @@ async def test_runs_and_devboxes_are_listed_over_all_their_pages(gateway: Gatewa
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_a_devbox_that_is_gone_is_shut_down_enough(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
+async def test_a_devbox_that_is_gone_counts_as_shut_down(gateway: Gateway, endpoint: Misbehaving, status: int) -> None:
     endpoint.on(f"{DEVBOX_PATH}/shutdown", JSONResponse({"message": "gone"}, status))
     await gateway.shutdown("dbx_1")
 
 
 @pytest.mark.parametrize("verb", ["complete", "cancel"])
-async def test_a_benchmark_run_that_is_over_is_ended_enough(gateway: Gateway, endpoint: Misbehaving, verb: str) -> None:
+async def test_a_benchmark_run_that_is_over_counts_as_ended(gateway: Gateway, endpoint: Misbehaving, verb: str) -> None:
     endpoint.on(f"/benchmark_runs/bmr_1/{verb}", JSONResponse({"message": "it is over"}, 400))
     endpoint.on("/benchmark_runs/bmr_1", {"id": "bmr_1", "state": "completed"}, {"id": "bmr_1", "state": "running"})
     end = gateway.complete_benchmark_run if verb == "complete" else gateway.cancel_benchmark_run

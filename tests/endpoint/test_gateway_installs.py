@@ -1,4 +1,4 @@
-"""What the gateway does about installs: it leaves them to an endpoint that can do them, and to no other."""
+"""Installs in the gateway: it leaves them to an endpoint that can do them, and to no other."""
 
 import anyio
 import pytest
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 NEEDS = Needs(install=Install(key="k1", script="npm install", prefix="/home/user/.agent", environment={"A": "b"}))
 
 
-async def test_an_endpoint_that_can_install_is_told_to(
+async def test_installs_are_left_to_an_endpoint_that_can_do_them(
     gateway: Gateway, endpoint: Misbehaving, profile: Profile
 ) -> None:
     endpoint.on("/sweep", {"service": "sweep", "features": ["installs", "more"]})
@@ -38,13 +38,13 @@ async def test_hosts_that_an_install_needs_are_named(gateway: Gateway, endpoint:
     assert list(mount["hosts"]) == ["a.test"]
 
 
-async def test_an_endpoint_that_is_not_ours_is_not(gateway: Gateway, profile: Profile) -> None:
+async def test_installs_are_not_left_to_a_foreign_endpoint(gateway: Gateway, profile: Profile) -> None:
     """It has no such page."""
     assert "mounts" not in await profile(NEEDS)
     assert await gateway.features() == frozenset()
 
 
-async def test_it_is_asked_once_by_all(gateway: Gateway, endpoint: Misbehaving) -> None:
+async def test_features_are_asked_for_once_by_all_callers(gateway: Gateway, endpoint: Misbehaving) -> None:
     endpoint.on("/sweep", JSONResponse({}, status_code=503), {"features": []})
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
@@ -74,9 +74,7 @@ async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, en
         await gateway.wait_running("dbx_1")
 
 
-async def test_what_a_service_of_ours_wants_to_have_said_is_heard_and_of_another_nothing(
-    gateway: Gateway, endpoint: Misbehaving
-) -> None:
+async def test_notices_come_from_a_service_of_ours_and_from_no_other(gateway: Gateway, endpoint: Misbehaving) -> None:
     assert list(await gateway.notices()) == []
     endpoint.on("/sweep", {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3]})
     async with Gateway.open(endpoint.url, "token", rate=None) as another:

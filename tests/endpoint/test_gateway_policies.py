@@ -1,4 +1,4 @@
-"""What the gateway does to give devboxes the network they need, on endpoints that can and on those that cannot."""
+"""Network policies in the gateway, on endpoints that have them and on those that do not."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +75,7 @@ async def test_a_policy_is_made_once_for_each_kind_of_need(gateway: Gateway, lau
     assert len(shelf.made) == 3
 
 
-async def test_one_that_is_there_is_used(
+async def test_an_existing_policy_is_used(
     gateway: Gateway, endpoint: Misbehaving, shelf: Shelf, launched: Profile
 ) -> None:
     await gateway.check(HOSTS)
@@ -85,12 +85,12 @@ async def test_one_that_is_there_is_used(
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
 
-async def test_who_loses_the_race_takes_the_winners(launched: Profile, shelf: Shelf) -> None:
+async def test_the_loser_of_a_race_takes_the_winners_policy(launched: Profile, shelf: Shelf) -> None:
     shelf.is_raced = True
     assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
 
 
-async def test_one_that_somebody_changed_is_not_used(gateway: Gateway, endpoint: Misbehaving, shelf: Shelf) -> None:
+async def test_a_changed_policy_is_not_used(gateway: Gateway, endpoint: Misbehaving, shelf: Shelf) -> None:
     await gateway.check(HOSTS)
     shelf.policies[0]["egress"]["allow_all"] = True
     async with Gateway.open(endpoint.url, "secret", rate=None) as other:

@@ -77,7 +77,7 @@ def test_an_endpoint_that_asks_for_time_gets_it_to_the_second() -> None:
     assert call.pauses == [pytest.approx(90, abs=0.01)]
 
 
-def test_when_no_time_is_left_for_another_try_the_last_fault_is_raised_and_not_a_timeout() -> None:
+def test_the_last_fault_is_raised_and_not_a_timeout_when_no_time_is_left_for_a_retry() -> None:
     call = Answers(Unavailable("first"), Unavailable("second", retry_after=500), "hello")
     with pytest.raises(Unavailable, match="second"):
         within(100, lambda: patiently("asking", call))
@@ -123,7 +123,7 @@ class Inner(httpx.AsyncBaseTransport):
 
 
 def leave(rate: float | None, *paths: str) -> dict[str, list[float]]:
-    """When requests to these paths leave that are all asked for at once."""
+    """The times at which requests to these paths leave that are all asked for at once."""
     inner = Inner()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""When failures that are no trial's fault are enough to stop a sweep."""
+"""Failures that are no trial's fault, and the number of them that stops a sweep."""
 
 import pytest
 
@@ -33,7 +33,7 @@ class Told:
 
 
 @pytest.mark.parametrize("error", [DevboxFailed("no room"), StageTimeout("boot took longer than 900 s")])
-def test_so_many_failed_boots_in_a_row_are_enough(error: SweepError) -> None:
+def test_a_number_of_failed_boots_in_a_row_opens_the_breaker(error: SweepError) -> None:
     told = Told()
     assert told.fail(error, Stage.BOOT, "a") is None
     assert told.fail(error, Stage.BOOT, "b") is None
@@ -69,14 +69,14 @@ def test_an_install_that_the_endpoint_tried_is_an_install() -> None:
     assert verdict == "the agent of a could not be installed 2 times in a row: npm: 404. Fix its install step"
 
 
-def test_once_it_is_enough_it_stays_so_until_one_passes() -> None:
+def test_an_open_breaker_stays_open() -> None:
     told = Told(same_failures=1)
     assert told.fail(DevboxFailed(), Stage.BOOT)
     assert told.fail(DevboxFailed(), Stage.BOOT)
 
 
 @pytest.mark.parametrize("error", [Throttled("quota"), Unavailable("no route"), StageTimeout("start took too long")])
-def test_an_endpoint_that_grants_no_run_for_so_long_is_enough(error: SweepError) -> None:
+def test_an_endpoint_that_grants_no_run_for_too_long_opens_the_breaker(error: SweepError) -> None:
     told = Told(unreachable=600)
     assert [told.fail(error, Stage.START) for _ in range(10)] == [None] * 10
     verdict = told.fail(error, Stage.START)
@@ -117,7 +117,7 @@ def test_an_endpoint_that_does_not_answer_is_gone_though_agents_may_still_be_at_
         (Unavailable(), None),
     ],
 )
-def test_what_may_be_a_trials_own_is_never_enough(error: SweepError, stage: Stage | None) -> None:
+def test_failures_that_may_be_a_trials_own_never_open_the_breaker(error: SweepError, stage: Stage | None) -> None:
     told = Told(same_failures=1, unreachable=1)
     assert not any(told.fail(error, stage) for _ in range(50))
 
@@ -147,7 +147,7 @@ NEVER_BEGUN = Trial(outcome=Outcome.FAILED, failure="DevboxFailed")
         [NEVER_BEGUN, crash(), crash(), NEVER_BEGUN, crash()],
     ],
 )
-def test_an_agent_that_crashed_in_each_trial_in_the_same_way_and_reached_nothing_is_enough(trials: list[Trial]) -> None:
+def test_an_agent_that_crashes_alike_in_each_trial_and_reaches_nothing_opens_the_breaker(trials: list[Trial]) -> None:
     verdict = Breaker(same_failures=3).crashed("mine", trials)
     assert verdict == "the agent of mine crashed in each of its 3 trials so far, with exit status 127"
 

@@ -1,4 +1,4 @@
-"""What a sweep may use up, counted from its journal."""
+"""Budgets of a sweep, counted from its journal."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -68,11 +68,11 @@ def test_a_cost_is_not_counted_twice_and_not_lost_where_the_stage_did_not_finish
 
 
 @pytest.mark.parametrize("cost", ["much", None, float("nan"), float("inf"), -3, [1]])
-def test_what_is_no_cost_costs_nothing(cost: Any) -> None:
+def test_an_invalid_cost_counts_as_nothing(cost: Any) -> None:
     assert fold(solved("s/a/1", cost)).cost == 0
 
 
-def test_devbox_time_is_from_boot_to_release_and_goes_on_for_those_alive() -> None:
+def test_devbox_time_is_from_boot_to_release_or_until_now() -> None:
     up = [*stage("start", 0), *stage("boot", 100)]
     assert fold(up).devbox_seconds(now=400) == 300
     assert fold([*up, *stage("release", 1100)]).devbox_seconds(now=9999) == 1000
@@ -164,7 +164,7 @@ def test_a_moment_that_is_over_is_no_deadline(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["25:00", "soon", "", "07:60", "2026-13-01", "8 hours", "0h"])
-def test_what_is_no_deadline_is_refused_with_examples(text: str) -> None:
+def test_an_invalid_deadline_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="Write 07:00, 8h or 2026-11-24T07:00"):
         moment(text, NOON)
 
@@ -222,7 +222,7 @@ def test_a_deadline_is_noticed_while_nothing_begins_or_ends(make_sweep: MakeSwee
     assert len(sweep.results) == 2
 
 
-def test_a_resume_with_the_same_budget_does_nothing_and_with_more_goes_on(make_sweep: MakeSweep) -> None:
+def test_a_resume_with_the_same_budget_does_nothing_and_with_more_continues(make_sweep: MakeSweep) -> None:
     first = conduct(limited(make_sweep(scenarios=20, devboxes=2, max_devbox_hours=0.1)))
     done = len(first.results)
     assert 0 < done < 20

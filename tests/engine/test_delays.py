@@ -1,4 +1,4 @@
-"""What waits while the endpoint refuses: neither a devbox nor a worker, and no trial pays for it."""
+"""Waiting while the endpoint refuses: it holds neither a devbox nor a worker, and no trial pays for it."""
 
 from orchestrator.core.errors import ScoringFault, Throttled, Unavailable
 from orchestrator.core.events import StageEntered

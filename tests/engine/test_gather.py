@@ -1,4 +1,4 @@
-"""What comes home: packed by the real scripts in folders of this machine, unpacked as if nothing of it were trusted."""
+"""Collected files: packed by the real scripts in folders of this machine, unpacked as if nothing of it were trusted."""
 
 import io
 import os
@@ -98,7 +98,7 @@ def apply(tmp_path: Path) -> Callable[[Box, bytes], Path]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """What is below a folder but for what git keeps there."""
+    """Files below a folder but for those that git keeps there."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     return {
         str(name): str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
@@ -176,7 +176,7 @@ def test_a_snapshot_that_is_ordered_twice_is_the_first(box: Box, tmp_path: Path,
 
 
 @needs_git
-def test_what_the_agent_left_is_packed_again_after_a_death(box: Box) -> None:
+def test_files_the_agent_left_are_packed_again_after_a_death(box: Box) -> None:
     box.snapshot()
     (box.app / "new").write_text("new\n")
     first = box.patch()
@@ -195,7 +195,7 @@ def test_without_git_the_difference_is_diffs(box: Box, tmp_path: Path) -> None:
     assert "+++ b/one" in patch
 
 
-def test_where_no_patch_can_be_made_the_reason_is_said(box: Box, tmp_path: Path) -> None:
+def test_a_patch_that_cannot_be_made_is_reported_with_the_reason(box: Box, tmp_path: Path) -> None:
     without = [name for name in BARE if name != "diff"]
     bare = Box(root=box.root, path=str(_bin(tmp_path / "bin", *without, "stat", "awk", "tr", "wc", "xargs", "tar")))
     bare.snapshot()
@@ -240,7 +240,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
     assert tree(tmp_path / "traces") == {"sub/t.log": b"trace\n"}
 
 
-def test_of_a_file_that_is_too_large_the_beginning_comes_home_and_says_so(box: Box, tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_collected_in_part_and_says_so(box: Box, tmp_path: Path) -> None:
     box.snapshot()
     box.sh("head -c 5000 /dev/zero >~/large; echo small >~/small")
     limits = Limits(file=2048)
@@ -301,7 +301,7 @@ def tar(*members: tuple[str, str, bytes]) -> io.BytesIO:
         [("x" * 300, "0", b"x"), ("/".join("x" * 100), "0", b"x")],
     ],
 )
-def test_nothing_climbs_out_of_its_folder(tmp_path: Path, members: list[tuple[str, str, bytes]]) -> None:
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, members: list[tuple[str, str, bytes]]) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "secret").write_text("secret")
     unpack(tar(*members), tmp_path / "home/files", Limits(), NO_SECRETS)
@@ -329,13 +329,13 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["torn", "noise", "empty"])
-def test_what_is_no_archive_harms_nothing(tmp_path: Path, damage: str) -> None:
+def test_an_invalid_archive_harms_nothing(tmp_path: Path, damage: str) -> None:
     whole = tar(("a", "0", bytes(5000)), ("b", "0", bytes(5000))).getvalue()
     data = {"torn": whole[:7000], "noise": os.urandom(5000), "empty": b""}[damage]
     assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS).left_out) == 1
 
 
-def test_what_comes_home_has_no_secrets_in_names_neither(tmp_path: Path) -> None:
+def test_collected_files_have_no_secrets_in_content_or_name(tmp_path: Path) -> None:
     known = Redactor([("KEY", "hunter2hunter2")])
     large = b"x" * ((1 << 20) - 5) + b"hunter2hunter2" + b"y"
     unpack(tar(("hunter2hunter2.txt", "0", large)), tmp_path / "files", Limits(), known)
@@ -345,7 +345,7 @@ def test_what_comes_home_has_no_secrets_in_names_neither(tmp_path: Path) -> None
         assert path.read_bytes() == large.replace(b"hunter2hunter2", b"*" * 14)
 
 
-def test_settings_of_programs_come_home_under_other_names_that_are_told(tmp_path: Path) -> None:
+def test_settings_of_programs_are_collected_under_other_names_that_are_reported(tmp_path: Path) -> None:
     members = [(".git/config", "0", b"x"), (".git/HEAD", "0", b"x"), ("a/.EnvRC", "0", b"x"), ("a/b", "0", b"x")]
     account = unpack(tar(*members), tmp_path / "files", Limits(), NO_SECRETS)
     assert set(tree(tmp_path / "files")) == {"dot-git/config", "dot-git/not-HEAD", "a/dot-EnvRC", "a/b"}
@@ -393,8 +393,8 @@ def record(key: bytes, value: bytes) -> bytes:
         (raw(b"x", b"x", record(b"mtime", b"1e400")) + raw(b"late", b"0", b"x") + bytes(1024), ""),
     ],
 )
-def test_no_header_is_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
-    """What came before one is here; and it takes no more memory than a piece, whatever it says."""
+def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words: str) -> None:
+    """Files before a false header are kept; and it takes no more memory than a piece, whatever it says."""
     archive = io.BytesIO(raw(b"before", b"0", b"x") + hostile)
     tracemalloc.start()
     account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
@@ -406,14 +406,14 @@ def test_no_header_is_believed(tmp_path: Path, hostile: bytes, words: str) -> No
     assert all(path.stat().st_blocks < 100 for path in (tmp_path / "files").iterdir())
 
 
-def test_a_million_members_are_counted_and_not_told_one_by_one(tmp_path: Path) -> None:
+def test_a_million_members_are_counted_and_not_reported_one_by_one(tmp_path: Path) -> None:
     member = raw(b"pipe", b"6")
     archive = io.BytesIO(b"".join(member.replace(b"pipe", b"%04d" % (n % 10_000), 1) for n in range(3000)))
     account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
     assert len(list(account.left_out)) <= MOST_LINES + 1
 
 
-def test_what_is_masked_is_counted_by_file_and_variable(tmp_path: Path) -> None:
+def test_masked_values_are_counted_by_file_and_variable(tmp_path: Path) -> None:
     known = Redactor([("KEY", "hunter2-hunter2"), ("OTHER", "0123456789abcd")])
     members = [
         ("a", "0", b"hunter2-hunter2 0123456789ABCD hunter2-hunter2"),
@@ -424,7 +424,7 @@ def test_what_is_masked_is_counted_by_file_and_variable(tmp_path: Path) -> None:
     assert account.masked == {"a": {"KEY": 2, "OTHER": 1}, "c": {"KEY": 1}}
 
 
-def test_what_a_patch_shows_of_the_time_before_is_the_scenarios_own() -> None:
+def test_lines_of_a_patch_from_before_the_agent_are_the_scenarios_own() -> None:
     known = Redactor([("MODEL", "qwen-coder-30b"), ("KEY", "hunter2-hunter2")])
     patch = b"--- a/x\n+++ b/x\n -1 +1 \n model = qwen-coder-30b\n-old\n+hunter2-hunter2 qwen-coder-30b\n"
     own = shown_before(io.BytesIO(patch), known)
@@ -432,7 +432,7 @@ def test_what_a_patch_shows_of_the_time_before_is_the_scenarios_own() -> None:
     assert known.without(own).mask(patch) == patch.replace(b"hunter2-hunter2", b"*" * 15)
 
 
-def test_what_scorers_left_is_a_group_of_its_own(box: Box, tmp_path: Path) -> None:
+def test_files_that_scorers_left_are_a_group_of_their_own(box: Box, tmp_path: Path) -> None:
     folder = box.root / "logs/verifier"
     folder.mkdir(parents=True)
     (folder / "ctrf.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Names that come home: none by which a program takes a file for settings of its own."""
+"""Names of collected files: none by which a program takes a file for settings of its own."""
 
 import pytest
 

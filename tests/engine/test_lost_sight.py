@@ -1,4 +1,4 @@
-"""What every trial needs is away, changed or silent for a while: that is no trial's fault."""
+"""Something that every trial needs is away, changed or silent for a while: that is no trial's fault."""
 
 import signal
 import subprocess
@@ -47,13 +47,13 @@ def test_a_benchmark_run_that_goes_missing_is_followed_by_another(make_sweep: Ma
     assert len(sweep.events("benchmark_run.started")) == 2
 
 
-def test_what_is_missing_for_a_while_fails_nobody(make_sweep: MakeSweep) -> None:
+def test_a_scenario_that_is_missing_for_a_while_fails_no_trial(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(scenarios=4, script=Script(faults={"scenario": [Missing("no such folder")] * 40})).run()
     assert sweep.ledger.outcomes == {Outcome.SCORED: 4}
     assert sweep.events("attempt.ended") == []
 
 
-def test_what_is_missing_for_good_stops_the_sweep_with_one_message_and_nothing_failed(make_sweep: MakeSweep) -> None:
+def test_a_scenario_that_is_missing_for_good_stops_the_sweep_and_fails_no_trial(make_sweep: MakeSweep) -> None:
     script = Script(faults={"scenario": [Missing("no such folder")] * 10_000})
     sweep = make_sweep(scenarios=4, script=script, unreachable=600.0).run()
     assert sweep.stopping.reason is not None

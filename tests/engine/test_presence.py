@@ -18,7 +18,7 @@ def presence(endpoint: MemoryEndpoint) -> Presence:
     return Presence(endpoint, "0190")
 
 
-def test_who_comes_later_begins_nothing_and_both_are_told() -> None:
+def test_a_second_process_on_a_sweep_starts_nothing_and_both_are_told() -> None:
     endpoint, told = MemoryEndpoint(()), list[str]()
 
     async def main() -> None:
@@ -37,7 +37,7 @@ def test_who_comes_later_begins_nothing_and_both_are_told() -> None:
     assert list(endpoint.clients) == [ELSEWHERE]
 
 
-def test_who_died_is_in_nobodys_way() -> None:
+def test_a_dead_process_does_not_block_a_sweep() -> None:
     """Its process is no more, or it was on another machine and is forgotten after a while."""
     endpoint = MemoryEndpoint(())
     here = os.uname().nodename

@@ -70,7 +70,7 @@ def test_each_line_of_a_value_is_masked_by_itself() -> None:
     assert len(masked) == len(shown)
 
 
-def test_what_is_too_short_is_left_alone_and_said() -> None:
+def test_values_too_short_to_mask_are_left_and_reported() -> None:
     known = Redactor([("SHORT", "12345"), ("EMPTY", ""), ("LONG", "123456")])
     assert known.mask(b"12345 123456") == b"12345 ******"
     assert known.unmasked == ["SHORT"]
@@ -125,14 +125,14 @@ def test_however_it_is_cut_into_pieces_no_value_comes_through(
         assert value.encode() not in out or set(value) == {"*"}
 
 
-def test_as_much_of_a_value_as_a_kill_left_is_masked_too() -> None:
+def test_a_value_that_a_kill_cut_off_is_masked_too() -> None:
     stream = redactor("sk-ant-1234567890").stream()
     assert stream.feed(b"key: sk-ant-12345678") == b"key: "
     assert stream.finish() == b"*" * 15
 
 
 def test_events_have_no_secrets_in_the_words_of_others() -> None:
-    """What is ours in them stays as it is, even where a value looks like it."""
+    """Our own words in them stay as they are, even where a value looks like one."""
     sink = MemorySink(Ledger())
     known = redactor("scored", "hunter2hunter2")
     masking = MaskingSink(sink, known)
@@ -159,9 +159,7 @@ def logged(path: Path, *pieces: bytes, known: Redactor = NO_SECRETS, **options: 
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 4000, 50_000])
-def test_of_a_flood_the_beginning_and_the_end_are_kept_and_what_is_missing_is_counted(
-    tmp_path: Path, size: int
-) -> None:
+def test_a_flood_of_output_keeps_its_beginning_and_end_and_counts_the_rest(tmp_path: Path, size: int) -> None:
     data = b"".join(b"%07d\n" % number for number in range(20_000))
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     log = logged(tmp_path / "agent.log", *pieces, limit=16_000)
@@ -175,7 +173,7 @@ def test_of_a_flood_the_beginning_and_the_end_are_kept_and_what_is_missing_is_co
     assert len(kept) - len(note) + missing == len(data)
 
 
-def test_a_flood_that_is_gone_on_with_is_counted_as_a_whole(tmp_path: Path) -> None:
+def test_a_flood_of_output_is_counted_as_a_whole_after_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     first = logged(path, b"x" * 40_000, limit=16_000)
     second = logged(path, b"y" * 40_000, limit=16_000, length=first.length)

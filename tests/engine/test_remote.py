@@ -1,4 +1,4 @@
-"""What the endpoint has of a sweep, compared with what its ledger knows."""
+"""The endpoint's runs of a sweep, compared with those that its ledger knows."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def add_run(endpoint: MemoryEndpoint, *, sweep: str, benchmark_run: str | None =
     return f"scr_{number}"
 
 
-def test_what_lives_under_the_sweeps_id_and_the_journal_does_not_know_is_ended_and_said(make_sweep: MakeSweep) -> None:
+def test_runs_of_the_sweep_that_its_journal_does_not_know_are_ended_and_reported(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=3, devboxes=1)
     die_after(first, 12)
     stray = add_run(first.endpoint, sweep="0190")
@@ -47,7 +47,7 @@ def test_a_devbox_that_lives_without_its_run_is_shut_down(make_sweep: MakeSweep)
     assert first.endpoint.devboxes["dbx_9"].status == "shutdown"
 
 
-def test_what_belongs_to_somebody_else_is_left_alone(make_sweep: MakeSweep) -> None:
+def test_runs_of_other_sweeps_are_left_alone(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=1)
     die_after(first, 6)
     other = add_run(first.endpoint, sweep="another")
@@ -56,7 +56,7 @@ def test_what_belongs_to_somebody_else_is_left_alone(make_sweep: MakeSweep) -> N
     assert first.endpoint.alive == 1
 
 
-def test_a_start_that_was_never_heard_of_leaves_nothing_behind_at_the_end(make_sweep: MakeSweep) -> None:
+def test_a_start_whose_answer_was_lost_leaves_nothing_behind_at_the_end(make_sweep: MakeSweep) -> None:
     """The answer is lost, the endpoint forgets keys, and the trial is tried again: its first run is a stray."""
     sweep = make_sweep(scenarios=1, script=Script(is_forgetful=True))
     start_run = sweep.endpoint.start_run
@@ -104,7 +104,7 @@ def test_a_benchmark_run_that_somebody_canceled_stops_the_sweep(make_sweep: Make
     assert second.ledger.outcomes[Outcome.FAILED] == 0, "a stop marks no trial as failed"
 
 
-def test_a_benchmark_run_that_is_over_while_trials_are_owed_is_followed_by_another(make_sweep: MakeSweep) -> None:
+def test_a_benchmark_run_that_is_over_while_trials_are_pending_is_followed_by_another(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=3, devboxes=1)
     die_after(first, 30)
     first.endpoint.benchmark_runs["bmr_1"] = replace(first.endpoint.benchmark_runs["bmr_1"], state="completed")
@@ -114,7 +114,7 @@ def test_a_benchmark_run_that_is_over_while_trials_are_owed_is_followed_by_anoth
 
 
 @pytest.mark.parametrize("is_forgetful", [False, True])
-def test_a_benchmark_run_whose_id_was_never_heard_is_adopted(make_sweep: MakeSweep, *, is_forgetful: bool) -> None:
+def test_a_benchmark_run_whose_id_was_never_received_is_adopted(make_sweep: MakeSweep, *, is_forgetful: bool) -> None:
     first = make_sweep(scenarios=1, script=Script(is_forgetful=is_forgetful))
     kinds = [event.kind for event in make_sweep(scenarios=1).run().sink.events]
     intended = kinds.index("benchmark_run.intended") + 1
@@ -145,7 +145,7 @@ def test_a_second_order_to_score_that_is_refused_takes_the_first_ones_result(mak
     score = sweep.endpoint.score
 
     async def score_twice(run_id: str, *, key: str) -> ScenarioRun:
-        """As when the connection breaks, and the call is repeated."""
+        """Call twice, as after a broken connection."""
         await score(run_id, key=key)
         return await score(run_id, key=key)
 

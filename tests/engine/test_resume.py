@@ -124,7 +124,7 @@ def devbox(status: str) -> Devbox:
         (Stage.BOOT, Stage.START, "timeout", "shutdown", None),
     ],
 )
-def test_where_an_interrupted_attempt_goes_on(
+def test_an_interrupted_attempt_continues_at_the_right_stage(
     stage: Stage, finished: Stage | None, state: str, status: str, goes_on: Stage | None
 ) -> None:
     attempt = Attempt(number=1, stage=stage, finished=finished)
@@ -137,8 +137,8 @@ def test_a_result_that_is_there_wins_over_a_dead_devbox(status: str) -> None:
     assert next_stage(attempt, run("scored", 0.5), devbox(status), where="devbox") is Stage.SCORE
 
 
-def test_what_the_stages_found_out_is_in_the_result_of_the_process_that_goes_on(make_sweep: MakeSweep) -> None:
-    """The agent's own words, what it reached, and the files that had come home."""
+def test_facts_of_earlier_stages_are_in_the_result_after_a_resume(make_sweep: MakeSweep) -> None:
+    """The agent's own words, the hosts that it reached, and the files that had been collected."""
     found = {"exit_reason": "max_turns", "network": {"reached": {"a.example:443": 2}, "refused": {}}}
     first = make_sweep(scenarios=1)
     die_after(first, [event.kind for event in make_sweep(scenarios=1).run().sink.events].index("trial.finished") - 2)
@@ -152,8 +152,8 @@ def test_what_the_stages_found_out_is_in_the_result_of_the_process_that_goes_on(
 
 
 @pytest.mark.parametrize("entered", [Stage.GATHER, Stage.SCORE])
-def test_what_did_not_come_home_is_said_by_the_process_that_goes_on(make_sweep: MakeSweep, entered: Stage) -> None:
-    """What did is in its result, and comes no second time."""
+def test_files_that_could_not_be_collected_are_reported_after_a_resume(make_sweep: MakeSweep, entered: Stage) -> None:
+    """Files that were collected are in its result, and come no second time."""
 
     def failing() -> Sweep:
         return make_sweep(scenarios=1, script=Script(faults={"devbox_log": [Unavailable("not now")]}))

@@ -240,7 +240,7 @@ def test_devboxes_that_never_boot_stop_the_sweep_with_one_message(make_sweep: Ma
     assert sweep.endpoint.alive == 0
 
 
-def test_what_the_breaker_stopped_goes_on_when_it_is_mended(make_sweep: MakeSweep) -> None:
+def test_a_sweep_that_the_breaker_stopped_continues_when_the_fault_is_fixed(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=20, devboxes=4, script=Script(failing_boots=10_000)).run()
     failed = len(first.results)
     first.endpoint.script.failing_boots = 0
@@ -304,7 +304,7 @@ def test_crashes_before_a_resume_count(make_sweep: MakeSweep) -> None:
     assert 10 <= len(first.results) + len(second.results) <= 11
 
 
-def test_an_agent_that_was_mended_goes_on_after_a_resume(make_sweep: MakeSweep) -> None:
+def test_a_fixed_agent_continues_after_a_resume(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=30, devboxes=4, script=MISTYPED).run()
     first.endpoint.script = Script(score=0.0)
     second = make_sweep(scenarios=30, devboxes=4, endpoint=first.endpoint, ledger=fold(first.sink.events)).run()

@@ -43,12 +43,11 @@ def test_agents_have_a_limit_of_their_own_and_the_next_devboxes_boot_ahead(make_
 def test_each_arm_and_trial_number_has_its_own_benchmark_run(make_sweep: MakeSweep) -> None:
     arms = [{"agent": "nop"}, {"agent": "oracle"}]
     sweep = make_sweep(arms=arms, trials=2).run()
-    assert sorted(run.name for run in sweep.endpoint.benchmark_runs.values()) == [
-        "0190/nop/1",
-        "0190/nop/2",
-        "0190/oracle/1",
-        "0190/oracle/2",
-    ]
+    runs = {run.name: run for run in sweep.endpoint.benchmark_runs.values()}
+    assert sorted(runs) == ["0190/nop/1", "0190/nop/2", "0190/oracle/1", "0190/oracle/2"]
+    assert {run.state for run in runs.values()} == {"completed"}
+    for result in sweep.results:
+        assert result["ids"]["benchmark_run"] == runs[f"0190/{result['arm']}/{result['trial']}"].id
 
 
 def test_the_result_is_durable_before_the_devbox_is_released(make_sweep: MakeSweep) -> None:
@@ -239,7 +238,7 @@ def test_canceling_while_a_devbox_is_given_back_gives_it_back_all_the_same(make_
     assert sweep.ledger.unreleased() == []
 
 
-def test_running_again_does_only_what_is_owed(make_sweep: MakeSweep) -> None:
+def test_running_again_does_only_pending_trials(make_sweep: MakeSweep) -> None:
     first = make_sweep(scenarios=6, devboxes=2)
 
     async def conduct() -> None:

@@ -80,8 +80,8 @@ def test_the_output_goes_to_the_log(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", "second l", "something that power loss left"])
-def test_the_log_is_cut_to_what_was_noted_and_goes_on_from_there(watch: Watch, torn: str) -> None:
-    """What came after the last note is asked for again, so it is neither missing nor doubled."""
+def test_the_log_is_cut_to_the_noted_offset_and_continues_from_there(watch: Watch, torn: str) -> None:
+    """Output after the last note is asked for again, so it is neither missing nor doubled."""
     watch().run()
     noted = len("first line\n")
     watcher = watch(left(offset=noted, length=noted))
@@ -124,7 +124,7 @@ def test_an_execution_that_is_forgotten_again_and_again_is_the_worlds_failure(wa
         watcher.run()
 
 
-def test_a_command_that_was_begun_is_not_written_anew_under_its_shell(watch: Watch) -> None:
+def test_a_command_that_was_begun_is_not_written_again_under_its_shell(watch: Watch) -> None:
     """Killed between the call and its answer: the same key finds the execution, and its files are left alone."""
     watch().run()
     files = watch().endpoint.files
@@ -136,14 +136,14 @@ def test_a_command_that_was_begun_is_not_written_anew_under_its_shell(watch: Wat
     assert watcher.announced == ["exec_1"]
 
 
-def test_where_nothing_was_begun_the_command_is_written(watch: Watch) -> None:
+def test_the_command_is_written_if_nothing_was_begun(watch: Watch) -> None:
     watcher = watch(left(execution=None))
     watcher.run()
     assert watcher.endpoint.files["dbx_1", "/home/user/.sweep/agent/command"] == b"work"
 
 
 def test_an_agent_that_was_ended_unrecorded_is_the_worlds_failure(watch: Watch) -> None:
-    """Whoever waited for it finds its process gone: no crash of the agent's, whatever the wrapper ends with."""
+    """Its process is found gone: that is no crash of the agent's, whatever the wrapper ends with."""
     watcher = watch()
     watcher.endpoint.script.exit_status = 125
     watcher.endpoint.script.unrecorded = 1
@@ -180,9 +180,7 @@ class Swallowing(MemoryEndpoint):
 
 
 @pytest.mark.parametrize("swallows", [1, 2, 3, 4, 6])
-def test_what_was_written_and_did_not_arrive_is_written_again_before_the_agent_begins(
-    tmp_path: Path, swallows: int
-) -> None:
+def test_files_that_did_not_arrive_are_written_again_before_the_agent_begins(tmp_path: Path, swallows: int) -> None:
     endpoint = Swallowing((), Script(output=OUTPUT))
     endpoint.devboxes["dbx_1"] = DEVBOX
     endpoint.swallows = swallows
@@ -246,10 +244,8 @@ class Piecemeal(MemoryEndpoint):
                 yield piece, offset + at + len(piece)
 
 
-def test_wherever_another_process_goes_on_no_secret_gets_into_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What waits to be told from a secret is asked for again: the noted offset is before it."""
+def test_no_secret_gets_into_the_log_at_any_point_of_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that may be the start of a secret is asked for again: the noted offset is before it."""
     monkeypatch.setattr("orchestrator.engine.workspace.NOTE_EVERY_S", 0.0)
     endpoint = Piecemeal((), Script(output="the key is hunter2hunter2, hunter too, and hunter2hunter2"))
     endpoint.devboxes["dbx_1"] = DEVBOX

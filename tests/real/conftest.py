@@ -36,7 +36,7 @@ _FILES: Final = (".npmrc", ".pip", ".config/pip", ".config/uv")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """The model: it mends every scenario of bugfix-mini."""
+    """The model: it fixes every scenario of bugfix-mini."""
     with serving(Script(fixes=solutions(BUGFIX_MINI))) as server:
         yield server
 
@@ -57,7 +57,7 @@ def real_desk(tmp_path: Path, sandboxes: None) -> Iterator[Desk]:
 
 
 def is_answered(*command: str) -> bool:
-    """Whether a package manager's question to its index is answered, soon."""
+    """Tell if a package manager's question to its index is answered, soon."""
     try:
         return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

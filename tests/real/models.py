@@ -44,7 +44,7 @@ DONE: Final = "The problem is mended."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """What the model says.
+    """The model's lines.
 
     `fixes` are shell commands by a part of the problem statement; the first whose part is in the request is taken.
     """
@@ -57,7 +57,7 @@ class Script:
         return Reply(text=DONE, usage=ENDING)
 
     def fix(self, ask: Ask) -> str | None:
-        """The command that mends the scenario that the request is about."""
+        """The command that fixes the scenario that the request is about."""
         return next((fix for part, fix in self.fixes.items() if ask.says(part)), None)
 
 
@@ -93,7 +93,7 @@ class Server:
 
     @property
     def total(self) -> Usage:
-        """What all replies so far said they used; `input` counts the cached tokens too."""
+        """Usage of all replies so far; `input` counts the cached tokens too."""
         usages = [reply.usage for _, reply in self.conversation]
         return Usage(
             input=sum(usage.input for usage in usages),

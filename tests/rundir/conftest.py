@@ -7,11 +7,13 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from sys import executable
 
+import orjson
 import pytest
 
 from orchestrator.core.events import Event, StageEntered, TrialFinished
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
+from orchestrator.rundir.files import RESULTS
 
 Spawn = Callable[[str], AbstractContextManager["Popen[str]"]]
 
@@ -43,6 +45,11 @@ def entered(number: int, padding: str = "") -> StageEntered:
 def finished(number: int, score: float = 1.0) -> TrialFinished:
     result = {"scenario": f"s{number}", "outcome": "scored", "score": score, "words": "größer\n"}
     return TrialFinished(trial=f"s{number}/a/1", attempt=1, result=result)
+
+
+def scenarios(folder: Path) -> list[str]:
+    """The scenarios of results.jsonl, in its order."""
+    return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What happens to a journal on a small disk: run as a program, in a mount namespace of its own, by its tests.
+"""Scenes of a journal on a small disk: run as a program, in a mount namespace of its own, by its tests.
 
 python scenes.py SCENE FOLDER      FOLDER is an empty tmpfs of 20 MiB, except for `grown`, which needs none
 """
@@ -23,6 +23,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.journal import Journal, JournalSettings
+from tests.waiting import until
 
 QUICK = JournalSettings(retry=0.05)
 
@@ -71,17 +72,11 @@ def make_room(folder: Path) -> None:
         filler.unlink()
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():  # noqa: ASYNC110 - a disk announces nothing
-            await anyio.sleep(0.01)
-
-
 async def full(folder: Path) -> None:
     """The ballast is given up, everything in flight is written, nothing new is to begin; then all is well again."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal:
         await journal.append(finished(0))
-        await until((folder / BALLAST).exists)
+        await until((folder / BALLAST).exists, "there is no ballast")
         fill(folder)
         number = 0
         while "less than 16 MiB left" not in str(journal.trouble):
@@ -104,7 +99,7 @@ async def full(folder: Path) -> None:
 
 
 async def full_for_long(folder: Path) -> None:
-    """Whoever appends waits, may be canceled, and is told when it is done; nothing is lost or doubled."""
+    """An append waits, can be canceled, and returns when it is done; nothing is lost or doubled."""
     async with Journal.open(folder, ledger := Told(), QUICK) as journal, anyio.create_task_group() as tasks:
         number = await fill_up(journal, folder)
         with anyio.move_on_after(0.1) as scope:
@@ -125,7 +120,7 @@ async def full_for_long(folder: Path) -> None:
 
 
 async def given_up(folder: Path) -> None:
-    """When patience is at its end appends fail at once, and what was promised is there; with room it goes on."""
+    """Appends fail at once after the last wait, and answered ones are kept; with room it goes on."""
     async with Journal.open(folder, Told(), JournalSettings(retry=0.05, patience=0.5)) as journal:
         number = await fill_up(journal, folder)
         for each in range(2):
@@ -157,7 +152,7 @@ async def closed(folder: Path) -> None:
 
 
 async def again(folder: Path, promised: list[str]) -> None:
-    """What a process finds that opens the folder while the disk is full, and another once it is not."""
+    """Open the folder in a process while the disk is full, and in another when it is not."""
     try:
         async with Journal.open(folder, Told()):
             pass
@@ -176,7 +171,10 @@ async def read_only(folder: Path) -> None:
     async with Journal.open(folder, ledger := Told(), QUICK) as journal:
         number = await fill_up(journal, folder)
         with protected(folder):
-            await until(lambda: "Read-only file system. Waiting for it to be writable" in str(journal.trouble))
+            await until(
+                lambda: "Read-only file system. Waiting for it to be writable" in str(journal.trouble),
+                "no trouble is told",
+            )
         make_room(folder)
         await journal.append(finished(number))
         assert ledger.told == in_file(folder) == [f"s{each}/a/1" for each in range(number + 1)]
@@ -224,7 +222,7 @@ async def cut_short(folder: Path) -> None:
             await journal.append(finished(number))
         resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / JOURNAL).stat().st_size + 100, limit[1]))
         journal.append_nowait(finished(10), finished(11))
-        await until(lambda: "File too large. Waiting for the disk" in str(journal.trouble))
+        await until(lambda: "File too large. Waiting for the disk" in str(journal.trouble), "no trouble is told")
         assert len(in_file(folder)) == 10
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         await journal.append(finished(12))
@@ -237,12 +235,12 @@ async def fill_up(journal: Journal, folder: Path) -> int:
     """Append until the disk is so full that even what is in flight is refused; all but the last are durable."""
     sent = [finished(0)]
     await journal.append(*sent)
-    await until((folder / BALLAST).exists)
+    await until((folder / BALLAST).exists, "there is no ballast")
     while "cannot be written" not in str(journal.trouble):
         fill(folder)
         sent.append(finished(len(sent), 9000))
         journal.append_nowait(sent[-1])
-        await until(lambda: "cannot be written" in str(journal.trouble) or len(in_file(folder)) == len(sent))
+        await until(lambda: "cannot be written" in str(journal.trouble) or len(in_file(folder)) == len(sent), "no end")
     assert len(in_file(folder)) == len(sent) - 1
     return len(sent)
 

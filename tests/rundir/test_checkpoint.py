@@ -24,6 +24,7 @@ from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
 from orchestrator.rundir.run_files import RunFiles
+from tests.waiting import until
 
 from .conftest import entered, finished
 
@@ -96,7 +97,7 @@ def write(folder: Path, history: Sequence[Event], checkpoint_at: int, results_at
 @settings(max_examples=100)
 @given(history=histories(), data=st.data())
 def test_opening_with_a_checkpoint_is_opening_without(history: list[Event], data: st.DataObject) -> None:
-    """Wherever it was made, whatever followed, and wherever the last line is torn."""
+    """Made at any point, followed by any events, with the last line torn anywhere."""
     at, results_at = data.draw(st.integers(0, len(history))), data.draw(st.integers(0, len(history)))
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -176,9 +177,7 @@ def test_repair_asks_no_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", None])
-def test_results_that_are_not_what_they_were_at_the_checkpoint_are_made_anew(
-    folder: Path, content: bytes | None
-) -> None:
+def test_results_that_differ_from_the_checkpoint_are_rebuilt(folder: Path, content: bytes | None) -> None:
     whole = (kept(folder) / RESULTS).read_bytes()
     (folder / RESULTS).write_bytes(whole.replace(b"s1", b"s9") if content is None else content)
     recovered(folder)
@@ -187,7 +186,7 @@ def test_results_that_are_not_what_they_were_at_the_checkpoint_are_made_anew(
 
 @given(history=histories(), data=st.data())
 def test_a_copy_of_a_ledger_says_the_same_and_goes_its_own_way(history: list[Event], data: st.DataObject) -> None:
-    """What a journal says on the disk is behind what the engine reads, and both go on from one state."""
+    """A journal on the disk is behind the events that the engine reads, and both go on from one state."""
     cut = data.draw(st.integers(0, len(history)))
     ledger = fold(history[:cut])
     twin = ledger.copy()
@@ -204,9 +203,7 @@ async def test_a_checkpoint_is_made_while_events_come_and_at_the_end(folder: Pat
             tasks.start_soon(journal.append, entered(number), finished(number))
             await anyio.lowlevel.checkpoint()
         await journal.append()
-        with anyio.fail_after(10):
-            while not (folder / CHECKPOINT).exists():  # noqa: ASYNC110 - a file announces nothing
-                await anyio.sleep(0.01)
+        await until((folder / CHECKPOINT).exists, "there is no checkpoint")
         await journal.append(entered(50))
     assert (found := load(folder, known := Ledger())) is not None
     assert (found.lines, known) == (101, ledger)
@@ -223,7 +220,7 @@ async def test_a_short_journal_has_no_checkpoint(folder: Path) -> None:
     assert not (folder / CHECKPOINT).exists()
 
 
-async def test_what_the_ledger_refused_is_in_no_checkpoint(folder: Path) -> None:
+async def test_an_event_that_the_ledger_refused_is_in_no_checkpoint(folder: Path) -> None:
     async with Journal.open(folder, ledger := Ledger(), EAGER) as journal:
         with pytest.raises(InternalError):
             await journal.append(TrialReopened(trial="never/a/1"))

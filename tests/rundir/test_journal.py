@@ -53,7 +53,7 @@ async def reopened(folder: Path) -> list[Event]:
         return told.events
 
 
-async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(folder: Path) -> None:
+async def test_append_returns_when_the_event_is_in_the_file_and_applied(folder: Path) -> None:
     seen = (told := Told()).events
     async with Journal.open(folder, told) as journal:
         await journal.append(entered(1), entered(2))
@@ -62,7 +62,7 @@ async def test_what_is_appended_is_in_the_file_and_applied_when_append_returns(f
         assert all(event.at > 1e9 for event in seen)
 
 
-async def test_what_is_applied_is_what_will_be_read(folder: Path) -> None:
+async def test_the_event_that_is_applied_is_the_one_that_will_be_read(folder: Path) -> None:
     seen = (told := Told()).events
     async with Journal.open(folder, told) as journal:
         await journal.append(replace(LEFT, facts={"stage": Stage.BOOT, "two": (1, 2), "none": nan}))
@@ -79,7 +79,7 @@ async def test_an_event_that_could_not_be_read_again_is_refused_and_not_written(
     assert (folder / JOURNAL).read_bytes() == b""
 
 
-async def test_a_killed_process_has_written_all_that_it_was_told_was_written(folder: Path, spawn: Spawn) -> None:
+async def test_a_killed_process_has_written_all_that_its_appends_confirmed(folder: Path, spawn: Spawn) -> None:
     with spawn(APPENDER % str(folder)) as child:
         assert child.stdout is not None
         told = [int(child.stdout.readline()) for _ in range(50)]
@@ -110,7 +110,7 @@ def _writes(counters: Path) -> int:
     return int(dict(line.split(": ") for line in counters.read_text().splitlines())["syscw"])
 
 
-async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_somebody_does(folder: Path) -> None:
+async def test_an_event_nobody_waits_for_is_written_with_the_next_awaited_one_at_the_latest(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))
@@ -121,7 +121,7 @@ async def test_what_nobody_waits_for_is_written_no_later_than_the_next_that_some
         assert trials(folder)[-1] == "s4/a/1"
 
 
-async def test_what_was_appended_before_the_journal_closes_is_written(folder: Path) -> None:
+async def test_events_appended_before_the_journal_closes_are_written(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         journal.append_nowait(entered(1))
         journal.append_nowait(entered(2))
@@ -160,7 +160,7 @@ def test_a_loop_that_ends_with_appenders_in_it_ends(folder: Path) -> None:
     assert trials(folder) == ["s1/a/1", "s2/a/1"]
 
 
-async def test_an_event_that_cannot_follow_is_told_to_its_appender_who_would_hang_otherwise(folder: Path) -> None:
+async def test_an_event_that_cannot_follow_fails_its_append(folder: Path) -> None:
     async with Journal.open(folder, Ledger()) as journal:
         with anyio.fail_after(5), pytest.raises(InternalError, match="reopens trial never/a/1"):
             await journal.append(_impossible())
@@ -225,7 +225,7 @@ async def test_results_follow_the_journal_line_by_line(folder: Path) -> None:
         assert [orjson.loads(line) for line in lines] == [finished(1).result, finished(2, 0.5).result]
 
 
-async def test_results_are_made_anew_byte_for_byte_when_they_are_missing_cut_longer_or_wrong(folder: Path) -> None:
+async def test_results_that_are_missing_cut_longer_or_wrong_are_rebuilt_byte_for_byte(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         await journal.append(finished(1), finished(2), entered(3), finished(3, 0.25))
     whole = (folder / RESULTS).read_bytes()

@@ -38,7 +38,7 @@ def results(events: list[Event]) -> bytes:
 def test_opened_after_a_cut_at_any_byte_it_is_as_if_the_last_line_had_never_been_begun(
     run: list[Event], swift: Path
 ) -> None:
-    """What follows is appended behind the last whole line, and results.jsonl has what these lines say."""
+    """The next event is appended behind the last whole line, and results.jsonl has what these lines say."""
     lines = [to_line(event) for event in run]
     for count, line in enumerate(lines):
         whole, wanted = b"".join(lines[:count]), fold(run[:count])

@@ -1,4 +1,4 @@
-"""What crashes, disks and other processes do to a journal."""
+"""Damage to a journal by crashes, disks and other processes."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.events import Event, to_line
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked
-from orchestrator.rundir.journal import Journal, JournalSettings
+from orchestrator.rundir.journal import Journal
 
-from .conftest import Spawn, Told, entered, finished
+from .conftest import Spawn, Told, entered
 
 pytestmark = pytest.mark.anyio
 
@@ -31,20 +31,6 @@ def lines(*events: Event) -> bytes:
 async def opened(folder: Path) -> list[Event]:
     async with Journal.open(folder, told := Told()):
         return told.events
-
-
-async def test_a_last_line_cut_at_any_byte_is_as_if_it_had_never_been_begun(folder: Path) -> None:
-    whole, last, habits = lines(entered(1), finished(2)), lines(finished(3)), JournalSettings(ballast=0)
-    for cut in range(len(last)):
-        (folder / JOURNAL).write_bytes(whole + last[:cut])
-        events = (told := Told()).events
-        async with Journal.open(folder, told, habits) as journal:
-            assert lines(*events) == whole
-            assert (folder / JOURNAL).read_bytes() == whole
-            await journal.append(entered(4))
-            assert (folder / JOURNAL).read_bytes() == whole + lines(events[-1])
-    (folder / JOURNAL).write_bytes(whole + last)
-    assert lines(*await opened(folder)) == whole + last
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"\0" * 4096 + b"\n", b'{"event":"st' + b"\0" * 500])
@@ -95,7 +81,7 @@ async def test_any_flipped_bit_inside_is_either_still_an_event_or_named(folder: 
         assert count == 3, position
 
 
-async def test_a_second_process_is_told_who_has_the_folder_and_has_it_once_that_is_dead(
+async def test_a_second_process_learns_the_holder_of_the_folder_and_gets_it_after_its_death(
     folder: Path, spawn: Spawn
 ) -> None:
     with spawn(HOLDER % str(folder)) as child:

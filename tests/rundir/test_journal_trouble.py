@@ -4,13 +4,11 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import run
 from sys import executable
 
 import anyio
-import orjson
 import pytest
 
 from orchestrator.core.errors import JournalError
@@ -18,8 +16,9 @@ from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
 from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.run_files import read_events
+from tests.waiting import until
 
-from .conftest import Told, entered, finished
+from .conftest import Told, entered, finished, scenarios
 
 pytestmark = pytest.mark.anyio
 
@@ -53,17 +52,7 @@ def no_wait() -> JournalSettings:
     return JournalSettings(retry=0.02, ballast=0)
 
 
-def scenarios(folder: Path) -> list[str]:
-    return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
-
-
-async def until(is_so: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
-        while not is_so():  # noqa: ASYNC110 - a disk announces nothing
-            await anyio.sleep(0.005)
-
-
-async def test_what_a_failed_sync_may_have_dropped_is_written_again(
+async def test_events_that_a_failed_sync_may_have_dropped_are_written_again(
     folder: Path, no_wait: JournalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux calls a page clean that it could not write: the next sync succeeds, and the data is gone."""
@@ -100,7 +89,7 @@ async def test_a_journal_that_was_deleted_can_be_put_back_from_what_still_has_it
         await journal.append(finished(1), entered(2))
         shutil.rmtree(folder)
         tasks.start_soon(journal.append, finished(3))
-        await until(lambda: journal.trouble)
+        await until(lambda: journal.trouble, "the journal has no trouble")
         kept = re.search(
             r"It was deleted; copy it back from (/proc/\S+)\. Waiting for it to be back", journal.trouble or ""
         )
@@ -128,7 +117,7 @@ async def test_another_file_in_the_journals_place_is_not_written_to(folder: Path
         journal.append_nowait(entered(5))
 
 
-async def test_results_that_were_deleted_are_made_anew_with_the_next(folder: Path, no_wait: JournalSettings) -> None:
+async def test_deleted_results_are_rebuilt_with_the_next_one(folder: Path, no_wait: JournalSettings) -> None:
     async with Journal.open(folder, Told(), no_wait) as journal:
         await journal.append(finished(1))
         (folder / RESULTS).unlink()
@@ -143,7 +132,7 @@ async def test_results_that_cannot_be_written_are_trouble_too(folder: Path, no_w
         (folder / RESULTS).unlink()
         (folder / RESULTS).mkdir()
         tasks.start_soon(journal.append, finished(2))
-        await until(lambda: journal.trouble)
+        await until(lambda: journal.trouble, "the journal has no trouble")
         assert "Is a directory. Waiting for the disk" in (journal.trouble or "")
         (folder / RESULTS).rmdir()
         await journal.wait_writable()
@@ -153,6 +142,6 @@ async def test_results_that_cannot_be_written_are_trouble_too(folder: Path, no_w
 async def test_ballast_is_held_while_the_journal_is_open(folder: Path) -> None:
     async with Journal.open(folder, Told()) as journal:
         await journal.append(entered(1))
-        await until((folder / BALLAST).exists)
-        await until(lambda: (folder / BALLAST).stat().st_blocks * 512 >= 16 << 20)
+        await until((folder / BALLAST).exists, "there is no ballast")
+        await until(lambda: (folder / BALLAST).stat().st_blocks * 512 >= 16 << 20, "it stays small")
     assert not (folder / BALLAST).exists()

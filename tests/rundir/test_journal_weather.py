@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from orchestrator.rundir.journal import Journal, JournalSettings
 from orchestrator.rundir.repair import repair
 from orchestrator.rundir.run_files import read_events
 
-from .conftest import entered
+from .conftest import entered, scenarios
 from .test_checkpoint import histories
 
 pytestmark = pytest.mark.anyio
@@ -39,10 +38,6 @@ def finished(number: int, attempt: int = 1) -> TrialFinished:
     )
 
 
-def scenarios(folder: Path) -> list[str]:
-    return [orjson.loads(line)["scenario"] for line in (folder / RESULTS).read_bytes().splitlines()]
-
-
 def delayed(sync: Callable[[int], None], seconds: Callable[[], float]) -> Callable[[int], None]:
     def slow(fd: int) -> None:
         time.sleep(seconds())
@@ -53,9 +48,7 @@ def delayed(sync: Callable[[int], None], seconds: Callable[[], float]) -> Callab
 
 @settings(max_examples=25, deadline=None)
 @given(history=histories(), seed=st.integers(0, 2**32))
-def test_what_is_read_after_an_append_is_a_fold_that_includes_it_however_slow_the_disk(
-    history: list[Event], seed: int
-) -> None:
+def test_a_read_after_an_append_includes_it_however_slow_the_disk(history: list[Event], seed: int) -> None:
     with TemporaryDirectory() as path:
         anyio.run(_append_all, Path(path), history, Random(seed))
 
@@ -95,10 +88,10 @@ def put_an_older_one_in_its_place(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [cut, halve, soil, put_an_older_one_in_its_place])
-async def test_a_journal_that_somebody_else_changed_is_noticed_and_after_a_repair_it_has_every_result(
+async def test_a_journal_changed_by_another_program_is_noticed_and_repaired_without_losing_results(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
-    """What the results still say is taken from there; of the rest it is as if it had never begun."""
+    """Trials that the results still have are taken from there; the others are as if they had never begun."""
     async with Journal.open(folder, Ledger(), SOON) as journal:
         for number in range(1, 5):
             await journal.append(entered(number), finished(number))
@@ -134,7 +127,7 @@ async def test_a_result_that_a_reopening_took_back_is_not_put_back(folder: Path)
 
 
 @pytest.mark.parametrize("change", [cut, halve, soil])
-async def test_results_that_somebody_else_changed_are_made_anew_with_the_next(
+async def test_results_changed_by_another_program_are_rebuilt_with_the_next_one(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
     async with Journal.open(folder, Ledger(), SOON) as journal:
@@ -144,7 +137,7 @@ async def test_results_that_somebody_else_changed_are_made_anew_with_the_next(
         assert scenarios(folder) == ["s1", "s2", "s3"]
 
 
-async def test_a_thread_that_something_unforeseen_befalls_tells_whoever_waits(
+async def test_an_unexpected_error_of_the_writer_fails_its_callers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which folder a sweep lives in, and what its manifest says of it."""
+"""The folder of a sweep, and its manifest."""
 
 import os
 import re
@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a command line asks for; `choose` is what it gets."""
+    """A sweep as a command line asks for it; `choose` finds its folder."""
 
     config: SweepConfig
     plan: Plan
@@ -135,7 +135,7 @@ def test_an_unfinished_sweep_of_another_kind_is_left_alone(tmp_path: Path) -> No
     assert sweep().choose(tmp_path).path == first.path
 
 
-def test_how_fast_and_how_much_may_differ_from_day_to_day(tmp_path: Path) -> None:
+def test_limits_rates_and_trials_may_differ_from_day_to_day(tmp_path: Path) -> None:
     first = sweep(name="n").choose(tmp_path)
     again = sweep(name="n", trials=5, devboxes=50, rate=3.0, attempts=9, timeouts={"solve": 5}).choose(tmp_path)
     assert (again.sweep, again.is_resumed) == (first.sweep, True)
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_the_old_manifest_and_nothing_beside_it(tmp_path: Pat
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(MANIFEST, b"old")]
 
 
-def test_a_named_sweep_is_not_gone_on_with_elsewhere_and_both_places_are_named(tmp_path: Path) -> None:
+def test_a_named_sweep_is_not_resumed_elsewhere_and_both_places_are_named(tmp_path: Path) -> None:
     """Its devboxes and results are where it began; a slash at the end is no other place."""
     there, here = "http://there:1", "http://here:2"
     first = sweep(name="n").choose(tmp_path, endpoint=there)
@@ -297,7 +297,7 @@ def test_without_a_name_a_sweep_elsewhere_is_left_alone(tmp_path: Path) -> None:
     assert sweep().choose(tmp_path, endpoint="http://there:1").sweep == first.sweep
 
 
-def test_what_devboxes_reached_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
+def test_the_network_setting_is_part_of_a_sweeps_identity(tmp_path: Path) -> None:
     """Older folders say nothing of it: they had what agents and scenarios name."""
     first = sweep(name="n").choose(tmp_path)
     manifest = written(first.path)
@@ -308,7 +308,7 @@ def test_what_devboxes_reached_is_part_of_what_a_sweep_is(tmp_path: Path) -> Non
         sweep(name="n", network="host").choose(tmp_path)
 
 
-def test_what_is_run_again_is_looked_for_in_finished_sweeps_too(tmp_path: Path) -> None:
+def test_trials_to_run_again_are_looked_for_in_finished_sweeps_too(tmp_path: Path) -> None:
     first = sweep(name="n").choose(tmp_path)
     finish(first)
     assert sweep().choose(tmp_path, is_again=True).sweep == first.sweep
@@ -405,7 +405,7 @@ def test_without_a_name_no_sweep_is_made_smaller_and_why_another_begins_is_said(
     assert (first.path / MANIFEST).read_bytes() == before
 
 
-def test_why_another_begins_names_globs_too_and_a_benchmark_that_shrank_by_itself(tmp_path: Path) -> None:
+def test_the_reason_for_a_new_sweep_names_globs_and_a_benchmark_that_shrank(tmp_path: Path) -> None:
     whole = sweep(exclude=["z*"])
     first = whole.choose(tmp_path)
     other = sweep(include=["o*", "x"])
@@ -416,14 +416,14 @@ def test_why_another_begins_names_globs_too_and_a_benchmark_that_shrank_by_itsel
     assert f"{first.path.name} has 1 trial that this plan does not have. To continue" in shrunk.choose(tmp_path).why
 
 
-def test_the_same_or_a_larger_plan_goes_on_without_a_word(tmp_path: Path) -> None:
+def test_the_same_or_a_larger_plan_resumes_without_a_message(tmp_path: Path) -> None:
     first = part_of(sweep()).choose(tmp_path)
     for wanted in (part_of(sweep()), sweep(), sweep(trials=3), sweep(trials=3)):
         chosen = wanted.choose(tmp_path)
         assert (chosen.sweep, chosen.is_resumed, chosen.why) == (first.sweep, True, "")
 
 
-def test_a_sweep_of_the_same_size_is_gone_on_with_whichever_is_newer(tmp_path: Path) -> None:
+def test_a_sweep_of_the_same_size_is_resumed_whichever_is_newer(tmp_path: Path) -> None:
     small = part_of(sweep(name="small")).choose(tmp_path)
     large = sweep(name="large").choose(tmp_path)
     for newer, older in ((large, small), (small, large)):

@@ -51,7 +51,7 @@ def test_damaged_lines_are_set_aside_byte_for_byte_and_the_others_kept(tmp_path:
     assert (tmp_path / JOURNAL).read_bytes() == b"".join(LINES)
 
 
-def test_what_cannot_follow_without_the_damaged_line_is_set_aside_with_it(tmp_path: Path) -> None:
+def test_events_that_depend_on_a_damaged_line_are_set_aside_with_it(tmp_path: Path) -> None:
     journal(tmp_path, LINES[0], LINES[1][:10] + b"\n", *LINES[2:])
     lost = repair(tmp_path)
     assert lost is not None
@@ -83,7 +83,7 @@ async def test_a_result_that_cannot_be_written_is_named_and_set_aside(tmp_path: 
         assert (tmp_path / RESULTS).read_bytes() == b'{"outcome":"scored","score":1.0}\n'
 
 
-def test_what_a_later_version_wrote_is_left_to_it(tmp_path: Path) -> None:
+def test_a_journal_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     """It may mean something else by the same words: here all of it would look damaged."""
     opened = SweepOpened(sweep="0190", schema=2, version="7.1", pid=1)
     before = (journal(tmp_path, to_line(opened), b'{"event":"stage.entered"}\n') / JOURNAL).read_bytes()

@@ -76,7 +76,7 @@ def test_a_journal_is_read_from_its_checkpoint_on(tmp_path: Path) -> None:
         reader.read()
 
 
-def test_who_looks_is_never_in_the_way_of_who_works(tmp_path: Path) -> None:
+def test_readers_of_a_run_folder_never_block_its_sweep(tmp_path: Path) -> None:
     """To look is to hold the lock for an instant."""
     folder = make(tmp_path, "mine")
     with locked(folder):

@@ -1,8 +1,7 @@
 """Providers to test, boxes of them, and what tests ask of a box."""
 
-import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, shell
@@ -39,54 +37,10 @@ class Bench:
         return await run(box, shell(script, **how), timeout=timeout)
 
 
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait for something in the world that nobody announces."""
-    with anyio.move_on_after(PATIENCE):
-        while not holds():  # noqa: ASYNC110
-            await anyio.sleep(0.02)
-    assert holds(), what
-
-
-def alive(marker: str) -> list[int]:
-    """The host's processes that carry `marker` in their arguments or environment."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            except OSError:
-                continue
-            if marker.encode() in text:
-                found.append(int(folder.name))
-    return found
-
-
-refusals: list[str] = []
-
-
-async def sandboxes_or_skip() -> None:
-    """Ask the machine once."""
-    if not refusals:
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            refusals.append(str(error))
-        else:
-            refusals.append("")
-    if refusals[0]:
-        pytest.skip(refusals[0])
-
-
 @pytest.fixture
 def marker() -> str:
     """A word that only this test's processes carry."""
     return f"marker-{uuid.uuid4().hex}"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for a module's tests, for they share providers."""
-    return "asyncio"
 
 
 @pytest.fixture
@@ -101,8 +55,7 @@ def closed_folder(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
-    await sandboxes_or_skip()
+async def local_provider(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
     provider = BwrapProvider(closed_folder(tmp_path_factory.mktemp("local")))
     yield provider
     await provider.close()
@@ -144,13 +97,3 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Bench)
     return found
-
-
-@pytest.fixture
-def wait_until() -> Callable[[Callable[[], bool], str], Awaitable[None]]:
-    return eventually
-
-
-@pytest.fixture
-def count_alive() -> Callable[[str], list[int]]:
-    return alive

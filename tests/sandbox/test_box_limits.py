@@ -137,7 +137,7 @@ async def test_a_provider_says_what_its_boxes_are_held_to(bench: "Bench") -> Non
     assert bench.provider.enforced == box.enforced
 
 
-def test_where_everything_is_held_to_nothing_is_said() -> None:
+def test_there_is_no_warning_where_every_limit_is_enforced() -> None:
     assert list(unlimited(frozenset(Limit))) == []
 
 

@@ -1,4 +1,4 @@
-"""What a program in a sandboxed devbox can see and do, and what it cannot."""
+"""Rights of a program in a sandboxed devbox."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ async def test_the_user_is_an_ordinary_one(local: "Bench") -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-async def test_on_the_host_each_box_is_a_stranger_of_its_own(local: "Bench") -> None:
+async def test_each_box_has_a_user_of_its_own_on_the_host(local: "Bench") -> None:
     owners = set()
     for box in (await local.boot(), await local.boot()):
         await local.run(box, "touch ~/mine")

@@ -1,20 +1,20 @@
-"""What boots when the service dies does not stay behind half set up."""
+"""Boxes that boot when the service dies do not stay behind half set up."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.processes import carrying
+from tests.waiting import until
+
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
-CountAlive = Callable[[str], list[int]]
 
 FOLDER = Path(__file__).parents[2]
 #: Two processes of one group, the second of which would outlive the first.
@@ -66,9 +66,7 @@ def group_is_alive(group: int) -> bool:
 
 
 @pytest.mark.parametrize("end", ["time.sleep(1000)", "guard.close()"])
-async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_are_left_alone(
-    end: str, wait_until: WaitUntil
-) -> None:
+async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_are_left_alone(end: str) -> None:
     command = [sys.executable, "-c", SERVICE.format(end=end), PAIR]
     service = await anyio.to_thread.run_sync(lambda: subprocess.Popen(command, stdout=subprocess.PIPE, cwd=FOLDER))
     assert service.stdout is not None
@@ -76,7 +74,7 @@ async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_
     try:
         if "sleep" in end:
             service.send_signal(signal.SIGKILL)
-        await wait_until(lambda: not group_is_alive(first) and not group_is_alive(last), "those that boot are gone")
+        await until(lambda: not group_is_alive(first) and not group_is_alive(last), "those that boot are gone")
         assert group_is_alive(forgotten)
     finally:
         os.killpg(forgotten, signal.SIGKILL)
@@ -85,21 +83,19 @@ async def test_groups_that_boot_end_with_the_service_and_those_that_have_booted_
         service.stdout.close()
 
 
-async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(
-    marker: str, count_alive: CountAlive, wait_until: WaitUntil
-) -> None:
+async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(marker: str) -> None:
     command = [sys.executable, "-c", HASTY, "while :; do sleep 1000; done", marker]
     service = await anyio.run_process(command, cwd=FOLDER, check=False, stdout=None, stderr=None)
     assert service.returncode == -signal.SIGKILL
     try:
-        await wait_until(lambda: not count_alive(marker), "it is gone")
+        await until(lambda: not carrying(marker), "it is gone")
     finally:
-        for pid in count_alive(marker):
+        for pid in carrying(marker):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_guard_that_somebody_killed_hinders_nobody() -> None:
-    """What is started then runs as ever, and signals mean to it what they always do."""
+async def test_a_killed_guard_does_not_hinder_later_programs() -> None:
+    """Programs started then run as ever, and signals mean to them what they always do."""
     ended = await anyio.run_process([sys.executable, "-c", UNGUARDED], cwd=FOLDER)
     assert int(ended.stdout) == -signal.SIGPIPE

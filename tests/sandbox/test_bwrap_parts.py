@@ -149,7 +149,7 @@ def test_answers_are_cut_at_newlines() -> None:
     "data",
     [b"\n", b"exit 1\n", b"exit 1 256\n", b"exit -1 0\n", b"exit 1 0 \n", b"ready \n", b"x" * 65, b"exit \xb2 0\n"],
 )
-def test_any_other_answer_is_refused(data: bytes) -> None:
+def test_an_invalid_answer_of_a_boxs_agent_is_refused(data: bytes) -> None:
     with pytest.raises(WireError):
         AnswerParser().feed(data)
 
@@ -182,7 +182,7 @@ def test_a_copy_keeps_links_modes_times_and_holes(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_what_its_owner_closed_is_measured_copied_and_stays_closed(tmp_path: Path) -> None:
+def test_folders_that_their_owner_closed_are_measured_copied_and_stay_closed(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "closed").mkdir(parents=True)
     target.mkdir()

@@ -87,7 +87,7 @@ async def test_a_box_that_writes_what_it_has_unlinked_is_out_of_disk(
 
 
 @pytest.mark.parametrize("how", UNSEEN)
-async def test_what_no_folder_shows_is_counted(bench: "Bench", how: str) -> None:
+async def test_files_that_no_folder_shows_are_counted(bench: "Bench", how: str) -> None:
     box = await filled(bench, fill(UNSEEN[how]))
     assert 30 <= measured(bench, box) < 32
 
@@ -113,12 +113,12 @@ async def test_memory_is_not_disk(bench: "Bench") -> None:
     assert measured(bench, box) < 1
 
 
-async def test_what_is_still_shown_is_not_counted_twice(bench: "Bench") -> None:
+async def test_files_that_are_open_and_in_a_folder_are_counted_once(bench: "Bench") -> None:
     box = await filled(bench, fill("open('f', 'w+b', 0)", count=1))
     assert 15 <= measured(bench, box) < 16
 
 
-async def test_what_others_unlinked_is_not_the_boxs(bench: "Bench") -> None:
+async def test_files_that_others_unlinked_are_not_the_boxs(bench: "Bench") -> None:
     box = await bench.boot()
     with tempfile.TemporaryFile(dir=bench.provider.state) as ours:
         ours.write(bytes(9 * MEGABYTE))
@@ -132,7 +132,7 @@ async def test_a_box_cannot_make_looks_long_by_holding_much(bench: "Bench", monk
         measured(bench, box)
 
 
-async def test_what_others_remove_a_second_later_does_not_hide_what_a_box_writes(
+async def test_files_that_others_remove_do_not_hide_what_a_box_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice 15 MB are written, and 60 removed between: on balance nothing."""

@@ -1,4 +1,4 @@
-"""When memory runs out, what runs in a devbox goes before everything that was not made to be lost."""
+"""Programs in a devbox are killed first when memory runs out."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ async def test_a_command_is_born_with_its_score(bench: "Bench") -> None:
 
 
 async def test_no_command_can_make_itself_less_likely_to_go_than_the_service(bench: "Bench") -> None:
-    """Where the service may set floors, not even less than its box."""
+    """Not even less than its box, where the service may set floors."""
     box = await bench.boot()
     lower = (
         "for n in 0 -1 -1000 899; do echo $n >/proc/self/oom_score_adj; done 2>/dev/null; cat /proc/self/oom_score_adj"

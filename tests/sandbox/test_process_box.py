@@ -12,14 +12,14 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
+from tests.processes import carrying, open_files
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
-CountAlive = Callable[[str], list[int]]
 
 PREAMBLE = "import socket, sys, time; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'ready\\n'); s.recv(9); "
 
@@ -39,7 +39,7 @@ class HostileProvider(ProcessProvider):
         return HostileBox(spec, self.state, shared, self.watch, forget)
 
 
-def test_no_isolation_is_claimed() -> None:
+def test_a_process_box_claims_no_isolation() -> None:
     capabilities = ProcessProvider.capabilities
     assert not capabilities & {Capability.ISOLATED, Capability.ROOTED, Capability.NETWORK_OFF}
 
@@ -62,9 +62,7 @@ async def test_a_process_limit_is_not_claimed(process: "Bench") -> None:
     assert Limit.PROCESSES not in (await process.boot()).enforced
 
 
-async def test_a_command_whose_supervisor_is_shot_is_ended(
-    process: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
-) -> None:
+async def test_a_command_whose_supervisor_is_shot_is_ended(process: "Bench", marker: str) -> None:
     box = await process.boot()
     command = await box.spawn(
         Command(argv=("sh", "-c", "setsid sleep 1000 & echo up; sleep 1000"), environment={"M": marker})
@@ -74,7 +72,7 @@ async def test_a_command_whose_supervisor_is_shot_is_ended(
     box._child.kill()
     with pytest.raises(BoxDied):
         await command.wait()
-    await wait_until(lambda: not count_alive(marker), "nothing is left")
+    await until(lambda: not carrying(marker), "nothing is left")
 
 
 HOSTILE = {
@@ -106,19 +104,14 @@ async def test_an_agent_that_sends_what_ours_never_sends_ends_its_box_and_nothin
         await provider.close()
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def ended(box: AgentBox, wait: Callable[[], Awaitable[int]]) -> str:
     try:
         await wait()
     except BoxDied as error:
         return str(error)
-    assert box._connection is not None
-    while not (why := box._connection.reason):  # noqa: ASYNC110
-        await anyio.sleep(0.01)
-    return why
+    connection = box._connection
+    assert connection is not None
+    return await until(lambda: connection.reason, "it has no reason")
 
 
 async def test_an_agent_that_cannot_start_says_why(state: Path) -> None:

@@ -1,9 +1,8 @@
-"""What every provider of devboxes promises; capabilities that a provider does not declare are skipped by name."""
+"""The promises of every provider of devboxes; capabilities that a provider does not declare are skipped by name."""
 
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -22,14 +21,14 @@ from orchestrator.service.sandbox.provider import (
     Resources,
     shell,
 )
+from tests.processes import carrying
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
-CountAlive = Callable[[str], list[int]]
 #: Leaves a process behind in a session of its own, twice forked.
 DAEMON = "(setsid sleep 1000 >/dev/null 2>&1 &);"
 
@@ -155,7 +154,7 @@ async def test_own_folders_are_there_and_writable(bench: "Bench") -> None:
     assert done.status == 0, done.output
 
 
-async def test_folders_for_logs_are_there_for_anybody_to_write_into(bench: "Bench") -> None:
+async def test_folders_for_logs_are_writable_for_everybody(bench: "Bench") -> None:
     box = await bench.boot()
     folders = " ".join(box.path(f"/logs/{name}") for name in ("agent", "artifacts", "verifier"))
     assert (await bench.run(box, f"stat -c %a {folders}; touch {box.path('/logs/artifacts/x')}")).output == "777\n" * 3
@@ -208,13 +207,13 @@ async def test_output_ends_with_the_program_though_a_daemon_holds_the_pipe(bench
     assert done.stdout == b"last words\n"
 
 
-async def test_output_is_delivered_to_whoever_reads_late(bench: "Bench") -> None:
+async def test_output_is_delivered_to_a_late_reader(bench: "Bench") -> None:
     process = await (await bench.boot()).spawn(shell("echo early; (sleep 1000; :) & exit 0"))
     await process.wait()
     assert await read_all(process.stdout) == b"early\n"
 
 
-async def test_what_is_left_behind_lives_on_and_may_write_to_its_old_pipe(bench: "Bench") -> None:
+async def test_a_daemon_outlives_its_command_and_may_write_to_its_old_pipe(bench: "Bench") -> None:
     box = await bench.boot()
     script = "(for i in 1 2 3 4 5 6 7 8 9 10; do head -c 50000 /dev/zero; sleep 0.02; done; touch survived) & exit 0"
     await bench.run(box, script)
@@ -238,28 +237,24 @@ async def test_interrupt_is_control_c(bench: "Bench") -> None:
     assert (await read_all(process.stdout), await process.wait()) == (b"stopped\n", 7)
 
 
-async def test_a_killed_command_leaves_none_of_its_descendants(
-    bench: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
-) -> None:
+async def test_a_killed_command_leaves_none_of_its_descendants(bench: "Bench", marker: str) -> None:
     needs(bench, Capability.TREE_KILL)
     process = await (await bench.boot()).spawn(shell(f"{DAEMON * 2} echo up; sleep 1000", environment={"M": marker}))
     assert await process.stdout.receive() == b"up\n"
-    await wait_until(lambda: len(count_alive(marker)) == 3, "the command and two daemons run")
+    await until(lambda: len(carrying(marker)) == 3, "the command and two daemons run")
     with anyio.fail_after(5):
         await process.kill()
-    assert not count_alive(marker)
+    assert not carrying(marker)
     assert await process.wait() == 143
 
 
-async def test_a_command_that_ignores_everything_is_killed_too(
-    bench: "Bench", marker: str, count_alive: CountAlive
-) -> None:
+async def test_a_command_that_ignores_everything_is_killed_too(bench: "Bench", marker: str) -> None:
     needs(bench, Capability.TREE_KILL)
     deaf = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 15)]; print(1, flush=True); "
     process = await (await bench.boot()).spawn(Command(argv=("python3", "-c", deaf + "time.sleep(1000)", marker)))
     assert await process.stdout.receive() == b"1\n"
     await process.kill()
-    assert (await process.wait(), count_alive(marker)) == (137, [])
+    assert (await process.wait(), carrying(marker)) == (137, {})
 
 
 async def test_a_killed_command_may_clean_up_first(bench: "Bench") -> None:
@@ -270,16 +265,14 @@ async def test_a_killed_command_may_clean_up_first(bench: "Bench") -> None:
     assert (await bench.run(box, "cat bye")).stdout == b"bye\n"
 
 
-async def test_killing_a_command_spares_what_an_earlier_one_left(
-    bench: "Bench", marker: str, count_alive: CountAlive
-) -> None:
+async def test_killing_a_command_spares_what_an_earlier_one_left(bench: "Bench", marker: str) -> None:
     needs(bench, Capability.TREE_KILL)
     box = await bench.boot()
     await bench.run(box, DAEMON, environment={"M": marker})
     process = await box.spawn(shell("echo up; sleep 1000"))
     await process.stdout.receive()
     await process.kill()
-    assert len(count_alive(marker)) == 1
+    assert len(carrying(marker)) == 1
 
 
 async def test_kill_and_interrupt_after_the_end_do_nothing(bench: "Bench") -> None:
@@ -290,17 +283,15 @@ async def test_kill_and_interrupt_after_the_end_do_nothing(bench: "Bench") -> No
     assert await process.wait() == 0
 
 
-async def test_a_stopped_box_leaves_no_process_and_no_file(
-    bench: "Bench", marker: str, count_alive: CountAlive, wait_until: WaitUntil
-) -> None:
+async def test_a_stopped_box_leaves_no_process_and_no_file(bench: "Bench", marker: str) -> None:
     needs(bench, Capability.TREE_KILL)
     box = await bench.boot()
     await bench.run(box, DAEMON, environment={"M": marker})
     waiting = await box.spawn(Command(argv=("sleep", "1000"), environment={"M": marker}))
-    await wait_until(lambda: len(count_alive(marker)) == 2, "both run")
+    await until(lambda: len(carrying(marker)) == 2, "both run")
     await box.stop()
     await box.stop()
-    assert not count_alive(marker)
+    assert not carrying(marker)
     assert await box.wait_dead() == "stopped"
     assert not box.folder.base.exists()
     with pytest.raises(BoxDied, match=r"stopped"):
@@ -431,7 +422,7 @@ async def test_a_bind_is_seen_at_its_target(bench: "Bench") -> None:
     assert done.output == "tooled"
 
 
-async def test_starting_and_cancelling_leaves_nothing(bench: "Bench", count_alive: CountAlive) -> None:
+async def test_starting_and_cancelling_leaves_nothing(bench: "Bench") -> None:
     await bench.boot()
     for pause in (0.0, 0.005, 0.02, 0.03, 0.05):
         with anyio.move_on_after(pause):
@@ -443,7 +434,7 @@ async def test_starting_and_cancelling_leaves_nothing(bench: "Bench", count_aliv
     assert not [folder for folder in (bench.provider.state / "boxes").iterdir() if folder.name == "cancelled"]
 
 
-async def test_what_is_enforced_is_said(bench: "Bench") -> None:
+async def test_a_box_says_which_limits_it_enforces(bench: "Bench") -> None:
     box = await bench.boot()
     assert box.enforced
 

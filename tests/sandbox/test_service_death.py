@@ -1,24 +1,22 @@
-"""When the service is killed with SIGKILL, nothing it started lives on, and the next one cleans up."""
+"""SIGKILL to the service ends everything that it started, and the next service cleans up."""
 
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
-from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, Capability
+from tests.processes import carrying
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-WaitUntil = Callable[[Callable[[], bool], str], Awaitable[None]]
-CountAlive = Callable[[str], list[int]]
 
 SERVICE = """
 import asyncio, sys
@@ -58,40 +56,38 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("kind", [BwrapProvider, ProcessProvider])
 async def test_a_killed_service_leaves_no_process(
-    kind: type[BwrapProvider] | type[ProcessProvider],
-    state: Path,
-    marker: str,
-    count_alive: CountAlive,
-    wait_until: WaitUntil,
+    kind: type[BwrapProvider] | type[ProcessProvider], state: Path, marker: str, obstacle: str
 ) -> None:
-    await skip_unless_possible(kind)
+    if Capability.DIES_WITH_SERVICE not in kind.capabilities:
+        pytest.skip(f"{kind.name} does not declare {Capability.DIES_WITH_SERVICE}")
+    if kind is BwrapProvider and obstacle:
+        pytest.skip(obstacle)
     service = start_service(kind, state, marker)
     try:
         assert service.stdout is not None
         with anyio.fail_after(20):
             assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
-        await wait_until(lambda: len(count_alive(marker)) >= 3 * 4, "commands and daemons run")
+        await until(lambda: len(carrying(marker)) >= 3 * 4, "commands and daemons run")
     finally:
         service.send_signal(signal.SIGKILL)
         service.communicate()
-    await wait_until(lambda: not count_alive(marker), "nothing is left")
+    await until(lambda: not carrying(marker), "nothing is left")
     await the_next_one_cleans_up(kind(state))
 
 
 @pytest.mark.parametrize("booting", [3, 8])
 async def test_a_service_killed_while_boxes_boot_leaves_none_half_way(
-    booting: int, state: Path, wait_until: WaitUntil
+    booting: int, state: Path, sandboxes: None
 ) -> None:
     """A sandbox that is still being set up does not yet die with the service by itself."""
-    await skip_unless_possible(BwrapProvider)
     service = start_alone(BOOTING, state)
     assert service.stdout is not None
     with anyio.fail_after(20):
         assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
-    await wait_until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
+    await until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
     service.send_signal(signal.SIGKILL)
     service.communicate()
-    await wait_until(lambda: not in_session(service.pid), "nothing is left of those that booted")
+    await until(lambda: not in_session(service.pid), "nothing is left of those that booted")
 
 
 def start_alone(code: str, state: Path) -> subprocess.Popen[bytes]:
@@ -111,16 +107,6 @@ def in_session(session: int) -> list[int]:
             if int(fields[3]) == session and fields[0] != "Z":
                 found.append(int(status.parent.name))
     return found
-
-
-async def skip_unless_possible(kind: type[BwrapProvider] | type[ProcessProvider]) -> None:
-    if Capability.DIES_WITH_SERVICE not in kind.capabilities:
-        pytest.skip(f"{kind.name} does not declare {Capability.DIES_WITH_SERVICE}")
-    if kind is BwrapProvider:
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            pytest.skip(str(error))
 
 
 def start_service(

@@ -1,4 +1,4 @@
-"""What becomes of a box's files when its processes have ended: other boxes are started beside it, over them."""
+"""The files of a box whose processes have ended: other boxes are started beside it, over them."""
 
 import os
 import signal
@@ -11,8 +11,7 @@ import pytest
 
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.provider import Bind, BoxDied, BoxStartFailed, Command, RemainingProcesses, Resources
-
-from .conftest import eventually
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from .conftest import Bench
@@ -57,7 +56,7 @@ async def test_a_box_beside_another_ends_with_it(local: "Bench") -> None:
         await local.boot(beside=box)
 
 
-async def test_what_is_written_beside_a_box_counts_for_its_disk(local: "Bench") -> None:
+async def test_files_written_beside_a_box_count_for_its_disk(local: "Bench") -> None:
     box = await local.boot(resources=Resources(disk=20 << 20))
     await box.retire()
     other = await local.boot(beside=box, binds=(Bind(source=box.place("/app"), target="/app", is_writable=True),))
@@ -67,7 +66,7 @@ async def test_what_is_written_beside_a_box_counts_for_its_disk(local: "Bench") 
     assert other.is_broken_from_inside
 
 
-async def test_what_is_left_running_is_named_and_counted_beside_commands_of_ours(local: "Bench") -> None:
+async def test_remaining_processes_are_named_and_counted_beside_our_commands(local: "Bench") -> None:
     box = await local.boot()
     assert await box.remaining() == RemainingProcesses()
     ours = await box.spawn(_command("exec sleep 1000"))
@@ -97,7 +96,7 @@ async def test_a_port_that_is_listened_at_for_the_way_out_is_nobodys(local: "Ben
 
 
 @pytest.mark.parametrize("deed", ["kill -9 -1", "kill -9 1", "kill -STOP 1", "kill -9 $PPID"])
-async def test_nobody_in_a_box_can_end_or_stop_it(local: "Bench", deed: str) -> None:
+async def test_processes_in_a_box_cannot_end_or_stop_it(local: "Bench", deed: str) -> None:
     box = await local.boot()
     await local.run(box, f"(setsid sleep 1000 &); {deed}")
     assert (await local.run(box, "echo alive")).output == "alive\n"
@@ -113,7 +112,7 @@ async def test_a_box_that_is_killed_from_outside_is_not_broken_from_inside(local
 async def test_a_command_that_cannot_be_ended_breaks_its_box_from_inside(local: "Bench") -> None:
     box = await local.boot()
     process = await box.spawn(_command("kill -STOP $PPID; exec sleep 1000"))
-    await eventually(lambda: _is_stopped(box), "the helper is stopped")
+    await until(lambda: _is_stopped(box), "the helper is stopped")
     await process.kill()
     assert await box.wait_dead() == "a command in it could not be ended"
     assert box.is_broken_from_inside

@@ -24,12 +24,6 @@ Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncCl
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for a module's tests, for they share a provider."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def local(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
     provider = BwrapProvider(tmp_path_factory.mktemp("security") / "devboxes")
     yield provider
@@ -51,12 +45,12 @@ async def boot(local: BwrapProvider) -> AsyncIterator[Boot]:
 
 
 async def said_in(box: AgentBox, script: str) -> str:
-    """What a login shell's script prints, on both streams."""
+    """Output of a login shell's script, on both streams."""
     return (await run(box, shell(script), timeout=PATIENCE)).output
 
 
 async def told_by(box: AgentBox, code: str) -> str:
-    """What a Python program prints, on both streams."""
+    """Output of a Python program, on both streams."""
     return (await run(box, Command(argv=("python3", "-c", code)), timeout=PATIENCE)).output
 
 

@@ -76,7 +76,7 @@ def carrier(evil: Path) -> Path:
         '--find-links "',
     ],
 )
-def test_what_only_looks_like_a_wheel_is_refused(line: str) -> None:
+def test_an_archive_that_only_looks_like_a_wheel_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"^line 1: "):
         check_requirements(line)
 
@@ -91,7 +91,7 @@ def test_a_folder_with_the_name_of_a_wheel_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["--only-binary :all:", "--only-binary=:all: --pre", "https://x.example/a%20b.whl?x=y#z"]
 )
-def test_what_is_a_wheel_is_not_refused(line: str) -> None:
+def test_a_wheel_is_not_refused(line: str) -> None:
     check_requirements(line)
 
 

@@ -1,4 +1,4 @@
-"""What strangers and web pages do to the service's socket: they hold nothing for long, and get answers of one shape."""
+"""Strangers and web pages at the service's socket: they hold nothing for long, and get answers of one shape."""
 
 import socket
 import time
@@ -52,7 +52,7 @@ async def ask(address: Address, *sent: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def ended(connection: socket.socket) -> bool:
-    """Whether the service ends the connection, rather than we our patience."""
+    """Tell if the service ends the connection, before our own time limit."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -81,7 +81,7 @@ def ended(connection: socket.socket) -> bool:
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_whatever_a_stranger_sends_is_answered_in_one_shape(serving: Serving, sent: bytes, status: int) -> None:
+async def test_a_strangers_requests_are_answered_in_one_shape(serving: Serving, sent: bytes, status: int) -> None:
     async with serving() as (address, client):
         closing = sent.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1)
         given, body = await ask(address, closing)
@@ -90,7 +90,7 @@ async def test_whatever_a_stranger_sends_is_answered_in_one_shape(serving: Servi
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-async def test_whatever_a_client_asks_for_in_vain_is_answered_in_one_shape(serving: Serving, method: str) -> None:
+async def test_failed_requests_of_a_client_are_answered_in_one_shape(serving: Serving, method: str) -> None:
     async with serving() as (address, _):
         for path in ("/", "/v1/nothing", "/v1/devboxes/x/nothing", "/v1/devboxes/%2e%2e/x", "//v1/sweep", "*"):
             given, body = await ask(address, request(address, method=method, path=path))
@@ -131,7 +131,7 @@ async def test_a_trailer_is_as_bounded_as_a_head(serving: Serving) -> None:
     ],
     ids=["silent", "in-the-head", "in-the-body", "in-a-chunk", "in-the-next-head"],
 )
-async def test_who_sends_no_whole_request_is_sent_away(
+async def test_a_client_without_a_whole_request_is_disconnected(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     """Though he sends another byte every moment."""
@@ -185,7 +185,7 @@ async def test_a_connection_that_rests_between_two_requests_is_kept(
         assert b" 200 " in await anyio.to_thread.run_sync(twice)
 
 
-async def test_a_body_takes_its_time_where_somebody_reads_it(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_body_is_accepted_where_it_is_read(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PATIENCE", 0.2)
     async with serving() as (_, client):
 
@@ -284,7 +284,7 @@ async def test_a_page_that_takes_our_address_for_its_own_learns_nothing(serving:
         assert (await ask(address, request(address)))[0] == 200, "no browser leaves it out"
 
 
-async def test_a_page_of_somebody_else_is_not_answered_whatever_it_knows(serving: Serving) -> None:
+async def test_a_foreign_web_page_is_not_answered_whatever_it_knows(serving: Serving) -> None:
     async with serving() as (address, _):
         host = f"host: {host_of(address)}"
         assert (await ask(address, request(address, host, f"origin: http://{host_of(address)}")))[0] == 200

@@ -1,4 +1,4 @@
-"""What a program in a devbox reaches when its rules name some hosts: those, and nothing else, by whatever road.
+"""Reach of a program in a devbox whose rules name some hosts: those, and nothing else, by any way.
 
 No packet leaves the machine: names lead where the test says, and that is loopback.
 """
@@ -24,6 +24,7 @@ from orchestrator.service.sandbox.egress import dialing
 from orchestrator.service.sandbox.egress.proxy import MAX_CONNECTIONS, Egress, EgressVerdict
 from orchestrator.service.sandbox.egress.rules import IPAddress, Rules
 from orchestrator.service.sandbox.provider import Command
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]
@@ -49,7 +50,7 @@ def talk(said, end=False):
 
 
 class LetOut:
-    """A booted box with a way out, and whoever asked for a name's address."""
+    """A booted box with a way out, and the verdicts on its connections."""
 
     def __init__(self, box: AgentBox, egress: Egress) -> None:
         self.box = box
@@ -179,7 +180,7 @@ print(urllib.request.urlopen("http://model.test:{plain}/four", data=b"x" * 10000
     assert out.told == [("reached", f"model.test:{safe}"), ("reached", f"model.test:{plain}")]
 
 
-async def test_what_is_not_named_is_refused_and_the_refusal_names_the_fix(let: Let, answering: Serve, say: Ask) -> None:
+async def test_a_host_that_is_not_named_is_refused_with_the_fix(let: Let, answering: Serve, say: Ask) -> None:
     port = await answering(greet)
     out = await let("*.model.test", "model.test:8443", f"127.0.0.1:{port}")
     said = await say(out.box, "curl -sS -w '%{http_code}' http://other.test/")
@@ -274,9 +275,7 @@ async def test_with_the_internet_any_public_host_is_reached_at_the_very_address_
     assert out.counts["reached"] == {"site.test": 1, "other.test:8080": 1}
 
 
-async def test_of_several_addresses_of_a_name_only_public_ones_are_tried(
-    let: Let, say: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_public_addresses_of_a_name_are_tried(let: Let, say: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many others stand before them."""
     dialed: list[str] = []
 
@@ -345,7 +344,7 @@ attempt("name", lambda: socket.getaddrinfo("model.test", 443))
 """
 
 
-async def test_no_other_road_leads_out(let: Let, answering: Serve, tell: Ask) -> None:
+async def test_the_proxy_is_the_only_way_out(let: Let, answering: Serve, tell: Ask) -> None:
     """Not the host's loopback, neither family, no datagram, no raw or packet socket, no abstract one, no name."""
     port, named = await answering(greet), await answering(greet)
     port6 = await answering(greet, host="::1")
@@ -405,13 +404,13 @@ async def test_programs_of_ours_are_given_no_proxy(let: Let) -> None:
         ('b"GET http://model.test/ HTTP/1.1\\r\\n" + b"X: y\\r\\n" * 20000', 431),
     ],
 )
-async def test_what_is_no_request_to_a_proxy_gets_nowhere(let: Let, tell: Ask, said: str, status: int) -> None:
+async def test_bytes_that_are_no_proxy_request_get_nowhere(let: Let, tell: Ask, said: str, status: int) -> None:
     out = await let("model.test", book={"model.test": "127.0.0.1"})
     assert (await tell(out.box, f"{TALK}print(talk({said}, end=True))")).startswith(f"HTTP/1.1 {status} ")
     assert out.counts["reached"] == {}
 
 
-async def test_one_side_may_end_before_the_other(let: Let, answering: Serve, tell: Ask) -> None:
+async def test_one_side_of_a_tunnel_may_end_before_the_other(let: Let, answering: Serve, tell: Ask) -> None:
     """The server speaks only when the client has ended, and all of it arrives."""
     port = await answering(echo_at_the_end)
     out = await let(f"127.0.0.1:{port}")
@@ -440,9 +439,8 @@ async def test_a_client_that_does_not_read_holds_up_its_server_and_nobody_else(
         await say(out.box, f"exec 3<>/dev/tcp/127.0.0.1/{flooding}; sleep 60")
 
     tasks.start_soon(stall)
+    await until(lambda: sent, "nothing is sent")
     with anyio.fail_after(20):
-        while not sent:  # noqa: ASYNC110 - a condition of the world
-            await anyio.sleep(0.01)
         before = -1
         while sent > before:
             before = sent
@@ -474,7 +472,7 @@ print(waiting.recv(65536).decode())
     assert "GET /turn" in said
 
 
-async def test_what_does_not_answer_is_no_connection_but_told(let: Let, say: Ask) -> None:
+async def test_a_host_that_does_not_answer_is_reported_and_no_connection(let: Let, say: Ask) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]

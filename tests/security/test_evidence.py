@@ -1,4 +1,4 @@
-"""What agents leave as evidence, in whole sweeps of the real command: it costs little, and runs and hides nothing."""
+"""Evidence that agents leave, in whole sweeps of the real command: it costs little, and runs and hides nothing."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def desk(sandboxes: None, tmp_path: Path) -> Iterator[Desk]:
     desk.clear()
 
 
-def test_what_an_agent_leaves_runs_nothing_and_hides_nothing(desk: Desk) -> None:
+def test_files_of_an_agent_run_nothing_and_hide_nothing(desk: Desk) -> None:
     (desk.folder / "agents").mkdir()
     (desk.folder / "agents/leaves.toml").write_text(AGENT.replace("LEAVES", LEAVES.replace("@DESK@", str(desk.folder))))
     words = ("run", "bench", "--agent", "leaves", "--name", "it")

@@ -13,7 +13,9 @@ from typing import Final
 import orjson
 import pytest
 
-from tests.e2e.conftest import LAST_RITES, Desk, Ended, carrying, new_desk, within, write_scenario
+from tests.e2e.conftest import LAST_RITES, Desk, Ended, new_desk, write_scenario
+from tests.processes import carrying
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -167,7 +169,7 @@ def test_an_agent_that_attacks_gets_nowhere_and_harms_nobody(desk: Desk, attack:
     ], str(ended)
     assert {result["score"] for result in results if result["arm"] == "oracle"} == {1.0}, str(ended)
     assert "\x1b" not in ended.out + ended.err
-    within(LAST_RITES, lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")
+    wait_until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}", seconds=LAST_RITES)
     assert (desk.folder / "hidden").read_text() == HIDDEN
     assert not [path for path in walk(desk.folder) if path.name.startswith("PWNED")]
     brought = list(walk(desk.folder / "runs" / "it"))
@@ -209,7 +211,7 @@ def sweep(desk: Desk, mark: str, attack: str) -> tuple[Ended, str]:
     words = ("run", "bench", "--config", "sweep.toml", "--agent", "hostile", "--agent", "oracle", "--name", "it")
     running = desk.start(*words, environment={"HIDDEN": HIDDEN})
     address = desk.folder / "runs" / ".service"
-    within(PATIENCE, lambda: bool(list(address.rglob("address.json"))), lambda: str(running))
+    wait_until(lambda: list(address.rglob("address.json")), running)
     (file,) = address.rglob("address.json")
     token = str(orjson.loads(file.read_bytes())["token"])
     return running.end(PATIENCE), token

@@ -1,10 +1,11 @@
-"""What a stranger on this machine, or a client that has gone wrong, sends to the service."""
+"""Requests of a stranger on this machine, or of a broken client, to the service."""
 
 import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.service import serialization
 from orchestrator.service.address import Address
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.server import Isolation, Service
+from tests.waiting import poll
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -89,7 +91,7 @@ async def test_a_key_of_idempotency_counts_for_its_path_alone(service: Service) 
     assert first == again != other
 
 
-async def test_what_the_service_keeps_is_for_its_owner_only(tmp_path: Path, service: Service) -> None:
+async def test_the_services_files_are_for_its_owner_only(tmp_path: Path, service: Service) -> None:
     """Also in a folder that everybody can enter: run profiles hold keys, and output whatever agents print."""
     async with client_of(service, authorization="Bearer right") as client:
         devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]
@@ -102,7 +104,7 @@ async def test_what_the_service_keeps_is_for_its_owner_only(tmp_path: Path, serv
     assert set(modes.values()) == {0}, modes
 
 
-async def test_an_endless_head_is_cut_off_before_anybody_looked_at_its_token(serving: Serving) -> None:
+async def test_an_endless_head_is_cut_off_before_its_token_is_read(serving: Serving) -> None:
     async with serving() as (address, client):
         taken = await anyio.to_thread.run_sync(_pour_header, address)
         assert taken < 50 << 20
@@ -110,7 +112,7 @@ async def test_an_endless_head_is_cut_off_before_anybody_looked_at_its_token(ser
 
 
 def _pour_header(address: Address) -> int:
-    """How many bytes of one header were taken."""
+    """Number of bytes of one header that were taken."""
     host, _, port = address.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as stranger:
         stranger.sendall(b"GET /v1/sweep HTTP/1.1\r\nhost: x\r\nx-a: ")
@@ -158,6 +160,5 @@ async def test_a_download_whose_client_went_away_leaves_no_command_waiting_at_a_
         await said("mkfifo ~/patch")
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"/v1/devboxes/{devbox}/download_file", json={"path": "patch"}, timeout=0.5)
-        with anyio.fail_after(15):
-            while (await said("pgrep -fc '^cat .*home/user/patch'")).strip() != "0":  # noqa: ASYNC110
-                await anyio.sleep(0.1)
+        count = partial(said, "pgrep -fc '^cat .*home/user/patch'")
+        await poll(count, lambda answer: answer.strip() == "0", "the reading goes on", seconds=15)

@@ -1,4 +1,4 @@
-"""How much a client may send, ask for, or say of its own: more is its mistake, and costs the service nothing."""
+"""Sizes that a client may send or ask for: more is its mistake, and costs the service nothing."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -179,7 +179,7 @@ async def test_every_body_has_a_limit_that_fits_its_route(client: httpx.AsyncCli
         refused(await client.post(f"/v1/{path}", content=endless()), f"larger than {limit} bytes")
 
 
-async def test_of_a_body_of_nothing_but_mistakes_no_more_are_looked_at_than_there_is_time_for(
+async def test_a_body_of_many_mistakes_is_refused_in_bounded_time(
     client: httpx.AsyncClient,
 ) -> None:
     for count, words in ((100, "envVars.v60"), (101, "it has 101 mistakes"), (250_000, "more than 250000 values")):
@@ -204,7 +204,7 @@ async def test_an_upload_has_a_limit_and_is_nothing_but_a_form(
     refused(await client.post(path, content=b"{", headers={"content-type": "multipart/form-data"}), "oundary")
 
 
-async def test_a_page_has_room_for_so_much_and_the_next_goes_on(
+async def test_a_page_has_a_size_limit_and_the_next_follows(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (store, merged_list):

@@ -1,4 +1,4 @@
-"""What an agent can gain by tampering with what runs beside it in its own box: a command's output, status, files."""
+"""Tampering of an agent with commands beside it in its own box: their output, status, files."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ async def test_commands_may_open_their_output_by_name(boot: Boot) -> None:
     assert (done.status, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
 
 
-async def test_output_that_somebody_in_the_box_took_is_not_waited_for() -> None:
+async def test_output_that_another_process_in_the_box_took_is_not_waited_for() -> None:
     """The pipe is theirs too: a process left behind may read from it what was there when the program ended."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
@@ -63,7 +63,7 @@ os.write(1, b"x" * (1 << 20))
 
 
 async def test_the_helper_that_reports_a_status_is_closed_to_other_commands(boot: Boot, tell: Ask) -> None:
-    """Its exit status is the command's: whoever can trace it decides how a scorer ended."""
+    """Its exit status is the command's: a process that can trace it decides how a scorer ended."""
     box = await boot()
     victim = await box.spawn(Command(argv=("sleep", "1000")))
     code = """
@@ -128,7 +128,7 @@ time.sleep(1000)
 """
 
 
-async def test_one_that_ignores_blocks_adopts_and_forks_for_ever_is_killed(boot: Boot, say: Ask) -> None:
+async def test_a_command_that_ignores_signals_and_forks_for_ever_is_killed(boot: Boot, say: Ask) -> None:
     box = await boot()
     process = await box.spawn(Command(argv=("python3", "-c", MONSTER)))
     assert await process.stdout.receive() == b"up\n"
@@ -137,7 +137,7 @@ async def test_one_that_ignores_blocks_adopts_and_forks_for_ever_is_killed(boot:
     assert await say(box, "pgrep -c python3") == "0\n"
 
 
-async def test_one_that_freezes_those_who_would_end_it_ends_with_its_box(boot: Boot) -> None:
+async def test_a_command_that_freezes_its_supervisors_ends_with_its_box(boot: Boot) -> None:
     box = await boot()
     process = await box.spawn(shell("kill -STOP $PPID 2; (setsid sleep 1000 &); exec sleep 1000"))
     with anyio.fail_after(15):

@@ -6,19 +6,19 @@ The answer of the scenarios here is a number that no agent can know, so that eve
 import textwrap
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import anyio
 import httpx
 import orjson
 import pytest
 
 from orchestrator.service.server import Isolation, Service
+from tests.waiting import poll
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TOKEN: Final = "a token of the tests"
-DEADLINE: Final = 60.0
 ANSWER: Final = 805_687_865
 TASK: Final = """
 [agent]
@@ -203,12 +203,9 @@ class Desk:
 
     async def _scored(self, run: str) -> Any:
         await self.http.post(f"/v1/scenarios/runs/{run}/score")
-        with anyio.fail_after(DEADLINE):
-            while True:
-                view = (await self.http.get(f"/v1/scenarios/runs/{run}")).json()
-                if view["state"] not in {"running", "scoring"}:
-                    return view
-                await anyio.sleep(0.02)
+        ask = partial(self.http.get, f"/v1/scenarios/runs/{run}")
+        going = {"running", "scoring"}
+        return (await poll(ask, lambda answer: answer.json()["state"] not in going, "it is not scored")).json()
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +286,7 @@ async def test_an_agent_that_leaves_a_server_is_scored_beside_it_and_that_is_sai
     assert (await desk.judged("folder", server, "separate"))["scoring"]["mode"] == "separate"
 
 
-async def test_who_steals_beside_a_server_and_ends_the_scorers_is_flagged(
+async def test_a_thief_beside_a_server_that_kills_the_scorers_is_flagged(
     desk: Desk,
 ) -> None:
     """The first scoring, beside the server, is a fault, and the second one runs over what was stolen."""

@@ -156,7 +156,7 @@ async def bodies(client: httpx.AsyncClient) -> dict[str, list[dict[str, Any]]]:
 
 
 def places(value: Any, so_far: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something else could stand: the whole, each value of an object, each item of a list."""
+    """Places for another value: the whole, each value of an object, each item of a list."""
     yield so_far
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inside:
@@ -187,7 +187,7 @@ def is_refusal(answer: httpx.Response) -> bool:
 
 
 @pytest.mark.slow
-async def test_what_no_value_can_be_is_refused_wherever_it_stands(client: httpx.AsyncClient) -> None:
+async def test_impossible_values_are_refused_in_every_field(client: httpx.AsyncClient) -> None:
     for path, known in (await bodies(client)).items():
         for body in known:
             for place in places(body):
@@ -198,8 +198,8 @@ async def test_what_no_value_can_be_is_refused_wherever_it_stands(client: httpx.
 
 
 @pytest.mark.slow
-async def test_what_nobody_means_is_refused_in_words_or_does_no_harm(client: httpx.AsyncClient) -> None:
-    """Whatever was taken can be read again, and the service and the devbox do what they did before."""
+async def test_strange_values_are_refused_in_words_or_do_no_harm(client: httpx.AsyncClient) -> None:
+    """Accepted values can be read again, and the service and the devbox work as before."""
     all_bodies = await bodies(client)
     for path, known in all_bodies.items():
         for body in known:
@@ -234,7 +234,7 @@ async def test_what_nobody_means_is_refused_in_words_or_does_no_harm(client: htt
         ("devboxes", ("launch_parameters", "launch_commands", 0)),
     ],
 )
-async def test_what_no_devbox_could_have_is_refused_before_there_is_one(
+async def test_resources_that_no_devbox_could_have_are_refused_before_there_is_one(
     client: httpx.AsyncClient, path: str, place: tuple[Any, ...]
 ) -> None:
     """Refused later, it would cost a devbox for each scenario of a night."""

@@ -1,4 +1,4 @@
-"""What a hostile program, or whoever wrote its environment, tries against the walls of a box: each attempt was real."""
+"""Attempts of a hostile program, or of a hostile environment, against the walls of a box: each was real."""
 
 import ctypes
 import os
@@ -53,7 +53,7 @@ async def test_a_dockerfile_cannot_place_such_a_link(local: BwrapProvider, tmp_p
         await environments.prepare(found["environment"]["blueprint_id"])
 
 
-async def test_what_is_mounted_in_a_boxs_own_folder_cannot_be_moved_away(boot: Boot, say: Ask, tmp_path: Path) -> None:
+async def test_mounts_in_a_boxs_own_folder_cannot_be_moved_away(boot: Boot, say: Ask, tmp_path: Path) -> None:
     """A scorer's program would be one of the agent's."""
     (tmp_path / "root/opt").mkdir(parents=True)
     (tmp_path / "tool").write_text("#!/bin/sh\necho real\n")
@@ -92,9 +92,7 @@ async def test_the_interpreter_stays_where_it_is_though_a_box_owns_the_folder_ab
     assert "there" in answer.splitlines()
 
 
-async def test_what_must_stay_hidden_is_hidden_wherever_it_is_installed(
-    sandboxes: None, tmp_path: Path, say: Ask
-) -> None:
+async def test_hidden_folders_are_hidden_wherever_they_are_installed(sandboxes: None, tmp_path: Path, say: Ask) -> None:
     """Benchmarks come with their solutions, and may lie in /usr or in the folder of the interpreter."""
     hidden = _some_folder_of_the_system()
     provider = BwrapProvider(tmp_path / "devboxes", hidden=[hidden, Path("/usr/share/not-there")])

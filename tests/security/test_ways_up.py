@@ -1,4 +1,4 @@
-"""What the kernel would give to whoever may ask: a program in a box may not."""
+"""Rights that the kernel gives to programs that may ask: a program in a box may not."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -79,6 +79,6 @@ async def box(local: BwrapProvider) -> AsyncIterator[AgentBox]:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-async def test_there_is_no_way(box: AgentBox, tell: Ask, way: str) -> None:
+async def test_kernel_ways_to_more_rights_are_closed(box: AgentBox, tell: Ask, way: str) -> None:
     answer = await tell(box, HEAD.replace("{way}", way))
     assert answer.startswith("no"), answer

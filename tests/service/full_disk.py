@@ -1,19 +1,18 @@
 """A service whose disk is full for a while, its log on it too: run as a program, in a mount namespace of its own.
 
-python full_disk.py FOLDER      FOLDER is an empty tmpfs of 40 MiB
+python -m tests.service.full_disk FOLDER      FOLDER is an empty tmpfs of 40 MiB
 """
 
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
-import orjson
+
+from orchestrator.service.address import Address
+from tests.waiting import wait_until
 
 TOKEN = "a-key-for-our-tests"
 #: Seconds in which every request is answered, one way or the other.
@@ -27,14 +26,6 @@ def fill(folder: Path) -> None:
             with suppress(OSError):
                 while file.write(b"\0" * size):
                     pass
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 30
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def booted(http: httpx.Client) -> str:
@@ -90,9 +81,9 @@ def main(folder: Path) -> None:
     with log.open("wb") as file:
         service = subprocess.Popen([sys.executable, "-m", "orchestrator", *words], stdout=file, stderr=file)
     try:
-        url = orjson.loads(until(lambda: (state / "address.json").exists() and (state / "address.json").read_bytes()))
+        address = wait_until(lambda: Address.read(state), "it does not serve")
         headers = {"authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=url["url"], headers=headers, timeout=AT_ONCE, trust_env=False) as http:
+        with httpx.Client(base_url=address.url, headers=headers, timeout=AT_ONCE, trust_env=False) as http:
             play(folder, http)
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0

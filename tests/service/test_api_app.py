@@ -1,4 +1,4 @@
-"""What the application says when it has no result: who may ask, what is unknown, what went wrong."""
+"""The application's answers without a result: to strangers, for unknown things, after faults."""
 
 import hashlib
 import hmac
@@ -65,7 +65,7 @@ async def test_the_service_proves_that_it_knows_the_token_before_it_is_sent(tmp_
         assert "isolated" not in facts["capabilities"]
 
 
-async def test_what_no_route_knows_is_told_what_this_is(tmp_path: Path) -> None:
+async def test_an_unknown_route_is_answered_with_what_this_service_is(tmp_path: Path) -> None:
     async with service_client(tmp_path) as client:
         message = error(await client.get("/v1/blueprints"), 404)
         assert "GET /v1/blueprints" in message

@@ -7,8 +7,8 @@ from sys import executable
 
 import pytest
 
-SCENE = str(Path(__file__).with_name("full_disk.py"))
-MOUNT = 'mount -t tmpfs -o size=40m tmpfs "$1" && exec "$2" "$3" "$1"'
+ROOT = Path(__file__).parents[2]
+MOUNT = 'mount -t tmpfs -o size=40m tmpfs "$1" && exec "$2" -m tests.service.full_disk "$1"'
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
@@ -20,5 +20,6 @@ def test_a_service_refuses_while_its_disk_is_full_and_serves_when_there_is_room(
     mount = ["sh", "-c", MOUNT, "sh", str(tmp_path)]
     if run([*NAMESPACE, *mount, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this machine lets nobody mount in a namespace")
-    ended = run([*NAMESPACE, *mount, executable, SCENE], capture_output=True, text=True, timeout=300, check=False)
+    scene = [*NAMESPACE, *mount, executable]
+    ended = run(scene, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

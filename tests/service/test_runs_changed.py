@@ -2,16 +2,17 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import orjson
 import pytest
 
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.server import Isolation, Service
+from tests.waiting import poll
 
 pytestmark = pytest.mark.anyio
 
@@ -58,10 +59,8 @@ class Desk:
         return await self.post("/v1/scenarios/start_run", {"scenario_id": scenario or await self.first()})
 
     async def wait(self, run: Any, *states: str) -> Any:
-        with anyio.fail_after(30):
-            while (view := (await self.http.get(f"/v1/scenarios/runs/{run['id']}")).json())["state"] not in states:  # noqa: ASYNC110
-                await anyio.sleep(0.02)
-        return view
+        ask = partial(self.http.get, f"/v1/scenarios/runs/{run['id']}")
+        return (await poll(ask, lambda answer: answer.json()["state"] in states, f"it is not {states}")).json()
 
     async def booted(self, run: Any) -> str:
         body = {"statuses": ["running", "failure", "shutdown"], "timeout_seconds": 30}
@@ -199,7 +198,7 @@ async def test_a_boot_waits_for_a_folder_that_is_away(folder: Path, monkeypatch:
         assert await client.booted(run) == "running"
 
 
-async def test_what_is_kept_of_a_scenario_for_its_runs_is_not_answered(folder: Path) -> None:
+async def test_internal_fields_of_a_scenario_are_never_answered(folder: Path) -> None:
     async with desk(folder) as client:
         scenario = await client.first()
         await client.start(scenario)

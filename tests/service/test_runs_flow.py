@@ -18,11 +18,11 @@ import orjson
 import pytest
 
 from orchestrator.service.server import Isolation, Service
+from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
 
 TOKEN = "a token of the tests"
-DEADLINE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,8 @@ class Desk:
         return view
 
     async def wait_run(self, run: str, is_there: Callable[[str], bool]) -> Any:
-        with anyio.fail_after(DEADLINE):
-            view = await self.get(f"/v1/scenarios/runs/{run}")
-            while not is_there(view["state"]):
-                await anyio.sleep(0.02)
-                view = await self.get(f"/v1/scenarios/runs/{run}")
-        return view
+        ask = partial(self.get, f"/v1/scenarios/runs/{run}")
+        return await poll(ask, lambda view: is_there(view["state"]), "the run does not come so far")
 
     async def score(self, run: str) -> Any:
         """Ask for the score and wait for it."""
@@ -423,7 +419,7 @@ async def test_ending_a_benchmark_run_keeps_results_and_cancels_the_rest(tmp_pat
         assert f"is {ended['state']}" in refused["message"]
 
 
-async def test_a_benchmark_run_owes_what_it_owed_at_its_start(tmp_path: Path) -> None:
+async def test_a_benchmark_runs_scenarios_are_fixed_at_its_start(tmp_path: Path) -> None:
     """Scenarios added to the benchmark later are not in it."""
     async with desk(tmp_path) as client:
         first, second = await client.scenario(), await client.scenario()
@@ -490,9 +486,7 @@ async def test_the_logs_of_a_run_come_as_one_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["complete", "cancel"])
-async def test_what_was_printed_in_a_sweeps_devbox_goes_when_the_sweep_is_done_with_its_run(
-    tmp_path: Path, verb: str
-) -> None:
+async def test_output_of_a_sweeps_devbox_is_deleted_when_its_run_is_over(tmp_path: Path, verb: str) -> None:
     """It may have secrets, and the sweep has at home what it wants; of a run of anybody else it stays for a day."""
     async with desk(tmp_path) as client:
         scenario = await client.scenario()
@@ -506,9 +500,7 @@ async def test_what_was_printed_in_a_sweeps_devbox_goes_when_the_sweep_is_done_w
         assert gone.exists()
         for run in runs:
             await client.post(f"/v1/scenarios/runs/{run['id']}/{verb}")
-        with anyio.fail_after(30):
-            while gone.exists():  # noqa: ASYNC110 - nobody announces it
-                await anyio.sleep(0.02)
+        await until(lambda: not gone.exists(), "it is still there")
         await client.wait_devbox(runs[1]["devbox_id"], "shutdown")
         assert list(kept.iterdir())
         assert not gone.exists()

@@ -1,4 +1,4 @@
-"""Which secrets a service says to have: the names that its owner gave out, and never a value."""
+"""Secrets that a service lists: the names that its owner gave out, and never a value."""
 
 from pathlib import Path
 

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +13,11 @@ import anyio
 import httpx
 import pytest
 
-from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
 from orchestrator.service.server import Isolation, serve
+from tests.processes import carrying
+from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
 
@@ -62,12 +62,8 @@ class Desk:
         assert (await self.post(f"devboxes/{run['devbox_id']}/wait_for_status", body))["status"] == "running"
 
     async def wait_state(self, run: Any, state: str) -> Any:
-        with anyio.fail_after(PATIENCE):
-            while True:
-                view = await self.get(f"scenarios/runs/{run['id']}")
-                if view["state"] == state:
-                    return view
-                await anyio.sleep(0.02)
+        ask = partial(self.get, f"scenarios/runs/{run['id']}")
+        return await poll(ask, lambda view: view["state"] == state, f"it does not become {state}")
 
 
 def client_of(address: Address) -> httpx.AsyncClient:
@@ -81,9 +77,7 @@ async def to_be_killed(state: Path, isolation: Isolation) -> AsyncIterator[Desk]
     argv = [sys.executable, "-c", SERVE, str(state), isolation]
     async with await anyio.open_process(argv, stdin=None, stdout=None, stderr=None) as started:
         try:
-            with anyio.fail_after(PATIENCE):
-                while (address := Address.read(state)) is None:  # noqa: ASYNC110 - a file tells nobody of its coming
-                    await anyio.sleep(0.02)
+            address = await until(lambda: Address.read(state), "it does not serve")
             async with client_of(address) as http:
                 yield Desk(http)
         finally:
@@ -110,37 +104,17 @@ def groups_of(pid: int) -> list[Path]:
     ]
 
 
-def carrying(mark: str) -> list[int]:
-    """The living processes that have the mark in their arguments."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-async def until(holds: Callable[[], bool], words: Callable[[], str]) -> None:
-    with anyio.move_on_after(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - the world announces nothing
-            await anyio.sleep(0.02)
-    assert holds(), words()
-
-
 @pytest.fixture(params=list(Isolation))
-async def isolation(request: pytest.FixtureRequest) -> Isolation:
-    if request.param is Isolation.LOCAL:
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            pytest.skip(error.message)
+def isolation(request: pytest.FixtureRequest, obstacle: str) -> Isolation:
     isolation: Isolation = request.param
+    if isolation is Isolation.LOCAL and obstacle:
+        pytest.skip(obstacle)
     return isolation
 
 
-async def test_what_died_with_a_killed_service_is_told_and_cleared_away(tmp_path: Path, isolation: Isolation) -> None:
+async def test_devboxes_and_runs_of_a_killed_service_are_failed_and_cleared_away(
+    tmp_path: Path, isolation: Isolation
+) -> None:
     """Results stay; what was booting, solving or scoring has failed, and can be tried again at once."""
     mark = f"600.{uuid.uuid4().int}"  # a time to sleep that nobody else does
     async with to_be_killed(tmp_path, isolation) as client:
@@ -163,7 +137,7 @@ async def test_what_died_with_a_killed_service_is_told_and_cleared_away(tmp_path
             await client.post(f"scenarios/runs/{runs[scenario]['id']}/score")
         results = {each: await client.wait_state(runs[each], "scored") for each in (scored, done)}
         await client.post(f"scenarios/runs/{runs[done]['id']}/complete")
-        await until(lambda: len(carrying(f"sleep\0{mark}")) >= 3, lambda: "nothing sleeps")
+        await until(lambda: len(carrying(f"sleep\0{mark}")) >= 3, "nothing sleeps")
         has_groups = bool(groups_of(pid))
 
     await until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")

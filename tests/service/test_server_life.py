@@ -23,6 +23,7 @@ from orchestrator.service.address import Address, hold_lock, is_loopback
 from orchestrator.service.http.activity import HEARTBEAT, Activity
 from orchestrator.service.http.sweep import proof
 from orchestrator.service.server import Isolation, raise_open_files, serve
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +94,8 @@ async def test_a_service_whose_address_nobody_can_read_serves_all_the_same(tmp_p
             [sys.executable, "-m", "orchestrator", *words], stdin=None, stdout=full.wrapped, stderr=full.wrapped
         )
     try:
-        async with client_of(await wait_for_address(tmp_path)) as client:
+        address = await until(lambda: Address.read(tmp_path), "it does not serve")
+        async with client_of(address) as client:
             assert (await client.get("/v1/devboxes")).status_code == 200
             started.terminate()
             with anyio.fail_after(15):
@@ -166,22 +168,13 @@ async def test_a_client_without_sign_of_life_is_forgotten() -> None:
     assert activity.others("a") == 0
 
 
-async def wait_for_address(state: Path) -> Address:
-    with anyio.fail_after(30):
-        address = Address.read(state)
-        while address is None:
-            await anyio.sleep(0.02)
-            address = Address.read(state)
-    return address
-
-
 @asynccontextmanager
 async def process(state: Path) -> AsyncIterator[tuple[Process, Address]]:
     """A service in a process of its own, killed at the end if need be."""
     argv = [sys.executable, "-c", SERVE, str(state)]
     async with await anyio.open_process(argv, stdin=None, stdout=None, stderr=None, start_new_session=True) as started:
         try:
-            yield started, await wait_for_address(state)
+            yield started, await until(lambda: Address.read(state), "it does not serve")
         finally:
             with suppress(ProcessLookupError):
                 started.kill()
@@ -281,7 +274,7 @@ async def test_a_damaged_address_file_is_no_address(tmp_path: Path) -> None:
     ("host", "expected"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False), ("h", False)],
 )
-def test_what_counts_as_this_machine(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_loopback_addresses_count_as_this_machine(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert is_loopback(host) is expected
 
 

@@ -1,4 +1,4 @@
-"""The store's thread: nothing ends it, and whoever waits for it is told what became of his change."""
+"""The store's thread: nothing ends it, and every caller learns the result of its change."""
 
 import json
 import sqlite3
@@ -66,7 +66,7 @@ def raising(error: BaseException) -> Callable[[sqlite3.Connection], None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value.__name__,
 )
-async def test_a_failure_undoes_the_change_is_told_and_ends_nothing(
+async def test_a_failure_undoes_the_change_is_raised_and_ends_nothing(
     store: Store, error: BaseException, told: type[Exception]
 ) -> None:
     with anyio.fail_after(10):
@@ -76,7 +76,7 @@ async def test_a_failure_undoes_the_change_is_told_and_ends_nothing(
         assert await ids(store) == ["kept"]
 
 
-async def test_all_who_share_a_commit_that_fails_are_told_and_none_of_it_is_kept(store: Store) -> None:
+async def test_a_failed_commit_fails_all_its_callers_and_keeps_nothing(store: Store) -> None:
     errors: list[Exception] = []
     begun, hold = threading.Event(), threading.Event()
 
@@ -146,7 +146,7 @@ async def test_an_answer_that_cannot_be_given_is_one_request_s_failure(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("worker", ["_writer", "_reader"])
-async def test_nobody_waits_for_a_thread_that_is_no_more(
+async def test_a_dead_store_thread_fails_its_callers(
     store: Store, monkeypatch: pytest.MonkeyPatch, worker: str
 ) -> None:
     """For a reason that nobody foresaw: those in its hands, those in the queue, and those who come later."""
@@ -205,7 +205,7 @@ async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: P
     assert devbox.json()["name"] == "before"
 
 
-async def test_what_is_read_after_a_change_was_answered_includes_it(store: Store) -> None:
+async def test_a_read_after_an_answered_change_includes_it(store: Store) -> None:
     seen: list[bool] = []
 
     async def write_and_read(number: int) -> None:
@@ -219,7 +219,7 @@ async def test_what_is_read_after_a_change_was_answered_includes_it(store: Store
     assert seen == [True] * 200
 
 
-async def test_what_is_read_changes_nothing(store: Store) -> None:
+async def test_a_read_cannot_write(store: Store) -> None:
     with pytest.raises(Unwritable, match="cannot read"):
         await store.read(partial(insert, identity="one"))
     assert await ids(store) == []
@@ -259,7 +259,7 @@ async def test_rows_of_an_older_and_of_a_newer_version_open(store: Store) -> Non
     assert view(devbox) == shown
 
 
-async def test_what_is_ours_is_stored_and_never_shown(store: Store) -> None:
+async def test_internal_fields_are_stored_and_never_shown(store: Store) -> None:
     execution = ExecutionRecord(
         id="exec_1", devbox_id="dbx_1", status=ExecutionStatus.COMPLETED, command="true", created_ms=1, note="n"
     )
@@ -286,7 +286,7 @@ async def test_the_file_is_its_owners_alone_though_it_was_everybodys(tmp_path: P
         assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
 
 
-async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_goes_on(
+async def test_a_page_of_large_documents_has_fewer_of_them_and_the_next_follows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_PAGE", 250)

@@ -31,7 +31,7 @@ def settle() -> None:
 
 @dataclass
 class State:
-    """What a picture shows that is not in the ledger."""
+    """The part of a picture that is not in the ledger."""
 
     phase: str = "running"
     troubles: Sequence[str] = ()

@@ -23,14 +23,14 @@ def span(scores: list[list[float]]) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 26, 100, 500])
-def test_of_independent_zeros_and_ones_it_is_wilsons(count: int) -> None:
+def test_the_interval_of_independent_zeros_and_ones_is_wilsons(count: int) -> None:
     for ones in {0, 1, count // 3, count - 1, count}:
         expected = stats.binomtest(ones, count).proportion_ci(method="wilson")
         assert span([[1.0]] * ones + [[0.0]] * (count - ones)) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 10, 26, 100, 500])
-def test_of_fractions_it_is_students(count: int) -> None:
+def test_the_interval_of_fractions_is_students(count: int) -> None:
     draw = Random(count)
     scores = [0.5 + draw.uniform(-0.01, 0.01) for _ in range(count)]
     expected = stats.t.interval(0.95, count - 1, loc=fmean(scores), scale=stats.sem(scores))
@@ -60,7 +60,7 @@ def test_scores_that_are_all_but_perfect_prove_no_more_than_perfect_ones() -> No
 
 
 def test_one_failure_more_never_makes_the_interval_of_better_scores() -> None:
-    """Whether the failures are of one scenario each or of all its trials."""
+    """The failures may be of one scenario each or of all its trials."""
     for bad in ([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]):
         spans = [span([[1.0] * 3] * (26 - count) + [bad] * count) for count in range(27)]
         for ends in zip(*spans, strict=True):
@@ -85,7 +85,7 @@ def test_the_mean_is_within_and_there_is_a_width(scores: list[list[float]]) -> N
     assert high > low
 
 
-def test_no_scores_have_no_interval_and_those_that_were_lost_do_not_count() -> None:
+def test_there_is_no_interval_without_scores_and_lost_scores_do_not_count() -> None:
     assert interval([]) == interval([[], []]) == (None, None)
     assert interval([[1.0], [], [0.0]]) == interval([[1.0], [0.0]])
 
@@ -133,8 +133,8 @@ def fractions(alpha: float, beta: float, scenarios: int) -> Draw:
         (fractions(0.2, 1, 26), 1 / 6),
     ],
 )
-def test_it_covers_the_truth_in_95_of_100_sweeps(draw: Draw, mean: float) -> None:
-    """As near as intervals of few scores come to it; wider is allowed where scenarios are few."""
+def test_the_interval_covers_the_truth_in_95_of_100_sweeps(draw: Draw, mean: float) -> None:
+    """Nearly, for intervals of few scores; wider is allowed with few scenarios."""
     dice = Random(1)
     covered = [low <= mean <= high for low, high in (span(draw(dice)) for _ in range(600))]
     assert fmean(covered) >= 0.92

@@ -1,4 +1,4 @@
-"""What threads write, to real pipes and terminals: nobody waits for a reader, and a reader is told the truth."""
+"""Output of threads to real pipes and terminals: no writer waits for a reader, and dropped lines are counted."""
 
 import fcntl
 import os
@@ -51,7 +51,7 @@ def terminal(rows: int = 24, columns: int = 80) -> Iterator[tuple[int, int]]:
 
 
 def read_all(fd: int) -> bytes:
-    """What is there to read now."""
+    """Read the bytes that are there now."""
     found = b""
     while select.select([fd], [], [], 0.3)[0]:
         found += os.read(fd, 65536)
@@ -67,7 +67,7 @@ def test_lines_come_out_in_order() -> None:
         assert os.read(ours, 65536).split() == [str(number).encode() for number in range(100)]
 
 
-def test_who_writes_more_than_anybody_reads_never_waits_and_what_is_missing_is_counted() -> None:
+def test_a_writer_without_a_reader_never_waits_and_dropped_lines_are_counted() -> None:
     with reading() as (ours, theirs):
         output = Output(theirs, left_out, room=10_000)
         began, count = time.monotonic(), 200_000
@@ -89,7 +89,7 @@ def test_who_writes_more_than_anybody_reads_never_waits_and_what_is_missing_is_c
     assert gaps
 
 
-def test_what_is_written_after_an_empty_picture_was_shown_is_written_too() -> None:
+def test_lines_after_an_empty_picture_are_written_too() -> None:
     with reading() as (ours, theirs):
         output = Output(theirs, left_out)
         output.show([])
@@ -110,7 +110,7 @@ def test_a_reader_that_is_gone_ends_the_output_and_nothing_else() -> None:
         assert output.settle()
 
 
-def test_what_a_full_disk_refused_is_counted_when_there_is_room_again() -> None:
+def test_lines_that_a_full_disk_refused_are_counted_when_there_is_room_again() -> None:
     with open("/dev/full", "wb") as full, reading() as (ours, theirs):  # noqa: PTH123 - a device
         fd = os.dup(full.fileno())
         output = Output(fd, left_out)
@@ -125,7 +125,7 @@ def test_what_a_full_disk_refused_is_counted_when_there_is_room_again() -> None:
         os.close(fd)
 
 
-def test_a_descriptor_that_somebody_made_nonblocking_is_waited_for() -> None:
+def test_a_descriptor_that_is_nonblocking_is_waited_for() -> None:
     with reading() as (ours, theirs):
         os.set_blocking(theirs, False)
         output = Output(theirs, left_out)
@@ -137,7 +137,7 @@ def test_a_descriptor_that_somebody_made_nonblocking_is_waited_for() -> None:
         assert found == data
 
 
-def test_of_pictures_that_nobody_takes_the_newest_is_drawn_and_none_is_kept() -> None:
+def test_only_the_newest_of_unread_pictures_is_drawn() -> None:
     with terminal() as (ours, theirs):
         termios.tcflow(theirs, termios.TCOOFF)  # Ctrl-S
         output = Output(theirs, left_out)
@@ -167,7 +167,7 @@ def test_lines_stand_above_the_picture_which_is_erased_by_as_many_lines_as_it_ha
         assert read_all(ours) == b"\r\x1b[2K" + b"\x1b[1A\x1b[2K" * 2 + b"\x1b[?25h"
 
 
-def test_who_leaves_at_once_gives_the_cursor_back_or_does_not_wait_for_long() -> None:
+def test_leaving_restores_the_cursor_or_gives_up_soon() -> None:
     with terminal() as (ours, theirs):
         output = Output(theirs, left_out)
         output.show(["picture"])
@@ -205,8 +205,8 @@ finish_writing()
 """
 
 
-def test_a_shell_that_wants_no_words_from_the_background_gets_none_and_stops_nobody() -> None:
-    """As after `stty tostop`."""
+def test_a_background_sweep_prints_nothing_and_is_not_stopped_under_tostop() -> None:
+    """Like after `stty tostop`."""
     pid, fd = pty.fork()
     if not pid:
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM])
@@ -219,7 +219,7 @@ def test_a_shell_that_wants_no_words_from_the_background_gets_none_and_stops_nob
 
 
 @pytest.mark.parametrize("style", ["json", "plain"])
-def test_who_reads_standard_output_is_told_in_its_own_language_what_is_missing(style: str) -> None:
+def test_dropped_lines_are_reported_on_standard_output_in_its_own_format(style: str) -> None:
     as_json = style == "json"
     program = f"""
 import sys

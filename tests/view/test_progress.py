@@ -85,7 +85,7 @@ def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[st
     assert [line for line in lines if line.startswith("[")] == ["[3/3] y  0.000  1:00"]
 
 
-def test_a_trial_that_is_run_again_while_somebody_follows_is_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_is_run_again_is_reported_again_to_a_follower(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = fold([scored("s0/a/1", 1.0), scored("s1/a/1", 0.0), scored("s2/a/1", 1.0)])
     progress = make(ledger, make_plan("x", "y", "z"), "plain")
     watch(progress, ledger, iter([TrialReopened(trial="s1/a/1"), scored("s1/a/1", 1.0)]))
@@ -94,7 +94,7 @@ def test_a_trial_that_is_run_again_while_somebody_follows_is_told_again(capsys: 
     assert progress._headline() == "3/3 done · 0 running · 0 queued · mean 1.000"
 
 
-def test_what_finished_after_the_last_look_is_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_finished_after_the_last_look_is_reported_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
     progress = make(ledger, make_plan("x"), "plain")
     ledger.apply(scored("s0/a/1", 1.0))
@@ -202,7 +202,7 @@ def test_names_are_shown_as_they_are(
     assert f"say {name}" in out
 
 
-def test_what_an_agent_said_cannot_take_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_an_agent_cannot_take_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     events = again("s0/a/1", "boom\x1b]0;pwned\x07\x1b[2J\r\nsecond line")
     drawn = screen(make(fold(events), make_plan("x\x1b[31m"), "terminal"), 200)
     assert "\x1b" not in drawn
@@ -264,12 +264,12 @@ def test_a_budget_that_stops_the_sweep_takes_two_ctrl_cs_to_end_what_is_in_fligh
     assert "Press Ctrl-C twice" in drawn
 
 
-def test_a_stop_with_nothing_left_to_do_is_not_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_with_nothing_left_to_do_is_not_reported_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     make(fold([scored("s0/a/1", 1.0)]), make_plan("x"), "plain", State(stop="SIGINT")).finish()
     assert "Stopped" not in capsys.readouterr().out
 
 
-def test_a_phase_that_takes_long_is_told_once_and_a_short_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_phase_is_reported_once_and_a_short_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     state = State(phase="reconciling")
     progress = make(Ledger(), make_plan("x"), "plain", state)
 
@@ -286,7 +286,7 @@ def test_a_phase_that_takes_long_is_told_once_and_a_short_one_is_not(capsys: pyt
 
 
 @pytest.mark.parametrize(("style", "seconds"), [("terminal", 4), ("plain", 12)])
-def test_what_comes_before_the_picture_is_told_where_it_takes_long(
+def test_slow_phases_before_the_picture_are_announced(
     capsys: pytest.CaptureFixture[str], style: Style, seconds: float
 ) -> None:
     state = State(phase="starting the service")
@@ -304,7 +304,7 @@ def test_what_comes_before_the_picture_is_told_where_it_takes_long(
     assert capsys.readouterr().out == "Starting the service …\n"
 
 
-def test_a_trouble_is_told_when_it_comes_and_again_when_it_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trouble_is_reported_when_it_comes_and_again_when_it_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
     state = State()
     progress = make(Ledger(), make_plan("x"), "plain", state)
 

@@ -40,11 +40,6 @@ def test_a_failed_trial_lowers_the_floor_and_not_the_mean() -> None:
     assert (only.mean, only.floor) == (0.75, 0.5)
 
 
-def test_a_skipped_trial_is_neither_scored_nor_failed_nor_a_zero() -> None:
-    only = summary(make_plan("x", "y"), scored("s0/a/1", 1.0), failed("s1/a/1", outcome="skipped"))
-    assert (only.scored, only.failed, only.mean, only.floor) == (1, 0, 1.0, 1.0)
-
-
 def test_nothing_finished_gives_no_numbers() -> None:
     only = summary(make_plan("x"))
     assert (only.scored, only.failed, only.mean, only.low, only.high, only.floor) == (0, 0, None, None, None, None)
@@ -112,13 +107,13 @@ def test_the_table_says_arms_by_their_names_and_where_the_files_are(width: int) 
     assert "runs/night/results.jsonl" in text
 
 
-def test_nothing_went_wrong_is_not_said() -> None:
+def test_there_are_no_findings_when_nothing_went_wrong() -> None:
     lines = drawn(told(make_plan("x"), scored("s0/a/1", 1.0)))
     assert [line.split()[0] for line in lines] == ["arm", "a", "Results:", "Logs:"]
     assert lines[0].endswith("if failed were 0  agent time")
 
 
-def test_the_commonest_failures_and_flags_are_told_with_the_command_that_shows_more() -> None:
+def test_the_most_frequent_failures_and_flags_are_shown_with_the_command_for_more() -> None:
     plan = make_plan("x", "it's", "z", arms=("mine", "other one"), trials=2)
     events = [
         failed("s0/mine/1", kind="StageTimeout", message="boot took\nlonger than 900 s"),
@@ -159,7 +154,7 @@ def test_a_message_is_shortened_and_no_terminal_obeys_it() -> None:
     assert lines[lines.index(line) + 1] == "     sweep logs night x --trial 2"
 
 
-def test_only_the_commonest_are_named() -> None:
+def test_only_the_most_frequent_failures_are_named() -> None:
     names = [f"s{number}" for number in range(16)]
     events = [failed(f"{name}/a/1", kind=f"K{min(number, 6)}") for number, name in enumerate(names)]
     lines = drawn(told(make_plan(*names), *events))
@@ -176,7 +171,7 @@ def test_a_scenario_whose_name_cannot_be_typed_is_named_by_its_id_and_one_never_
     assert finding.command is None
 
 
-def test_failures_of_one_class_are_told_apart_by_what_they_say_and_not_by_what_differs_in_every_trial() -> None:
+def test_failures_of_one_class_are_grouped_by_their_message_without_parts_of_the_trial() -> None:
     plan = make_plan("ant", "bee", "cow", "dog", "emu")
     events = [
         failed("s0/a/1", message="ant: devbox dbx_1a2b was gone after 12.5 s"),
@@ -188,7 +183,7 @@ def test_failures_of_one_class_are_told_apart_by_what_they_say_and_not_by_what_d
     assert [each.count for each in told(plan, *events).failures] == [2, 2, 1]
 
 
-def test_where_a_class_has_many_messages_one_is_the_example_for_all() -> None:
+def test_one_message_is_the_example_for_a_class_with_many() -> None:
     names = [f"s{number}" for number in range(6)]
     events = [
         failed(f"{name}/a/1", kind="Unsupported", message=f"mistake {number // 2}", attempt=0)
@@ -214,12 +209,12 @@ def test_where_a_class_has_many_messages_one_is_the_example_for_all() -> None:
         ("agent_timed_out", "sweep logs night x"),
     ],
 )
-def test_what_is_to_be_looked_at_is_the_file_that_says_more_of_a_flag(flag: str, command: str) -> None:
+def test_the_command_of_a_finding_shows_the_file_that_explains_its_flag(flag: str, command: str) -> None:
     [finding] = told(make_plan("x"), scored("s0/a/1", 0.0, flags=[flag])).flags
     assert finding.command == command
 
 
-def test_of_a_scorer_that_failed_its_own_log_is_shown(tmp_path: Path) -> None:
+def test_the_log_of_a_failed_scorer_is_shown(tmp_path: Path) -> None:
     plan, events = make_plan("x"), [failed("s0/a/1", kind="ScoringFault")]
     folder = tmp_path / "trials" / path_part("x") / path_part("a") / "1/attempt-1/scorers"
     folder.mkdir(parents=True)
@@ -229,7 +224,7 @@ def test_of_a_scorer_that_failed_its_own_log_is_shown(tmp_path: Path) -> None:
     assert finding.command == f"sweep logs {tmp_path} x --file scorers/tests-1.log"
 
 
-def test_what_a_terminal_has_no_room_for_is_continued_below_its_first_word() -> None:
+def test_text_too_wide_for_a_terminal_is_continued_below_its_first_word() -> None:
     whole = told(make_plan("x"), failed("s0/a/1", message="word " * 30))
     lines = drawn(whole, 60, is_terminal=True)
     first = next(number for number, line in enumerate(lines) if "DevboxLost" in line)
@@ -238,7 +233,7 @@ def test_what_a_terminal_has_no_room_for_is_continued_below_its_first_word() -> 
     assert max(map(len, lines)) <= 60
 
 
-def test_what_was_reopened_is_not_told() -> None:
+def test_reopened_trials_are_not_reported() -> None:
     whole = told(make_plan("x"), failed("s0/a/1"), TrialReopened(trial="s0/a/1"))
     assert (whole.failures, whole.flags) == ([], [])
 

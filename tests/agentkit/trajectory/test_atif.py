@@ -40,7 +40,7 @@ def written(*events: Event, version: str | None = "1") -> dict[str, Any]:
 
 
 @given(first=STEPS, events=EVENTS)
-def test_whatever_happened_the_document_is_valid_and_can_be_written(first: Step, events: list[Event]) -> None:
+def test_any_history_becomes_a_valid_document_that_can_be_written(first: Step, events: list[Event]) -> None:
     made = written(first, *events)
     Trajectory.model_validate(made)
     assert orjson.loads(orjson.dumps(made)) == made
@@ -69,6 +69,6 @@ def test_an_unknown_version_is_said_to_be_unknown() -> None:
     assert written(Step(source="user", message="Go."), version=None)["agent"] == {"name": "mine", "version": "unknown"}
 
 
-def test_there_is_no_document_of_nothing() -> None:
+def test_an_empty_history_gives_no_document() -> None:
     with pytest.raises(ValueError, match="nothing happened"):
         written(ToolResult(call_id="a", content="lost"))

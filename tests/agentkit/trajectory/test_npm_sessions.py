@@ -122,7 +122,7 @@ def test_a_session_of_gemini_in_one_document_is_read_too(write: Write) -> None:
     assert answer["observation"]["results"] == [{"source_call_id": "a", "content": "no"}]
 
 
-def test_what_opencode_prints_is_read_between_other_lines_and_up_to_where_it_ended(write: Write) -> None:
+def test_output_of_opencode_is_read_between_other_lines_up_to_its_end(write: Write) -> None:
     state = {"input": {"command": "ls"}, "error": "denied"}
     tool = {
         "type": "tool_use",

@@ -1,4 +1,4 @@
-"""What mini-SWE-agent, aider, goose and OpenHands left, cut down, and what becomes of it."""
+"""Sessions of mini-SWE-agent, aider, goose and OpenHands, cut down, and the documents made of them."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def agents(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("format_", LEFT)
-def test_what_a_real_program_left_becomes_a_valid_document(format_: str) -> None:
+def test_a_real_programs_session_becomes_a_valid_document(format_: str) -> None:
     document = converted(format_, LEFT[format_])
     trajectory = Trajectory.model_validate(document)
     assert (trajectory.session_id, trajectory.agent.name, trajectory.agent.model_name) == ("s-1", "mine", "m-1")
@@ -108,7 +108,7 @@ def test_goose_that_was_ended_is_read_up_to_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("left", [b"", b"\x00\xff nothing of the kind\n", b"[1, 2]\n", b'{"messages": [1]}\n'])
-def test_what_is_no_trajectory_is_refused_with_its_file(format_: str, left: bytes, tmp_path: Path) -> None:
+def test_an_invalid_trajectory_is_refused_with_its_file(format_: str, left: bytes, tmp_path: Path) -> None:
     file = tmp_path / "left.json"
     file.write_bytes(left)
     with pytest.raises(TrajectoryError, match=r"left\.json"):

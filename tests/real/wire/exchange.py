@@ -1,4 +1,4 @@
-"""What every protocol of a model server says: what a request asks, and a reply, whole or as a stream of events."""
+"""The common parts of the protocols of a model server: a request, and a reply, whole or as a stream of events."""
 
 import uuid
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the model says: a text or a call."""
+    """A reply of the model: a text or a call."""
 
     usage: Usage
     text: str = ""
@@ -115,7 +115,7 @@ def new_id(prefix: str) -> str:
 
 
 def in_halves(text: str) -> tuple[str, str]:
-    """Two parts, so that whoever reads a stream must put it together."""
+    """Two parts, so that the reader of a stream must put them together."""
     return text[: len(text) // 2], text[len(text) // 2 :]
 
 

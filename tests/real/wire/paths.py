@@ -1,4 +1,4 @@
-"""Which protocol is spoken at which path, and what is asked there beside the conversation."""
+"""The protocol at each path, and the questions there beside the conversation."""
 
 from collections.abc import Callable, Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""What is taken for a public address: IANA's registries, what stands in public ranges and is not public, and us."""
+"""Public addresses: IANA's registries, private ones in public ranges, and our own."""
 
 import socket
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -74,7 +74,7 @@ def ends(block: IPv4Network | IPv6Network) -> set[str]:
 
 
 @pytest.mark.parametrize(("text", "name", "is_reachable"), [*REGISTRY_4, *REGISTRY_6])
-def test_what_the_registries_call_global_is_and_nothing_else_of_them(
+def test_only_addresses_that_the_registries_call_global_are_global(
     text: str, name: str, *, is_reachable: bool | None
 ) -> None:
     block = ip_network(text)

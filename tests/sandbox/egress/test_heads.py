@@ -1,4 +1,4 @@
-"""What the proxy makes of a request's head, however it comes in."""
+"""The proxy's reading of a request's head, in any pieces."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def test_a_request_is_sent_on_as_to_its_server_and_for_one_answer() -> None:
     )
 
 
-def test_what_comes_behind_a_tunnels_head_goes_through_it() -> None:
+def test_bytes_behind_a_tunnels_head_go_through_the_tunnel() -> None:
     asked = RequestHead().feed(b"CONNECT [::1]:8443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03")
     assert asked == ProxyRequest(host="::1", port=8443, first=b"\x16\x03", is_tunnel=True)
 
@@ -43,7 +43,7 @@ def test_a_head_may_come_in_any_pieces(cuts: list[int]) -> None:
 
 
 @given(st.binary(min_size=1))
-def test_whatever_is_said_is_understood_waited_for_or_refused(said: bytes) -> None:
+def test_any_head_is_understood_waited_for_or_refused(said: bytes) -> None:
     try:
         asked = RequestHead().feed(said + b"\r\n\r\n")
     except BadHead as error:

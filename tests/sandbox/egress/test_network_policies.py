@@ -149,7 +149,7 @@ async def test_a_policy_from_a_service_with_walls_is_refused_by_one_without(serv
             await other.devboxes.create(launch_parameters={"network_policy_id": policy.id})
 
 
-async def test_of_many_that_make_one_policy_one_does(client: AsyncRunloop) -> None:
+async def test_concurrent_makers_of_one_policy_make_it_once(client: AsyncRunloop) -> None:
     made: list[str] = []
 
     async def make() -> None:

@@ -1,4 +1,4 @@
-"""What a rule lets through, and who wins where two say something."""
+"""Network rules, and the winner of two that match."""
 
 from ipaddress import ip_address
 
@@ -40,7 +40,7 @@ def test_a_rule_lets_its_host_and_ports_through(rule: str, host: str, port: int,
         *("*.[::1]", "user@model.test", "möbel.test", "a\nb"),
     ],
 )
-def test_what_is_no_rule_is_refused_with_what_was_expected(text: str) -> None:
+def test_an_invalid_rule_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a host: write name, \*\.name|a port is a number"):
         Rule.parse(text)
 
@@ -61,7 +61,7 @@ def test_named_ports_of_loopback_are_to_be_had_straight() -> None:
 
 
 def test_public_rules_let_any_port_of_any_host_through_but_names_of_this_machine_and_its_site() -> None:
-    """Where a name leads is asked afterwards."""
+    """The addresses of a name are checked afterwards."""
     rules = Rules.parse(["printer.local:631"], is_public=True)
     assert all(rules.lets(host, port) for host in ("a.test", "1.1.1.1", "10.0.0.1", "::1") for port in (22, 443, 8080))
     local = ("localhost", "a.localhost", "printer.local", "router.home.arpa", "metadata.google.internal", "intranet")
@@ -69,7 +69,7 @@ def test_public_rules_let_any_port_of_any_host_through_but_names_of_this_machine
     assert rules.lets("printer.local", 631), "it is named"
 
 
-def test_only_what_the_user_of_the_machine_named_may_lead_anywhere() -> None:
+def test_only_hosts_that_the_machines_user_named_may_lead_anywhere() -> None:
     rules = Rules.parse(["a.test"], trusted=["mirror.test:8080", "*.corp.test"])
     assert [rules.trusts(*each) for each in (("mirror.test", 8080), ("x.corp.test", 443))] == [True, True]
     assert [rules.trusts(*each) for each in (("mirror.test", 443), ("a.test", 443))] == [False, False]

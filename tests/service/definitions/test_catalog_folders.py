@@ -1,4 +1,4 @@
-"""Which benchmarks and scenarios a set of folders holds."""
+"""Benchmarks and scenarios in a set of folders."""
 
 import hashlib
 import os
@@ -125,7 +125,7 @@ async def test_a_change_that_keeps_size_and_time_is_noticed_all_the_same(scenari
     assert before != after
 
 
-async def test_what_is_handed_out_is_the_callers_own(scenario: Make) -> None:
+async def test_returned_definitions_are_copies(scenario: Make) -> None:
     catalog = Catalog([scenario().parent])
     key = identity("scn", "bench/first")
     first: Any = await catalog.scenario(key)

@@ -22,7 +22,7 @@ def test_a_folder_that_is_right_has_no_problems(scenario: Make) -> None:
     assert problems(scenario()) == []
 
 
-def test_all_mistakes_are_told_at_once(scenario: Make) -> None:
+def test_all_mistakes_are_reported_at_once(scenario: Make) -> None:
     task = """\
     [agnet]
     timeout_sec = 1.0
@@ -70,7 +70,7 @@ def test_a_key_that_nobody_knows_is_harbors_and_only_warned_of(scenario: Make) -
     }
 
 
-def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readable(scenario: Make) -> None:
+def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario: Make) -> None:
     task = """\
     [environment]
     docker_image = "org/image"
@@ -112,9 +112,7 @@ def test_what_cannot_be_had_here_is_told_by_key_and_leaves_the_definition_readab
         ),
     ],
 )
-def test_what_would_change_the_score_and_cannot_be_had_is_refused_by_key(
-    scenario: Make, task: str, where: str, why: str
-) -> None:
+def test_unsupported_keys_that_change_the_score_are_refused(scenario: Make, task: str, where: str, why: str) -> None:
     errors = found(scenario({"task.toml": f"{task}\n"}))
     assert list(errors) == [("task.toml", where)]
     assert why in errors["task.toml", where]
@@ -127,7 +125,7 @@ def test_a_verifier_with_an_image_of_its_own_is_refused_by_its_file(scenario: Ma
     assert found(scenario({"task.toml": QUIET, **files}, name="shared")) == {}
 
 
-def test_what_an_agent_is_to_know_before_it_begins_is_refused(scenario: Make) -> None:
+def test_a_trajectory_to_begin_with_is_refused(scenario: Make) -> None:
     assert list(found(scenario({"trajectory.json": "{}"}))) == [("trajectory.json", "")]
 
 
@@ -149,7 +147,7 @@ def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario
     assert found(scenario({"task.toml": task})) == {}
 
 
-def test_what_changes_no_score_is_warned_of_and_noted(scenario: Make) -> None:
+def test_unsupported_keys_that_change_no_score_are_warned_of_and_noted(scenario: Make) -> None:
     folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
     around = ScenarioContext(benchmark="b", boundary=folder.parent)
     notes = read_scenario("scn", folder, around).view["metadata"]["notes"]
@@ -184,7 +182,7 @@ def test_what_changes_no_score_is_warned_of_and_noted(scenario: Make) -> None:
         ),
     ],
 )
-def test_mistakes_in_what_a_scoring_is_to_get_are_told_by_key(scenario: Make, table: str, key: str, why: str) -> None:
+def test_mistakes_in_the_input_of_a_scoring_are_reported_by_key(scenario: Make, table: str, key: str, why: str) -> None:
     errors = found(scenario({"task.toml": f"{table}\n{QUIET}"}))
     assert list(errors) == [("task.toml", key)]
     assert why in errors["task.toml", key]
@@ -200,13 +198,13 @@ def test_mistakes_in_what_a_scoring_is_to_get_are_told_by_key(scenario: Make, ta
         ('{ command = "x", timeout_sec = 0 }', "timeout_sec", "a number above 0"),
     ],
 )
-def test_mistakes_in_a_health_check_are_told_by_key(scenario: Make, table: str, key: str, why: str) -> None:
+def test_mistakes_in_a_health_check_are_reported_by_key(scenario: Make, table: str, key: str, why: str) -> None:
     errors = found(scenario({"task.toml": f"{QUIET}healthcheck = {table}\n"}))
     assert list(errors) == [("task.toml", f"environment.healthcheck.{key}")]
     assert why in errors["task.toml", f"environment.healthcheck.{key}"]
 
 
-def test_a_first_line_that_the_kernel_does_not_understand_is_told(scenario: Make) -> None:
+def test_a_first_line_that_the_kernel_does_not_understand_is_reported(scenario: Make) -> None:
     folder = scenario(
         {"tests/test.sh": "#!/usr/bin/env bash\r\necho 1\r\n", "solution/solve.sh": "#!/bin/bash\r\ntrue"}
     )
@@ -286,7 +284,9 @@ def test_steps_are_refused(scenario: Make) -> None:
         ('name = "a"\nweight = true\ntype = "command_scorer"\ncommand = "x"', "weight", "expected a number above 0"),
     ],
 )
-def test_a_scorers_mistake_is_told_by_its_key(scenario: Make, write: Write, table: str, key: str, message: str) -> None:
+def test_a_scorers_mistake_is_reported_by_its_key(
+    scenario: Make, write: Write, table: str, key: str, message: str
+) -> None:
     folder = scenario({"task.toml": f"{QUIET}[[scorers]]\n{table}\n", "tests/data": b"\xff\xfe"})
     write(folder.parent, {"benchmark.toml": '[custom_scorers]\nhalf = "half.sh"\n', "half.sh": "echo score=0.5"})
     errors = found(folder)
@@ -343,7 +343,7 @@ def test_the_bundled_benchmarks_have_no_errors() -> None:
 @pytest.mark.parametrize(
     "host", ["169.254.169.254", "10.0.0.5:8080", "168.63.129.16", "[fd00:ec2::254]", "[::ffff:127.0.0.1]:80", "0.0.0.0"]
 )
-def test_a_scenario_cannot_name_neighbours_of_whoever_runs_it(scenario: Make, host: str) -> None:
+def test_a_scenario_cannot_name_hosts_of_the_users_network(scenario: Make, host: str) -> None:
     """A service of this machine at a port of its own can be named, and is told before the sweep starts."""
     table = '[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["a.test", "127.0.0.1:8765", "1.1.1.1", "{}"]\n'
     mistakes = found(scenario({"task.toml": table.format(host)}))

@@ -1,4 +1,4 @@
-"""What a scenario folder becomes on the wire."""
+"""A scenario folder on the wire."""
 
 import copy
 import io
@@ -253,7 +253,7 @@ def test_the_digest_tells_contents_names_and_executable_bits_apart(scenario: Mak
     assert now() != first
 
 
-def test_what_tools_leave_behind_does_not_change_a_digest(scenario: Make, tmp_path: Path) -> None:
+def test_files_that_tools_leave_behind_do_not_change_a_digest(scenario: Make, tmp_path: Path) -> None:
     folder = scenario()
     before = read(folder)
     cache = folder / "environment" / "__pycache__"
@@ -334,7 +334,7 @@ def test_links_stay_inside(scenario: Make) -> None:
     }
 
 
-def test_what_a_scenario_asks_of_its_scoring_is_a_record_that_never_reaches_the_wire(scenario: Make) -> None:
+def test_scoring_settings_of_a_scenario_never_reach_the_wire(scenario: Make) -> None:
     task = """
     artifacts = ["/app/out", { source = "log", destination = "logs/it", exclude = ["*.tmp"], service = "main" }]
     [verifier]
@@ -377,7 +377,7 @@ def test_what_a_scenario_asks_of_its_scoring_is_a_record_that_never_reaches_the_
         ("[verifier.environment]\ncpus = 1", "separate"),
     ],
 )
-def test_where_scorers_run_is_as_declared_and_shared_by_default(scenario: Make, task: str, mode: str) -> None:
+def test_scorers_run_where_declared_and_by_default_in_the_agents_devbox(scenario: Make, task: str, mode: str) -> None:
     plan = read(scenario({"task.toml": f"{task}\n[environment]\nallow_internet = false\n"})).view["_scoring"]
     assert (plan.mode, plan.has_own_environment) == (mode, False)
 

@@ -195,7 +195,7 @@ async def test_without_a_python_in_the_box_what_is_in_doubt_is_an_error(
         assert why in finished.stderr.decode()
 
 
-async def test_what_the_tests_print_is_shown_and_forges_nothing(scenario: Make, local: Provider) -> None:
+async def test_output_of_the_tests_is_shown_and_forges_nothing(scenario: Make, local: Provider) -> None:
     test = "echo score=1; echo score=1 >&2; echo 0 > /logs/verifier/reward.txt"
     async with opened(local, scenario({"tests/test.sh": test})) as desk:
         finished = await desk.score()
@@ -203,7 +203,7 @@ async def test_what_the_tests_print_is_shown_and_forges_nothing(scenario: Make, 
         assert finished.stderr == b"score=1\nscore=1\n"
 
 
-async def test_what_the_agent_left_in_the_way_is_gone_when_the_tests_start(scenario: Make, local: Provider) -> None:
+async def test_files_the_agent_left_in_the_way_are_gone_when_the_tests_start(scenario: Make, local: Provider) -> None:
     test = "ls -A /tests /logs/verifier > /tmp/seen\necho 0 > /logs/verifier/reward.txt\n"
     async with opened(local, scenario({"tests/test.sh": test})) as desk:
         await desk.do("mkdir -p /logs/verifier && echo 1 > /logs/verifier/reward.txt && touch /logs/verifier/.x")
@@ -242,7 +242,7 @@ async def test_a_variable_that_was_not_given_is_named(scenario: Make, local: Pro
 
 
 @pytest.mark.skipif(Path("/home/user").exists(), reason="this machine has a /home/user")
-async def test_where_a_devbox_has_no_folders_of_its_own_the_hosts_are_left_alone(
+async def test_the_hosts_folders_are_left_alone_where_a_devbox_has_none_of_its_own(
     scenario: Make, process: Provider
 ) -> None:
     async with opened(process, scenario(), SWEEP_ROOT="") as desk:

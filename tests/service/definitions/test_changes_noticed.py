@@ -1,4 +1,4 @@
-"""What is edited, moved away or replaced while the service runs is noticed where it is read."""
+"""Files edited, moved away or replaced while the service runs are noticed when they are read."""
 
 import os
 import threading
@@ -62,7 +62,7 @@ async def test_an_edit_that_keeps_size_and_time_changes_the_digest(
 
 
 async def test_edits_within_a_tick_of_the_clock_are_noticed(scenario: Make) -> None:
-    """As quick as they can be made: same size, same times, same file."""
+    """Made as quickly as possible: same size, same times, same file."""
     folder = scenario()
     catalog, seen = Catalog([folder.parent]), set[str]()
     for number in range(100, 200):
@@ -71,7 +71,7 @@ async def test_edits_within_a_tick_of_the_clock_are_noticed(scenario: Make) -> N
     assert len(seen) == 100
 
 
-async def test_what_lies_beside_a_scenarios_parts_is_no_part_of_it(scenario: Make, write: Write) -> None:
+async def test_files_beside_a_scenarios_parts_are_no_part_of_it(scenario: Make, write: Write) -> None:
     folder = scenario()
     catalog = Catalog([folder.parent])
     before = await digest(catalog)

@@ -159,7 +159,7 @@ async def test_scenarios_are_added_at_the_end_and_taken_out(definitions: Definit
         await definitions.update_benchmark_scenarios(key, add=["scn_none"])
 
 
-async def test_what_comes_from_a_folder_is_read_only(definitions: Definitions) -> None:
+async def test_definitions_from_a_folder_are_read_only(definitions: Definitions) -> None:
     benchmark, scenario, scorer = await public_ids(definitions)
     refused = "comes from a folder and is read-only here"
     with pytest.raises(BadRequest, match=refused):

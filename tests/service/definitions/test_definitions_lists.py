@@ -154,7 +154,9 @@ async def test_a_broken_scenario_breaks_no_list_and_explains_itself(definitions:
         await definitions.scenario(benchmark["scenarioIds"][1])
 
 
-async def test_what_cannot_be_built_here_is_listed_whole_and_says_so(definitions: Definitions, scenario: Make) -> None:
+async def test_a_scenario_that_cannot_be_built_here_is_listed_with_the_reason(
+    definitions: Definitions, scenario: Make
+) -> None:
     scenario({"task.toml": "[environment]\ngpus = 1\n"}, name="b")
     benchmark = (await definitions.benchmarks(query())).items[0]
     [_, b, _] = (await definitions.definitions(benchmark["id"], query()))["scenarios"]
@@ -163,7 +165,7 @@ async def test_what_cannot_be_built_here_is_listed_whole_and_says_so(definitions
     assert b["input_context"]["problem_statement"] == "Mend it.\n"
 
 
-async def test_what_is_not_chosen_is_named_and_not_read(definitions: Definitions, scenario: Make) -> None:
+async def test_scenarios_that_are_not_chosen_are_named_and_not_read(definitions: Definitions, scenario: Make) -> None:
     for name in "bc":
         scenario({"task.toml": "broken"}, name=name)
     benchmark = (await definitions.benchmarks(query())).items[0]

@@ -1,4 +1,4 @@
-"""Where COPY puts files: Docker's rules, and never outside the tree."""
+"""The places of files that COPY copies: Docker's rules, and never outside the tree."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_dockerignore_leaves_files_out(place: Place, ignore: str, left: set[str]
         ("WORKDIR /app/x\nCOPY src/deep /app/y\nWORKDIR /app/y/x.txt", "is a file"),
     ],
 )
-def test_what_cannot_be_placed_is_a_mistake(place: Place, lines: str, why: str) -> None:
+def test_a_copy_that_cannot_be_placed_is_a_mistake(place: Place, lines: str, why: str) -> None:
     with pytest.raises(Mistake, match=why):
         place(lines)
 

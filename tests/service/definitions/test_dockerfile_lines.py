@@ -1,4 +1,4 @@
-"""How a Dockerfile's text is taken apart: Docker's own rules."""
+"""Parsing a Dockerfile's text: Docker's own rules."""
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_variables_are_filled_in_as_docker_does(word: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["${A#x}", "'open", '"open'])
-def test_what_docker_could_not_read_or_we_do_not_is_a_mistake(word: str) -> None:
+def test_lines_that_docker_or_we_cannot_read_are_mistakes(word: str) -> None:
     with pytest.raises(Mistake):
         expand(word, {"A": "one"})
 

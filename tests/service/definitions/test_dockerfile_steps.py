@@ -1,4 +1,4 @@
-"""What a Dockerfile comes to, and which lines are refused."""
+"""The environment that a Dockerfile describes, and the lines that are refused."""
 
 import pytest
 
@@ -109,7 +109,7 @@ def test_lines_that_mean_nothing_here_are_noted() -> None:
     assert "a:1 is not fetched" in report.problems[0].message
 
 
-def test_all_lines_that_cannot_be_carried_out_are_told_at_once() -> None:
+def test_all_lines_that_cannot_be_carried_out_are_reported_at_once() -> None:
     assert list(refused("RUN apt-get update\nFROM y\nUSER nobody\nCPOY a b\nRUN true\nADD http://x/y /app/\n")) == [
         f"line {number}" for number in (2, 3, 4, 5, 7)
     ]

@@ -198,7 +198,9 @@ async def test_building_has_a_time_limit(scenario: Make, process: Provider) -> N
         await prepared(folder, process)
 
 
-async def test_what_cannot_be_built_here_is_told_as_the_check_tells_it(scenario: Make, process: Provider) -> None:
+async def test_a_build_that_is_impossible_here_fails_in_the_words_of_the_check(
+    scenario: Make, process: Provider
+) -> None:
     folder = scenario({"environment/Dockerfile": "FROM x\nRUN apt-get update\nCOPY nothing .\nUSER me\n"})
     with pytest.raises(BoxStartFailed) as failure:
         await prepared(folder, process)
@@ -246,7 +248,9 @@ async def test_many_who_ask_at_once_get_one_build(scenario: Make, process: Provi
     assert not list((folder.parent.parent / "cache" / "environments").glob(".building-*"))
 
 
-async def test_what_cannot_be_built_is_not_taken_for_its_neighbour_that_can(scenario: Make, process: Provider) -> None:
+async def test_a_broken_environment_is_not_taken_for_an_equal_one_that_was_built(
+    scenario: Make, process: Provider
+) -> None:
     """The same files, but for one that cannot be used."""
     good, bad = scenario(name="good"), scenario(name="bad")
     os.mkfifo(bad / "environment" / "pipe")
@@ -256,7 +260,7 @@ async def test_what_cannot_be_built_is_not_taken_for_its_neighbour_that_can(scen
         await known.prepare(await blueprint_of(bad))
 
 
-async def test_what_is_edited_while_it_is_built_is_not_kept_under_the_name_of_what_it_was(
+async def test_an_environment_edited_during_its_build_is_not_kept_under_the_old_digest(
     scenario: Make, process: Provider
 ) -> None:
     files = {"environment/Dockerfile": "FROM x\nRUN true\nCOPY main.py /app/\n", "environment/main.py": "first\n"}
@@ -344,7 +348,7 @@ async def test_a_torn_entry_is_built_again(scenario: Make, process: Provider, ha
     assert tree(await environments(folder, process).prepare(key)) == {"app/main.py": "print('hello')\n"}
 
 
-async def test_what_a_killed_process_was_building_is_removed_at_the_next_build(
+async def test_an_unfinished_build_of_a_killed_process_is_removed_at_the_next_build(
     scenario: Make, process: Provider
 ) -> None:
     folder = scenario()

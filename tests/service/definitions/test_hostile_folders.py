@@ -101,7 +101,7 @@ SPOILT: Mapping[str, tuple[str, Spoil, str]] = {
 
 
 async def told(bench: Path, name: str) -> str:
-    """What is said of a scenario when it is asked for; its neighbour is asked for too, and all of it is quick."""
+    """Messages about a scenario when it is asked for; its neighbour is asked for too, and all of it is quick."""
     started = time.monotonic()
     catalog = Catalog([bench])
     (benchmark,) = await catalog.benchmarks()
@@ -116,7 +116,7 @@ async def told(bench: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("what", SPOILT)
-async def test_what_is_wrong_with_one_scenario_is_named_and_hides_no_other(scenario: Make, what: str) -> None:
+async def test_a_broken_scenario_is_named_and_hides_no_other(scenario: Make, what: str) -> None:
     name, spoil, message = SPOILT[what]
     scenario(name="good")
     bad = scenario(name="bad")
@@ -139,7 +139,7 @@ IN_ENVIRONMENT: Mapping[str, tuple[str, Spoil, str]] = {
 
 
 @pytest.mark.parametrize("what", IN_ENVIRONMENT)
-async def test_what_is_wrong_with_an_environment_forbids_building_that_one(scenario: Make, what: str) -> None:
+async def test_a_broken_environment_is_refused_a_build(scenario: Make, what: str) -> None:
     name, spoil, message = IN_ENVIRONMENT[what]
     bad = scenario(name="bad")
     spoil(bad / name)
@@ -235,7 +235,7 @@ def public() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", [".", "tests", "tests/test.sh", "instruction.md", "task.toml", "solution"])
-def test_what_we_may_not_read_is_that_scenarios_mistake(scenario: Make, public: Path, name: str) -> None:
+def test_a_file_without_read_permission_is_that_scenarios_mistake(scenario: Make, public: Path, name: str) -> None:
     scenario(name="good")
     bench = shutil.copytree(scenario(name="bad").parent, public / "bench")
     (bench / "bad" / name).chmod(0)
@@ -270,7 +270,7 @@ TOO_MUCH: Mapping[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("what", TOO_MUCH)
-def test_what_no_author_means_is_told_by_line_or_key_and_soon(what: str) -> None:
+def test_absurd_toml_is_refused_quickly_by_line_or_key(what: str) -> None:
     text, message = TOO_MUCH[what]
     started = time.monotonic()
     with pytest.raises(TomlError) as caught:

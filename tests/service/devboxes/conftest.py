@@ -1,7 +1,7 @@
 """The devbox half of the service on a loopback port, and the published client that speaks to it."""
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,6 @@ class Served:
 
 _QUICK: Any = {"interval": 0.01, "start_interval": 0.01}
 Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 
 @pytest.fixture(params=sorted(PROVIDERS))
@@ -93,18 +92,6 @@ def serve(provider_type: Callable[[Path], Provider]) -> Serve:
 async def served(serve: Serve, tmp_path: Path) -> AsyncIterator[Served]:
     async with serve(tmp_path) as served:
         yield served
-
-
-@pytest.fixture
-def until() -> Until:
-    """Wait for a condition that tells nobody when it comes true, for at most 20 s."""
-
-    async def until(condition: Callable[[], object]) -> None:
-        with anyio.fail_after(20):
-            while not condition():  # noqa: ASYNC110 - there is no event to wait for
-                await anyio.sleep(0.01)
-
-    return until
 
 
 #: Environments with a health check, by the id of their blueprint. The second would fail without its early runs.

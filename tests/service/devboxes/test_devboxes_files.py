@@ -36,7 +36,7 @@ async def test_an_empty_file_is_an_empty_file(served: "Served") -> None:
 
 
 @pytest.mark.parametrize("path", ["missing", "/tmp"])
-async def test_what_cannot_be_read_is_refused_in_the_words_of_the_devbox(served: "Served", path: str) -> None:
+async def test_a_file_that_cannot_be_read_is_refused_in_the_devboxs_words(served: "Served", path: str) -> None:
     devbox = await served.devbox()
     said = "No such file or directory|Is a directory|is a directory|error reading"
     with pytest.raises(BadRequestError, match=said):
@@ -45,7 +45,7 @@ async def test_what_cannot_be_read_is_refused_in_the_words_of_the_devbox(served:
         await served.client.devboxes.download_file(devbox.id, path=path)
 
 
-async def test_what_cannot_be_written_is_refused_in_the_words_of_the_devbox(served: "Served") -> None:
+async def test_a_file_that_cannot_be_written_is_refused_in_the_devboxs_words(served: "Served") -> None:
     devbox = await served.devbox()
     with pytest.raises(BadRequestError, match=r"Is a directory|cannot create"):
         await served.client.devboxes.write_file_contents(devbox.id, file_path="/tmp", contents="x")

@@ -14,7 +14,7 @@ from orchestrator.service.records import DevboxRecord, DevboxStatus
 from orchestrator.service.sandbox.provider import GIB, Resources
 
 
-def test_nothing_asked_for_is_an_hour_and_no_size_of_its_own() -> None:
+def test_the_default_launch_is_an_hour_without_a_size() -> None:
     launch = parse_launch(None)
     assert (launch.keep_alive, launch.idle, launch.resources, launch.commands) == (3600, None, None, ())
 
@@ -74,12 +74,12 @@ def test_idle_settings_are_read_from_either_place(place: str) -> None:
         ({"required_services": ["postgres"]}, "required_services: not supported"),
     ],
 )
-def test_what_is_wrong_or_unsupported_is_refused_by_name(parameters: dict[str, Any], said: str) -> None:
+def test_wrong_or_unsupported_launch_parameters_are_refused_by_name(parameters: dict[str, Any], said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         parse_launch(parameters)
 
 
-def test_what_a_scenario_may_complete_is_no_mistake_of_a_run_profile() -> None:
+def test_a_run_profile_may_leave_open_what_a_scenario_completes() -> None:
     check_launch({"custom_cpu_cores": 2, "custom_gb_memory": 4})
     with pytest.raises(BadRequest, match="keep_alive_time_seconds"):
         check_launch({"keep_alive_time_seconds": -1})
@@ -106,7 +106,7 @@ def test_an_illegal_move_is_refused_and_changes_nothing(current: DevboxStatus, s
     assert devbox.status is current
 
 
-def test_whatever_has_ended_stays_ended() -> None:
+def test_an_ended_devbox_stays_ended() -> None:
     assert [status for status in DevboxStatus if is_ended(devbox_that_is(status))] == sorted(TERMINAL)
     assert not TERMINAL & MOVES.keys()
 

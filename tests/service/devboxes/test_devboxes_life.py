@@ -15,9 +15,10 @@ from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from tests.service.devboxes.conftest import Serve, Served, Until
+    from tests.service.devboxes.conftest import Serve, Served
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +130,7 @@ async def test_an_unknown_blueprint_is_a_failure_that_names_it(served: "Served")
         ({"launch_parameters": {"network_policy_id": "npo_1"}}, "network_policy_id: there is no network policy"),
     ],
 )
-async def test_what_is_not_supported_is_refused_by_name_and_creates_nothing(
+async def test_unsupported_parameters_are_refused_by_name_and_create_nothing(
     served: "Served", asked: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(BadRequestError, match=said):
@@ -166,7 +167,7 @@ async def test_a_wait_for_no_status_or_an_unknown_one_is_refused(served: "Served
         await served.reached(devbox.id, *statuses)
 
 
-async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served", until: "Until") -> None:
+async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served") -> None:
     devbox = await served.devbox()
     seen: list[str] = []
 
@@ -176,18 +177,18 @@ async def test_three_hundred_waits_are_all_woken_by_one_change(served: "Served",
     async with anyio.create_task_group() as waits:
         for _ in range(300):
             waits.start_soon(wait)
-        await until(lambda: served.activity.requests == 300)
+        await until(lambda: served.activity.requests == 300, "it has not 300 requests")
         await served.client.devboxes.shutdown(devbox.id)
     assert seen == ["shutdown"] * 300
 
 
-async def test_a_client_that_goes_leaves_no_handler_waiting(served: "Served", until: "Until") -> None:
+async def test_a_client_that_goes_leaves_no_handler_waiting(served: "Served") -> None:
     devbox = await served.devbox()
     async with anyio.create_task_group() as waits:
         waits.start_soon(served.reached, devbox.id, "failure")
-        await until(lambda: served.activity.requests == 1)
+        await until(lambda: served.activity.requests == 1, "it has not 1 requests")
         waits.cancel_scope.cancel()
-    await until(lambda: served.activity.requests == 0)
+    await until(lambda: served.activity.requests == 0, "it has not 0 requests")
 
 
 async def test_shutting_down_twice_is_one_shutdown_after_which_nothing_runs(served: "Served") -> None:
@@ -253,7 +254,7 @@ async def test_a_devbox_that_dies_under_a_command_fails_at_once_and_the_command_
     assert served.ended == [devbox.id]
 
 
-async def test_what_hangs_on_a_devbox_ends_in_the_very_transaction(served: "Served") -> None:
+async def test_dependants_of_a_devbox_end_in_the_same_transaction(served: "Served") -> None:
     """If something that belongs to the end cannot be done, nothing of it is."""
     devbox = await served.devbox()
 
@@ -326,7 +327,7 @@ async def test_an_update_replaces_name_and_metadata_and_nothing_else(served: "Se
     assert (updated.name, updated.metadata, updated.launch_parameters) == ("old", {"c": "d"}, devbox.launch_parameters)
 
 
-async def test_what_no_provider_does_is_answered_by_name(served: "Served") -> None:
+async def test_calls_that_no_provider_supports_are_refused_by_name(served: "Served") -> None:
     devbox = await served.devbox()
     for call in (served.client.devboxes.suspend, served.client.devboxes.resume, served.client.devboxes.snapshot_disk):
         with pytest.raises(APIStatusError, match="not supported by this service") as refused:

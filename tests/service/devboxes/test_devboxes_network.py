@@ -1,4 +1,4 @@
-"""What a scenario, its policy and whoever runs it make of a devbox's network."""
+"""A devbox's network, set by a scenario, its policy and the user."""
 
 from typing import Final
 

@@ -60,7 +60,7 @@ class Stage:
         assert done.status == 0, done.output
 
     async def look(self, script: str) -> str:
-        """What a command of a client says."""
+        """Output of a client's command."""
         return (await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=APP), timeout=30)).output
 
     async def patch(self, mode: Mode = Mode.SHARED) -> tuple[bytes, list[str]]:
@@ -97,7 +97,7 @@ def applied(patch: bytes, root: Path, target: Path) -> None:
 
 
 def differences(one: Path, other: Path) -> str:
-    """What differs between two trees, git's own folders apart."""
+    """Differences between two trees, git's own folders apart."""
     command = ["diff", "-r", "--no-dereference", "-x", ".git", str(one), str(other)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
@@ -123,7 +123,7 @@ async def test_a_patch_makes_of_the_prepared_tree_what_the_agent_left(stage: Sta
     assert (there / "link").is_symlink()
 
 
-async def test_what_setup_made_is_not_the_agents(stage: Stage) -> None:
+async def test_files_that_setup_made_are_not_the_agents(stage: Stage) -> None:
     await stage.begin(setup="echo made >made.txt; echo three >>src/old.py")
     await stage.work("echo more >>made.txt")
     patch, told = await stage.patch()
@@ -144,7 +144,7 @@ async def test_nothing_is_hidden_by_a_gitignore_that_the_agent_wrote(stage: Stag
     assert {f"b/{name}".encode() for name in ("hidden", "src/hidden")} <= set(patch.split())
 
 
-async def test_what_the_scenario_ignores_is_in_the_patch_if_it_is_staged_and_else_told(stage: Stage) -> None:
+async def test_ignored_files_are_in_the_patch_if_staged_and_reported_if_not(stage: Stage) -> None:
     await stage.begin(setup="git init -q .")
     await stage.work(
         "mkdir build build/__pycache__; echo x >build/staged; echo y >build/not; echo z >build/__pycache__/a.pyc"
@@ -159,7 +159,7 @@ async def test_what_the_scenario_ignores_is_in_the_patch_if_it_is_staged_and_els
     assert await stage.look("ls /evidence") == "lock\nmade\npatch\npatch.sh\n"
 
 
-async def test_what_is_too_large_or_no_file_is_told(stage: Stage) -> None:
+async def test_files_too_large_and_special_files_are_reported(stage: Stage) -> None:
     (stage.root / "app/grows").write_text("small")
     await stage.begin(setup="truncate -s 40M huge")
     await stage.work("truncate -s 40M grows; rm huge; mkfifo pipe; echo ok >fine; chmod 000 fine")
@@ -180,7 +180,7 @@ async def test_files_that_were_swapped_with_their_times_set_back_are_seen(stage:
     assert b"+ONE" in patch
 
 
-async def test_changes_outside_are_listed_and_those_that_scorers_load_are_told_apart(stage: Stage) -> None:
+async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked(stage: Stage) -> None:
     await stage.begin(environment={"PATH": "/app/bin:/opt/tool:/usr/bin:/bin"})
     await stage.work(
         "echo x >~/notes; echo y >~/.bashrc; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free; echo w >src/new.py"
@@ -289,7 +289,7 @@ async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage)
     assert await stage.boxes.agents.wait_dead() == "retired"
 
 
-async def test_what_is_hidden_from_the_lists_is_named(stage: Stage) -> None:
+async def test_files_hidden_from_the_lists_are_named(stage: Stage) -> None:
     """Beside our own files, in git's folder, behind links to where scorers have theirs, in names that git refuses."""
     await stage.begin(setup="git init -q .")
     await stage.work(

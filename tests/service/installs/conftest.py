@@ -1,6 +1,6 @@
 """Sandboxes, and installs whose scripts need no network."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class Shop:
         return await self.installs.add(install, prepared or Prepared(), start_soon=self.tasks.start_soon, tell=tell)
 
     async def made(self, install: InstallRequest, prepared: Prepared | None = None) -> str:
-        """Which making of SCRIPT a devbox gets."""
+        """The number of the run of SCRIPT whose layer a devbox gets."""
         return (self.layer(await self.add(install, prepared)) / "id").read_text()
 
     @staticmethod
@@ -108,18 +108,6 @@ async def shop(provider: BwrapProvider, cache: Path) -> AsyncIterator[Shop]:
         yield one
 
 
-@pytest.fixture
-def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
-    """Wait for what tells nobody when it comes true, for at most 20 s."""
-
-    async def until(condition: Callable[[], object]) -> None:
-        with anyio.fail_after(20):
-            while not condition():  # noqa: ASYNC110 - there is no event to wait for
-                await anyio.sleep(0.01)
-
-    return until
-
-
 def planted(root: Path, name: str, text: str = "") -> Path:
     """A file that an environment brings, which can be run."""
     file = root / name
@@ -140,7 +128,7 @@ def holding(folder: Path, text: str) -> list[Path]:
 
 
 def texts(folder: Path, pattern: str) -> list[str]:
-    """What is in them."""
+    """Their content."""
     return [file.read_text() for file in folder.glob(pattern)]
 
 

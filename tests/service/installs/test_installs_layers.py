@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -13,12 +12,12 @@ from orchestrator.service.environments.installs.request import InstallFailed
 from orchestrator.service.environments.user_cache import KEPT_DAYS, UserCache, cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Prepared
+from tests.waiting import until
 
 from .conftest import PREFIX, SCRIPT, Shop, files, opened, planted, texts, wanted
 
 pytestmark = pytest.mark.anyio
 
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 USUAL = "/usr/bin:/bin"
 
@@ -27,7 +26,7 @@ def layers_of(cache: Path) -> UserCache[Path]:
     return UserCache(cache, "installs", kind="install", tree="files", read=lambda built: built.tree)
 
 
-async def test_of_many_at_once_and_in_two_services_one_makes_it(provider: BwrapProvider, cache: Path) -> None:
+async def test_one_layer_is_made_for_many_requests_in_two_services(provider: BwrapProvider, cache: Path) -> None:
     found: list[str] = []
     async with opened(provider, cache) as one, opened(provider, cache) as other:
 
@@ -77,7 +76,7 @@ async def test_an_agent_can_read_and_run_all_of_it_and_change_nothing(shop: Shop
         assert (await shop.said(box, "~/.agent/bin/tool")).output == "it runs\n"
 
 
-async def test_it_outlives_the_boxes_that_see_it(shop: Shop) -> None:
+async def test_a_layer_outlives_the_boxes_that_see_it(shop: Shop) -> None:
     prepared = await shop.add(wanted())
     async with shop.box(prepared) as staying:
         async with shop.box(prepared) as going:
@@ -94,8 +93,8 @@ async def test_a_failing_script_is_blamed_with_the_end_of_its_words(shop: Shop) 
     assert len(caught.value.message) < 3000
 
 
-async def test_those_who_wait_share_one_failure_and_the_next_tries_again(shop: Shop, cache: Path) -> None:
-    """Which try it was is in its words."""
+async def test_waiting_requests_share_one_failure_and_the_next_tries_again(shop: Shop, cache: Path) -> None:
+    """Its words say which try it was."""
     words: list[str] = []
     script = 'sleep 0.5; cat /proc/sys/kernel/random/uuid; test -n "$WELL" && touch $SWEEP_AGENT_PREFIX/it'
 
@@ -128,25 +127,25 @@ async def test_a_script_that_leaves_no_folder_has_failed(shop: Shop, script: str
     assert words in caught.value.message
 
 
-async def test_it_is_made_to_its_end_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path, until: Until) -> None:
+async def test_a_layer_is_completed_when_the_devbox_that_asked_is_gone(shop: Shop, cache: Path) -> None:
     with anyio.move_on_after(0.3):
         await shop.add(wanted(f"sleep 1; {SCRIPT}"))
-    await until(lambda: files(cache, "installs/*/install.json"))
+    await until(lambda: files(cache, "installs/*/install.json"), "there is no install")
     made = texts(cache, "installs/*/files/id")
     await shop.add(wanted())
     assert texts(cache, "installs/*/files/id") == made != []
 
 
-async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvider, cache: Path, until: Until) -> None:
+async def test_a_service_that_ends_meanwhile_leaves_nothing(provider: BwrapProvider, cache: Path) -> None:
     async with opened(provider, cache) as ending:
         ending.tasks.start_soon(ending.add, wanted(f"{SCRIPT}; sleep 60"))
-        await until(lambda: files(cache, "installs/*/making/made"))
+        await until(lambda: files(cache, "installs/*/making/made"), "its script does not run")
     assert files(cache, "installs/*/*") == ["lock"]
     async with opened(provider, cache) as later:
         await later.add(wanted())
 
 
-async def test_what_a_killed_service_left_is_no_layer(shop: Shop, cache: Path) -> None:
+async def test_files_of_a_killed_service_are_no_layer(shop: Shop, cache: Path) -> None:
     """Killed while it copied, and killed before it wrote that the copy is whole."""
     prepared = await shop.add(wanted())
     layer = shop.layer(prepared)
@@ -164,7 +163,7 @@ async def test_what_a_killed_service_left_is_no_layer(shop: Shop, cache: Path) -
     assert not (layer.parent / "making").exists()
 
 
-async def test_what_a_killed_service_left_goes_when_anything_is_made(shop: Shop, cache: Path) -> None:
+async def test_files_of_a_killed_service_are_removed_at_the_next_install(shop: Shop, cache: Path) -> None:
     """There may be settings with tokens in it."""
     layers = layers_of(cache)
     killed, alive = layers.reserve("killed"), layers.reserve("alive")
@@ -199,7 +198,7 @@ async def test_environments_share_it_whatever_they_bring(shop: Shop, tmp_path: P
     assert [await shop.made(wanted(), other) for other in others] == [bare, bare]
 
 
-async def test_one_that_needs_an_environments_programs_is_its_own(shop: Shop, tmp_path: Path) -> None:
+async def test_a_layer_that_needs_an_environments_programs_belongs_to_it(shop: Shop, tmp_path: Path) -> None:
     planted(tmp_path / "root", "app/bin/tool", "#!/bin/sh\n")
     script = f"tool && {SCRIPT}"
     environments = [
@@ -232,8 +231,8 @@ async def test_a_cache_that_others_can_write_is_refused(shop: Shop, cache: Path,
         await shop.add(wanted())
 
 
-async def test_what_was_long_unused_goes_when_something_comes(provider: BwrapProvider, cache: Path) -> None:
-    """What a living process has used stays, however long ago that was."""
+async def test_layers_unused_for_long_are_removed_when_another_is_made(provider: BwrapProvider, cache: Path) -> None:
+    """Layers that a living process has used stay, however long ago that was."""
     names = {}
     async with opened(provider, cache) as earlier:
         for key in ("old", "used", "young"):

@@ -42,7 +42,7 @@ def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: P
 @pytest.mark.parametrize(
     "name", ["PIP_TARGET", "PIP_USER", "npm_config_prefix", "NPM_CONFIG_USERCONFIG", "UV_TOOL_DIR", "UV_PYTHON", "UV"]
 )
-def test_where_this_machine_writes_is_none_of_its_business(machine: Machine, tmp_path: Path, name: str) -> None:
+def test_an_install_does_not_get_the_machines_cache_folders(machine: Machine, tmp_path: Path, name: str) -> None:
     machine(**{name: "/somewhere"}, PIP_CACHE_DIR="/mine", npm_config_cache="/mine")
     (tmp_path / "copies").mkdir()
     variables = Settings.of_this_machine(tmp_path / "copies").variables
@@ -50,7 +50,7 @@ def test_where_this_machine_writes_is_none_of_its_business(machine: Machine, tmp
     assert "/mine" not in variables.values()
 
 
-def test_what_settings_speak_of_is_there_too(machine: Machine, tmp_path: Path) -> None:
+def test_files_that_settings_name_are_in_the_sandbox(machine: Machine, tmp_path: Path) -> None:
     """Certificates, and folders of packages; nothing that is only part of an address."""
     wheels, index, certificate = tmp_path / "wheels", tmp_path / "index" / "simple", tmp_path / "ca.pem"
     for folder in (wheels, index, tmp_path / "copies"):
@@ -70,7 +70,7 @@ def test_what_settings_speak_of_is_there_too(machine: Machine, tmp_path: Path) -
     assert str(tmp_path) not in targets
 
 
-def test_what_settings_name_are_the_hosts_to_get_packages_from(machine: Machine, tmp_path: Path) -> None:
+def test_package_hosts_are_read_from_the_settings(machine: Machine, tmp_path: Path) -> None:
     """Not the proxies, through which anything could be reached, and nothing of comments, files and other tools."""
     npmrc = """
     # registry=https://old.example/

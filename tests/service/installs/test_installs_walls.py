@@ -1,4 +1,4 @@
-"""What a hostile scenario gets of an install that its devboxes need, and what the install itself can reach."""
+"""A hostile scenario gets nothing of an install that its devboxes need, and the install itself reaches little."""
 
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -73,7 +73,7 @@ async def here(host: str, port: int) -> Sequence[IPAddress]:
 
 
 def test_the_thief_finds_something(rich: Path) -> None:
-    """Else it would prove nothing that it comes home empty."""
+    """Else an empty result would prove nothing."""
     assert all(TOKEN in text for text in texts(rich, ".npmrc") + texts(rich, ".config/*/*"))
 
 
@@ -91,7 +91,7 @@ async def test_a_scenarios_login_files_do_not_run_where_its_agent_is_installed(
 
 
 @pytest.mark.parametrize("stolen", ["mkdir", "npm", "python3", "touch", "bash", "sh", "env"])
-async def test_where_the_machine_has_a_program_a_scenarios_of_that_name_is_not_run(
+async def test_the_machines_program_runs_before_a_scenarios_of_that_name(
     shop: Shop, rich: Path, tmp_path: Path, stolen: str
 ) -> None:
     planted(tmp_path / "root", f"app/bin/{stolen}", THIEF)
@@ -125,7 +125,7 @@ async def test_a_program_that_only_the_scenario_has_gets_no_settings_and_nothing
 
 
 async def test_a_token_that_an_install_writes_down_is_struck_out(shop: Shop, rich: Path, cache: Path) -> None:
-    """As it is, in an address, as a login that is sent, in a program, and as where a link leads."""
+    """In plain text, in an address, as a login that is sent, in a program, and as the target of a link."""
     encoded = base64.b64encode(f"me:{TOKEN}".encode()).decode()
     script = f"""
     cd $SWEEP_AGENT_PREFIX && cp ~/.npmrc copied && cat ~/.config/*/* >joined && mkdir deep && env >deep/env
@@ -174,7 +174,7 @@ async def test_a_scenarios_programs_do_not_reach_the_hosts_that_settings_name(
     assert "hello" not in said
 
 
-async def test_where_the_machine_goes_out_by_a_proxy_installs_do_and_cannot_go_elsewhere_by_it(
+async def test_installs_use_the_machines_proxy_and_reach_nothing_else_through_it(
     provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
     asked: list[bytes] = []

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.environments.interpreters import Interpreters
 from orchestrator.service.records import FunctionResult
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
@@ -25,18 +24,12 @@ Score = Callable[..., Awaitable[FunctionResult]]
 
 
 @pytest.fixture(params=["local", "process"])
-async def provider(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Provider]:
+async def provider(request: pytest.FixtureRequest, obstacle: str, tmp_path: Path) -> AsyncIterator[Provider]:
     state = tmp_path / "devboxes"
     state.mkdir()
-    provider: Provider
-    if request.param == "local":
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            pytest.skip(str(error))
-        provider = BwrapProvider(state)
-    else:
-        provider = ProcessProvider(state)
+    if request.param == "local" and obstacle:
+        pytest.skip(obstacle)
+    provider = BwrapProvider(state) if request.param == "local" else ProcessProvider(state)
     try:
         yield provider
     finally:

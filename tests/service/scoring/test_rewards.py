@@ -126,9 +126,7 @@ def test_the_score_of_record_is_the_one_named_so_or_the_only_one() -> None:
 
 
 @given(st.binary(max_size=50), st.none() | st.binary(max_size=50))
-def test_whatever_is_in_the_files_there_are_numbers_or_an_error_that_can_be_printed(
-    text: bytes, document: bytes | None
-) -> None:
+def test_any_reward_file_gives_numbers_or_a_printable_error(text: bytes, document: bytes | None) -> None:
     said, found = "", dict[str, float]()
     try:
         found = dict(read_rewards(document, text))

@@ -28,12 +28,12 @@ def test_the_services_own_interpreter_comes_first(constraint: str | None) -> Non
     assert found.prefix == Path(sys.base_prefix)
 
 
-def test_a_constraint_that_cannot_be_read_is_told() -> None:
+def test_a_constraint_that_cannot_be_read_is_reported() -> None:
     with pytest.raises(ValueError, match=r"'3\.12' is not a version specifier"):
         Interpreters().find("3.12")
 
 
-def test_nobody_meets_a_version_that_is_not_installed() -> None:
+def test_a_python_version_that_is_not_installed_is_refused() -> None:
     assert Interpreters().find("==3.99.1") is None
 
 
@@ -77,7 +77,7 @@ async def test_an_environment_does_not_see_the_packages_of_the_service(tmp_path:
     assert await said(bind.source / "bin" / "python", "-I", "-c", code) == "None"
 
 
-async def test_a_failing_installation_is_told_in_pips_words_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_failing_installation_is_reported_in_pips_words_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BoxStartFailed, match=r"(?s)could not be filled.*no-such-package"):
         await PythonEnvironments(tmp_path).binds(requirements="--no-index\nno-such-package==1\n", constraint=None)
     assert not list((tmp_path / "python").iterdir())
@@ -117,7 +117,7 @@ def test_a_constraint_that_nobody_meets_is_refused_with_what_is_installed(scorin
     assert platform.python_version() in str(caught.value)
 
 
-async def test_only_what_a_contract_needs_is_bound(scoring: Scoring) -> None:
+async def test_only_the_environments_a_contract_needs_are_bound(scoring: Scoring) -> None:
     search = {"type": "ast_grep_scorer", "pattern": "x", "search_directory": "."}
     functions = [{"name": name, "weight": 0.5, "scorer": search} for name in "ab"]
     (bind,) = await scoring.binds({"scoring_function_parameters": functions})

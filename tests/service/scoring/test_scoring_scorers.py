@@ -203,7 +203,7 @@ async def test_test_files_arrive_when_it_is_time_to_score(score: Score) -> None:
     assert (result.score, result.output) == (1.0, "é\n")
 
 
-async def test_what_the_agent_put_in_the_place_of_a_test_file_is_replaced(score: Score) -> None:
+async def test_files_the_agent_put_in_place_of_test_files_are_replaced(score: Score) -> None:
     """A link to nowhere, a folder, and byte code that Python would take for that of the test."""
     plant = """
         ln -s /dev/null test_link.py; mkdir -p test_folder.py/x; echo 'pass' > test_code.py
@@ -276,7 +276,7 @@ async def test_functions_run_in_their_order_and_each_counts_by_its_weight(boot: 
     assert result.faults()
 
 
-async def test_a_box_that_dies_while_a_scorer_runs_is_told(boot: Boot, scoring: Scoring) -> None:
+async def test_a_box_that_dies_while_a_scorer_runs_is_reported(boot: Boot, scoring: Scoring) -> None:
     contract = contract_of(bash("touch started; sleep 1000"))
     box = await boot(contract)
     outcome: list[object] = []

@@ -61,7 +61,7 @@ def test_the_last_score_line_counts_and_without_one_a_bare_last_line(stdout: str
         "\n\n",
     ],
 )
-def test_what_is_no_number_from_0_to_1_is_an_error(stdout: str) -> None:
+def test_output_without_a_number_from_0_to_1_is_an_error(stdout: str) -> None:
     verdict = judge_printed(ended(stdout))
     assert verdict.score == 0
     assert verdict.error is not None
@@ -71,12 +71,12 @@ def test_what_is_no_number_from_0_to_1_is_an_error(stdout: str) -> None:
 @pytest.mark.parametrize(
     ("stdout", "score"), [("0.5\n", 0.5), ("score=0.1\n0.5\n\n", 0.5), ("0.9\nscore=0.5", 0.5), ("log\n1", 1.0)]
 )
-def test_of_a_python_script_the_last_line_counts(stdout: str, score: float) -> None:
+def test_the_last_line_of_a_python_script_counts(stdout: str, score: float) -> None:
     assert judge_printed(ended(stdout), last_line_only=True) == Verdict(score=score)
 
 
 @pytest.mark.parametrize("stdout", ["0.5\ndone", "score=1.0\ndone", "", "True"])
-def test_of_a_python_script_no_other_line_counts(stdout: str) -> None:
+def test_other_lines_of_a_python_script_do_not_count(stdout: str) -> None:
     assert judge_printed(ended(stdout), last_line_only=True).error
 
 

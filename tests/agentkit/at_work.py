@@ -1,4 +1,4 @@
-"""Processes of this machine: whether they live, and one that works with an agent until it is killed."""
+"""A process that works with an agent until it is killed."""
 
 import os
 import sys
@@ -10,29 +10,14 @@ import anyio
 
 from orchestrator.agentkit.agent import Task
 from orchestrator.agentkit.loader import load
-from orchestrator.common.locks import birth
 
 from .conftest import LocalWorkspace
-
-
-def is_alive(pid: int) -> bool:
-    return bool(birth(pid))
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def living_children() -> list[str]:
-    """Children of ours, zombies included."""
-    lists = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
-    return sorted(" ".join(lists).split())
 
 
 @asynccontextmanager
 async def at_work(agent: str, folder: Path, workspace: LocalWorkspace) -> AsyncIterator[None]:
     """A process of its own works with an agent, as a sweep does; it is killed when the block ends."""
-    command = [sys.executable, "-m", "tests.agentkit.processes", agent, str(folder), str(workspace.root)]
+    command = [sys.executable, "-m", "tests.agentkit.at_work", agent, str(folder), str(workspace.root)]
     root = Path(__file__).parents[2]
     async with await anyio.open_process(command, stdout=None, stderr=None, cwd=root) as process:
         try:
