@@ -1,7 +1,7 @@
 """`python -m orchestrator` is `sweep`; a signal that comes while it is still loading ends it at once, with status 130.
 
-The program takes some tenths of a second to load, nothing is begun before it is, and whoever stops it then should see
-no traceback. What has something to end handles signals itself.
+The program takes some tenths of a second to load. Nothing is begun before that, and a signal should print no
+traceback. Commands that have something to end handle signals themselves.
 """
 
 import os
@@ -15,7 +15,14 @@ if not __package__:  # run by path, as `program` does: what is imported below ma
 
 def main() -> None:
     """Load the command line and run it."""
-    _open_descriptors()
+    # A closed descriptor (`>&-`) is opened, or the next file would be standard output and get what is printed.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, TextIOWrapper(FileIO(number, "w" if number else "r", closefd=False), "utf-8"))
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: os._exit(130))
@@ -28,20 +35,6 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which event loops make a cancellation
     command()
-
-
-def _open_descriptors() -> None:
-    """Have something at the first three descriptors, where whoever started us closed one (`>&-`).
-
-    Otherwise the next file that is opened would be standard output, and what is printed would be written into it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # the lowest number that is free is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, TextIOWrapper(FileIO(number, "w" if number else "r", closefd=False), "utf-8"))
 
 
 if __name__ == "__main__":

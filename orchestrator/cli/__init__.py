@@ -1,31 +1,17 @@
-"""The `sweep` command: words in, exit codes out. One file per command group; decisions are made elsewhere."""
+"""The `sweep` command: words in, exit codes out. Decisions are made elsewhere."""
 
 import errno
 import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import (
-    agents,
-    attach,
-    benchmarks,
-    check,
-    docs,
-    logs,
-    reap,
-    repair,
-    resume,
-    run,
-    scenario,
-    serve,
-    stop,
-    workspace,
-)
+from orchestrator.cli import catalog, run, serve, sweeps
+from orchestrator.cli.options import add
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -39,20 +25,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-app.command("run")(run.run)
-app.command("resume")(resume.resume)
-app.command("attach")(attach.attach)
-app.command("logs")(logs.logs)
-app.command("stop")(stop.stop)
-app.command("reap")(reap.reap)
-app.command("check")(check.check)
-app.command("serve")(serve.serve)
-app.command("repair")(repair.repair)
-app.command("docs")(docs.docs)
-app.command("workspace", add_help_option=False, context_settings=workspace.EVERYTHING)(workspace.workspace)
-app.add_typer(agents.app, name="agents")
-app.add_typer(benchmarks.app, name="benchmarks")
-app.add_typer(scenario.app, name="scenario")
+for each in (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, catalog.check, serve.serve):
+    add(app, each)
+add(app, sweeps.repair)
+add(app, catalog.docs)
+#: Its words are its own affair.
+EVERYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+add(app, serve.workspace, add_help_option=False, context_settings=EVERYTHING)
+agents = typer.Typer(help="List, explain and create agents.", no_args_is_help=True)
+add(agents, catalog.list_agents, "list")
+add(agents, catalog.show_agent, "show")
+add(agents, catalog.new_agent, "new")
+benchmarks = typer.Typer(help="List benchmarks and their scenarios.", no_args_is_help=True)
+add(benchmarks, catalog.list_benchmarks, "list")
+add(benchmarks, catalog.show_benchmark, "show")
+scenario = typer.Typer(help="Run one scenario at a time.", no_args_is_help=True)
+add(scenario, run.run_scenario, "run")
+app.add_typer(agents, name="agents")
+app.add_typer(benchmarks, name="benchmarks")
+app.add_typer(scenario, name="scenario")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way

@@ -1,142 +1,173 @@
-"""Options that several commands share, and small helpers for all of them."""
+"""Options that several commands share; those of settings are made from the fields of the configuration."""
 
 import os
 import sys
-from collections.abc import Callable, Container
-from copy import copy
-from inspect import Parameter, signature
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import Parameter, cleandoc, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
 
+import anyio
 import typer
+from pydantic.fields import FieldInfo
 
-from orchestrator.common.locks import Kind
+from orchestrator.core import config
 
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style
 
-T = TypeVar("T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint",
-        metavar="URL",
-        envvar="RUNLOOP_BASE_URL",
-        help="A Runloop-compatible service; its key is read from RUNLOOP_API_KEY. Without it, an embedded one is used.",
-    ),
-]
+RUNS: Final = Path("runs")
 RunsOption = Annotated[
-    Path, typer.Option("--runs", metavar="DIR", envvar="SWEEP_RUNS", help="Where sweeps are kept.", show_default=True)
-]
-_ISOLATION: Final = typer.Option(
-    "--isolation",
-    metavar="local|none",
-    help="Where the embedded service's devboxes come from: sandboxes, or plain processes without any isolation.",
-)
-IsolationOption = Annotated[str, _ISOLATION]
-#: None where nobody says, so that a settings file may.
-IsolationChoice = Annotated[str | None, _ISOLATION]
-
-
-def _kind_of_lock(text: str) -> Kind:
-    if text not in {"file", "none"}:
-        raise typer.BadParameter(f"{text!r} is none of file, none", param_hint="--lock")
-    return "none" if text == "none" else "file"
-
-
-_LOCK: Final = typer.Option(
-    "--lock",
-    metavar="file|none",
-    parser=_kind_of_lock,
-    envvar="SWEEP_LOCK",
-    help="What keeps a second process out of a folder: a lock, or none, for file systems without locks. Then there is "
-    "a note only, which is not proof against a second one on another machine: see to it yourself.",
-)
-LockOption = Annotated[Kind, _LOCK]
-#: None where nobody says, so that a settings file may.
-LockChoice = Annotated[Kind | None, _LOCK]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
-RetryOption = Annotated[
-    list[str] | None,
+    Path,
     typer.Option(
-        "--retry",
-        metavar="CLASS,…",
-        help="Run finished trials again that failed so (a class such as StageTimeout, or a kind with all its classes: "
-        "WorldError, AgentError, ScoringFault), or have such a flag (agent_crashed …). See "
-        "`sweep docs failures` and `sweep docs flags`.",
+        "--runs", metavar="DIR", envvar="SWEEP_RUNS", help="The folder of all sweeps.", rich_help_panel="Where"
     ),
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="SCENARIOS|failed|unscored",
-        help="Run these only, finished or not: ids, names or globs, comma separated. The others stay owed.",
-    ),
-]
-NetworkOption = Annotated[
-    str | None,
-    typer.Option(
-        "--network",
-        metavar="agent|none|host",
-        help="What devboxes reach: the hosts that scenario and agent name, nothing, or all that their host reaches. "
-        "\\[agent]",
-    ),
-]
-PythonOption = Annotated[
-    Path | None, typer.Option("--python", help="The interpreter for Python agents. \\[the active environment's]")
 ]
 EnvFileOption = Annotated[
     Path | None,
     typer.Option(
         "--env-file",
         metavar="FILE",
-        help="Variables for the agents, KEY=VALUE lines; they win over the environment. Kept nowhere: a resume needs "
-        "the file again, or the environment.",
+        help="Variables for the agents, as KEY=VALUE lines. They win over the environment. They are never stored: a "
+        "resume needs the file again, or the environment.",
+        rich_help_panel="Agents",
     ),
 ]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing, change nothing.")
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting for the Python agents of --agent. Repeat it for more.",
+        rich_help_panel="Agents",
+    ),
 ]
-DetachOption = Annotated[
-    bool, typer.Option("--detach", help="Return when it runs; `sweep attach` follows it, `sweep stop` ends it.")
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines on standard output, for programs.", rich_help_panel="Output")
 ]
 SweepArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="The sweep's name, or its folder.")]
 
-RUNS: Final = Path("runs")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A setting of the configuration as an option. `key` is its place in sweep.toml, such as `timeouts.solve`."""
+
+    key: str
+    flag: str
+    field: FieldInfo
+    option: config.Option
+
+    @property
+    def default(self) -> str:
+        """The default for the help, as it would be typed."""
+        value = self.field.default
+        if self.option.otherwise:
+            return self.option.otherwise
+        if self.option.metavar == config.DURATION and value % 60 == 0:
+            return f"{value // 60}m"
+        return str(value)
+
+    def parameter(self, name: str, *, is_hidden: bool) -> Parameter:
+        """Make the parameter that typer makes the option of: text, a list of it, or a flag; None if it is not given."""
+        kinds: dict[Any, Any] = {bool: bool, tuple[str, ...]: list[str]}
+        kind = kinds.get(self.field.annotation, str)
+        is_literal = get_origin(self.field.annotation) is Literal
+        words = get_args(self.field.annotation) if is_literal else getattr(self.field.annotation, "__members__", ())
+        option = typer.Option(
+            *filter(None, [self.flag, self.option.short]),
+            metavar=self.option.metavar or "|".join(words) or None,
+            envvar=self.option.env or None,
+            help=f"{self.option.help} \\[default: {self.default}]",
+            rich_help_panel=self.option.panel,
+            hidden=is_hidden,
+        )
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+
+
+def _settings() -> Iterator[tuple[str, Setting]]:
+    tables: list[tuple[str, str, type[config.Settings]]]
+    tables = [("", "", config.SweepConfig), ("timeouts.", "timeout_", config.Timeouts)]
+    for inside, prefix, table in tables:
+        for name, field in table.model_fields.items():
+            for option in field.metadata:
+                if isinstance(option, config.Option):
+                    flag = f"--{prefix}{name}".replace("_", "-")
+                    yield prefix + name, Setting(key=inside + name, flag=flag, field=field, option=option)
+
+
+#: By the names of their parameters, such as `timeout_solve`.
+SETTINGS: Final = dict(_settings())
+
+
+def takes_settings(*names: str, hides_fixed: bool = False) -> Callable[[_F], _F]:
+    """Give a command that takes `**settings` an option for each of these settings, or for all.
+
+    typer makes options of the parameters in a function's signature. The signature that it sees is made here: the
+    function's own parameters, and one for each setting, in the order of the help's panels.
+    """
+
+    def decorate(command: _F) -> _F:
+        own = signature(command)
+        parameters = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        for name in names or SETTINGS:
+            setting = SETTINGS[name]
+            parameters.append(setting.parameter(name, is_hidden=hides_fixed and setting.option.is_fixed))
+        vars(command)["__signature__"] = own.replace(parameters=sorted(parameters, key=_panel))
+        return command
+
+    return decorate
+
+
+def _panel(parameter: Parameter) -> int:
+    """The number of an option's panel in the help; arguments come first."""
+    panels = [getattr(each, "rich_help_panel", None) for each in get_args(parameter.annotation)[1:]]
+    return next((get_args(config.Panel).index(panel) for panel in panels if panel), -1)
+
+
+def typed(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, config.Typed]:
+    """The settings that were typed or exported, by their keys; `settings` are the values of all options by name."""
+    found = {}
+    for name, value in settings.items():
+        if value not in (None, []):
+            setting, source = SETTINGS[name], context.get_parameter_source(name)
+            is_exported = source is not None and source.name == "ENVIRONMENT"
+            found[setting.key] = config.Typed(name=setting.option.env if is_exported else setting.flag, value=value)
+    return found
+
+
+def endpoint_of(context: typer.Context, settings: Mapping[str, Any]) -> config.EndpointConfig:
+    """The place where benchmarks are served, from the options of a command that takes no others. Raises UsageError."""
+    given = typed(context, settings)
+    values = {key: each.value for key, each in given.items()}
+    return config.validated(config.EndpointConfig, values, source=context.command_path, typed=given)
 
 
 def style(*, as_json: bool) -> "Style":
-    """How to draw: JSON if asked, a screen on a terminal that can be drawn on, lines otherwise."""
+    """Choose how progress is shown: as JSON if asked, as a screen on a terminal that can be drawn on, else as lines."""
     if as_json:
         return "json"
     can_redraw = os.environ.get("TERM", "dumb").lower() not in {"", "dumb", "unknown"}
     return "terminal" if sys.stdout.isatty() and can_redraw else "plain"
 
 
-def borrowing(
-    command: Callable[..., Any], *, but: Container[str], hidden: Container[str] = ()
-) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a function that takes `**options` the options of another command, all but these; no help shows `hidden`."""
+def end_with(run: Callable[[], Awaitable[int | None]], *, as_json: bool = False) -> NoReturn:
+    """Run a command's work and end with its exit code. It does not wait for slow readers of its output."""
+    from orchestrator.common.awake import AwakeLoop
+    from orchestrator.view.console import write_by_threads
 
-    def borrow(function: Callable[..., T]) -> Callable[..., T]:
-        own = signature(function)
-        named = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
-        borrowed = [
-            each.replace(annotation=_hidden(each.annotation)) if name in hidden else each
-            for name, each in signature(command).parameters.items()
-            if name not in own.parameters and name not in but
-        ]
-        vars(function)["__signature__"] = own.replace(parameters=[*named, *borrowed])
-        return function
-
-    return borrow
+    write_by_threads(as_json=as_json)
+    raise typer.Exit(anyio.run(run, backend_options={"loop_factory": AwakeLoop}) or 0)
 
 
-def _hidden(annotation: Any) -> Any:
-    """The same option, which no help shows."""
-    kind, option = get_args(annotation)
-    option = copy(option)
-    option.hidden = True
-    return Annotated[kind, option]
+def add(app: typer.Typer, command: Callable[..., Any], name: str = "", **settings: Any) -> None:
+    """Add a command to an app; its docstring becomes the help text, which wraps at the width of the terminal."""
+    app.command(name or command.__name__, help=reflowed(command.__doc__ or ""), **settings)(command)
+
+
+def reflowed(text: str) -> str:
+    """A help text without the line breaks of its source. Indented lines, such as examples, stay as they are."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(each if "\n  " in each or each[0] in " \b" else " ".join(each.split()) for each in paragraphs)

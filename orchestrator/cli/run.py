@@ -1,172 +1,121 @@
-"""`sweep run`: a whole benchmark."""
+"""`sweep run`, `sweep resume` and `sweep scenario run`: the commands that run agents."""
 
+import os
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NoReturn
 
+import anyio
 import typer
 
-from orchestrator.cli.launch import rate_of, settings_of, start
 from orchestrator.cli.options import (
     RUNS,
-    DetachOption,
-    DryRunOption,
-    EndpointOption,
+    SETTINGS,
     EnvFileOption,
-    IsolationChoice,
     JsonOption,
-    LockChoice,
-    NetworkOption,
-    OnlyOption,
-    PythonOption,
-    RetryOption,
     RunsOption,
+    SetOption,
+    SweepArgument,
+    end_with,
+    style,
+    takes_settings,
+    typed,
 )
+from orchestrator.core.config import SweepConfig, Typed, load_file, resolve
+from orchestrator.core.errors import UsageError
 
-#: As `config.seconds` reads it.
-Timeout = str | None
-DURATION: Final = "SECONDS|10m|8h"
+AgentsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--agent",
+        "-a",
+        metavar="AGENT",
+        help="A name (sweep agents list), NAME@VERSION, a .toml, 'command:SHELL COMMAND', file.py:Class or "
+        "module:Class. Repeat it for more arms.",
+        rich_help_panel="Agents",
+    ),
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="The agents' model. Repeat it for more arms.", rich_help_panel="Agents"
+    ),
+]
+RetryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retry",
+        metavar="CLASS,…",
+        help="Run finished trials again that have this failure or flag: a class such as StageTimeout, a group of "
+        "classes (WorldError, AgentError, ScoringFault), or a flag such as agent_crashed. `sweep docs failures` and "
+        "`sweep docs flags` list them.",
+        rich_help_panel="Resume",
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="SCENARIOS|failed|unscored",
+        help="Run only these, finished or not: ids, names or globs, separated by commas. The others stay pending.",
+        rich_help_panel="Resume",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would run, and why. Start nothing, change nothing.", rich_help_panel="Output"
+    ),
+]
+DetachOption = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        help="Return once it runs. `sweep attach` follows it, `sweep stop` ends it.",
+        rich_help_panel="Output",
+    ),
+]
+#: Options that change nothing about a finished sweep.
+IDLE: Final = {"endpoint", "lock"}
 
 
+@takes_settings()
 def run(
+    context: typer.Context,
     benchmark: Annotated[
-        str | None, typer.Argument(help="A benchmark's name or id, or a folder of scenarios. Bundled: bugfix-mini.")
+        str | None,
+        typer.Argument(
+            metavar="BENCHMARK", help="A benchmark's name or id, or a folder of scenarios. Bundled: bugfix-mini."
+        ),
     ] = None,
     *,
-    agent: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--agent",
-            "-a",
-            help="A name (sweep agents list), NAME@VERSION, a .toml, 'command:SHELL COMMAND', file.py:Class or "
-            "module:Class. Repeat it for more arms.",
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", help="The model the agents use. Repeat it for more arms.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting for the Python agents named here. Repeat it."),
-    ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", "-k", min=1, help="Trials of each scenario.")] = None,
-    include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="GLOB", help="Only scenarios whose name or id matches.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No scenario whose name or id matches.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N of them.")] = None,
-    skip_unsupported: Annotated[
-        bool | None,
-        typer.Option("--skip-unsupported", help="Leave scenarios out that cannot run here. \\[each is a failed trial]"),
-    ] = None,
-    devboxes: Annotated[int | None, typer.Option("--devboxes", "-n", min=1, help="Devboxes in flight. [8]")] = None,
-    agents: Annotated[
-        int | None, typer.Option("--agents", min=1, help="Agents working at once. \\[as many as devboxes]")
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate", metavar="N/s", parser=rate_of, help="HTTP requests a second. [20/s; no limit on loopback]"
-        ),
-    ] = None,
-    attempts: Annotated[
-        int | None, typer.Option("--attempts", min=1, help="Tries per trial when the world fails. [3]")
-    ] = None,
-    on_agent_failure: Annotated[
-        str | None,
-        typer.Option(
-            "--on-agent-failure",
-            metavar="score|fail",
-            help="What to do when an agent crashes or times out. \\[score]",
-        ),
-    ] = None,
-    scoring: Annotated[
-        str | None,
-        typer.Option(
-            "--scoring",
-            metavar="declared|separate|shared|live",
-            help="Where scorers run: as each scenario says, in a fresh environment with the agent's work in it, in a "
-            "new devbox over the agent's files, or beside what the agent left running. \\[declared]",
-        ),
-    ] = None,
-    timeout_start: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the run to be granted. [120]")] = None,
-    timeout_boot: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the devbox to run. [900]")] = None,
-    timeout_prepare: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the agent's install. [900]")] = None,
-    timeout_solve: Annotated[
-        Timeout, typer.Option(metavar=DURATION, help="For the agent to work. \\[the scenario's, else 3600]")
-    ] = None,
-    timeout_gather: Annotated[Timeout, typer.Option(metavar=DURATION, help="For files to come home. [300]")] = None,
-    timeout_score: Annotated[
-        Timeout, typer.Option(metavar=DURATION, help="For the scorers. \\[the scenario's, else 1800]")
-    ] = None,
-    timeout_release: Annotated[Timeout, typer.Option(metavar=DURATION, help="For the devbox to go away. [120]")] = None,
-    deadline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="07:00|8h|DATE",
-            help="Start no trial after this time of day, so long from now, or this moment, which is to come.",
-        ),
-    ] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(metavar="USD", help="Start no trial once agents report to have spent so much, in all attempts."),
-    ] = None,
-    max_devbox_hours: Annotated[
-        float | None,
-        typer.Option(metavar="HOURS", help="Start no trial once devboxes have been up for so long, all together."),
-    ] = None,
-    max_failures: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Start no trial once so many have failed.")
-    ] = None,
-    drain: Annotated[
-        Timeout,
-        typer.Option(
-            metavar=DURATION,
-            help="How long those in flight may go on after a stop; then they are ended, and run again by a resume. "
-            "\\[to their end after Ctrl-C at a terminal or at the end of a budget, 5m after any other signal]",
-        ),
-    ] = None,
-    same_failures: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Stop when so many devboxes, or installs of one agent, fail in a row, or when an agent has crashed in "
-            "each of so many trials in the same way and reached nothing. [10]",
-        ),
-    ] = None,
-    unreachable: Annotated[
-        Timeout, typer.Option(metavar=DURATION, help="Stop when the endpoint has granted no run for so long. [30m]")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The sweep's folder below --runs; an existing one is resumed.")
-    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="A sweep.toml; options given here override it.")
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="A sweep.toml. Options win over it.", rich_help_panel="What"),
     ] = None,
-    python: PythonOption = None,
-    network: NetworkOption = None,
+    agent: AgentsOption = None,
+    model: ModelsOption = None,
+    setting: SetOption = None,
     env_file: EnvFileOption = None,
-    endpoint: EndpointOption = None,
-    isolation: IsolationChoice = None,
-    lock: LockChoice = None,
     retry: RetryOption = None,
     only: OnlyOption = None,
+    runs: RunsOption = RUNS,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
-    runs: RunsOption = RUNS,
     json: JsonOption = False,
+    **settings: Any,
 ) -> None:
     """Run agents over a benchmark and score every scenario.
 
-    Results stream to runs/<sweep>/results.jsonl. Running the same command again, or one for more of the same, goes on
-    with a sweep that is unfinished; one for less, or after a finished sweep, begins a new sweep.
+    Results stream to runs/<sweep>/results.jsonl. Run the same command again, or one for more of the same, to continue
+    an unfinished sweep. A command for less, or after a finished sweep, starts a new sweep.
 
-    Ctrl-C: no new trials, those in flight finish. Again: they are ended, in 10 s.
-    A third time leaves at once. No stop fails a trial: running it again goes on.
-    A used up budget (--deadline, --max-...) stops as one Ctrl-C does, with status
-    1; running the sweep again with more of it goes on.
+    Ctrl-C starts no new trials and lets running trials finish. A second Ctrl-C ends them within 10 s. A third one
+    leaves at once. Stopping never fails a trial: run the same command to continue.
+
+    A used-up budget (--deadline, --max-...) stops like one Ctrl-C, with exit code 1. Run the sweep again with a larger
+    budget to continue.
 
     Examples:
       sweep run bugfix-mini --agent oracle
@@ -176,16 +125,177 @@ def run(
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
     """
-    from orchestrator.core.config import load_file
-
-    typed = dict(locals())
-    settings = load_file(config) if config else {}
+    given = typed(context, settings)
+    if benchmark is not None:
+        given["benchmark"] = Typed(name="BENCHMARK", value=benchmark)
     if agent:
         models: list[str | None] = [*model] if model else [None]
         chosen = settings_of(setting or ())
-        settings["arms"] = [{"agent": each, "model": which, "settings": chosen} for each in agent for which in models]
+        arms = [{"agent": each, "model": which, "settings": chosen} for each in agent for which in models]
+        given["arms"] = Typed(name="--agent", value=arms)
     elif setting:
-        raise typer.BadParameter(
-            "is for agents named with --agent; others have their settings in the file", param_hint="--set"
+        raise UsageError("--set: is for agents named with --agent. Others have their settings in the file.")
+    resolved = resolve(load_file(config) if config else {}, source=config or "sweep run", typed=given)
+    _start(
+        resolved,
+        runs=runs,
+        file=config,
+        retry=retry,
+        only=only,
+        env_file=env_file,
+        is_dry=dry_run,
+        is_detached=detach,
+        as_json=json,
+    )
+
+
+@takes_settings(hides_fixed=True)
+def resume(
+    context: typer.Context,
+    sweep: SweepArgument = None,
+    *,
+    agent: Annotated[list[str] | None, typer.Option("--agent", "-a", hidden=True)] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", hidden=True)] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
+    env_file: EnvFileOption = None,
+    retry: RetryOption = None,
+    only: OnlyOption = None,
+    runs: RunsOption = RUNS,
+    dry_run: DryRunOption = False,
+    detach: DetachOption = False,
+    json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """Continue a sweep: by default the newest unfinished one.
+
+    Everything is as its manifest says, and keys are read from the environment as before. Options given here apply from
+    now on, but agents, models and scoring cannot change: results of two kinds do not belong together. A finished sweep
+    prints its summary.
+
+    Examples:
+      sweep resume
+
+      sweep resume my-sweep --devboxes 40 --trials 5
+
+      sweep resume my-sweep --retry DevboxLost,StageTimeout --dry-run
+
+      sweep resume my-sweep --only failed
+
+    """
+    from orchestrator.commands import attach
+    from orchestrator.rundir.manifest import read_manifest
+    from orchestrator.rundir.sweep_index import find, find_unfinished, is_finished
+
+    given = typed(context, settings)
+    refused = [flag for flag, value in {"--agent": agent, "--model": model, "--set": setting}.items() if value]
+    refused += [each.flag for each in SETTINGS.values() if each.option.is_fixed and each.key in given]
+    for flag in refused:
+        raise UsageError(
+            f"{flag} is part of what a sweep is, and a resume does not change it. "
+            f"Leave it out, or start another sweep with `sweep run … {flag} …`."
         )
-    start(settings, typed, source=config or "sweep run")
+    folder = find(runs, sweep) if sweep else find_unfinished(runs)
+    manifest = read_manifest(folder)
+    if is_finished(folder, manifest) and not (given.keys() - IDLE or retry or only or dry_run):
+        end_with(lambda: attach.run(folder, style=style(as_json=json)), as_json=json)
+    _start(
+        resolve(manifest.config | {"name": folder.name}, source=f"sweep resume {folder.name}", typed=given),
+        runs=folder.parent,
+        started_in=Path(manifest.started_in),
+        retry=retry,
+        only=only,
+        env_file=env_file,
+        is_dry=dry_run,
+        is_detached=detach,
+        as_json=json,
+    )
+
+
+def _start(
+    config: SweepConfig,
+    *,
+    runs: Path,
+    file: Path | None = None,
+    started_in: Path | None = None,
+    retry: Sequence[str] | None,
+    only: Sequence[str] | None,
+    env_file: Path | None,
+    is_dry: bool,
+    is_detached: bool,
+    as_json: bool,
+) -> NoReturn:
+    """Run a sweep, dry or detached if asked, and end with its exit code. Raises UsageError.
+
+    `file` is the sweep.toml that the configuration is from. Its relative paths are below `started_in`.
+    """
+    from orchestrator.commands import detach, dry_run, run_sweep
+    from orchestrator.core.selection import ask
+
+    again, given = ask(retry or (), only or ()), variables_of(env_file)
+    begun = detach.claim(as_json=as_json)
+    if is_detached and not is_dry and begun is None:
+        raise typer.Exit(detach.start(as_json=as_json))
+    if started_in is not None and started_in.is_dir() and not started_in.samefile("."):
+        runs = runs.resolve()
+        os.chdir(started_in)
+    if is_dry:
+        raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=as_json, given=given)))
+    look = style(as_json=as_json) if begun is None else "json" if as_json else "plain"
+    end_with(
+        lambda: run_sweep.run(
+            config, runs=runs, style=look, file=file, again=again, given=given, begun=begun or (lambda _: None)
+        ),
+        as_json=as_json,
+    )
+
+
+@takes_settings("python", "network", "endpoint", "isolation", "lock")
+def run_scenario(
+    context: typer.Context,
+    scenario: Annotated[str, typer.Argument(help="A scenario's id, or its name in --benchmark.")],
+    *,
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            "--benchmark", "-b", help="The scenario's benchmark: a name, an id, or a folder.", rich_help_panel="What"
+        ),
+    ] = "bugfix-mini",
+    agent: Annotated[str, typer.Option("--agent", "-a", help="As for `sweep run`.", rich_help_panel="Agents")],
+    model: Annotated[str | None, typer.Option("--model", help="The agent's model.", rich_help_panel="Agents")] = None,
+    setting: SetOption = None,
+    env_file: EnvFileOption = None,
+    runs: RunsOption = RUNS,
+    **settings: Any,
+) -> None:
+    """Run one scenario by itself and report every step: start, boot, solve, score, complete."""
+    from orchestrator.commands import run_scenario
+
+    arm = {"agent": agent, "model": model, "settings": settings_of(setting or ())}
+    config = resolve(
+        {"benchmark": benchmark, "arms": [arm], "attempts": 1},
+        source="sweep scenario run",
+        typed=typed(context, settings),
+    )
+    given = variables_of(env_file)
+    end_with(lambda: run_scenario.run(scenario, config, runs=runs, given=given))
+
+
+def variables_of(file: Path | None) -> dict[str, str]:
+    """Read the variables of an --env-file; none without one. Raises UsageError."""
+    from orchestrator.commands.envfile import read_variables
+
+    return {} if file is None else read_variables(file)
+
+
+def settings_of(words: Sequence[str]) -> dict[str, Any]:
+    """Read `--set KEY=VALUE`: a value that is TOML is read as such (3, true, [1, 2], "3"), others are text."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--set {word}: is not a setting. Write KEY=VALUE.")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings

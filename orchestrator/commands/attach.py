@@ -1,6 +1,6 @@
 """A sweep of this machine seen from outside: what it has done so far, and what it does until it ends.
 
-All is read from its folder and without its lock, so that whoever looks is never in the way of the process at work.
+Everything is read from its folder without its lock, so that an observer never disturbs the process at work.
 """
 
 import signal
@@ -26,13 +26,13 @@ from orchestrator.rundir.sweep_index import Reader, as_typed, holder
 from orchestrator.view import console
 from orchestrator.view.progress import Progress, Style
 
-#: Seconds between two looks at the folder.
-LOOK: Final = 0.2
+#: The time between two looks at the folder.
+LOOK_S: Final = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
 class JournalStatus:
-    """Implements `view.progress.State` for a process of which only the journal is seen."""
+    """Implements `view.progress.State` for a process whose journal alone can be read."""
 
     ledger: Ledger
     devboxes: int
@@ -53,9 +53,9 @@ class JournalStatus:
 
 
 async def run(folder: Path, *, style: Style) -> int:
-    """Follow a sweep to its end, or tell how one that does not run stands; returns the sweep's exit code.
+    """Follow a sweep to its end, or summarize one that is not running; returns the sweep's exit code.
 
-    Raises BrokenPipeError when nobody reads what is shown any more.
+    Raises BrokenPipeError when the reader of the output is gone.
     """
     manifest, at_work = read_manifest(folder), holder(folder)
     plan, reader = manifest.plan, await anyio.to_thread.run_sync(Reader, folder)
@@ -71,7 +71,7 @@ async def run(folder: Path, *, style: Style) -> int:
     )
     if at_work and not await _follow(folder, reader, progress):
         typed = as_typed(folder)
-        words = f"{folder.name} goes on: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
+        words = f"{folder.name} keeps running: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
         console.show(())
         console.say(words, to_stderr=style == "json")
         return EXIT_INTERRUPTED
@@ -99,7 +99,7 @@ async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:
                 await catch_up(reader)
                 if not console.is_read():
                     raise BrokenPipeError
-                await anyio.sleep(LOOK)
+                await anyio.sleep(LOOK_S)
             await catch_up(reader)  # what was written between the last look and the end
         tasks.cancel_scope.cancel()
         return True
@@ -107,6 +107,6 @@ async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:
 
 
 async def catch_up(reader: Reader) -> None:
-    """Apply what was written since the last time."""
+    """Apply the events that were written since the last time."""
     for event in await anyio.to_thread.run_sync(reader.read):
         reader.ledger.apply(event)

@@ -1,4 +1,4 @@
-"""Whether a benchmark is sound: its definitions hold, its reference solutions score 1.0, doing nothing scores less."""
+"""Check of a benchmark: its definitions hold, its reference solutions score 1.0, doing nothing scores less."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -11,26 +11,26 @@ import orjson
 
 from orchestrator.commands import BUNDLED, run_sweep
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
-from orchestrator.core.config import resolve
+from orchestrator.core.config import EndpointConfig, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
 from orchestrator.rundir.files import RESULTS
 from orchestrator.service.definitions.catalog import problems
 from orchestrator.view.console import say
 
-#: Characters of a line that is quoted.
+#: Characters of a quoted line.
 LONGEST: Final = 200
 
 
-async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, lock: str) -> int:
-    """Check and tell; returns the exit code. Raises UsageError if there is no such benchmark."""
+async def check(benchmark: str, place: EndpointConfig, *, is_static: bool, runs: Path) -> int:
+    """Check a benchmark and report; returns the exit code. Raises UsageError if there is no such benchmark."""
     folder = _folder(benchmark)
     found = await anyio.to_thread.run_sync(problems, folder)
     for problem in found:
         say(f"{problem.severity}: {problem}")
     has_errors = any(problem.severity == "error" for problem in found)
     if not is_static and not has_errors:
-        complaints = await _prove(folder, isolation, runs, lock)
+        complaints = await _prove(folder, place, runs)
         for complaint in complaints:
             for line in printable_lines(f"error: {complaint}"):
                 say(line)
@@ -40,6 +40,7 @@ async def check(benchmark: str, *, isolation: str, is_static: bool, runs: Path, 
 
 
 def _folder(benchmark: str) -> Path:
+    """The folder of a path, or of a bundled benchmark's name."""
     for folder in (Path(benchmark).expanduser(), BUNDLED / benchmark):
         if folder.is_dir():
             return folder.resolve()
@@ -51,14 +52,14 @@ def _folder(benchmark: str) -> Path:
     )
 
 
-async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[str]:
-    """Run the reference solution and the empty one; returns what is not as it must be."""
+async def _prove(folder: Path, place: EndpointConfig, runs: Path) -> list[str]:
+    """Run the reference solution and the empty one; returns the complaints."""
     config = resolve(
         {
             "benchmark": str(folder),
             "arms": [{"agent": "oracle"}, {"agent": "nop"}],
-            "isolation": isolation,
-            "lock": lock,
+            "isolation": place.isolation,
+            "lock": place.lock,
             "attempts": 1,
             "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
         }
@@ -70,30 +71,30 @@ async def _prove(folder: Path, isolation: str, runs: Path, lock: str) -> list[st
 
 
 def _judge(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
-    """What is wrong with one trial of `oracle` or `nop`; `ran` is its run folder."""
+    """Complain about one trial of `oracle` or `nop`; `ran` is its run folder.
+
+    The last lines of a solution that failed, and of scorers that gave it less than 1.0, are quoted.
+    """
     name, arm, score = printable(result["scenario_name"]), result["arm"], result["score"]
     if result["outcome"] != "scored":
         yield f"{name}: {arm} got no score: {result['failure']['message']}"
     elif arm == "oracle" and score != 1.0:
-        yield "; ".join([f"{name}: the reference solution scores {score:g}, not 1.0", *_reasons(result, ran)])
+        files, status = result["files"], result["exit_status"]
+        parts = [f"{name}: the reference solution scores {score:g}, not 1.0"]
+        if status != 0:
+            how = "ran out of time" if status is None else f"ended with exit status {status}"
+            parts.append(f"solve.sh {how}{_last_line(ran, files.get('agent_log'))}")
+        for scorer in result["scorers"]:
+            said = _last_line(ran, files.get(f"scorer_{scorer['name']}"))
+            if said and scorer["score"] != 1.0:
+                parts.append(f"scorer {scorer['name']}{said}")
+        yield "; ".join(parts)
     elif arm == "nop" and score >= 1.0:
-        yield f"{name}: doing nothing scores {score:g}: the scorers do not tell a solution from none"
-
-
-def _reasons(result: Mapping[str, Any], ran: Path) -> Iterator[str]:
-    """What the solution said if it failed, and what each scorer said that gave it less than 1.0: their last lines."""
-    files, status = result["files"], result["exit_status"]
-    if status != 0:
-        how = "ran out of time" if status is None else f"ended with exit status {status}"
-        yield f"solve.sh {how}{_last_line(ran, files.get('agent_log'))}"
-    for scorer in result["scorers"]:
-        said = _last_line(ran, files.get(f"scorer_{scorer['name']}"))
-        if said and scorer["score"] != 1.0:
-            yield f"scorer {scorer['name']}{said}"
+        yield f"{name}: doing nothing scores {score:g}: the scorers cannot tell a solution from nothing"
 
 
 def _last_line(ran: Path, file: str | None) -> str:
-    """The last line that was printed, after a colon; nothing where there is none."""
+    """The last line of a file, after a colon; empty if there is none."""
     if file is None:
         return ""
     try:

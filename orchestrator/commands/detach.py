@@ -1,8 +1,8 @@
 """A sweep that outlives the terminal it was started from.
 
-The same command is started once more in a session of its own, with a pipe. It speaks to the terminal until the run
-folder is its own: what it cannot do is said there, and its exit code is ours. Then it names the folder in the pipe and
-turns its words to a file in it. Why not a fork: threads and open connections do not survive one.
+The same command is started once more in a session of its own, with a pipe. It prints to the terminal until the run
+folder is its own: a failure is reported there, and its exit code is ours. Then it names the folder in the pipe and
+prints to a file in it. Why not a fork: threads and open connections do not survive one.
 """
 
 import os
@@ -21,34 +21,36 @@ from orchestrator.view.console import finish_writing, say, say_json, write_by_th
 #: The number of the pipe's end, in the environment of the process that was detached.
 READY: Final = "SWEEP_READY"
 OUT: Final = "sweep.out"
-#: Seconds in which the terminal that is turned away from must take something of what was said to it.
-_TURNING: Final = 1.0
+#: The time in which the terminal must read something of what was printed, before the process turns away from it.
+_TURNING_S: Final = 1.0
 
 
 def claim(*, as_json: bool) -> Callable[[Path], None] | None:
-    """What the detached process does once a run folder is its own; None in every other process.
+    """In the detached process, return what it calls once a run folder is its own; None in every other process.
 
-    Nothing that we start inherits the pipe, or the word of it.
+    Nothing that we start inherits the pipe, or the variable with its number.
     """
     number = os.environ.pop(READY, None)
     if number is None:
         return None
-    os.set_inheritable(int(number), False)  # noqa: FBT003 - takes no keyword
-    return lambda folder: _turn_away(folder, int(number), as_json=as_json)
+    pipe = int(number)
+    os.set_inheritable(pipe, False)  # noqa: FBT003 - takes no keyword
 
+    def turn_away(folder: Path) -> None:
+        """Print to a file of the folder from now on, and name the folder in the pipe."""
+        finish_writing(stall=_TURNING_S)
+        try:
+            out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise JournalError(f"{folder / OUT} cannot be written: {error.strerror}.") from None
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.close(out)
+        write_by_threads(as_json=as_json)  # new threads: the old ones may wait for a reader for ever
+        with os.fdopen(pipe, "w") as ready:
+            ready.write(str(folder))
 
-def _turn_away(folder: Path, pipe: int, *, as_json: bool) -> None:
-    finish_writing(stall=_TURNING)
-    try:
-        out = os.open(folder / OUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise JournalError(f"{folder / OUT} cannot be written: {error.strerror}.") from None
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.close(out)
-    write_by_threads(as_json=as_json)  # others: what nobody took of the old ones' words may never be taken
-    with os.fdopen(pipe, "w") as ready:
-        ready.write(str(folder))
+    return turn_away
 
 
 def start(*, as_json: bool) -> int:

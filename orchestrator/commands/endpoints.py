@@ -1,4 +1,4 @@
-"""Where benchmarks are: an endpoint elsewhere, or the embedded service over folders of this machine.
+"""The source of benchmarks: an endpoint elsewhere, or the embedded service over folders of this machine.
 
 The published client takes as long to import as the embedded service takes to start, so the two are done side by side.
 """
@@ -30,14 +30,14 @@ from orchestrator.endpoint.protocols import Definitions
 if TYPE_CHECKING:
     from orchestrator.endpoint.gateway import Gateway
 
-#: Seconds that an endpoint may take to answer the first questions.
-GREETING: Final = 10.0
+#: The time in which an endpoint must answer the first requests.
+GREETING_S: Final = 10.0
 DEFAULT_RATE: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Where benchmarks are looked for: folders for the embedded service, or an endpoint elsewhere."""
+    """The source of benchmarks: folders for the embedded service, or an endpoint elsewhere."""
 
     endpoint: str | None
     folders: tuple[Path, ...]
@@ -49,7 +49,10 @@ class Where:
 def where(
     benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
 ) -> tuple[Where, str]:
-    """Where to look for a benchmark, and its name there. A path is served by the embedded service."""
+    """Find the source of a benchmark, and its name there. A path is served by the embedded service. Raises UsageError.
+
+    `endpoint` is asked first, then RUNLOOP_BASE_URL.
+    """
     endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
@@ -57,15 +60,15 @@ def where(
         return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock), benchmark
     if endpoint:
         raise UsageError(
-            f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint, and RUNLOOP_BASE_URL, "
-            "to have it served here."
+            f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint and RUNLOOP_BASE_URL "
+            "to serve it here."
         )
     folder = path.expanduser().resolve()
     return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), _name_of(folder)
 
 
 def _name_of(folder: Path) -> str:
-    """What the benchmark in a folder is called. Raises UsageError for none in it, for several, and for a broken one."""
+    """Read the name of the benchmark in a folder. Raises UsageError for none in it, several, and a broken one."""
     from orchestrator.service.definitions.index import benchmark_folders, read_benchmark
     from orchestrator.service.diagnostics import printable, text
 
@@ -104,11 +107,7 @@ async def open_endpoint(
         if place.endpoint is None:
             service = await stack.enter_async_context(
                 Service.open(
-                    place.runs,
-                    benchmarks=place.folders,
-                    isolation=place.isolation,
-                    hidden=hidden,
-                    lock=place.lock,
+                    place.runs, benchmarks=place.folders, isolation=place.isolation, hidden=hidden, lock=place.lock
                 )
             )
             url, token = service.address.url, service.address.token
@@ -116,7 +115,9 @@ async def open_endpoint(
             url, token = place.endpoint, os.environ.get("RUNLOOP_API_KEY", "")
             if not token:
                 raise UsageError(f"{url} needs a key: set RUNLOOP_API_KEY. Without --endpoint no key is needed.")
-            rate = rate or (None if _is_loopback(url) else DEFAULT_RATE)
+            host = urlsplit(url).hostname or ""
+            is_loopback = host in {"localhost", "::1"} or host.startswith("127.")
+            rate = rate or (None if is_loopback else DEFAULT_RATE)
         gateway = await anyio.to_thread.run_sync(_import_gateway)
         endpoint = await stack.enter_async_context(gateway.open(url, token, rate=rate, on_push_back=on_push_back))
         if service is not None:
@@ -129,7 +130,7 @@ def _import_gateway() -> "type[Gateway]":
     return gateway
 
 
-async def list_benchmarks(endpoint: Definitions, patience: float = GREETING) -> list[Benchmark]:
+async def list_benchmarks(endpoint: Definitions, patience: float = GREETING_S) -> list[Benchmark]:
     """The endpoint's benchmarks. Raises UsageError with the fix when it refuses the key or has no benchmark routes.
 
     `patience` is how many seconds it may take to answer.
@@ -142,18 +143,14 @@ async def list_benchmarks(endpoint: Definitions, patience: float = GREETING) -> 
     except TimeoutError:
         raise UsageError(f"{endpoint.url} did not answer for {patience:g} s. Is the address right?") from None
     except WorldError as error:
+        words = shorten(error.message, 300, placeholder=" …")  # other web servers answer with a page
         raise UsageError(
-            f"{endpoint.url} does not serve benchmarks: {_in_short(error)}. Runloop's hosted API was retired: "
+            f"{endpoint.url} does not serve benchmarks: {words}. Runloop's hosted API was retired: "
             "leave out --endpoint to run on the embedded service, or name one that serves them (sweep serve)."
         ) from None
 
 
-def _in_short(error: WorldError) -> str:
-    """One line of it: what is no benchmark service may answer with a page."""
-    return shorten(error.message, 300, placeholder=" …")
-
-
-async def find_benchmark(endpoint: Definitions, name: str, patience: float = GREETING) -> Benchmark:
+async def find_benchmark(endpoint: Definitions, name: str, patience: float = GREETING_S) -> Benchmark:
     """The benchmark with this name or id. Raises UsageError suggesting near names, and as `list_benchmarks` does."""
     known = await list_benchmarks(endpoint, patience)
     found = [benchmark for benchmark in known if name in {benchmark.id, benchmark.name}]
@@ -165,8 +162,3 @@ async def find_benchmark(endpoint: Definitions, name: str, patience: float = GRE
     near = get_close_matches(name, names, 3)
     hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names) or 'none'}."
     raise UsageError(f"There is no benchmark {name!r}. {hint} `sweep benchmarks list` shows them all.")
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")

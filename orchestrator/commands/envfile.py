@@ -1,4 +1,4 @@
-"""A file of variables for agents, as people keep beside their keys: KEY=VALUE lines.
+"""The reader of a file of variables for agents: KEY=VALUE lines.
 
 As other readers of such files do it: `export` before a name, quotes around a value, and a comment behind it (blank and
 #) are not part of it, nor are a byte order mark and carriage returns at the ends of lines. All else is read to the
@@ -19,7 +19,7 @@ _QUOTES: Final = ("'", '"')
 
 
 def read_variables(file: Path) -> dict[str, str]:
-    """The variables in a file; empty lines and lines that begin with # say nothing.
+    """Read the variables of a file; empty lines and lines that begin with # are skipped.
 
     Raises UsageError that names file and line.
     """
@@ -30,25 +30,20 @@ def read_variables(file: Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise UsageError(f"--env-file {file}: is not UTF-8 text") from None
     variables: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if (text := line.strip()) and not text.startswith("#"):
-            name, value = _variable(text, f"--env-file {file}, line {number}")
-            if name in variables:
-                raise UsageError(f"--env-file {file}, line {number}: {name} is there twice")
-            variables[name] = value
-    return variables
-
-
-def _variable(text: str, where: str) -> tuple[str, str]:
-    match = _LINE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{where}: expected KEY=VALUE")
-    name, value = match["name"], match["value"]
-    if "\0" in value:
-        raise UsageError(f"{where}: {name} has a NUL byte, which no variable can hold")
-    if value.lstrip().startswith(_QUOTES):
-        quoted = _QUOTED.fullmatch(value.lstrip())
-        if quoted is None:
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        where = f"--env-file {file}, line {number}"
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise UsageError(f"{where}: expected KEY=VALUE")
+        name, value = match["name"], match["value"].lstrip()
+        if name in variables:
+            raise UsageError(f"{where}: {name} is there twice")
+        if "\0" in value:
+            raise UsageError(f"{where}: {name} has a NUL byte, which no variable can hold")
+        quoted = _QUOTED.fullmatch(value)
+        if quoted is None and value.startswith(_QUOTES):
             raise UsageError(f"{where}: {name} begins with a quote, and its value does not end with the next one")
-        return name, quoted["value"]
-    return name, _COMMENT.sub("", value).strip()
+        variables[name] = quoted["value"] if quoted else _COMMENT.sub("", match["value"]).strip()
+    return variables

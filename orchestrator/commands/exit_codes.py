@@ -1,4 +1,4 @@
-"""Exit codes, and the one line that a failure deserves."""
+"""Exit codes, and the line of a failure."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -12,20 +12,20 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_MISUSE: Final = 2
 EXIT_INTERRUPTED: Final = 130
-#: How the reason of `sweep.ended` begins where somebody asked for it; a budget, or a fault, says `stopped`.
+#: The first word of the reason in `sweep.ended`, if a signal asked for it; otherwise it is `stopped`.
 INTERRUPTED: Final = "interrupted"
-#: How it ends where all that was selected was done.
+#: The end of that reason, if all selected trials were done.
 NOT_SELECTED: Final = "the others were not selected"
 ALL_FLAGGED: Final = "Every result of {} is flagged: look at them before you trust the mean. The exit code is 1."
-#: Where it stands alone it casts no doubt on all: on an endpoint that is not ours every result has it.
+#: A flag that casts no doubt if it stands alone: on an endpoint of others every result has it.
 _USUAL: Final = frozenset({Flag.SCORED_LIVE})
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
-    """The exit code and the one line that a failure deserves. Raises it again if it is none of ours."""
+    """The exit code and the line of a failure. Raises it again if it is not one of ours."""
     cause = leaf(error)
     if isinstance(cause, BrokenPipeError):
-        return EXIT_FAILED, ""  # whoever read what we print has gone
+        return EXIT_FAILED, ""  # the reader of our output is gone
     if not isinstance(cause, SweepError):
         raise error
     is_misuse = isinstance(cause, UsageError | Unauthorized)
@@ -33,7 +33,7 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
 
 
 def all_flagged(plan: Plan, ledger: Ledger) -> Sequence[str]:
-    """The arms that have results, all of which are flagged."""
+    """List the arms that have results, all of which are flagged."""
     doubts: dict[str, list[bool]] = {}
     for key in plan:
         if ledger.is_finished(key):
@@ -42,7 +42,7 @@ def all_flagged(plan: Plan, ledger: Ledger) -> Sequence[str]:
 
 
 def exit_code(trials: Collection[TrialKey], ledger: Ledger, *, doubtful: Collection[str] = (), is_stopped: bool) -> int:
-    """The exit code of a sweep that was to run these trials; `doubtful` are arms whose results are all flagged."""
+    """The exit code of a sweep that ran these trials; `doubtful` are arms whose results are all flagged."""
     outcomes = [ledger.trials[key].outcome for key in trials if ledger.is_finished(key)]
     if len(outcomes) < len(trials):
         return EXIT_INTERRUPTED if is_stopped else EXIT_FAILED

@@ -1,4 +1,4 @@
-"""What a picture shows of a sweep that runs here, pulled from the engine's parts as they come to be."""
+"""The live status of a sweep that runs here, read from the engine's parts as they come to be."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ class State:
     stopping: Stopping
     limits: Limits
     watchdog: Watchdog
-    #: What is done before and after the trials run; "" while they do.
+    #: The step before or after the trials run; "" while they do.
     step: str = "starting"
     journal: Journal | None = None
     ctx: Context | None = None
     scheduler: Scheduler | None = None
-    #: There is a picture.
+    #: Set once progress is shown.
     opened: anyio.Event = field(default_factory=anyio.Event)
 
     @property

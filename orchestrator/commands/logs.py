@@ -13,7 +13,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.commands.attach import LOOK, catch_up
+from orchestrator.commands.attach import LOOK_S, catch_up
 from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger, Trial
 from orchestrator.core.plan import Plan
@@ -117,7 +117,7 @@ async def _follow(
             printer.write(b"", is_last=True)
             return
         else:
-            await anyio.sleep(LOOK)
+            await anyio.sleep(LOOK_S)
 
 
 async def _copy(path: Path, at: int, printer: Printer) -> int:

@@ -1,6 +1,5 @@
-"""One scenario by itself, told step by step: the documented single-run flow."""
+"""One scenario by itself, reported step by step: the documented single-run flow."""
 
-import random
 import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -10,42 +9,31 @@ from typing import Final
 import anyio
 from msgspec import structs
 
+from orchestrator.commands import run_sweep
 from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
-from orchestrator.commands.run_sweep import (
-    TOO_SHORT,
-    check_needs,
-    load_arms,
-    network_notices,
-    notices_of,
-    redactor_of,
-    secrets_of,
-    supply_arms,
-)
 from orchestrator.core import events
 from orchestrator.core.config import SweepConfig
 from orchestrator.core.errors import UsageError
 from orchestrator.core.events import Event
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.printable import printable_lines
-from orchestrator.core.records import Outcome, ScenarioSummary, TrialKey
+from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.engine.concurrency import Limits
-from orchestrator.engine.context import LOG, Context, attempt_folder
+from orchestrator.engine.context import LOG, attempt_folder
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.redact import MaskingSink
-from orchestrator.engine.remote_state import Remote
-from orchestrator.engine.silence import Silence
 from orchestrator.rundir.journal import now
 from orchestrator.rundir.run_folder import make_folder
 from orchestrator.view.console import print_log, say
 from orchestrator.view.report import duration, number
 
-#: Facts that are told otherwise, or not worth a line.
+#: Facts that are not printed: others say them, or they are not worth a line.
 _UNTOLD: Final = ("files", "network")
 
 
 class Teller:
-    """A sink that applies each event to the ledger and tells it."""
+    """A sink that applies each event to the ledger and prints it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -68,39 +56,41 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
     place, name = where(
         config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
     )
-    arms = await load_arms(config.arms, config.python, given, place=place)
-    ledger, redactor = Ledger(), redactor_of(arms)
-    async with open_endpoint(place, rate=config.rate, hidden=secrets_of(arms)) as endpoint:
+    arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
+    ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)
+    async with open_endpoint(place, rate=config.rate, hidden=hidden) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
-        arms = await supply_arms(arms, endpoint)
-        summary = _choose(scenario, await endpoint.summaries(benchmark))
+        arms = await run_sweep.supply_arms(arms, endpoint)
+        summaries = await endpoint.summaries(benchmark)
+        summary = next((each for each in summaries if scenario in {each.id, each.name}), None)
+        if summary is None:
+            near = get_close_matches(scenario, [each.name for each in summaries], 3)
+            hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show BENCHMARK` lists them."
+            raise UsageError(f"There is no scenario {scenario!r}. {hint}")
         if summary.unsupported:
             raise UsageError(f"{summary.name} cannot run here: {summary.unsupported}")
-        await check_needs(config, arms, endpoint)
-        for notice in network_notices(config, [summary]):
+        await run_sweep.check_needs(config, arms, endpoint)
+        for notice in run_sweep.network_notices(config, [summary]):
             say(notice)
         if redactor.unmasked:
-            say(TOO_SHORT.format(", ".join(redactor.unmasked)))
-        for notice in await notices_of(endpoint):
+            say(run_sweep.TOO_SHORT.format(", ".join(redactor.unmasked)))
+        for notice in await run_sweep.notices_of(endpoint):
             say(notice)
         folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         await anyio.to_thread.run_sync(make_folder, folder)
         key = TrialKey(summary.id, config.arms[0].name, 1)
-        ctx = Context(
+        ctx = run_sweep.make_context(
+            config,
             sweep=folder.name,
-            benchmark=benchmark.name,
-            config=config,
+            folder=folder,
+            benchmark=benchmark,
+            has_benchmark_runs=False,
+            scenarios=[summary],
+            arms=arms,
             endpoint=endpoint,
             sink=MaskingSink(Teller(ledger), redactor),
             ledger=ledger,
             limits=Limits(devboxes=1, agents=1),
-            folder=folder,
-            arms=arms,
-            scenarios={summary.id: summary},
-            benchmark_runs=None,
-            remote=Remote(folder.name, endpoint),
-            dice=random.random,
-            silence=Silence(endpoint),
             redactor=redactor,
         )
         await attempt(ctx, key)
@@ -109,15 +99,6 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         print_log(log.read_text(errors="replace").rstrip())
     say(f"Files: {log.parent}")
     return EXIT_OK if ledger.trials[key].outcome is Outcome.SCORED else EXIT_FAILED
-
-
-def _choose(wanted: str, summaries: list[ScenarioSummary]) -> ScenarioSummary:
-    for summary in summaries:
-        if wanted in {summary.id, summary.name}:
-            return summary
-    near = get_close_matches(wanted, [summary.name for summary in summaries], 3)
-    hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show BENCHMARK` lists them."
-    raise UsageError(f"There is no scenario {wanted!r}. {hint}")
 
 
 def _tell(event: Event) -> Iterator[str]:

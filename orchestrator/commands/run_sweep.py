@@ -4,7 +4,7 @@ import os
 import random
 import re
 import resource
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +20,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS
-from orchestrator.commands.endpoints import GREETING, Where, find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where
 from orchestrator.commands.exit_codes import (
     ALL_FLAGGED,
     EXIT_INTERRUPTED,
@@ -48,7 +48,7 @@ from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
 from orchestrator.engine.lifecycle import finish_unsupported
 from orchestrator.engine.presence import Presence
-from orchestrator.engine.redact import MaskingSink, Redactor
+from orchestrator.engine.redact import NO_SECRETS, MaskingSink, Redactor
 from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
@@ -58,20 +58,20 @@ from orchestrator.engine.watchdog import Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.run_folder import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.rundir.run_folder import choose_folder, refuse_elsewhere
 from orchestrator.view.console import leave_screen
 from orchestrator.view.progress import Progress, Style, tell_slow_phases
 from orchestrator.view.report import CHECK
 
-#: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
+#: Open files of a devbox: a wait, a stream, a call and a log; and those that are open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
 NOTHING_AGAIN: Final = Again()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
-TOO_SHORT: Final = "Not masked in what is written, because the values are too short: {}."
+TOO_SHORT: Final = "Not masked in any file, because the values are too short: {}."
 WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
-OPEN_NETWORK: Final = "As --network host says, agents reach everything that their devbox's host reaches."
-#: How a scenario's network says that every public host may be reached.
+OPEN_NETWORK: Final = "--network host: agents reach everything that their devbox's host reaches."
+#: The word in a scenario's network for every public host.
 INTERNET: Final = "internet"
 PUBLIC_NETWORK: Final = "These scenarios ask for internet access: {}. `--network none` closes it."
 NAMED_HOSTS: Final = "These scenarios ask for access to hosts: {}. `--network none` closes it."
@@ -79,9 +79,9 @@ NAMED_HOSTS: Final = "These scenarios ask for access to hosts: {}. `--network no
 SHOWN: Final = 12
 #: Characters of a reason.
 LONGEST: Final = 160
-#: Scenarios that are named for one reason.
+#: Scenarios named for one reason.
 NAMED: Final = 3
-#: Where in a file something stands.
+#: The place in a file, in a reason.
 _LINE: Final = re.compile(r": line \d+(?=: )")
 UNSUPPORTED: Final = (
     "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
@@ -90,22 +90,21 @@ LEFT_OUT: Final = "--skip-unsupported leaves out {}:"
 UNASKED: Final = "{} of this folder {} not asked for now."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
 NOT_ENDED: Final = "The endpoint did not end {} runs or devboxes of this sweep: `sweep reap` lists and ends them."
-#: Seconds in which an endpoint must say which scenarios there are.
-LISTING: Final = 300.0
-#: Seconds that closing the benchmark runs may take when nothing is left to do; what is left open, the next run closes.
-COMPLETING: Final = 60.0
-#: Seconds that the last word may take to reach the disk.
-LAST_WORD: Final = 2.0
+#: The time in which an endpoint must list its scenarios.
+LISTING_S: Final = 300.0
+#: The time for closing the benchmark runs when nothing is left to do; the next run closes those that are left open.
+COMPLETING_S: Final = 60.0
+#: The time for the last event to reach the disk.
+LAST_EVENT_S: Final = 2.0
 
 
 async def load_arms(
     configs: Sequence[ArmConfig], python: Path | None, given: Mapping[str, str], *, place: Where
 ) -> Mapping[str, Arm]:
-    """The agents of all arms, found and checked before anything is spent. Raises UsageError.
+    """Find and check the agents of all arms, before anything is spent. Raises UsageError.
 
-    `given` are variables of the user's beside the environment. What an agent lacks may still be a secret of an endpoint
-    elsewhere: then `supply_arms` has the last word. An arm's model is the one it works with: where nobody says, its
-    agent's own.
+    `given` are variables of the user's beside the environment. A variable that an agent lacks may be a secret of an
+    endpoint elsewhere: `supply_arms` decides. An arm without a model has its agent's own.
     """
     arms, environ = {}, {**os.environ, **given}
     for config in configs:
@@ -131,20 +130,20 @@ def secrets_of(arms: Mapping[str, Arm]) -> Collection[str]:
 
 
 def redactor_of(arms: Mapping[str, Arm]) -> Redactor:
-    """What keeps the secrets of all arms, and our own key, out of all that is written."""
+    """Make the redactor that keeps the secrets of all arms, and our own key, out of everything that is written."""
     ours = [("RUNLOOP_API_KEY", os.environ.get("RUNLOOP_API_KEY", ""))]
     return Redactor([*ours, *(pair for arm in arms.values() for pair in arm.agent.secrets.items())])
 
 
 async def supply_arms(arms: Mapping[str, Arm], endpoint: Definitions) -> Mapping[str, Arm]:
-    """The arms with what their agents lack in the environment taken from the endpoint's secrets. Raises UsageError."""
+    """Take the variables that agents lack from the endpoint's secrets; returns the arms. Raises UsageError."""
     if not any(loader.lacking(arm.agent) for arm in arms.values()):
         return arms
     try:
-        with anyio.fail_after(LISTING):
+        with anyio.fail_after(LISTING_S):
             names = await endpoint.secret_names()
     except TimeoutError:
-        raise Unavailable(f"{endpoint.url} did not list its secrets in {LISTING:g} s.") from None
+        raise Unavailable(f"{endpoint.url} did not list its secrets in {LISTING_S:g} s.") from None
     return {name: replace(arm, agent=loader.supply(arm.agent, names)) for name, arm in arms.items()}
 
 
@@ -160,9 +159,8 @@ async def run(
 ) -> int:
     """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
 
-    `file` is the sweep.toml that the config came from: the run folder keeps it as given. `again` is what is to be run
-    once more though it is finished, `given` are variables for the agents beside the environment; `begun` hears of the
-    run folder once it is ours.
+    `file` is the sweep.toml that the config is from; the run folder keeps a copy. `again` selects trials to run again.
+    `given` are variables for the agents beside the environment. `begun` is called with the run folder once it is ours.
     """
     fit_open_files(config)
     ledger = Ledger()
@@ -209,7 +207,7 @@ async def _run(
     state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
     redactor, hidden = redactor_of(arms), secrets_of(arms)
     async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back, hidden=hidden) as endpoint:
-        benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING)
+        benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING_S)
         arms = await supply_arms(arms, endpoint)
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet
@@ -224,10 +222,26 @@ async def _run(
                 folder.keep_settings(file)
             presence = Presence(endpoint, folder.sweep)
             await presence.claim()
-            sink = MaskingSink(journal, redactor)
-            ctx = _context(config, folder, plan, benchmark, arms, endpoint, sink, ledger, limits, redactor)
+            ctx = make_context(
+                config,
+                sweep=folder.sweep,
+                folder=folder.path,
+                benchmark=benchmark,
+                scenarios=plan.scenarios,
+                arms=arms,
+                endpoint=endpoint,
+                sink=MaskingSink(journal, redactor),
+                ledger=ledger,
+                limits=limits,
+                redactor=redactor,
+            )
             state.ctx, state.journal = ctx, journal
-            chosen = await _open(ctx, plan, again)
+            found = list(verdicts(plan, ledger, again)) if again else []
+            chosen = frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
+            await ctx.sink.append(
+                SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid()),
+                *(TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN),
+            )
             begun(folder.path)
             progress = Progress(
                 ledger=ledger,
@@ -238,18 +252,10 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            said = [
-                *filter(None, [folder.why]),
-                *_notices(config, arms, redactor, folder.path),
-                *network_notices(config, plan.scenarios),
-                *support_notices(plan),
-                *unasked(plan, ledger),
-                *told,
-            ]
+            progress.say(*filter(None, [folder.why]), *_notices(ctx, plan), *told)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
-                said.append(f"Of these {now} run now, as --only says; the others stay owed.")
-            progress.say(*said)
+                progress.say(f"Of these {now} run now, as --only says; the others stay pending.")
             try:
                 await _conduct(ctx, plan, chosen, state, progress, presence)
             finally:
@@ -264,21 +270,24 @@ async def _run(
     return exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
 
 
-def _notices(config: SweepConfig, arms: Mapping[str, Arm], redactor: Redactor, folder: Path) -> Iterator[str]:
-    """What is better known before the night than after it."""
-    if config.lock == "none":
-        yield RISK.format(folder)
-    if redactor.unmasked:
-        yield TOO_SHORT.format(", ".join(redactor.unmasked))
-    if redactor.words:
-        yield WORDS.format(", ".join(redactor.words))
-    limited = [arm for arm in arms.values() if config.max_cost is not None or arm.config.cost is not None]
+def _notices(ctx: Context, plan: Plan) -> Iterator[str]:
+    """Warnings worth showing before a long run starts."""
+    if ctx.config.lock == "none":
+        yield RISK.format(ctx.folder)
+    if ctx.redactor.unmasked:
+        yield TOO_SHORT.format(", ".join(ctx.redactor.unmasked))
+    if ctx.redactor.words:
+        yield WORDS.format(", ".join(ctx.redactor.words))
+    limited = [arm for arm in ctx.arms.values() if ctx.config.max_cost is not None or arm.config.cost is not None]
     if silent := [arm.name for arm in limited if not loader.tells_cost(arm.agent)]:
         yield UNCOUNTED.format(", ".join(silent))
+    yield from network_notices(ctx.config, plan.scenarios)
+    yield from support_notices(plan)
+    yield from unasked(plan, ctx.ledger)
 
 
 def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
-    """What devboxes reach by the word of others than their agents."""
+    """Notices of network access that something else than an agent asks for."""
     if config.network == "host":
         yield OPEN_NETWORK
     if config.network != "agent":
@@ -292,7 +301,7 @@ def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -
 
 
 def support_notices(plan: Plan) -> Iterator[str]:
-    """What cannot run, what runs without something that it asks for, what selects nothing; a line for each kind."""
+    """Notices of scenarios that cannot run or lack something they ask for, and of patterns that select nothing."""
     yield from plan.notes
     unsupported = [each for each in plan.scenarios if each.unsupported]
     if unsupported:
@@ -310,13 +319,13 @@ def support_notices(plan: Plan) -> Iterator[str]:
 
 
 def unasked(plan: Plan, ledger: Ledger) -> Iterator[str]:
-    """That results are in the folder which are not in the table."""
+    """A notice of results in the folder that are not in the table."""
     if count := sum(key not in plan for key in ledger.finished):
         yield UNASKED.format(counted(count, "finished trial"), "is" if count == 1 else "are")
 
 
 def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
-    """A line for each of the commonest reasons; where in a file it stands makes no other reason."""
+    """A line for each of the commonest reasons; reasons that differ by a line number only are one."""
     groups: dict[str, list[str]] = {}
     for each in scenarios:
         why = _LINE.sub("", each.unsupported.partition("; ")[0])
@@ -336,34 +345,36 @@ def _named(names: Sequence[str], shown: int = SHOWN) -> str:
 
 
 async def notices_of(endpoint: Endpoint) -> Sequence[str]:
-    """What the endpoint wants to have said; nothing, where it does not say so soon."""
-    with suppress(WorldError), anyio.move_on_after(GREETING):
+    """The endpoint's own notices; none if it does not answer soon."""
+    with suppress(WorldError), anyio.move_on_after(GREETING_S):
         return await endpoint.notices()
     return ()
 
 
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:
-    """Raises UsageError for what no devbox of this endpoint can have."""
+    """Check that devboxes of this endpoint can have what the sweep needs. Raises UsageError."""
     if config.scoring in {"separate", "shared"} and SETTLEMENTS not in await endpoint.features():
         raise UsageError(
-            f"--scoring {config.scoring} needs devboxes in sandboxes of a `sweep serve`, and {endpoint.url} has none: "
-            "leave it out, and scorers run in the agent's devbox."
+            f"--scoring {config.scoring} needs devboxes in sandboxes of a `sweep serve`, and {endpoint.url} has none. "
+            "Without it, scorers run in the agent's devbox."
         )
     for arm in arms.values():
         await endpoint.check(needs_of(config, arm.agent))
 
 
 async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
-    """The trials to run. Raises UsageError for a selection of nothing, and for time limits no devbox lives for."""
+    """Make the plan of trials. Raises UsageError for an empty selection, and for time limits no devbox lives for."""
     is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
     try:
-        with anyio.fail_after(LISTING):
+        with anyio.fail_after(LISTING_S):
             at_most = None if is_filtered else config.limit
             summaries = await endpoint.summaries(benchmark, at_most, include=config.include, exclude=config.exclude)
             if not config.include and len(summaries) != config.limit:
                 await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
     except TimeoutError:
-        raise Unavailable(f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING:g} s.") from None
+        raise Unavailable(
+            f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING_S:g} s."
+        ) from None
     chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
     left_out = tuple(each for each in chosen if each.unsupported) if config.skip_unsupported else ()
     scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
@@ -383,9 +394,9 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
 
 
 async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
-    """A scenario that the benchmark names and the endpoint has no use of would be missing from every mean, unseen.
+    """Raise UsageError if the endpoint cannot run a scenario of the benchmark, with its reason.
 
-    Raises UsageError with the endpoint's reason.
+    Without it the scenario would be missing from every mean, unseen.
     """
     unusable = [identity for identity in benchmark.scenario_ids if identity not in usable]
     for identity in unusable:
@@ -399,7 +410,7 @@ async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpo
 
 
 def deadline_of(config: SweepConfig) -> float | None:
-    """The deadline in seconds since 1970; None if there is none. Raises UsageError for one that is over."""
+    """Read the deadline, in seconds since 1970; None if there is none. Raises UsageError for one in the past."""
     if config.deadline is None:
         return None
     try:
@@ -409,7 +420,7 @@ def deadline_of(config: SweepConfig) -> float | None:
 
 
 def fit_open_files(config: SweepConfig) -> None:
-    """Raise the soft limit on open files, and refuse more devboxes than the hard one has room for."""
+    """Raise the soft limit on open files. Raises UsageError for more devboxes than the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -421,34 +432,36 @@ def fit_open_files(config: SweepConfig) -> None:
         )
 
 
-def _context(
+def make_context(
     config: SweepConfig,
-    folder: RunFolder,
-    plan: Plan,
+    *,
+    sweep: str,
+    folder: Path,
     benchmark: Benchmark,
+    has_benchmark_runs: bool = True,
+    scenarios: Iterable[ScenarioSummary],
     arms: Mapping[str, Arm],
     endpoint: Endpoint,
     sink: Sink,
     ledger: Ledger,
     limits: Limits,
-    redactor: Redactor,
+    redactor: Redactor = NO_SECRETS,
 ) -> Context:
-    benchmark_runs = BenchmarkRuns(
-        sweep=folder.sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=sink, ledger=ledger
-    )
+    """Wire the parts of the engine; `sweep` is the sweep's id, and `folder` its run folder."""
+    runs = BenchmarkRuns(sweep=sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=sink, ledger=ledger)
     return Context(
-        sweep=folder.sweep,
+        sweep=sweep,
         benchmark=benchmark.name,
         config=config,
         endpoint=endpoint,
         sink=sink,
         ledger=ledger,
         limits=limits,
-        folder=folder.path,
+        folder=folder,
         arms=arms,
-        scenarios={scenario.id: scenario for scenario in plan.scenarios},
-        benchmark_runs=benchmark_runs,
-        remote=Remote(folder.sweep, endpoint),
+        scenarios={scenario.id: scenario for scenario in scenarios},
+        benchmark_runs=runs if has_benchmark_runs else None,
+        remote=Remote(sweep, endpoint),
         dice=random.random,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
         silence=Silence(endpoint, unreachable=config.unreachable),
@@ -456,19 +469,10 @@ def _context(
     )
 
 
-async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
-    """Journal that we are here, and which finished trials are run once more; returns the trials that may run now."""
-    opened = SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid())
-    found = list(verdicts(plan, ctx.ledger, again)) if again else []
-    reopened = [TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN]
-    await ctx.sink.append(opened, *reopened)
-    return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
-
-
 async def _conduct(
     ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress, presence: Presence
 ) -> None:
-    """Settle what was left, run what is owed, and leave nothing running; progress is shown meanwhile."""
+    """Run the pending trials and show progress; afterwards nothing runs any more."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, state.stopping)
         tasks.start_soon(progress.show)
@@ -490,9 +494,9 @@ async def _conduct(
 
 
 async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
-    """Close the benchmark runs if nothing is owed, and write down how the sweep ended. Bounded."""
+    """Close the benchmark runs if no trial is pending, and journal how the sweep ended. Bounded."""
     is_finished = next(plan.pending(ctx.ledger), None) is None
-    with anyio.CancelScope(deadline=anyio.current_time() + COMPLETING) as closing:
+    with anyio.CancelScope(deadline=anyio.current_time() + COMPLETING_S) as closing:
         stopping.bind(closing)
         if is_finished and ctx.benchmark_runs is not None:
             try:
@@ -502,7 +506,7 @@ async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
     how = INTERRUPTED if stopping.is_by_signal else "stopped"
     reason = "finished" if is_finished else f"{how}: {stopping.reason or NOT_SELECTED}"
     try:
-        with anyio.move_on_after(LAST_WORD, shield=True):
+        with anyio.move_on_after(LAST_EVENT_S, shield=True):
             await ctx.sink.append(SweepEnded(reason=reason))
     except JournalError:
         if not stopping.is_by_signal:

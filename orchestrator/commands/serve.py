@@ -11,9 +11,10 @@ from orchestrator.commands import BUNDLED
 from orchestrator.common import logs
 from orchestrator.common.locks import RISK, Kind
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
+from orchestrator.service import server
 from orchestrator.service.address import Address
 from orchestrator.service.seams import Seams
-from orchestrator.service.server import Isolation, serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
@@ -27,7 +28,7 @@ async def run(
     token: str | None,
     state: Path,
     benchmarks: Sequence[Path],
-    isolation: str,
+    isolation: Isolation,
     linger: float | None,
     is_foreign: bool,
     chaos: Path | None,
@@ -36,14 +37,11 @@ async def run(
     lock: Kind,
     is_quiet: bool,
 ) -> None:
-    """Serve until a signal, or until nobody asks any more. Raises UsageError."""
+    """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""
     logs.to_stream(level=30 if is_quiet else 20)
     for folder in benchmarks:
         if not folder.is_dir():
             raise UsageError(f"--benchmarks {folder}: there is no such folder.")
-    isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
-    if isolation not in isolations:
-        raise UsageError(f"--isolation {isolation!r}: write local or none.")
     seams = strict(Seams()) if is_foreign else Seams()
     if chaos is not None:
         rules = await anyio.to_thread.run_sync(read_rules, chaos)
@@ -56,8 +54,8 @@ async def run(
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
             folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
-            chosen = isolations[isolation]
-            await serve(
+            chosen = server.Isolation.LOCAL if isolation is Isolation.LOCAL else server.Isolation.PROCESS
+            await server.serve(
                 host,
                 port,
                 token,

@@ -1,13 +1,17 @@
-"""Every knob of a sweep, with its default and the reason for it; named alike in sweep.toml and on the command line."""
+"""Every setting of a sweep: its type, its default with the reason for it, and its words on the command line.
+
+A setting has the same name in sweep.toml and as an option. The options of all commands are made from these fields.
+"""
 
 import re
 import tomllib
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from difflib import get_close_matches
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,31 +26,38 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
+from orchestrator.core.toml_lines import line_of
 
-MAX_KEEP_ALIVE: Final = 48 * 3600
+MAX_KEEP_ALIVE_S: Final = 48 * 3600
+MARGIN_S: Final = 300.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)")
 _TIME_OF_DAY: Final = re.compile(r"(\d{1,2}):(\d\d)(?::00)?")
-_UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-MARGIN: Final = 300.0
+_UNITS_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PERIODS_S: Final = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0}
 #: Suffixes that are no part of an agent's name; `.5` is.
 _FILES: Final = frozenset({".toml", ".py"})
+#: The metavar of options that `seconds` reads.
+DURATION: Final = "SECONDS|10m|8h"
+#: Parts of the help, in its order.
+Panel = Literal["What", "Agents", "How much", "Time limits", "Budgets", "Resume", "Where", "Output"]
 
 
 def seconds(value: Any) -> Any:
-    """A duration as people write it: `90` and `90s` are seconds, `10m` minutes, `8h` hours. Raises ValueError."""
+    """Read a duration: `90` and `90s` are seconds, `10m` minutes, `8h` hours. Raises ValueError."""
     if not isinstance(value, str):
         return value
     match = _DURATION.fullmatch(value.strip().lower())
     if match is None:
         raise ValueError(f"{value!r} is not a duration. Write for example 90, 90s, 10m or 8h")
-    return float(match[1]) * _UNITS[match[2]]
+    return float(match[1]) * _UNITS_S[match[2]]
 
 
 def moment(text: str, now: datetime) -> float:
-    """A deadline as seconds since 1970: `07:00` is the next such time, `8h` is from now, a date and time is itself.
+    """Read a deadline, as seconds since 1970: `07:00` is the next such time, `8h` is from now, a date is itself.
 
-    `now` is this machine's time without a zone, and so are dates that name none. Raises ValueError for what cannot be
-    read, for a number alone, which nobody means in seconds, and for a moment that is over.
+    `now` is this machine's time without a zone, and so are dates that name none. Raises ValueError for other words, for
+    a number without a unit, and for a moment that is over.
     """
     span = _DURATION.fullmatch(text.strip().lower())
     if span and not span[2]:
@@ -69,8 +80,22 @@ def moment(text: str, now: datetime) -> float:
     return at.timestamp()
 
 
+def _per_second(value: Any) -> Any:
+    """Read a rate: `20/s`, `20` or `300/min`. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    number, _, unit = value.partition("/")
+    try:
+        rate = float(number) / _PERIODS_S[unit.strip()]
+    except (KeyError, ValueError):
+        rate = 0.0
+    if not rate > 0:
+        raise ValueError(f"{value!r} is not a rate. Write for example 20/s or 300/min")
+    return rate
+
+
 def _deadline(value: Any) -> Any:
-    """TOML has dates, times and numbers of its own. Raises ValueError for what is no deadline."""
+    """Read a deadline as text; TOML has types for dates, times and numbers. Raises ValueError."""
     text = (
         value.isoformat() if isinstance(value, date | time) else str(value) if isinstance(value, int | float) else value
     )
@@ -80,34 +105,55 @@ def _deadline(value: Any) -> Any:
 
 
 Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
-#: As `Duration`, or none at all.
+#: A duration that may be 0.
 Patience = Annotated[NonNegativeFloat, BeforeValidator(seconds)]
+Rate = Annotated[PositiveFloat, BeforeValidator(_per_second)]
 Deadline = Annotated[str, BeforeValidator(_deadline)]
 
 
-class Knobs(BaseModel):
-    """A frozen table of settings that refuses keys it does not know."""
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The words of a setting on the command line, beside its name, type and default.
+
+    An option of few words has these as its metavar. `env` is a variable that is read if the option is not typed.
+    `otherwise` explains a default that is no value. `is_fixed` is a setting that a resume refuses to change: it is part
+    of what a sweep is.
+    """
+
+    panel: Panel
+    help: str
+    metavar: str = ""
+    short: str = ""
+    env: str = ""
+    otherwise: str = ""
+    is_fixed: bool = False
+
+
+class Settings(BaseModel):
+    """A frozen table of settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Timeouts(Knobs):
-    """How long each stage may take, in seconds or as `10m`; a stage that takes longer is ended, for real."""
+class Timeouts(Settings):
+    """The time limit of each stage; a stage that takes longer is ended."""
 
-    #: The endpoint answers a request for a run at once; two minutes cover its bad days.
-    start: Duration = 120
+    #: The endpoint grants a run at once; two minutes cover its bad days.
+    start: Annotated[Duration, Option("Time limits", "For the endpoint to grant the run.", DURATION)] = 120
     #: Cloud devboxes with large images take minutes.
-    boot: Duration = 900
+    boot: Annotated[Duration, Option("Time limits", "For the devbox to boot.", DURATION)] = 900
     #: Installing an agent over a slow network.
-    prepare: Duration = 900
-    #: None: the scenario's own limit, or an hour where it has none.
-    solve: Duration | None = None
-    #: Bringing files home never holds up a score for long.
-    gather: Duration = 300
-    #: None: the scenario's own limit, or half an hour where it has none.
-    score: Duration | None = None
-    #: A devbox that does not go away goes away by its keep-alive.
-    release: Duration = 120
+    prepare: Annotated[Duration, Option("Time limits", "For the agent's install.", DURATION)] = 900
+    solve: Annotated[
+        Duration | None, Option("Time limits", "For the agent to work.", DURATION, otherwise="the scenario's, else 1h")
+    ] = None
+    #: The collection of files never holds up a score for long.
+    gather: Annotated[Duration, Option("Time limits", "For the collection of the agent's files.", DURATION)] = 300
+    score: Annotated[
+        Duration | None, Option("Time limits", "For the scorers.", DURATION, otherwise="the scenario's, else 30m")
+    ] = None
+    #: A devbox that does not shut down ends by its keep-alive.
+    release: Annotated[Duration, Option("Time limits", "For the devbox to shut down.", DURATION)] = 120
 
     def solve_for(self, scenario: float | None) -> float:
         """The agent's time: what the user says, else what the scenario says, else an hour."""
@@ -118,13 +164,13 @@ class Timeouts(Knobs):
         return self.score or scenario or 1800.0
 
     def keep_alive(self, *, agent: float | None, scorer: float | None) -> int:
-        """How long a devbox must live: every stage that needs it, one agent's time of waiting for a turn, a margin.
+        """The seconds that a devbox must live: its stages, one agent's time of waiting for a turn, and a margin.
 
         Raises UsageError above the 48 hours that an endpoint grants.
         """
         solve, score = self.solve_for(agent), self.score_for(scorer)
-        needed = self.boot + self.prepare + 2 * solve + self.gather + score + MARGIN
-        if needed > MAX_KEEP_ALIVE:
+        needed = self.boot + self.prepare + 2 * solve + self.gather + score + MARGIN_S
+        if needed > MAX_KEEP_ALIVE_S:
             raise UsageError(
                 f"The timeouts add up to {needed / 3600:.1f} h for one devbox; an endpoint grants 48 h. "
                 "Lower --timeout-solve or --timeout-score."
@@ -132,75 +178,194 @@ class Timeouts(Knobs):
         return int(needed)
 
 
-class ArmConfig(Knobs):
+class ArmConfig(Settings):
     """An agent with its model and settings."""
 
     #: A name, a path to a .toml, `command:SHELL COMMAND`, `module:Class` or `file.py:Class`.
     agent: str
-    #: How results call this arm; made from agent and model if not given.
+    #: The arm's name in results; made from agent and model if not given.
     name: str = ""
     model: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
-    #: How many of its trials may be in flight, so that it leaves devboxes to the others; None: its fair share.
+    #: Its trials in flight at most, so that it leaves devboxes to the others; None: its fair share.
     agents: PositiveInt | None = None
-    #: US dollars that it may spend; then no trial of it is started any more, and the other arms go on.
+    #: Its budget in US dollars; once it is spent, no trial of this arm is started, and the other arms continue.
     cost: PositiveFloat | None = None
 
 
-class SweepConfig(Knobs):
-    """What one sweep does."""
+class EndpointConfig(Settings):
+    """The settings that say where benchmarks are served."""
+
+    endpoint: Annotated[
+        str | None,
+        Option(
+            "Where",
+            "A Runloop-compatible service. Its key is read from RUNLOOP_API_KEY.",
+            "URL",
+            env="RUNLOOP_BASE_URL",
+            otherwise="an embedded service",
+        ),
+    ] = None
+    #: Devboxes without isolation are for machines that permit no sandboxes, and for nothing else.
+    isolation: Annotated[
+        Isolation,
+        Option(
+            "Where",
+            "Isolation of the embedded service's devboxes: sandboxes of this machine, or plain processes.",
+            is_fixed=True,
+        ),
+    ] = Isolation.LOCAL
+    #: "none" is for file systems that have no locks: see `locks`.
+    lock: Annotated[
+        Literal["file", "none"],
+        Option(
+            "Where",
+            "Protection of a folder from a second process: a lock, or a note for file systems without locks. A note "
+            "does not protect from a process on another machine.",
+            env="SWEEP_LOCK",
+        ),
+    ] = "file"
+
+
+class SweepConfig(EndpointConfig):
+    """The settings of one sweep."""
 
     benchmark: str
     arms: tuple[ArmConfig, ...]
-    #: Results of one trial differ by luck; one is enough to look, more are needed to compare.
-    trials: PositiveInt = 1
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    limit: PositiveInt | None = None
-    #: A scenario that cannot run is a failed trial, so that no mean is of fewer than it says; or it is left out.
-    skip_unsupported: bool = False
-    #: Devboxes in flight: agents mostly wait for their model, so several per core keep a small machine busy.
-    devboxes: PositiveInt = 8
-    #: Agents solving at once; None: as many as devboxes.
-    agents: PositiveInt | None = None
-    #: HTTP requests a second; None: 20 for an endpoint elsewhere, unlimited on loopback.
-    rate: PositiveFloat | None = None
-    #: How often a trial is tried before it is given up, when it is the world that fails.
-    attempts: PositiveInt = 3
-    #: How often a run is scored before its scorers are called broken.
-    scorings: PositiveInt = 3
-    #: Partial work can pass, so an agent that crashed or ran out of time is scored all the same.
-    on_agent_failure: Literal["score", "fail"] = "score"
-    #: Where scorers run, on a service of ours: as each scenario declares, or one way for all of them.
-    scoring: Literal["declared", "separate", "shared", "live"] = "declared"
-    timeouts: Timeouts = Timeouts()
-    #: What a sweep may use up: then it starts no new trial, and goes on when it is run again with more. None: no limit.
-    #: The deadline is a time of day (the next one), a time from now, or a date and time: mornings have one.
-    deadline: Deadline | None = None
-    #: US dollars, as far as agents report what they spend.
-    max_cost: PositiveFloat | None = None
-    #: Hours between a devbox's boot and its release, summed: what a cloud bills.
-    max_devbox_hours: PositiveFloat | None = None
-    #: A night in which much fails is better looked at than paid for.
-    max_failures: PositiveInt | None = None
-    #: Whether the folder's lock keeps other processes out; "none" for file systems that have no locks: see `locks`.
-    lock: Literal["file", "none"] = "file"
-    #: How long those in flight may go on after a stop; None: to their end after Ctrl-C at a terminal and at the end of
-    #: a budget, 5 minutes after a signal from whoever cannot wait for ever (a service manager, a shutdown).
-    drain: Patience | None = None
-    #: So many failures in a row that are no trial's fault stop the sweep, and so do so many crashes of one agent that
-    #: crashes always: it would go on for the rest of the night.
-    same_failures: PositiveInt = 10
-    #: For so long no run may be granted, with none of ours alive, before the endpoint is called gone or used up.
-    unreachable: Duration = 1800
-    endpoint: str | None = None
-    #: What a devbox may reach: what its scenario and its agent name, nothing, or all that this machine can.
-    network: Literal["agent", "none", "host"] = "agent"
-    #: `local` boxes are isolated; `none` is for machines that permit no sandboxes, and for nothing else.
-    isolation: Literal["local", "none"] = "local"
+    include: Annotated[
+        tuple[str, ...],
+        Option(
+            "What",
+            "Run only scenarios whose name or id matches. Repeat it for more.",
+            "GLOB",
+            otherwise="all scenarios",
+        ),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        Option("What", "Leave out scenarios whose name or id matches. Repeat it for more.", "GLOB", otherwise="none"),
+    ] = ()
+    limit: Annotated[PositiveInt | None, Option("What", "Run only the first N scenarios.", "N", otherwise="all")] = None
+    #: A scenario that cannot run is a failed trial, so that a mean is of as many scenarios as it says.
+    skip_unsupported: Annotated[
+        bool, Option("What", "Leave out scenarios that cannot run here.", otherwise="each is a failed trial")
+    ] = False
     #: The interpreter that runs Python agents; None: the active virtual environment's, else ours.
-    python: Path | None = None
-    name: str | None = None
+    python: Annotated[
+        Path | None,
+        Option(
+            "Agents", "The interpreter for Python agents.", "PATH", otherwise="the active environment's", is_fixed=True
+        ),
+    ] = None
+    #: Partial work can pass, so an agent that crashed or ran out of time is scored all the same.
+    on_agent_failure: Annotated[
+        Literal["score", "fail"],
+        Option(
+            "Agents",
+            "Outcome of a trial whose agent crashed or timed out: score its work, or fail.",
+            is_fixed=True,
+        ),
+    ] = "score"
+    network: Annotated[
+        Literal["agent", "none", "host"],
+        Option(
+            "Agents",
+            "Access of devboxes: the hosts that scenario and agent name, nothing, or everything that their host "
+            "reaches.",
+            is_fixed=True,
+        ),
+    ] = "agent"
+    #: Results of one trial differ by luck; one is enough to look, more are needed to compare.
+    trials: Annotated[PositiveInt, Option("How much", "Trials of each scenario.", "N", "-k")] = 1
+    #: Agents mostly wait for their model, so several devboxes per core keep a small machine busy.
+    devboxes: Annotated[PositiveInt, Option("How much", "Devboxes in flight.", "N", "-n")] = 8
+    agents: Annotated[
+        PositiveInt | None, Option("How much", "Agents that work at once.", "N", otherwise="as many as devboxes")
+    ] = None
+    rate: Annotated[
+        Rate | None,
+        Option("How much", "HTTP requests a second to the endpoint.", "N/s", otherwise="20/s; no limit on loopback"),
+    ] = None
+    attempts: Annotated[
+        PositiveInt, Option("How much", "Attempts of a trial, if the world fails and not the agent.", "N")
+    ] = 3
+    scorings: Annotated[
+        PositiveInt, Option("How much", "Scorings of a run, before its scorers count as broken.", "N")
+    ] = 3
+    #: On a service of ours: as each scenario declares, or one way for all of them.
+    scoring: Annotated[
+        Literal["declared", "separate", "shared", "live"],
+        Option(
+            "Where",
+            "Where scorers run: as each scenario declares; in a fresh environment with the agent's work; in a new "
+            "devbox over the agent's files; or beside what the agent left running.",
+            is_fixed=True,
+        ),
+    ] = "declared"
+    timeouts: Timeouts = Timeouts()
+    deadline: Annotated[
+        Deadline | None,
+        Option(
+            "Budgets",
+            "Start no trial after this moment: a time of day, a time from now, or a date.",
+            "07:00|8h|DATE",
+            otherwise="none",
+        ),
+    ] = None
+    max_cost: Annotated[
+        PositiveFloat | None,
+        Option(
+            "Budgets",
+            "Start no trial once the agents report this cost, in all attempts together.",
+            "USD",
+            otherwise="no limit",
+        ),
+    ] = None
+    #: Hours between a devbox's boot and its release, summed: a cloud bills these.
+    max_devbox_hours: Annotated[
+        PositiveFloat | None,
+        Option(
+            "Budgets", "Start no trial once devboxes have run this long, all together.", "HOURS", otherwise="no limit"
+        ),
+    ] = None
+    #: A night in which much fails is better looked at than paid for.
+    max_failures: Annotated[
+        PositiveInt | None, Option("Budgets", "Start no trial once this many have failed.", "N", otherwise="no limit")
+    ] = None
+    #: Whoever sends another signal than Ctrl-C (a service manager, a shutdown) cannot wait for ever.
+    drain: Annotated[
+        Patience | None,
+        Option(
+            "Budgets",
+            "Time for running trials to finish after a stop. Those that do not finish are ended; a resume runs them "
+            "again.",
+            DURATION,
+            otherwise="no limit after Ctrl-C at a terminal and after a budget; 5m after other signals",
+        ),
+    ] = None
+    #: Such failures are no trial's fault, and would continue for the rest of the night.
+    same_failures: Annotated[
+        PositiveInt,
+        Option(
+            "Budgets",
+            "Stop after this many failures in a row of devboxes, or of installs of one agent. Stop also if an agent "
+            "crashed in the same way in this many trials and achieved nothing.",
+            "N",
+        ),
+    ] = 10
+    unreachable: Annotated[
+        Duration, Option("Budgets", "Stop if the endpoint has granted no run for this long.", DURATION)
+    ] = 1800
+    name: Annotated[
+        str | None,
+        Option(
+            "Resume",
+            "The sweep's folder below --runs. An existing sweep is resumed.",
+            "NAME",
+            otherwise="a new folder, or that of the same sweep if it is unfinished",
+            is_fixed=True,
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _arms_are_there_and_differ(self) -> Self:
@@ -214,7 +379,7 @@ class SweepConfig(Knobs):
 
 
 def arm_name(agent: str, model: str | None) -> str:
-    """What an arm is called when nobody says: the agent, shortened where it is a command or a path, and its model."""
+    """The name of an arm that was given none: its agent, shortened where it is a command or a path, and its model."""
     reference, _, symbol = agent.partition(":")
     path = Path(reference)
     stem = path.stem if path.suffix in _FILES else path.name
@@ -224,7 +389,7 @@ def arm_name(agent: str, model: str | None) -> str:
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """The settings in a sweep.toml. Raises UsageError naming file and place."""
+    """Read the settings of a sweep.toml. Raises UsageError naming file and place."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -235,52 +400,95 @@ def load_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}.") from None
 
 
-def resolve(data: Mapping[str, Any], *, source: Path | str = "the command line") -> SweepConfig:
-    """Settings as a config. Raises UsageError naming every wrong key, what it may be called, and what was expected.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Typed:
+    """A value that was typed as an option, or exported as a variable; `name` is `--devboxes` or `SWEEP_LOCK`."""
 
-    `source` is the file that they are in, or what they were typed to: what is wrong there is named as an option.
+    name: str
+    value: Any
+
+
+#: Messages by the first word of the parser's kind of problem.
+_EXPECTED: Final = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "tuple": "must be a list",
+    "model": "must be a table",
+    "dict": "must be a table",
+    "missing": "is required",
+}
+_M = TypeVar("_M", bound=Settings)
+
+
+def resolve(
+    settings: Mapping[str, Any], *, source: Path | str = "the command line", typed: Mapping[str, Typed] | None = None
+) -> SweepConfig:
+    """Make a configuration of settings. Raises UsageError that names every wrong one, and the expected values.
+
+    `source` is the file or the command that the settings are from. `typed` overrides them, by keys such as `devboxes`
+    and `timeouts.solve`; mistakes in it are named as they were typed.
     """
+    typed, merged = typed or {}, dict(settings)
+    for key, each in typed.items():
+        table, _, name = key.rpartition(".")
+        inside = merged.get(table, {}) if table else merged
+        if isinstance(inside, Mapping):  # other values are refused below, by their key
+            merged |= {table: {**inside, name: each.value}} if table else {name: each.value}
+    arms = merged.get("arms", ())
+    if isinstance(arms, list | tuple):
+        merged["arms"] = _with_names(arms)
+    return validated(SweepConfig, merged, source=source, typed=typed)
+
+
+def validated(model: type[_M], settings: Mapping[str, Any], *, source: Path | str, typed: Mapping[str, Typed]) -> _M:
+    """Check settings against a table of them, as `resolve` does for all. Raises UsageError."""
     try:
-        return SweepConfig.model_validate(_with_arm_names(data))
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise UsageError("; ".join(_explain(problem, source) for problem in error.errors()) + ".") from None
+        raise UsageError("; ".join(_explain(problem, source, typed) for problem in error.errors()) + ".") from None
 
 
-def _with_arm_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    arms = data.get("arms", ())
-    if not isinstance(arms, list | tuple):
-        return dict(data)
+def _with_names(arms: list[Any] | tuple[Any, ...]) -> list[Any]:
+    """Give each arm without a name one; different arms that would have the same are numbered."""
     taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
     named: list[Any] = []
     for position, arm in enumerate(arms):
         if isinstance(arm, Mapping) and not arm.get("name"):
             name = arm_name(str(arm.get("agent", "")), arm.get("model"))
             if arm not in arms[:position]:
-                name = _free(name, taken)
+                numbered = (f"{name}-{number}" for number in count(2))
+                name = next(each for each in chain([name], numbered) if each not in taken)
             taken.add(name)
             named.append(dict(arm) | {"name": name})
         else:
             named.append(arm)
-    return dict(data) | {"arms": named}
+    return named
 
 
-def _free(name: str, taken: Container[str]) -> str:
-    """The name, or the first numbered one that no other arm has: two commands are both called `command`."""
-    numbered = (f"{name}-{number}" for number in count(2))
-    return name if name not in taken else next(each for each in numbered if each not in taken)
-
-
-def _explain(problem: Any, source: Path | str) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = [*SweepConfig.model_fields, *Timeouts.model_fields, *ArmConfig.model_fields]
-        near = get_close_matches(str(problem["loc"][-1]), known, 1)
-        return f"{source}: unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+def _explain(problem: Any, source: Path | str, typed: Mapping[str, Typed]) -> str:
+    """A mistake with its place: an option, a variable, or file, line and key."""
+    location, kind = [str(part) for part in problem["loc"]], problem["type"]
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
+    bound = problem.get("ctx", {}).get("gt" if kind == "greater_than" else "ge")
+    if kind in {"literal_error", "enum"}:
         message = f"choose {problem['ctx']['expected'].replace(chr(39), '')}"
-    if not place:
-        return f"{source}: {message}"
-    is_option = isinstance(source, str) and problem["loc"][0] not in {"benchmark", "arms"}
-    option = place.replace("timeouts.", "timeout-").replace("_", "-")
-    return f"--{option}: {message}" if is_option else f"{source}: {place}: {message}"
+    elif bound is not None:
+        message = f"must be greater than {bound:g}" if isinstance(bound, float) else f"must be at least {bound + 1}"
+    elif kind.partition("_")[0] in _EXPECTED:
+        message = _EXPECTED[kind.partition("_")[0]]
+    given = typed.get(".".join(location[:2])) or typed.get(location[0] if location else "")
+    if given is not None:
+        value = problem["input"] if isinstance(given.value, list) else given.value
+        words = f"{given.name}{' ' if given.name[0] == '-' else '='}{value}"
+        return f"{given.name if kind == 'value_error' else words}: {message}"  # such a message has the value
+    place = str(source)
+    if isinstance(source, Path) and source.is_file():
+        place += line_of(source.read_text("utf-8", "replace"), location)
+    if kind == "extra_forbidden":
+        known = [*SweepConfig.model_fields, *Timeouts.model_fields, *ArmConfig.model_fields]
+        near = get_close_matches(location[-1], known, 1)
+        return f"{place}: unknown key {'.'.join(location)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return ": ".join(filter(None, [place, ".".join(location), message]))

@@ -1,11 +1,11 @@
-"""Every knob of a sweep, and what is said of a wrong one."""
+"""Every setting of a sweep, and what is said of a wrong one."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.core.config import SweepConfig, Timeouts, arm_name, load_file, resolve, seconds
+from orchestrator.core.config import SweepConfig, Timeouts, Typed, arm_name, load_file, resolve, seconds
 from orchestrator.core.errors import UsageError
 
 
@@ -29,27 +29,30 @@ def test_a_benchmark_and_an_agent_are_enough() -> None:
         ({"qqq": 3}, ["unknown key 'qqq'"]),
         ({"timeouts": {"slove": 3}}, ["unknown key 'timeouts.slove'", "did you mean 'solve'?"]),
         ({"arms": [{"agent": "nop", "modle": "x"}]}, ["unknown key 'arms.0.modle'", "did you mean 'model'?"]),
-        ({"trials": 0}, ["trials: ", "greater than 0"]),
-        ({"devboxes": "many"}, ["devboxes: ", "integer"]),
+        ({"trials": 0}, ["trials: ", "must be at least 1"]),
+        ({"devboxes": "many"}, ["devboxes: ", "must be a whole number"]),
         ({"rate": float("inf")}, ["rate: ", "finite"]),
         ({"timeouts": {"boot": float("nan")}}, ["timeouts.boot: "]),
         ({"on_agent_failure": "shrug"}, ["on_agent_failure: ", "choose score or fail."]),
         ({"isolation": "docker"}, ["isolation: ", "choose local or none."]),
         ({"arms": []}, ["no agent: name one with --agent"]),
-        ({"arms": [{"model": "x"}]}, ["arms.0.agent: ", "required"]),
-        ({"arms": "oracle"}, ["arms: "]),
-        ({"benchmark": None}, ["benchmark: "]),
+        ({"arms": [{"model": "x"}]}, ["arms.0.agent: ", "is required"]),
+        ({"arms": "oracle"}, ["arms: ", "must be a list"]),
+        ({"timeouts": 3}, ["timeouts: ", "must be a table"]),
+        ({"skip_unsupported": "often"}, ["skip_unsupported: ", "must be true or false"]),
+        ({"rate": "20/h"}, ["rate: '20/h' is not a rate. Write for example 20/s or 300/min"]),
+        ({"benchmark": None}, ["benchmark: ", "must be text"]),
         ({"timeouts": {"boot": "10 minutes"}}, ["timeouts.boot: '10 minutes' is not a duration", "10m or 8h"]),
         ({"timeouts": {"boot": "0s"}}, ["timeouts.boot: ", "greater than 0"]),
         ({"drain": "-1"}, ["drain: '-1' is not a duration"]),
         ({"unreachable": 0}, ["unreachable: ", "greater than 0"]),
         ({"deadline": "soon"}, ["deadline: 'soon' is not a deadline. Write 07:00, 8h or 2026-11-24T07:00"]),
         ({"deadline": 7}, ["deadline: 7 has no unit. Write 7h, 7m, 7s, or a time such as 07:00"]),
-        ({"deadline": [7]}, ["deadline: ", "string"]),
+        ({"deadline": [7]}, ["deadline: ", "must be text"]),
         ({"max_cost": 0}, ["max_cost: ", "greater than 0"]),
         ({"max_devbox_hours": -1}, ["max_devbox_hours: "]),
         ({"max_failures": 0}, ["max_failures: "]),
-        ({"same_failures": 0}, ["same_failures: "]),
+        ({"same_failures": 0}, ["same_failures: ", "must be at least 1"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place_and_what_was_expected(
@@ -62,14 +65,47 @@ def test_a_wrong_setting_is_named_with_its_place_and_what_was_expected(
     assert "\n" not in caught.value.message
 
 
-def test_a_wrong_option_is_named_as_it_is_typed() -> None:
-    typed = {"scoring": "there", "timeouts": {"solve": "x"}, "max_cost": 0}
+def test_a_wrong_option_is_named_as_it_is_typed_and_a_right_one_wins_over_the_file() -> None:
+    typed = {
+        "lock": Typed(name="SWEEP_LOCK", value="x"),
+        "include": Typed(name="--include", value=["a", 3]),
+        "scoring": Typed(name="--scoring", value="there"),
+        "timeouts.solve": Typed(name="--timeout-solve", value="x"),
+        "max_cost": Typed(name="--max-cost", value="0"),
+        "devboxes": Typed(name="--devboxes", value="3"),
+    }
+    settings = {"benchmark": "b", "arms": [{"agent": "oracle"}], "devboxes": 0, "timeouts": {"boot": 7}}
     with pytest.raises(UsageError) as caught:
-        resolve({"benchmark": "b", "arms": [{"agent": "oracle"}]} | typed, source="sweep run")
-    solve, scoring, cost = sorted(caught.value.message.split("; "), reverse=True)
-    assert cost.startswith("--max-cost: ")
-    assert scoring.startswith("--scoring: choose declared, separate, shared or live")
-    assert solve.startswith("--timeout-solve: 'x' is not a duration. Write for example 90, 90s, 10m or 8h")
+        resolve(settings, source="sweep run", typed=typed)
+    assert caught.value.message.removesuffix(".").split("; ") == [
+        "SWEEP_LOCK=x: choose file or none",
+        "--include 3: must be text",
+        "--scoring there: choose declared, separate, shared or live",
+        "--timeout-solve: 'x' is not a duration. Write for example 90, 90s, 10m or 8h",
+        "--max-cost 0: must be greater than 0",
+    ]
+    made = resolve(settings, typed={"devboxes": typed["devboxes"], "timeouts.solve": Typed(name="", value="2m")})
+    assert (made.devboxes, made.timeouts.boot, made.timeouts.solve) == (3, 7, 120)
+
+
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        'benchmark = "b"\nname = """\ntrials = 0\n"""\ntrials = 0\n[timeouts]\nboot = 0\n'
+        '[[arms]]\nagent = "oracle"\n[[arms]]\nmodel = "x"\n'
+    )
+    with pytest.raises(UsageError) as caught:
+        resolve(load_file(path), source=path)
+    assert caught.value.message.split("; ") == [
+        f"{path}, line 10: arms.1.agent: is required",
+        f"{path}, line 5: trials: must be at least 1",
+        f"{path}, line 7: timeouts.boot: must be greater than 0.",
+    ]
+
+
+@pytest.mark.parametrize(("text", "rate"), [("20/s", 20), ("20", 20), ("300/min", 5), (0.5, 0.5)])
+def test_a_rate_is_requests_a_second_or_names_its_time(text: str | float, rate: float) -> None:
+    assert config(rate=text).rate == rate
 
 
 def test_every_mistake_is_named_at_once() -> None:

@@ -103,7 +103,7 @@ def test_a_wish_with_a_typo_changes_nothing(night: "Desk") -> None:
 def test_a_dry_run_says_what_would_run_and_why_and_leaves_no_trace(night: "Desk", service: "Service") -> None:
     before, runs = contents(night.folder / "runs"), service.benchmark_runs()
     ended = night.sweep("resume", "mine", "--include", "[abcde]*", "--retry", "AgentCrashed", "--dry-run")
-    assert "This would go on with mine (runs/mine): 3 of 5 trials to run." in ended.out
+    assert "This would continue mine (runs/mine): 3 of 5 trials to run." in ended.out
     assert "run again     2  failed with AgentCrashed: matches --retry: bee, cat" in ended.out
     assert "run     1  never begun: eel" in ended.out
     assert "keep     2  scored: ant, dog" in ended.out

@@ -101,7 +101,7 @@ def test_leaving_attach_does_not_stop_the_sweep(served: "Desk") -> None:
     following.interrupt()
     ended = following.end()
     assert ended.status == 130
-    assert "mine goes on: `sweep attach mine` follows it" in ended.out
+    assert "mine keeps running: `sweep attach mine` follows it" in ended.out
     pid = holder(served.folder / "runs/mine")
     assert pid in served.processes()
     os.kill(pid, signal.SIGKILL)

@@ -77,7 +77,7 @@ def test_none_closes_and_host_opens_and_says_so(curious: "Desk", ports: list[int
     assert "greeted" not in greeted(curious, "--network", "none", "--name", "closed")[0]
     seen, said = greeted(curious, "--network", "host", "--name", "opened")
     assert all(f"greeted by {port}" in seen for port in ports)
-    assert "As --network host says, agents reach everything that their devbox's host reaches." in said
+    assert "--network host: agents reach everything that their devbox's host reaches." in said
     again = curious.refused("run", "mine", "--agent", "./curious.toml", "--name", "opened")
     assert 'network was "host" and is now "agent"' in again
 

@@ -1,7 +1,7 @@
 """A sweep in memory, on a virtual clock."""
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -11,18 +11,15 @@ import anyio
 import pytest
 
 from orchestrator.agentkit import loader
+from orchestrator.commands.run_sweep import make_context
 from orchestrator.core.config import resolve
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
-from orchestrator.core.records import ScenarioSummary, TrialKey
-from orchestrator.engine.benchmark_runs import BenchmarkRuns
-from orchestrator.engine.circuit_breaker import Breaker
+from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
-from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.scheduler import Scheduler, lanes_of
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.engine.silence import Silence
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
@@ -106,23 +103,18 @@ def _make(
         )
         for arm in config.arms
     }
-    ctx = Context(
+    ctx = make_context(
+        config,
         sweep="0190",
-        benchmark="memory",
-        config=config,
+        folder=folder,
+        benchmark=Benchmark(id="bmd_1", name="memory", scenario_ids=()),
+        scenarios=summaries,
+        arms=arms,
         endpoint=endpoint,
         sink=sink,
         ledger=ledger,
         limits=Limits(devboxes=config.devboxes, agents=config.agents),
-        folder=folder,
-        arms=arms,
-        scenarios={summary.id: summary for summary in summaries},
-        benchmark_runs=BenchmarkRuns(sweep="0190", benchmark_id="bmd_1", endpoint=endpoint, sink=sink, ledger=ledger),
-        remote=Remote("0190", endpoint),
-        dice=lambda: 0.5,
-        breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
-        silence=Silence(endpoint, unreachable=config.unreachable),
-        now=anyio.current_time,
     )
+    ctx = replace(ctx, dice=lambda: 0.5, now=anyio.current_time)
     plan = Plan(benchmark="memory", scenarios=summaries, arms=tuple(arms), trials=config.trials)
     return Sweep(ctx=ctx, plan=plan, endpoint=endpoint, sink=sink, stopping=Stopping())

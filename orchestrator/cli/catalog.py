@@ -1,0 +1,106 @@
+"""`sweep benchmarks`, `check`, `agents` and `docs`: the commands that explain what there is."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from orchestrator.cli.options import RUNS, EnvFileOption, JsonOption, RunsOption, end_with, endpoint_of, takes_settings
+from orchestrator.cli.run import variables_of
+
+
+@takes_settings("endpoint", "isolation", "lock")
+def list_benchmarks(
+    context: typer.Context, *, runs: RunsOption = RUNS, json: JsonOption = False, **settings: Any
+) -> None:
+    """List the benchmarks: the bundled ones, or an endpoint's."""
+    from orchestrator.commands import listing
+
+    place = dict(endpoint_of(context, settings))
+    anyio.run(lambda: listing.benchmarks(**place, runs=runs, as_json=json))
+
+
+@takes_settings("endpoint", "isolation", "lock")
+def show_benchmark(
+    context: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="A name, an id, or a folder of scenarios.")],
+    *,
+    runs: RunsOption = RUNS,
+    json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """List a benchmark's scenarios with their ids and time limits."""
+    from orchestrator.commands import listing
+
+    place = dict(endpoint_of(context, settings))
+    anyio.run(lambda: listing.scenarios(benchmark, **place, runs=runs, as_json=json))
+
+
+@takes_settings("isolation", "lock")
+def check(
+    context: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="A bundled benchmark's name, a benchmark folder, or a scenario's.")],
+    *,
+    static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
+    runs: RunsOption = RUNS,
+    **settings: Any,
+) -> None:
+    """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
+
+    Each mistake is reported with file and key. The exit code is 1 if there is any. The runs are kept like any sweep.
+    """
+    from orchestrator.commands.check import check as run_check
+
+    place = endpoint_of(context, settings)
+    end_with(lambda: run_check(benchmark, place, is_static=static, runs=runs))
+
+
+def list_agents(*, json: JsonOption = False) -> None:
+    """List the agents that have a name: yours in ./agents, and the built-in ones."""
+    from orchestrator.commands import agents
+
+    agents.list_agents(as_json=json)
+
+
+@takes_settings("python")
+def show_agent(
+    agent: Annotated[str, typer.Argument(metavar="NAME", help="A name, NAME@VERSION, or the path of a .toml.")],
+    *,
+    env_file: EnvFileOption = None,
+    json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """Explain an agent: its command, its needs, and whether this machine has them. No variable's value is shown."""
+    from orchestrator.commands import agents
+
+    python = Path(settings["python"]) if settings["python"] else None
+    agents.show(agent, python=python, given=variables_of(env_file), as_json=json)
+
+
+def new_agent(name: Annotated[str, typer.Argument(help="The agent's name.")]) -> None:
+    """Write ./agents/NAME.toml, a template that explains what an agent file may contain."""
+    from orchestrator.commands import agents
+
+    agents.new(name)
+
+
+def docs(
+    context: typer.Context,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="A topic. Omit it to list all topics.")] = None,
+) -> None:
+    """Show the manual: the list of topics, or one topic.
+
+    The text is laid out on a terminal, and is plain Markdown elsewhere.
+
+    Examples:
+      sweep docs
+
+      sweep docs getting-started
+
+      sweep docs commands >commands.md
+
+    """
+    from orchestrator.commands import docs
+
+    docs.show(topic, commands=context.find_root().command)

@@ -1,0 +1,140 @@
+"""`sweep attach`, `stop`, `logs`, `reap` and `repair`: the commands for sweeps that are there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from orchestrator.cli.options import (
+    RUNS,
+    JsonOption,
+    RunsOption,
+    SweepArgument,
+    end_with,
+    endpoint_of,
+    style,
+    takes_settings,
+)
+
+
+def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOption = False) -> None:
+    """Follow a running sweep of this machine: by default the only one.
+
+    Ctrl-C leaves the sweep running. When it ends, its summary is printed and its exit code is this command's. The
+    summary of a sweep that is not running is printed at once.
+    """
+    from orchestrator.commands import attach
+    from orchestrator.rundir.sweep_index import find, find_running
+
+    folder = find(runs, name) if name else find_running(runs)
+    end_with(lambda: attach.run(folder, style=style(as_json=json)), as_json=json)
+
+
+def stop(
+    name: SweepArgument = None,
+    *,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for running trials: end the agents, release the devboxes.")
+    ] = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Stop a running sweep of this machine: by default the only one. Return when it has ended.
+
+    It starts no new trials. Running trials may finish within the sweep's --drain time (5 minutes by default).
+    Unfinished trials stay pending; `sweep resume` continues them.
+    """
+    from orchestrator.commands import stop
+    from orchestrator.rundir.sweep_index import find, find_running
+
+    folder = find(runs, name) if name else find_running(runs)
+    end_with(lambda: stop.run(folder, is_now=now))
+
+
+def logs(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The sweep's name, or its folder.")],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A scenario's name or id. Omit it to list every attempt.")
+    ] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the trial has ended.")] = False,
+    arm: Annotated[str | None, typer.Option("--arm", help="The arm. \\[default: the only one]")] = None,
+    trial: Annotated[int, typer.Option("--trial", metavar="N", min=1, help="The trial.")] = 1,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", metavar="K", min=1, help="The attempt. \\[default: the newest]")
+    ] = None,
+    file: Annotated[
+        str, typer.Option("--file", metavar="FILE", help="Another file: patch.diff, devbox.log, trajectory.json …")
+    ] = "agent.log",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print control characters to a terminal too, which then obeys the agent.")
+    ] = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Print an agent's output verbatim, with secrets masked.
+
+    On a terminal, colors are kept and other control characters are shown as escapes, unless --raw is given. With -f,
+    print as the agent works, in every further attempt too, until the trial has a result or its sweep has ended.
+
+    Examples:
+      sweep logs my-sweep
+
+      sweep logs my-sweep billing-month-end -f
+
+      sweep logs my-sweep billing-month-end --file patch.diff | git apply
+
+    """
+    from orchestrator.commands import logs
+    from orchestrator.rundir.sweep_index import find
+
+    which = logs.Which(arm=arm, trial=trial, attempt=attempt, file=file)
+    anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow, is_raw=raw))
+
+
+@takes_settings("endpoint")
+def reap(
+    context: typer.Context,
+    *,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", metavar="ID", help="Consider only this sweep, by its id or its name.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
+    runs: RunsOption = RUNS,
+    json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """List what sweeps have on an endpoint - runs, devboxes, benchmark runs - and release what nobody uses.
+
+    Release what belongs to sweeps in --runs that no process is running. Ask first on a terminal; elsewhere --yes is
+    needed. An unfinished sweep may still want what it has: an agent may be working in its devbox, and `sweep resume`
+    would wait for it. A resume runs released trials again. Results that are there already are kept.
+
+    A sweep whose folder is not in --runs may be in use by another machine. It is listed, and released with --sweep ID
+    --yes only. Devboxes and runs that belong to no sweep are never touched. Without --endpoint, the running embedded
+    service of --runs is used.
+    """
+    from orchestrator.commands import reap
+
+    endpoint = endpoint_of(context, settings).endpoint
+    raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, as_json=json)))
+
+
+def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such as runs/my-sweep.")]) -> None:
+    """Keep every readable line of a damaged journal, set the damaged bytes aside in a file, and report the loss.
+
+    Results that the journal has lost are taken from results.jsonl, if they are there. `sweep resume` then runs the
+    trials again whose results are lost.
+    """
+    from orchestrator.rundir import repair
+    from orchestrator.view.console import say
+
+    lost = repair.repair(folder)
+    if lost is None:
+        say(f"{folder}: nothing is damaged.")
+        return
+    if lost.file is not None:
+        say(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+    if lost.restored:
+        say(f"{folder}: {lost.restored} results that the journal had lost were taken from results.jsonl.")
+    if lost.trials:
+        say(f"They spoke of {', '.join(lost.trials)}.")
