@@ -74,24 +74,24 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as error:  # noqa: BLE001 - told apart inside; what is not ours is raised again
-        code = _tell(error)
+        code = _report(error)
     try:
         code = _finish_writing(code)
-    except KeyboardInterrupt:  # the last words are waited for no longer; what was done is done
+    except KeyboardInterrupt:  # do not wait for the output any longer; the work is done
         os._exit(code)
     if code == 130:
         os._exit(130)  # Python's own way out would be the signal again, if that had come while a string was executed
     sys.exit(code)
 
 
-def _tell(error: Exception) -> int:
-    """Say what failed, with a traceback if that is a mistake of ours; returns the exit code."""
+def _report(error: Exception) -> int:
+    """Print the failure, with a traceback if it is a mistake of ours; returns the exit code."""
     from orchestrator.commands.exit_codes import exit_code_of
     from orchestrator.core.printable import printable_lines
 
     try:
         code, message = exit_code_of(error)
-    except Exception:  # noqa: BLE001 - it is the same one
+    except Exception:  # noqa: BLE001 - the same error again
         traceback.print_exception(error)
         return 1
     if message:
@@ -100,9 +100,9 @@ def _tell(error: Exception) -> int:
 
 
 def _finish_writing(code: int) -> int:
-    """See that what was said is read, or will not be; returns the exit code, another one where that was all there was.
+    """Wait until the output is written, or cannot be; returns the exit code, which changes if output was all there was.
 
-    What a thread writes is no reason for another code: whoever did something is not judged by who listened.
+    Output of the writing threads does not change it: a command that did its work is not judged by its readers.
     """
     out = sys.modules.get("orchestrator.view.console")
     if out is not None:

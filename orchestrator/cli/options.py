@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import EnumType
 from inspect import Parameter, cleandoc, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -72,10 +73,11 @@ class Setting:
 
     def parameter(self, name: str, *, is_hidden: bool) -> Parameter:
         """Make the parameter that typer makes the option of: text, a list of it, or a flag; None if it is not given."""
-        kinds: dict[Any, Any] = {bool: bool, tuple[str, ...]: list[str]}
-        kind = kinds.get(self.field.annotation, str)
-        is_literal = get_origin(self.field.annotation) is Literal
-        words = get_args(self.field.annotation) if is_literal else getattr(self.field.annotation, "__members__", ())
+        declared: Any = self.field.annotation
+        kind: Any = {bool: bool, tuple[str, ...]: list[str]}.get(declared, str)
+        words = get_args(declared) if get_origin(declared) is Literal else ()
+        if isinstance(declared, EnumType):
+            words = tuple(declared)
         option = typer.Option(
             *filter(None, [self.flag, self.option.short]),
             metavar=self.option.metavar or "|".join(words) or None,

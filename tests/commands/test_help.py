@@ -62,6 +62,8 @@ def test_the_options_of_a_sweep_are_in_panels() -> None:
     text = shown("run", 100)
     panels = re.findall(r"^╭─ ([\w ]+) ─", text, re.MULTILINE)
     assert panels == ["Arguments", "Options", *get_args(Panel)]
+    for words in ("--isolation local|none", "--lock file|none", "--scoring declared|separate|shared|live"):
+        assert re.search(re.escape(words).replace(r"\ ", " +"), text)
     assert [name for name in SETTINGS if f"--{name.replace('_', '-')} " not in text] == []
 
 
