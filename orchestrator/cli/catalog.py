@@ -6,44 +6,44 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from orchestrator.cli.options import RUNS, EnvFileOption, JsonOption, RunsOption, end_with, endpoint_of, takes_settings
+from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
 
 
-@takes_settings("endpoint", "isolation", "lock")
+@options.takes_settings("endpoint", "isolation", "lock")
 def list_benchmarks(
-    context: typer.Context, *, runs: RunsOption = RUNS, json: JsonOption = False, **settings: Any
+    context: typer.Context, *, runs: options.Runs = options.RUNS, json: options.Json = False, **settings: Any
 ) -> None:
     """List the benchmarks: the bundled ones, or an endpoint's."""
     from orchestrator.commands import listing
 
-    place = dict(endpoint_of(context, settings))
+    place = dict(options.endpoint_of(context, settings))
     anyio.run(lambda: listing.benchmarks(**place, runs=runs, as_json=json))
 
 
-@takes_settings("endpoint", "isolation", "lock")
+@options.takes_settings("endpoint", "isolation", "lock")
 def show_benchmark(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="A name, an id, or a folder of scenarios.")],
     *,
-    runs: RunsOption = RUNS,
-    json: JsonOption = False,
+    runs: options.Runs = options.RUNS,
+    json: options.Json = False,
     **settings: Any,
 ) -> None:
     """List a benchmark's scenarios with their ids and time limits."""
     from orchestrator.commands import listing
 
-    place = dict(endpoint_of(context, settings))
+    place = dict(options.endpoint_of(context, settings))
     anyio.run(lambda: listing.scenarios(benchmark, **place, runs=runs, as_json=json))
 
 
-@takes_settings("isolation", "lock")
+@options.takes_settings("isolation", "lock")
 def check(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="A bundled benchmark's name, a benchmark folder, or a scenario's.")],
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
-    runs: RunsOption = RUNS,
+    runs: options.Runs = options.RUNS,
     **settings: Any,
 ) -> None:
     """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
@@ -52,23 +52,23 @@ def check(
     """
     from orchestrator.commands.check import check as run_check
 
-    place = endpoint_of(context, settings)
-    end_with(lambda: run_check(benchmark, place, is_static=static, runs=runs))
+    place = options.endpoint_of(context, settings)
+    options.end_with(lambda: run_check(benchmark, place, is_static=static, runs=runs))
 
 
-def list_agents(*, json: JsonOption = False) -> None:
+def list_agents(*, json: options.Json = False) -> None:
     """List the agents that have a name: yours in ./agents, and the built-in ones."""
     from orchestrator.commands import agents
 
     agents.list_agents(as_json=json)
 
 
-@takes_settings("python")
+@options.takes_settings("python")
 def show_agent(
     agent: Annotated[str, typer.Argument(metavar="NAME", help="A name, NAME@VERSION, or the path of a .toml.")],
     *,
-    env_file: EnvFileOption = None,
-    json: JsonOption = False,
+    env_file: options.EnvFile = None,
+    json: options.Json = False,
     **settings: Any,
 ) -> None:
     """Explain an agent: its command, its needs, and whether this machine has them. No variable's value is shown."""

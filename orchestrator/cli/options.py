@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import EnumType
 from inspect import Parameter, cleandoc, signature
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 RUNS: Final = Path("runs")
-RunsOption = Annotated[
+Runs = Annotated[
     Path,
     typer.Option(
         "--runs", metavar="DIR", envvar="SWEEP_RUNS", help="The folder of all sweeps.", rich_help_panel="Where"
     ),
 ]
-EnvFileOption = Annotated[
+EnvFile = Annotated[
     Path | None,
     typer.Option(
         "--env-file",
@@ -37,7 +37,7 @@ EnvFileOption = Annotated[
         rich_help_panel="Agents",
     ),
 ]
-SetOption = Annotated[
+Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
@@ -46,10 +46,10 @@ SetOption = Annotated[
         rich_help_panel="Agents",
     ),
 ]
-JsonOption = Annotated[
+Json = Annotated[
     bool, typer.Option("--json", help="Print JSON lines on standard output, for programs.", rich_help_panel="Output")
 ]
-SweepArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="The sweep's name, or its folder.")]
+SweepName = Annotated[str | None, typer.Argument(metavar="NAME", help="The sweep's name, or its folder.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +89,18 @@ class Setting:
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
-def _settings() -> Iterator[tuple[str, Setting]]:
-    tables: list[tuple[str, str, type[config.Settings]]]
-    tables = [("", "", config.SweepConfig), ("timeouts.", "timeout_", config.Timeouts)]
-    for inside, prefix, table in tables:
-        for name, field in table.model_fields.items():
-            for option in field.metadata:
-                if isinstance(option, config.Option):
-                    flag = f"--{prefix}{name}".replace("_", "-")
-                    yield prefix + name, Setting(key=inside + name, flag=flag, field=field, option=option)
-
-
+_TABLES: Final[Sequence[tuple[str, str, type[config.Settings]]]] = (
+    ("", "", config.SweepConfig),
+    ("timeouts.", "timeout_", config.Timeouts),
+)
 #: By the names of their parameters, such as `timeout_solve`.
-SETTINGS: Final = dict(_settings())
+SETTINGS: Final = {
+    prefix + name: Setting(key=inside + name, flag=f"--{prefix}{name}".replace("_", "-"), field=field, option=option)
+    for inside, prefix, table in _TABLES
+    for name, field in table.model_fields.items()
+    for option in field.metadata
+    if isinstance(option, config.Option)
+}
 
 
 def takes_settings(*names: str, hides_fixed: bool = False) -> Callable[[_F], _F]:
@@ -111,22 +110,21 @@ def takes_settings(*names: str, hides_fixed: bool = False) -> Callable[[_F], _F]
     function's own parameters, and one for each setting, in the order of the help's panels.
     """
 
+    def panel(parameter: Parameter) -> int:
+        """The number of an option's panel; arguments come first."""
+        panels = [getattr(each, "rich_help_panel", None) for each in get_args(parameter.annotation)[1:]]
+        return next((get_args(config.Panel).index(each) for each in panels if each), -1)
+
     def decorate(command: _F) -> _F:
         own = signature(command)
         parameters = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
         for name in names or SETTINGS:
             setting = SETTINGS[name]
             parameters.append(setting.parameter(name, is_hidden=hides_fixed and setting.option.is_fixed))
-        vars(command)["__signature__"] = own.replace(parameters=sorted(parameters, key=_panel))
+        vars(command)["__signature__"] = own.replace(parameters=sorted(parameters, key=panel))
         return command
 
     return decorate
-
-
-def _panel(parameter: Parameter) -> int:
-    """The number of an option's panel in the help; arguments come first."""
-    panels = [getattr(each, "rich_help_panel", None) for each in get_args(parameter.annotation)[1:]]
-    return next((get_args(config.Panel).index(panel) for panel in panels if panel), -1)
 
 
 def typed(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, config.Typed]:

@@ -9,19 +9,7 @@ from typing import Annotated, Any, Final, NoReturn
 import anyio
 import typer
 
-from orchestrator.cli.options import (
-    RUNS,
-    SETTINGS,
-    EnvFileOption,
-    JsonOption,
-    RunsOption,
-    SetOption,
-    SweepArgument,
-    end_with,
-    style,
-    takes_settings,
-    typed,
-)
+from orchestrator.cli import options
 from orchestrator.core.config import SweepConfig, Typed, load_file, resolve
 from orchestrator.core.errors import UsageError
 
@@ -80,7 +68,7 @@ DetachOption = Annotated[
 IDLE: Final = {"endpoint", "lock"}
 
 
-@takes_settings()
+@options.takes_settings()
 def run(
     context: typer.Context,
     benchmark: Annotated[
@@ -96,14 +84,14 @@ def run(
     ] = None,
     agent: AgentsOption = None,
     model: ModelsOption = None,
-    setting: SetOption = None,
-    env_file: EnvFileOption = None,
+    setting: options.Set = None,
+    env_file: options.EnvFile = None,
     retry: RetryOption = None,
     only: OnlyOption = None,
-    runs: RunsOption = RUNS,
+    runs: options.Runs = options.RUNS,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
-    json: JsonOption = False,
+    json: options.Json = False,
     **settings: Any,
 ) -> None:
     """Run agents over a benchmark and score every scenario.
@@ -125,7 +113,7 @@ def run(
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
     """
-    given = typed(context, settings)
+    given = options.typed(context, settings)
     if benchmark is not None:
         given["benchmark"] = Typed(name="BENCHMARK", value=benchmark)
     if agent:
@@ -149,21 +137,21 @@ def run(
     )
 
 
-@takes_settings(hides_fixed=True)
+@options.takes_settings(hides_fixed=True)
 def resume(
     context: typer.Context,
-    sweep: SweepArgument = None,
+    sweep: options.SweepName = None,
     *,
     agent: Annotated[list[str] | None, typer.Option("--agent", "-a", hidden=True)] = None,
     model: Annotated[list[str] | None, typer.Option("--model", hidden=True)] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
-    env_file: EnvFileOption = None,
+    env_file: options.EnvFile = None,
     retry: RetryOption = None,
     only: OnlyOption = None,
-    runs: RunsOption = RUNS,
+    runs: options.Runs = options.RUNS,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
-    json: JsonOption = False,
+    json: options.Json = False,
     **settings: Any,
 ) -> None:
     """Continue a sweep: by default the newest unfinished one.
@@ -186,9 +174,9 @@ def resume(
     from orchestrator.rundir.manifest import read_manifest
     from orchestrator.rundir.sweep_index import find, find_unfinished, is_finished
 
-    given = typed(context, settings)
+    given = options.typed(context, settings)
     refused = [flag for flag, value in {"--agent": agent, "--model": model, "--set": setting}.items() if value]
-    refused += [each.flag for each in SETTINGS.values() if each.option.is_fixed and each.key in given]
+    refused += [each.flag for each in options.SETTINGS.values() if each.option.is_fixed and each.key in given]
     for flag in refused:
         raise UsageError(
             f"{flag} is part of what a sweep is, and a resume does not change it. "
@@ -197,7 +185,7 @@ def resume(
     folder = find(runs, sweep) if sweep else find_unfinished(runs)
     manifest = read_manifest(folder)
     if is_finished(folder, manifest) and not (given.keys() - IDLE or retry or only or dry_run):
-        end_with(lambda: attach.run(folder, style=style(as_json=json)), as_json=json)
+        options.end_with(lambda: attach.run(folder, style=options.style(as_json=json)), as_json=json)
     _start(
         resolve(manifest.config | {"name": folder.name}, source=f"sweep resume {folder.name}", typed=given),
         runs=folder.parent,
@@ -240,8 +228,8 @@ def _start(
         os.chdir(started_in)
     if is_dry:
         raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=as_json, given=given)))
-    look = style(as_json=as_json) if begun is None else "json" if as_json else "plain"
-    end_with(
+    look = options.style(as_json=as_json) if begun is None else "json" if as_json else "plain"
+    options.end_with(
         lambda: run_sweep.run(
             config, runs=runs, style=look, file=file, again=again, given=given, begun=begun or (lambda _: None)
         ),
@@ -249,7 +237,7 @@ def _start(
     )
 
 
-@takes_settings("python", "network", "endpoint", "isolation", "lock")
+@options.takes_settings("python", "network", "endpoint", "isolation", "lock")
 def run_scenario(
     context: typer.Context,
     scenario: Annotated[str, typer.Argument(help="A scenario's id, or its name in --benchmark.")],
@@ -262,9 +250,9 @@ def run_scenario(
     ] = "bugfix-mini",
     agent: Annotated[str, typer.Option("--agent", "-a", help="As for `sweep run`.", rich_help_panel="Agents")],
     model: Annotated[str | None, typer.Option("--model", help="The agent's model.", rich_help_panel="Agents")] = None,
-    setting: SetOption = None,
-    env_file: EnvFileOption = None,
-    runs: RunsOption = RUNS,
+    setting: options.Set = None,
+    env_file: options.EnvFile = None,
+    runs: options.Runs = options.RUNS,
     **settings: Any,
 ) -> None:
     """Run one scenario by itself and report every step: start, boot, solve, score, complete."""
@@ -274,10 +262,10 @@ def run_scenario(
     config = resolve(
         {"benchmark": benchmark, "arms": [arm], "attempts": 1},
         source="sweep scenario run",
-        typed=typed(context, settings),
+        typed=options.typed(context, settings),
     )
     given = variables_of(env_file)
-    end_with(lambda: run_scenario.run(scenario, config, runs=runs, given=given))
+    options.end_with(lambda: run_scenario.run(scenario, config, runs=runs, given=given))
 
 
 def variables_of(file: Path | None) -> dict[str, str]:

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from orchestrator.cli.options import end_with, endpoint_of, takes_settings
+from orchestrator.cli import options
 
 STATE: Final = Path.home() / ".local" / "state" / "sweep" / "service"
 
 
-@takes_settings("isolation", "lock")
+@options.takes_settings("isolation", "lock")
 def serve(
     context: typer.Context,
     *,
@@ -98,8 +98,8 @@ def serve(
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.commands import serve
 
-    place = endpoint_of(context, settings)
-    end_with(
+    place = options.endpoint_of(context, settings)
+    options.end_with(
         lambda: serve.run(
             host=host,
             port=port,

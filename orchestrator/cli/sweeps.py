@@ -6,19 +6,10 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from orchestrator.cli.options import (
-    RUNS,
-    JsonOption,
-    RunsOption,
-    SweepArgument,
-    end_with,
-    endpoint_of,
-    style,
-    takes_settings,
-)
+from orchestrator.cli import options
 
 
-def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOption = False) -> None:
+def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, json: options.Json = False) -> None:
     """Follow a running sweep of this machine: by default the only one.
 
     Ctrl-C leaves the sweep running. When it ends, its summary is printed and its exit code is this command's. The
@@ -28,16 +19,16 @@ def attach(name: SweepArgument = None, *, runs: RunsOption = RUNS, json: JsonOpt
     from orchestrator.rundir.sweep_index import find, find_running
 
     folder = find(runs, name) if name else find_running(runs)
-    end_with(lambda: attach.run(folder, style=style(as_json=json)), as_json=json)
+    options.end_with(lambda: attach.run(folder, style=options.style(as_json=json)), as_json=json)
 
 
 def stop(
-    name: SweepArgument = None,
+    name: options.SweepName = None,
     *,
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for running trials: end the agents, release the devboxes.")
     ] = False,
-    runs: RunsOption = RUNS,
+    runs: options.Runs = options.RUNS,
 ) -> None:
     """Stop a running sweep of this machine: by default the only one. Return when it has ended.
 
@@ -48,7 +39,7 @@ def stop(
     from orchestrator.rundir.sweep_index import find, find_running
 
     folder = find(runs, name) if name else find_running(runs)
-    end_with(lambda: stop.run(folder, is_now=now))
+    options.end_with(lambda: stop.run(folder, is_now=now))
 
 
 def logs(
@@ -69,7 +60,7 @@ def logs(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print control characters to a terminal too, which then obeys the agent.")
     ] = False,
-    runs: RunsOption = RUNS,
+    runs: options.Runs = options.RUNS,
 ) -> None:
     """Print an agent's output verbatim, with secrets masked.
 
@@ -91,7 +82,7 @@ def logs(
     anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow, is_raw=raw))
 
 
-@takes_settings("endpoint")
+@options.takes_settings("endpoint")
 def reap(
     context: typer.Context,
     *,
@@ -99,8 +90,8 @@ def reap(
         str | None, typer.Option("--sweep", metavar="ID", help="Consider only this sweep, by its id or its name.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
-    runs: RunsOption = RUNS,
-    json: JsonOption = False,
+    runs: options.Runs = options.RUNS,
+    json: options.Json = False,
     **settings: Any,
 ) -> None:
     """List what sweeps have on an endpoint - runs, devboxes, benchmark runs - and release what nobody uses.
@@ -115,7 +106,7 @@ def reap(
     """
     from orchestrator.commands import reap
 
-    endpoint = endpoint_of(context, settings).endpoint
+    endpoint = options.endpoint_of(context, settings).endpoint
     raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, as_json=json)))
 
 
