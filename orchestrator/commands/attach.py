@@ -11,14 +11,7 @@ from typing import Final
 
 import anyio
 
-from orchestrator.commands.exit_codes import (
-    ALL_FLAGGED,
-    EXIT_INTERRUPTED,
-    INTERRUPTED,
-    NOT_SELECTED,
-    all_flagged,
-    exit_code,
-)
+from orchestrator.commands import exit_codes
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.manifest import read_manifest
@@ -74,14 +67,16 @@ async def run(folder: Path, *, style: Style) -> int:
         words = f"{folder.name} keeps running: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
         console.show(())
         console.say(words, to_stderr=style == "json")
-        return EXIT_INTERRUPTED
+        return exit_codes.EXIT_INTERRUPTED
     state.is_over = True
     progress.finish()
-    doubtful = all_flagged(plan, ledger)
-    progress.say(*map(ALL_FLAGGED.format, doubtful))
+    doubtful = exit_codes.all_flagged(plan, ledger)
+    progress.say(*map(exit_codes.ALL_FLAGGED.format, doubtful))
     ended = ledger.ended or ""
-    trials = filter(ledger.is_finished, plan) if ended.endswith(NOT_SELECTED) else plan
-    return exit_code(list(trials), ledger, doubtful=doubtful, is_stopped=ended.startswith(INTERRUPTED))
+    trials = filter(ledger.is_finished, plan) if ended.endswith(exit_codes.NOT_SELECTED) else plan
+    return exit_codes.exit_code(
+        list(trials), ledger, doubtful=doubtful, is_stopped=ended.startswith(exit_codes.INTERRUPTED)
+    )
 
 
 async def _follow(folder: Path, reader: Reader, progress: Progress) -> bool:

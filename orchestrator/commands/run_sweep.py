@@ -19,16 +19,8 @@ import structlog
 
 from orchestrator import __version__
 from orchestrator.agentkit import loader
-from orchestrator.commands import AGENTS
+from orchestrator.commands import AGENTS, exit_codes
 from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where
-from orchestrator.commands.exit_codes import (
-    ALL_FLAGGED,
-    EXIT_INTERRUPTED,
-    INTERRUPTED,
-    NOT_SELECTED,
-    all_flagged,
-    exit_code,
-)
 from orchestrator.commands.live_status import State
 from orchestrator.common import logs
 from orchestrator.common.locks import RISK
@@ -181,7 +173,7 @@ async def run(
             return await _run(
                 config, state, ledger, runs=runs, style=style, file=file, again=again, given=given, begun=begun
             )
-    return EXIT_INTERRUPTED
+    return exit_codes.EXIT_INTERRUPTED
 
 
 async def _run(
@@ -265,9 +257,9 @@ async def _run(
                         await arm.agent.aclose()
     if stopping.fault is not None:
         raise stopping.fault
-    doubtful = all_flagged(plan, ledger)
-    progress.say(*map(ALL_FLAGGED.format, doubtful))
-    return exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
+    doubtful = exit_codes.all_flagged(plan, ledger)
+    progress.say(*map(exit_codes.ALL_FLAGGED.format, doubtful))
+    return exit_codes.exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
 
 
 def _notices(ctx: Context, plan: Plan) -> Iterator[str]:
@@ -503,8 +495,8 @@ async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
                 await ctx.benchmark_runs.complete_all()
             except WorldError as error:
                 structlog.get_logger().warning("benchmark_runs.not_completed", error=error.message)
-    how = INTERRUPTED if stopping.is_by_signal else "stopped"
-    reason = "finished" if is_finished else f"{how}: {stopping.reason or NOT_SELECTED}"
+    how = exit_codes.INTERRUPTED if stopping.is_by_signal else "stopped"
+    reason = "finished" if is_finished else f"{how}: {stopping.reason or exit_codes.NOT_SELECTED}"
     try:
         with anyio.move_on_after(LAST_EVENT_S, shield=True):
             await ctx.sink.append(SweepEnded(reason=reason))
