@@ -34,7 +34,7 @@ def serve(
     ] = None,
     linger: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="End once no client has asked for this long. \\[default: never]"),
+        typer.Option(min=0, metavar="SECONDS", help="End once no client has asked for this long. \\[default: never]"),
     ] = None,
     foreign: Annotated[
         bool,
