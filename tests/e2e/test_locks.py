@@ -93,4 +93,4 @@ def test_a_sweep_killed_without_a_lock_is_resumed_without_one(served: "Desk") ->
 
 def test_a_word_that_is_no_kind_of_lock_is_refused(served: "Desk") -> None:
     ended = served.sweep("run", "six", "--agent", "oracle", "--lock", "nfs", status=2)
-    assert "none of file, none" in ended.err
+    assert ended.err == "sweep: --lock nfs: choose file or none.\n"
