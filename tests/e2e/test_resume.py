@@ -89,7 +89,7 @@ def test_options_that_would_mix_two_kinds_of_results_are_refused_by_name(served:
     assert manifest(served, "mine") == before
     for option in ("--agent", "--model", "--on-agent-failure"):
         assert option in served.sweep("resume", "mine", option, "x", status=2).err
-    assert "devboxes" in served.sweep("resume", "mine", "--devboxes", "0", status=2).err
+    assert "--devboxes 0: must be at least 1" in served.refused("resume", "mine", "--devboxes", "0")
 
 
 def test_another_endpoint_than_the_sweeps_is_refused_and_both_are_named(served: "Desk", service: "Service") -> None:
