@@ -1,16 +1,14 @@
 """Agent files: the keys of one small TOML file, and its reader, whose messages name file, line and key.
 
 The file names environment variables, never their values, so it can be shared and committed. It is read strictly: a key
-with a typing error would otherwise become an agent that quietly runs without its time limit or its secret. The parser
-of TOML keeps no line numbers, so they are looked up in the text afterwards, for messages only.
+with a typing error would otherwise become an agent that quietly runs without its time limit or its secret.
 """
 
 import difflib
 import hashlib
 import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
@@ -20,17 +18,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from orchestrator.agentkit.agent import NUMBERS
 from orchestrator.agentkit.trajectory import FORMATS
 from orchestrator.core.errors import UsageError
+from orchestrator.core.toml_lines import line_of
 
 #: The `from` that means the agent's printed output, not a file.
 OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 _HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)"
-#: For the lines of keys: the parts of TOML that matter.
-_NAME: Final = r"[\w.\"'-]+"
-_TABLE: Final = re.compile(rf"^\s*\[\s*(?P<table>{_NAME})\s*\]")
-_KEY: Final = re.compile(rf"^\s*(?P<key>{_NAME})\s*=")
-_FENCES: Final = ("'''", '"""')
 #: Our words for pydantic's types of error.
 _MESSAGES: Final = {
     "tuple_type": "must be a list",
@@ -236,7 +230,7 @@ def parse_definition(text: str, *, name: str, file: str) -> Definition:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file}: not valid TOML: {error}") from error
     if data.setdefault("name", name) != name:
-        raise UsageError(f"{file}{_line(text, ['name'])}: key name: must be {name!r}, as the file is, or left out")
+        raise UsageError(f"{file}{line_of(text, ['name'])}: key name: must be {name!r}, as the file is, or left out")
     try:
         return Definition.model_validate(data)
     except ValidationError as error:
@@ -264,7 +258,7 @@ def _describe(text: str, data: Mapping[str, Any], problem: ErrorDetails) -> str:
         near = difflib.get_close_matches(location[-1], keys, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}"
         message = f"there is no such key; {hint}"
-    return f"{_line(text, location)}: key {'.'.join(location)}: {message}"
+    return f"{line_of(text, location)}: key {'.'.join(location)}: {message}"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -272,29 +266,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
-
-
-def _line(text: str, location: Sequence[str]) -> str:
-    """The line of a key, as `, line 7`; empty where that is unknown, e.g. for a key that is missing."""
-    lines: dict[str, int] = {}  # of each table and key outside of multi-line strings, by dotted name
-    prefix = fence = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if fence:
-            fence = "" if fence in line else fence
-            continue
-        if table := _TABLE.match(line):
-            lines.setdefault(_plain(table["table"]), number)
-            prefix = _plain(table["table"]) + "."
-        elif key := _KEY.match(line):
-            lines.setdefault(prefix + _plain(key["key"]), number)
-            fence = next((each for each in _FENCES if line.count(each) % 2), "")
-
-    for length in range(len(location), 0, -1):
-        found = lines.get(".".join(location[:length]))
-        if found is not None:
-            return f", line {found}"
-    return ""
-
-
-def _plain(name: str) -> str:
-    return name.replace('"', "").replace("'", "")
