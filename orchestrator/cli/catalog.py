@@ -8,33 +8,36 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
+from orchestrator.view.formats import Format
 
 
+@options.takes_format
 @options.takes_settings("endpoint", "isolation", "lock")
 def list_benchmarks(
-    context: typer.Context, *, runs: options.Runs = options.RUNS, json: options.Json = False, **settings: Any
+    context: typer.Context, *, runs: options.Runs = options.RUNS, output: Format, **settings: Any
 ) -> None:
     """List the benchmarks: the bundled ones, or an endpoint's."""
-    from orchestrator.commands import listing
+    from orchestrator.commands import benchmarks
 
     place = dict(options.endpoint_of(context, settings))
-    anyio.run(lambda: listing.benchmarks(**place, runs=runs, as_json=json))
+    anyio.run(lambda: benchmarks.list_benchmarks(**place, runs=runs, output=output))
 
 
+@options.takes_format
 @options.takes_settings("endpoint", "isolation", "lock")
 def show_benchmark(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="A name, an id, or a folder of scenarios.")],
     *,
     runs: options.Runs = options.RUNS,
-    json: options.Json = False,
+    output: Format,
     **settings: Any,
 ) -> None:
     """List a benchmark's scenarios with their ids and time limits."""
-    from orchestrator.commands import listing
+    from orchestrator.commands import benchmarks
 
     place = dict(options.endpoint_of(context, settings))
-    anyio.run(lambda: listing.scenarios(benchmark, **place, runs=runs, as_json=json))
+    anyio.run(lambda: benchmarks.show(benchmark, **place, runs=runs, output=output))
 
 
 @options.takes_settings("isolation", "lock")
@@ -56,26 +59,28 @@ def check(
     options.end_with(lambda: run_check(benchmark, place, is_static=static, runs=runs))
 
 
-def list_agents(*, json: options.Json = False) -> None:
+@options.takes_format
+def list_agents(*, output: Format) -> None:
     """List the agents that have a name: yours in ./agents, and the built-in ones."""
     from orchestrator.commands import agents
 
-    agents.list_agents(as_json=json)
+    agents.list_agents(output)
 
 
+@options.takes_format
 @options.takes_settings("python")
 def show_agent(
     agent: Annotated[str, typer.Argument(metavar="NAME", help="A name, NAME@VERSION, or the path of a .toml.")],
     *,
     env_file: options.EnvFile = None,
-    json: options.Json = False,
+    output: Format,
     **settings: Any,
 ) -> None:
     """Explain an agent: its command, its needs, and whether this machine has them. No variable's value is shown."""
     from orchestrator.commands import agents
 
     python = Path(settings["python"]) if settings["python"] else None
-    agents.show(agent, python=python, given=variables_of(env_file), as_json=json)
+    agents.show(agent, python=python, given=variables_of(env_file), output=output)
 
 
 def new_agent(name: Annotated[str, typer.Argument(help="The agent's name.")]) -> None:

@@ -1,24 +1,23 @@
 """Options that several commands share; those of settings are made from the fields of the configuration."""
 
-import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import EnumType
+from functools import wraps
 from inspect import Parameter, cleandoc, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import anyio
 import typer
 from pydantic.fields import FieldInfo
 
 from orchestrator.core import config
-
-if TYPE_CHECKING:
-    from orchestrator.view.progress import Style
+from orchestrator.core.errors import UsageError
+from orchestrator.view import formats
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 RUNS: Final = Path("runs")
 Runs = Annotated[
@@ -45,9 +44,6 @@ Set = Annotated[
         help="A setting for the Python agents of --agent. Repeat it for more.",
         rich_help_panel="Agents",
     ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines on standard output, for programs.", rich_help_panel="Output")
 ]
 SweepName = Annotated[str | None, typer.Argument(metavar="NAME", help="The sweep's name, or its folder.")]
 
@@ -145,20 +141,37 @@ def endpoint_of(context: typer.Context, settings: Mapping[str, Any]) -> config.E
     return config.validated(config.EndpointConfig, values, source=context.command_path, typed=given)
 
 
-def style(*, as_json: bool) -> "Style":
-    """Choose how progress is shown: as JSON if asked, as a screen on a terminal that can be drawn on, else as lines."""
-    if as_json:
-        return "json"
-    can_redraw = os.environ.get("TERM", "dumb").lower() not in {"", "dumb", "unknown"}
-    return "terminal" if sys.stdout.isatty() and can_redraw else "plain"
+def takes_format(command: Callable[..., _T]) -> Callable[..., _T]:
+    """Give a command that takes `output` a flag for each output format for programs, such as `--json`."""
+    own = signature(command)
+    flags = {
+        name: typer.Option(f"--{name}", help=each.help, rich_help_panel="Output")
+        for name, each in formats.FORMATS.items()
+        if each.is_for_programs
+    }
+
+    @wraps(command)
+    def run(*arguments: Any, **given: Any) -> _T:
+        chosen = [name for name in flags if given.pop(name)]
+        if len(chosen) > 1:
+            raise UsageError(f"--{chosen[0]} is not possible with --{chosen[1]}: choose one format.")
+        return command(*arguments, **given, output=formats.find(chosen[0] if chosen else None))
+
+    kept = [each for name, each in own.parameters.items() if name != "output"]
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+        for name, option in flags.items()
+    ]
+    vars(run)["__signature__"] = own.replace(parameters=[*kept, *added])
+    return run
 
 
-def end_with(run: Callable[[], Awaitable[int | None]], *, as_json: bool = False) -> NoReturn:
+def end_with(run: Callable[[], Awaitable[int | None]], output: formats.Format = formats.LINES) -> NoReturn:
     """Run a command's work and end with its exit code. It does not wait for slow readers of its output."""
     from orchestrator.common.awake import AwakeLoop
     from orchestrator.view.console import write_by_threads
 
-    write_by_threads(as_json=as_json)
+    write_by_threads(output)
     raise typer.Exit(anyio.run(run, backend_options={"loop_factory": AwakeLoop}) or 0)
 
 

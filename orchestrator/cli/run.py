@@ -12,6 +12,7 @@ import typer
 from orchestrator.cli import options
 from orchestrator.core.config import SweepConfig, Typed, load_file, resolve
 from orchestrator.core.errors import UsageError
+from orchestrator.view.formats import LINES, Format
 
 AgentsOption = Annotated[
     list[str] | None,
@@ -68,6 +69,7 @@ DetachOption = Annotated[
 IDLE: Final = {"endpoint", "lock"}
 
 
+@options.takes_format
 @options.takes_settings()
 def run(
     context: typer.Context,
@@ -91,7 +93,7 @@ def run(
     runs: options.Runs = options.RUNS,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
-    json: options.Json = False,
+    output: Format,
     **settings: Any,
 ) -> None:
     """Run agents over a benchmark and score every scenario.
@@ -133,10 +135,11 @@ def run(
         env_file=env_file,
         is_dry=dry_run,
         is_detached=detach,
-        as_json=json,
+        output=output,
     )
 
 
+@options.takes_format
 @options.takes_settings(hides_fixed=True)
 def resume(
     context: typer.Context,
@@ -151,7 +154,7 @@ def resume(
     runs: options.Runs = options.RUNS,
     dry_run: DryRunOption = False,
     detach: DetachOption = False,
-    json: options.Json = False,
+    output: Format,
     **settings: Any,
 ) -> None:
     """Continue a sweep: by default the newest unfinished one.
@@ -185,7 +188,7 @@ def resume(
     folder = find(runs, sweep) if sweep else find_unfinished(runs)
     manifest = read_manifest(folder)
     if is_finished(folder, manifest) and not (given.keys() - IDLE or retry or only or dry_run):
-        options.end_with(lambda: attach.run(folder, style=options.style(as_json=json)), as_json=json)
+        options.end_with(lambda: attach.run(folder, output=output), output)
     _start(
         resolve(manifest.config | {"name": folder.name}, source=f"sweep resume {folder.name}", typed=given),
         runs=folder.parent,
@@ -195,7 +198,7 @@ def resume(
         env_file=env_file,
         is_dry=dry_run,
         is_detached=detach,
-        as_json=json,
+        output=output,
     )
 
 
@@ -210,7 +213,7 @@ def _start(
     env_file: Path | None,
     is_dry: bool,
     is_detached: bool,
-    as_json: bool,
+    output: Format,
 ) -> NoReturn:
     """Run a sweep, dry or detached if asked, and end with its exit code. Raises UsageError.
 
@@ -220,20 +223,21 @@ def _start(
     from orchestrator.core.selection import ask
 
     again, given = ask(retry or (), only or ()), variables_of(env_file)
-    begun = detach.claim(as_json=as_json)
+    begun = detach.claim(output)
     if is_detached and not is_dry and begun is None:
-        raise typer.Exit(detach.start(as_json=as_json))
+        raise typer.Exit(detach.start(output))
     if started_in is not None and started_in.is_dir() and not started_in.samefile("."):
         runs = runs.resolve()
         os.chdir(started_in)
     if is_dry:
-        raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, as_json=as_json, given=given)))
-    look = options.style(as_json=as_json) if begun is None else "json" if as_json else "plain"
+        raise typer.Exit(anyio.run(lambda: dry_run.run(config, runs=runs, again=again, output=output, given=given)))
+    if begun is not None and output.is_redrawn:
+        output = LINES
     options.end_with(
         lambda: run_sweep.run(
-            config, runs=runs, style=look, file=file, again=again, given=given, begun=begun or (lambda _: None)
+            config, runs=runs, output=output, file=file, again=again, given=given, begun=begun or (lambda _: None)
         ),
-        as_json=as_json,
+        output,
     )
 
 

@@ -7,9 +7,11 @@ import anyio
 import typer
 
 from orchestrator.cli import options
+from orchestrator.view.formats import Format
 
 
-def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, json: options.Json = False) -> None:
+@options.takes_format
+def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, output: Format) -> None:
     """Follow a running sweep of this machine: by default the only one.
 
     Ctrl-C leaves the sweep running. When it ends, its summary is printed and its exit code is this command's. The
@@ -19,7 +21,7 @@ def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS,
     from orchestrator.rundir.sweep_index import find, find_running
 
     folder = find(runs, name) if name else find_running(runs)
-    options.end_with(lambda: attach.run(folder, style=options.style(as_json=json)), as_json=json)
+    options.end_with(lambda: attach.run(folder, output=output), output)
 
 
 def stop(
@@ -82,6 +84,7 @@ def logs(
     anyio.run(lambda: logs.run(find(runs, name), scenario, which, is_followed=follow, is_raw=raw))
 
 
+@options.takes_format
 @options.takes_settings("endpoint")
 def reap(
     context: typer.Context,
@@ -91,7 +94,7 @@ def reap(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
     runs: options.Runs = options.RUNS,
-    json: options.Json = False,
+    output: Format,
     **settings: Any,
 ) -> None:
     """List what sweeps have on an endpoint - runs, devboxes, benchmark runs - and release what nobody uses.
@@ -107,7 +110,7 @@ def reap(
     from orchestrator.commands import reap
 
     endpoint = options.endpoint_of(context, settings).endpoint
-    raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, as_json=json)))
+    raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, output=output)))
 
 
 def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such as runs/my-sweep.")]) -> None:

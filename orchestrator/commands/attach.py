@@ -17,7 +17,8 @@ from orchestrator.core.stages import Stage
 from orchestrator.rundir.manifest import read_manifest
 from orchestrator.rundir.sweep_index import Reader, as_typed, holder
 from orchestrator.view import console
-from orchestrator.view.progress import Progress, Style
+from orchestrator.view.formats import Format
+from orchestrator.view.progress import Progress
 
 #: The time between two looks at the folder.
 LOOK_S: Final = 0.2
@@ -45,7 +46,7 @@ class JournalStatus:
         return self.ledger.ended.partition(": ")[2] if self.ledger.ended else "its process ended without a word"
 
 
-async def run(folder: Path, *, style: Style) -> int:
+async def run(folder: Path, *, output: Format) -> int:
     """Follow a sweep to its end, or summarize one that is not running; returns the sweep's exit code.
 
     Raises BrokenPipeError when the reader of the output is gone.
@@ -59,14 +60,14 @@ async def run(folder: Path, *, style: Style) -> int:
         plan=plan,
         state=state,
         folder=folder,
-        style=style,
+        output=output,
         opening=f"Following {folder.name} ({at_work.name})" if at_work else f"{folder.name} is not running",
     )
     if at_work and not await _follow(folder, reader, progress):
         typed = as_typed(folder)
         words = f"{folder.name} keeps running: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it."
         console.show(())
-        console.say(words, to_stderr=style == "json")
+        console.say(words, to_stderr=output.is_for_programs)
         return exit_codes.EXIT_INTERRUPTED
     state.is_over = True
     progress.finish()

@@ -17,6 +17,7 @@ from orchestrator.core.printable import printable, printable_lines, shortened
 from orchestrator.rundir.files import RESULTS
 from orchestrator.service.definitions.catalog import problems
 from orchestrator.view.console import say
+from orchestrator.view.formats import LINES
 
 #: Characters of a quoted line.
 LONGEST: Final = 200
@@ -64,7 +65,7 @@ async def _prove(folder: Path, place: EndpointConfig, runs: Path) -> list[str]:
             "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
         }
     )
-    await run_sweep.run(config, runs=runs, style="plain")
+    await run_sweep.run(config, runs=runs, output=LINES)
     ran = runs / str(config.name)
     lines = await anyio.Path(ran / RESULTS).read_bytes()
     return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line), ran)]

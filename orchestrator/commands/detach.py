@@ -16,7 +16,8 @@ from orchestrator.commands.exit_codes import EXIT_OK
 from orchestrator.common import program
 from orchestrator.core.errors import JournalError
 from orchestrator.rundir.sweep_index import as_typed
-from orchestrator.view.console import finish_writing, say, say_json, write_by_threads
+from orchestrator.view.console import finish_writing, print_record, say, write_by_threads
+from orchestrator.view.formats import Format
 
 #: The number of the pipe's end, in the environment of the process that was detached.
 READY: Final = "SWEEP_READY"
@@ -25,7 +26,7 @@ OUT: Final = "sweep.out"
 _TURNING_S: Final = 1.0
 
 
-def claim(*, as_json: bool) -> Callable[[Path], None] | None:
+def claim(output: Format) -> Callable[[Path], None] | None:
     """In the detached process, return what it calls once a run folder is its own; None in every other process.
 
     Nothing that we start inherits the pipe, or the variable with its number.
@@ -46,14 +47,14 @@ def claim(*, as_json: bool) -> Callable[[Path], None] | None:
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.close(out)
-        write_by_threads(as_json=as_json)  # new threads: the old ones may wait for a reader for ever
+        write_by_threads(output)  # new threads: the old ones may wait for a reader for ever
         with os.fdopen(pipe, "w") as ready:
             ready.write(str(folder))
 
     return turn_away
 
 
-def start(*, as_json: bool) -> int:
+def start(output: Format) -> int:
     """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
     read, write = os.pipe()
     child = Popen(
@@ -75,8 +76,8 @@ def start(*, as_json: bool) -> int:
         status = child.wait()
         return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
     name, typed = Path(folder).name, as_typed(Path(folder))
-    if as_json:
-        say_json({"event": "detached", "folder": folder, "pid": child.pid})
+    if output.is_for_programs:
+        print_record({"event": "detached", "folder": folder, "pid": child.pid}, output)
     else:
         say(f"{name} runs as process {child.pid}: `sweep attach {typed}` follows it, `sweep stop {typed}` ends it.")
     return EXIT_OK

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -21,7 +21,8 @@ from orchestrator.core.selection import Again, Fate, Verdict, verdicts
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
 from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
-from orchestrator.view.console import say, say_json
+from orchestrator.view.console import print_record, say
+from orchestrator.view.formats import Format, Record
 
 if TYPE_CHECKING:
     from orchestrator.endpoint.protocols import Definitions
@@ -50,10 +51,10 @@ class DryRun:
     def counts(self) -> Mapping[Fate, int]:
         return Counter(each.fate for each in self.found)
 
-    def json_lines(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         config, plan = self.config, self.plan
         names = {scenario.id: scenario.name for scenario in plan.scenarios}
-        head: dict[str, Any] = {
+        head: Record = {
             "event": "plan",
             "folder": str(self.folder) if self.folder else None,
             "why_new": self.why or None,
@@ -71,7 +72,7 @@ class DryRun:
             "skipped_unsupported": {each.name: each.unsupported for each in plan.left_out},
             "counts": {fate.value: self.counts.get(fate, 0) for fate in Fate},
         }
-        trials = [
+        trials: list[Record] = [
             {
                 "event": "trial",
                 "scenario": each.trial.scenario,
@@ -143,7 +144,7 @@ class DryRun:
         return lines
 
 
-async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, given: Mapping[str, str]) -> int:
+async def run(config: SweepConfig, *, runs: Path, again: Again, output: Format, given: Mapping[str, str]) -> int:
     """Print what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     run_sweep.fit_open_files(config)
     run_sweep.deadline_of(config)
@@ -170,9 +171,9 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, g
         at_work=holder(folder) if folder else None,
         found=list(verdicts(plan, ledger, again)),
     )
-    if as_json:
-        for line in dry.json_lines():
-            say_json(line)
+    if output.is_for_programs:
+        for record in dry.records():
+            print_record(record, output)
     else:
         for text in dry.text_lines():
             say(text)

@@ -52,7 +52,8 @@ from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.run_folder import choose_folder, refuse_elsewhere
 from orchestrator.view.console import leave_screen
-from orchestrator.view.progress import Progress, Style, tell_slow_phases
+from orchestrator.view.formats import Format
+from orchestrator.view.progress import Progress, tell_slow_phases
 from orchestrator.view.report import CHECK
 
 #: Open files of a devbox: a wait, a stream, a call and a log; and those that are open anyway.
@@ -143,7 +144,7 @@ async def run(
     config: SweepConfig,
     *,
     runs: Path,
-    style: Style,
+    output: Format,
     file: Path | None = None,
     again: Again = NOTHING_AGAIN,
     given: Mapping[str, str] = NOTHING_GIVEN,
@@ -169,9 +170,9 @@ async def run(
     ):
         stopping.open(opening)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tell_slow_phases, state, style, state.opened)
+            tasks.start_soon(tell_slow_phases, state, output, state.opened)
             return await _run(
-                config, state, ledger, runs=runs, style=style, file=file, again=again, given=given, begun=begun
+                config, state, ledger, runs=runs, output=output, file=file, again=again, given=given, begun=begun
             )
     return exit_codes.EXIT_INTERRUPTED
 
@@ -182,7 +183,7 @@ async def _run(
     ledger: Ledger,
     *,
     runs: Path,
-    style: Style,
+    output: Format,
     file: Path | None,
     again: Again,
     given: Mapping[str, str],
@@ -240,7 +241,7 @@ async def _run(
                 plan=plan,
                 state=state,
                 folder=folder.path,
-                style=style,
+                output=output,
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()

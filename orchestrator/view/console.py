@@ -19,12 +19,15 @@ from collections.abc import Callable, Sequence
 from io import TextIOBase
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.core.errors import WorldError
-from orchestrator.core.printable import coloured, json_line, printable
+from orchestrator.core.printable import coloured, printable
+from orchestrator.view.formats import LINES, Format, Record
 
 #: Bytes of lines that wait to be taken; older ones are left out.
 ROOM: Final = 1 << 20
@@ -39,6 +42,8 @@ LAST: Final = 10.0
 _LEAVING: Final = 0.5
 #: What may be better some time later.
 _PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: Columns of a table of rows where there is no terminal to measure.
+_WHOLE_NAMES: Final = 1000
 _HIDE_CURSOR: Final = b"\x1b[?25l"
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 _ERASE_LINE: Final = b"\x1b[2K"
@@ -258,19 +263,20 @@ class Stream(TextIOBase):
         return True
 
 
-def write_by_threads(*, as_json: bool = False) -> None:
+def write_by_threads(output: Format = LINES) -> None:
     """From now on, to the end of the process, nobody who writes to standard output or error waits for a reader.
 
-    `as_json` says in what is missing of standard output that it is.
+    What is missing of standard output is said in the format `output`.
     """
     is_one = os.path.sameopenfile(1, 2)
-    out = Output(1, _left_out_as_json if as_json else _left_out)
+    encode = output.encode
+    out = Output(1, _left_out if encode is None else lambda count: encode({"event": "left_out", "lines": count}))
     err = out if is_one else Output(2, _left_out)
-    for name, output in (("stdout", out), ("stderr", err)):
+    for name, each in (("stdout", out), ("stderr", err)):
         before = getattr(sys, name)
         if not isinstance(before, Stream):
             before.flush()
-        setattr(sys, name, Stream(output, before.encoding))
+        setattr(sys, name, Stream(each, before.encoding))
 
 
 def finish_writing(stall: float = STALL) -> None:
@@ -285,10 +291,6 @@ def finish_writing(stall: float = STALL) -> None:
 
 def _left_out(count: int) -> str:
     return f"… {count} lines are left out here: nobody read them.\n"
-
-
-def _left_out_as_json(count: int) -> str:
-    return json_line({"event": "left_out", "lines": count})
 
 
 def is_read() -> bool:
@@ -316,9 +318,27 @@ def say(words: str, *, to_stderr: bool = False) -> None:
         put(f"{printable(words)}\n")
 
 
-def say_json(document: object, default: Callable[[Any], object] | None = None) -> None:
-    """Print a document as a line of JSON."""
-    put(json_line(document, default))
+def print_record(record: Record, output: Format) -> None:
+    """Print a record in a format for programs. Raises as `put` does."""
+    assert output.encode is not None
+    put(output.encode(record))
+
+
+def print_rows(rows: Sequence[Record], output: Format) -> None:
+    """Print records that have the same keys: one by one for programs, as a table for people."""
+    if output.is_for_programs:
+        for row in rows:
+            print_record(row, output)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ("name",):
+        table.add_column(column.replace("_", " "), no_wrap=True)
+    for row in rows:
+        cells = (
+            "-" if each is None else f"{each:g}" if isinstance(each, float) else str(each) for each in row.values()
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    Page(_WHOLE_NAMES).print(table)
 
 
 def put(text: str) -> None:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Protocol
 
 import anyio
 from rich.console import Group, RenderableType
@@ -21,9 +21,8 @@ from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.view import console
-from orchestrator.view.report import as_json, as_table, duration, number, report
-
-Style = Literal["terminal", "plain", "json"]
+from orchestrator.view.formats import Format, Record
+from orchestrator.view.report import as_record, as_table, duration, number, report
 
 REDRAW: Final = 0.2
 #: Seconds between two summaries where lines are all there is.
@@ -110,24 +109,24 @@ class SlowPhases:
         return f"{phase[0].upper()}{phase[1:]} …"
 
 
-async def tell_slow_phases(state: State, style: Style, until: anyio.Event) -> None:
+async def tell_slow_phases(state: State, output: Format, until: anyio.Event) -> None:
     """Tell what is being done before there is a picture, where it takes long."""
-    slow = SlowPhases(state, SLOW if style == "terminal" else SLOW_START)
+    slow = SlowPhases(state, SLOW if output.is_redrawn else SLOW_START)
     while not until.is_set():
         if (words := slow.due()) is not None:
-            console.say(words, to_stderr=style == "json")
+            console.say(words, to_stderr=output.is_for_programs)
         await anyio.sleep(REDRAW)
 
 
 class Progress:
     """`show()` runs until it is canceled; `finish()` draws the end. `opening` says what happens to which sweep."""
 
-    def __init__(self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, style: Style, opening: str) -> None:
+    def __init__(self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, output: Format, opening: str) -> None:
         self._ledger = ledger
         self._plan = plan
         self._state = state
         self._folder = folder
-        self._style = style
+        self._output = output
         self._page = console.Page(LINE)
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
         self._begin()
@@ -150,11 +149,11 @@ class Progress:
     def say(self, *messages: str) -> None:
         """Tell the person at the screen something, each on a line of its own."""
         for message in messages:
-            console.say(message, to_stderr=self._style == "json")
+            console.say(message, to_stderr=self._output.is_for_programs)
 
     async def show(self) -> None:
         """Draw until canceled."""
-        if self._style != "terminal":
+        if not self._output.is_redrawn:
             await self._show_lines()
             return
         while True:
@@ -169,9 +168,9 @@ class Progress:
         whole = report(self._ledger, self._plan, self._folder)
         left = len(self._plan) - len(self._done)
         stop = self._state.stop if left else None
-        if self._style == "json":
+        if self._output.is_for_programs:
             stopped = {"stopped": stop} if stop else {}
-            console.say_json({"event": "sweep"} | as_json(whole) | stopped)
+            console.print_record({"event": "sweep"} | as_record(whole) | stopped, self._output)
         else:
             self._page.print(as_table(whole))
         if stop:
@@ -185,7 +184,7 @@ class Progress:
                 self._line(line)
             for words in self._news():
                 self.say(words)
-            if self._style == "plain" and anyio.current_time() >= due:
+            if not self._output.is_for_programs and anyio.current_time() >= due:
                 self.say(self._headline())
                 due += SUMMARY_EVERY
             await anyio.sleep(REDRAW)
@@ -216,7 +215,7 @@ class Progress:
     def _new_lines(self) -> Iterator[TrialKey]:
         """Trials finished since the last look."""
         self._look()
-        while self._style != "terminal" and self._told < len(self._done):
+        while not self._output.is_redrawn and self._told < len(self._done):
             self._told += 1
             yield self._done[self._told - 1]
 
@@ -241,7 +240,7 @@ class Progress:
 
     def _line(self, key: TrialKey) -> None:
         trial = self._ledger.trials[key]
-        facts: dict[str, Any] = {
+        facts: Record = {
             "event": "trial",
             "scenario": key.scenario,
             "scenario_name": self._name(key),
@@ -253,8 +252,8 @@ class Progress:
             "failure": trial.failure,
             "seconds": round(trial.seconds, 3),
         }
-        if self._style == "json":
-            console.say_json(facts)
+        if self._output.is_for_programs:
+            console.print_record(facts, self._output)
             return
         ending = number(trial.score) if trial.outcome is Outcome.SCORED else f"{trial.outcome}: {trial.failure}"
         flags = f" ({', '.join(trial.flags)})" if trial.flags else ""

@@ -193,7 +193,7 @@ def _command(kind: str, key: TrialKey, trial: Trial, plan: Plan, folder: Path) -
     return " ".join(words)
 
 
-def as_json(whole: Report) -> dict[str, Any]:
+def as_record(whole: Report) -> dict[str, Any]:
     """The report as plain objects."""
     return {**asdict(whole), "folder": str(whole.folder)}
 

@@ -45,13 +45,13 @@ def test_a_new_agent_is_listed_explained_and_runs_as_it_stands(served: "Desk") -
     listed = {line["name"]: line for line in served.sweep("agents", "list", "--json").json}
     assert {"mine", "oracle", "nop", "command"} <= set(listed)
     assert (listed["mine"]["where"], listed["mine"]["file"]) == ("devbox", "agents/mine.toml")
-    assert "What it is, in a sentence." in served.sweep("agents", "list").out
+    assert "One sentence about the agent." in served.sweep("agents", "list").out
     assert "SWEEP_PROBLEM_FILE" in served.sweep("agents", "show", "mine").out
     served.sweep("run", "six", "--agent", "mine", "--limit", "1", "--name", "it")
     (result,) = served.results("runs/it")
     assert (result["score"], result["flags"]) == (0.0, [])
     assert "bytes to read" in served.log("runs/it", result)
-    assert "is there already" in served.refused("agents", "new", "mine")
+    assert "exists already" in served.refused("agents", "new", "mine")
     assert "wins over the built-in nop" in served.sweep("agents", "new", "nop").out
     assert "key name" in served.refused("agents", "new", "../mine")
 

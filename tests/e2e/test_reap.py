@@ -57,7 +57,7 @@ def test_reap_asks_first_on_a_terminal(served: "Desk", service: "Service") -> No
         assert "Nothing was released" in typed(served, no, "reap")
     assert service.alive()
     said = typed(served, "y", "reap")
-    assert "Sweeps with 2 trials to do are among it: a resume runs again what is released now." in said
+    assert "It includes sweeps with 2 trials to do: a resume runs again what is released now." in said
     assert "released." in said
     assert not service.alive()
 
@@ -104,8 +104,8 @@ def test_a_sweep_whose_folder_is_elsewhere_is_released_by_its_id_only(served: "D
     alive = set(service.alive())
 
     ended = served.sweep("reap", "--yes")
-    assert f"its folder is not here. If it is yours and nobody is at work with it: --sweep {sweep} --yes" in ended.out
-    assert "1 devboxes there are of no sweep of ours" in ended.out
+    assert f"its folder is not here. If it is yours and not in use, release it: --sweep {sweep} --yes" in ended.out
+    assert "belong to no sweep and are left alone: 1." in ended.out
     assert set(service.alive()) == alive
     served.sweep("reap", "--sweep", sweep)
     assert set(service.alive()) == alive
@@ -146,5 +146,5 @@ def test_the_embedded_service_is_asked_if_it_runs_and_never_started(desk: "Desk"
     left_behind(desk, "mine", "bugfix-mini", "--limit", "2")
     assert "0 of 2 trials done, not in use" in desk.sweep("reap").out
     assert "released" in desk.sweep("reap", "--yes").out
-    assert "nothing there is of a sweep" in desk.sweep("reap").out
+    assert "no sweep has anything here" in desk.sweep("reap").out
     assert list((desk.folder / "runs" / ".service").iterdir())

@@ -218,17 +218,17 @@ def test_a_background_sweep_prints_nothing_and_is_not_stopped_under_tostop() -> 
     assert seen == b"7 is the status of one in the background\r\n"
 
 
-@pytest.mark.parametrize("style", ["json", "plain"])
-def test_dropped_lines_are_reported_on_standard_output_in_its_own_format(style: str) -> None:
-    as_json = style == "json"
+@pytest.mark.parametrize("output", ["JSON", "LINES"])
+def test_dropped_lines_are_reported_on_standard_output_in_its_own_format(output: str) -> None:
+    as_json = output == "JSON"
     program = f"""
 import sys
-from orchestrator.view import console
-console.ROOM = 1000
+from orchestrator.view import console, formats
 console.Output.__init__.__kwdefaults__["room"] = 1000
-console.write_by_threads(as_json={as_json})
+output = formats.{output}
+console.write_by_threads(output)
 for number in range(100_000):
-    console.say_json({{"number": number}}) if {as_json} else console.say(f"number {{number}}")
+    console.print_record({{"number": number}}, output) if {as_json} else console.say(f"number {{number}}")
 sys.stderr.write("written\\n")
 console.finish_writing(30)
 """

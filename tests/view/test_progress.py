@@ -1,4 +1,4 @@
-"""The live picture, pulled from a ledger, in its three styles."""
+"""The live picture, pulled from a ledger, in its three formats."""
 
 from collections.abc import Iterator
 from io import StringIO
@@ -15,7 +15,8 @@ from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan
 from orchestrator.core.stages import Stage
 from orchestrator.testing.clock import run_virtually
-from orchestrator.view.progress import SUMMARY_EVERY, Progress, Style, tell_slow_phases
+from orchestrator.view.formats import JSON, LINES, SCREEN, Format
+from orchestrator.view.progress import SUMMARY_EVERY, Progress, tell_slow_phases
 
 from .conftest import State, again, failed, make_plan, scored, settle, threads
 
@@ -27,14 +28,14 @@ NIGHT: list[Event] = [
 
 
 def make(
-    ledger: Ledger, plan: Plan, style: Style, state: State | None = None, *, opening: str = "Starting night"
+    ledger: Ledger, plan: Plan, output: Format, state: State | None = None, *, opening: str = "Starting night"
 ) -> Progress:
     return Progress(
         ledger=ledger,
         plan=plan,
         state=state or State(),
         folder=Path("runs/night"),
-        style=style,
+        output=output,
         opening=opening,
     )
 
@@ -64,7 +65,7 @@ def screen(progress: Progress, width: int) -> str:
 
 def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
-    progress = make(ledger, make_plan("x", "y", "z", trials=2), "plain")
+    progress = make(ledger, make_plan("x", "y", "z", trials=2), LINES)
     watch(progress, ledger, iter([*NIGHT, scored("s0/a/2", 0.5)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Starting night: 6 trials, 6 to do."
@@ -78,7 +79,7 @@ def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture
 
 def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = fold(NIGHT)
-    progress = make(ledger, make_plan("x", "y", "z"), "plain", opening="Resuming night")
+    progress = make(ledger, make_plan("x", "y", "z"), LINES, opening="Resuming night")
     watch(progress, ledger, iter([scored("s1/a/1", 0.0)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Resuming night: 3 trials, 1 to do."
@@ -87,7 +88,7 @@ def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[st
 
 def test_a_trial_that_is_run_again_is_reported_again_to_a_follower(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = fold([scored("s0/a/1", 1.0), scored("s1/a/1", 0.0), scored("s2/a/1", 1.0)])
-    progress = make(ledger, make_plan("x", "y", "z"), "plain")
+    progress = make(ledger, make_plan("x", "y", "z"), LINES)
     watch(progress, ledger, iter([TrialReopened(trial="s1/a/1"), scored("s1/a/1", 1.0)]))
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("[")] == ["[3/3] y  1.000  1:00"]
@@ -96,7 +97,7 @@ def test_a_trial_that_is_run_again_is_reported_again_to_a_follower(capsys: pytes
 
 def test_a_trial_finished_after_the_last_look_is_reported_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
-    progress = make(ledger, make_plan("x"), "plain")
+    progress = make(ledger, make_plan("x"), LINES)
     ledger.apply(scored("s0/a/1", 1.0))
     progress.finish()
     assert "[1/1] x  1.000  1:00" in capsys.readouterr().out.splitlines()
@@ -104,7 +105,7 @@ def test_a_trial_finished_after_the_last_look_is_reported_at_the_end(capsys: pyt
 
 def test_plain_lines_have_a_summary_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
-    progress = make(ledger, make_plan("x", "y"), "plain")
+    progress = make(ledger, make_plan("x", "y"), LINES)
     start = StageEntered(trial="s0/a/1", attempt=1, stage=Stage.START)
     watch(progress, ledger, iter([start]), every=3.5 * SUMMARY_EVERY)
     summaries = [line for line in capsys.readouterr().out.splitlines() if " queued · " in line]
@@ -113,7 +114,7 @@ def test_plain_lines_have_a_summary_now_and_then(capsys: pytest.CaptureFixture[s
 
 def test_json_lines_are_one_a_trial_and_the_arms_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
-    progress = make(ledger, make_plan("x", "y", "z"), "json")
+    progress = make(ledger, make_plan("x", "y", "z"), JSON)
     watch(progress, ledger, iter(NIGHT))
     out, err = capsys.readouterr()
     first, second, last = map(orjson.loads, out.splitlines())
@@ -126,7 +127,7 @@ def test_json_lines_are_one_a_trial_and_the_arms_at_the_end(capsys: pytest.Captu
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_the_screen_fits_any_width_and_tells_of_failures(width: int) -> None:
     state = State(stop="SIGINT", in_flight={Stage.SOLVE: 2}, devboxes=3, is_reduced=True)
-    progress = make(fold(NIGHT), make_plan("x", "y", "z"), "terminal", state)
+    progress = make(fold(NIGHT), make_plan("x", "y", "z"), SCREEN, state)
     drawn = screen(progress, width)
     assert max(len(line) for line in drawn.splitlines()) <= width
     assert "again  y" in drawn
@@ -135,7 +136,7 @@ def test_the_screen_fits_any_width_and_tells_of_failures(width: int) -> None:
 
 def test_the_screen_says_how_far_it_is_and_what_holds_it_up() -> None:
     state = State(phase="draining", devboxes=3, is_reduced=True, troubles=["New work waits: the disk is full."])
-    drawn = screen(make(fold(NIGHT), make_plan("x", "y", "z", "w"), "terminal", state), 200)
+    drawn = screen(make(fold(NIGHT), make_plan("x", "y", "z", "w"), SCREEN, state), 200)
     assert "2/4 done · 1 running · 1 queued · mean 1.000 · 1 failed" in drawn
     assert "start 1" in drawn
     assert "the endpoint pushes back: 3 devboxes" in drawn
@@ -150,13 +151,13 @@ def test_a_devbox_on_its_way_out_runs_no_trial() -> None:
         StageFinished(trial="s0/a/1", attempt=1, stage=Stage.START, seconds=1),
     ]
     events = [*start, StageEntered(trial="s0/a/1", attempt=1, stage=Stage.RELEASE)]
-    assert "0/1 done · 0 running" in screen(make(fold(events), make_plan("x"), "terminal"), 200)
+    assert "0/1 done · 0 running" in screen(make(fold(events), make_plan("x"), SCREEN), 200)
 
 
 def test_failures_outside_the_plan_are_not_counted() -> None:
     events = [failed("s0/a/1"), failed("s9/a/1")]
     assert "1/1 done · 0 running · 0 queued · mean - · 1 failed" in screen(
-        make(fold(events), make_plan("x"), "terminal"), 200
+        make(fold(events), make_plan("x"), SCREEN), 200
     )
 
 
@@ -173,7 +174,7 @@ def test_a_terminal_is_drawn_on_while_trials_finish(
             settle()  # what was drawn before it
 
     with threads():
-        progress = make(ledger, make_plan("x", "y", "z"), "terminal")
+        progress = make(ledger, make_plan("x", "y", "z"), SCREEN)
         progress.say("Stopping soon")
         watch(progress, ledger, events())
         settle()
@@ -182,20 +183,20 @@ def test_a_terminal_is_drawn_on_while_trials_finish(
     assert "Stopping soon" in out
 
 
-@pytest.mark.parametrize("style", ["plain", "terminal"])
+@pytest.mark.parametrize("output", [LINES, SCREEN], ids=["lines", "screen"])
 @pytest.mark.parametrize("name", ["[red]alarm[/red]", "[/bold]", ":bug:", "[link=x]", "\\[x]"])
 def test_names_are_shown_as_they_are(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, style: Style, name: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: Format, name: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     ledger = fold([scored(f"s0/{name}/1", 1.0), *again(f"s1/{name}/1", f"{name} broke")])
-    progress = make(ledger, make_plan(name, name, arms=(name, "other")), style)
+    progress = make(ledger, make_plan(name, name, arms=(name, "other")), output)
     progress.say(f"say {name}")
-    drawn = screen(progress, 200) if style == "terminal" else ""
+    drawn = screen(progress, 200) if output is SCREEN else ""
     watch(progress, ledger, iter([scored(f"s1/{name}/1", 0.5)]))
     out = capsys.readouterr().out
     assert name in out.splitlines()[-4]
-    if style == "plain":
+    if output is LINES:
         assert f"[2/4] {name} {name}  0.500" in out
     else:
         assert f"again  {name} {name}  DevboxLost: {name} broke" in drawn
@@ -204,7 +205,7 @@ def test_names_are_shown_as_they_are(
 
 def test_output_of_an_agent_cannot_take_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     events = again("s0/a/1", "boom\x1b]0;pwned\x07\x1b[2J\r\nsecond line")
-    drawn = screen(make(fold(events), make_plan("x\x1b[31m"), "terminal"), 200)
+    drawn = screen(make(fold(events), make_plan("x\x1b[31m"), SCREEN), 200)
     assert "\x1b" not in drawn
     assert "\x07" not in drawn
     assert "boom" in drawn
@@ -216,12 +217,12 @@ def asked(**more: Any) -> State:
     return State(**facts | {"in_flight": {Stage.SOLVE: 3, Stage.SCORE: 1}} | more)
 
 
-@pytest.mark.parametrize("style", ["plain", "json"])
+@pytest.mark.parametrize("output", [LINES, JSON], ids=["lines", "json"])
 def test_a_stop_says_once_what_it_waits_for_and_how_long_at_most(
-    capsys: pytest.CaptureFixture[str], style: Style
+    capsys: pytest.CaptureFixture[str], output: Format
 ) -> None:
     state, ledger = asked(), Ledger()
-    progress = make(ledger, make_plan("x", "y"), style, state)
+    progress = make(ledger, make_plan("x", "y"), output, state)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
@@ -236,7 +237,7 @@ def test_a_stop_says_once_what_it_waits_for_and_how_long_at_most(
 
     run_virtually(main)
     out, err = capsys.readouterr()
-    lines = [line for line in (err if style == "json" else out).splitlines() if "Stopp" in line or "Ending" in line]
+    lines = [line for line in (err if output is JSON else out).splitlines() if "Stopp" in line or "Ending" in line]
     assert lines == [
         (
             "Stopping: Ctrl-C. No new trials, those in flight finish: 3 solving, 1 scoring; at most 41:00 more. "
@@ -245,13 +246,13 @@ def test_a_stop_says_once_what_it_waits_for_and_how_long_at_most(
         "Ending the agents and releasing the devboxes.",
         "Stopped: Ctrl-C. 2 of 2 trials are left: run the sweep again for them.",
     ]
-    if style == "json":
+    if output is JSON:
         assert orjson.loads(out.splitlines()[-1])["stopped"] == "SIGINT"
 
 
 def test_the_screen_counts_down_what_a_stop_waits_for() -> None:
     state = asked()
-    progress = make(Ledger(), make_plan("x"), "terminal", state)
+    progress = make(Ledger(), make_plan("x"), SCREEN, state)
     assert "3 solving, 1 scoring; at most 41:00 more. Press Ctrl-C again" in screen(progress, 200)
     state.longest_left = 60.0
     assert "at most 1:00 more" in screen(progress, 200)
@@ -259,19 +260,19 @@ def test_the_screen_counts_down_what_a_stop_waits_for() -> None:
 
 def test_a_budget_that_stops_the_sweep_takes_two_ctrl_cs_to_end_what_is_in_flight() -> None:
     state = asked(stop="--max-cost 5 is used up", is_asked_to_stop=False)
-    drawn = screen(make(Ledger(), make_plan("x"), "terminal", state), 300)
+    drawn = screen(make(Ledger(), make_plan("x"), SCREEN, state), 300)
     assert "Stopping: --max-cost 5 is used up." in drawn
     assert "Press Ctrl-C twice" in drawn
 
 
 def test_a_stop_with_nothing_left_to_do_is_not_reported_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    make(fold([scored("s0/a/1", 1.0)]), make_plan("x"), "plain", State(stop="SIGINT")).finish()
+    make(fold([scored("s0/a/1", 1.0)]), make_plan("x"), LINES, State(stop="SIGINT")).finish()
     assert "Stopped" not in capsys.readouterr().out
 
 
 def test_a_long_phase_is_reported_once_and_a_short_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     state = State(phase="reconciling")
-    progress = make(Ledger(), make_plan("x"), "plain", state)
+    progress = make(Ledger(), make_plan("x"), LINES, state)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
@@ -285,16 +286,16 @@ def test_a_long_phase_is_reported_once_and_a_short_one_is_not(capsys: pytest.Cap
     assert [line for line in capsys.readouterr().out.splitlines() if "…" in line] == ["Reconciling …"] * 2
 
 
-@pytest.mark.parametrize(("style", "seconds"), [("terminal", 4), ("plain", 12)])
+@pytest.mark.parametrize(("output", "seconds"), [(SCREEN, 4), (LINES, 12)], ids=["screen", "lines"])
 def test_slow_phases_before_the_picture_are_announced(
-    capsys: pytest.CaptureFixture[str], style: Style, seconds: float
+    capsys: pytest.CaptureFixture[str], output: Format, seconds: float
 ) -> None:
     state = State(phase="starting the service")
 
     async def main() -> None:
         opened = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tell_slow_phases, state, style, opened)
+            tasks.start_soon(tell_slow_phases, state, output, opened)
             await anyio.sleep(seconds)
             state.phase = "opening the journal"
             await anyio.sleep(1)
@@ -306,7 +307,7 @@ def test_slow_phases_before_the_picture_are_announced(
 
 def test_a_trouble_is_reported_when_it_comes_and_again_when_it_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
     state = State()
-    progress = make(Ledger(), make_plan("x"), "plain", state)
+    progress = make(Ledger(), make_plan("x"), LINES, state)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:

@@ -12,7 +12,7 @@ from orchestrator.core.ledger import fold
 from orchestrator.core.plan import Plan
 from orchestrator.core.records import Flag, path_part
 from orchestrator.view.interval import interval
-from orchestrator.view.report import ArmSummary, Report, amount, as_json, as_table, duration, number, report, span
+from orchestrator.view.report import ArmSummary, Report, amount, as_record, as_table, duration, number, report, span
 
 from .conftest import failed, make_plan, scored
 
@@ -82,7 +82,7 @@ def test_json_has_the_same_numbers() -> None:
     usage = {"cost_usd": 0.5, "input_tokens": 7}
     whole = told(make_plan("x", "y"), scored("s0/a/1", 0.5, flags=["no_patch"], usage=usage), failed("s1/a/1"))
     low, high = interval([[0.5]])
-    assert orjson.loads(orjson.dumps(as_json(whole))) == {
+    assert orjson.loads(orjson.dumps(as_record(whole))) == {
         "folder": "runs/night",
         "arms": [{
             "arm": "a", "planned": 2, "scored": 1, "failed": 1, "flagged": 1,

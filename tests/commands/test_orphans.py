@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from orchestrator.commands.orphans import Left, look, release
+from orchestrator.commands.reap import Orphans, find_orphans, release
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.events import RunStarted, StageEntered, SweepOpened, to_line
 from orchestrator.core.records import Needs, ScenarioSummary
@@ -63,8 +63,8 @@ def kinds(folder: Path) -> list[str]:
     return [event.kind for event, _ in read_events(folder / JOURNAL)][len(EVENTS) :]
 
 
-async def found(endpoint: MemoryEndpoint, runs: Path) -> Left:
-    (left,), _ = await look(endpoint, runs)
+async def found(endpoint: MemoryEndpoint, runs: Path) -> Orphans:
+    (left,), _ = await find_orphans(endpoint, runs)
     return left
 
 
@@ -107,6 +107,6 @@ async def test_a_copy_of_a_folder_does_not_free_what_the_original_uses(
 async def test_a_damaged_journal_is_named_and_hides_no_other_sweep(mine: Path, endpoint: MemoryEndpoint) -> None:
     (mine / JOURNAL).write_bytes(b"what\n")
     left = await found(endpoint, mine.parent)
-    assert left.here is not None
-    assert "`sweep repair`" in (left.here.trouble or "")
+    assert left.local is not None
+    assert "`sweep repair`" in (left.local.trouble or "")
     assert not left.is_free

@@ -1,0 +1,37 @@
+"""Lists benchmarks and their scenarios."""
+
+from pathlib import Path
+
+from orchestrator.commands import BUNDLED, endpoints
+from orchestrator.common.locks import Kind
+from orchestrator.view.console import print_rows
+from orchestrator.view.formats import Format
+
+
+async def list_benchmarks(*, endpoint: str | None, isolation: str, runs: Path, lock: Kind, output: Format) -> None:
+    """List every benchmark of the endpoint, or of the embedded service."""
+    place = endpoints.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock)
+    async with endpoints.open_endpoint(place) as opened:
+        known = await endpoints.list_benchmarks(opened)
+    print_rows([{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known], output)
+
+
+async def show(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind, output: Format) -> None:
+    """List the scenarios of one benchmark."""
+    place, name = endpoints.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
+    async with endpoints.open_endpoint(place) as opened:
+        summaries = await opened.summaries(await endpoints.find_benchmark(opened, name))
+    has_reasons = any(each.unsupported for each in summaries)
+    print_rows(
+        [
+            {
+                "id": each.id,
+                "name": each.name,
+                "agent_timeout": each.agent_timeout,
+                "scorer_timeout": each.scorer_timeout,
+                **({"unsupported": each.unsupported or None} if has_reasons else {}),
+            }
+            for each in summaries
+        ],
+        output,
+    )
