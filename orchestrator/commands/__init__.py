@@ -1,11 +1,11 @@
-"""The composition root: opens, wires, runs, closes. The only place that knows everybody."""
+"""The commands: they open, wire, run and close. The only floor that imports all others."""
 
 from pathlib import Path
 from typing import Final
 
 import orchestrator
 
-#: The benchmarks that come with the project.
+#: The bundled benchmarks.
 BUNDLED: Final = Path(orchestrator.__file__).parent / "benchmarks"
-#: Agents of the user's own win over ours.
+#: Folders of the user's agents, which win over the built-in ones.
 AGENTS: Final = (Path("agents"),)

@@ -13,7 +13,7 @@ from subprocess import DEVNULL, Popen
 from typing import Final
 
 from orchestrator.commands.exit_codes import EXIT_OK
-from orchestrator.common import program
+from orchestrator.common import sweep_command
 from orchestrator.core.errors import JournalError
 from orchestrator.rundir.sweep_index import as_typed
 from orchestrator.view.console import finish_writing, print_record, say, write_by_threads
@@ -58,7 +58,7 @@ def start(output: Format) -> int:
     """Start this command again, detached, and wait until it has begun or failed; returns the exit code."""
     read, write = os.pipe()
     child = Popen(
-        [*program.command(), *sys.argv[1:]],
+        [*sweep_command(), *sys.argv[1:]],
         stdin=DEVNULL,
         start_new_session=True,
         pass_fds=[write],

@@ -5,22 +5,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from orchestrator.commands import run_sweep
 from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where
 from orchestrator.commands.exit_codes import EXIT_OK
-from orchestrator.commands.offline_catalog import Shelf
 from orchestrator.core.config import SweepConfig, Timeouts
+from orchestrator.core.errors import Refused
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
+from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
 from orchestrator.core.selection import Again, Fate, Verdict, verdicts
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
 from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
+from orchestrator.service.definitions.catalog import Catalog, Choice
+from orchestrator.service.errors import BadRequest
 from orchestrator.view.console import print_record, say
 from orchestrator.view.formats import Format, Record
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Trials named for each reason; `--json` names them all.
 NAMED: Final = 12
+#: Scenarios read at a time: they carry whole scripts.
+_BATCH: Final = 200
 #: What the plan repeats of the configuration.
 LIMITS: Final = ("devboxes", "agents", "rate", "attempts", "deadline", "max_cost", "max_devbox_hours", "max_failures")
 ACTIVE: Final = (Fate.AGAIN, Fate.TAKE_UP, Fate.RUN)
@@ -153,7 +158,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, output: Format, 
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     opening: AbstractAsyncContextManager[Definitions]
-    opening = open_endpoint(place) if place.endpoint else nullcontext(Shelf(place.folders))
+    opening = open_endpoint(place) if place.endpoint else nullcontext(OfflineCatalog(place.folders))
     async with opening as source:
         benchmark = await find_benchmark(source, name)
         arms = await run_sweep.supply_arms(arms, source)
@@ -178,3 +183,62 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, output: Format, 
         for text in dry.text_lines():
             say(text)
     return EXIT_OK
+
+
+class OfflineCatalog:
+    """The benchmarks of folders, read as the embedded service reads them but without one: enough to make a plan."""
+
+    url = "the embedded service"
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._catalog = Catalog(folders)
+
+    async def benchmarks(self) -> list[Benchmark]:
+        return [
+            Benchmark(id=each.id, name=each.name, scenario_ids=tuple(each.scenario_ids))
+            for each in await self._catalog.benchmarks()
+        ]
+
+    async def summaries(
+        self,
+        benchmark: Benchmark,
+        at_most: int | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> list[ScenarioSummary]:
+        choice = Choice(include=tuple(include), exclude=tuple(exclude))
+        ids, found = benchmark.scenario_ids, list[ScenarioSummary]()
+        for start in range(0, len(ids), _BATCH):
+            if at_most is None or len(found) < at_most:
+                listed = await self._catalog.listed(ids[start : start + _BATCH], choice)
+                found += [self._summary(each) for each in listed.values()]
+        return found[:at_most]
+
+    def _summary(self, document: dict[str, Any]) -> ScenarioSummary:
+        metadata = document["metadata"]
+        agent, scorer = metadata.get("agent_timeout_sec"), document.get("scorer_timeout_sec")
+        return ScenarioSummary(
+            id=document["id"],
+            name=document["name"],
+            digest=metadata.get("digest", ""),
+            agent_timeout=float(agent) if agent else None,
+            scorer_timeout=float(scorer) if scorer else None,
+            network=tuple(filter(None, metadata.get("reaches", "").split(","))),
+            unsupported=metadata.get("unsupported", ""),
+            notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
+        )
+
+    async def scenario(self, scenario_id: str) -> Scenario:
+        """Read one scenario. Raises Refused with its problem."""
+        try:
+            document = await self._catalog.scenario(scenario_id)
+        except BadRequest as error:
+            raise Refused(error.message) from None
+        if document is None:
+            raise Refused(f"there is no scenario {scenario_id}")
+        return Scenario(id=scenario_id, name=document["name"], prompt=document["input_context"]["problem_statement"])
+
+    async def secret_names(self) -> frozenset[str]:
+        """Return none: an embedded service has only the secrets of this environment."""
+        return frozenset()

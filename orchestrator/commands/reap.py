@@ -58,7 +58,7 @@ class Orphans:
 
     @property
     def is_free(self) -> bool:
-        """Whether it can be released without more: the folder is here, sound, and no process works in it."""
+        """True if it can be released at once: its folder is here, sound, and no process works in it."""
         return self.local is not None and self.local.at_work is None and self.local.trouble is None
 
 

@@ -1,8 +1,8 @@
-"""An event loop whose clock stands still while its process does.
+"""An event loop whose clock stops while its process is suspended.
 
-Whoever was suspended, or got no time from a busy machine, would otherwise find every deadline passed when it goes on,
-and would call everybody late but itself. So seconds in which the loop did not turn, although it should have, are none:
-no deadline, back-off or wait knows of them. Wall-clock times are others' business.
+After a suspension, or without a turn on a busy machine, every deadline would have passed at once and everything would
+seem late. So the loop's clock leaves out the seconds in which the loop should have turned and did not: deadlines,
+back-offs and waits do not see them. Wall-clock times are not affected.
 """
 
 import asyncio
@@ -10,41 +10,41 @@ import selectors
 import time
 from typing import Final
 
-#: Seconds by which a turn of the loop may be late and is just late.
-LATE: Final = 2.0
+#: Seconds by which a turn of the loop may be late and still count.
+LATE_S: Final = 2.0
 
 
-class _Noticing(selectors.DefaultSelector):
-    """Adds up the seconds in which nobody was there."""
+class _LossSelector(selectors.DefaultSelector):
+    """Sums up the seconds in which the loop did not turn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lost = 0.0
+        self.lost_s = 0.0
         self._due_at = float("inf")
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        began = self.notice()
+        began = self.now()
         self._due_at = began + max(0.0, timeout) if timeout is not None else float("inf")
         events = super().select(timeout)
-        self._due_at = self.notice()
+        self._due_at = self.now()
         return events
 
-    def notice(self) -> float:
-        """The time by the machine's clock. The loop should have been here at `_due_at`, or a moment later."""
+    def now(self) -> float:
+        """Return the machine's monotonic time, and count what is lost since `_due_at`."""
         now = time.monotonic()
-        if now - self._due_at > LATE:
-            self.lost += now - self._due_at
+        if now - self._due_at > LATE_S:
+            self.lost_s += now - self._due_at
             self._due_at = now
         return now
 
 
 class AwakeLoop(asyncio.SelectorEventLoop):
-    """The loop that sweeps and services run on."""
+    """The event loop of sweeps and services."""
 
     def __init__(self) -> None:
-        self._noticing = _Noticing()
-        super().__init__(self._noticing)
+        self._losses = _LossSelector()
+        super().__init__(self._losses)
 
     def time(self) -> float:
-        now = self._noticing.notice()
-        return now - self._noticing.lost
+        now = self._losses.now()
+        return now - self._losses.lost_s

@@ -1,9 +1,9 @@
-"""One process at a time in a folder, which is seen from outside: by a lock, or where there are none by a note.
+"""One process at a time in a folder, visible from outside: by a lock of the system, or without locks by a note.
 
-A lock of the system's (flock(2)) is gone when its process is, however that ended. Some file systems have none and say
-so; on others everybody gets every lock. Both are found out before anything is done. `--lock none` does without: then a
-file says who is at work. It is made by at most one (O_EXCL), and counts until its process is known to have ended, which
-can be known only on the machine and in the container that it runs in. Who uses locks looks for the note too.
+A lock (flock(2)) ends with its process, however that ends. Some file systems have no locks and say so; on others every
+process gets every lock. Both are detected before anything is done. `--lock none` uses a note file instead. At most one
+process can create it (O_EXCL). It counts until its process is known to have ended, which only the same machine and
+container can know. A process that uses locks respects the note too.
 """
 
 import fcntl
@@ -19,26 +19,26 @@ from typing import Final, Literal, Self
 from orchestrator.core.errors import UsageError
 
 LOCK: Final = "lock"
-#: Who is at work without a lock.
+#: The note of a process that works without a lock.
 NOTE: Final = "holder.json"
 Kind = Literal["file", "none"]
-#: What whoever does without locks is told at the start.
+#: Printed at the start where no lock is used; `{}` is the folder.
 RISK: Final = (
     "As --lock none says, no lock is held: a note alone keeps a second process out, and is not proof against one that "
-    "starts at the same moment on another machine. Let nobody else work in {}."
+    "starts at the same moment on another machine. Let no other process work in {}."
 )
-#: Who looks whether a folder is in use holds its lock for an instant: so often is it tried, so many seconds apart.
+#: `holder` holds a folder's lock for an instant, so a refused lock is tried again.
 _TRIES: Final = 20
-_INSTANT: Final = 0.005
-_WAY: Final = (
-    "Keep it on a file system with locks, such as a local disk, or give --lock none if you are sure that nobody else "
-    "works in it."
+_PAUSE_S: Final = 0.005
+_FIX: Final = (
+    "Keep it on a file system with locks, such as a local disk, or give --lock none if you are sure that no other "
+    "process works in it."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """A process that is at work without a lock. `space` is the process namespace that its number is of."""
+    """A process that works without a lock. `space` is the process namespace of its `pid`; `birth` as the function."""
 
     pid: int
     host: str
@@ -51,7 +51,7 @@ class Note:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises OSError. One that is torn is not known to be over."""
+        """Read a note. A torn one counts as that of a live process. Raises OSError."""
         try:
             return cls(**json.loads(path.read_bytes()))
         except (ValueError, TypeError):
@@ -59,12 +59,12 @@ class Note:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is a process that we can see, if it lives."""
+        """True if a live process would be visible to us."""
         return self.host == os.uname().nodename and self.space == _space()
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known to have ended."""
+        """True if the process is known to have ended."""
         return self.is_here and bool(self.birth) and birth(self.pid) != self.birth
 
     def __str__(self) -> str:
@@ -72,28 +72,30 @@ class Note:
 
 
 class Held(Exception):
-    """Somebody else is at work in the folder; says who."""
+    """Another process works in the folder; the message names it."""
 
 
 @contextmanager
 def hold(folder: Path, kind: Kind = "file", *, words: str = "") -> Iterator[None]:
-    """Be the one who is at work in a folder. `words` are what the lock says of us; the default names our process.
+    """Be the only process that works in a folder. The lock file says `words`, or names our process.
 
-    Raises Held if somebody else is, UsageError where locks are asked for and there are none, and OSError.
+    Raises Held if another process does, UsageError if `kind` asks for a lock and there are none, and OSError.
     """
     mine = os.open(folder / LOCK, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(mine, "a+b", buffering=0) as file:
-        _check_note(folder)
-        refusal = _take(file.fileno())
-        if kind == "file":
-            _check_lock(folder, refusal)
+        note = noted(folder)
+        if note is not None and not note.is_over:
+            is_visible = note.is_here and note.birth
+            fix = "" if is_visible else f"; if it has ended, which cannot be seen here, remove {folder / NOTE}"
+            raise Held(f"{note}, without a lock{fix}")
+        _lock(file.fileno(), folder, kind)
         with suppress(OSError):  # a full disk has no room for the name, and the lock holds without it
             file.truncate(0)
             file.write((words or str(Note.ours())).encode())
         if kind == "file":
             yield
             return
-        _leave_note(folder)
+        _write_note(folder)
         try:
             yield
         finally:
@@ -101,7 +103,7 @@ def hold(folder: Path, kind: Kind = "file", *, words: str = "") -> Iterator[None
 
 
 def holder(folder: Path) -> tuple[str, Note | None] | None:
-    """Who is at work in a folder, in words, and its note if it holds no lock; None if nobody is.
+    """Return the process that works in a folder, in words, and its note if it uses no lock; None if there is none.
 
     Raises OSError if the folder cannot be read.
     """
@@ -115,8 +117,8 @@ def holder(folder: Path) -> tuple[str, Note | None] | None:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _says(file), None
-    except OSError:  # no locks here: nobody holds one
+        return _name_in(file), None
+    except OSError:  # without locks no process holds one
         return None
     finally:
         os.close(file)
@@ -124,16 +126,16 @@ def holder(folder: Path) -> tuple[str, Note | None] | None:
 
 
 def noted(folder: Path) -> Note | None:
-    """Who noted to be at work without a lock, whether that has ended or not."""
+    """Return the note in a folder, also of a process that has ended."""
     with suppress(FileNotFoundError):
         return Note.read(folder / NOTE)
     return None
 
 
 def birth(pid: int) -> str:
-    """What tells a process from a later one with its number: the boot, and the clock ticks from it to its start.
+    """Return the boot id and start time (clock ticks) of a process; "" if there is no such process any more.
 
-    Empty if there is no such process any more.
+    They distinguish it from a later process with the same number.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -143,24 +145,26 @@ def birth(pid: int) -> str:
     return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
 
 
-def _take(file: int) -> OSError | None:
-    """Lock an open file; returns what the file system says if it has no locks. Raises Held."""
+def _lock(file: int, folder: Path, kind: Kind) -> None:
+    """Lock an open file. Raises Held.
+
+    Raises UsageError if `kind` asks for locks and the file system has none, or grants every lock.
+    """
     for _ in range(_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(_INSTANT)
+            time.sleep(_PAUSE_S)
         except OSError as error:
-            return error
+            if kind == "file":
+                raise UsageError(f"{folder} is on a file system that has no locks ({error.strerror}). {_FIX}") from None
+            return
         else:
-            return None
-    raise Held(_says(file))
-
-
-def _check_lock(folder: Path, refusal: OSError | None) -> None:
-    """Raises UsageError where a lock was refused, or keeps nobody out."""
-    if refusal is not None:
-        raise UsageError(f"{folder} is on a file system that has no locks ({refusal.strerror}). {_WAY}")
+            break
+    else:
+        raise Held(_name_in(file))
+    if kind == "none":
+        return
     second = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,22 +174,13 @@ def _check_lock(folder: Path, refusal: OSError | None) -> None:
         pass
     finally:
         os.close(second)
-    raise UsageError(f"{folder} is on a file system whose locks keep nobody out: a second one was granted. {_WAY}")
+    raise UsageError(f"{folder} is on a file system whose locks keep nobody out: a second one was granted. {_FIX}")
 
 
-def _check_note(folder: Path) -> None:
-    """Raises Held while somebody may be at work without a lock."""
-    note = noted(folder)
-    if note is not None and not note.is_over:
-        is_visible = note.is_here and note.birth
-        known = "" if is_visible else f"; if it has ended, which cannot be seen here, remove {folder / NOTE}"
-        raise Held(f"{note}, without a lock{known}")
-
-
-def _leave_note(folder: Path) -> None:
-    """Note that we are at work. Raises Held if somebody was quicker."""
+def _write_note(folder: Path) -> None:
+    """Write the note of our process. Raises Held if another process was faster."""
     data = json.dumps(asdict(Note.ours())).encode()
-    _remove_note_of_one_that_has_ended(folder)
+    _remove_stale_note(folder)
     try:
         note = os.open(folder / NOTE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -196,8 +191,11 @@ def _leave_note(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _remove_note_of_one_that_has_ended(folder: Path) -> None:
-    """Aside first: the note that was looked at may be another's by now, who was quicker, and goes back then."""
+def _remove_stale_note(folder: Path) -> None:
+    """Remove the note of a process that has ended.
+
+    It is renamed first: by now it may be the note of another, faster process, and is put back then.
+    """
     aside = folder / f"{NOTE}.{os.getpid()}"
     with suppress(FileNotFoundError):
         (folder / NOTE).rename(aside)
@@ -208,7 +206,7 @@ def _remove_note_of_one_that_has_ended(folder: Path) -> None:
             aside.unlink()
 
 
-def _says(file: int) -> str:
+def _name_in(file: int) -> str:
     return os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
 
 

@@ -1,8 +1,8 @@
-"""structlog, set up once: JSON lines to a file or to standard error. Nobody else configures logging.
+"""structlog, set up once: JSON lines to a file or to standard error. No other module configures logging.
 
-Nothing ever fails because of what it logs: a line that its place does not take is dropped, and a value that JSON
-cannot say is said in Python's words. The threads that write a sweep's journal and a service's store log too, and
-whoever waits for them would wait for ever.
+Logging never fails its caller. A line that cannot be written is dropped, and a value that JSON cannot express is
+logged as Python prints it. The threads that write a sweep's journal and a service's store log too; an error there
+would leave callers waiting for ever.
 """
 
 import logging
@@ -21,25 +21,22 @@ from orchestrator.core.printable import json_line
 
 
 def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-    """Log to a stream, standard error unless told otherwise; nowhere, if that was closed before we began."""
+    """Log to a stream, by default standard error; nowhere if that was closed before the process began."""
     _configure(_Stream(stream or sys.stderr), level)
 
 
 def to_file(path: Path, *, level: int = logging.INFO, mask: Callable[[Any], Any] = lambda value: value) -> None:
-    """Log to the end of a file.
-
-    `mask` takes what must not be written out of everything that a line will say.
-    """
+    """Append to a log file. `mask` removes secrets from every value before it is written."""
     _configure(_LogFile(path), level, mask)
 
 
 class _LogFile(TextIOBase):
-    """The end of a file, line by line: each is there as a whole or not at all."""
+    """The end of a file. Each line is written whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: FileIO | None = None
-        self.write("")  # it is there from the start
+        self.write("")  # the file exists from the start
 
     def write(self, text: str, /) -> int:
         data = text.encode(errors="replace")
@@ -52,9 +49,9 @@ class _LogFile(TextIOBase):
 
 
 class _Stream(TextIOBase):
-    """A stream that others write to as well: a line that did not fit is not taken back, but no other begins in it.
+    """A stream that others write to as well. A torn line cannot be taken back, but the next one begins a new line.
 
-    It goes past the stream's buffer, which would keep what a full disk refuses and hand it in torn, later or never.
+    It bypasses the stream's buffer, which would keep what a full disk refuses and write it torn, later or never.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -75,15 +72,15 @@ class _Stream(TextIOBase):
 
 
 def _plain(event: dict[str, Any]) -> dict[str, Any]:
-    """As JSON will have it, so that nothing hides in an object that is only made words when it is written."""
+    """Convert to JSON's types before masking, so that no secret hides in an object that becomes text later."""
     try:
         plain: dict[str, Any] = orjson.loads(orjson.dumps(event, default=str))
     except TypeError:  # bytes of a file's name that are no text, a number beyond 64 bits, a structure without end
-        plain = {ascii(key)[1:-1]: _said(value) for key, value in event.items()}
+        plain = {ascii(key)[1:-1]: _plain_value(value) for key, value in event.items()}
     return plain
 
 
-def _said(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     try:
         return orjson.loads(orjson.dumps(value, default=str))
     except TypeError:
@@ -93,14 +90,14 @@ def _said(value: Any) -> Any:
 
 
 def _configure(file: TextIOBase, level: int, mask: Callable[[Any], Any] = lambda value: value) -> None:
-    class Harmless(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]  # it is made, not written
-        """Raises nothing."""
+    class Harmless(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]  # created at run time
+        """A logger that raises nothing."""
 
         def _proxy_to_logger(self, method_name: str, event: str | None = None, **kw: Any) -> Any:
             with suppress(Exception):
                 return super()._proxy_to_logger(method_name, event, **kw)
 
-    logging.raiseExceptions = False  # what libraries log by themselves must not fail either, nor stay in a buffer
+    logging.raiseExceptions = False  # logging of libraries must not fail either, nor stay in a buffer
     logging.lastResort = logging.StreamHandler(cast("TextIO", _Stream(sys.stderr)))
     logging.lastResort.setLevel(logging.WARNING)
     structlog.configure(

@@ -25,7 +25,7 @@ import httpx
 import orjson
 import structlog
 
-from orchestrator.common import program
+from orchestrator.common import sweep_command
 from orchestrator.common.locks import Kind, holder
 from orchestrator.core.errors import Unavailable, UsageError
 
@@ -224,7 +224,7 @@ def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Pat
 
 
 def _command(state: Path, benchmarks: Sequence[Path], isolation: str, lock: Kind) -> list[str]:
-    command = [*program.command(), "serve", "--state", str(state), "--isolation", isolation]
+    command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation]
     command += ["--port", "0", "--linger", str(LINGER), "--lock", lock, "--quiet"]
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]

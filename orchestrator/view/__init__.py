@@ -1,1 +1,1 @@
-"""Pictures of a sweep: they read the ledger, and are never called by the engine."""
+"""Progress, report and output formats: they read the ledger, and the engine never calls them."""

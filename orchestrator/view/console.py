@@ -1,10 +1,10 @@
-"""Where people read, written to by a thread, so that nothing else ever waits for a reader.
+"""Standard output and error, written by threads, so that nothing else ever waits for a reader.
 
 A terminal may take nothing for a night (Ctrl-S, an ssh that hangs), a pipe may be full or without a reader, a disk may
-be full, a shell may stop whoever writes from the background. That may hold a picture up, and must hold up no sweep.
+be full, a shell may stop a process that writes from the background. That may delay the display, never a sweep.
 
-Of what nobody takes, the newest is kept: the latest picture, and as many lines as there is room for; how many were
-left out is said in their place. A descriptor whose reader is gone is not written to again, and that is all.
+Of output that is not taken, the newest is kept: the latest picture, and as many lines as there is room for. The number
+of lines left out is printed in their place. A descriptor whose reader is gone is not written to again.
 """
 
 import errno
@@ -29,20 +29,20 @@ from orchestrator.core.errors import WorldError
 from orchestrator.core.printable import coloured, printable
 from orchestrator.view.formats import LINES, Format, Record
 
-#: Bytes of lines that wait to be taken; older ones are left out.
-ROOM: Final = 1 << 20
-#: Bytes written at a time: whether a reader moves is seen between two of them.
-_PIECE: Final = 4096
-#: Seconds between two looks at a descriptor that takes nothing now.
-_PAUSE: Final = 0.2
-#: Seconds in which a reader must take something at the end, and all that it gets then.
-STALL: Final = 3.0
-LAST: Final = 10.0
-#: Seconds for the last signs to a terminal when the process leaves at once.
-_LEAVING: Final = 0.5
-#: What may be better some time later.
+#: Size of waiting lines; older ones are left out.
+ROOM_BYTES: Final = 1 << 20
+#: Written at a time; between two of them it is seen that a reader still reads.
+_PIECE_BYTES: Final = 4096
+#: Time between two tries at a descriptor that takes nothing now.
+_PAUSE_S: Final = 0.2
+#: At the end: the time within which a reader must take something, and the whole time it gets.
+STALL_S: Final = 3.0
+LAST_S: Final = 10.0
+#: Time to restore a terminal when the process leaves at once.
+_LEAVING_S: Final = 0.5
+#: Errors that may pass.
 _PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-#: Columns of a table of rows where there is no terminal to measure.
+#: Columns of a table of rows without a terminal to measure.
 _WHOLE_NAMES: Final = 1000
 _HIDE_CURSOR: Final = b"\x1b[?25l"
 _SHOW_CURSOR: Final = b"\x1b[?25h"
@@ -51,38 +51,38 @@ _UP: Final = b"\x1b[1A"
 
 
 class Output:
-    """A descriptor and the thread that writes to it. No call waits but `settle` and `leave`, which are bounded.
+    """A descriptor and the thread that writes to it. No call waits except `settle` and `leave`, which are bounded.
 
-    `left_out` words how many lines are missing in their place.
+    `left_out` makes the line that stands in place of so many missing lines; `room` is in bytes.
     """
 
-    def __init__(self, fd: int, left_out: Callable[[int], str], *, room: int = ROOM) -> None:
+    def __init__(self, fd: int, left_out: Callable[[int], str], *, room: int = ROOM_BYTES) -> None:
         self.fd = fd
-        #: Whether nobody reads it any more.
+        #: Nothing reads it any more.
         self.is_gone = False
-        self._word = left_out
+        self._left_out_line = left_out
         self._room = room
-        #: May be taken again by who has it: what the collector deletes may have last words.
+        #: Reentrant: a finalizer may print while this thread holds it.
         self._lock = RLock()
         self._lines: deque[bytes] = deque()
         self._waiting = 0
-        #: How many lines are missing, and how many of them are being told of.
-        self._left_out = self._saying = 0
-        #: The picture that is to be seen, and the one that is.
+        #: The number of missing lines, and of those that the line being written reports.
+        self._left_out = self._reported = 0
+        #: The picture to show, and the picture on the screen.
         self._wanted: tuple[bytes, ...] = ()
         self._drawn: tuple[bytes, ...] = ()
         self._is_torn = self._is_leaving = False
         self._moved_at = time.monotonic()
         self._idle = Event()
         self._idle.set()
-        #: Its `put` may be called from a signal's handler.
+        #: Its `put` may be called from a signal handler.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._is_rung = False
         self._is_terminal = os.isatty(fd)
         Thread(target=self._run, name=f"output {fd}", daemon=True).start()
 
     def write(self, line: bytes) -> None:
-        """Add a line, or several, above the picture."""
+        """Add one or more lines above the picture."""
         with self._lock:
             if self.is_gone:
                 return
@@ -95,33 +95,30 @@ class Output:
             self._ring()
 
     def show(self, picture: Sequence[str]) -> None:
-        """Have these lines, and no earlier ones, at the end of the screen; they are no wider than it is."""
+        """Replace the picture at the end of the screen. Its lines must not be wider than the screen."""
         with self._lock:
             self._wanted = tuple(line.encode(errors="backslashreplace") for line in picture)
             self._ring()
 
-    def settle(self, stall: float = STALL) -> bool:
-        """Wait until all is written, as long as its reader goes on taking it; whether it is.
-
-        `stall` is the longest that the reader may take nothing, in seconds.
-        """
+    def settle(self, stall: float = STALL_S) -> bool:
+        """Wait until all is written, as long as the reader takes something every `stall` seconds; returns success."""
         began = time.monotonic()
         while not self._idle.wait(0.02):
             now = time.monotonic()
-            if now - max(began, self._moved_at) > stall or now - began > LAST:
+            if now - max(began, self._moved_at) > stall or now - began > LAST_S:
                 return False
         return True
 
     @property
     def is_filling(self) -> bool:
-        """Whether what waits is so much that more would soon be left out."""
+        """True if so much waits that lines would soon be left out."""
         return self._waiting > self._room // 2
 
     def leave(self) -> None:
-        """Give a terminal back as it was, now. May be called from anywhere, a signal's handler included."""
+        """Restore the terminal now. May be called from any thread or signal handler."""
         self._is_leaving = True
         self._bell.put(None)
-        end = time.monotonic() + _LEAVING
+        end = time.monotonic() + _LEAVING_S
         while self._is_leaving and time.monotonic() < end:
             time.sleep(0.01)
 
@@ -142,7 +139,7 @@ class Output:
                 self._is_leaving = False
 
     def _next(self) -> bytes:
-        """What is to be written now; nothing if all is."""
+        """Return the bytes to write now; none if all is written."""
         with self._lock:
             lines = self._take()
             redraw = bool(lines) or self._wanted != self._drawn
@@ -157,15 +154,15 @@ class Output:
         return b"".join([erased, *lines, cursor, b"\n".join(self._drawn)])
 
     def _take(self) -> list[bytes]:
-        """Lines that wait, some at a time; what was left out before them is said first."""
+        """Take some waiting lines; the number of lines left out before them comes first."""
         taken, size = [], 0
         if self._lines and self._is_torn:
             taken.append(b"\n")
         if self._lines and self._left_out:
-            taken.append(self._word(self._left_out).encode())
+            taken.append(self._left_out_line(self._left_out).encode())
         if self._lines:
-            self._saying, self._left_out, self._is_torn = self._left_out, 0, False
-        while self._lines and size < 16 * _PIECE:
+            self._reported, self._left_out, self._is_torn = self._left_out, 0, False
+        while self._lines and size < 16 * _PIECE_BYTES:
             line = self._lines.popleft()
             size += len(line)
             taken.append(line)
@@ -176,41 +173,34 @@ class Output:
         rest = data
         while rest and not self.is_gone:
             try:
-                self._wait_for_terminal()
-                written = os.write(self.fd, rest[:_PIECE])
-            except BlockingIOError:  # somebody who shares it has made it so
+                while self._is_terminal and _is_unwelcome(self.fd):
+                    time.sleep(_PAUSE_S)
+                written = os.write(self.fd, rest[:_PIECE_BYTES])
+            except BlockingIOError:  # another process that shares it has made it so
                 wait_writable(self.fd)
             except OSError as error:
-                if error.errno not in _PASSING:
-                    self._give_up()
+                if error.errno in _PASSING:
+                    self._lose(data, rest)
                     return
-                self._lose(data, rest)
-                return
+                with self._lock:
+                    self.is_gone = True
+                    self._lines.clear()
+                    self._waiting = self._left_out = 0
             else:
                 rest = rest[written:]
                 self._moved_at = time.monotonic()
 
     def _lose(self, data: bytes, rest: bytes) -> None:
-        """Leave out what could not be written of what was to be."""
+        """Leave out `rest`, the part of `data` that could not be written."""
         is_begun = len(rest) < len(data)
         with self._lock:
-            self._left_out += rest.count(b"\n") + (0 if is_begun else max(0, self._saying - 1))
+            self._left_out += rest.count(b"\n") + (0 if is_begun else max(0, self._reported - 1))
             self._is_torn = is_begun and data[-len(rest) - 1 : -len(rest)] != b"\n"
         self._moved_at = time.monotonic()
 
-    def _give_up(self) -> None:
-        with self._lock:
-            self.is_gone = True
-            self._lines.clear()
-            self._waiting = self._left_out = 0
-
-    def _wait_for_terminal(self) -> None:
-        """A terminal that wants no words from the background (stty tostop) gets none until we are in front again."""
-        while self._is_terminal and _is_unwelcome(self.fd):
-            time.sleep(_PAUSE)
-
 
 def _is_unwelcome(fd: int) -> bool:
+    """Return True in the background of a terminal that takes no output from there (stty tostop)."""
     try:
         return os.tcgetpgrp(fd) != os.getpgrp() and bool(termios.tcgetattr(fd)[3] & termios.TOSTOP)
     except (OSError, termios.error):  # not the terminal of our session, or it is gone
@@ -218,14 +208,14 @@ def _is_unwelcome(fd: int) -> bool:
 
 
 def wait_writable(fd: int) -> None:
-    """Wait a moment for a descriptor that takes nothing now and does not say so by waiting."""
+    """Wait a moment for a non-blocking descriptor that takes nothing now."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    poll.poll(_PAUSE * 1000)
+    poll.poll(_PAUSE_S * 1000)
 
 
 class Stream(TextIOBase):
-    """What `sys.stdout` and `sys.stderr` are while threads write: never waits, never fails."""
+    """Replaces `sys.stdout` and `sys.stderr` while threads write; it never waits and never fails."""
 
     def __init__(self, output: Output, encoding: str) -> None:
         self.output = output
@@ -244,7 +234,7 @@ class Stream(TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """What is no whole line yet is written too."""
+        """Write an unfinished line too."""
         with self._lock:
             begun, self._begun = self._begun, ""
         self._send(begun)
@@ -264,9 +254,9 @@ class Stream(TextIOBase):
 
 
 def write_by_threads(output: Format = LINES) -> None:
-    """From now on, to the end of the process, nobody who writes to standard output or error waits for a reader.
+    """Write standard output and error by threads from now on, so that printing never waits for a reader.
 
-    What is missing of standard output is said in the format `output`.
+    Lines left out of standard output are reported in the format `output`.
     """
     is_one = os.path.sameopenfile(1, 2)
     encode = output.encode
@@ -279,8 +269,8 @@ def write_by_threads(output: Format = LINES) -> None:
         setattr(sys, name, Stream(each, before.encoding))
 
 
-def finish_writing(stall: float = STALL) -> None:
-    """Wait, within bounds, until what was written by threads is read; what is not by then is lost."""
+def finish_writing(stall: float = STALL_S) -> None:
+    """Wait, within bounds, until the output is read; the rest is lost."""
     streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, Stream)]
     for stream in streams:
         stream.flush()
@@ -290,28 +280,28 @@ def finish_writing(stall: float = STALL) -> None:
 
 
 def _left_out(count: int) -> str:
-    return f"… {count} lines are left out here: nobody read them.\n"
+    return f"… {count} lines are left out here, because nothing read them.\n"
 
 
 def is_read() -> bool:
-    """Whether there may be somebody who reads standard output, as far as what was written to it tells."""
+    """Return False once writing to standard output has shown that it has no reader."""
     return not (isinstance(sys.stdout, Stream) and sys.stdout.output.is_gone)
 
 
 def leave_screen() -> None:
-    """Give the terminal back as it was. May be called from anywhere, at any time."""
+    """Restore the terminal. May be called from any thread or signal handler."""
     if isinstance(sys.stdout, Stream):
         sys.stdout.output.leave()
 
 
 def show(picture: Sequence[str]) -> None:
-    """Have this picture on the screen, where a thread draws it."""
+    """Replace the picture on the screen, if a thread draws it."""
     if isinstance(sys.stdout, Stream):
         sys.stdout.output.show(picture)
 
 
 def say(words: str, *, to_stderr: bool = False) -> None:
-    """Print a line with whatever is in it. Where no thread writes it waits, and raises as `put` does."""
+    """Print a line, with control characters escaped. If no thread writes it waits, and raises as `put` does."""
     if to_stderr:
         sys.stderr.write(f"{printable(words)}\n")
     else:
@@ -342,7 +332,7 @@ def print_rows(rows: Sequence[Record], output: Format) -> None:
 
 
 def put(text: str) -> None:
-    """Print as it is. Raises BrokenPipeError if nobody reads, WorldError if it cannot be written for another reason."""
+    """Print verbatim. Raises BrokenPipeError without a reader, WorldError if it cannot be written otherwise."""
     try:
         sys.stdout.write(text)
     except BrokenPipeError:
@@ -352,7 +342,7 @@ def put(text: str) -> None:
 
 
 def print_log(text: str) -> None:
-    """Print lines that may be more than there is room for: waits for a reader, as long as there is one, and blocks."""
+    """Print lines that may be more than there is room for. It blocks, and waits for a reader while there is one."""
     is_waited_for = isinstance(sys.stdout, Stream)
     for line in coloured(text).split("\n"):
         put(f"{line}\n")
@@ -361,18 +351,18 @@ def print_log(text: str) -> None:
 
 
 class Page:
-    """Lays tables out in the width of the terminal, or in a width of its own where there is none."""
+    """Lays out tables in the width of the terminal, or in `width` columns without one."""
 
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def lay_out(self, drawing: RenderableType, *, highest: int | None = None) -> list[str]:
-        """The lines of a drawing, coloured where it can be seen, at most as many as a terminal has."""
+    def lay_out(self, drawing: RenderableType, *, max_lines: int | None = None) -> list[str]:
+        """Return the lines of a drawing, coloured on a terminal; at most `max_lines`."""
         console = self._console()
         with console.capture() as captured:
             console.print(drawing)
         lines = captured.get().removesuffix("\n").split("\n")
-        return lines if highest is None else lines[:highest]
+        return lines[:max_lines]
 
     def print(self, drawing: RenderableType) -> None:
         put("".join(f"{line}\n" for line in self.lay_out(drawing)))
@@ -386,7 +376,7 @@ class Page:
         return self._console().height
 
     def _console(self) -> Console:
-        """Made anew each time: a terminal may be resized."""
+        """Create a console; each time, because a terminal may be resized."""
         is_terminal = sys.stdout.isatty()
         return Console(
             file=sys.stdout,

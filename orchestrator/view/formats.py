@@ -31,12 +31,12 @@ class Format:
 
     @property
     def is_for_programs(self) -> bool:
-        """Whether standard output has records only; sentences then go to standard error."""
+        """True if standard output gets records only; sentences then go to standard error."""
         return self.encode is not None
 
 
 def _plain(value: object) -> object:
-    """A value of a record that JSON has no word for: a record of its own, or a set, which has no order."""
+    """Convert a value that JSON cannot express: a dataclass, or a set, which has no order."""
     return asdict(cast("Any", value)) if is_dataclass(value) else sorted(cast("Any", value))
 
 
@@ -51,7 +51,7 @@ FORMATS: Final = {each.name: each for each in (SCREEN, LINES, JSON)}
 
 
 def find(name: str | None) -> Format:
-    """The format of that name; without a name, what standard output can show to people."""
+    """Return the format of that name; without a name, the one for people that standard output can show."""
     if name is not None:
         return FORMATS[name]
     can_redraw = os.environ.get("TERM", "dumb").lower() not in {"", "dumb", "unknown"}

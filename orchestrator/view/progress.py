@@ -1,6 +1,6 @@
-"""The live picture: pulled from the ledger a few times a second, never pushed by the engine.
+"""The progress of a sweep, pulled from the ledger a few times a second, never pushed by the engine.
 
-Three styles of one picture: a screen that redraws itself, lines where there is no terminal, JSON lines for programs.
+It is shown in an output format: as a screen that is redrawn, as lines without a terminal, or as records for programs.
 """
 
 import re
@@ -24,82 +24,80 @@ from orchestrator.view import console
 from orchestrator.view.formats import Format, Record
 from orchestrator.view.report import as_record, as_table, duration, number, report
 
-REDRAW: Final = 0.2
-#: Seconds between two summaries where lines are all there is.
-SUMMARY_EVERY: Final = 30.0
-#: Seconds that a phase may last before it is told where nothing redraws itself; before there is a picture, a log needs
-#: no word of a start that is merely slow.
-SLOW: Final = 2.0
-SLOW_START: Final = 10.0
-#: Phases in which trials finish, or what is in flight is told of.
+REDRAW_S: Final = 0.2
+#: Time between two summaries among lines.
+SUMMARY_S: Final = 30.0
+#: How long a phase may last before it is named; before the first picture, lines wait longer for a slow start.
+SLOW_S: Final = 2.0
+SLOW_START_S: Final = 10.0
+#: Phases that need no name, because trials finish or a stop is explained.
 TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
-#: What an attempt does in a stage.
+#: The word for an attempt in each stage.
 DOING: Final = {
     Stage.START: "starting",
     Stage.BOOT: "booting",
     Stage.PREPARE: "installing",
     Stage.SOLVE: "solving",
-    Stage.GATHER: "bringing files home",
+    Stage.GATHER: "collecting files",
     Stage.SCORE: "scoring",
     Stage.RELEASE: "releasing",
 }
-#: Columns of the table where there is no terminal to measure.
-LINE: Final = 200
+#: Columns of the table without a terminal to measure.
+TABLE_WIDTH: Final = 200
 
 
 class State(Protocol):
-    """What a picture shows that is not in the ledger."""
+    """Facts about a running sweep that are not in the ledger."""
 
     @property
     def phase(self) -> str:
-        """What is being done, in few words."""
+        """The current phase, in a few words."""
 
     @property
     def troubles(self) -> Sequence[str]:
-        """What holds it up, or might; a sentence each."""
+        """Things that delay it or may delay it; a sentence each."""
 
     @property
     def stop(self) -> str | None:
-        """Why no new trial is started; None while they are."""
+        """The reason why no new trial starts; None while trials start."""
 
     @property
     def is_asked_to_stop(self) -> bool:
-        """Whether it was a signal that stopped it."""
+        """True after a signal to stop."""
 
     @property
     def is_ending(self) -> bool:
-        """Whether what is in flight is being ended."""
+        """True while attempts in flight are being ended."""
 
     @property
     def in_flight(self) -> Mapping[Stage, int]:
-        """How many attempts are being made, by their stage."""
+        """The number of attempts under way, by stage."""
 
     @property
     def longest_left(self) -> float:
-        """Seconds that those in flight may take yet."""
+        """The most seconds that attempts in flight may still take."""
 
     @property
     def devboxes(self) -> int:
-        """How many devboxes may be in flight now."""
+        """The number of devboxes that may be in flight now."""
 
     @property
     def is_reduced(self) -> bool:
-        """Whether the endpoint pushed back."""
+        """True if the endpoint pushed back and `devboxes` is lowered."""
 
 
 class SlowPhases:
-    """What is being done, told once it takes long; what runs trials shows by itself."""
+    """Names a phase once when it lasts longer than `slow` seconds; phases that run trials show by themselves."""
 
-    def __init__(self, state: State, slow: float = SLOW) -> None:
+    def __init__(self, state: State, slow: float = SLOW_S) -> None:
         self._state = state
         self._slow = slow
         self._phase = ""
-        #: The loop's time.
-        self._since = 0.0
+        self._since = 0.0  # the loop's time
         self._is_told = False
 
     def due(self) -> str | None:
-        """The phase, when it has lasted long enough and was not told."""
+        """Return the phase if it has lasted long enough and was not named yet."""
         phase, now = self._state.phase, anyio.current_time()
         if phase != self._phase:
             self._phase, self._since, self._is_told = phase, now, phase in TRIALS_RUN
@@ -110,16 +108,19 @@ class SlowPhases:
 
 
 async def tell_slow_phases(state: State, output: Format, until: anyio.Event) -> None:
-    """Tell what is being done before there is a picture, where it takes long."""
-    slow = SlowPhases(state, SLOW if output.is_redrawn else SLOW_START)
+    """Name slow phases before there is a picture."""
+    slow = SlowPhases(state, SLOW_S if output.is_redrawn else SLOW_START_S)
     while not until.is_set():
         if (words := slow.due()) is not None:
             console.say(words, to_stderr=output.is_for_programs)
-        await anyio.sleep(REDRAW)
+        await anyio.sleep(REDRAW_S)
 
 
 class Progress:
-    """`show()` runs until it is canceled; `finish()` draws the end. `opening` says what happens to which sweep."""
+    """Shows a sweep: `show()` runs until it is canceled, `finish()` prints the end.
+
+    `opening` begins the first line, such as "Starting night"; `folder` is the run folder.
+    """
 
     def __init__(self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, output: Format, opening: str) -> None:
         self._ledger = ledger
@@ -127,7 +128,7 @@ class Progress:
         self._state = state
         self._folder = folder
         self._output = output
-        self._page = console.Page(LINE)
+        self._page = console.Page(TABLE_WIDTH)
         self._names = {scenario.id: scenario.name for scenario in plan.scenarios}
         self._begin()
         self._slow = SlowPhases(state)
@@ -136,9 +137,9 @@ class Progress:
         self.say(f"{opening}: {counted(len(plan), 'trial')}, {owed} to do.")
 
     def _begin(self) -> None:
-        """Take what is finished now as told; it is counted once, and not for each picture."""
+        """Count finished trials from the start and take them as told. Later looks count only new ones."""
         self._began = time.monotonic()
-        #: How many finished trials were looked at, and the last of them.
+        #: The number of finished trials that were looked at, and the last of them.
         self._looked, self._last = 0, list[TrialKey]()
         self._done: list[TrialKey] = []
         self._failed = self._scored = 0
@@ -147,24 +148,34 @@ class Progress:
         self._done_before = self._told = len(self._done)
 
     def say(self, *messages: str) -> None:
-        """Tell the person at the screen something, each on a line of its own."""
+        """Print messages for people, each on a line of its own."""
         for message in messages:
             console.say(message, to_stderr=self._output.is_for_programs)
 
     async def show(self) -> None:
         """Draw until canceled."""
-        if not self._output.is_redrawn:
-            await self._show_lines()
-            return
+        due = anyio.current_time() + SUMMARY_S
         while True:
-            console.show(self._page.lay_out(self._screen(), highest=self._page.height))
-            await anyio.sleep(REDRAW)
+            if self._output.is_redrawn:
+                console.show(self._page.lay_out(self._screen(), max_lines=self._page.height))
+            else:
+                for key in self._new_trials():
+                    self._tell_trial(key)
+                if (phase := self._slow.due()) is not None:
+                    self.say(phase)
+                remarks = self._remarks()
+                self.say(*(words for about, words in remarks.items() if about not in self._remarked))
+                self._remarked = set(remarks)
+                if not self._output.is_for_programs and anyio.current_time() >= due:
+                    self.say(self._headline())
+                    due += SUMMARY_S
+            await anyio.sleep(REDRAW_S)
 
     def finish(self) -> None:
-        """Draw the end: the last lines, the table, where the files are."""
+        """Print the end: the last trials, the report, and the paths of the files."""
         console.show(())
-        for line in self._new_lines():
-            self._line(line)
+        for key in self._new_trials():
+            self._tell_trial(key)
         whole = report(self._ledger, self._plan, self._folder)
         left = len(self._plan) - len(self._done)
         stop = self._state.stop if left else None
@@ -177,28 +188,8 @@ class Progress:
             owed = f"{left} of {counted(len(self._plan), 'trial')} {'is' if left == 1 else 'are'} left"
             self.say(f"Stopped: {_cause(stop)}. {owed}: run the sweep again for {'it' if left == 1 else 'them'}.")
 
-    async def _show_lines(self) -> None:
-        due = anyio.current_time() + SUMMARY_EVERY
-        while True:
-            for line in self._new_lines():
-                self._line(line)
-            for words in self._news():
-                self.say(words)
-            if not self._output.is_for_programs and anyio.current_time() >= due:
-                self.say(self._headline())
-                due += SUMMARY_EVERY
-            await anyio.sleep(REDRAW)
-
-    def _news(self) -> Iterator[str]:
-        """What has changed besides the trials, once."""
-        if (words := self._slow.due()) is not None:
-            yield words
-        remarks = self._remarks()
-        yield from (words for about, words in remarks.items() if about not in self._remarked)
-        self._remarked = set(remarks)
-
     def _remarks(self) -> dict[str, str]:
-        """What holds the sweep up or ends it: lines, by what each is about however its numbers change."""
+        """Return lines about delays or a stop. The key of a line stays the same while only its numbers change."""
         remarks = {re.sub(r"\d[\d:.]*", "", trouble): trouble for trouble in self._state.troubles}
         stages = [f"{count} {DOING[stage]}" for stage, count in self._state.in_flight.items()]
         if self._state.stop is None or not stages:
@@ -212,33 +203,29 @@ class Progress:
         )
         return remarks | {f"stop {again}": words}
 
-    def _new_lines(self) -> Iterator[TrialKey]:
-        """Trials finished since the last look."""
+    def _new_trials(self) -> Iterator[TrialKey]:
+        """Yield trials that have finished since the last look."""
         self._look()
         while not self._output.is_redrawn and self._told < len(self._done):
             self._told += 1
             yield self._done[self._told - 1]
 
     def _look(self) -> None:
-        """Note the trials of the plan that have finished since the last look."""
+        """Count the trials of the plan that have finished since the last look."""
         finished = self._ledger.finished
-        is_as_it_was = finished[max(0, self._looked - 1) : self._looked] == self._last
-        if not is_as_it_was:  # something of it was reopened
+        if finished[max(0, self._looked - 1) : self._looked] != self._last:  # a trial was reopened
             self._begin()
         for key in finished[self._looked :]:
             if key in self._plan:
-                self._count(key)
+                trial = self._ledger.trials[key]
+                self._done.append(key)
+                self._failed += trial.outcome is Outcome.FAILED
+                if trial.score is not None:
+                    self._scored += 1
+                    self._score += trial.score
         self._looked, self._last = len(finished), finished[-1:]
 
-    def _count(self, key: TrialKey) -> None:
-        trial = self._ledger.trials[key]
-        self._done.append(key)
-        self._failed += trial.outcome is Outcome.FAILED
-        if trial.score is not None:
-            self._scored += 1
-            self._score += trial.score
-
-    def _line(self, key: TrialKey) -> None:
+    def _tell_trial(self, key: TrialKey) -> None:
         trial = self._ledger.trials[key]
         facts: Record = {
             "event": "trial",
@@ -277,7 +264,8 @@ class Progress:
         return Group(*parts)
 
     def _headline(self) -> str:
-        done, running = len(self._done), self._count_running()
+        done = len(self._done)
+        running = sum(count for stage, count in self._ledger.stages.items() if stage is not Stage.RELEASE)
         parts = [
             f"{done}/{len(self._plan)} done",
             f"{running} running",
@@ -300,9 +288,6 @@ class Progress:
             parts.append(f"the endpoint pushes back: {self._state.devboxes} devboxes")
         return " · ".join(parts)
 
-    def _count_running(self) -> int:
-        return sum(count for stage, count in self._ledger.stages.items() if stage is not Stage.RELEASE)
-
     def _name(self, key: TrialKey) -> str:
         return self._names.get(key.scenario, key.scenario)
 
@@ -316,5 +301,5 @@ class Progress:
 
 
 def _cause(stop: str) -> str:
-    """Why a sweep stops, for people."""
+    """The reason for a stop, in words for people."""
     return "Ctrl-C" if stop == "SIGINT" else stop

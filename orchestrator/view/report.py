@@ -1,4 +1,4 @@
-"""The finished picture: one line an arm, and what went wrong most; as a table for people, as JSON for programs."""
+"""The report of a sweep: one line per arm and the most frequent problems, as a table or as a record."""
 
 import re
 import shlex
@@ -23,27 +23,27 @@ from orchestrator.rundir.files import RESULTS
 from orchestrator.rundir.sweep_index import as_typed
 from orchestrator.view.interval import interval
 
-#: Failures, and flags, that are named under the table.
-NAMED: Final = 5
-#: Messages of one class that are named; where it has more, one of them is the example.
-SEVERAL: Final = 3
-#: Characters of what is said of each.
-WORDS: Final = 200
-#: Characters of an arm's name that stay on one line where there is little room.
-ARM: Final = 13
-#: The file of an attempt that says more of a failure or a flag; of all others it is what its agent printed.
+#: Failures, and flags, that are listed under the table.
+LISTED: Final = 5
+#: Messages of one class that are listed; a class with more is shown by one example.
+MESSAGES_OF_A_CLASS: Final = 3
+#: Characters of a message.
+MESSAGE_WIDTH: Final = 200
+#: Characters of an arm's name that stay on one line of a narrow terminal.
+ARM_WIDTH: Final = 13
+#: The file of an attempt that explains a flag; for all others it is the agent's log.
 SHOWN_BY: Final = {
     Flag.SYSTEM_CHANGED: "changes.txt",
     Flag.SECRETS_MASKED: "MASKED.txt",
     Flag.GATHER_TRUNCATED: "LEFT-OUT.txt",
     Flag.NO_PATCH: "LEFT-OUT.txt",
 }
-#: What the scorers' logs say more of.
+#: Explained by the scorers' logs.
 SHOWN_BY_SCORERS: Final = frozenset({"ScoringFault", Flag.DEVBOX_BROKEN_BY_AGENT})
-#: What our own log says more of.
+#: Explained by the sweep's own log.
 SHOWN_BY_US: Final = frozenset({Flag.GATHER_INCOMPLETE, Flag.TRAJECTORY_UNREAD})
 CHECK: Final = "sweep check PATH --static"
-#: What differs from trial to trial though the cause is the same: ids, digests, paths of devboxes, large numbers, times.
+#: Parts of a message that differ between trials with one cause: ids, digests, paths of devboxes, large numbers, times.
 _VARYING: Final = re.compile(
     r"/\S*(?=/)|\b[a-z]{2,5}_\w*\d\w*|\b(?=[a-f]*\d)[0-9a-f]{8}[0-9a-f-]*|\b\d{4,}\b|\b\d+(\.\d+)?(?= (s|h|min)\b)"
 )
@@ -51,11 +51,11 @@ _VARYING: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """What an arm reached: `mean` over scored trials, with its 95 % interval.
+    """The results of an arm: `mean` over scored trials, with its 95 % interval `low` to `high`.
 
-    `floor` is the mean if every failed trial counted 0: between the two lies the truth about a night with failures.
-    `cost`, in US dollars, and `tokens`, of input and output, are what its agents report to have used, in every attempt,
-    None where they report none; `agent_seconds` is how long they worked in the last attempts of its trials.
+    `floor` is the mean if every failed trial counted 0; the true mean lies between the two. `cost` (US dollars) and
+    `tokens` (input and output) are what agents report, over all attempts; None if they report nothing. `agent_seconds`
+    is the agents' working time in the last attempts of the trials.
     """
 
     arm: str
@@ -74,11 +74,11 @@ class ArmSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Trials that failed with one class and message, or have a flag in common.
+    """A group of trials that failed with one class and message, or have one flag.
 
-    `kind` is that class or flag, `count` how many there are, `arms` how many of each arm. `words` is the message of the
-    first of them, or what the flag means; messages that differ in ids, paths and times only are one. `command` shows
-    more of that first one (a command, or the path of our own log), None where there is nothing to be shown.
+    `kind` is that class or flag, `count` the number of trials, `arms` the number for each arm. `words` is the message
+    of the first trial, or the flag's meaning; messages that differ only in ids, paths and times are one. `command`
+    shows more of the first trial (a command, or the path of the sweep's log); None if there is no more.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that is said at the end; `failures` and `flags` begin with the commonest."""
+    """The whole report. `failures` and `flags` are sorted by frequency."""
 
     folder: Path
     arms: Sequence[ArmSummary]
@@ -99,7 +99,7 @@ class Report:
 
 
 def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
-    """How the trials of a plan stand; `folder` is the run folder."""
+    """Summarise the trials of a plan; `folder` is the run folder."""
     trials: dict[str, dict[TrialKey, Trial]] = {arm: {} for arm in plan.arms}
     failures: dict[tuple[str, str], list[TrialKey]] = {}
     flags: dict[tuple[str, str], list[TrialKey]] = {}
@@ -120,24 +120,19 @@ def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
         arms=[_summarise(arm, ledger, plan, finished) for arm, finished in trials.items()],
         failures=[
             _finding(kind, ledger.trials[keys[0]].message, keys, ledger, plan, folder)
-            for (kind, _), keys in _commonest_first(failures)
+            for (kind, _), keys in sorted(failures.items(), key=lambda group: -len(group[1]))
         ],
         flags=[
-            _finding(flag, meaning, keys, ledger, plan, folder) for (flag, meaning), keys in _commonest_first(flags)
+            _finding(flag, meaning, keys, ledger, plan, folder)
+            for (flag, meaning), keys in sorted(flags.items(), key=lambda group: -len(group[1]))
         ],
     )
-
-
-def _commonest_first(
-    groups: Mapping[tuple[str, str], Sequence[TrialKey]],
-) -> list[tuple[tuple[str, str], Sequence[TrialKey]]]:
-    return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
 def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey, Trial]) -> ArmSummary:
     scores: dict[object, list[float]] = {}
     for key, trial in finished.items():
-        if trial.score is not None:  # where there is one scenario, its trials are all that can be counted
+        if trial.score is not None:  # with one scenario alone, its trials are counted
             scores.setdefault(key.scenario if len(plan.scenarios) > 1 else key, []).append(trial.score)
     flat = [score for values in scores.values() for score in values]
     failed = sum(trial.outcome is Outcome.FAILED for trial in finished.values())
@@ -169,7 +164,7 @@ def _finding(kind: str, words: str, keys: Sequence[TrialKey], ledger: Ledger, pl
 
 
 def _command(kind: str, key: TrialKey, trial: Trial, plan: Plan, folder: Path) -> str | None:
-    """What shows more of a trial's failure or flag."""
+    """Return a command or file that explains a trial's failure or flag."""
     if kind == UNSUPPORTED:
         return CHECK
     if not trial.attempts:
@@ -194,40 +189,40 @@ def _command(kind: str, key: TrialKey, trial: Trial, plan: Plan, folder: Path) -
 
 
 def as_record(whole: Report) -> dict[str, Any]:
-    """The report as plain objects."""
+    """Return the report as plain objects."""
     return {**asdict(whole), "folder": str(whole.folder)}
 
 
 def as_table(whole: Report) -> RenderableType:
-    """The table, what went wrong most, and where the files are."""
+    """Return the table, the most frequent problems, and the paths of the files."""
     files = (f"Results: {whole.folder / RESULTS}", f"Logs:    {whole.folder / 'trials'}")
-    told = [*_told("Failed", whole.failures), *_told("Flagged", whole.flags)]
-    return Group(_Arms(whole.arms), *told, *(Text(printable(line)) for line in files))
+    problems = [*_lines("Failed", whole.failures), *_lines("Flagged", whole.flags)]
+    return Group(_Arms(whole.arms), *problems, *(Text(printable(line)) for line in files))
 
 
-def _told(title: str, findings: Sequence[Finding]) -> Iterator["_Line"]:
-    """The commonest findings, each with what shows more of it."""
+def _lines(title: str, findings: Sequence[Finding]) -> Iterator["_Line"]:
+    """Yield the most frequent findings, each with its command."""
     if findings:
         yield _Line(f"{title}:")
     found = _with_examples(findings)
     width = len(str(found[0].count)) if found else 0
-    for each in found[:NAMED]:
+    for each in found[:LISTED]:
         of_arms = ", ".join(f"{arm} {count}" for arm, count in each.arms.items())
         kind = f"{each.kind} ({of_arms})" if len(each.arms) > 1 else each.kind
-        yield _Line(shortened(f"{kind}: {each.words}", WORDS), f"  {each.count:>{width}}  ")
+        yield _Line(shortened(f"{kind}: {each.words}", MESSAGE_WIDTH), f"  {each.count:>{width}}  ")
         if each.command is not None:
             yield _Line(printable(each.command), f"  {'':{width}}  ")
-    if len(found) > NAMED:
-        others = "another" if len(found) == NAMED + 1 else f"{len(found) - NAMED} others"
+    if len(found) > LISTED:
+        others = "another" if len(found) == LISTED + 1 else f"{len(found) - LISTED} others"
         yield _Line(f"and {others}", f"  {'':{width}}  ")
 
 
 def _with_examples(findings: Sequence[Finding]) -> list[Finding]:
-    """The commonest first; of a class with many messages the commonest stands for all."""
+    """Sort by frequency; in a class with many messages the most frequent one stands for all."""
     messages = Counter(each.kind for each in findings)
     found: dict[object, Finding] = {}
     for number, each in enumerate(findings):
-        at = each.kind if messages[each.kind] > SEVERAL else number
+        at = each.kind if messages[each.kind] > MESSAGES_OF_A_CLASS else number
         if at not in found:
             found[at] = each if at == number else replace(each, kind=f"{each.kind}, for example")
         else:
@@ -238,7 +233,7 @@ def _with_examples(findings: Sequence[Finding]) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line behind its lead; what a terminal has no room for is continued below its first word."""
+    """A line after a lead; if the terminal is too narrow it continues below its first word."""
 
     words: str
     lead: str = ""
@@ -253,15 +248,15 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class _Arms:
-    """A line for each arm: in one table, or in two where a terminal has no room for it: no number is ever cut."""
+    """A line for each arm, in one table, or in two on a narrow terminal. No number is ever cut."""
 
     summaries: Sequence[ArmSummary]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reached, used = self._reached(), self._used()
+        reached, used = self._columns()
         wide = options.update(max_width=10_000)
         longest = max((len(printable(each.arm)) for each in self.summaries), default=0)
-        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM))):
+        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM_WIDTH))):
             whole = self._table(reached | used, gap)
             if Measurement.get(console, wide, whole).maximum - folded <= options.max_width:
                 yield whole
@@ -269,8 +264,9 @@ class _Arms:
         yield self._table(reached, "\n")
         yield self._table(used, "\n")
 
-    def _reached(self) -> dict[str, list[str]]:
-        return {
+    def _columns(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Return the columns of results and of usage; cost and tokens only if agents report them."""
+        reached = {
             "scored": [f"{each.scored}/{each.planned}" for each in self.summaries],
             "failed": [str(each.failed) for each in self.summaries],
             "flagged": [str(each.flagged) for each in self.summaries],
@@ -278,19 +274,16 @@ class _Arms:
             "95 % interval": [span(each.low, each.high) for each in self.summaries],
             "if failed|were 0": [number(each.floor) for each in self.summaries],
         }
-
-    def _used(self) -> dict[str, list[str]]:
-        """Cost and tokens only where agents report them."""
-        columns = {}
+        used = {}
         costs, tokens = [each.cost for each in self.summaries], [each.tokens for each in self.summaries]
         if any(costs):
-            columns["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
+            used["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
         if any(tokens):
-            columns["tokens"] = ["-" if count is None else amount(count) for count in tokens]
-        return columns | {"agent|time": [duration(each.agent_seconds) for each in self.summaries]}
+            used["tokens"] = ["-" if count is None else amount(count) for count in tokens]
+        return reached, used | {"agent|time": [duration(each.agent_seconds) for each in self.summaries]}
 
     def _table(self, columns: Mapping[str, Sequence[str]], gap: str) -> Table:
-        """`gap` is what stands between the two parts of a heading."""
+        """Build a table; `gap` separates the two parts of a heading."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("arm", overflow="fold")
         for heading in columns:
@@ -301,12 +294,12 @@ class _Arms:
 
 
 def number(value: float | None) -> str:
-    """A score for people."""
+    """Format a score for people."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def span(low: float | None, high: float | None) -> str:
-    """An interval of scores for people; rounded outwards where it would seem to have no width."""
+    """Format an interval of scores for people; it is rounded outwards if it would seem to have no width."""
     if low is None or high is None:
         return "-"
     if number(low) == number(high):
@@ -315,7 +308,7 @@ def span(low: float | None, high: float | None) -> str:
 
 
 def amount(count: int) -> str:
-    """A number of tokens for people: 950, 12.3k, 1.2M."""
+    """Format a number of tokens for people: 950, 12.3k, 1.2M."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.1f}{unit}"
@@ -323,7 +316,7 @@ def amount(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 7:05, 3:20:11."""
+    """Format seconds for people: 42 s, 7:05, 3:20:11."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.common.awake import LATE, AwakeLoop
+from orchestrator.common.awake import LATE_S, AwakeLoop
 from orchestrator.core.errors import Missing
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Outcome, ScenarioSummary
@@ -168,12 +168,12 @@ anyio.run(main, backend_options={"loop_factory": LOOP})
 @pytest.mark.slow
 @pytest.mark.parametrize(("loop", "said"), [("AwakeLoop", "in time"), ("None", "late")])
 def test_a_process_that_was_suspended_is_not_late(loop: str, said: str) -> None:
-    script = SLEEPER.replace("LIMIT", str(LATE + 2)).replace("LOOP", loop)
+    script = SLEEPER.replace("LIMIT", str(LATE_S + 2)).replace("LOOP", loop)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"
         child.send_signal(signal.SIGSTOP)
-        time.sleep(LATE + 4)
+        time.sleep(LATE_S + 4)
         child.send_signal(signal.SIGCONT)
         assert child.stdout.readline() == f"{said}\n"
 
@@ -181,8 +181,8 @@ def test_a_process_that_was_suspended_is_not_late(loop: str, said: str) -> None:
 @pytest.mark.slow
 def test_a_wait_that_begins_after_the_process_was_suspended_in_the_same_turn_is_as_long_as_it_says() -> None:
     async def main() -> None:
-        with anyio.fail_after(LATE + 0.5):
-            time.sleep(LATE + 1)  # noqa: ASYNC251  # as a suspension in the middle of a turn
+        with anyio.fail_after(LATE_S + 0.5):
+            time.sleep(LATE_S + 1)  # noqa: ASYNC251  # as a suspension in the middle of a turn
             await anyio.sleep(0.1)
 
     anyio.run(main, backend_options={"loop_factory": AwakeLoop})

@@ -16,7 +16,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.stages import Stage
 from orchestrator.testing.clock import run_virtually
 from orchestrator.view.formats import JSON, LINES, SCREEN, Format
-from orchestrator.view.progress import SUMMARY_EVERY, Progress, tell_slow_phases
+from orchestrator.view.progress import SUMMARY_S, Progress, tell_slow_phases
 
 from .conftest import State, again, failed, make_plan, scored, settle, threads
 
@@ -107,7 +107,7 @@ def test_plain_lines_have_a_summary_now_and_then(capsys: pytest.CaptureFixture[s
     ledger = Ledger()
     progress = make(ledger, make_plan("x", "y"), LINES)
     start = StageEntered(trial="s0/a/1", attempt=1, stage=Stage.START)
-    watch(progress, ledger, iter([start]), every=3.5 * SUMMARY_EVERY)
+    watch(progress, ledger, iter([start]), every=3.5 * SUMMARY_S)
     summaries = [line for line in capsys.readouterr().out.splitlines() if " queued · " in line]
     assert summaries == ["0/2 done · 0 running · 2 queued · mean -"] * 3
 

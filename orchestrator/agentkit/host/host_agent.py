@@ -22,7 +22,7 @@ from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import CommandAgent, as_bytes, tail
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.agentkit.worker_process import Worker
-from orchestrator.common import program
+from orchestrator.common import sweep_command
 
 #: Below the attempt's folder: its working folder, and the folder of the `sweep` command.
 WORK: Final = "work"
@@ -117,7 +117,7 @@ def _make_folders(task: Task) -> tuple[Path, Path]:
     problem.write_bytes(as_bytes(task.prompt))
     script = task.folder / BIN / "sweep"
     script.parent.mkdir()
-    script.write_text(_SWEEP_SCRIPT.format(command=shlex.join(program.command())))
+    script.write_text(_SWEEP_SCRIPT.format(command=shlex.join(sweep_command())))
     script.chmod(0o755)
     return folder, problem
 

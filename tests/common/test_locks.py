@@ -139,13 +139,13 @@ def test_a_process_number_that_is_anothers_by_now_does_not_count(tmp_path: Path)
 def test_the_quicker_process_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its note comes between the look and ours."""
     note(tmp_path, birth="of one that has ended")
-    taken = locks._remove_note_of_one_that_has_ended
+    taken = locks._remove_stale_note
 
     def and_another_comes(folder: Path) -> None:
         taken(folder)
         note(folder, host="elsewhere")
 
-    monkeypatch.setattr(locks, "_remove_note_of_one_that_has_ended", and_another_comes)
+    monkeypatch.setattr(locks, "_remove_stale_note", and_another_comes)
     with pytest.raises(Held, match="on elsewhere"), hold(tmp_path, "none"):
         pass
     assert Note.read(tmp_path / NOTE).host == "elsewhere"
@@ -153,7 +153,7 @@ def test_the_quicker_process_keeps_the_folder(tmp_path: Path, monkeypatch: pytes
 
 def test_a_note_that_became_anothers_is_put_back(tmp_path: Path) -> None:
     note(tmp_path)
-    locks._remove_note_of_one_that_has_ended(tmp_path)
+    locks._remove_stale_note(tmp_path)
     assert Note.read(tmp_path / NOTE) == Note.ours()
     assert [each.name for each in tmp_path.iterdir()] == [NOTE]
 
