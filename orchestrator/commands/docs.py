@@ -1,6 +1,6 @@
-"""The manual: Markdown files of `orchestrator/docs`, and reference pages made from the code when they are shown.
+"""`sweep docs`: shows the manual, Markdown files of `orchestrator/docs` and reference pages generated from the code.
 
-A page that repeats the code becomes wrong when the code changes. So commands, failures and flags have no file.
+Pages that repeat the code become wrong when it changes, so commands, settings, failures and flags have no file.
 """
 
 import re
@@ -12,10 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 from rich.markdown import Markdown
 
 import orchestrator
-from orchestrator.core import retry_policy
+from orchestrator.core import config, retry_policy
 from orchestrator.core.errors import UsageError
 from orchestrator.core.records import flags_table
 from orchestrator.view.console import Page, put
@@ -24,12 +25,12 @@ PAGES: Final = Path(orchestrator.__file__).parent / "docs"
 #: The page that lists all topics.
 INDEX: Final = "README"
 #: Topics without a file.
-GENERATED: Final = ("commands", "failures", "flags")
+GENERATED: Final = ("commands", "failures", "flags", "settings")
 
 FAILURES: Final = """\
 # Failures
 
-The class of a failure says whose fault it was, and decides what follows. This table is made from the code.
+The class of a failure tells whose fault it was, and decides what follows. This table is generated from the code.
 
 {table}
 
@@ -43,7 +44,7 @@ See also: `sweep docs troubleshooting`, `sweep docs limits-and-budgets`.
 FLAGS: Final = """\
 # Flags
 
-A flag is a note beside a score or a failure. This table is made from the code.
+A flag is a remark beside a score or a failure. This table is generated from the code.
 
 {table}
 
@@ -55,29 +56,57 @@ See also: `sweep docs results`, `sweep docs scoring`.
 COMMANDS: Final = """\
 # Commands
 
-Every command with its arguments and options, made from the command line itself.
+Every command with its arguments and options, generated from the command line itself.
+"""
+SETTINGS: Final = """\
+# Settings
+
+The keys of a settings file (`--config sweep.toml`), generated from the code. Typed options win over the file.
+
+`benchmark` is the benchmark's name or id, or a folder of scenarios; it is required.
+
+{table}
+
+`[timeouts]` has the time limit of each stage, in seconds or as `90s`, `10m`, `8h`:
+
+{timeouts}
+
+`[[arms]]` has one table for each agent:
+
+| key | is |
+|---|---|
+| `agent` | the agent, as `--agent` names it; required |
+| `name` | the arm's name in results; without it, made from agent and model |
+| `model` | the model |
+| `settings` | a table of settings for a Python agent |
+| `agents` | the most trials of this arm in flight |
+| `cost` | a budget for this arm in US dollars; the other arms continue when it is spent |
+
+See also: `sweep docs configuration`, `sweep docs commands`.
 """
 
 
 def show(topic: str | None, *, commands: Any) -> None:
     """Print a topic, or the list of topics: laid out on a terminal, as Markdown elsewhere.
 
-    `commands` is the root of the command line. Raises UsageError for an unknown topic.
+    `commands` is the root command. Raises UsageError for an unknown topic.
     """
     text = page(topic or INDEX, commands=commands)
     if sys.stdout.isatty():
-        Page(100).print(Markdown(re.sub(r"\[([^]]+)\]\([\w-]+\.md\)", r"\1", text)))  # a file name leads nowhere there
+        Page(100).print(
+            Markdown(re.sub(r"\[([^]]+)\]\([\w-]+\.md\)", r"\1", text))
+        )  # a link to a file leads nowhere there
     else:
         put(text)
 
 
 def topics() -> list[str]:
-    """The names that `page` knows, sorted."""
+    """Return the names of all topics, sorted."""
     return sorted({*GENERATED, *(file.stem for file in PAGES.glob("*.md"))} - {INDEX})
 
 
 def page(topic: str, *, commands: Any) -> str:
-    """The Markdown of a topic. Raises UsageError for an unknown one."""
+    """Return the Markdown of a topic. Raises UsageError for an unknown topic."""
     match topic:
         case "commands":
             return "\n".join([COMMANDS, *_sections("sweep", commands)])
@@ -85,6 +114,9 @@ def page(topic: str, *, commands: Any) -> str:
             return FAILURES.format(table=retry_policy.table())
         case "flags":
             return FLAGS.format(table=flags_table())
+        case "settings":
+            tables = {"table": _settings(config.SweepConfig), "timeouts": _settings(config.Timeouts)}
+            return SETTINGS.format(**tables)
     known = topics()
     if topic != INDEX and topic not in known:
         near = get_close_matches(topic.lower(), known, 3)
@@ -93,8 +125,19 @@ def page(topic: str, *, commands: Any) -> str:
     return (PAGES / f"{topic}.md").read_text(encoding="utf-8")
 
 
+def _settings(table: type[config.Settings]) -> str:
+    """Return a table of settings with their defaults. A setting without words of its own is explained elsewhere."""
+    rows = ["| key | default | is |", "|---|---|---|"]
+    for name, field in table.model_fields.items():
+        for option in field.metadata:
+            if isinstance(option, config.Option):
+                default = option.otherwise or f"`{orjson.dumps(field.default).decode()}`"
+                rows.append(f"| `{name}` | {default} | {option.help} |")
+    return "\n".join(rows)
+
+
 def _sections(name: str, command: Any) -> Iterator[str]:
-    """A section for the command and for each command below it, in the order of the help."""
+    """Yield a section for the command and for each command below it, in the order of the help."""
     parameters = [each for each in command.params if not getattr(each, "hidden", False)]
     arguments = [each for each in parameters if each.param_type_name == "argument"]
     options = [each for each in parameters if each.param_type_name == "option"]
@@ -129,12 +172,12 @@ def _metavar(parameter: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """A help text without the escapes of the help screen."""
+    """Remove the escapes of the help screen from a help text."""
     return text.replace("\\[", "[")
 
 
 def _prose(text: str) -> str:
-    """A help text as Markdown: its indented lines are code."""
+    """Convert a help text to Markdown: its indented lines are code."""
     parts = []
     lines = _plain(cleandoc(text)).replace("\b\n", "").splitlines()
     for is_code, group in groupby(lines, lambda line: line.startswith(" ") or not line):

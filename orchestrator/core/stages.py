@@ -14,27 +14,34 @@ Where an attempt is and how its trial ended are different things: stages here, `
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from orchestrator.core.errors import InternalError
 
 
 class Stage(StrEnum):
-    """A step of an attempt."""
+    """A step of an attempt; `doing` is the word for an attempt in it."""
 
-    START = "start"
+    doing: str
+
+    def __new__(cls, name: str, doing: str = "") -> Self:
+        stage = str.__new__(cls, name)
+        stage._value_, stage.doing = name, doing
+        return stage
+
+    START = "start", "starting"
     """The scenario run is asked for."""
-    BOOT = "boot"
+    BOOT = "boot", "booting"
     """Its devbox comes up."""
-    PREPARE = "prepare"
+    PREPARE = "prepare", "installing"
     """The agent is installed in the devbox."""
-    SOLVE = "solve"
+    SOLVE = "solve", "solving"
     """The agent works."""
-    GATHER = "gather"
+    GATHER = "gather", "collecting files"
     """What it left comes home, before scoring brings hidden tests into the devbox."""
-    SCORE = "score"
+    SCORE = "score", "scoring"
     """The scenario's scorers judge."""
-    RELEASE = "release"
+    RELEASE = "release", "releasing"
     """The run is completed or canceled, and the devbox goes away."""
 
 

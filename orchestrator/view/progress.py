@@ -32,16 +32,6 @@ SLOW_S: Final = 2.0
 SLOW_START_S: Final = 10.0
 #: Phases that need no name, because trials finish or a stop is explained.
 TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
-#: The word for an attempt in each stage.
-DOING: Final = {
-    Stage.START: "starting",
-    Stage.BOOT: "booting",
-    Stage.PREPARE: "installing",
-    Stage.SOLVE: "solving",
-    Stage.GATHER: "collecting files",
-    Stage.SCORE: "scoring",
-    Stage.RELEASE: "releasing",
-}
 #: Columns of the table without a terminal to measure.
 TABLE_WIDTH: Final = 200
 
@@ -191,7 +181,7 @@ class Progress:
     def _remarks(self) -> dict[str, str]:
         """Return lines about delays or a stop. The key of a line stays the same while only its numbers change."""
         remarks = {re.sub(r"\d[\d:.]*", "", trouble): trouble for trouble in self._state.troubles}
-        stages = [f"{count} {DOING[stage]}" for stage, count in self._state.in_flight.items()]
+        stages = [f"{count} {stage.doing}" for stage, count in self._state.in_flight.items()]
         if self._state.stop is None or not stages:
             return remarks
         if self._state.is_ending:

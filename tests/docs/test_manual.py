@@ -14,7 +14,7 @@ from orchestrator.agentkit.file.definition import parse_definition
 from orchestrator.agentkit.host import workspace_cli
 from orchestrator.agentkit.loader import available
 from orchestrator.commands import docs
-from orchestrator.core.config import Timeouts, load_file, resolve
+from orchestrator.core.config import ArmConfig, SweepConfig, Timeouts, load_file, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.stages import Stage
 from orchestrator.testing.chaos.rules import read_rules
@@ -25,8 +25,6 @@ from .pages import PAGES, README, REASONS, ROOT, TREE, blocks, typed
 
 #: Programs beside `sweep` that examples that are not run may name.
 OTHERS: Final = {"pip", "export"}
-#: What the page on contributing names before it is there.
-COMING: Final = {"orchestrator/engine/stage_table.py"}
 TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "integer": int,
     "integer or null": (int, NoneType),
@@ -162,7 +160,7 @@ def test_every_option_and_file_that_the_manual_names_exists(page: str) -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
     assert options - options_of(TREE) - {"--help", "--max-"} == set()
     paths = set(re.findall(r"`((?:scripts|docker|agents|tests|orchestrator)/[\w./-]+)`", ours))
-    for path in paths - COMING - {"tests/test.sh"}:  # a scenario's
+    for path in paths - {"tests/test.sh"}:  # a scenario's
         if not re.search("[A-Z]{4}", path):
             assert (ROOT / path).exists(), path
 
@@ -210,6 +208,30 @@ def test_the_commands_are_all_there_with_every_option_that_help_shows() -> None:
 def test_the_result_schema_has_every_field_with_its_type() -> None:
     table = {row[0].strip("`"): TYPES[row[1]] for row in rows(PAGES["result-schema"])[1:]}
     assert list(table.items()) == list(FIELDS.items())
+
+
+def test_the_settings_are_those_of_the_configuration_with_their_defaults() -> None:
+    keys = [(row[0].strip("`"), row[1].strip("`")) for row in rows(PAGES["settings"]) if row[0] != "key"]
+    names = [name for name in SweepConfig.model_fields if name not in {"benchmark", "arms", "timeouts"}]
+    assert [name for name, _ in keys] == [*names, *Timeouts.model_fields, *ArmConfig.model_fields]
+    assert ("devboxes", str(SweepConfig.model_fields["devboxes"].default)) in keys
+    assert ("boot", str(Timeouts().boot)) in keys
+
+
+def test_the_events_of_the_output_for_programs_are_all_there() -> None:
+    section = PAGES["results"].partition("## Output for programs")[2].partition("\n## ")[0]
+    told = [row[0].strip("`") for row in rows(section)[1:]]
+    sources = [file for part in ("commands", "view") for file in (ROOT / "orchestrator" / part).glob("*.py")]
+    assert set(told) == {name for file in sources for name in re.findall(r'"event": "(\w+)"', file.read_text())}
+
+
+def test_new_code_touches_as_many_files_as_the_manual_counts() -> None:
+    """Each file that a row names, and "the module" that raises, sets or does it."""
+    table = [row for row in rows(PAGES["contributing"])[1:] if len(row) == 3]
+    assert {row[0] for row in table} >= {"devbox provider", "agent", "output format", "failure class", "stage"}
+    for new, count, where in table:
+        files = re.findall(r"`[\w/]+\.(?:py|toml)`", where)
+        assert int(count) == len(files) + where.count("the module"), new
 
 
 def test_the_time_limits_are_those_of_the_configuration() -> None:
