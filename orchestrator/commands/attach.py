@@ -26,7 +26,7 @@ LOOK_S: Final = 0.2
 
 @dataclass(slots=True, kw_only=True)
 class JournalStatus:
-    """Implements `view.progress.State` for a process whose journal alone can be read."""
+    """Implements `view.progress.Status` for a process whose journal alone can be read."""
 
     ledger: Ledger
     devboxes: int

@@ -17,8 +17,8 @@ from orchestrator.rundir.journal import Journal, now
 
 
 @dataclass(slots=True, kw_only=True)
-class State:
-    """Implements `view.progress.State`."""
+class LiveStatus:
+    """Implements `view.progress.Status`."""
 
     stopping: Stopping
     limits: Limits

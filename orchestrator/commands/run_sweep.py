@@ -21,7 +21,7 @@ from orchestrator import __version__
 from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS, exit_codes
 from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where
-from orchestrator.commands.live_status import State
+from orchestrator.commands.live_status import LiveStatus
 from orchestrator.common import logs
 from orchestrator.common.locks import RISK
 from orchestrator.core.config import ArmConfig, SweepConfig, moment
@@ -158,7 +158,7 @@ async def run(
     fit_open_files(config)
     ledger = Ledger()
     stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
-    state = State(
+    state = LiveStatus(
         stopping=stopping,
         limits=Limits(devboxes=config.devboxes, agents=config.agents),
         watchdog=Watchdog(lambda _: stopping.check()),
@@ -179,7 +179,7 @@ async def run(
 
 async def _run(
     config: SweepConfig,
-    state: State,
+    state: LiveStatus,
     ledger: Ledger,
     *,
     runs: Path,
@@ -463,7 +463,7 @@ def make_context(
 
 
 async def _conduct(
-    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: State, progress: Progress, presence: Presence
+    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: LiveStatus, progress: Progress, presence: Presence
 ) -> None:
     """Run the pending trials and show progress; afterwards nothing runs any more."""
     async with anyio.create_task_group() as tasks:

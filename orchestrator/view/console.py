@@ -214,7 +214,7 @@ def wait_writable(fd: int) -> None:
     poll.poll(_PAUSE_S * 1000)
 
 
-class Stream(TextIOBase):
+class ThreadedStream(TextIOBase):
     """Replaces `sys.stdout` and `sys.stderr` while threads write; it never waits and never fails."""
 
     def __init__(self, output: Output, encoding: str) -> None:
@@ -264,14 +264,14 @@ def write_by_threads(output: Format = LINES) -> None:
     err = out if is_one else Output(2, _left_out)
     for name, each in (("stdout", out), ("stderr", err)):
         before = getattr(sys, name)
-        if not isinstance(before, Stream):
+        if not isinstance(before, ThreadedStream):
             before.flush()
-        setattr(sys, name, Stream(each, before.encoding))
+        setattr(sys, name, ThreadedStream(each, before.encoding))
 
 
 def finish_writing(stall: float = STALL_S) -> None:
     """Wait, within bounds, until the output is read; the rest is lost."""
-    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, Stream)]
+    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, ThreadedStream)]
     for stream in streams:
         stream.flush()
     for output in dict.fromkeys(stream.output for stream in streams):
@@ -285,18 +285,18 @@ def _left_out(count: int) -> str:
 
 def is_read() -> bool:
     """Return False once writing to standard output has shown that it has no reader."""
-    return not (isinstance(sys.stdout, Stream) and sys.stdout.output.is_gone)
+    return not (isinstance(sys.stdout, ThreadedStream) and sys.stdout.output.is_gone)
 
 
 def leave_screen() -> None:
     """Restore the terminal. May be called from any thread or signal handler."""
-    if isinstance(sys.stdout, Stream):
+    if isinstance(sys.stdout, ThreadedStream):
         sys.stdout.output.leave()
 
 
 def show(picture: Sequence[str]) -> None:
     """Replace the picture on the screen, if a thread draws it."""
-    if isinstance(sys.stdout, Stream):
+    if isinstance(sys.stdout, ThreadedStream):
         sys.stdout.output.show(picture)
 
 
@@ -343,10 +343,10 @@ def put(text: str) -> None:
 
 def print_log(text: str) -> None:
     """Print lines that may be more than there is room for. It blocks, and waits for a reader while there is one."""
-    is_waited_for = isinstance(sys.stdout, Stream)
+    is_waited_for = isinstance(sys.stdout, ThreadedStream)
     for line in coloured(text).split("\n"):
         put(f"{line}\n")
-        if is_waited_for and isinstance(sys.stdout, Stream) and sys.stdout.output.is_filling:
+        if is_waited_for and isinstance(sys.stdout, ThreadedStream) and sys.stdout.output.is_filling:
             is_waited_for = sys.stdout.output.settle()
 
 

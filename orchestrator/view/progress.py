@@ -36,7 +36,7 @@ TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
 TABLE_WIDTH: Final = 200
 
 
-class State(Protocol):
+class Status(Protocol):
     """Facts about a running sweep that are not in the ledger."""
 
     @property
@@ -79,7 +79,7 @@ class State(Protocol):
 class SlowPhases:
     """Names a phase once when it lasts longer than `slow` seconds; phases that run trials show by themselves."""
 
-    def __init__(self, state: State, slow: float = SLOW_S) -> None:
+    def __init__(self, state: Status, slow: float = SLOW_S) -> None:
         self._state = state
         self._slow = slow
         self._phase = ""
@@ -97,7 +97,7 @@ class SlowPhases:
         return f"{phase[0].upper()}{phase[1:]} …"
 
 
-async def tell_slow_phases(state: State, output: Format, until: anyio.Event) -> None:
+async def tell_slow_phases(state: Status, output: Format, until: anyio.Event) -> None:
     """Name slow phases before there is a picture."""
     slow = SlowPhases(state, SLOW_S if output.is_redrawn else SLOW_START_S)
     while not until.is_set():
@@ -112,7 +112,9 @@ class Progress:
     `opening` begins the first line, such as "Starting night"; `folder` is the run folder.
     """
 
-    def __init__(self, *, ledger: Ledger, plan: Plan, state: State, folder: Path, output: Format, opening: str) -> None:
+    def __init__(
+        self, *, ledger: Ledger, plan: Plan, state: Status, folder: Path, output: Format, opening: str
+    ) -> None:
         self._ledger = ledger
         self._plan = plan
         self._state = state

@@ -234,6 +234,14 @@ def test_new_code_touches_as_many_files_as_the_manual_counts() -> None:
         assert int(count) == len(files) + where.count("the module"), new
 
 
+def test_only_files_that_the_manual_counts_for_a_stage_name_every_stage() -> None:
+    (where,) = (row[2] for row in rows(PAGES["contributing"]) if row[0] == "stage")
+    files = [path for path in (ROOT / "orchestrator").rglob("*.py") if "benchmarks" not in path.parts]
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in files}
+    naming = [path for path, text in texts.items() if all(f"Stage.{stage.name}" in text for stage in Stage)]
+    assert {path for path in naming if f"`{path}`" not in where} == set()
+
+
 def test_the_time_limits_are_those_of_the_configuration() -> None:
     told = {row[1].strip("`"): row[2] for row in rows(PAGES["limits-and-budgets"])[1:]}
     defaults = Timeouts()

@@ -9,7 +9,7 @@ from orchestrator.core.events import AttemptEnded, Event, StageEntered, TrialFin
 from orchestrator.core.plan import Plan
 from orchestrator.core.records import ScenarioSummary
 from orchestrator.core.stages import Stage
-from orchestrator.view.console import Stream, write_by_threads
+from orchestrator.view.console import ThreadedStream, write_by_threads
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def threads() -> Iterator[None]:
 
 def settle() -> None:
     """Wait until what was printed and drawn is to be seen."""
-    assert isinstance(sys.stdout, Stream)
+    assert isinstance(sys.stdout, ThreadedStream)
     assert sys.stdout.output.settle()
 
 
