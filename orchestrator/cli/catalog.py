@@ -53,10 +53,10 @@ def check(
 
     Each mistake is reported with file and key. The exit code is 1 if there is any. The runs are kept like any sweep.
     """
-    from orchestrator.commands.check import check as run_check
+    from orchestrator.commands import benchmarks
 
     place = options.endpoint_of(context, settings)
-    options.end_with(lambda: run_check(benchmark, place, is_static=static, runs=runs))
+    options.end_with(lambda: benchmarks.check(benchmark, place, is_static=static, runs=runs))
 
 
 @options.takes_format

@@ -89,21 +89,21 @@ echo "I have $(wc -c <"$SWEEP_PROBLEM_FILE") bytes to read and do nothing yet."
 
 def list_agents(output: Format) -> None:
     """List the agents that have a name. An agent in ./agents wins over a built-in one."""
-    print_rows([_row(each, output) for each in loader.available(AGENTS)], output)
-
-
-def _row(named: loader.NamedAgent, output: Format) -> dict[str, object]:
-    agent = named.agent
-    version, where, description, needs = None, None, f"CANNOT BE USED: {named.problem}", None
-    if isinstance(agent, Builtin):
-        where, description, needs = "host", agent.description, f"--model, the package {agent.package}"
-    elif agent is not None:
-        argument = [] if agent.argument is None else [f":{agent.argument}"]
-        model = ["--model"] if agent.model.required and not agent.model.default else []
-        version, where, description = agent.version, agent.where, agent.description
-        needs = ", ".join([*argument, *model, *map(" or ".join, agent.env.required)]) or None
-    file = {"file": str(named.file)} if output.is_for_programs else {}
-    return {"name": named.name, "version": version, "where": where, "description": description, "needs": needs, **file}
+    rows = []
+    for named in loader.available(AGENTS):
+        agent, where, version, needs = named.agent, None, None, None
+        if agent is None:
+            description = f"CANNOT BE USED: {named.problem}"
+        elif isinstance(agent, Builtin):
+            where, description, needs = "host", agent.description, f"--model, the package {agent.package}"
+        else:
+            argument = [] if agent.argument is None else [f":{agent.argument}"]
+            model = ["--model"] if agent.model.required and not agent.model.default else []
+            where, description, version = agent.where, agent.description, agent.version
+            needs = ", ".join([*argument, *model, *map(" or ".join, agent.env.required)]) or None
+        row = {"name": named.name, "version": version, "where": where, "description": description, "needs": needs}
+        rows.append(row | ({"file": str(named.file)} if output.is_for_programs else {}))
+    print_rows(rows, output)
 
 
 def show(reference: str, *, python: Path | None, given: Mapping[str, str], output: Format) -> None:
@@ -113,7 +113,18 @@ def show(reference: str, *, python: Path | None, given: Mapping[str, str], outpu
     """
     agent, environ = loader.find(reference, AGENTS), {**os.environ, **given}
     if isinstance(agent, Builtin):
-        record = _python_record(reference, agent, find_interpreter(python, environ), environ)
+        program = find_interpreter(python, environ)
+        record: dict[str, Any] = {
+            "name": reference,
+            "description": agent.description,
+            "where": "host",
+            "file": str(agent.file),
+            "model": agent.model,
+            "python": str(program),
+            "package": agent.package,
+            "install": shlex.join([str(program), "-m", "pip", "install", agent.package]),
+            "missing": [] if has_module(program, agent.module, environ) else [[agent.package]],
+        }
         lines = _explain_python(record)
     else:
         record = {
@@ -202,20 +213,6 @@ def _usage(definition: Definition) -> str:
 
 def _source(source: str) -> str:
     return "its output" if source == OUTPUT else source
-
-
-def _python_record(name: str, agent: Builtin, python: Path, environ: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "description": agent.description,
-        "where": "host",
-        "file": str(agent.file),
-        "model": agent.model,
-        "python": str(python),
-        "package": agent.package,
-        "install": shlex.join([str(python), "-m", "pip", "install", agent.package]),
-        "missing": [] if has_module(python, agent.module, environ) else [[agent.package]],
-    }
 
 
 def _explain_python(record: Mapping[str, Any]) -> Iterator[str]:

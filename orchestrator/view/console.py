@@ -139,9 +139,20 @@ class Output:
                 self._is_leaving = False
 
     def _next(self) -> bytes:
-        """Return the bytes to write now; none if all is written."""
+        """Return the bytes to write now; none if all is written.
+
+        They are some of the waiting lines, after the number of lines left out before them, and the picture.
+        """
+        lines, size = [], 0
         with self._lock:
-            lines = self._take()
+            if self._lines:
+                lines += [b"\n"] if self._is_torn else []
+                lines += [self._left_out_line(self._left_out).encode()] if self._left_out else []
+                self._reported, self._left_out, self._is_torn = self._left_out, 0, False
+            while self._lines and size < 16 * _PIECE_BYTES:
+                lines.append(self._lines.popleft())
+                size += len(lines[-1])
+            self._waiting -= size
             redraw = bool(lines) or self._wanted != self._drawn
             if not redraw or self._is_leaving:
                 self._is_rung = False
@@ -153,23 +164,8 @@ class Output:
         cursor = _HIDE_CURSOR if self._drawn and not before else _SHOW_CURSOR if before and not self._drawn else b""
         return b"".join([erased, *lines, cursor, b"\n".join(self._drawn)])
 
-    def _take(self) -> list[bytes]:
-        """Take some waiting lines; the number of lines left out before them comes first."""
-        taken, size = [], 0
-        if self._lines and self._is_torn:
-            taken.append(b"\n")
-        if self._lines and self._left_out:
-            taken.append(self._left_out_line(self._left_out).encode())
-        if self._lines:
-            self._reported, self._left_out, self._is_torn = self._left_out, 0, False
-        while self._lines and size < 16 * _PIECE_BYTES:
-            line = self._lines.popleft()
-            size += len(line)
-            taken.append(line)
-        self._waiting -= size
-        return taken
-
     def _deliver(self, data: bytes) -> None:
+        """Write the data. What a full disk does not take is left out; without a reader nothing is written any more."""
         rest = data
         while rest and not self.is_gone:
             try:
@@ -179,24 +175,19 @@ class Output:
             except BlockingIOError:  # another process that shares it has made it so
                 wait_writable(self.fd)
             except OSError as error:
-                if error.errno in _PASSING:
-                    self._lose(data, rest)
-                    return
                 with self._lock:
-                    self.is_gone = True
-                    self._lines.clear()
-                    self._waiting = self._left_out = 0
+                    if error.errno in _PASSING:
+                        is_begun = len(rest) < len(data)
+                        self._left_out += rest.count(b"\n") + (0 if is_begun else max(0, self._reported - 1))
+                        self._is_torn = is_begun and data[-len(rest) - 1 : -len(rest)] != b"\n"
+                        self._moved_at, rest = time.monotonic(), b""
+                    else:
+                        self.is_gone = True
+                        self._lines.clear()
+                        self._waiting = self._left_out = 0
             else:
                 rest = rest[written:]
                 self._moved_at = time.monotonic()
-
-    def _lose(self, data: bytes, rest: bytes) -> None:
-        """Leave out `rest`, the part of `data` that could not be written."""
-        is_begun = len(rest) < len(data)
-        with self._lock:
-            self._left_out += rest.count(b"\n") + (0 if is_begun else max(0, self._reported - 1))
-            self._is_torn = is_begun and data[-len(rest) - 1 : -len(rest)] != b"\n"
-        self._moved_at = time.monotonic()
 
 
 def _is_unwelcome(fd: int) -> bool:

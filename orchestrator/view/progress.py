@@ -246,7 +246,15 @@ class Progress:
         bar.add_row(
             ProgressBar(total=max(1, len(self._plan)), completed=len(self._done), width=width), Text(self._headline())
         )
-        parts: list[RenderableType] = [bar, Text(self._stage_line(), style="dim")]
+        counts = [f"{stage} {self._ledger.stages[stage]}" for stage in Stage if self._ledger.stages[stage]]
+        elapsed = time.monotonic() - self._began
+        facts = [self._state.phase, " ".join(counts) or "waiting", duration(elapsed)]
+        if fresh := len(self._done) - self._done_before:
+            left = len(self._plan) - len(self._done)
+            facts += [f"{fresh / elapsed * 60:.1f}/min", f"about {duration(elapsed / fresh * left)} left"]
+        if self._state.is_reduced:
+            facts.append(f"the endpoint pushes back: {self._state.devboxes} devboxes")
+        parts: list[RenderableType] = [bar, Text(" · ".join(facts), style="dim")]
         for notice in self._ledger.latest_failures[-3:]:
             verb = "failed" if notice.is_final else "again"
             message = printable(" ".join(notice.message.split()))
@@ -266,18 +274,6 @@ class Progress:
         ]
         if self._failed:
             parts.append(f"{self._failed} failed")
-        return " · ".join(parts)
-
-    def _stage_line(self) -> str:
-        counts = [f"{stage} {self._ledger.stages[stage]}" for stage in Stage if self._ledger.stages[stage]]
-        elapsed = time.monotonic() - self._began
-        fresh = len(self._done) - self._done_before
-        parts = [self._state.phase, " ".join(counts) or "waiting", duration(elapsed)]
-        if fresh:
-            left = len(self._plan) - len(self._done)
-            parts += [f"{fresh / elapsed * 60:.1f}/min", f"about {duration(elapsed / fresh * left)} left"]
-        if self._state.is_reduced:
-            parts.append(f"the endpoint pushes back: {self._state.devboxes} devboxes")
         return " · ".join(parts)
 
     def _name(self, key: TrialKey) -> str:
