@@ -80,8 +80,8 @@ def logs(
     from orchestrator.commands import logs
     from orchestrator.rundir.sweep_index import find
 
-    selection = logs.Selection(arm=arm, trial=trial, attempt=attempt, file=file)
-    anyio.run(lambda: logs.run(find(runs, name), scenario, selection, is_followed=follow, is_raw=raw))
+    query = logs.LogQuery(arm=arm, trial=trial, attempt=attempt, file=file)
+    anyio.run(lambda: logs.run(find(runs, name), scenario, query, is_followed=follow, is_raw=raw))
 
 
 @options.takes_format

@@ -32,7 +32,7 @@ _UNFINISHED: Final = re.compile(r"(\r|\x1b(\[[0-9;:]{0,60})?)\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class LogQuery:
     """The file to print. `arm` is None for the only arm, `attempt` for the newest."""
 
     arm: str | None = None
@@ -64,7 +64,7 @@ class Printer:
                 wait_writable(sys.stdout.fileno())
 
 
-async def run(folder: Path, scenario: str | None, selection: Selection, *, is_followed: bool, is_raw: bool) -> None:
+async def run(folder: Path, scenario: str | None, query: LogQuery, *, is_followed: bool, is_raw: bool) -> None:
     """Print a file, a list of the files in a folder, or without `scenario` a list of all attempts.
 
     `is_followed` prints the file while it grows; `is_raw` passes control characters to a terminal. Raises UsageError if
@@ -77,19 +77,19 @@ async def run(folder: Path, scenario: str | None, selection: Selection, *, is_fo
             say(line)
         return
     summary = _find_scenario(plan, scenario)
-    arm = plan.arms[0] if selection.arm is None and len(plan.arms) == 1 else selection.arm
+    arm = plan.arms[0] if query.arm is None and len(plan.arms) == 1 else query.arm
     if arm is None or arm not in plan.arms:
         problem = "Say which arm" if arm is None else f"There is no arm {arm!r}"
         raise UsageError(f"{problem}: --arm {' or '.join(plan.arms)}.")
-    key = TrialKey(summary.id, arm, selection.trial)
+    key = TrialKey(summary.id, arm, query.trial)
     if key not in plan:
         raise UsageError(f"{folder.name} has no trial {key.number} of {summary.name}: there are {plan.trials}.")
     printer = Printer(is_raw=is_raw or not sys.stdout.isatty())
     if is_followed:
-        await _follow(folder, key, summary, selection, reader, printer)
+        await _follow(folder, key, summary, query, reader, printer)
         return
     trial = reader.ledger.trials.get(key)
-    path = _find_file(folder, key, summary, selection, trial)
+    path = _find_file(folder, key, summary, query, trial)
     if path.is_dir():
         for each in _files(path):
             say(str(each.relative_to(path)))
@@ -99,19 +99,19 @@ async def run(folder: Path, scenario: str | None, selection: Selection, *, is_fo
 
 
 async def _follow(
-    folder: Path, key: TrialKey, summary: ScenarioSummary, selection: Selection, reader: Reader, printer: Printer
+    folder: Path, key: TrialKey, summary: ScenarioSummary, query: LogQuery, reader: Reader, printer: Printer
 ) -> None:
     """Print a file as it grows, attempt after attempt, until the trial has ended."""
-    attempt, at = selection.attempt or 1, 0
+    attempt, at = query.attempt or 1, 0
     while True:
         is_at_work = await anyio.to_thread.run_sync(holder, folder) is not None
         await catch_up(reader)
         trial = reader.ledger.trials.get(key)
         newest = trial.attempts if trial else 0
-        path = attempt_folder(folder, key, summary.name, attempt) / selection.file
+        path = attempt_folder(folder, key, summary.name, attempt) / query.file
         at = await _copy(path, at, printer)
         is_over = not is_at_work or reader.ledger.is_finished(key)
-        if attempt < newest and selection.attempt is None:
+        if attempt < newest and query.attempt is None:
             attempt, at = attempt + 1, 0
             say(f"--- attempt {attempt}", to_stderr=True)
         elif is_over or attempt < newest:
@@ -145,20 +145,18 @@ def _find_scenario(plan: Plan, wanted: str) -> ScenarioSummary:
     raise UsageError(f"There is no scenario {wanted!r} in it. {hint}")
 
 
-def _find_file(
-    folder: Path, key: TrialKey, summary: ScenarioSummary, selection: Selection, trial: Trial | None
-) -> Path:
+def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, query: LogQuery, trial: Trial | None) -> Path:
     """Return the path. Raises UsageError that names the files there are."""
     if trial is None or trial.attempts == 0:
         problem = f"cannot run here: {summary.unsupported}" if summary.unsupported else "has not begun"
         raise UsageError(f"{summary.name} {problem}.")
-    place = attempt_folder(folder, key, summary.name, selection.attempt or trial.attempts)
+    place = attempt_folder(folder, key, summary.name, query.attempt or trial.attempts)
     if not place.is_dir():
-        raise UsageError(f"{summary.name} has no attempt {selection.attempt}: there are {trial.attempts}.")
-    path = place / selection.file
+        raise UsageError(f"{summary.name} has no attempt {query.attempt}: there are {trial.attempts}.")
+    path = place / query.file
     if not path.exists() or not path.resolve().is_relative_to(place.resolve()):
         known = ", ".join(sorted(each.name for each in place.iterdir())) or "none"
-        raise UsageError(f"{summary.name} has no file {selection.file}. There are: {known}.{_failure(trial)}")
+        raise UsageError(f"{summary.name} has no file {query.file}. There are: {known}.{_failure(trial)}")
     return path
 
 
