@@ -79,7 +79,7 @@ The keys of a settings file (`--config sweep.toml`), generated from the code. Ty
 | `name` | the arm's name in results; without it, made from agent and model |
 | `model` | the model |
 | `settings` | a table of settings for a Python agent |
-| `agents` | the most trials of this arm in flight |
+| `agents` | the most trials of this arm at once |
 | `cost` | a budget for this arm in US dollars; the other arms continue when it is spent |
 
 See also: `sweep docs configuration`, `sweep docs commands`.

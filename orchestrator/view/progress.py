@@ -190,7 +190,7 @@ class Progress:
             return remarks | {"end": "Ending the agents and releasing the devboxes."}
         again = "again" if self._state.is_asked_to_stop else "twice"
         words = (
-            f"Stopping: {_cause(self._state.stop)}. No new trials, those in flight finish: {', '.join(stages)}; "
+            f"Stopping: {_cause(self._state.stop)}. No new trials start, running trials finish: {', '.join(stages)}; "
             f"at most {duration(self._state.longest_left)} more. Press Ctrl-C {again} to end them now."
         )
         return remarks | {f"stop {again}": words}

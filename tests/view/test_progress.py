@@ -240,7 +240,7 @@ def test_a_stop_says_once_what_it_waits_for_and_how_long_at_most(
     lines = [line for line in (err if output is JSON else out).splitlines() if "Stopp" in line or "Ending" in line]
     assert lines == [
         (
-            "Stopping: Ctrl-C. No new trials, those in flight finish: 3 solving, 1 scoring; at most 41:00 more. "
+            "Stopping: Ctrl-C. No new trials start, running trials finish: 3 solving, 1 scoring; at most 41:00 more. "
             "Press Ctrl-C again to end them now."
         ),
         "Ending the agents and releasing the devboxes.",
