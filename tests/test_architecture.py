@@ -46,10 +46,10 @@ SERVICE: Final = (
 SHARED: Final = {"core.errors", "core.printable", "core.protocol", "common"}
 #: Names that two classes of a building still share; take out each that is renamed.
 SHARED_CLASS_NAMES: Final = {
-    *("BenchmarkRunState", "ChaosProvider", "Limits", "Rule", "State", "Stream"),
+    *("BenchmarkRunState", "ChaosProvider", "Limits", "Rule"),
 }
-#: Module names that may occur twice, for the modules do the same for two packages; `logs` is still to be renamed.
-SHARED_MODULE_NAMES: Final = {"__init__", "__main__", "errors", "states", "logs"}
+#: Module names that may occur twice, for the modules do the same for two packages.
+SHARED_MODULE_NAMES: Final = {"__init__", "__main__", "errors", "states"}
 #: Packages that name their modules after those of which they declare the commands or the routes.
 DECLARATIONS: Final = ("orchestrator.cli.", "orchestrator.service.http.")
 OUTSIDE: Final = {"anyio", "asyncio", "io", "os", "random", "shutil", "socket", "subprocess", "threading", "time"}

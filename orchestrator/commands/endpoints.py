@@ -20,7 +20,7 @@ import anyio
 import structlog
 
 from orchestrator.commands import BUNDLED
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
 from orchestrator.core.records import Benchmark
@@ -100,7 +100,7 @@ async def open_endpoint(
     An embedded service that is started for it does not get the `hidden` variables of our environment.
     """
     if not structlog.is_configured():  # by default it would print to standard output
-        logs.to_stream(level=logging.WARNING)
+        logging_setup.to_stream(level=logging.WARNING)
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         service = None

@@ -22,7 +22,7 @@ from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS, exit_codes
 from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where
 from orchestrator.commands.live_status import LiveStatus
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 from orchestrator.common.locks import RISK
 from orchestrator.core.config import ArmConfig, SweepConfig, moment
 from orchestrator.core.errors import JournalError, Refused, Unavailable, UsageError, WorldError
@@ -210,7 +210,7 @@ async def _run(
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
         async with Journal.open(folder.path, ledger, lock=config.lock) as journal:
-            logs.to_file(folder.path / "sweep.log", mask=redactor.value)
+            logging_setup.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
                 folder.keep_settings(file)
             presence = Presence(endpoint, folder.sweep)

@@ -8,7 +8,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from orchestrator.commands import BUNDLED
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 from orchestrator.common.locks import RISK, Kind
 from orchestrator.core.errors import UsageError
 from orchestrator.core.protocol import Isolation
@@ -38,7 +38,7 @@ async def run(
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""
-    logs.to_stream(level=30 if is_quiet else 20)
+    logging_setup.to_stream(level=30 if is_quiet else 20)
     for folder in benchmarks:
         if not folder.is_dir():
             raise UsageError(f"--benchmarks {folder}: there is no such folder.")

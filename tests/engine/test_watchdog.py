@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import anyio
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 from orchestrator.engine import watchdog
 from orchestrator.engine.watchdog import Watchdog
 
@@ -22,7 +22,7 @@ def busy_in_vain():
     time.sleep(1.2)
 
 async def main():
-    logs.to_file(Path(sys.argv[1]))
+    logging_setup.to_file(Path(sys.argv[1]))
     watchdog.LATE_S = 1.5
     dog = Watchdog(lambda seconds: print(f"slept {seconds:.1f}", flush=True), patience=0.8)
     with dog.watching():

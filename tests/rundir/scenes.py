@@ -16,7 +16,7 @@ import anyio
 import orjson
 import structlog
 
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 from orchestrator.core.errors import JournalError
 from orchestrator.core.events import AttemptEvent, Event, TrialFinished
 from orchestrator.core.ledger import Ledger
@@ -201,7 +201,7 @@ def protected(folder: Path) -> Iterator[None]:
 async def logged(folder: Path) -> None:
     """A full disk never raises out of a log call; a line is there as a whole or not at all, and goes on with room."""
     path = folder / "sweep.log"
-    logs.to_file(path)
+    logging_setup.to_file(path)
     log = structlog.get_logger()
     log.info("before")
     fill(folder)

@@ -12,19 +12,19 @@ import orjson
 import pytest
 import structlog
 
-from orchestrator.common import logs
+from orchestrator.common import logging_setup
 
 #: Logs to standard error before and after something has happened to it, and says on standard output that it lives.
 PROGRAM = """
 import logging, os, sys, structlog
-from orchestrator.common import logs
-logs.to_stream()
+from orchestrator.common import logging_setup
+logging_setup.to_stream()
 structlog.get_logger().info("before")
 {happens}
 for _ in range(3):
     structlog.get_logger().warning("meanwhile", padding="x" * 10_000)
     logging.getLogger("a library").error("meanwhile")
-logs.to_stream()
+logging_setup.to_stream()
 structlog.get_logger().warning("after")
 print("alive", flush=True)
 """
@@ -71,7 +71,7 @@ def odd() -> list[Any]:
 
 @pytest.mark.parametrize("value", odd(), ids=lambda value: type(value).__name__)
 def test_a_value_that_json_cannot_say_is_said_all_the_same(value: Any) -> None:
-    logs.to_stream(stream := io.StringIO())
+    logging_setup.to_stream(stream := io.StringIO())
     structlog.get_logger().info("odd", value=value, plain="text")
     line = orjson.loads(stream.getvalue())
     assert (line["event"], line["plain"]) == ("odd", "text")
@@ -98,7 +98,7 @@ class Narrow(io.RawIOBase):
 
 def test_no_line_begins_in_one_that_did_not_fit() -> None:
     narrow = Narrow()
-    logs.to_stream(io.TextIOWrapper(io.BufferedWriter(narrow)))
+    logging_setup.to_stream(io.TextIOWrapper(io.BufferedWriter(narrow)))
     for number in range(6):
         structlog.get_logger().info("line", number=number)
     lines = narrow.taken.splitlines()
