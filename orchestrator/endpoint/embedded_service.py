@@ -54,7 +54,7 @@ async def proven(http: httpx.AsyncClient, state: Path) -> Address | None:
     return address if hmac.compare_digest(given, expected) else None
 
 
-async def _post(http: httpx.AsyncClient, address: Address, verb: str, client: str) -> bool:
+async def post(http: httpx.AsyncClient, address: Address, verb: str, client: str) -> bool:
     """Tell the service something about this client; return whether it agreed."""
     headers = {"authorization": f"Bearer {address.token}"}
     try:
@@ -98,7 +98,7 @@ class _Seeker:
             return None
         with anyio.move_on_after(PATIENCE):
             address = await proven(self.http, self.state)
-            if address is not None and await _post(self.http, address, "heartbeat", self.client):
+            if address is not None and await post(self.http, address, "heartbeat", self.client):
                 return address
         return None
 
@@ -184,7 +184,7 @@ class Service:
     async def _leave(self, seeker: _Seeker) -> None:
         """Be no client any more, then ask it to end: of those who leave at once, the last is heard."""
         for verb in ("goodbye", "stop"):
-            await _post(seeker.http, self.address, verb, seeker.client)
+            await post(seeker.http, self.address, verb, seeker.client)
 
     async def _keep(self, seeker: _Seeker) -> None:
         while True:

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.common.address import Address
 from orchestrator.core.errors import Unavailable, leaf
-from orchestrator.endpoint.embedded_service import Service, _post, proven
+from orchestrator.endpoint.embedded_service import Service, post, proven
 from tests.waiting import until
 
 from .conftest import Place
@@ -112,7 +112,7 @@ async def test_a_service_lingers_after_the_last_heartbeat_and_then_ends(place: P
         headers = {"authorization": f"Bearer {address.token}"}
         await http.post(f"{address.url}/v1/devboxes", json={}, headers=headers)
         for _ in range(10):
-            assert await _post(http, address, "heartbeat", "a sweep")
+            assert await post(http, address, "heartbeat", "a sweep")
             await anyio.sleep(0.5)
         assert serving.returncode is None
     with anyio.fail_after(30):
