@@ -161,7 +161,7 @@ class Fleet:
     def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> DevboxRecord:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
-            how = f"by devboxes of isolation {self._provider.name!r}"
+            how = f"by devboxes of isolation '{self._provider.name}'"
             raise BadRequest(f"mounts: {MOUNT!r} is not supported {how}; install in them.")
         launch = parse_launch(request.launch_parameters)
         capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
