@@ -31,15 +31,14 @@ RUNNER: Final = (
 EQUIPMENT: Final = {"testing.chaos", "testing.strict_compat", "testing.rewrite_reply"}
 SERVICE: Final = (
     {"service.errors"},
-    {"service.records", "service.store", "service.serialization", "service.content"}
-    | {"service.diagnostics", "service.compatibility", "service.address"},
+    {"service.records", "service.store", "service.content", "service.diagnostics", "service.state_folder"},
     {"service.sandbox"},
     {"service.environments"},
     {"service.devboxes", "service.scoring"},
     {"service.definitions"},
     {"service.runs"},
     {"service.http"},
-    {"service.seams"},
+    {"service.assembly"},
     {"service.server"} | EQUIPMENT,
 )
 #: What the service may use of the runner's.

@@ -9,12 +9,12 @@ from anyio.abc import TaskStatus
 
 from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
+from orchestrator.common.address import Address
 from orchestrator.common.locks import RISK, Kind
 from orchestrator.core.errors import UsageError
 from orchestrator.core.protocol import Isolation
-from orchestrator.service import server
-from orchestrator.service.address import Address
-from orchestrator.service.seams import Seams
+from orchestrator.service.assembly import Seams
+from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
@@ -54,14 +54,13 @@ async def run(
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
             folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
-            chosen = server.Isolation.LOCAL if isolation is Isolation.LOCAL else server.Isolation.PROCESS
-            await server.serve(
+            await serve(
                 host,
                 port,
                 token,
                 where,
                 folders,
-                chosen,
+                isolation,
                 linger,
                 seams=seams,
                 secret_names=secret_names,

@@ -48,7 +48,14 @@ class Isolation(StrEnum):
     NONE = "none"
     """Nothing: its commands are processes of this machine."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Isolation | None":
+        """Read the spelling of older versions of the service."""
+        return cls.NONE if value == "process" else None
 
+
+#: The home of a devbox's user, where its view names no other.
+HOME: Final = "/home/user"
 #: The scenario has its result, or was declared done without one.
 RUN_RESULT: Final = frozenset({RunState.SCORED, RunState.COMPLETED})
 RUN_ALIVE: Final = frozenset({RunState.RUNNING, RunState.SCORING, RunState.SCORED})

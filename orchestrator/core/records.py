@@ -8,7 +8,7 @@ from hashlib import sha256
 from re import sub
 from typing import Any, Self
 
-from orchestrator.core.protocol import RUN_RESULT
+from orchestrator.core.protocol import HOME, RUN_RESULT
 
 
 class Outcome(StrEnum):
@@ -203,7 +203,7 @@ class Devbox:
     id: str
     status: str
     failure: str = ""
-    home: str = "/home/user"
+    home: str = HOME
     working_directory: str | None = None
     installed: frozenset[str] = frozenset()
     failed_install: str | None = None

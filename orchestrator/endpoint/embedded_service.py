@@ -18,19 +18,18 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from subprocess import DEVNULL, Popen
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import anyio
 import httpx
-import orjson
 import structlog
 
 from orchestrator.common import sweep_command
+from orchestrator.common.address import ADDRESS, Address, proof
 from orchestrator.common.locks import Kind, holder
 from orchestrator.core.errors import Unavailable, UsageError
 
 SERVICES: Final = ".service"
-ADDRESS: Final = "address.json"
 LOG: Final = "service.log"
 LINGER: Final = 600
 #: Seconds between two looks at it, each of which is a sign of life of ours too.
@@ -41,36 +40,28 @@ PATIENCE: Final = 10.0
 _STARTED: Final = "started by"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a service is that has proven that it knows this token, and its process."""
+async def proven(http: httpx.AsyncClient, state: Path) -> Address | None:
+    """Read the address in a state folder; None unless the listener proves that it knows the token. That is not sent."""
+    address = Address.read(state)
+    if address is None:
+        return None
+    nonce = secrets.token_hex(16)
+    try:
+        answer = await http.get(f"{address.url}/v1/sweep/proof", params={"nonce": nonce})
+        given, expected = str(answer.json()["proof"]).encode(), proof(address.token, nonce).encode()
+    except (ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
+        return None
+    return address if hmac.compare_digest(given, expected) else None
 
-    url: str
-    token: str
-    pid: int
 
-    @classmethod
-    async def read(cls, http: httpx.AsyncClient, state: Path) -> Self | None:
-        """The address in a state folder's file, if who listens there knows its token, which is not told."""
-        try:
-            told: dict[str, Any] = orjson.loads((state / ADDRESS).read_bytes())
-            url, token, pid = str(told["url"]), str(told["token"]), int(told["pid"])
-            nonce = secrets.token_hex(16)
-            answer = await http.get(f"{url}/v1/sweep/proof", params={"nonce": nonce})
-            proof = str(answer.json()["proof"]).encode()
-        except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
-            return None
-        expected = hmac.new(token.encode(), nonce.encode(), sha256).hexdigest()
-        return cls(url=url, token=token, pid=pid) if hmac.compare_digest(proof, expected.encode()) else None
-
-    async def post(self, http: httpx.AsyncClient, verb: str, client: str) -> bool:
-        """Whether the service agreed."""
-        headers = {"authorization": f"Bearer {self.token}"}
-        try:
-            answer = await http.post(f"{self.url}/v1/sweep/{verb}", json={"client": client}, headers=headers)
-        except httpx.HTTPError:
-            return False
-        return answer.is_success
+async def post(http: httpx.AsyncClient, address: Address, verb: str, client: str) -> bool:
+    """Tell the service something about this client; return whether it agreed."""
+    headers = {"authorization": f"Bearer {address.token}"}
+    try:
+        answer = await http.post(f"{address.url}/v1/sweep/{verb}", json={"client": client}, headers=headers)
+    except httpx.HTTPError:
+        return False
+    return answer.is_success
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,8 +97,8 @@ class _Seeker:
         if holder(self.state) is None:
             return None
         with anyio.move_on_after(PATIENCE):
-            address = await Address.read(self.http, self.state)
-            if address is not None and await address.post(self.http, "heartbeat", self.client):
+            address = await proven(self.http, self.state)
+            if address is not None and await post(self.http, address, "heartbeat", self.client):
                 return address
         return None
 
@@ -182,7 +173,7 @@ class Service:
         """The services of a runs folder that run now, whatever they serve; none is started."""
         files = await anyio.to_thread.run_sync(lambda: sorted(runs.glob(f"{SERVICES}/*/{ADDRESS}")))
         async with _loopback() as http:
-            found = [await Address.read(http, file.parent) for file in files]
+            found = [await proven(http, file.parent) for file in files]
         return [address for address in found if address is not None]
 
     def follow(self, move: Callable[[str, str], None]) -> None:
@@ -193,7 +184,7 @@ class Service:
     async def _leave(self, seeker: _Seeker) -> None:
         """Be no client any more, then ask it to end: of those who leave at once, the last is heard."""
         for verb in ("goodbye", "stop"):
-            await self.address.post(seeker.http, verb, seeker.client)
+            await post(seeker.http, self.address, verb, seeker.client)
 
     async def _keep(self, seeker: _Seeker) -> None:
         while True:

@@ -7,7 +7,7 @@ not the shape of its call's answer is none of the endpoint's: a proxy, a portal 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from httpx import codes
@@ -24,6 +24,7 @@ from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAs
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
 
 from orchestrator.core.errors import Unavailable
+from orchestrator.core.protocol import HOME
 from orchestrator.core.records import (
     Benchmark,
     BenchmarkRun,
@@ -39,8 +40,6 @@ from orchestrator.core.records import (
 
 T = TypeVar("T")
 V = TypeVar("V")
-
-HOME: Final = "/home/user"
 
 
 @contextmanager

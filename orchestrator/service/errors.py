@@ -1,4 +1,4 @@
-"""What the service answers instead of a result.
+"""Answers of the service that are not a result.
 
     ServiceError
     ├── SandboxError 400    a box that cannot do it, or died: the thing is in a state that forbids the request
@@ -15,7 +15,7 @@ from orchestrator.core.errors import SweepError
 
 
 class ServiceError(SweepError):
-    """What the service answers instead of a result."""
+    """An answer of the service that is not a result."""
 
     status: ClassVar[int] = 500
 
@@ -51,7 +51,7 @@ class WaitExpired(ServiceError):
 
 
 class Conflict(ServiceError):
-    """Somebody else is at it."""
+    """Another request or a change stands in the way."""
 
     status = 409
 

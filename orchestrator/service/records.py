@@ -1,4 +1,4 @@
-"""The records that the service keeps: one class for each kind of row, and the closed lists of their states.
+"""The records that the service keeps: one class for each kind of row.
 
 Its secret: the spelling in the file. A field is stored under its own name, and one that is never shown on the wire
 under a name with an underscore before it. A field that has its default is not stored, so a row of an older version,
@@ -11,22 +11,9 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Struct, UnsetType, field, to_builtins
 
-
-class DevboxStatus(StrEnum):
-    """Every status of a devbox that the published protocol knows."""
-
-    SCHEDULED = "scheduled"
-    QUEUED = "queued"
-    PROVISIONING = "provisioning"
-    INITIALIZING = "initializing"
-    RUNNING = "running"
-    SUSPENDING = "suspending"
-    SUSPENDED = "suspended"
-    RESUMING = "resuming"
-    FAILURE = "failure"
-    SHUTDOWN = "shutdown"
+from orchestrator.core.protocol import DEVBOX_DEAD, BenchmarkRunState, DevboxStatus, Isolation, RunState
 
 
 class ExecutionStatus(StrEnum):
@@ -35,27 +22,6 @@ class ExecutionStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
-
-
-class RunState(StrEnum):
-    """State of a scenario run."""
-
-    RUNNING = "running"
-    SCORING = "scoring"
-    SCORED = "scored"
-    COMPLETED = "completed"
-    CANCELED = "canceled"
-    TIMEOUT = "timeout"
-    FAILED = "failed"
-
-
-class BenchmarkRunStatus(StrEnum):
-    """State of a benchmark run, its field `state`."""
-
-    RUNNING = "running"
-    COMPLETED = "completed"
-    CANCELED = "canceled"
-    FAILED = "failed"
 
 
 class FunctionState(StrEnum):
@@ -67,6 +33,12 @@ class FunctionState(StrEnum):
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of everything that is kept or shown; a field with its default is left out."""
+
+
+def view(thing: Record | Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record or document as the wire shows it: without the keys of ours, which open with an underscore."""
+    document = to_builtins(thing) if isinstance(thing, Record) else thing
+    return {key: value for key, value in document.items() if not key.startswith("_")}
 
 
 class Transition(Record, frozen=True, kw_only=True):
@@ -95,7 +67,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     initiator_id: str | None = None
     name: str | None = None
     blueprint_id: str | None = None
-    isolation: str | None = None
+    isolation: Isolation | None = None
     enforced_limits: Sequence[str] | None = None
     home: str | None = None
     working_directory: str | None = None
@@ -109,6 +81,11 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     broken_by_agent: bool = False
     end_message: str | None = field(name="_failure", default=None)
     """What is known of its end, for people; a shutdown has no `failure_message`."""
+
+    @property
+    def is_ended(self) -> bool:
+        """It is over, whatever the reason."""
+        return self.status in DEVBOX_DEAD
 
     @property
     def end_reason(self) -> str | None:
@@ -131,13 +108,9 @@ class ExecutionRecord(Record, frozen=True, kw_only=True):
     is_stdout_cut: bool = field(name="_stdout_cut", default=False)
     is_stderr_cut: bool = field(name="_stderr_cut", default=False)
 
-    def is_cut(self, stream: str) -> bool:
-        """Whether some of the output was not kept."""
-        return self.is_stdout_cut if stream == "stdout" else self.is_stderr_cut
-
 
 class EgressRules(Record, frozen=True, kw_only=True):
-    """What a network policy allows, in the published shape; without `allow_all` only the hosts."""
+    """The rules of a network policy, in the published shape; without `allow_all` only the hosts."""
 
     allow_all: bool
     allow_agent_gateway: bool
@@ -209,9 +182,9 @@ class ContractResult(Record, frozen=True, kw_only=True):
 
 
 class ScoringRecord(Record, frozen=True, kw_only=True):
-    """How a run's devbox was found after its agent, and where its scorers run.
+    """The state of a run's devbox after its agent, and where its scorers run.
 
-    `system_changed` is null where nobody noted how the devbox had been.
+    `system_changed` is null where the devbox was not noted before the agent began.
     """
 
     mode: str | None = None
@@ -256,7 +229,7 @@ class BenchmarkRunRecord(Record, frozen=True, kw_only=True):
 
     id: str
     benchmark_id: str
-    state: BenchmarkRunStatus
+    state: BenchmarkRunState
     start_time_ms: int
     metadata: Mapping[str, str]
     name: str | None = None

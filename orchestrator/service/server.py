@@ -1,7 +1,7 @@
-"""The benchmark service as a running thing: its parts wired together, a socket, an orderly end.
+"""The benchmark service as a running thing: a socket, signals, an orderly end.
 
-Only this file knows every part. When the service ends, no new request is let in, scorings get a few seconds, then the
-devboxes are shut down while requests that wait for them are still answered, and the socket goes last.
+When the service ends, requests that wait for its devboxes are still answered while these are shut down, and the socket
+goes last.
 
 Why uvicorn's own signal handling is off: it would close the socket first and leave the devboxes for afterwards.
 """
@@ -12,242 +12,37 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Final, Self, cast
 
 import anyio
 import structlog
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
-from starlette.applications import Starlette
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from orchestrator.common.address import Address
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import UsageError, leaf
-from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
-from orchestrator.service.definitions.catalog import Catalog
-from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.devboxes.executions import Executions
-from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.network import NetworkPolicies
-from orchestrator.service.environments.environments import Environments
-from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.user_cache import cache_folder
-from orchestrator.service.http import devboxes as devbox_routes
-from orchestrator.service.http.activity import Activity
-from orchestrator.service.http.app import application
-from orchestrator.service.http.benchmarks import BenchmarkRoutes, BenchmarkRunRoutes
-from orchestrator.service.http.devboxes import NetworkPolicyRoutes
-from orchestrator.service.http.gate import BrowserGate, HostNames
-from orchestrator.service.http.protocol import BoundedHeads, Strangers
-from orchestrator.service.http.scenarios import ScenarioRoutes, ScenarioRunRoutes, ScorerRoutes
-from orchestrator.service.http.sweep import Facts, SecretRoutes, SettlementRoutes, SweepRoutes
-from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
-from orchestrator.service.runs.logs import Logs
-from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.runs.scorings import GRACE_S, Scorings
-from orchestrator.service.runs.settlements import Settlements
-from orchestrator.service.sandbox.base_provider import BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
-from orchestrator.service.sandbox.limits import unlimited
-from orchestrator.service.sandbox.process_provider import ProcessProvider
-from orchestrator.service.sandbox.provider import Capability, Provider
-from orchestrator.service.seams import Opened, Seams
-from orchestrator.service.store import Store
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.assembly import SOUND, Seams, Service
+from orchestrator.service.http.gate import BoundedHeads, BrowserGate, HostNames, Strangers, is_loopback
+from orchestrator.service.state_folder import Home, forget_address, hold_lock, publish
 
 BACKLOG: Final = 4096
-KEEP_ALIVE: Final = 75
-#: Seconds that requests in flight get once the devboxes are gone.
-_LAST_REPLIES: Final = 3
-_CLOSE_TIMEOUT: Final = 20
-#: Seconds between two looks whether its state folder is there.
-_LOOK_EVERY: Final = 0.5
+KEEP_ALIVE_S: Final = 75
+#: Time that requests in flight get once the devboxes are gone.
+_LAST_REPLIES_S: Final = 3
+#: Pause between two looks whether its state folder is there.
+_LOOK_PAUSE_S: Final = 0.5
 _MAX_OPEN_FILES: Final = 65_536
 #: Connections that have not shown the token: as many as wait in the backlog, and never more than half of our files.
 _MAX_STRANGERS: Final = BACKLOG
 #: Characters of a token, which guessing must not find.
 MIN_TOKEN: Final = 16
-SOUND: Final = Seams()
-
-
-class Isolation(StrEnum):
-    """Where devboxes come from: sandboxes of this machine, or plain processes without any isolation."""
-
-    LOCAL = "local"
-    PROCESS = "process"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """An open service without a socket. `stopping` is set when it shall end."""
-
-    app: Starlette
-    instance: str
-    token: str
-    activity: Activity
-    stopping: anyio.Event
-    home: Home
-
-    @classmethod
-    @asynccontextmanager
-    async def open(
-        cls,
-        *,
-        state: Path,
-        benchmarks: Sequence[Path],
-        isolation: Isolation,
-        token: str,
-        seams: Seams = SOUND,
-        secret_names: Sequence[str] = (),
-        lock: Kind = "file",
-    ) -> AsyncIterator[Self]:
-        """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
-
-        `secret_names` are the variables of this process that clients may have, by name.
-        Raises UsageError, SandboxUnavailable among them, and Unwritable.
-        """
-        instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
-        isolation = Isolation(isolation)
-        given = {name: os.environ[name] for name in secret_names}
-        with needing(state):
-            (state / "cache").mkdir(mode=0o700, exist_ok=True)
-            home = Home(state)
-        async with (
-            Store.open(state / "service.sqlite", lock) as store,
-            _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
-        ):
-            parts = _Parts.build(store, provider, state, benchmarks, seams, given)
-            facts = Facts(
-                instance=instance,
-                isolation=isolation,
-                capabilities=tuple(sorted(provider.capabilities)),
-                features=tuple(
-                    name
-                    for name, is_there in (
-                        ("installs", parts.installs.is_possible),
-                        ("settlements", Capability.SUCCESSION in provider.capabilities),
-                    )
-                    if is_there
-                ),
-                notices=tuple(unlimited(provider.enforced)),
-            )
-            for notice in facts.notices:
-                structlog.get_logger().warning("devboxes.unlimited", notice=notice)
-            own = SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
-            routes = [
-                *((*own.routes(), *parts.own_routes()) if seams.dialect.has_own_routes else ()),
-                *SecretRoutes(given).routes(),
-                *parts.routes(),
-            ]
-            opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
-            layers = [layer(opened) for layer in seams.layers]
-            app = application(routes=routes, token=token, activity=activity, layers=layers)
-            async with parts.scorings, parts.fleet:
-                await parts.scenario_runs.recover()
-                try:
-                    yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
-                finally:
-                    home.close()
-                    activity.is_ending = True
-                    await parts.scorings.wait_idle(GRACE_S)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """The parts of a service, made for each other and not opened yet."""
-
-    definitions: Definitions
-    installs: Installs
-    fleet: Fleet
-    executions: Executions
-    settlements: Settlements
-    scorings: Scorings
-    scenario_runs: ScenarioRuns
-    benchmark_runs: BenchmarkRuns
-    logs: Logs
-    policies: NetworkPolicies
-
-    @classmethod
-    def build(
-        cls,
-        store: Store,
-        provider: Provider,
-        state: Path,
-        benchmarks: Sequence[Path],
-        seams: Seams,
-        given: Mapping[str, str],
-    ) -> Self:
-        cache = state / "cache"
-        scoring = seams.scoring(cache=cache)
-        catalog = Catalog(benchmarks)
-        environments = Environments(find_blueprint=catalog.blueprint, provider=provider, cache=cache)
-        definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
-        installs = Installs(cache=cache_folder(), provider=provider)
-        fleet = Fleet(
-            store=store,
-            provider=seams.provider(provider),
-            state=state,
-            blueprints=environments.prepare,
-            installs=installs,
-        )
-        executions = seams.executions(store, fleet, state)
-        settlements = Settlements(store=store, definitions=definitions, fleet=fleet)
-        scorings = Scorings(
-            store=store,
-            definitions=definitions,
-            fleet=fleet,
-            scoring=scoring,
-            settlements=settlements,
-            dialect=seams.dialect,
-            folder=state / "scorings",
-        )
-        scenario_runs = ScenarioRuns(
-            store=store,
-            definitions=definitions,
-            fleet=fleet,
-            environments=environments,
-            scoring=scoring,
-            scorings=scorings,
-            dialect=seams.dialect,
-            secrets=given,
-            forget=executions.forget,
-        )
-        return cls(
-            definitions=definitions,
-            installs=installs,
-            fleet=fleet,
-            executions=executions,
-            settlements=settlements,
-            scorings=scorings,
-            scenario_runs=scenario_runs,
-            benchmark_runs=BenchmarkRuns(
-                store=store, definitions=definitions, scenario_runs=scenario_runs, secrets=given
-            ),
-            logs=Logs(store=store, output=fleet.output),
-            policies=NetworkPolicies(store, provider.capabilities),
-        )
-
-    def own_routes(self) -> list[Route]:
-        """Those beyond the published protocol."""
-        return SettlementRoutes(self.settlements, self.executions).routes()
-
-    def routes(self) -> list[Route]:
-        """In this order, because `{id}` of a later one would swallow words of an earlier one."""
-        return [
-            *BenchmarkRunRoutes(self.benchmark_runs, self.scenario_runs).routes(),
-            *BenchmarkRoutes(self.definitions, self.benchmark_runs).routes(),
-            *ScenarioRunRoutes(self.scenario_runs, self.logs).routes(),
-            *ScorerRoutes(self.definitions).routes(),
-            *ScenarioRoutes(self.definitions, self.scenario_runs).routes(),
-            *devbox_routes.routes(self.fleet, self.executions),
-            *NetworkPolicyRoutes(self.policies).routes(),
-        ]
 
 
 async def serve(
@@ -267,8 +62,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
 
-    Port 0 is any free one; where it listens is told to `task_status` and in `state/address.json`. A second signal
-    ends it at once. `allowed_hosts` are names that clients may know it by beside those that `Names` has. Raises
+    Port 0 is any free one; its address goes to `task_status` and to `state/address.json`. A second signal
+    ends it at once. `allowed_hosts` are names that clients may know it by beside those that `HostNames` has. Raises
     UsageError for a bad address or token, a state folder in use, a secret that is not in the environment, and what
     `Service.open` raises.
     """
@@ -284,7 +79,7 @@ async def serve(
         async with anyio.create_task_group() as watchers:
             try:
                 async with (
-                    _http(listener) as http,
+                    _Http.open(listener) as http,
                     Service.open(
                         state=state,
                         benchmarks=benchmarks,
@@ -342,9 +137,9 @@ async def _stop_unused(service: Service, linger: float) -> None:
 
 
 async def _stop_homeless(service: Service, home: Home) -> None:
-    """Without its folder it has nothing to give any more, and nobody finds it: what it runs would be nobody's."""
+    """Stop a service whose state folder is gone: no client could find it, and its devboxes would be left over."""
     while await anyio.to_thread.run_sync(home.is_there):  # noqa: ASYNC110 - a folder announces nothing
-        await anyio.sleep(_LOOK_EVERY)
+        await anyio.sleep(_LOOK_PAUSE_S)
     structlog.get_logger().error("service.homeless")
     service.activity.is_ending = True
     service.stopping.set()
@@ -353,7 +148,7 @@ async def _stop_homeless(service: Service, home: Home) -> None:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are heeded by `serve`."""
+        """Leave signals to `serve`."""
         yield
 
 
@@ -365,42 +160,41 @@ class _Http:
         self._listener = listener
         self._server: _Server | None = None
 
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, listener: socket.socket) -> AsyncIterator[Self]:
+        """On leaving, the last replies are sent and the listener is closed."""
+        async with anyio.create_task_group() as tasks:
+            http = cls(tasks, listener)
+            try:
+                yield http
+            finally:
+                if http._server is not None:
+                    http._server.should_exit = True
+
     def answer(self, app: ASGIApp, connections: type[BoundedHeads]) -> None:
         """Start to answer requests, those too that wait in the backlog."""
         strangers = Strangers(min(_MAX_STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-        self._server = _Server(
+        server = self._server = _Server(
             uvicorn.Config(
                 app,
                 http=cast("type[BoundedHeads]", partial(connections, strangers=strangers)),
                 ws="none",
                 lifespan="off",
                 backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=_LAST_REPLIES,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_LAST_REPLIES_S,
                 access_log=False,
                 log_config=None,
                 server_header=False,
             )
         )
-        self._tasks.start_soon(self._serve, self._server)
 
-    async def _serve(self, server: _Server) -> None:
-        with anyio.CancelScope(shield=True):  # it ends by `end`, bounded, so that its sockets are closed
-            await server.serve(sockets=[self._listener])
+        async def run() -> None:
+            with anyio.CancelScope(shield=True):  # it ends when it shall, bounded, so that its sockets are closed
+                await server.serve(sockets=[self._listener])
 
-    def end(self) -> None:
-        if self._server is not None:
-            self._server.should_exit = True
-
-
-@asynccontextmanager
-async def _http(listener: socket.socket) -> AsyncIterator[_Http]:
-    async with anyio.create_task_group() as tasks:
-        http = _Http(tasks, listener)
-        try:
-            yield http
-        finally:
-            http.end()
+        self._tasks.start_soon(run)
 
 
 @contextmanager
@@ -426,22 +220,8 @@ def _ungrouped() -> Iterator[None]:
         raise leaf(group) from None
 
 
-@asynccontextmanager
-async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
-    """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
-    is_local = isolation is Isolation.LOCAL
-    provider: BaseProvider[Any] = BwrapProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
-    try:
-        with needing(state):
-            await provider.prepare()
-        yield provider
-    finally:
-        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await provider.close()
-
-
 def _url(host: str, listener: socket.socket) -> str:
-    """Where a client on this machine finds the listener."""
+    """Return the URL by which a client on this machine finds the listener."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     port = listener.getsockname()[1]
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

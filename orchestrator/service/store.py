@@ -6,8 +6,8 @@ is read later includes it, because the reader begins a transaction for what it f
 readers never wait for the writer, so a GET never takes the write lock; without it the writer's thread reads too.
 Things are kept as JSON, newest first by `seq`, because the wire shows them whole; what lists filter by is indexed.
 
-Whatever goes wrong on these threads, those who wait are told, and the next batch is tried: a full disk is full for a
-while, a service that hangs is lost. A failure that is not one job's own is the disk's as far as callers know.
+A failure on these threads is raised where its job is waited for, and the next batch is tried: a full disk is full for
+a while, a service that hangs is lost. A failure that is not one job's own is reported as the disk's.
 
 Why not an ORM or a pool: one writer never sees "database is locked", and the file opens in any SQLite shell.
 """
@@ -32,21 +32,14 @@ import structlog
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError, UsageError
+from orchestrator.service import records
 from orchestrator.service.errors import NotFound, Unwritable
-from orchestrator.service.records import (
-    BenchmarkRunRecord,
-    DevboxRecord,
-    ExecutionRecord,
-    NetworkPolicyRecord,
-    Record,
-    ScenarioRunRecord,
-)
 
 Document = dict[str, Any]
 Filters = Mapping[str, str | Sequence[str] | None]
 """Wanted values by key, a sequence meaning any of them; a key whose value is None does not filter."""
 T = TypeVar("T")
-R = TypeVar("R", bound=Record | Document)
+R = TypeVar("R", bound=records.Record | Document)
 
 SCHEMA_VERSION: Final = 1
 #: Characters of the rows on one page, but for the last of them.
@@ -67,7 +60,7 @@ _ANSWERS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListQuery:
-    """What every list can be asked: how many, behind which id, with which text in id or name, and counted or not."""
+    """The question that every list answers: at most `limit`, after an id, with a text in id or name, counted or not."""
 
     limit: int
     starting_after: str | None = None
@@ -88,7 +81,9 @@ class Page(Generic[R]):
 class Table(Generic[R]):
     """A kind of thing, its rows read as `kind`.
 
-    `noun` is for messages; `prefix` opens its ids; `indexed` are the keys that lists filter by.
+    `noun` is for messages; `prefix` opens its ids; `indexed` are the keys that lists filter by. `tallied` are those
+    that `tally` reads, from an index that holds all of them: it opens no documents, which may carry the output of
+    scorers (5,000 runs in 9 ms instead of 170).
     """
 
     kind: type[R]
@@ -96,6 +91,7 @@ class Table(Generic[R]):
     noun: str
     prefix: str
     indexed: tuple[str, ...] = ()
+    tallied: tuple[str, ...] = ()
 
     def create(self, db: sqlite3.Connection) -> None:
         db.execute(
@@ -106,6 +102,23 @@ class Table(Generic[R]):
             db.execute(
                 f"CREATE INDEX IF NOT EXISTS {self.name}_{key} ON {self.name} (json_extract(doc, '$.{key}'), seq)"
             )
+
+        if self.tallied:
+            db.execute(f"CREATE INDEX IF NOT EXISTS {self._tally} ON {self.name} ({', '.join(self._tallied)}, id)")
+
+    @property
+    def _tally(self) -> str:
+        return f"{self.name}_tally"
+
+    @property
+    def _tallied(self) -> list[str]:
+        return [f"json_extract(doc, '$.{key}')" for key in self.tallied]
+
+    def tally(self, db: sqlite3.Connection, value: str) -> sqlite3.Cursor:
+        """Select id and the `tallied` keys but the first, of the rows whose first one is `value`."""
+        first, *others = self._tallied
+        query = f"SELECT id, {', '.join(others)} FROM {self.name} INDEXED BY {self._tally} WHERE {first} = ?"
+        return db.execute(query, (value,))
 
     def new_id(self) -> str:
         return f"{self.prefix}_{secrets.token_hex(10)}"
@@ -137,7 +150,7 @@ class Table(Generic[R]):
         db.execute(f"DELETE FROM {self.name} WHERE id = ?", (identity,))
 
     def update(self, db: sqlite3.Connection, identity: str, changes: Mapping[str, Any]) -> R:
-        """Replace some fields of a record; returns it as it is then. Raises NotFound."""
+        """Replace some fields of a record, and return it. Raises NotFound."""
         before: Any = self.get(db, identity)
         after: Any = {**before, **changes} if isinstance(before, dict) else msgspec.structs.replace(before, **changes)
         record: R = after
@@ -145,18 +158,18 @@ class Table(Generic[R]):
         return record
 
     def select(self, db: sqlite3.Connection, filters: Filters) -> list[R]:
-        """All records that match, oldest first."""
+        """Return all records that match, oldest first."""
         where, values = _conditions(filters, "")
         return [self._read(row[0]) for row in db.execute(f"SELECT doc FROM {self.name} {where} ORDER BY seq", values)]
 
     def count(self, db: sqlite3.Connection, filters: Filters, search: str = "") -> int:
-        """How many records match."""
+        """Count the records that match."""
         where, values = _conditions(filters, search)
         count: int = db.execute(f"SELECT count(*) FROM {self.name} {where}", values).fetchone()[0]
         return count
 
     def page(self, db: sqlite3.Connection, filters: Filters, query: ListQuery) -> Page[R]:
-        """Records that match, newest first; fewer than asked for where they are large, and more follow.
+        """Return records that match, newest first; fewer than asked for where they are large, and more follow.
 
         Raises NotFound when `starting_after` names nothing here.
         """
@@ -197,15 +210,16 @@ BENCHMARKS: Final = Table(Document, "benchmarks", "benchmark", "bmd", ("name",))
 SCENARIOS: Final = Table(Document, "scenarios", "scenario", "scn", ("name",))
 SCORERS: Final = Table(Document, "scorers", "scorer", "scs", ("type",))
 BENCHMARK_RUNS: Final = Table(
-    BenchmarkRunRecord, "benchmark_runs", "benchmark run", "bmr", ("benchmark_id", "name", "state")
+    records.BenchmarkRunRecord, "benchmark_runs", "benchmark run", "bmr", ("benchmark_id", "name", "state")
 )
 SCENARIO_RUNS: Final = Table(
-    *(ScenarioRunRecord, "scenario_runs", "scenario run", "scr"),
-    ("benchmark_run_id", "scenario_id", "devbox_id", "state"),
+    *(records.ScenarioRunRecord, "scenario_runs", "scenario run", "scr"),
+    indexed=("benchmark_run_id", "scenario_id", "devbox_id", "state"),
+    tallied=("benchmark_run_id", "scenario_id", "state", "scoring_contract_result.score"),
 )
-DEVBOXES: Final = Table(DevboxRecord, "devboxes", "devbox", "dbx", ("status",))
-EXECUTIONS: Final = Table(ExecutionRecord, "executions", "execution", "exec", ("devbox_id",))
-NETWORK_POLICIES: Final = Table(NetworkPolicyRecord, "network_policies", "network policy", "npo", ("name",))
+DEVBOXES: Final = Table(records.DevboxRecord, "devboxes", "devbox", "dbx", ("status",))
+EXECUTIONS: Final = Table(records.ExecutionRecord, "executions", "execution", "exec", ("devbox_id",))
+NETWORK_POLICIES: Final = Table(records.NetworkPolicyRecord, "network_policies", "network policy", "npo", ("name",))
 TABLES: Final[tuple[Table[Any], ...]] = (
     *(BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS),
     NETWORK_POLICIES,
@@ -213,7 +227,7 @@ TABLES: Final[tuple[Table[Any], ...]] = (
 
 
 def now_ms() -> int:
-    """Wall-clock milliseconds since 1970, as the wire wants them."""
+    """Return wall-clock milliseconds since 1970, as the wire wants them."""
     return time.time_ns() // 1_000_000
 
 
@@ -223,28 +237,17 @@ def answered(db: sqlite3.Connection, key: str | None, kind: type[T]) -> T | None
     return msgspec.json.decode(row[0], type=kind) if row else None
 
 
-def once(db: sqlite3.Connection, key: str | None, kind: type[T], effect: Callable[[], T]) -> tuple[T, bool]:
-    """Have `effect` unless this key had it before; return the answer, and whether it is new.
+async def insist(attempt: Callable[[], Awaitable[T]], *, is_over: Callable[[], bool] = lambda: False) -> T:
+    """Repeat `attempt` until the disk allows it, and return its result: for what must be recorded.
 
-    The answer, of type `kind`, is kept in the transaction that has its effect. Transactions run one after the other, so
-    a duplicate that arrives while the first is in flight finds its answer too.
+    Raises Unwritable once `is_over` says that there is no time left.
     """
-    before = answered(db, key, kind)
-    if before is not None:
-        return before, False
-    answer = effect()
-    if key:
-        row = (key, msgspec.json.encode(answer), now_ms())
-        db.execute("INSERT INTO answers (key, body, created_ms) VALUES (?, ?, ?)", row)
-    return answer, True
-
-
-async def insist(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Repeat `attempt` until the disk allows it, and return its result: for what must be recorded."""
     while True:
         try:
             return await attempt()
         except Unwritable:
+            if is_over():
+                raise
             await anyio.sleep(RETRY_S)
 
 
@@ -264,7 +267,7 @@ class _Job:
         self._settle(self.done.set_exception, error)
 
     def _settle(self, settle: Callable[[Any], None], value: Any) -> None:
-        with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
+        with suppress(RuntimeError):  # the loop is gone, and with it the task that waited
             self.loop.call_soon_threadsafe(lambda: None if self.done.done() else settle(value))
 
 
@@ -279,7 +282,7 @@ class _Worker:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         #: Batches in a row that could not be done.
         self._refused = 0
-        #: Nobody takes jobs any more.
+        #: The thread takes no more jobs.
         self._is_over = False
         self._thread = threading.Thread(target=self._serve, name=f"store {begin.lower()}", daemon=True)
         self._thread.start()
@@ -326,7 +329,7 @@ class _Worker:
         return bool(jobs)
 
     def _turn_away(self, jobs: list[_Job]) -> None:
-        """Tell those who wait that the thread is over: for the `jobs` it had, and those that came since."""
+        """Fail the `jobs` that the thread had, and those that came since: the thread has ended."""
         with suppress(queue.Empty):
             while True:
                 if job := self._jobs.get_nowait():
@@ -335,7 +338,7 @@ class _Worker:
             job.fail(Unwritable(f"The service keeps its state in {self._path} no longer: it is ending, or broken."))
 
     def _attend(self, db: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
-        """Do the jobs and tell their callers; return the connection to use next, None for a new one."""
+        """Do the jobs and settle them; return the connection to use next, None for a new one."""
         log = structlog.get_logger()
         try:
             db = db or self._connect()
@@ -397,6 +400,25 @@ class Store:
         """
         return await self._writer.run(change)
 
+    async def once(self, key: str | None, kind: type[T], change: Callable[[sqlite3.Connection], T]) -> tuple[T, bool]:
+        """Make a change unless this idempotency key made it before; return its answer, and whether that is new.
+
+        The answer, of type `kind`, is kept in the transaction of the change. Transactions run one after the other, so
+        a duplicate that arrives while the first is in flight finds its answer too. Raises as `write`.
+        """
+
+        def attempt(db: sqlite3.Connection) -> tuple[T, bool]:
+            before = answered(db, key, kind)
+            if before is not None:
+                return before, False
+            answer = change(db)
+            if key:
+                row = (key, msgspec.json.encode(answer), now_ms())
+                db.execute("INSERT INTO answers (key, body, created_ms) VALUES (?, ?, ?)", row)
+            return answer, True
+
+        return await self.write(attempt)
+
     async def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """Run `look`, which changes nothing, in a transaction that sees every change whose `write` has returned.
 
@@ -456,7 +478,7 @@ def _create(db: sqlite3.Connection) -> str:
 
 
 def _run_batch(db: sqlite3.Connection, begin: str, jobs: list[_Job]) -> list[Callable[[], None]]:
-    """Run the jobs in one transaction, each in a savepoint; returns how to tell their callers, after the commit."""
+    """Run the jobs in one transaction, each in a savepoint; return what settles each of them, after the commit."""
     db.execute(begin)
     try:
         settled = [_run_one(db, job) for job in jobs]
@@ -469,7 +491,7 @@ def _run_batch(db: sqlite3.Connection, begin: str, jobs: list[_Job]) -> list[Cal
 
 
 def _run_one(db: sqlite3.Connection, job: _Job) -> Callable[[], None]:
-    """Raises what is not the job's own failure: what the disk, or a lack of memory, does to all of them."""
+    """Run one job; return what settles it. Raises a failure of the disk, or a lack of memory: all jobs share it."""
     db.execute("SAVEPOINT one")
     try:
         result = job.work(db)

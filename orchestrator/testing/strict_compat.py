@@ -14,19 +14,13 @@ from typing import Any, Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.service.compatibility import Dialect
+from orchestrator.service.assembly import Opened, Seams
+from orchestrator.service.runs.states import Dialect
 from orchestrator.service.sandbox.provider import Capability
-from orchestrator.service.seams import Opened, Seams
 from orchestrator.service.store import BENCHMARK_RUNS, DEVBOXES, SCENARIO_RUNS
 from orchestrator.testing.rewrite_reply import edited
 
-FOREIGN: Final = Dialect(
-    has_own_routes=False,
-    is_rescoring=False,
-    is_error_failure=False,
-    is_devbox_labelled=False,
-    is_scored_apart=False,
-)
+FOREIGN: Final = Dialect(is_rescoring=False, is_error_failure=False, is_devbox_labelled=False, is_scored_apart=False)
 
 #: Where the folders of a devbox are: without these nobody could use one whose folders are not at /.
 PLACES: Final = frozenset({"home", "working_directory"})
@@ -44,7 +38,7 @@ _KEY: Final = b"x-request-id"
 
 def strict(seams: Seams) -> Seams:
     """The seams of a service like this one that follows the published protocol strictly."""
-    return replace(seams, dialect=FOREIGN, layers=(*seams.layers, _layer))
+    return replace(seams, dialect=FOREIGN, has_own_routes=False, layers=(*seams.layers, _layer))
 
 
 def _layer(opened: Opened) -> Middleware:

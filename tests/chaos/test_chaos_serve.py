@@ -12,7 +12,7 @@ import httpx
 import pytest
 from anyio.abc import Process
 
-from orchestrator.service.address import Address
+from orchestrator.common.address import Address
 from orchestrator.testing.chaos.requests import HEADER
 from orchestrator.testing.chaos.rules import FAULTS, read_rules
 from tests.waiting import until

@@ -18,8 +18,9 @@ import orjson
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
+from orchestrator.common.address import Address
 from orchestrator.core.errors import UsageError
-from orchestrator.endpoint.embedded_service import Address, _loopback
+from orchestrator.endpoint.embedded_service import _loopback, proven
 from tests.waiting import until
 
 from .conftest import Place
@@ -198,7 +199,7 @@ async def test_an_address_of_nobody_is_none(place: Place, address: bytes) -> Non
     """Any content of the file, even if its process id is in use now."""
     leave(place, address)
     async with httpx.AsyncClient(trust_env=False) as http:
-        assert await Address.read(http, place.state) is None
+        assert await proven(http, place.state) is None
 
 
 @asynccontextmanager
@@ -245,7 +246,7 @@ def ok(body: bytes) -> bytes:
 async def test_an_impostor_at_an_old_address_never_sees_the_token(place: Place, answer: bytes | None) -> None:
     heard: list[bytes] = []
     async with impostor(place, answer, heard), httpx.AsyncClient(trust_env=False, timeout=1) as http:
-        assert await Address.read(http, place.state) is None
+        assert await proven(http, place.state) is None
     said = b"".join(heard)
     assert said.startswith(b"GET /v1/sweep/proof?nonce="), said
     assert TOKEN.encode() not in said
@@ -267,7 +268,7 @@ async def test_a_redirection_is_not_followed(place: Place) -> None:
     true = b"http://127.0.0.1:1/v1/sweep/proof"
     head = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: " + true + b"\r\ncontent-length: 0\r\n\r\n"
     async with impostor(place, head, heard), _loopback() as http:
-        assert await Address.read(http, place.state) is None
+        assert await proven(http, place.state) is None
     assert len(heard) == 1
 
 

@@ -11,8 +11,9 @@ import anyio
 import httpx
 import pytest
 
+from orchestrator.common.address import Address
 from orchestrator.core.errors import Unavailable, leaf
-from orchestrator.endpoint.embedded_service import Address, Service
+from orchestrator.endpoint.embedded_service import Service, post, proven
 from tests.waiting import until
 
 from .conftest import Place
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).parents[2]
 def addresses_of(service: Service) -> list[Address]:
     """Addresses that it was told to have, one after the other."""
     told: list[Address] = []
-    service.follow(lambda url, token: told.append(Address(url=url, token=token, pid=0)))
+    service.follow(lambda url, token: told.append(Address(url=url, token=token, instance="", pid=0)))
     return told
 
 
@@ -106,12 +107,12 @@ async def test_a_service_lingers_after_the_last_heartbeat_and_then_ends(place: P
     )
     await until(place.address.exists, "it serves")
     async with httpx.AsyncClient(trust_env=False) as http:
-        address = await Address.read(http, place.state)
+        address = await proven(http, place.state)
         assert address is not None
         headers = {"authorization": f"Bearer {address.token}"}
         await http.post(f"{address.url}/v1/devboxes", json={}, headers=headers)
         for _ in range(10):
-            assert await address.post(http, "heartbeat", "a sweep")
+            assert await post(http, address, "heartbeat", "a sweep")
             await anyio.sleep(0.5)
         assert serving.returncode is None
     with anyio.fail_after(30):

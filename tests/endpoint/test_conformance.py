@@ -20,12 +20,12 @@ import httpx
 import pytest
 
 from orchestrator.agentkit.agent import whole
+from orchestrator.common.address import Address
 from orchestrator.core.errors import Conflicted, DevboxFailed, DevboxLost, Missing
 from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.core.records import Benchmark, Execution, Needs, ScenarioRun, ScenarioSummary
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import SETTLEMENTS, Endpoint
-from orchestrator.service.address import Address
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 from tests.waiting import poll, wait_until
 

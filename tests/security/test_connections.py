@@ -14,12 +14,13 @@ import httpx
 import orjson
 import pytest
 
+from orchestrator.common.address import Address
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import server
-from orchestrator.service.address import Address
-from orchestrator.service.http import protocol
+from orchestrator.service.http import gate
 from orchestrator.service.http.gate import HostNames
-from orchestrator.service.server import Isolation, raise_open_files, serve
+from orchestrator.service.server import raise_open_files, serve
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -135,7 +136,7 @@ async def test_a_client_without_a_whole_request_is_disconnected(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     """Though he sends another byte every moment."""
-    monkeypatch.setattr(protocol, "PATIENCE", 0.5)
+    monkeypatch.setattr(gate, "HEAD_TIMEOUT_S", 0.5)
     async with serving() as (address, _):
 
         def dribble() -> float:
@@ -159,13 +160,13 @@ async def test_a_client_without_a_whole_request_is_disconnected(
 
 
 def test_a_head_has_ten_seconds_and_sixty_four_kibibytes() -> None:
-    assert (protocol.PATIENCE, protocol.MAX_HEAD, server.KEEP_ALIVE) == (10.0, 65_536, 75)
+    assert (gate.HEAD_TIMEOUT_S, gate.MAX_HEAD_BYTES, server.KEEP_ALIVE_S) == (10.0, 65_536, 75)
 
 
 async def test_a_connection_that_rests_between_two_requests_is_kept(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "PATIENCE", 0.2)
+    monkeypatch.setattr(gate, "HEAD_TIMEOUT_S", 0.2)
     async with serving() as (address, _):
 
         def twice() -> bytes:
@@ -186,7 +187,7 @@ async def test_a_connection_that_rests_between_two_requests_is_kept(
 
 
 async def test_a_slow_body_is_accepted_where_it_is_read(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "PATIENCE", 0.2)
+    monkeypatch.setattr(gate, "HEAD_TIMEOUT_S", 0.2)
     async with serving() as (_, client):
 
         async def slow() -> Any:
@@ -331,4 +332,4 @@ def test_the_names_that_a_service_answers_to(bound: str, header: str, is_known: 
 )
 async def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(tmp_path: Path, token: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"(?s)--token, or SWEEP_TOKEN.*{words}"):
-        await serve("127.0.0.1", 0, token, tmp_path, [], Isolation.PROCESS, None)
+        await serve("127.0.0.1", 0, token, tmp_path, [], Isolation.NONE, None)

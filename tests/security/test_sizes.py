@@ -10,11 +10,12 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.service import serialization, store
-from orchestrator.service.address import Address
+from orchestrator.common.address import Address
+from orchestrator.core.protocol import Isolation
+from orchestrator.service import store
+from orchestrator.service.assembly import Service
 from orchestrator.service.definitions import merged_list
-from orchestrator.service.http import files
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.http import files, serialization
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -27,7 +28,7 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     given, kept_back = "SERVICE_TEST_GIVEN", "SERVICE_TEST_KEPT_BACK"
     os.environ.update({given: "a value that was given out", kept_back: "a value that nobody gave out"})
     async with Service.open(
-        state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="t", secret_names=[given]
+        state=tmp_path, benchmarks=[], isolation=Isolation.NONE, token="t", secret_names=[given]
     ) as service:
         transport = httpx.ASGITransport(app=service.app)
         headers = {"authorization": "Bearer t"}
@@ -157,7 +158,7 @@ async def test_metadata_is_bounded_wherever_it_is_given(client: httpx.AsyncClien
 async def test_every_body_has_a_limit_that_fits_its_route(client: httpx.AsyncClient) -> None:
     """Also one that comes in chunks, and does not say how long it is."""
     devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]
-    small, rich = serialization.MAX_BODY, serialization.MAX_RICH_BODY
+    small, rich = serialization.MAX_BODY_BYTES, serialization.MAX_RICH_BODY_BYTES
     for path, limit in (
         ("sweep/heartbeat", small),
         (f"devboxes/{devbox}", small),
@@ -193,7 +194,7 @@ async def test_an_upload_has_a_limit_and_is_nothing_but_a_form(
 ) -> None:
     devbox = (await client.post("/v1/devboxes/create_and_await_running", json={})).json()["id"]
     path = f"/v1/devboxes/{devbox}/upload_file"
-    monkeypatch.setattr(files, "MAX_UPLOAD", 100_000)
+    monkeypatch.setattr(files, "MAX_UPLOAD_BYTES", 100_000)
     fits = {"data": {"path": "up"}, "files": {"file": b"x" * 90_000}}
     assert (await client.post(path, **fits)).status_code == 200  # type: ignore[arg-type]
     refused(await client.post(path, data={"path": "up"}, files={"file": b"x" * 200_000}), "larger than 100000 bytes")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.service.address import Address
+from orchestrator.common.address import Address
 from tests.waiting import wait_until
 
 TOKEN = "a-key-for-our-tests"

@@ -7,23 +7,11 @@ from contextlib import closing
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RunState
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import (
-    BenchmarkRunRecord,
-    BenchmarkRunStatus,
-    ContractResult,
-    RunState,
-    ScenarioRunRecord,
-)
-from orchestrator.service.runs import benchmark_score
-from orchestrator.service.runs.states import (
-    ALIVE,
-    BENCHMARK_RUN_MOVES,
-    DONE,
-    RUN_MOVES,
-    moved_benchmark_run,
-    moved_run,
-)
+from orchestrator.service.records import BenchmarkRunRecord, ContractResult, ScenarioRunRecord
+from orchestrator.service.runs import states
+from orchestrator.service.runs.states import BENCHMARK_RUN_MOVES, RUN_MOVES, moved_benchmark_run, moved_run
 from orchestrator.service.store import BENCHMARK_RUNS, TABLES
 from orchestrator.service.store import SCENARIO_RUNS as RUNS
 
@@ -49,7 +37,7 @@ def benchmark_run(*scenarios: str) -> BenchmarkRunRecord:
         benchmark_id="bmd_1",
         metadata={},
         start_time_ms=1_000,
-        state=BenchmarkRunStatus.RUNNING,
+        state=BenchmarkRunState.RUNNING,
         scenario_ids=scenarios,
     )
 
@@ -59,7 +47,6 @@ def db() -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(":memory:")) as connection:
         for table in TABLES:
             table.create(connection)
-        benchmark_score.prepare(connection)
         yield connection
 
 
@@ -70,7 +57,7 @@ ILLEGAL = [(source, target) for source in RunState for target in RunState if tar
 def test_every_state_has_its_moves() -> None:
     """No state of a run is forgotten in the table of its moves."""
     assert set(RUN_MOVES) == set(RunState)
-    assert set(BENCHMARK_RUN_MOVES) == set(BenchmarkRunStatus)
+    assert set(BENCHMARK_RUN_MOVES) == set(BenchmarkRunState)
 
 
 @pytest.mark.parametrize(("source", "target"), LEGAL)
@@ -101,31 +88,31 @@ def test_scoring_a_failed_run_again_starts_its_clock_again() -> None:
 
 
 def test_a_benchmark_run_ends_once() -> None:
-    run = moved_benchmark_run(benchmark_run(), BenchmarkRunStatus.COMPLETED)
+    run = moved_benchmark_run(benchmark_run(), BenchmarkRunState.COMPLETED)
     assert (run.duration_ms or 0) >= 1
     with pytest.raises(BadRequest, match="bmr_1 is completed and cannot become canceled"):
-        moved_benchmark_run(run, BenchmarkRunStatus.CANCELED)
+        moved_benchmark_run(run, BenchmarkRunState.CANCELED)
 
 
-def test_done_and_alive_are_apart() -> None:
-    assert not DONE & ALIVE
+def test_runs_with_a_result_are_not_at_work() -> None:
+    assert not RUN_RESULT & states.AT_WORK
 
 
 def test_pending_are_the_scenarios_without_a_run_that_is_done_or_alive(db: sqlite3.Connection) -> None:
     whole = benchmark_run(*(f"scn_{state}" for state in RunState), "scn_none")
     for number, state in enumerate(RunState):
         RUNS.insert(db, scenario_run(state, scenario=f"scn_{state}", number=number))
-    assert benchmark_score.pending(db, whole) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
+    assert states.pending(db, whole) == ["scn_canceled", "scn_timeout", "scn_failed", "scn_none"]
 
 
 def test_a_benchmark_run_completes_when_every_scenario_is_scored_or_completed(db: sqlite3.Connection) -> None:
     BENCHMARK_RUNS.insert(db, benchmark_run("scn_1", "scn_2"))
     RUNS.insert(db, scenario_run("scored", number=1, score=1.0))
     RUNS.insert(db, scenario_run("failed", number=2, scenario="scn_2"))
-    benchmark_score.settle(db, "bmr_1")
+    states.settle_benchmark_run(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1").state == "running"
     RUNS.insert(db, scenario_run("completed", number=3, scenario="scn_2", score=0.5))
-    benchmark_score.settle(db, "bmr_1")
+    states.settle_benchmark_run(db, "bmr_1")
     ended = BENCHMARK_RUNS.get(db, "bmr_1")
     assert ended.state == "completed"
     assert ended.score == pytest.approx(1.5 / 3), "the failed run counts in the number of runs"
@@ -136,25 +123,29 @@ def test_a_run_scored_after_the_end_still_counts(db: sqlite3.Connection) -> None
     RUNS.insert(db, scenario_run("scored", number=1, score=1.0))
     second = scenario_run("running", number=2)
     RUNS.insert(db, second)
-    benchmark_score.settle(db, "bmr_1")
+    states.settle_benchmark_run(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1").score == pytest.approx(0.5)
     RUNS.put(db, scenario_run("scored", number=2, score=1.0))
-    benchmark_score.settle(db, "bmr_1")
+    states.settle_benchmark_run(db, "bmr_1")
     assert BENCHMARK_RUNS.get(db, "bmr_1").score == pytest.approx(1.0)
 
 
 def test_without_runs_there_is_no_score(db: sqlite3.Connection) -> None:
     BENCHMARK_RUNS.insert(db, benchmark_run("scn_1"))
-    benchmark_score.end(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunStatus.COMPLETED)
+    states.end_benchmark_run(db, BENCHMARK_RUNS.get(db, "bmr_1"), BenchmarkRunState.COMPLETED)
     assert BENCHMARK_RUNS.get(db, "bmr_1").score is None
 
 
 def test_a_run_of_no_benchmark_settles_nothing(db: sqlite3.Connection) -> None:
-    benchmark_score.settle(db, None)
-    benchmark_score.settle(db, "bmr_unknown")
+    states.settle_benchmark_run(db, None)
+    states.settle_benchmark_run(db, "bmr_unknown")
 
 
 def test_the_tally_reads_no_documents(db: sqlite3.Connection) -> None:
     """The index answers by itself, or a benchmark of thousands would be read again with each score."""
-    plan = db.execute(f"EXPLAIN QUERY PLAN {benchmark_score._SELECT}", ("bmr_1",)).fetchall()
-    assert any("scenario_runs_tally" in row[-1] for row in plan)
+    asked: list[str] = []
+    db.set_trace_callback(asked.append)
+    states.summaries(db, "bmr_1")
+    db.set_trace_callback(None)
+    ((*_, plan),) = db.execute(f"EXPLAIN QUERY PLAN {asked[0]}")
+    assert "scenario_runs_tally" in plan

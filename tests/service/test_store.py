@@ -17,11 +17,11 @@ import pytest
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import store as module
+from orchestrator.service.assembly import Service
 from orchestrator.service.errors import NotFound, Unwritable
-from orchestrator.service.records import ExecutionRecord, ExecutionStatus
-from orchestrator.service.serialization import view
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.records import ExecutionRecord, ExecutionStatus, view
 from orchestrator.service.store import BENCHMARKS, DEVBOXES, EXECUTIONS, ListQuery, Store
 
 pytestmark = pytest.mark.anyio
@@ -184,9 +184,7 @@ LISTS = ("devboxes", "scenarios", "scenarios/runs", "benchmarks", "benchmark_run
 async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: Path) -> None:
     """Nothing that is only read waits for the lock, or for the thread that holds it."""
     async with (
-        Service.open(
-            state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="a token of the tests"
-        ) as service,
+        Service.open(state=tmp_path, benchmarks=[], isolation=Isolation.NONE, token="a token of the tests") as service,
         httpx.AsyncClient(
             transport=httpx.ASGITransport(app=service.app),
             base_url="http://service",
@@ -200,9 +198,29 @@ async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: P
             with anyio.fail_after(3):  # SQLite waits 5 s for a lock
                 answers = [await http.get(f"/v1/{path}") for path in LISTS]
                 devbox = await http.get(f"/v1/devboxes/{created.json()['id']}")
+                log = await http.get(f"/v1/devboxes/{created.json()['id']}/logs")
             other.execute("ROLLBACK")
     assert [answer.status_code for answer in answers] == [200] * len(LISTS)
-    assert devbox.json()["name"] == "before"
+    assert (devbox.json()["name"], log.status_code) == ("before", 200)
+
+
+async def test_reading_goes_on_while_a_long_change_is_made_and_sees_nothing_of_it(store: Store) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def change(db: sqlite3.Connection) -> None:
+        insert(db, "one")
+        began.set()
+        may_end.wait(30)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.write, change)
+        try:
+            await anyio.to_thread.run_sync(began.wait)
+            with anyio.fail_after(3):
+                assert await ids(store) == []
+        finally:
+            may_end.set()
+    assert await ids(store) == ["one"]
 
 
 async def test_a_read_after_an_answered_change_includes_it(store: Store) -> None:
@@ -245,6 +263,7 @@ async def test_rows_of_an_older_and_of_a_newer_version_open(store: Store) -> Non
         "metadata": {"sweep": "s"},
         "state_transitions": [{"status": "running", "transition_time_ms": 2, "of_tomorrow": 1}],
         "initiator_type": "api",
+        "isolation": "process",
         "of_tomorrow": {"any": ["thing"]},
     }
 
@@ -255,7 +274,11 @@ async def test_rows_of_an_older_and_of_a_newer_version_open(store: Store) -> Non
     await store.write(change)
     devbox = await store.read(lambda db: DEVBOXES.get(db, "dbx_old"))
     shown = {name: value for name, value in row.items() if name != "of_tomorrow"}
-    shown |= {"name": "renamed", "state_transitions": [{"status": "running", "transition_time_ms": 2}]}
+    shown |= {
+        "name": "renamed",
+        "isolation": "none",
+        "state_transitions": [{"status": "running", "transition_time_ms": 2}],
+    }
     assert view(devbox) == shown
 
 

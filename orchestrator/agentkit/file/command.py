@@ -15,12 +15,12 @@ from typing import Final
 from orchestrator.agentkit.agent import ExecResult, Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.core.errors import AgentSetupFailed
+from orchestrator.core.protocol import HOME
 from orchestrator.core.records import Install
 
 #: A backstop: the stage that waits for an install ends it sooner, with a message of its own.
 INSTALL_TIMEOUT_S: Final = 3600.0
-#: The home of a devbox's user, in the protocol, and the folder below any home for an agent's own software.
-HOME: Final = "/home/user"
+#: The folder below any home for an agent's own software.
 PREFIX: Final = ".agent"
 
 

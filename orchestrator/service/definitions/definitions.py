@@ -32,7 +32,6 @@ from orchestrator.service.store import (
     Page,
     Store,
     Table,
-    once,
 )
 
 SCORER_TIMEOUT_S: Final = 1800
@@ -332,7 +331,7 @@ class Definitions:
         return await self._store.write(update)
 
     async def _once(self, key: str | None, change: Callable[[sqlite3.Connection], Document]) -> Document:
-        document, _ = await self._store.write(lambda db: once(db, key, Document, lambda: change(db)))
+        document, _ = await self._store.once(key, Document, change)
         return document
 
     async def _set_status(self, identity: str, status: str) -> Document:

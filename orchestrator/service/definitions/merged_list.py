@@ -13,7 +13,7 @@ from typing import Final, Generic, Protocol, TypeVar
 import orjson
 
 from orchestrator.service.errors import NotFound
-from orchestrator.service.serialization import view
+from orchestrator.service.records import view
 from orchestrator.service.store import MAX_PAGE, Document, Filters, ListQuery, Page, Store, Table
 
 #: Documents read at a time: a step may be larger than a page, a page of large ones is not.

@@ -1,1 +1,1 @@
-"""The devboxes of the service and the commands in them, whoever provides the boxes."""
+"""The devboxes of the service and the commands in them, for any provider of boxes."""

@@ -1,4 +1,4 @@
-"""What happens in a devbox between its boot and its first command: files are put in place, then scripts run.
+"""Steps in a devbox between its boot and its first command: files are put in place, then scripts run.
 
 Scripts run in the working directory, one after the other, and the first that fails ends the boot; so does a health
 check that never passes. What they print is part of the devbox's log, and the end of it is in the message, because that
@@ -28,12 +28,12 @@ _EXECUTE: Final = '"$0"; status=$?; rm -rf -- "${0%/*}"; exit $status'
 
 
 def in_home(path: str) -> str:
-    """An absolute path of the devbox; as published, a relative one starts at the home of its user."""
+    """Return an absolute path of the devbox; as published, a relative one starts at the home of its user."""
     return posixpath.join(HOME, path)
 
 
 async def write_mounts(box: Box, mounts: Mapping[str, str]) -> None:
-    """Raises BadRequest when a file cannot be written, and BoxDied."""
+    """Write files, from path to contents. Raises BadRequest when one cannot be written, and BoxDied."""
     for path, contents in mounts.items():
         await write_file(box, in_home(path), contents.encode())
 
@@ -86,7 +86,7 @@ async def _run_one(box: Box, script: str, command: Command, output: Path) -> Non
 
 
 async def _run(box: Box, script: str, command: Command, output: Path, *, timeout: float) -> Finished:
-    """Run it, and note in the devbox's log what it printed."""
+    """Run a command, and note in the devbox's log what it printed."""
     started = now_ms()
     finished = await run(box, command, timeout=timeout)
 

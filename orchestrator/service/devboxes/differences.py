@@ -1,4 +1,4 @@
-"""What an agent changed in its devbox, found from outside: how its files were, and how they are.
+"""Changes that an agent made in its devbox, found from outside: its files as they were, and as they are.
 
 Its secret: the kernel's own time. Whatever touches a file sets the time of its change of status to now, and nobody in a
 box can set that one back; so what has the same number (inode), size, mode and times as before is the same, and is not
@@ -24,7 +24,7 @@ from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, copy_file, walk
 #: Of one patch: files in it, their bytes, and bytes of one of them.
 MOST_FILES: Final = 100_000
 MOST_BYTES: Final = 1 << 30
-LARGEST_FILE: Final = 32 << 20
+LARGEST_FILE_BYTES: Final = 32 << 20
 #: Lines of `changes.txt`, and of what stays out of a patch; characters of one line, and bytes of a path that is listed.
 MOST_LINES: Final = 5000
 LONGEST_LINE: Final = 400
@@ -65,7 +65,7 @@ Facts = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What an agent changed.
+    """Changes that an agent made.
 
     `outside` are lines about what is not in its working directory and not in /tmp; `system` are the paths of programs,
     modules and start-up files among all it changed that a scorer may load; `leading` are links, relative to the box's
@@ -92,7 +92,7 @@ class _Lines:
 
     @property
     def text(self) -> str:
-        """All of them, each with its end."""
+        """All lines, each with its line end, and the number of those that were not kept."""
         more = f"and {self.more:,} more\n" if self.more else ""
         return "".join(f"{line}\n" for line in sorted(self.kept)) + more
 
@@ -108,7 +108,7 @@ class _Lists:
     bytes: int = 0
 
     def add_before(self, relative: str, facts: Facts, where: Mapping[str, str]) -> None:
-        """A file whose content before is needed, as long as all that is needed fits."""
+        """Add a file whose content before is needed, as long as all that is needed fits."""
         self.bytes += facts[1]
         if self.bytes > 2 * MOST_BYTES:
             self.left_out.append(f"{printable(relative)}: too much was changed for one patch")
@@ -134,7 +134,7 @@ def remember(files: Path, *, directory: str, prepared: Path | None, keep: Path) 
             continue
         if prepared is not None and _is_as_prepared(prepared / path, found):
             where[relative] = "prepared"
-        elif found.st_size <= min(LARGEST_FILE, room) and kept < MOST_FILES:
+        elif found.st_size <= min(LARGEST_FILE_BYTES, room) and kept < MOST_FILES:
             copy_file(files, path, keep / "kept" / relative)
             where[relative], room, kept = "kept", room - found.st_size, kept + 1
         if PurePosixPath(relative).name == ".gitignore" and relative in where:
@@ -203,7 +203,7 @@ def _facts(found: os.stat_result) -> Facts:
 
 
 def _below(path: str, folder: str) -> str | None:
-    """The path relative to a folder; None if it is not in it."""
+    """Return the path relative to a folder; None if it is not in it."""
     if not folder:
         return path
     return path.removeprefix(folder + "/") if path.startswith(folder + "/") else None
@@ -222,7 +222,7 @@ def _is_content(found: os.stat_result) -> bool:
 
 
 def _is_as_prepared(place: Path, found: os.stat_result) -> bool:
-    """Whether a box of ours finds there what is in the devbox: nothing that could lie has run in that yet."""
+    """Tell whether a box of ours finds at `place` what is in the devbox: nothing that could lie has run in that yet."""
     try:
         there = place.lstat()
     except OSError:
@@ -235,12 +235,12 @@ def _is_as_prepared(place: Path, found: os.stat_result) -> bool:
 
 
 def _in_git(relative: str) -> str:
-    """The path in the git folder that it is in."""
+    """Return the path relative to the git folder that it is in."""
     return relative.rpartition(f"{_GIT}/")[2] if f"{_GIT}/" in relative else "HEAD"
 
 
 def _leads_away(files: Path, path: str) -> bool:
-    """Whether a link leads to a place that only exists for scorers."""
+    """Tell whether a link leads to a place that only exists for scorers."""
     try:
         target = os.readlink(files / path)  # noqa: PTH115
     except OSError:
@@ -259,8 +259,10 @@ def _list_changed(
         lists.left_out.append(f"{printable(relative)}: no file, link or folder")
     elif not is_new and relative not in where:
         lists.left_out.append(f"{printable(relative)}: was too large before")
-    elif found.st_size > LARGEST_FILE:
-        lists.left_out.append(f"{printable(relative)}: {found.st_size:,} bytes; {LARGEST_FILE:,} fit into a patch")
+    elif found.st_size > LARGEST_FILE_BYTES:
+        lists.left_out.append(
+            f"{printable(relative)}: {found.st_size:,} bytes; {LARGEST_FILE_BYTES:,} fit into a patch"
+        )
     elif len(lists.after) >= MOST_FILES or lists.bytes + found.st_size > MOST_BYTES:
         lists.left_out.append(f"{printable(relative)}: too much was changed for one patch")
     else:
@@ -274,7 +276,7 @@ def _list_changed(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """Where a scorer finds programs and modules that it did not bring: relative paths of folders."""
+    """Folders in which a scorer finds programs and modules that it did not bring, as relative paths."""
 
     work: str
     programs: tuple[str, ...]
@@ -292,7 +294,7 @@ class _Loaded:
         return cls(work=directory.strip("/") + "/", programs=programs, virtual=virtual, modules=modules)
 
     def has(self, path: str, *, is_new: bool, is_link: bool = False) -> bool:
-        """Whether a scorer may load what is at `path`. New modules in the working directory are what it tests."""
+        """Tell whether a scorer may load what is at `path`. New modules in the working directory are what it tests."""
         if _HOOK.search(path) or (_PACKAGES.search(path) and not is_new):
             return True
         if path.startswith(self.programs) and not (self.work in self.programs and path.startswith(self.work)):

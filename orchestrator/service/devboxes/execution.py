@@ -21,11 +21,12 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from orchestrator.service.devboxes.output import Spool
+from orchestrator.service.devboxes.states import KILLED
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.commands import write_file
 from orchestrator.service.sandbox.provider import Box, BoxDied, Command, Process, shell
 
-MAX_ARGUMENT: Final = 100_000
+MAX_ARGUMENT_BYTES: Final = 100_000
 """Bytes; the kernel takes at most 131,072 in one argument, and longer commands go through a file."""
 
 _CONTINUED: Final = r"""
@@ -41,15 +42,13 @@ __keep() {
 trap __keep EXIT
 eval "$__command"
 """
-KILLED: Final = 137
-"""The exit status of a command that was ended by SIGKILL, or with its devbox."""
-MAX_PENDING: Final = 16 << 20
+MAX_PENDING_BYTES: Final = 16 << 20
 """Bytes of input that may wait for a program which does not read them."""
 
 
 async def program_for(box: Box, command: str, *, execution_id: str, shell_name: str | None, stdin: bool) -> Command:
     """Make the program that runs `command` in the working directory, or where the named shell is. Raises BoxDied."""
-    if len(command.encode()) > MAX_ARGUMENT:
+    if len(command.encode()) > MAX_ARGUMENT_BYTES:
         path = f"/tmp/.command-{execution_id}"  # noqa: S108 - the box's own /tmp
         await write_file(box, path, command.encode())
         command = f". {shlex.quote(box.path(path))}"
@@ -61,7 +60,7 @@ async def program_for(box: Box, command: str, *, execution_id: str, shell_name: 
 
 
 class Turns:
-    """Whose turn it is in each named shell, first come first served."""
+    """Turns in named shells, first come first served."""
 
     def __init__(self) -> None:
         self._locks: dict[tuple[str, str], anyio.Lock] = {}
@@ -84,7 +83,7 @@ class Turns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a command ended: its exit status, and a word for people where the status does not say it all."""
+    """The end of a command: its exit status, and a word for people where the status does not say it all."""
 
     status: int
     note: str | None = None
@@ -134,7 +133,7 @@ class LiveExecution:
         return ending
 
     async def kill(self) -> None:
-        """End the command and all its descendants, or see to it that it never starts. Idempotent."""
+        """End the command and all its descendants, or prevent its start. Idempotent."""
         self._killed.set()
         self.turn.cancel()
         if self._process is not None:
@@ -146,7 +145,7 @@ class LiveExecution:
         if self._is_input_over:
             raise BadRequest(f"The standard input of execution {self.id} was closed by EOF.")
         data = text.encode()
-        if self._pending + len(data) > MAX_PENDING:
+        if self._pending + len(data) > MAX_PENDING_BYTES:
             raise BadRequest(f"Execution {self.id} does not read its input: {self._pending} bytes are waiting for it.")
         self._pending += len(data)
         self._input.put_nowait(data)
@@ -186,7 +185,7 @@ async def _pump(stream: ByteReceiveStream, spool: Spool) -> None:
 
 
 async def _end(process: Process) -> Ending:
-    """As a value, so that it passes through a task group as it is."""
+    """Return the end of a process, a death of its box too: an exception would leave a task group inside a group."""
     try:
         return Ending(status=await process.wait())
     except BoxDied as error:

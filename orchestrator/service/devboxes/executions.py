@@ -19,26 +19,14 @@ import structlog
 from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import SweepError
-from orchestrator.service.devboxes.changes import ChangeEvents
-from orchestrator.service.devboxes.execution import KILLED, Ending, LiveExecution, Turns, program_for
+from orchestrator.core.protocol import DevboxStatus
+from orchestrator.service.devboxes import output
+from orchestrator.service.devboxes.execution import Ending, LiveExecution, Turns, program_for
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.output import (
-    MAX_TAIL,
-    PIECE,
-    STREAMS,
-    LogEntry,
-    Spool,
-    Tail,
-    collect,
-    read_piece,
-    read_tail,
-    spool_path,
-    whole_characters,
-)
-from orchestrator.service.devboxes.states import not_running
+from orchestrator.service.devboxes.states import KILLED, ChangeEvents, completed, not_running
 from orchestrator.service.errors import BadRequest, NotFound, WaitExpired
-from orchestrator.service.records import Created, DevboxRecord, DevboxStatus, ExecutionRecord, ExecutionStatus, Record
-from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store, answered, insist, now_ms, once
+from orchestrator.service.records import Created, DevboxRecord, ExecutionRecord, ExecutionStatus, Record
+from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store, answered, insist, now_ms
 
 DEFAULT_LINES: Final = 100
 KILL_TIMEOUT_S: Final = 20.0
@@ -79,7 +67,7 @@ class ExecutionView(Record, frozen=True, kw_only=True):
 
 
 class Executions:
-    """All executions of the service; make it before the fleet is entered. Its tasks are the fleet's."""
+    """All executions of the service. Its tasks are the fleet's."""
 
     def __init__(self, store: Store, fleet: Fleet, state: Path) -> None:
         self._store = store
@@ -88,7 +76,6 @@ class Executions:
         self._changes = ChangeEvents()
         self._turns = Turns()
         self._live: dict[str, LiveExecution] = {}
-        fleet.on_end.append(_complete_all)
 
     async def start(self, devbox_id: str, request: CommandRequest, key: str | None) -> str:
         """Start a command, once for each idempotency key or command id; returns the id of the execution.
@@ -117,18 +104,18 @@ class Executions:
             return Created(id=execution.id)
 
         with anyio.CancelScope(shield=True):  # an execution that is in the store must be started
-            answer, is_new = await self._store.write(lambda db: once(db, key, Created, lambda: insert(db)))
+            answer, is_new = await self._store.once(key, Created, insert)
             if is_new:
                 self._begin(devbox_id, answer.id, request)
         return answer.id
 
     def _begin(self, devbox_id: str, identity: str, request: CommandRequest) -> None:
         spools = {
-            stream: Spool(
-                spool_path(self._output, devbox_id, identity, stream),
+            stream: output.Spool(
+                output.spool_path(self._output, devbox_id, identity, stream),
                 on_change=partial(self._changes.announce, (identity, stream)),
             )
-            for stream in STREAMS
+            for stream in output.STREAMS
         }
         execution = LiveExecution(identity, spools=spools, has_stdin=request.attach_stdin)
         self._fleet.start_soon(self._run, execution, devbox_id, request)
@@ -145,10 +132,15 @@ class Executions:
         finally:
             del self._live[execution.id]
             execution.done.set()
-            for what in ("status", *STREAMS):
+            for what in ("status", *output.STREAMS):
                 self._changes.announce((execution.id, what))
 
     async def _perform(self, execution: LiveExecution, devbox_id: str, request: CommandRequest) -> Ending:
+        def begin(db: sqlite3.Connection) -> None:
+            record = EXECUTIONS.get(db, execution.id)
+            if record.status is ExecutionStatus.QUEUED:
+                EXECUTIONS.put(db, replaced(record, status=ExecutionStatus.RUNNING))
+
         async with AsyncExitStack() as stack:
             with execution.turn:
                 await stack.enter_async_context(self._turns.turn(devbox_id, request.shell_name))
@@ -162,7 +154,8 @@ class Executions:
                     stdin=request.attach_stdin,
                 )
                 if request.shell_name is not None:
-                    await self._record_running(execution)
+                    await insist(partial(self._store.write, begin))
+                    self._changes.announce((execution.id, "status"))
                 return await execution.run(box, replace(command, cwd=self._fleet.working_directory(devbox_id)))
             except SweepError as error:
                 return Ending(status=KILLED, note=f"It could not be started: {error.message}")
@@ -171,33 +164,24 @@ class Executions:
                 structlog.get_logger().exception("execution.crashed", devbox=devbox_id, execution=execution.id)
                 return Ending(status=KILLED, note=f"It could not be run: {error!r}")
 
-    async def _record_running(self, execution: LiveExecution) -> None:
-        def change(db: sqlite3.Connection) -> None:
-            record = EXECUTIONS.get(db, execution.id)
-            if record.status is ExecutionStatus.QUEUED:
-                EXECUTIONS.put(db, replaced(record, status=ExecutionStatus.RUNNING))
-
-        await insist(partial(self._store.write, change))
-        self._changes.announce((execution.id, "status"))
-
     async def _record_end(self, execution: LiveExecution, ending: Ending) -> None:
-        """Until it is written, for a full disk must not make a command look as if it still ran."""
+        """Record an end until it is written: a full disk must not make a command look as if it still ran."""
         cut = {f"is_{stream}_cut": spool.is_cut for stream, spool in execution.spools.items()}
 
         def change(db: sqlite3.Connection) -> None:
             record = EXECUTIONS.get(db, execution.id)
             if record.status is not ExecutionStatus.COMPLETED:
-                record = _completed(record, ending)
+                record = completed(record, ending.status, ending.note)
             EXECUTIONS.put(db, replaced(record, **cut))
 
         await insist(partial(self._store.write, change))
 
     async def view(self, devbox_id: str, identity: str, *, lines: int = DEFAULT_LINES) -> ExecutionView:
-        """An execution as the wire shows it, with the last lines of its output so far. Raises NotFound."""
+        """Show an execution, with the last lines of its output so far. Raises NotFound."""
         return await self._shown(await self._find(devbox_id, identity), lines)
 
     async def _find(self, devbox_id: str, identity: str) -> ExecutionRecord:
-        """By its own id, or by the command id that the client gave it."""
+        """Find an execution by its own id, or by the command id that the client gave it. Raises NotFound."""
 
         def find(db: sqlite3.Connection) -> ExecutionRecord:
             found = EXECUTIONS.find(db, identity)
@@ -209,10 +193,12 @@ class Executions:
 
         return await self._store.read(find)
 
-    async def _shown(self, record: ExecutionRecord, lines: int | None, limit: int = MAX_TAIL) -> ExecutionView:
-        def read() -> list[Tail]:
-            paths = [spool_path(self._output, record.devbox_id, record.id, stream) for stream in STREAMS]
-            return [read_tail(path, lines=lines, limit=limit) for path in paths]
+    async def _shown(
+        self, record: ExecutionRecord, lines: int | None, limit: int = output.MAX_TAIL_BYTES
+    ) -> ExecutionView:
+        def read() -> list[output.Tail]:
+            paths = [output.spool_path(self._output, record.devbox_id, record.id, stream) for stream in output.STREAMS]
+            return [output.read_tail(path, lines=lines, limit=limit) for path in paths]
 
         stdout, stderr = await anyio.to_thread.run_sync(read)
         return ExecutionView(
@@ -235,12 +221,12 @@ class Executions:
         timeout: float,
         statuses: Collection[ExecutionStatus] = (ExecutionStatus.COMPLETED,),
         lines: int | None = DEFAULT_LINES,
-        limit: int = MAX_TAIL,
+        limit: int = output.MAX_TAIL_BYTES,
     ) -> ExecutionView:
         """Wait, at most `timeout` seconds, for one of the statuses. Raises WaitExpired, and NotFound."""
 
         def is_reached() -> bool:
-            """One that was completed by the end of its devbox counts once the last of its output is on disk, too."""
+            """Tell whether to answer: a command that ended with its devbox may still be writing its last output."""
             is_writing = record.status is ExecutionStatus.COMPLETED and record.id in self._live
             return record.status in statuses and not is_writing
 
@@ -288,7 +274,7 @@ class Executions:
         It yields None whenever `pause` seconds have gone by without output. A piece never ends inside a character.
         """
         record = await self._find(devbox_id, identity)
-        path = spool_path(self._output, devbox_id, record.id, stream)
+        path = output.spool_path(self._output, devbox_id, record.id, stream)
         return self._follow(record.id, stream, path, offset, pause)
 
     async def _follow(
@@ -297,8 +283,8 @@ class Executions:
         while True:
             event = self._changes.next((identity, stream))
             is_live = identity in self._live
-            data = await anyio.to_thread.run_sync(read_piece, path, offset)
-            size = whole_characters(data) if is_live or len(data) == PIECE else len(data)
+            data = await anyio.to_thread.run_sync(output.read_piece, path, offset)
+            size = output.whole_characters(data) if is_live or len(data) == output.PIECE_BYTES else len(data)
             if size > 0:
                 offset += size
                 yield Chunk(output=data[:size].decode(errors="replace"), offset=offset)
@@ -317,8 +303,8 @@ class Executions:
             await execution.done.wait()
         await anyio.to_thread.run_sync(partial(shutil.rmtree, self._output / devbox_id, ignore_errors=True))
 
-    async def logs(self, devbox_id: str, *, execution_id: str | None, shell_name: str | None) -> list[LogEntry]:
-        """The log of a devbox, or of one execution or named shell in it. Raises NotFound."""
+    async def logs(self, devbox_id: str, *, execution_id: str | None, shell_name: str | None) -> list[output.LogEntry]:
+        """Collect the log of a devbox, or of one execution or named shell in it. Raises NotFound."""
 
         def rows(db: sqlite3.Connection) -> tuple[DevboxRecord, list[ExecutionRecord]]:
             return DEVBOXES.get(db, devbox_id), EXECUTIONS.select(db, {"devbox_id": devbox_id})
@@ -326,22 +312,8 @@ class Executions:
         devbox, records = await self._store.read(rows)
         chosen = [each for each in records if execution_id in {None, each.id} and shell_name in {None, each.shell_name}]
         is_all = execution_id is None and shell_name is None
-        return await anyio.to_thread.run_sync(partial(collect, self._output, devbox, chosen, with_setup=is_all))
+        return await anyio.to_thread.run_sync(partial(output.collect, self._output, devbox, chosen, with_setup=is_all))
 
 
 def _command_key(devbox_id: str, command_id: str) -> str:
     return f"command {devbox_id} {command_id}"
-
-
-def _completed(record: ExecutionRecord, ending: Ending) -> ExecutionRecord:
-    return replaced(
-        record, status=ExecutionStatus.COMPLETED, exit_status=ending.status, ended_ms=now_ms(), note=ending.note
-    )
-
-
-def _complete_all(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
-    """End what still runs in a devbox with it."""
-    ending = Ending(status=KILLED, note=f"The devbox ended under it: {devbox.end_message or devbox.status}")
-    for record in EXECUTIONS.select(db, {"devbox_id": devbox.id}):
-        if record.status is not ExecutionStatus.COMPLETED:
-            EXECUTIONS.put(db, _completed(record, ending))

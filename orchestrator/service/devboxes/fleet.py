@@ -1,8 +1,8 @@
 """All devboxes of the service: each has a row in the store and, while it lives, one task that boots it and sees it end.
 
 However a devbox ends (by request, by its keep-alive, by dying), the end is recorded by one function, in one
-transaction with everything that hangs on it (`on_end`), and its task stops the box. Nobody polls: waiters are woken by
-changes, keep-alive and idle time are the deadline of the task's own cancel scope, and the box says when it died.
+transaction with everything that hangs on it, and its task stops the box. Nobody polls: waiters are woken by changes,
+keep-alive and idle time are the deadline of the task's own cancel scope, and the box says when it died.
 What a devbox is booted with stays in memory (it may hold keys): no devbox outlives the service that booted it.
 """
 
@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,29 +24,19 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import InternalError, SweepError
+from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus, Isolation
+from orchestrator.service.devboxes import states
 from orchestrator.service.devboxes.boot import run_commands, run_scripts, settle_in, wait_healthy, write_mounts
-from orchestrator.service.devboxes.changes import ChangeEvents
 from orchestrator.service.devboxes.network import network_of, policy_of, way_out
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
-from orchestrator.service.devboxes.states import (
-    TERMINAL,
-    DevboxRows,
-    End,
-    OnEnd,
-    failure,
-    failure_reason,
-    is_ended,
-    new_devbox,
-    not_running,
-    shutdown,
-)
+from orchestrator.service.devboxes.states import End, failure, failure_reason, shutdown
 from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.environments.installs.installs import Installs
 from orchestrator.service.environments.installs.request import MOUNT, InstallFailed
 from orchestrator.service.environments.installs.settings import covers
 from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
-from orchestrator.service.records import Created, DevboxRecord, DevboxStatus
+from orchestrator.service.records import Created, DevboxRecord
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
@@ -63,13 +53,21 @@ from orchestrator.service.sandbox.provider import (
     Resources,
 )
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.store import DEVBOXES, RETRY_S, ListQuery, Page, Store, now_ms, once
+from orchestrator.service.store import DEVBOXES, ListQuery, Page, Store, insist, now_ms
 
-#: That of the scenario, and that of whoever runs it.
-Policies = tuple[Network | None, Network | None]
 STOP_TIMEOUT_S: Final = 20.0
 #: Time after which a request whose transaction was undone is forgotten.
 FORGET_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A devbox to boot. `policies` are the scenario's and the client's; `since` is monotonic time."""
+
+    request: DevboxRequest
+    launch: Launch
+    policies: tuple[Network | None, Network | None]
+    since: float
 
 
 @dataclass(slots=True)
@@ -77,9 +75,7 @@ class _Live:
     """A devbox that has not ended, as its task knows it. `users` are the commands and transfers under way in it."""
 
     id: str
-    request: DevboxRequest
-    launch: Launch
-    policies: Policies
+    order: _Order
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: DevboxStatus = DevboxStatus.PROVISIONING
@@ -88,20 +84,22 @@ class _Live:
     users: int = 0
 
     @property
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
         """The counts of its way out so far, if it has one, by the names of the record's fields."""
-        return {} if self.egress is None else {**self.egress.counters.document()}
+        return {} if self.egress is None else self.egress.counters.document()
 
     def touch(self) -> None:
-        """Idle time starts again; the keep-alive of a devbox without an idle setting does not."""
-        if self.launch.idle is not None and self.status == DevboxStatus.RUNNING:
-            self.scope.deadline = float("inf") if self.users else anyio.current_time() + self.launch.idle
+        """Start the idle time again; the keep-alive of a devbox without an idle setting goes on."""
+        idle = self.order.launch.idle
+        if idle is not None and self.status == DevboxStatus.RUNNING:
+            self.scope.deadline = float("inf") if self.users else anyio.current_time() + idle
 
 
 class Fleet:
-    """Use `async with fleet` once everybody has appended to `on_end`, for entering ends what an earlier service left.
+    """Use `async with fleet`: entering ends what an earlier service left alive; on leaving, every devbox is shut down.
 
-    On leaving, every devbox is shut down. The provider is closed by whoever opened it.
+    `on_end` is called in the transaction in which a devbox ends, after its executions were completed. The provider
+    stays open.
     """
 
     def __init__(
@@ -111,10 +109,11 @@ class Fleet:
         provider: Provider,
         state: Path,
         blueprints: Callable[[str], Awaitable[Prepared]],
+        on_end: states.OnEnd = lambda _db, _devbox: None,
         installs: Installs | None = None,
         resolve: Resolver | None = None,
     ) -> None:
-        self._rows = DevboxRows(store)
+        self._rows = states.DevboxRows(store, on_end)
         self.output = state / "output"
         self._evidence = state / "evidence"
         self._store = store
@@ -122,11 +121,11 @@ class Fleet:
         self._blueprints = blueprints
         self._installs = installs
         self._resolve = resolve
-        self._changes = ChangeEvents()
+        self._changes = states.ChangeEvents()
         self._live: dict[str, _Live] = {}
         self._ended: dict[str, DevboxStatus] = {}
-        self._requests: dict[str, tuple[DevboxRequest, Policies, float]] = {}
-        self._requests_lock = threading.Lock()
+        self._orders: dict[str, _Order] = {}
+        self._orders_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
         self._covers: tuple[Bind, ...] = ()
 
@@ -154,11 +153,6 @@ class Fleet:
         """Run something for as long as the fleet is open; it is cancelled when the fleet closes."""
         self._group().start_soon(function, *args)
 
-    @property
-    def on_end(self) -> list[OnEnd]:
-        """What else happens, in the same transaction, when a devbox becomes `failure` or `shutdown`."""
-        return self._rows.on_end
-
     def _group(self) -> TaskGroup:
         if self._tasks is None:
             raise InternalError("The fleet is not open.")
@@ -167,25 +161,26 @@ class Fleet:
     def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> DevboxRecord:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
-            raise BadRequest(f"mounts: {MOUNT!r} is not supported by {self._provider.name} devboxes; install in them.")
+            how = f"by devboxes of isolation '{self._provider.name}'"
+            raise BadRequest(f"mounts: {MOUNT!r} is not supported {how}; install in them.")
         launch = parse_launch(request.launch_parameters)
         capabilities, identity = self._provider.capabilities, request.launch_parameters.get("network_policy_id")
         of_scenario = policy_of(db, request.scenario_policy_id, capabilities)
         policies = of_scenario, policy_of(db, identity, capabilities)
-        devbox = new_devbox(request, launch)
+        devbox = states.new_devbox(request, launch)
         DEVBOXES.insert(db, devbox)
-        with self._requests_lock:
-            self._requests[devbox.id] = request, policies, time.monotonic()
+        with self._orders_lock:
+            self._orders[devbox.id] = _Order(request, launch, policies, time.monotonic())
         return devbox
 
     async def create(self, request: DevboxRequest, key: str | None) -> DevboxRecord:
         """Insert and boot a devbox, once for each idempotency key. Raises BadRequest."""
 
-        def change(db: sqlite3.Connection) -> tuple[Created, bool]:
-            return once(db, key, Created, lambda: Created(id=self.insert(db, request).id))
+        def insert(db: sqlite3.Connection) -> Created:
+            return Created(id=self.insert(db, request).id)
 
         with anyio.CancelScope(shield=True):  # a devbox that is in the store must be booted
-            answer, is_new = await self._store.write(change)
+            answer, is_new = await self._store.once(key, Created, insert)
             if is_new:
                 self.boot_soon(answer.id)
         return await self.retrieve(answer.id)
@@ -193,19 +188,18 @@ class Fleet:
     def boot_soon(self, devbox_id: str, prepare: Prepare | None = None) -> None:
         """Boot a devbox whose insertion is committed, from what `prepare` says, else from its blueprint, else bare."""
         now = time.monotonic()
-        with self._requests_lock:
-            found = self._requests.pop(devbox_id, None)
-            for identity, (*_, since) in list(self._requests.items()):
-                if since > now - FORGET_S:
+        with self._orders_lock:
+            order = self._orders.pop(devbox_id, None)
+            for identity, other in list(self._orders.items()):
+                if other.since > now - FORGET_S:
                     break
-                del self._requests[identity]
-        if found is None:
+                del self._orders[identity]
+        if order is None:
             raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
 
-        request, policies, _ = found
-        live = _Live(id=devbox_id, request=request, launch=parse_launch(request.launch_parameters), policies=policies)
-        if live.launch.idle is None:
-            live.scope.deadline = anyio.current_time() + live.launch.keep_alive
+        live = _Live(id=devbox_id, order=order)
+        if order.launch.idle is None:
+            live.scope.deadline = anyio.current_time() + order.launch.keep_alive
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
@@ -217,17 +211,22 @@ class Fleet:
                     end = await self._boot_and_watch(live, prepare, helpers)
                     helpers.cancel_scope.cancel()
             if live.scope.cancelled_caught:
-                end = shutdown("keep_alive_timeout" if live.launch.idle is None else "idle")
+                end = shutdown("keep_alive_timeout" if live.order.launch.idle is None else "idle")
         finally:
+            live.status = end.status
             with anyio.CancelScope(shield=True):
-                await self._finish(live, end)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._stop, live)
+                    tasks.start_soon(self._record_end, live, end)
+            self._ended[live.id] = self._live.pop(live.id).status
+            live.gone.set()
 
     async def _boot_and_watch(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> End:
         log = structlog.get_logger().bind(devbox=live.id)
         try:
             boxes = await self._boot(live, prepare, helpers)
         except InstallFailed as error:
-            install = live.request.install
+            install = live.order.request.install
             return failure("execution_failed", error.message, install=install.key if install else None)
         except (BoxStartFailed, BoxDied) as error:
             return failure(failure_reason(error.message), error.message)
@@ -242,16 +241,17 @@ class Fleet:
         return replace(end, is_by_agent=is_by_agent)
 
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
+        request, launch = live.order.request, live.order.launch
         prepared = await self._prepared(live, prepare)
-        network = network_of(prepared, *live.policies, self._provider.capabilities)
+        network = network_of(prepared, *live.order.policies, self._provider.capabilities)
         live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
         variables = {} if live.egress is None else live.egress.variables
         spec = BoxSpec(
             id=live.id,
-            resources=live.launch.resources or prepared.resources or Resources(),
+            resources=launch.resources or prepared.resources or Resources(),
             network=network.is_open,
             working_directory=prepared.working_directory,
-            environment={**prepared.environment, **prepared.secrets, **variables, **live.request.environment_variables},
+            environment={**prepared.environment, **prepared.secrets, **variables, **request.environment_variables},
             root=prepared.root,
             binds=(*prepared.binds, *self._covers),
         )
@@ -270,16 +270,16 @@ class Fleet:
             await helpers.start(live.egress.serve, box)
 
         shown = {
-            "isolation": self._provider.name,
+            "isolation": Isolation(self._provider.name),
             "enforced_limits": sorted(box.enforced),
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
-            "installed": None if live.request.install is None else [live.request.install.key],
+            "installed": None if request.install is None else [request.install.key],
         }
         await self._advance(live, DevboxStatus.INITIALIZING, shown)
-        await write_mounts(box, live.request.file_mounts)
+        await write_mounts(box, request.file_mounts)
         await run_scripts(box, prepared.setup, self.output)
-        await run_commands(box, live.launch.commands, self.output)
+        await run_commands(box, launch.commands, self.output)
         if prepared.healthcheck is not None:
             await wait_healthy(box, prepared.healthcheck, self.output)
         await self._advance(live, DevboxStatus.RUNNING, {})
@@ -288,13 +288,11 @@ class Fleet:
 
     async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
         """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""
+        install, blueprint_id = live.order.request.install, live.order.request.blueprint_id
         if prepare is not None:
             prepared = await prepare()
-        elif live.request.blueprint_id is not None:
-            prepared = await self._blueprints(live.request.blueprint_id)
         else:
-            prepared = Prepared()
-        install = live.request.install
+            prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id)
         if install is None or self._installs is None:
             return prepared
 
@@ -309,17 +307,9 @@ class Fleet:
         devbox = await self._rows.advance(live.id, status, shown)
         live.status = devbox.status
         self._changes.announce(live.id)
-        if is_ended(devbox):
+        if devbox.is_ended:
             live.scope.cancel()
             await anyio.lowlevel.checkpoint()
-
-    async def _finish(self, live: _Live, end: End) -> None:
-        live.status = end.status
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._stop, live)
-            tasks.start_soon(self._record_end, live, end)
-        self._ended[live.id] = self._live.pop(live.id).status
-        live.gone.set()
 
     async def _stop(self, live: _Live) -> None:
         if live.boxes is None:
@@ -334,20 +324,14 @@ class Fleet:
             log.exception("devbox.stop_crashed")
 
     async def _record_end(self, live: _Live, end: End) -> None:
-        """Until it is written: a full disk must not leave a devbox that looks alive. A closing service gives up."""
-        while True:
-            try:
-                devbox = await self._rows.end(live.id, end, live.counts)
-            except Unwritable:
-                if self._tasks is None:
-                    return
-                await anyio.sleep(RETRY_S)
-            else:
-                break
-        live.status = devbox.status
-        self._changes.announce(live.id)
-        about = {"status": devbox.status, "reason": devbox.end_reason, "message": devbox.end_message}
-        structlog.get_logger().info("devbox.ended", devbox=live.id, **about)
+        """Record an end: a full disk must not leave a devbox that looks alive. A closing service gives up."""
+        record = partial(self._rows.end, live.id, end, live.counts)
+        with suppress(Unwritable):
+            devbox = await insist(record, is_over=lambda: self._tasks is None)
+            live.status = devbox.status
+            self._changes.announce(live.id)
+            about = {"status": devbox.status, "reason": devbox.end_reason, "message": devbox.end_message}
+            structlog.get_logger().info("devbox.ended", devbox=live.id, **about)
 
     async def retrieve(self, devbox_id: str) -> DevboxRecord:
         """Raises NotFound."""
@@ -360,7 +344,10 @@ class Fleet:
         return replace(page, items=list(map(counted, page.items)))
 
     def _counting(self) -> Callable[[DevboxRecord], DevboxRecord]:
-        """Make what adds the counts of its way out to a devbox that lives now; its record gets them at the end."""
+        """Make a function that adds the counts of its way out to a devbox that lives now.
+
+        Its record gets them at the end.
+        """
         living = self._live.copy()
         return lambda devbox: replaced(devbox, **living[devbox.id].counts) if devbox.id in living else devbox
 
@@ -386,7 +373,7 @@ class Fleet:
         raise WaitExpired(f"Devbox {devbox_id} is {devbox.status} after {timeout:g} s, not yet: {wanted}.")
 
     def box(self, devbox_id: str) -> Box:
-        """The box that stands for a running devbox. Raises as `boxes`."""
+        """Return the box that stands for a running devbox. Raises as `boxes`."""
         live = self._running(devbox_id)
         live.touch()
         assert live.boxes is not None
@@ -394,13 +381,13 @@ class Fleet:
 
     @contextmanager
     def using(self, devbox_id: str) -> Iterator[Box]:
-        """The same, for as long as something goes on in it: meanwhile the devbox is not idle."""
+        """Use the box that stands for a running devbox, which is not idle meanwhile. Raises as `boxes`."""
         with self.boxes(devbox_id) as boxes:
             yield boxes.front
 
     @contextmanager
     def boxes(self, devbox_id: str) -> Iterator[Succession]:
-        """All the boxes of a running devbox, for as long as something goes on in them.
+        """Use all the boxes of a running devbox, which is not idle meanwhile.
 
         Raises BadRequest naming the state of one that does not run, and NotFound.
         """
@@ -415,12 +402,12 @@ class Fleet:
             live.touch()
 
     def working_directory(self, devbox_id: str) -> str | None:
-        """Where commands run in a devbox, whichever box stands for it; None where it is gone."""
+        """Return the folder in which commands run in a devbox, whichever box stands for it; None where it is gone."""
         live = self._live.get(devbox_id)
         return live.boxes.working_directory if live is not None and live.boxes is not None else None
 
     def touch(self, devbox_id: str) -> None:
-        """Idle time starts again. Raises like `box`."""
+        """Start the idle time again. Raises like `box`."""
         self._running(devbox_id).touch()
 
     def _running(self, devbox_id: str) -> _Live:
@@ -430,7 +417,7 @@ class Fleet:
         status = live.status if live is not None else self._ended.get(devbox_id)
         if status is None:
             raise NotFound(f"There is no devbox with id {devbox_id!r}.")
-        raise not_running(devbox_id, status)
+        raise states.not_running(devbox_id, status)
 
     async def shutdown(self, devbox_id: str, reason: str = "api_shutdown") -> DevboxRecord:
         """End a devbox and wait until nothing of it is left. Idempotent. Raises NotFound."""
@@ -451,7 +438,7 @@ class Fleet:
         """Stop the box of a devbox that `shutdown_in` has ended, and wake who waits for it."""
         live = self._live.get(devbox_id)
         if live is not None:
-            if live.status not in TERMINAL:
+            if live.status not in DEVBOX_DEAD:
                 live.status = DevboxStatus.SHUTDOWN
             live.scope.cancel()
         self._changes.announce(devbox_id)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import anyio.to_thread
 import structlog
 
+from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.service.devboxes.output import LogEntry, append_setup
-from orchestrator.service.devboxes.states import LIVING
 from orchestrator.service.errors import BadRequest, NotSupported
 from orchestrator.service.records import EgressRules, NetworkPolicyRecord
 from orchestrator.service.sandbox.egress.addresses import Resolver
@@ -24,7 +24,7 @@ from orchestrator.service.sandbox.egress.proxy import Egress, EgressVerdict
 from orchestrator.service.sandbox.egress.rules import Network, Rules, check_hosts
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import Capability
-from orchestrator.service.store import DEVBOXES, NETWORK_POLICIES, Filters, ListQuery, Page, Store, now_ms, once
+from orchestrator.service.store import DEVBOXES, NETWORK_POLICIES, Filters, ListQuery, Page, Store, now_ms
 
 _FLAGS: Final = ("allow_agent_gateway", "allow_devbox_to_devbox", "allow_mcp_gateway", "allow_runloop_mirrors")
 _KEY: Final = "launch_parameters.network_policy_id"
@@ -42,7 +42,10 @@ class NetworkPolicies:
         self._capabilities = capabilities
 
     async def create(self, fields: Mapping[str, Any], key: str | None) -> NetworkPolicyRecord:
-        """Raises BadRequest for a name that is missing or taken and for wrong hosts, NotSupported for other rules."""
+        """Create a policy, once for each key.
+
+        Raises BadRequest for a name that is missing or taken and for wrong hosts, NotSupported for other rules.
+        """
         egress = self._egress(fields, None)
 
         def insert(db: sqlite3.Connection) -> NetworkPolicyRecord:
@@ -61,7 +64,7 @@ class NetworkPolicies:
             NETWORK_POLICIES.insert(db, policy)
             return policy
 
-        return await self._store.write(lambda db: once(db, key, NetworkPolicyRecord, lambda: insert(db))[0])
+        return (await self._store.once(key, NetworkPolicyRecord, insert))[0]
 
     async def update(self, identity: str, fields: Mapping[str, Any]) -> NetworkPolicyRecord:
         """Replace the fields given. Raises as `create`, and NotFound."""
@@ -82,6 +85,7 @@ class NetworkPolicies:
         return await self._store.read(lambda db: NETWORK_POLICIES.get(db, identity))
 
     async def page(self, filters: Filters, query: ListQuery) -> Page[NetworkPolicyRecord]:
+        """Raises NotFound for an unknown `starting_after`."""
         return await self._store.read(lambda db: NETWORK_POLICIES.page(db, filters, query))
 
     async def delete(self, identity: str) -> NetworkPolicyRecord:
@@ -89,7 +93,7 @@ class NetworkPolicies:
 
         def change(db: sqlite3.Connection) -> NetworkPolicyRecord:
             policy = NETWORK_POLICIES.get(db, identity)
-            for devbox in DEVBOXES.select(db, {"status": LIVING}):
+            for devbox in DEVBOXES.select(db, {"status": DEVBOX_ALIVE}):
                 if devbox.launch_parameters.get("network_policy_id") == identity:
                     raise BadRequest(f"Network policy {identity} is in use by devbox {devbox.id}.")
             NETWORK_POLICIES.delete(db, identity)
@@ -98,7 +102,7 @@ class NetworkPolicies:
         return await self._store.write(change)
 
     def _egress(self, fields: Mapping[str, Any], before: EgressRules | None) -> EgressRules:
-        """Put what is given into the rules as they were, checked."""
+        """Put the given `fields` into the rules as they were, checked."""
         for name in (*_FLAGS, "allowed_cidrs"):
             if fields.get(name):
                 raise NotSupported(f"{name}: not supported by this service; name hosts in allowed_hostnames.")
@@ -140,9 +144,9 @@ def policy_of(db: sqlite3.Connection, identity: str | None, capabilities: frozen
 def network_of(
     prepared: Prepared, scenario: Network | None, policy: Network | None, capabilities: frozenset[Capability]
 ) -> Network:
-    """Combine an environment's network, the policy that its scenario names, and that of the one who runs it.
+    """Combine an environment's network, the policy that its scenario names, and the client's `policy`.
 
-    A scenario may have the internet, never the machine's network: only who runs it may open that. Without walls
+    A scenario may have the internet, never the machine's network: only the client may open that. Without isolation
     there are no rules to keep: a policy of hosts was refused, and a scenario's mean nothing there.
     """
     network = Network(is_public=prepared.network, hosts=prepared.hosts)
@@ -164,7 +168,7 @@ def way_out(network: Network, *, devbox_id: str, output: Path, resolve: Resolver
 
 
 async def _tell(devbox_id: str, output: Path, verdict: EgressVerdict, host: str) -> None:
-    """Add a line to the devbox's log; a full disk is no reason to let nobody out."""
+    """Add a line to the devbox's log. A full disk must not close the way out."""
     log = structlog.get_logger()
     log.info("egress.first", devbox=devbox_id, host=host, verdict=verdict)
     level = "info" if verdict == "reached" else "warning"

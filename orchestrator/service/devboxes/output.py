@@ -22,20 +22,19 @@ import anyio
 import msgspec
 import structlog
 
-from orchestrator.service.devboxes.states import is_ended
 from orchestrator.service.errors import Unwritable
 from orchestrator.service.records import DevboxRecord, ExecutionRecord, Record
 from orchestrator.service.store import DEVBOXES, Store, now_ms
 
 STREAMS: Final = ("stdout", "stderr")
 #: Bytes that are kept of one stream, that a tail has, and that one reading takes.
-MAX_STREAM: Final = 1 << 30
-MAX_TAIL: Final = 1 << 20
-PIECE: Final = 1 << 16
+MAX_STREAM_BYTES: Final = 1 << 30
+MAX_TAIL_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 16
 _LONGEST_CHARACTER: Final = 4
 #: Entries and characters of the log of a devbox.
 MAX_ENTRIES: Final = 10_000
-MAX_LOG: Final = 2 << 20
+MAX_LOG_CHARACTERS: Final = 2 << 20
 KEPT_MS: Final = 24 * 3600 * 1000
 _PRUNE_PAUSE_S: Final = 3600.0
 _LEVELS: Final = {"stdout": "info", "stderr": "error"}
@@ -48,7 +47,7 @@ def spool_path(output: Path, devbox_id: str, execution_id: str, stream: str) -> 
 class Spool:
     """The writer of one stream. After `limit` bytes the rest is dropped, and the file says so."""
 
-    def __init__(self, path: Path, *, on_change: Callable[[], None], limit: int = MAX_STREAM) -> None:
+    def __init__(self, path: Path, *, on_change: Callable[[], None], limit: int = MAX_STREAM_BYTES) -> None:
         self._path = path
         self._on_change = on_change
         self._room = limit
@@ -89,7 +88,7 @@ class Tail:
     is_truncated: bool
 
 
-def read_tail(path: Path, *, lines: int | None = None, limit: int = MAX_TAIL) -> Tail:
+def read_tail(path: Path, *, lines: int | None = None, limit: int = MAX_TAIL_BYTES) -> Tail:
     """Read the last lines (all, if None) of a file, at most `limit` bytes; a missing file is empty. Blocking."""
     try:
         file = path.open("rb")
@@ -99,7 +98,7 @@ def read_tail(path: Path, *, lines: int | None = None, limit: int = MAX_TAIL) ->
         start = file.seek(0, 2)
         data = b""
         while start > 0 and len(data) < limit and (lines is None or data.count(b"\n", 0, -1) < lines):
-            step = min(start, PIECE, limit - len(data))
+            step = min(start, PIECE_BYTES, limit - len(data))
             start -= step
             file.seek(start)
             data = file.read(step) + data
@@ -119,11 +118,11 @@ def read_tail(path: Path, *, lines: int | None = None, limit: int = MAX_TAIL) ->
 
 
 def read_piece(path: Path, offset: int) -> bytes:
-    """Read up to PIECE bytes from `offset` on; a missing file is empty. Blocking."""
+    """Read up to PIECE_BYTES bytes from `offset` on; a missing file is empty. Blocking."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            return file.read(PIECE)
+            return file.read(PIECE_BYTES)
     except FileNotFoundError:
         return b""
 
@@ -156,7 +155,7 @@ class LogEntry(Record, frozen=True, kw_only=True):
 
 
 def append_setup(output: Path, devbox_id: str, entries: Iterable[LogEntry]) -> None:
-    """Blocking."""
+    """Add entries to the log of a devbox's setup. Blocking."""
     lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
     append(output / devbox_id / "setup.jsonl", lines)
 
@@ -164,13 +163,13 @@ def append_setup(output: Path, devbox_id: str, entries: Iterable[LogEntry]) -> N
 def collect(
     output: Path, devbox: DevboxRecord, executions: Iterable[ExecutionRecord], *, with_setup: bool
 ) -> list[LogEntry]:
-    """Put the log of a devbox together, by time: at most MAX_ENTRIES and about MAX_LOG; the newest are kept. Blocking.
+    """Put the log of a devbox together, by time; the newest MAX_ENTRIES, about MAX_LOG_CHARACTERS, are kept. Blocking.
 
     Output lines carry the time their command started, because only the bytes are kept; the order within a stream is
     right.
     """
     kept: list[LogEntry] = []
-    room = MAX_LOG
+    room = MAX_LOG_CHARACTERS
     for execution in sorted(executions, key=lambda each: each.created_ms, reverse=True):
         part = _entries_of(output, execution, room)
         room -= sum(len(each.message or "") for each in part)
@@ -220,7 +219,7 @@ async def prune(store: Store, output: Path) -> None:
 
     def find(db: sqlite3.Connection) -> list[str]:
         found = [devbox for name in names if (devbox := DEVBOXES.find(db, name))]
-        return [devbox.id for devbox in found if is_ended(devbox) and (devbox.end_time_ms or 0) < before]
+        return [devbox.id for devbox in found if devbox.is_ended and (devbox.end_time_ms or 0) < before]
 
     old = await store.read(find)
     for name in old:

@@ -1,4 +1,4 @@
-"""What an agent left in its box's folders, handled from the host.
+"""Files that an agent left in its box's folders, handled from the host.
 
 Its secret: nothing runs in the box any more, so what a path is does not change while it is looked at. But its author
 may be hostile: a path is walked part by part, links lead where they would in the box and never out of it, and nothing
@@ -19,7 +19,7 @@ _MOST_LINKS: Final = 40
 
 
 def resolved(root: Path, path: str) -> Path | None:
-    """Where on the host a path leads, all links followed; None if nowhere."""
+    """Return the place on the host that a path leads to, all links followed; None if nowhere."""
     todo, place, links = [part for part in path.split("/") if part][::-1], root, 0
     while todo:
         part = todo.pop()
@@ -101,7 +101,7 @@ def put(root: Path, path: str, data: bytes, mode: int) -> str:
 
 
 def read(root: Path, path: str, limit: int) -> bytes | None:
-    """The first bytes of a file; None where there is none, or something else. Raises OSError."""
+    """Return the first bytes of a file; None where there is none, or something else. Raises OSError."""
     place = resolved(root, path)
     if place is None or not stat.S_ISREG(place.lstat().st_mode):
         return None
@@ -111,7 +111,7 @@ def read(root: Path, path: str, limit: int) -> bytes | None:
 
 
 def _folder(root: Path, path: str) -> Path:
-    """The folder at a path, made where it is missing; what stands in its way and is none is removed."""
+    """Return the folder at a path, made where it is missing; a file in its way is removed."""
     place = root
     for part in PurePosixPath(path).parts[1:]:
         found = resolved(root, str(PurePosixPath("/", place.relative_to(root), part)))
@@ -131,7 +131,7 @@ def _make(place: Path, mode: int) -> None:
 
 
 def _give(place: Path) -> None:
-    """To the user whose the folder around it is."""
+    """Give it to the owner of the folder around it."""
     owner = place.parent.lstat()
     os.chown(place, owner.st_uid, owner.st_gid)
 

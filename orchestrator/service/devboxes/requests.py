@@ -1,7 +1,7 @@
-"""A devbox as it is asked for, by a client itself or by a scenario run: checked, and its launch parameters completed.
+"""Requests for devboxes, by a client itself or for a scenario run: checked, and their launch parameters completed.
 
-Launch parameters are kept as they were sent; what this service cannot do is refused by name, so that nobody learns in
-the morning that a parameter was ignored. Rules and limits are those of the published API.
+Launch parameters are kept as they were sent; those that this service cannot honour are refused by name, because an
+ignored one would be found out in the morning. Rules and limits are those of the published API.
 """
 
 import platform
@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.service.environments.installs.request import MOUNT, InstallRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import GIB, Resources
-from orchestrator.service.serialization import Body
 
 KEEP_ALIVE_S: Final = 3600
 MAX_KEEP_ALIVE_S: Final = 172_800
@@ -32,7 +31,7 @@ _ARCHITECTURES: Final = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevboxRequest:
-    """A devbox as it is asked for; `launch_parameters` as sent, `file_mounts` from path to contents.
+    """A request for a devbox; `launch_parameters` as sent, `file_mounts` from path to contents.
 
     `scenario_policy_id` is the network policy of the scenario, which that in the launch parameters may add to.
     """
@@ -64,7 +63,7 @@ def check_paths(key: str, paths: Iterable[str]) -> None:
 
 
 def mounted_files(key: str, mounts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return path to contents. Raises BadRequest for mounts that nobody reads, and for one without a target."""
+    """Return path to contents. Raises BadRequest for mounts of an unknown type, and for one without a target."""
     files: dict[str, str] = {}
     for number, mount in enumerate(mounts):
         if mount.get("type") == MOUNT:
@@ -87,33 +86,37 @@ def mounted_install(key: str, mounts: Iterable[Mapping[str, Any]]) -> InstallReq
     return InstallRequest.read(f"{key}.{found[0][0]}", found[0][1]) if found else None
 
 
-class _IdleBody(Body):
+class _Parameters(BaseModel):
+    """Launch parameters; unknown ones are kept, and not looked at."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class _Idle(_Parameters):
     idle_time_seconds: int = Field(ge=1, le=MAX_KEEP_ALIVE_S)
     on_idle: Literal["shutdown", "suspend"]
 
 
-class _LifecycleBody(Body):
-    after_idle: _IdleBody | None = None
+class _Lifecycle(_Parameters):
+    after_idle: _Idle | None = None
 
 
-class _UserBody(Body):
+class _User(_Parameters):
     username: str
     uid: int
 
 
-class _LaunchBody(Body):
-    model_config = ConfigDict(defer_build=False)  # the first use of a deferred one must not be in two threads at once
-
+class _Launch(_Parameters):
     keep_alive_time_seconds: int | None = Field(None, ge=1, le=MAX_KEEP_ALIVE_S)
-    after_idle: _IdleBody | None = None
-    lifecycle: _LifecycleBody | None = None
+    after_idle: _Idle | None = None
+    lifecycle: _Lifecycle | None = None
     launch_commands: list[str] | None = None
     resource_size_request: str | None = None
     custom_cpu_cores: float | None = None
     custom_gb_memory: int | None = None
     custom_disk_size: int | None = None
     architecture: str | None = None
-    user_parameters: _UserBody | None = None
+    user_parameters: _User | None = None
     required_services: list[str] | None = None
     network_policy_id: str | None = None
 
@@ -164,9 +167,9 @@ def _key(*parts: object) -> str:
     return ".".join(["launch_parameters", *map(str, parts)])
 
 
-def _parse(sent: Mapping[str, Any]) -> _LaunchBody:
+def _parse(sent: Mapping[str, Any]) -> _Launch:
     try:
-        parsed = _LaunchBody.model_validate(sent)
+        parsed = _Launch.model_validate(sent)
     except ValidationError as error:
         raise BadRequest("; ".join(f"{_key(*e['loc'])}: {e['msg']}" for e in error.errors()) + ".") from None
     for number, command in enumerate(parsed.launch_commands or ()):
@@ -184,7 +187,7 @@ def _parse(sent: Mapping[str, Any]) -> _LaunchBody:
     return parsed
 
 
-def _resources(parsed: _LaunchBody) -> Resources | None:
+def _resources(parsed: _Launch) -> Resources | None:
     size = parsed.resource_size_request
     custom = [key for key in ("custom_cpu_cores", "custom_gb_memory", "custom_disk_size") if getattr(parsed, key)]
     if size != CUSTOM:

@@ -1,30 +1,37 @@
-"""The life of a devbox as data: legal moves between its statuses, and how its row is made, moved on and ended.
+"""The life of a devbox as data: legal moves between its statuses, its row made, moved on and ended, and its changes.
 
 A provider here boots and ends devboxes and does no more, so nothing leads to `suspending`, `suspended` or `resuming`.
-An end is recorded by one function, together with everything that hangs on it: `on_end` runs in the same transaction,
-so that no run is ever left thinking its devbox lives.
+An end is recorded by one function, together with everything that hangs on it: the devbox's executions are completed,
+and `on_end` runs, in the same transaction, so that no run is ever left thinking its devbox lives.
+
+Changes are waited for with an event for each thing and change, which only its waiters keep. Take the event first, then
+look at the thing, then wait for the event: a change between the looks is never missed. Why not a condition for each
+thing: it would have to be removed again; an event goes with its last waiter.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
+import anyio
 from msgspec.structs import replace
 
 from orchestrator.core.errors import InternalError
+from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import DevboxRecord, DevboxStatus, Transition
-from orchestrator.service.store import DEVBOXES, Store, now_ms
+from orchestrator.service.records import DevboxRecord, ExecutionRecord, ExecutionStatus, Transition
+from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store, now_ms
 
-TERMINAL: Final = frozenset({DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN})
-LIVING: Final = tuple(status for status in DevboxStatus if status not in TERMINAL)
+KILLED: Final = 137
+"""The exit status of a command that was ended by SIGKILL, or with its devbox."""
 MOVES: Final[Mapping[DevboxStatus, frozenset[DevboxStatus]]] = {
-    DevboxStatus.QUEUED: frozenset({DevboxStatus.PROVISIONING}) | TERMINAL,
-    DevboxStatus.PROVISIONING: frozenset({DevboxStatus.INITIALIZING}) | TERMINAL,
-    DevboxStatus.INITIALIZING: frozenset({DevboxStatus.RUNNING}) | TERMINAL,
-    DevboxStatus.RUNNING: TERMINAL,
+    DevboxStatus.QUEUED: frozenset({DevboxStatus.PROVISIONING}) | DEVBOX_DEAD,
+    DevboxStatus.PROVISIONING: frozenset({DevboxStatus.INITIALIZING}) | DEVBOX_DEAD,
+    DevboxStatus.INITIALIZING: frozenset({DevboxStatus.RUNNING}) | DEVBOX_DEAD,
+    DevboxStatus.RUNNING: DEVBOX_DEAD,
 }
 
 OnEnd = Callable[[sqlite3.Connection, DevboxRecord], None]
@@ -32,9 +39,9 @@ OnEnd = Callable[[sqlite3.Connection, DevboxRecord], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a devbox ended: its last status, the published reason, words for people, and the key of a failed install.
+    """The end of a devbox: its last status, the published reason, words for people, and the key of a failed install.
 
-    `is_by_agent` means that it broke while its agent was there, and nobody outside did it.
+    `is_by_agent` means that it broke from inside while its agent was there.
     """
 
     status: DevboxStatus
@@ -62,10 +69,6 @@ def failure_reason(how: str) -> str:
     return "health_check_failed"
 
 
-def is_ended(devbox: DevboxRecord) -> bool:
-    return devbox.status in TERMINAL
-
-
 def moved(devbox: DevboxRecord, status: DevboxStatus, *, at: int, reason: str | None = None) -> DevboxRecord:
     """Return the devbox with a new status, since `at` (milliseconds). Raises InternalError for an illegal move."""
     if status not in MOVES.get(devbox.status, frozenset()):
@@ -86,6 +89,12 @@ def ended(devbox: DevboxRecord, end: End, *, at: int) -> DevboxRecord:
         return replace(moved(devbox, end.status, at=at), **common, shutdown_reason=end.reason)
     failed = moved(devbox, end.status, at=at, reason=end.reason)
     return replace(failed, **common, failure_reason=end.reason, failure_message=end.message)
+
+
+def completed(execution: ExecutionRecord, status: int, note: str | None) -> ExecutionRecord:
+    """Return an execution that has just ended with an exit status."""
+    ended_ms = now_ms()
+    return replace(execution, status=ExecutionStatus.COMPLETED, exit_status=status, ended_ms=ended_ms, note=note)
 
 
 def not_running(devbox_id: str, status: str) -> BadRequest:
@@ -118,16 +127,16 @@ def new_devbox(request: DevboxRequest, launch: Launch) -> DevboxRecord:
 class DevboxRows:
     """The devboxes' table as the fleet uses it."""
 
-    def __init__(self, store: Store) -> None:
-        self.on_end: list[OnEnd] = []
+    def __init__(self, store: Store, on_end: OnEnd) -> None:
         self._store = store
+        self._on_end = on_end
 
     async def advance(self, devbox_id: str, status: DevboxStatus, shown: Mapping[str, Any]) -> DevboxRecord:
         """Move a devbox on, and add to what its record shows; one that has ended stays as it is."""
 
         def change(db: sqlite3.Connection) -> DevboxRecord:
             devbox = DEVBOXES.get(db, devbox_id)
-            if not is_ended(devbox):
+            if not devbox.is_ended:
                 devbox = replace(moved(devbox, status, at=now_ms()), **shown)
                 DEVBOXES.put(db, devbox)
             return devbox
@@ -144,14 +153,17 @@ class DevboxRows:
         return await self._store.write(change)
 
     def end_in(self, db: sqlite3.Connection, devbox_id: str, end: End) -> DevboxRecord:
-        """Idempotent: what has ended stays as it ended. Raises NotFound."""
+        """End a devbox and what hangs on it. Idempotent: what has ended stays as it ended. Raises NotFound."""
         devbox = DEVBOXES.get(db, devbox_id)
-        if is_ended(devbox):
+        if devbox.is_ended:
             return devbox
         devbox = ended(devbox, end, at=now_ms())
         DEVBOXES.put(db, devbox)
-        for hook in self.on_end:
-            hook(db, devbox)
+        for execution in EXECUTIONS.select(db, {"devbox_id": devbox_id}):
+            if execution.status is not ExecutionStatus.COMPLETED:
+                note = f"The devbox ended under it: {devbox.end_message or devbox.status}"
+                EXECUTIONS.put(db, completed(execution, KILLED, note))
+        self._on_end(db, devbox)
         return devbox
 
     async def end_leftovers(self) -> dict[str, DevboxStatus]:
@@ -162,3 +174,23 @@ class DevboxRows:
             return {devbox.id: self.end_in(db, devbox.id, end).status for devbox in DEVBOXES.select(db, {})}
 
         return await self._store.write(change)
+
+
+class ChangeEvents:
+    """Events of changes; for the event loop's thread only."""
+
+    def __init__(self) -> None:
+        self._events: WeakValueDictionary[Hashable, anyio.Event] = WeakValueDictionary()
+
+    def next(self, key: Hashable) -> anyio.Event:
+        """Return the event of the next change of a thing."""
+        event = self._events.get(key)
+        if event is None:
+            event = self._events[key] = anyio.Event()
+        return event
+
+    def announce(self, key: Hashable) -> None:
+        """Wake all who wait for this thing."""
+        event = self._events.pop(key, None)
+        if event is not None:
+            event.set()

@@ -1,8 +1,8 @@
 """The boxes of one devbox, one after the other: its agent's, and when that has ended, boxes of ours over what it left.
 
 Its secret: nothing is copied, and nothing of the agent's runs where it is judged. The agent's box is retired: its
-processes end, its files stay. An *evidence box* shows them read-only to whoever looks, with a scratch folder of its own
-and a HOME that nobody wrote in. Scorers run in *scoring boxes*, a new one for each scoring function: over the agent's
+processes end, its files stay. An *evidence box* shows them read-only to clients, with a scratch folder of its own and a
+new HOME. Scorers run in *scoring boxes*, a new one for each scoring function: over the agent's
 files where these are `shared`, over a fresh copy of the environment with what may cross moved into it where they are
 `separate`. Only `live` scorers meet the agent's processes, in its own box.
 """
@@ -36,12 +36,12 @@ from orchestrator.service.sandbox.provider import (
 )
 from orchestrator.service.sandbox.safe_fs import remove
 
-#: Where an evidence box has what was found out, the tree that the devbox began with, and room for whoever looks.
+#: Places in an evidence box: of the findings, of the tree that the devbox began with, and of its scratch folder.
 EVIDENCE: Final = "/run/evidence"
 PREPARED: Final = "/run/prepared"
 SCRATCH: Final = "/evidence"
-#: Bytes that whoever looks may use, whatever the devbox may: a patch is made of all that was changed, twice.
-EVIDENCE_DISK: Final = 8 << 30
+#: Room of an evidence box, whatever the devbox has: a patch takes twice the changed files.
+EVIDENCE_DISK_BYTES: Final = 8 << 30
 #: What scorers write: new and empty for each scoring.
 VERIFIER: Final = "/logs/verifier"
 ARTIFACTS: Final = "/logs/artifacts"
@@ -49,7 +49,7 @@ NOTHING: Final[Mapping[str, Sequence[str]]] = {}
 
 
 class Mode(StrEnum):
-    """Where scorers run."""
+    """The place where scorers run."""
 
     SEPARATE = "separate"
     """In a fresh box of the environment, with what may cross."""
@@ -61,16 +61,25 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """How an agent's box was left: where scorers run now, what still ran, what was changed (None: nobody noted)."""
+    """The state in which an agent's box was left.
+
+    `mode` says where scorers run now, `left` what still ran, `changes` what was changed (None: not noted).
+    """
 
     mode: Mode
     left: RemainingProcesses
     changes: Changes | None
 
 
+async def _collect(box: Box, commands: Sequence[tuple[Command, float]]) -> None:
+    """Run commands, each within so many seconds. A file that one fails to make does not cross, and the tests say so."""
+    for command, timeout in commands:
+        await run(box, command, timeout=timeout)
+
+
 @contextmanager
 def _whole(box: Box) -> Iterator[None]:
-    """Raise BoxDied where the files of a box cannot be handled: somebody removed them from the host."""
+    """Raise BoxDied where the files of a box cannot be handled: they were removed from the host."""
     try:
         yield
     except OSError as error:
@@ -116,7 +125,7 @@ class Succession:
     async def wait_dead(self) -> tuple[str, bool]:
         """Wait until the box that stands for the devbox has ended, and no other takes its place.
 
-        Returns how, and whether that was done from inside: by an agent, or by what it left.
+        Return its words, and whether that was done from inside: by an agent, or by what it left.
         """
         while True:
             box = self.front if self._is_retired else self.agents
@@ -127,75 +136,60 @@ class Succession:
 
     async def mark(self) -> None:
         """Note how everything is: the agent begins now. Raises BoxDied."""
+
+        def note() -> None:
+            remove(self._folder)
+            self._folder.mkdir()
+            self._folder.chmod(0o755)
+            files, directory = self.agents.place("/"), self.working_directory
+            remember(files, directory=directory, prepared=self._prepared.root, keep=self._folder)
+
         async with self._lock:
             if self.settled is None and Capability.SUCCESSION in self._provider.capabilities:
                 with _whole(self.agents):
-                    await anyio.to_thread.run_sync(self._remember)
+                    await anyio.to_thread.run_sync(note)
                 self.is_marked = True
-
-    def _remember(self) -> None:
-        remove(self._folder)
-        self._folder.mkdir()
-        self._folder.chmod(0o755)
-        remember(
-            self.agents.place("/"),
-            directory=self._spec.working_directory,
-            prepared=self._prepared.root,
-            keep=self._folder,
-        )
 
     async def settle(
         self, wanted: Mode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
     ) -> Settled:
-        """The agent has ended: end what it left running, unless scorers are to meet it, and show the files read-only.
+        """End what the agent left running, unless scorers are to meet it, and show the files read-only.
 
         The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
         server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
         answer; what was `live` is made what is wanted when that is over. Raises BoxDied and BoxStartFailed.
         """
         async with self._lock:
+            before = self.settled
+            if before is not None and not (before.mode is Mode.LIVE and is_live_over):
+                return before
+            if Capability.SUCCESSION not in self._provider.capabilities:
+                self.settled = Settled(mode=Mode.LIVE, left=RemainingProcesses(), changes=None)
+                return self.settled
             with _whole(self.agents):
-                return await self._settle(wanted, collect, is_live_over=is_live_over)
-
-    async def _settle(self, wanted: Mode, collect: Sequence[tuple[Command, float]], *, is_live_over: bool) -> Settled:
-        before = self.settled
-        if before is not None and not (before.mode is Mode.LIVE and is_live_over):
-            return before
-        if Capability.SUCCESSION not in self._provider.capabilities:
-            self.settled = Settled(mode=Mode.LIVE, left=RemainingProcesses(), changes=None)
+                left = before.left if before else await self.agents.remaining()
+                is_served = left.is_listening and not is_live_over
+                if is_served:
+                    await _collect(self.agents, collect)
+                mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
+                if mode is not Mode.LIVE:
+                    await self.agents.retire()
+                    self._is_retired = True
+                    await anyio.to_thread.run_sync(self._open_up)
+                    if collect and not is_served:
+                        async with self.scoring_box(judged=self._tops(is_writable=True)) as box:
+                            await _collect(box, collect)
+                changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
+                await self.show()
+            self.settled = Settled(mode=mode, left=left, changes=changes)
             return self.settled
-        left = before.left if before else await self.agents.remaining()
-        is_served = left.is_listening and not is_live_over
-        if is_served:
-            await self._collect(self.agents, collect)
-        mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
-        if mode is not Mode.LIVE:
-            await self.agents.retire()
-            self._is_retired = True
-            await anyio.to_thread.run_sync(self._mend)
-            if collect and not is_served:
-                async with self.scoring_box(judged=self._tops(is_writable=True)) as box:
-                    await self._collect(box, collect)
-        changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
-        await self.show()
-        self.settled = Settled(mode=mode, left=left, changes=changes)
-        return self.settled
-
-    async def _collect(self, box: Box, collect: Sequence[tuple[Command, float]]) -> None:
-        """What such a command cannot do is missing where it should cross, and the tests say so."""
-        for command, timeout in collect:
-            await run(box, command, timeout=timeout)
 
     def _compare(self) -> Changes:
-        return compare(
-            self.agents.place("/"),
-            directory=self._spec.working_directory,
-            keep=self._folder,
-            environment=self._prepared.environment,
-        )
+        directory, environment = self.working_directory, self._prepared.environment
+        return compare(self.agents.place("/"), directory=directory, keep=self._folder, environment=environment)
 
-    def _mend(self) -> None:
-        """Let whoever comes enter what an agent may have closed; what our own steps kept in its home goes."""
+    def _open_up(self) -> None:
+        """Open the folders that an agent may have closed; what our own steps kept in its home goes."""
         clear(self.agents.place("/"), f"{HOME}/.sweep")
         for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
             open_up(self.agents.place("/"), path)
@@ -203,31 +197,28 @@ class Succession:
     async def show(self) -> None:
         """Give clients an evidence box over the files as they are now. Raises BoxStartFailed."""
         last = self.front
+        findings = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
+        if self._prepared.root is not None:
+            findings.append(Bind(source=self._prepared.root, target=PREPARED))
         self.front = await self._provider.start(
             BoxSpec(
                 id=self._next("evidence"),
-                resources=replace(self._spec.resources, disk=EVIDENCE_DISK),
+                resources=replace(self._spec.resources, disk=EVIDENCE_DISK_BYTES),
                 working_directory=SCRATCH,
                 environment={"HOME": SCRATCH, "TMPDIR": SCRATCH},
-                binds=(*self._covers, *self._tops(is_writable=False), *self._findings()),
+                binds=(*self._covers, *self._tops(is_writable=False), *findings),
             ),
             beside=self._holder,
         )
         if last is not self.agents:
             await last.stop()
 
-    def _findings(self) -> Sequence[Bind]:
-        binds = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
-        if self._prepared.root is not None:
-            binds.append(Bind(source=self._prepared.root, target=PREPARED))
-        return binds
-
     def _next(self, kind: str) -> str:
         self._count += 1
         return f"{self._spec.id}.{kind}-{self._count}"
 
     def _tops(self, *, is_writable: bool, but: Sequence[str] = ()) -> Sequence[Bind]:
-        """The own folders of the box that has the files, as binds. Raises BoxDied."""
+        """Bind the own folders of the box that has the files. Raises BoxDied."""
         with _whole(self._holder):
             homes = [f"home/{each.name}" for each in sorted((self.files / "home").iterdir())]
             names = [each.name for each in sorted(self.files.iterdir()) if each.name != "home"]
@@ -247,19 +238,21 @@ class Succession:
             with _whole(self._holder):
                 moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
                 self._holder = await self._fresh()
-                await anyio.to_thread.run_sync(self._take, moves, crossing)
+                for path, source in moves.items():
+                    move = partial(take, self.files, path, source, exclude=crossing.get(path, ()))
+                    await anyio.to_thread.run_sync(move)
         with _whole(self._holder):
             await anyio.to_thread.run_sync(self._drop_leading)
         await self.empty_verifier()
 
     async def empty_verifier(self) -> None:
-        """What tests write into is new and empty. Raises BoxDied."""
+        """Make the folder that tests write into new and empty. Raises BoxDied."""
         with _whole(self._holder):
             await anyio.to_thread.run_sync(empty, self.files, VERIFIER)
 
     @asynccontextmanager
     async def untouched(self) -> AsyncIterator[None]:
-        """Meanwhile what is judged is a fresh copy of the environment, with nothing of the agent's in it."""
+        """Have a fresh copy of the environment judged meanwhile, with nothing of the agent's in it."""
         holder, self._holder = self._holder, await self._fresh()
         try:
             await self.empty_verifier()
@@ -269,7 +262,7 @@ class Succession:
             await fresh.stop()
 
     async def _fresh(self) -> Box:
-        """A box of the environment as the agent's was before it began, in which nothing runs any more."""
+        """Start a box of the environment as the agent's was before it began, and retire it: nothing runs any more."""
         box = await self._provider.start(
             replace(
                 self._spec,
@@ -290,14 +283,14 @@ class Succession:
         return box
 
     def _environment(self, asked: Collection[str] = ()) -> Mapping[str, str]:
-        """The variables of the environment, and of the agent's box those that are asked for."""
+        """Return the variables of the environment, and of the agent's box those that are `asked` for."""
         proxy = {} if self._egress is None else self._egress.variables
         given = {name: value for name, value in self._spec.environment.items() if name in asked}
         return {**self._prepared.environment, **proxy, **given}
 
     @asynccontextmanager
     async def _let_out(self, box: Box) -> AsyncIterator[None]:
-        """The way out, from this box too."""
+        """Serve the devbox's way out from another box too."""
         if self._egress is None:
             yield
             return
@@ -307,17 +300,13 @@ class Succession:
             tasks.cancel_scope.cancel()
 
     def _drop_leading(self) -> None:
-        """A link of the agent's to where scorers have their files is no file of its own: it would be the answer."""
+        """Remove the agent's links to where scorers have their files: such a link would be the answer, and no file."""
         changes = self.settled.changes if self.settled is not None else None
         for path in changes.leading if changes is not None else ():
             clear(self.files, f"/{path}")
 
-    def _take(self, moves: Mapping[str, Path], crossing: Mapping[str, Sequence[str]]) -> None:
-        for path, source in moves.items():
-            take(self.files, path, source, exclude=crossing.get(path, ()))
-
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
-        """Where each path really is; one inside another goes with it."""
+        """Find the real place of each path; one inside another goes with it."""
         root = self._holder.place("/")
         wanted = {str(PurePosixPath(path)) for path in paths}
         outermost = [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
@@ -336,7 +325,7 @@ class Succession:
             raise BoxDied(f"devbox {self.agents.id}: its files were removed from the host")
 
     def _judged(self) -> Sequence[Bind]:
-        """The files that are judged. The agent's /tmp stays away, but for a working directory in it."""
+        """Bind the files that are judged. The agent's /tmp stays away, but for a working directory in it."""
         if self._holder is not self.agents:
             return self._tops(is_writable=True, but=("/tests",))
         binds = [*self._tops(is_writable=True, but=("/tests", "/tmp"))]  # noqa: S108 - the box's
@@ -353,7 +342,7 @@ class Succession:
         *,
         judged: Sequence[Bind] | None = None,
     ) -> AsyncIterator[Box]:
-        """A box over the files as they are, with `given` files and the way out; its /tmp has nothing of the agent's.
+        """Start a box over the files as they are, with `given` files and the way out; /tmp has nothing of the agent's.
 
         Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
         for. Everything in it ends with the context. Raises BoxStartFailed.

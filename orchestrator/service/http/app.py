@@ -1,13 +1,15 @@
-"""The ASGI application: who may ask, which route answers, and what a failure looks like on the wire.
+"""The ASGI application: who may ask, whether anybody still does, and what a failure looks like on the wire.
 
 Every reply that is not a result is `{"message", "code"}`, from a wrong token to a mistake of ours. The two layers are
 plain ASGI: the framework's own base class for them would cancel a handler whose client has gone.
 """
 
 import hmac
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeVar
 
+import anyio
 import orjson
 import structlog
 from starlette.applications import Starlette
@@ -20,8 +22,8 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.service.errors import Away, ServiceError, Unwritable, WaitExpired
-from orchestrator.service.http.activity import Activity
-from orchestrator.service.http.connection import ClientGone
+
+T = TypeVar("T")
 
 IDENTITY: Final = (
     "This is sweep's Runloop-compatible benchmark service; it serves benchmarks, benchmark runs, scenarios, "
@@ -36,6 +38,111 @@ KNOWN: Final = "sweep.known"
 _RETRY_AFTER: Final = "5"
 #: Characters of a failure's message: some repeat what was sent, which may be all that a body can hold.
 MAX_MESSAGE: Final = 4000
+#: Time after which a client that sends no heartbeat is taken for gone.
+HEARTBEAT_S: Final = 20.0
+
+
+class Activity:
+    """Use of the service: requests in flight, the last one, and the clients that send heartbeats.
+
+    `is_ending`, once set, turns new requests away; while it is being decided, they wait.
+    """
+
+    def __init__(self) -> None:
+        self.is_ending = False
+        self._deciding: anyio.Event | None = None
+        self.requests = 0
+        self._last = anyio.current_time()
+        #: When each client was there last, and the sweep that it is at work on.
+        self._clients: dict[str, tuple[float, str]] = {}
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Decide inside whether the service may end: meanwhile new requests wait, so what is counted stays true."""
+        decided = self._deciding = anyio.Event()
+        try:
+            yield
+        finally:
+            self._deciding = None
+            decided.set()
+
+    async def wait_decided(self) -> None:
+        """Wait while it is being decided whether the service ends."""
+        while self._deciding is not None:
+            await self._deciding.wait()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request while it is answered."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+            self._last = anyio.current_time()
+
+    def beat(self, client: str, sweep: str = "") -> list[str]:
+        """Note that a client is there; return the other clients that are at work on the same sweep."""
+        self._forget_silent()
+        self._clients[client] = (anyio.current_time(), sweep)
+        return [name for name, (_, its) in self._clients.items() if sweep and its == sweep and name != client]
+
+    def others(self, client: str) -> int:
+        """Count the other clients that have been there lately."""
+        self._forget_silent()
+        return len(self._clients.keys() - {client})
+
+    def _forget_silent(self) -> None:
+        since = anyio.current_time() - HEARTBEAT_S
+        self._clients = {name: (at, sweep) for name, (at, sweep) in self._clients.items() if at > since}
+
+    def forget(self, client: str) -> None:
+        """Note that a client goes."""
+        self._clients.pop(client, None)
+
+    async def wait_unused(self, seconds: float) -> None:
+        """Wait until there has been no request for so long."""
+        left = seconds
+        while left > 0:
+            await anyio.sleep(left)
+            left = seconds if self.requests else self._last + seconds - anyio.current_time()
+
+
+class ClientGone(Exception):
+    """The client closed the connection and will not read the answer."""
+
+
+async def while_connected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Do `work`, whose exceptions pass as they are, unless the client goes. Raises ClientGone.
+
+    The body of the request must have been read. The server does not cancel a handler whose client went away: hundreds
+    of clients that give up and ask again would leave hundreds of handlers waiting in vain.
+    """
+    outcome: list[T] = []
+    failed: list[Exception] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            outcome.append(await work())
+        except Exception as error:  # noqa: BLE001 - carried through the task group as it is
+            failed.append(error)
+        tasks.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    if not outcome:
+        raise ClientGone
+    return outcome[0]
+
+
+def hold_time(asked: float | None, *, default: float, limit: float) -> float:
+    """Return the seconds to hold a request that waits: those `asked` for, from 0 to `limit`."""
+    return default if asked is None else min(max(asked, 0.0), limit)
 
 
 def application(
@@ -113,7 +220,7 @@ class _Failures:
 
 
 class _Doorkeeper:
-    """Lets in who has the token, notes that somebody is there, and turns everybody away once the service ends."""
+    """Lets in requests with the token, counts them as use of the service, and refuses all once the service ends."""
 
     def __init__(self, app: ASGIApp, *, token: str, activity: Activity) -> None:
         self._app = app
@@ -122,11 +229,12 @@ class _Doorkeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._activity.wait_decided()
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        path = scope.get("path")
+        if scope["type"] != "http" or path in OPEN_PATHS:
             await self._app(scope, receive, send)
         elif refusal := self._refusal(scope):
             await refusal(scope, receive, send)
-        elif scope["path"] in IDLE_PATHS:
+        elif path in IDLE_PATHS:
             await self._app(scope, receive, send)
         else:
             with self._activity.request():

@@ -1,25 +1,49 @@
 """Routes of benchmarks and of their runs, the runs on the published path and on the one of old clients."""
 
+from typing import ClassVar
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.service.definitions.catalog import Choice
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.http.bodies import BenchmarkBody, BenchmarkScenariosBody, StartBenchmarkRunBody
+from orchestrator.service.http import serialization as wire
+from orchestrator.service.http.scenarios import StartBody
+from orchestrator.service.records import view
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
-from orchestrator.service.serialization import (
-    choice,
-    globs,
-    list_query,
-    parse,
-    path_id,
-    reply,
-    reply_page,
-    request_key,
-    view,
-)
+from orchestrator.service.runs.start_request import StartRequest
+
+
+class _BenchmarkBody(wire.Body):
+    """To create or update a benchmark."""
+
+    limit: ClassVar[int] = wire.MAX_RICH_BODY_BYTES
+
+    name: wire.Title | None = None
+    attribution: str | None = None
+    description: str | None = None
+    metadata: wire.Metadata | None = None
+    required_environment_variables: list[str] | None = None
+    required_secret_names: list[str] | None = None
+    scenario_ids: wire.Ids | None = None
+
+
+class _BenchmarkScenariosBody(wire.Body):
+    """To change which scenarios a benchmark has."""
+
+    limit: ClassVar[int] = wire.MAX_RICH_BODY_BYTES
+
+    scenarios_to_add: wire.Ids | None = None
+    scenarios_to_remove: wire.Ids | None = None
+
+
+class _StartBenchmarkRunBody(StartBody):
+    benchmark_id: str
+
+    def start_request(self) -> StartRequest:
+        return self.request_for(self.benchmark_id)
 
 
 class BenchmarkRoutes:
@@ -43,48 +67,50 @@ class BenchmarkRoutes:
         ]
 
     async def create(self, request: Request) -> Response:
-        body = await parse(request, BenchmarkBody)
-        return reply(await self._definitions.create_benchmark(body.given(), request_key(request)))
+        body = await wire.parse(request, _BenchmarkBody)
+        return wire.reply(await self._definitions.create_benchmark(body.given(), wire.request_key(request)))
 
     async def update(self, request: Request) -> Response:
-        body = await parse(request, BenchmarkBody)
-        identity = path_id(request)
-        return reply(await self._definitions.update_benchmark(identity, body.given()))
+        body = await wire.parse(request, _BenchmarkBody)
+        identity = wire.path_id(request)
+        return wire.reply(await self._definitions.update_benchmark(identity, body.given()))
 
     async def update_scenarios(self, request: Request) -> Response:
-        body = await parse(request, BenchmarkScenariosBody)
-        return reply(
+        body = await wire.parse(request, _BenchmarkScenariosBody)
+        return wire.reply(
             await self._definitions.update_benchmark_scenarios(
-                path_id(request),
+                wire.path_id(request),
                 add=body.scenarios_to_add or (),
                 remove=body.scenarios_to_remove or (),
             )
         )
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._definitions.benchmark(path_id(request)))
+        return wire.reply(await self._definitions.benchmark(wire.path_id(request)))
 
     async def page(self, request: Request) -> Response:
         name = request.query_params.get("name")
-        return reply_page("benchmarks", await self._definitions.benchmarks(list_query(request), name=name))
+        return wire.reply_page("benchmarks", await self._definitions.benchmarks(wire.list_query(request), name=name))
 
     async def page_public(self, request: Request) -> Response:
         name = request.query_params.get("name")
-        page = await self._definitions.benchmarks(list_query(request), name=name, public_only=True)
-        return reply_page("benchmarks", page)
+        page = await self._definitions.benchmarks(wire.list_query(request), name=name, public_only=True)
+        return wire.reply_page("benchmarks", page)
 
     async def definitions(self, request: Request) -> Response:
-        chosen = Choice(include=globs(request, "include"), exclude=globs(request, "exclude"))
-        found = await self._definitions.definitions(path_id(request), list_query(request), chosen)
-        return reply({**found, "scenarios": [view(each) for each in found.get("scenarios", ())]})
+        chosen = Choice(include=wire.globs(request, "include"), exclude=wire.globs(request, "exclude"))
+        found = await self._definitions.definitions(wire.path_id(request), wire.list_query(request), chosen)
+        return wire.reply({**found, "scenarios": [view(each) for each in found.get("scenarios", ())]})
 
     async def start_run(self, request: Request) -> Response:
-        body = await parse(request, StartBenchmarkRunBody)
-        return reply(await self._runs.start(body.start_request(), request_key(request)))
+        body = await wire.parse(request, _StartBenchmarkRunBody)
+        return wire.reply(await self._runs.start(body.start_request(), wire.request_key(request)))
 
     async def page_of_runs(self, request: Request) -> Response:
-        await self._definitions.benchmark(path_id(request))
-        return reply_page("runs", await self._runs.page({"benchmark_id": path_id(request)}, list_query(request)))
+        await self._definitions.benchmark(wire.path_id(request))
+        return wire.reply_page(
+            "runs", await self._runs.page({"benchmark_id": wire.path_id(request)}, wire.list_query(request))
+        )
 
 
 class BenchmarkRunRoutes:
@@ -107,21 +133,21 @@ class BenchmarkRunRoutes:
         ]
 
     async def page(self, request: Request) -> Response:
-        filters = {key: choice(request, key) for key in ("benchmark_id", "state")}
+        filters = {key: wire.choice(request, key) for key in ("benchmark_id", "state")}
         filters |= {"name": request.query_params.getlist("name") or None}
-        return reply_page("runs", await self._runs.page(filters, list_query(request)))
+        return wire.reply_page("runs", await self._runs.page(filters, wire.list_query(request)))
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._runs.retrieve(path_id(request)))
+        return wire.reply(await self._runs.retrieve(wire.path_id(request)))
 
     async def complete(self, request: Request) -> Response:
-        return reply(await self._runs.complete(path_id(request)))
+        return wire.reply(await self._runs.complete(wire.path_id(request)))
 
     async def cancel(self, request: Request) -> Response:
-        return reply(await self._runs.cancel(path_id(request)))
+        return wire.reply(await self._runs.cancel(wire.path_id(request)))
 
     async def page_of_scenario_runs(self, request: Request) -> Response:
-        identity = path_id(request)
+        identity = wire.path_id(request)
         await self._runs.need(identity)
-        filters = {"benchmark_run_id": [identity], "state": choice(request, "state")}
-        return reply_page("runs", await self._scenario_runs.page(filters, list_query(request)))
+        filters = {"benchmark_run_id": [identity], "state": wire.choice(request, "state")}
+        return wire.reply_page("runs", await self._scenario_runs.page(filters, wire.list_query(request)))

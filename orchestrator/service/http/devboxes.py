@@ -1,6 +1,7 @@
 """Routes of devboxes, their life and their logs, and of network policies. Commands and files have files of their own.
 
-What other devbox services offer and this one does not is answered by name, so that nobody searches for a typing error.
+Routes of other devbox services that this one does not have are refused by name: a bare 404 would look like a typing
+error.
 """
 
 from dataclasses import replace
@@ -11,36 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrator.core.protocol import DevboxStatus
+from orchestrator.service.devboxes import requests
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import NetworkPolicies
-from orchestrator.service.devboxes.requests import (
-    DevboxRequest,
-    check_paths,
-    check_variables,
-    mounted_files,
-    mounted_install,
-)
 from orchestrator.service.errors import BadRequest, NotSupported, WaitExpired
-from orchestrator.service.http.bodies import NetworkPolicyBody
-from orchestrator.service.http.connection import hold_time, while_connected
+from orchestrator.service.http import serialization as wire
+from orchestrator.service.http.app import hold_time, while_connected
 from orchestrator.service.http.executions import execution_routes
 from orchestrator.service.http.files import file_routes
-from orchestrator.service.records import DevboxStatus
-from orchestrator.service.serialization import (
-    MAX_RICH_BODY,
-    Body,
-    Metadata,
-    Title,
-    choice,
-    list_query,
-    parse,
-    path_id,
-    reply,
-    reply_page,
-    request_key,
-    view,
-)
+from orchestrator.service.records import view
 
 MAX_HOLD_S: Final = 30.0
 DEFAULT_HOLD_S: Final = 10.0
@@ -65,11 +47,11 @@ UNSUPPORTED: Final = (
 )
 
 
-class _CreateBody(Body):
-    limit: ClassVar[int] = MAX_RICH_BODY
+class _CreateBody(wire.Body):
+    limit: ClassVar[int] = wire.MAX_RICH_BODY_BYTES
 
-    name: Title | None = None
-    metadata: Metadata | None = None
+    name: wire.Title | None = None
+    metadata: wire.Metadata | None = None
     environment_variables: dict[str, str] | None = None
     launch_parameters: dict[str, Any] | None = None
     file_mounts: dict[str, str] | None = None
@@ -86,12 +68,12 @@ class _CreateBody(Body):
     tunnel: Any = None
 
 
-class _UpdateBody(Body):
-    name: Title | None = None
-    metadata: Metadata | None = None
+class _UpdateBody(wire.Body):
+    name: wire.Title | None = None
+    metadata: wire.Metadata | None = None
 
 
-class _WaitStatusBody(Body):
+class _WaitStatusBody(wire.Body):
     statuses: list[DevboxStatus] = Field(min_length=1)
     timeout_seconds: float | None = None
 
@@ -125,12 +107,12 @@ class _Devboxes:
         self._executions = executions
 
     async def create(self, request: Request) -> Response:
-        body = await parse(request, _CreateBody)
-        return reply(await self._fleet.create(_devbox_request(body), request_key(request)))
+        body = await wire.parse(request, _CreateBody)
+        return wire.reply(await self._fleet.create(_devbox_request(body), wire.request_key(request)))
 
     async def create_and_await_running(self, request: Request) -> Response:
-        body = await parse(request, _CreateBody)
-        devbox = await self._fleet.create(_devbox_request(body), request_key(request))
+        body = await wire.parse(request, _CreateBody)
+        devbox = await self._fleet.create(_devbox_request(body), wire.request_key(request))
         ready = (DevboxStatus.RUNNING, DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN)
         try:
             devbox = await while_connected(
@@ -138,42 +120,46 @@ class _Devboxes:
             )
         except WaitExpired:
             devbox = await self._fleet.retrieve(devbox.id)
-        return reply(devbox)
+        return wire.reply(devbox)
 
     async def list(self, request: Request) -> Response:
-        return reply_page("devboxes", await self._fleet.page(list_query(request), choice(request, "status")))
+        return wire.reply_page(
+            "devboxes", await self._fleet.page(wire.list_query(request), wire.choice(request, "status"))
+        )
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._fleet.retrieve(path_id(request)))
+        return wire.reply(await self._fleet.retrieve(wire.path_id(request)))
 
     async def update(self, request: Request) -> Response:
-        body = await parse(request, _UpdateBody)
-        return reply(await self._fleet.update(path_id(request), body.given()))
+        body = await wire.parse(request, _UpdateBody)
+        return wire.reply(await self._fleet.update(wire.path_id(request), body.given()))
 
     async def wait_for_status(self, request: Request) -> Response:
-        body = await parse(request, _WaitStatusBody)
+        body = await wire.parse(request, _WaitStatusBody)
         hold = hold_time(body.timeout_seconds, default=DEFAULT_HOLD_S, limit=MAX_HOLD_S)
-        identity = path_id(request)
-        return reply(await while_connected(request, lambda: self._fleet.wait_for_status(identity, body.statuses, hold)))
+        identity = wire.path_id(request)
+        return wire.reply(
+            await while_connected(request, lambda: self._fleet.wait_for_status(identity, body.statuses, hold))
+        )
 
     async def shutdown(self, request: Request) -> Response:
-        return reply(await self._fleet.shutdown(path_id(request)))
+        return wire.reply(await self._fleet.shutdown(wire.path_id(request)))
 
     async def keep_alive(self, request: Request) -> Response:
-        self._fleet.touch(path_id(request))
-        return reply({})
+        self._fleet.touch(wire.path_id(request))
+        return wire.reply({})
 
     async def logs(self, request: Request) -> Response:
         query = request.query_params
         logs = await self._executions.logs(
-            path_id(request),
+            wire.path_id(request),
             execution_id=query.get("execution_id") or None,
             shell_name=query.get("shell_name") or None,
         )
-        return reply({"logs": [view(entry) for entry in logs]})
+        return wire.reply({"logs": [view(entry) for entry in logs]})
 
 
-def _devbox_request(body: _CreateBody) -> DevboxRequest:
+def _devbox_request(body: _CreateBody) -> requests.DevboxRequest:
     """Raises BadRequest for what this service does not do."""
     for key in (
         "blueprint_name",
@@ -189,17 +175,31 @@ def _devbox_request(body: _CreateBody) -> DevboxRequest:
         if getattr(body, key):
             raise BadRequest(f"{key}: not supported by this service (sweep).")
     environment = body.environment_variables or {}
-    check_variables("environment_variables", environment)
-    check_paths("file_mounts", body.file_mounts or ())
-    return DevboxRequest(
+    requests.check_variables("environment_variables", environment)
+    requests.check_paths("file_mounts", body.file_mounts or ())
+    return requests.DevboxRequest(
         name=body.name,
         metadata=body.metadata or {},
         environment_variables=environment,
         blueprint_id=body.blueprint_id,
         launch_parameters=body.launch_parameters or {},
-        file_mounts={**(body.file_mounts or {}), **mounted_files("mounts", body.mounts or ())},
-        install=mounted_install("mounts", body.mounts or ()),
+        file_mounts={**(body.file_mounts or {}), **requests.mounted_files("mounts", body.mounts or ())},
+        install=requests.mounted_install("mounts", body.mounts or ()),
     )
+
+
+class _NetworkPolicyBody(wire.Body):
+    """To create or update a network policy."""
+
+    name: wire.Title | None = None
+    description: str | None = None
+    allow_all: bool | None = None
+    allowed_hostnames: list[str] | None = None
+    allowed_cidrs: list[Any] | None = None
+    allow_agent_gateway: bool | None = None
+    allow_devbox_to_devbox: bool | None = None
+    allow_mcp_gateway: bool | None = None
+    allow_runloop_mirrors: bool | None = None
 
 
 class NetworkPolicyRoutes:
@@ -216,20 +216,20 @@ class NetworkPolicyRoutes:
         ]
 
     async def create(self, request: Request) -> Response:
-        body = await parse(request, NetworkPolicyBody)
-        return reply(await self._policies.create(body.given(), request_key(request)))
+        body = await wire.parse(request, _NetworkPolicyBody)
+        return wire.reply(await self._policies.create(body.given(), wire.request_key(request)))
 
     async def page(self, request: Request) -> Response:
-        params, query = request.query_params, list_query(request)
+        params, query = request.query_params, wire.list_query(request)
         named = replace(query, search=params.get("name", "") or query.search)
-        return reply_page("network_policies", await self._policies.page({"id": params.get("id") or None}, named))
+        return wire.reply_page("network_policies", await self._policies.page({"id": params.get("id") or None}, named))
 
     async def retrieve(self, request: Request) -> Response:
-        return reply(await self._policies.retrieve(path_id(request)))
+        return wire.reply(await self._policies.retrieve(wire.path_id(request)))
 
     async def update(self, request: Request) -> Response:
-        body = await parse(request, NetworkPolicyBody)
-        return reply(await self._policies.update(path_id(request), body.given()))
+        body = await wire.parse(request, _NetworkPolicyBody)
+        return wire.reply(await self._policies.update(wire.path_id(request), body.given()))
 
     async def delete(self, request: Request) -> Response:
-        return reply(await self._policies.delete(path_id(request)))
+        return wire.reply(await self._policies.delete(wire.path_id(request)))

@@ -12,32 +12,31 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.service.devboxes.boot import in_home
-from orchestrator.service.devboxes.download import Download
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.errors import BadRequest, Unwritable
-from orchestrator.service.http.connection import while_connected
-from orchestrator.service.sandbox.commands import read_file, write_file
-from orchestrator.service.serialization import MAX_FILE_BODY, Body, bounded, parse, path_id, reply
+from orchestrator.service.http import serialization as wire
+from orchestrator.service.http.app import while_connected
+from orchestrator.service.sandbox.commands import Download, read_file, write_file
 
 #: Larger files are for download_file, says the published API.
-MAX_TEXT: Final = 100 << 20
+MAX_TEXT_BYTES: Final = 100 << 20
 #: What a devbox of the usual size has room for.
-MAX_UPLOAD: Final = 4 << 30
+MAX_UPLOAD_BYTES: Final = 4 << 30
 _MAX_FIELDS: Final = 16
 
 
-class _ReadBody(Body):
+class _ReadBody(wire.Body):
     file_path: str
 
 
-class _WriteBody(Body):
-    limit: ClassVar[int] = MAX_FILE_BODY
+class _WriteBody(wire.Body):
+    limit: ClassVar[int] = wire.MAX_FILE_BODY_BYTES
 
     file_path: str
     contents: str
 
 
-class _DownloadBody(Body):
+class _DownloadBody(wire.Body):
     path: str
 
 
@@ -56,11 +55,11 @@ class _Files:
         self._fleet = fleet
 
     async def read(self, request: Request) -> Response:
-        path = _path((await parse(request, _ReadBody)).file_path, "file_path")
-        with self._fleet.using(path_id(request)) as box:
-            data = await read_file(box, in_home(path), keep=MAX_TEXT + 1)
-        if len(data) > MAX_TEXT:
-            raise BadRequest(f"file_path: {path!r} is larger than {MAX_TEXT} bytes; use download_file.")
+        path = _path((await wire.parse(request, _ReadBody)).file_path, "file_path")
+        with self._fleet.using(wire.path_id(request)) as box:
+            data = await read_file(box, in_home(path), keep=MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise BadRequest(f"file_path: {path!r} is larger than {MAX_TEXT_BYTES} bytes; use download_file.")
         try:
             data.decode()
         except UnicodeDecodeError:
@@ -68,25 +67,25 @@ class _Files:
         return Response(data, media_type="text/plain")
 
     async def write(self, request: Request) -> Response:
-        body = await parse(request, _WriteBody)
-        with self._fleet.using(path_id(request)) as box:
+        body = await wire.parse(request, _WriteBody)
+        with self._fleet.using(wire.path_id(request)) as box:
             await write_file(box, in_home(_path(body.file_path, "file_path")), body.contents.encode())
-        return reply({"devbox_id": path_id(request), "exit_status": 0, "stdout": "", "stderr": ""})
+        return wire.reply({"devbox_id": wire.path_id(request), "exit_status": 0, "stdout": "", "stderr": ""})
 
     async def upload(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise BadRequest("The body is not valid: expected multipart/form-data.")
-        async with _form(bounded(request, MAX_UPLOAD)) as form:
+        async with _form(wire.bounded(request, MAX_UPLOAD_BYTES)) as form:
             path, file = form.get("path"), form.get("file")
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
-            with self._fleet.using(path_id(request)) as box:
+            with self._fleet.using(wire.path_id(request)) as box:
                 await write_file(box, in_home(_path(path, "path")), file.read, timeout=math.inf)
-        return reply({})
+        return wire.reply({})
 
     async def download(self, request: Request) -> Response:
-        path = in_home(_path((await parse(request, _DownloadBody)).path, "path"))
-        devbox_id = path_id(request)
+        path = in_home(_path((await wire.parse(request, _DownloadBody)).path, "path"))
+        devbox_id = wire.path_id(request)
         with self._fleet.using(devbox_id) as box:
             # The first byte may never come: a file of the agent's may be a pipe.
             opened = await while_connected(request, lambda: Download.open(box, path))

@@ -4,27 +4,27 @@ Most are beyond the published protocol, as are those about the agent of a scenar
 """
 
 import hashlib
-import hmac
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator import __version__
+from orchestrator.common.address import proof
+from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.service.devboxes.executions import Executions
-from orchestrator.service.devboxes.states import LIVING
 from orchestrator.service.errors import BadRequest, Conflict
-from orchestrator.service.http.activity import Activity
-from orchestrator.service.http.bodies import ClientBody
-from orchestrator.service.records import ExecutionStatus
+from orchestrator.service.http import serialization as wire
+from orchestrator.service.http.app import Activity
+from orchestrator.service.records import ExecutionStatus, Record
 from orchestrator.service.runs.settlements import DECLARED, Settlements
-from orchestrator.service.runs.states import ALIVE
-from orchestrator.service.serialization import Body, list_query, parse, path_id, reply, reply_page
-from orchestrator.service.store import DEVBOXES, SCENARIO_RUNS, Document, Page, Store, now_ms
+from orchestrator.service.runs.states import AT_WORK
+from orchestrator.service.store import DEVBOXES, SCENARIO_RUNS, Page, Store, now_ms
 
 MAX_NONCE: Final = 256
 
@@ -41,6 +41,13 @@ class Facts:
     capabilities: tuple[str, ...]
     features: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+
+
+class _ClientBody(wire.Body):
+    """A client of ours: an id that it chose for itself, and the sweep that it is at work on, if any."""
+
+    client: str = Field(default="", max_length=200)
+    sweep: str = Field(default="", max_length=200)
 
 
 class SweepRoutes:
@@ -65,60 +72,51 @@ class SweepRoutes:
         ]
 
     async def describe(self, _request: Request) -> Response:
-        return reply({"service": "sweep", "version": __version__, **asdict(self._facts)})
+        return wire.reply({"service": "sweep", "version": __version__, **asdict(self._facts)})
 
     async def prove(self, request: Request) -> Response:
         nonce = request.query_params.get("nonce", "")
         if not 1 <= len(nonce) <= MAX_NONCE:
             raise BadRequest(f"nonce: expected 1 to {MAX_NONCE} characters.")
-        return reply({"instance": self._facts.instance, "proof": proof(self._token, nonce)})
+        return wire.reply({"instance": self._facts.instance, "proof": proof(self._token, nonce)})
 
     async def beat(self, request: Request) -> Response:
-        body = await parse(request, ClientBody)
-        return reply({"at_work": self._activity.beat(body.client, body.sweep)})
+        body = await wire.parse(request, _ClientBody)
+        return wire.reply({"at_work": self._activity.beat(body.client, body.sweep)})
 
     async def part(self, request: Request) -> Response:
         """A client goes without asking the service to end."""
-        self._activity.forget((await parse(request, ClientBody)).client)
-        return reply({})
+        self._activity.forget((await wire.parse(request, _ClientBody)).client)
+        return wire.reply({})
 
     async def stop(self, request: Request) -> Response:
         """End the service, unless it is in use."""
-        client = (await parse(request, ClientBody)).client
+        client = (await wire.parse(request, _ClientBody)).client
+
+        def count(db: sqlite3.Connection) -> tuple[int, int]:
+            return DEVBOXES.count(db, {"status": DEVBOX_ALIVE}), SCENARIO_RUNS.count(db, {"state": tuple(AT_WORK)})
+
         self._asking += 1
         try:
             with self._activity.deciding():
-                in_use = await self._in_use(client)
+                devboxes, runs = await self._store.read(count)
+                counts = {
+                    "devboxes alive": devboxes,
+                    "scenario runs alive": runs,
+                    "other clients": self._activity.others(client),
+                    "other requests": self._activity.requests - self._asking,
+                }
+                in_use = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
                 self._activity.is_ending = not in_use
         finally:
             self._asking -= 1
         if in_use:
             raise Conflict(f"The service is in use: {in_use}. It ends by itself when nobody needs it.")
         self._stop()
-        return reply({})
-
-    async def _in_use(self, client: str) -> str:
-        """What is in flight, in words; nothing if nothing is."""
-
-        def count(db: sqlite3.Connection) -> tuple[int, int]:
-            return DEVBOXES.count(db, {"status": LIVING}), SCENARIO_RUNS.count(db, {"state": tuple(ALIVE)})
-
-        devboxes, runs = await self._store.read(count)
-        counts = {
-            "devboxes alive": devboxes,
-            "scenario runs alive": runs,
-            "other clients": self._activity.others(client),
-            "other requests": self._activity.requests - self._asking,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return wire.reply({})
 
 
-def proof(token: str, nonce: str) -> str:
-    """HMAC-SHA256 of the nonce with the token as key, in hexadecimal: what only a holder of the token can say."""
-    return hmac.new(token.encode(), nonce.encode(), hashlib.sha256).hexdigest()
-
-
-class _EndBody(Body):
+class _EndBody(wire.Body):
     scoring: str = DECLARED
     #: The execution that the agent was; it must have ended.
     execution: str | None = None
@@ -137,18 +135,25 @@ class SettlementRoutes:
         ]
 
     async def begin(self, request: Request) -> Response:
-        await self._settlements.mark(path_id(request))
-        return reply({})
+        await self._settlements.mark(wire.path_id(request))
+        return wire.reply({})
 
     async def end(self, request: Request) -> Response:
-        """With an execution that is named, the answer has its exit status. 409 while that goes on."""
-        body, status = await parse(request, _EndBody), None
+        """Settle a run; answer with the exit status of the execution that is named, if one is. 409 while that runs."""
+        body, status = await wire.parse(request, _EndBody), None
         if body.execution is not None and body.devbox is not None:
             shown = await self._executions.view(body.devbox, body.execution, lines=0)
             if shown.status is not ExecutionStatus.COMPLETED:
                 raise Conflict(f"Execution {body.execution} goes on: the agent has not ended.")
             status = shown.exit_status
-        return reply(await self._settlements.end(path_id(request), body.scoring, exit_status=status))
+        return wire.reply(await self._settlements.end(wire.path_id(request), body.scoring, exit_status=status))
+
+
+class _SecretView(Record, frozen=True, kw_only=True):
+    id: str
+    name: str
+    create_time_ms: int
+    update_time_ms: int
 
 
 class SecretRoutes:
@@ -159,13 +164,13 @@ class SecretRoutes:
 
     def __init__(self, names: Iterable[str]) -> None:
         since = now_ms()
-        self._items: list[Document] = [
-            {
-                "id": f"sec_{hashlib.sha256(name.encode()).hexdigest()[:20]}",
-                "name": name,
-                "create_time_ms": since,
-                "update_time_ms": since,
-            }
+        self._items = [
+            _SecretView(
+                id=f"sec_{hashlib.sha256(name.encode()).hexdigest()[:20]}",
+                name=name,
+                create_time_ms=since,
+                update_time_ms=since,
+            )
             for name in sorted(set(names))
         ]
 
@@ -173,5 +178,5 @@ class SecretRoutes:
         return [Route("/v1/secrets", self.page, methods=["GET"])]
 
     async def page(self, request: Request) -> Response:
-        limit = list_query(request).limit
-        return reply_page("secrets", Page(self._items[:limit], len(self._items) > limit, len(self._items)))
+        limit = wire.list_query(request).limit
+        return wire.reply_page("secrets", Page(self._items[:limit], len(self._items) > limit, len(self._items)))

@@ -1,55 +1,47 @@
-"""Scenario runs: started with their devbox, scored in the background, ended with their devbox.
+"""Scenario runs: started with their devbox, scored in the background, ended with their devbox, their logs in a zip.
 
 A run and its devbox change in one transaction, so that neither a crash nor a lost connection leaves a devbox without
 a run, or a living run without a devbox. What follows a commit (booting, scoring, ending the box) is shielded from the
 request that caused it.
+
+The zip has everything that a run left behind, for people; it is built on disk, so that a run with gigabytes of output
+costs no memory. Output of commands is gone once a sweep's run is completed or canceled (`ScenarioRuns.ended`).
+
+    run.json              the run as the wire shows it        scoring/<function>.txt    output of scoring functions
+    devbox.json           its devbox                          executions/<id>.stdout    output of commands; .stderr
+    devbox.log.jsonl      the devbox's log, one entry a line  LEFT-OUT.txt              list of what was too large
 """
 
+import shutil
 import sqlite3
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from pathlib import Path
+from typing import IO, Final
 
 import anyio
+import orjson
 from msgspec.structs import replace as replaced
 
-from orchestrator.service.compatibility import Dialect
+from orchestrator.core.protocol import BenchmarkRunState, DevboxStatus, RunState
 from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.requests import DevboxRequest, mounted_files, mounted_install
+from orchestrator.service.devboxes.output import STREAMS, collect, spool_path
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import (
-    BenchmarkRunStatus,
-    ContractResult,
-    DevboxRecord,
-    DevboxStatus,
-    FunctionResult,
-    FunctionState,
-    RunProfile,
-    RunState,
-    ScenarioRunRecord,
-)
-from orchestrator.service.runs import benchmark_score
-from orchestrator.service.runs.scorings import Scorings, end_run
-from orchestrator.service.runs.settlements import with_broken
-from orchestrator.service.runs.start_request import (
-    EnvironmentDefinition,
-    ScenarioDefinition,
-    StartRequest,
-    check_startable,
-    check_unchanged,
-    environment_of,
-    outwait,
-    scenario_of,
-    secret_values,
-)
-from orchestrator.service.runs.states import ALIVE, moved_run
+from orchestrator.service.records import DevboxRecord, ExecutionRecord, RunProfile, ScenarioRunRecord, view
+from orchestrator.service.runs import start_request, states
+from orchestrator.service.runs.scorings import Scorings
 from orchestrator.service.sandbox.prepared import Prepare, Prepared
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
     DEVBOXES,
+    EXECUTIONS,
     SCENARIO_RUNS,
     Filters,
     ListQuery,
@@ -57,9 +49,11 @@ from orchestrator.service.store import (
     Store,
     answered,
     now_ms,
-    once,
 )
 
+#: Bytes of the output of commands in one zip, and of one copying.
+MAX_ZIPPED_BYTES: Final = 512 << 20
+_PIECE_BYTES: Final = 1 << 20
 #: The key in its metadata that says that a run is a sweep's.
 SWEEP: Final = "sweep"
 
@@ -74,9 +68,9 @@ class ScenarioRuns:
         environments: Environments,
         scoring: Scoring,
         scorings: Scorings,
-        dialect: Dialect,
+        executions: Executions,
+        dialect: states.Dialect,
         secrets: Mapping[str, str],
-        forget: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         self._store = store
         self._definitions = definitions
@@ -84,20 +78,9 @@ class ScenarioRuns:
         self._environments = environments
         self._scoring = scoring
         self._scorings = scorings
+        self._executions = executions
         self._dialect = dialect
         self._secrets = secrets
-        self._forget = forget
-        fleet.on_end.append(_devbox_ended)
-
-    async def recover(self) -> None:
-        """Call once, after the fleet has opened: what an earlier process was scoring is `failed`."""
-
-        def fail_interrupted(db: sqlite3.Connection) -> None:
-            for run in SCENARIO_RUNS.select(db, {"state": RunState.SCORING}):
-                end_run(db, run, RunState.FAILED, "The service ended while the run was scoring.")
-
-        await self._store.write(benchmark_score.prepare)
-        await self._store.write(fail_interrupted)
 
     async def retrieve(self, run_id: str) -> ScenarioRunRecord:
         """Raises NotFound."""
@@ -107,7 +90,7 @@ class ScenarioRuns:
         """Scenario runs, newest first. Raises NotFound for an unknown `starting_after`."""
         return await self._store.read(lambda db: SCENARIO_RUNS.page(db, filters, query))
 
-    async def start(self, request: StartRequest, key: str | None) -> ScenarioRunRecord:
+    async def start(self, request: start_request.StartRequest, key: str | None) -> ScenarioRunRecord:
         """Start a run and its devbox, once for each key. Raises NotFound, and BadRequest naming what is wrong."""
 
         def look(db: sqlite3.Connection) -> tuple[ScenarioRunRecord | None, RunProfile]:
@@ -117,16 +100,21 @@ class ScenarioRuns:
         before, profile = await self._store.read(look)
         if before is not None:
             return before
-        scenario = await scenario_of(self._definitions, request.definition_id)
-        check_startable("Scenario", scenario, profile)
-        secrets = secret_values(profile, self._secrets)
+        scenario = await start_request.scenario_of(self._definitions, request.definition_id)
+        start_request.check_startable("Scenario", scenario, profile)
+        secrets = start_request.secret_values(profile, self._secrets)
         run_id = SCENARIO_RUNS.new_id()
         labels = request.metadata if self._dialect.is_devbox_labelled else {}
-        devbox = _devbox_request(scenario, profile, run_id=run_id, name=request.name, labels=labels)
+        devbox = start_request.devbox_request(scenario, profile, run_id=run_id, name=request.name, labels=labels)
 
         def insert(db: sqlite3.Connection) -> ScenarioRunRecord:
             if request.benchmark_run_id:
-                _check_benchmark_run(db, request.benchmark_run_id, scenario.id)
+                benchmark_run = BENCHMARK_RUNS.get(db, request.benchmark_run_id)
+                if benchmark_run.state is not BenchmarkRunState.RUNNING:
+                    words = f"is {benchmark_run.state}: no scenario can be started in it any more."
+                    raise BadRequest(f"Benchmark run {benchmark_run.id} {words}")
+                if scenario.id not in benchmark_run.scenario_ids:
+                    raise BadRequest(f"Scenario {scenario.id} is not in benchmark run {benchmark_run.id}.")
             run = ScenarioRunRecord(
                 id=run_id,
                 scenario_id=scenario.id,
@@ -143,18 +131,20 @@ class ScenarioRuns:
             return run
 
         with anyio.CancelScope(shield=True):
-            run, is_new = await self._store.write(lambda db: once(db, key, ScenarioRunRecord, lambda: insert(db)))
+            run, is_new = await self._store.once(key, ScenarioRunRecord, insert)
             if is_new:
                 self._fleet.boot_soon(run.devbox_id, self._prepare(scenario, run, secrets))
         return run
 
-    def _prepare(self, scenario: ScenarioDefinition, run: ScenarioRunRecord, secrets: Mapping[str, str]) -> Prepare:
+    def _prepare(
+        self, scenario: start_request.ScenarioDefinition, run: ScenarioRunRecord, secrets: Mapping[str, str]
+    ) -> Prepare:
         async def environment() -> Prepared:
-            check_unchanged(run, await scenario_of(self._definitions, scenario.id))
-            return await environment_of(scenario, self._environments)
+            start_request.check_unchanged(run, await start_request.scenario_of(self._definitions, scenario.id))
+            return await start_request.environment_of(scenario, self._environments)
 
         async def prepare() -> Prepared:
-            base = await outwait(environment)
+            base = await start_request.outwait(environment)
             binds = await self._scoring.binds(scenario.scoring_contract)
             return replace(base, secrets=secrets, binds=(*base.binds, *binds))
 
@@ -173,7 +163,7 @@ class ScenarioRuns:
                 raise BadRequest(f"Scenario run {run_id} is {run.state}: only a running one can be scored.")
             if run.state in {RunState.SCORING, RunState.SCORED}:
                 return run, False
-            run = replaced(moved_run(run, RunState.SCORING), scoring_contract_result=None, failure_reason=None)
+            run = replaced(states.moved_run(run, RunState.SCORING), scoring_contract_result=None, failure_reason=None)
             status = DEVBOXES.get(db, run.devbox_id).status
             if status is not DevboxStatus.RUNNING:
                 raise BadRequest(f"Scenario run {run.id} cannot be scored: its devbox {run.devbox_id} is {status}.")
@@ -205,13 +195,23 @@ class ScenarioRuns:
         def change(db: sqlite3.Connection) -> ScenarioRunRecord:
             run = SCENARIO_RUNS.get(db, run_id)
             run = self.end_in(db, run, run.state if run.state in unless else state)
-            benchmark_score.settle(db, run.benchmark_run_id)
+            states.settle_benchmark_run(db, run.benchmark_run_id)
             return run
 
         with anyio.CancelScope(shield=True):
             run = await self._store.write(change)
             self.ended(run)
         return run
+
+    async def zip_logs(self, run_id: str) -> IO[bytes]:
+        """Return an open temporary file at its start, which the caller closes. Raises NotFound."""
+
+        def find(db: sqlite3.Connection) -> tuple[ScenarioRunRecord, DevboxRecord, list[ExecutionRecord]]:
+            run = SCENARIO_RUNS.get(db, run_id)
+            return run, DEVBOXES.get(db, run.devbox_id), EXECUTIONS.select(db, {"devbox_id": run.devbox_id})
+
+        found = await self._store.read(find)
+        return await anyio.to_thread.run_sync(partial(_zip, self._fleet.output, *found))
 
     def end_in(self, db: sqlite3.Connection, run: ScenarioRunRecord, state: RunState) -> ScenarioRunRecord:
         """Make sure that a run is in this state and its devbox ends, in the caller's transaction.
@@ -220,7 +220,7 @@ class ScenarioRuns:
         run's state if it cannot come to that.
         """
         if run.state is not state:
-            run = end_run(db, run, state)
+            run = states.end_run(db, run, state)
         self._fleet.shutdown_in(db, run.devbox_id, "api_shutdown")
         return run
 
@@ -232,55 +232,42 @@ class ScenarioRuns:
         self._scorings.stop(run.id)
         self._fleet.shutdown_soon(run.devbox_id)
         if SWEEP in run.metadata and run.state in {RunState.COMPLETED, RunState.CANCELED}:
-            self._fleet.start_soon(self._forget, run.devbox_id)
+            self._fleet.start_soon(self._executions.forget, run.devbox_id)
 
 
-def _check_benchmark_run(db: sqlite3.Connection, benchmark_run_id: str, scenario_id: str) -> None:
-    run = BENCHMARK_RUNS.get(db, benchmark_run_id)
-    if run.state is not BenchmarkRunStatus.RUNNING:
-        raise BadRequest(f"Benchmark run {run.id} is {run.state}: no scenario can be started in it any more.")
-    if scenario_id not in run.scenario_ids:
-        raise BadRequest(f"Scenario {scenario_id} is not in benchmark run {run.id}.")
+def _zip(
+    output: Path, run: ScenarioRunRecord, devbox: DevboxRecord, executions: Sequence[ExecutionRecord]
+) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("run.json", orjson.dumps(view(run), option=orjson.OPT_INDENT_2))
+            archive.writestr("devbox.json", orjson.dumps(view(devbox), option=orjson.OPT_INDENT_2))
+            entries = collect(output, devbox, executions, with_setup=True)
+            archive.writestr("devbox.log.jsonl", b"".join(orjson.dumps(view(entry)) + b"\n" for entry in entries))
+            for each in run.scoring_contract_result.scoring_function_results if run.scoring_contract_result else ():
+                archive.writestr(f"scoring/{each.scoring_function_name}.txt", each.output)
+            if left_out := _add_output(archive, output, executions):
+                archive.writestr("LEFT-OUT.txt", left_out)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
 
 
-def _devbox_request(
-    scenario: ScenarioDefinition, profile: RunProfile, *, run_id: str, name: str | None, labels: Mapping[str, str]
-) -> DevboxRequest:
-    environment = scenario.environment or EnvironmentDefinition()
-    if environment.snapshot_id:
-        raise BadRequest(f"Scenario {scenario.id}: environment.snapshot_id: snapshots are not served here.")
-    launch = environment.launch_parameters or {}
-    return DevboxRequest(
-        name=name or scenario.name,
-        metadata=labels,
-        environment_variables=profile.environment,
-        blueprint_id=environment.blueprint_id,
-        launch_parameters={**launch, **profile.launch_parameters},
-        scenario_policy_id=launch.get("network_policy_id"),
-        file_mounts=mounted_files("runProfile.mounts", profile.mounts),
-        install=mounted_install("runProfile.mounts", profile.mounts),
-        initiator_type="scenario",
-        initiator_id=run_id,
-    )
-
-
-def _devbox_ended(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
-    """In the transaction that ends a devbox: end its run, too, if it is alive."""
-    for run in SCENARIO_RUNS.select(db, {"devbox_id": devbox.id}):
-        if run.state not in ALIVE:
-            continue
-        words = f" ({devbox.end_message})" if devbox.end_message else ""
-        how = f"Devbox {devbox.id} ended while the run was {run.state}: {devbox.end_reason or devbox.status}{words}"
-        if devbox.broken_by_agent:
-            # An agent that breaks its own devbox has not solved anything: a 0, and no failure of ours.
-            output = f"The agent broke its own devbox. {how}\n"
-            results = [
-                FunctionResult(scoring_function_name=name, score=0.0, output=output, state=FunctionState.COMPLETE)
-                for name in run.functions
-            ]
-            result = ContractResult(score=0.0, scoring_function_results=results)
-            end_run(db, with_broken(replaced(run, scoring_contract_result=result), [how]), RunState.SCORED)
-            benchmark_score.settle(db, run.benchmark_run_id)
-        else:
-            is_timeout = run.state is RunState.RUNNING and devbox.shutdown_reason == "keep_alive_timeout"
-            end_run(db, run, RunState.TIMEOUT if is_timeout else RunState.FAILED, how)
+def _add_output(archive: zipfile.ZipFile, output: Path, executions: Sequence[ExecutionRecord]) -> str:
+    """Add the output of commands, the newest first, as far as there is room; list the rest."""
+    room, left_out = MAX_ZIPPED_BYTES, ""
+    for execution in reversed(executions):
+        for stream in STREAMS:
+            path = spool_path(output, execution.devbox_id, execution.id, stream)
+            size = path.stat().st_size if path.exists() else 0
+            name = f"executions/{execution.id}.{stream}"
+            if size > room:
+                left_out += f"{name}: {size} bytes\n"
+            elif size:
+                room -= size
+                with path.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target, _PIECE_BYTES)
+    return left_out

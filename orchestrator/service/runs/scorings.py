@@ -16,17 +16,15 @@ import anyio
 import structlog
 from msgspec.structs import replace
 
-from orchestrator.service.compatibility import Dialect
+from orchestrator.core.protocol import RunState
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.succession import Mode, Succession
 from orchestrator.service.errors import ServiceError
-from orchestrator.service.records import ContractResult, RunState, ScenarioRunRecord
-from orchestrator.service.runs import benchmark_score
-from orchestrator.service.runs.separate_scoring import Apart, tests_program
-from orchestrator.service.runs.settlements import Settlements, crossing, with_broken, with_live_fault
-from orchestrator.service.runs.start_request import ScenarioDefinition, check_unchanged, outwait, scenario_of
-from orchestrator.service.runs.states import moved_run
+from orchestrator.service.records import ContractResult, ScenarioRunRecord
+from orchestrator.service.runs import states
+from orchestrator.service.runs.settlements import Apart, Settlements, crossing, tests_program
+from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.sandbox.safe_fs import remove
 from orchestrator.service.scoring.scorers import InPlace, Place, Program
 from orchestrator.service.scoring.scoring import Scoring
@@ -54,7 +52,7 @@ class Scorings:
         fleet: Fleet,
         scoring: Scoring,
         settlements: Settlements,
-        dialect: Dialect,
+        dialect: states.Dialect,
         folder: Path,
     ) -> None:
         """`folder` is on the host, for what scorers are given."""
@@ -123,8 +121,7 @@ class Scorings:
             return scenario.scripts.get(scorer_type)
 
         try:
-            scenario = await outwait(partial(insist, partial(scenario_of, self._definitions, run.scenario_id)))
-            check_unchanged(run, scenario)
+            scenario = await scenario_as_begun(self._definitions, run)
             contract, timeout = scenario.scoring_contract, scenario.scorer_timeout_sec or DEFAULT_TIMEOUT_S
             with self._fleet.boxes(run.devbox_id) as boxes:
                 async with self._place(run, scenario, boxes) as (place, tests):
@@ -151,9 +148,9 @@ class Scorings:
         timeout: float,
         boxes: Succession,
     ) -> ContractResult:
-        """Learn whose fault it is that scorers fail again: the agent's, if they work without what it left.
+        """Find out why scorers fail again: it is the agent's fault if they work without what it left.
 
-        Who hangs twice is not waited for once more; and who is cut off here before its own time is over is not blamed.
+        A scorer that hangs twice is not run a third time; one that is cut off here before its own time is not blamed.
         """
         limit = min(timeout, CONTROL_TIMEOUT_S)
         async with boxes.untouched():
@@ -205,11 +202,12 @@ class Scorings:
                 return
             if result is not None:
                 broken = [each.broken for each in result.scoring_function_results if each.broken]
-                run = with_broken(replace(run, scoring_contract_result=result), broken)
-            if reason:
-                run = with_live_fault(replace(run, faults=run.faults + 1))
-            end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
-            benchmark_score.settle(db, run.benchmark_run_id)
+                run = states.with_broken(replace(run, scoring_contract_result=result), broken)
+            if reason:  # after a live scoring that came to nothing, the next one is in a box without the agent
+                was_live = run.scoring is not None and run.scoring.mode == Mode.LIVE
+                run = replace(run, faults=run.faults + 1, is_live_over=run.is_live_over or was_live)
+            states.end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
+            states.settle_benchmark_run(db, run.benchmark_run_id)
 
         await insist(partial(self._store.write, finish))
 
@@ -219,12 +217,3 @@ def _longest_fault(result: ContractResult) -> float:
     wrong = result.faults()
     slow = [each.seconds or 0.0 for each in result.scoring_function_results if each.scoring_function_name in wrong]
     return max(slow, default=0.0)
-
-
-def end_run(
-    db: sqlite3.Connection, run: ScenarioRunRecord, state: RunState, reason: str | None = None
-) -> ScenarioRunRecord:
-    """Move a run and keep it, in the caller's transaction. Raises BadRequest naming the state."""
-    run = replace(moved_run(run, state), failure_reason=reason or run.failure_reason)
-    SCENARIO_RUNS.put(db, run)
-    return run

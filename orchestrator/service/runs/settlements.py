@@ -1,37 +1,56 @@
-"""The end of an agent's work in a scenario run: where its scorers will run, and what the run's record says of that.
+"""The end of an agent's work in a scenario run: what it left is settled, and scored apart from its processes.
 
-Its secret: `declared`. Whoever runs the scenario may say where scorers run; else the scenario's own word counts, and
-where it has none, they run over the agent's files in a new box. Who never says that the agent has ended says it by
-asking for the score.
+A client may name the place where scorers run; with `declared` the scenario's own setting counts, and without one they
+run over the agent's files in a new box. A client that never reports the end of the agent reports it by asking for the
+score.
+
+Its secret: apart, each scoring function has a new box, so that what one of them started, with the agent's modules in
+it, is gone before the next begins; and what is ours (scripts, tests, test files) is mounted read-only from the host, so
+that no code under test can change it. The score that tests wrote is read from the host when their box has ended.
 """
 
+import io
 import posixpath
 import sqlite3
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Final
 
 import anyio
-from msgspec.structs import replace
 
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.scoring_plan import ScoringPlan
+from orchestrator.service.definitions.scoring_plan import ScoringPlan, Tests
+from orchestrator.service.definitions.self_extracting import export
 from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.remains import put, read
 from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Settled, Succession
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecord
-from orchestrator.service.runs.start_request import ScenarioDefinition, check_unchanged, outwait, scenario_of
+from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.runs.states import RUN_MOVES
-from orchestrator.service.sandbox.provider import HOME, Command
+from orchestrator.service.sandbox.provider import HOME, Bind, BoxDied, Command
+from orchestrator.service.scoring.rewards import JSON_FILE, MAX_SIZE, TEXT_FILE
+from orchestrator.service.scoring.scorers import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
+from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 
 DECLARED: Final = "declared"
 #: Changed programs and start-up files that a run's record names; `changes.txt` has more.
 SHOWN: Final = 20
+#: Places in a scoring box: the scenario's tests, what they print, and what a scorer is given.
+TESTS: Final = "/tests"
+STDOUT: Final = f"{VERIFIER}/test-stdout.txt"
+_SCRIPTS: Final = "/run/scorer"
+#: Byte code that an agent left beside a module is not run in its place.
+FRESH: Final = {"PYTHONPYCACHEPREFIX": "/tmp/.pycache"}  # noqa: S108 - the box's
 
 
 class SettlementView(Record, frozen=True, kw_only=True):
-    """The end of an agent as the wire shows it; the last four are null where nobody noted how the devbox had been."""
+    """The end of an agent as the wire shows it; the last four are null if the devbox was not noted before it began."""
 
     mode: Mode
     processes_left: Mapping[str, int]
@@ -51,7 +70,7 @@ class Settlements:
         self._fleet = fleet
 
     async def mark(self, run_id: str) -> None:
-        """The agent of a run begins: note how its devbox is. Raises NotFound, and BadRequest if that does not run."""
+        """Note the state of a run's devbox before its agent begins. Raises NotFound; BadRequest if it does not run."""
         run = await self._store.read(partial(SCENARIO_RUNS.get, identity=run_id))
         with self._fleet.boxes(run.devbox_id) as boxes:
             await boxes.mark()
@@ -65,8 +84,7 @@ class Settlements:
         if scoring not in {DECLARED, *Mode}:
             raise BadRequest(f"scoring: expected one of {', '.join([DECLARED, *Mode])}, got {scoring!r}.")
         run = await self._store.write(lambda db: SCENARIO_RUNS.update(db, run_id, {"scoring_mode": scoring}))
-        scenario = await outwait(partial(insist, partial(scenario_of, self._definitions, run.scenario_id)))
-        check_unchanged(run, scenario)
+        scenario = await scenario_as_begun(self._definitions, run)
         with self._fleet.boxes(run.devbox_id) as boxes:
             settled = await self.settle(run, scenario, boxes)
         is_noted = settled.changes is not None
@@ -121,11 +139,98 @@ def crossing(plan: ScoringPlan) -> Mapping[str, Sequence[str]]:
     return {posixpath.join(plan.working_directory, each.source): each.exclude for each in plan.artifacts}
 
 
-def with_broken(run: ScenarioRunRecord, words: Sequence[str]) -> ScenarioRunRecord:
-    """Note on a run that what its agent left broke the box it was judged in."""
-    return replace(run, scoring=replace(run.scoring or ScoringRecord(), broken="; ".join(words))) if words else run
+def tests_program(tests: Tests) -> Program:
+    """Make the program of a scenario whose scorer is its tests/, run in the working directory."""
+    exports = "".join(f"{export(name, value)}\n" for name, value in tests.variables.items())
+    return Program(
+        argv=BASH,
+        script=f"{exports}{TESTS}/{tests.program}\n",
+        reads=tuple(f"{VERIFIER}/{name}" for name in (JSON_FILE, TEXT_FILE)),
+        judge=judge_rewards,
+    )
 
 
-def with_live_fault(run: ScenarioRunRecord) -> ScenarioRunRecord:
-    """Note on a run whose live scoring came to nothing that the next one is in a box without the agent."""
-    return replace(run, is_live_over=True) if run.scoring and run.scoring.mode == Mode.LIVE else run
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apart:
+    """A `Place` over what an agent left. `folder` is empty and on the host, for what scorers are given.
+
+    `binds` are what the contract's scorers need, `variables` the names of those that the scenario asks for.
+    """
+
+    boxes: Succession
+    plan: ScoringPlan
+    folder: Path
+    binds: Sequence[Bind]
+    variables: Collection[str]
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    @property
+    def id(self) -> str:
+        return self.boxes.agents.id
+
+    def path(self, path: str) -> str:
+        return path
+
+    async def stop(self) -> None:
+        await self.boxes.stop()
+
+    async def run(self, program: Program, *, timeout: float) -> Ended:
+        place = self.folder / str(next(self._numbers))
+        try:
+            given = await anyio.to_thread.run_sync(self._give, program, place)
+        except OSError as error:
+            raise BadRequest(f"its files could not be put in place: {error}") from error
+        argv = (*program.argv, f"{_SCRIPTS}/script") if program.script is not None else tuple(program.argv)
+        environment = {**EMPTIED, **FRESH, **program.environment}
+        command = Command(argv=argv, cwd=self.boxes.working_directory, environment=environment)
+        async with self.boxes.scoring_box((*self.binds, *given), self.variables) as box:
+            try:
+                ended = await watch(box, command, timeout=timeout)
+            except BoxDied as error:
+                await box.wait_dead()
+                if box.is_broken_from_inside:
+                    raise BrokenByTested(f"what was judged broke the box that judged it: {error.message}") from error
+                raise
+        return await anyio.to_thread.run_sync(partial(self._read, program, ended))
+
+    def _give(self, program: Program, place: Path) -> Sequence[Bind]:
+        """Lay out what a program is given, and put its test files in their places."""
+        binds = []
+        _folder(place)
+        if program.script is not None:
+            _folder(place / "scorer")
+            _file(place / "scorer/script", program.script.encode(), 0o644)
+            binds.append(Bind(source=place / "scorer", target=_SCRIPTS))
+        if self.plan.tests is not None:
+            _folder(place / "tests")
+            with tarfile.open(fileobj=io.BytesIO(self.plan.tests.archive), mode="r:gz") as tar:
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                tar.extractall(place / "tests")  # noqa: S202 - of our own making, without a path that climbs
+            for each in (place / "tests").rglob("*"):
+                if each.is_dir() and not each.is_symlink():
+                    each.chmod(0o755)  # for everybody to enter, whatever our umask
+            binds.append(Bind(source=place / "tests", target=TESTS))
+        for number, file in enumerate(program.files):
+            contents = file.file_contents or ""
+            target = posixpath.join(self.boxes.working_directory, file.file_path)
+            target = put(self.boxes.files, target, contents.encode(), mode_of(contents))
+            _file(place / f"file-{number}", contents.encode(), mode_of(contents))
+            binds.append(Bind(source=place / f"file-{number}", target=target))
+        return binds
+
+    def _read(self, program: Program, ended: Ended) -> Ended:
+        if not program.reads:
+            return ended
+        if read(self.boxes.files, STDOUT, 1) is None:
+            put(self.boxes.files, STDOUT, ended.output.encode(), 0o644)
+        return replace(ended, files={path: read(self.boxes.files, path, MAX_SIZE + 1) for path in program.reads})
+
+
+def _folder(place: Path) -> None:
+    place.mkdir(parents=True)
+    place.chmod(0o755)
+
+
+def _file(place: Path, data: bytes, mode: int) -> None:
+    place.write_bytes(data)
+    place.chmod(mode)

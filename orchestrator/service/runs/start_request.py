@@ -2,12 +2,13 @@
 
 A secret in a run profile is the name of an environment variable of the service's own process, one that its owner gave
 out: the service has no account to keep secrets in, and its values must reach the devbox without passing through the
-wire or the database. The rest of that environment is nobody's but its owner's.
+wire or the database. The rest of that environment is not handed out.
 """
 
 import posixpath
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -16,12 +17,14 @@ from msgspec import Struct
 
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
-from orchestrator.service.devboxes.requests import check_launch, check_variables, mounted_files, mounted_install
+from orchestrator.service.devboxes import requests
+from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import Away, BadRequest, Conflict
 from orchestrator.service.records import RunProfile, ScenarioRunRecord
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import HOME
+from orchestrator.service.store import insist
 
 T = TypeVar("T")
 
@@ -106,10 +109,10 @@ class StartRequest:
 
 def check_startable(noun: str, definition: Definition, profile: RunProfile) -> None:
     """Raise BadRequest for a profile that no devbox could have, an archived definition, and what is missing."""
-    check_variables("runProfile", {**profile.environment, **dict.fromkeys(profile.secrets, "")})
-    check_launch(profile.launch_parameters)
-    mounted_files("runProfile.mounts", profile.mounts)
-    mounted_install("runProfile.mounts", profile.mounts)
+    requests.check_variables("runProfile", {**profile.environment, **dict.fromkeys(profile.secrets, "")})
+    requests.check_launch(profile.launch_parameters)
+    requests.mounted_files("runProfile.mounts", profile.mounts)
+    requests.mounted_install("runProfile.mounts", profile.mounts)
     what = f"{noun} {definition.id} ({definition.name})"
     if definition.status == "archived":
         raise BadRequest(f"{what} is archived and cannot be run.")
@@ -151,6 +154,13 @@ def check_unchanged(run: ScenarioRunRecord, scenario: ScenarioDefinition) -> Non
     raise Conflict(f"Scenario {scenario.name} was changed since this run began ({', '.join(changed)}).")
 
 
+async def scenario_as_begun(definitions: Definitions, run: ScenarioRunRecord) -> ScenarioDefinition:
+    """Read a run's scenario, however long the disk refuses. Raises as `scenario_of`, and Conflict if it was changed."""
+    scenario = await outwait(partial(insist, partial(scenario_of, definitions, run.scenario_id)))
+    check_unchanged(run, scenario)
+    return scenario
+
+
 async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
     """Repeat `attempt` while a folder of benchmarks is away, and return its result. Raises Away if it stays so."""
     deadline = anyio.current_time() + AWAY_TIMEOUT_S
@@ -161,6 +171,28 @@ async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
             if anyio.current_time() >= deadline:
                 raise
         await anyio.sleep(AWAY_PAUSE_S)
+
+
+def devbox_request(
+    scenario: ScenarioDefinition, profile: RunProfile, *, run_id: str, name: str | None, labels: Mapping[str, str]
+) -> DevboxRequest:
+    """Make the request for the devbox of a scenario run. Raises BadRequest for a scenario that needs a snapshot."""
+    environment = scenario.environment or EnvironmentDefinition()
+    if environment.snapshot_id:
+        raise BadRequest(f"Scenario {scenario.id}: environment.snapshot_id: snapshots are not served here.")
+    launch = environment.launch_parameters or {}
+    return DevboxRequest(
+        name=name or scenario.name,
+        metadata=labels,
+        environment_variables=profile.environment,
+        blueprint_id=environment.blueprint_id,
+        launch_parameters={**launch, **profile.launch_parameters},
+        scenario_policy_id=launch.get("network_policy_id"),
+        file_mounts=requests.mounted_files("runProfile.mounts", profile.mounts),
+        install=requests.mounted_install("runProfile.mounts", profile.mounts),
+        initiator_type="scenario",
+        initiator_id=run_id,
+    )
 
 
 async def environment_of(scenario: ScenarioDefinition, environments: Environments) -> Prepared:

@@ -1,24 +1,31 @@
-"""State machines of runs: one table of moves each for scenario runs and benchmark runs.
+"""States of runs, for scenario runs and benchmark runs each a table of moves, and the sum of a benchmark run.
 
 A move that is not in its table raises. `completed`, `canceled` and `timeout` are ends; `failed` is one too unless the
 devbox is still alive, when it may be scored again. A run is `scored` until its owner has taken the result and lets the
 devbox go with `complete`: the published client waits for exactly that state, so nothing here moves on from it by
 itself. A running one is scored without a scorer where its agent broke its own devbox.
 
+The sum of a benchmark run is made anew from its scenario runs whenever one of them moved: a counter could be wrong.
+What takes a connection runs inside a transaction of the caller.
+
 Why `complete` is refused while scoring: it would throw away the result that was asked for.
 """
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from msgspec.structs import replace
 
+from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RunState
+from orchestrator.service import records
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import BenchmarkRunRecord, BenchmarkRunStatus, RunState, ScenarioRunRecord
-from orchestrator.service.store import now_ms
+from orchestrator.service.records import BenchmarkRunRecord, DevboxRecord, ScenarioRunRecord
+from orchestrator.service.store import BENCHMARK_RUNS, SCENARIO_RUNS, now_ms
 
 _R = RunState
-_B = BenchmarkRunStatus
+_B = BenchmarkRunState
 
 RUN_MOVES: Final[Mapping[RunState, frozenset[RunState]]] = {
     _R.RUNNING: frozenset({_R.SCORING, _R.SCORED, _R.COMPLETED, _R.CANCELED, _R.TIMEOUT, _R.FAILED}),
@@ -29,17 +36,15 @@ RUN_MOVES: Final[Mapping[RunState, frozenset[RunState]]] = {
     _R.CANCELED: frozenset(),
     _R.TIMEOUT: frozenset(),
 }
-BENCHMARK_RUN_MOVES: Final[Mapping[BenchmarkRunStatus, frozenset[BenchmarkRunStatus]]] = {
+BENCHMARK_RUN_MOVES: Final[Mapping[BenchmarkRunState, frozenset[BenchmarkRunState]]] = {
     _B.RUNNING: frozenset({_B.COMPLETED, _B.CANCELED, _B.FAILED}),
     _B.COMPLETED: frozenset(),
     _B.CANCELED: frozenset(),
     _B.FAILED: frozenset(),
 }
 
-#: The scenario has its result, or was declared done without one.
-DONE: Final = frozenset({_R.SCORED, _R.COMPLETED})
 #: An agent or scorers are at work.
-ALIVE: Final = frozenset({_R.RUNNING, _R.SCORING})
+AT_WORK: Final = frozenset({_R.RUNNING, _R.SCORING})
 #: Moving here ends the clock of `duration_ms`.
 _STOPS_CLOCK: Final = frozenset({_R.SCORED, _R.COMPLETED, _R.CANCELED, _R.TIMEOUT, _R.FAILED})
 
@@ -54,6 +59,36 @@ _ADVICE: Final[Mapping[RunState, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Behaviour of runs beyond the published protocol, each part read at one place only.
+
+    The orchestrator must get along with endpoints that do less; `testing.strict_compat` is such a one.
+    """
+
+    #: A run that is scoring or scored may be asked for its score again, which starts nothing; a failed one is scored.
+    is_rescoring: bool = True
+    #: A scoring function in `error` fails the run; else it counts 0 in the score of a run that is `scored`.
+    is_error_failure: bool = True
+    #: The metadata of a scenario run is on its devbox, too. The published documents do not say so.
+    is_devbox_labelled: bool = True
+    #: Scorers run in boxes of their own where the provider can make these; else in the agent's, as it is.
+    is_scored_apart: bool = True
+
+
+OURS: Final = Dialect()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A scenario run, as far as its benchmark run needs it."""
+
+    id: str
+    scenario_id: str
+    state: RunState
+    score: float | None
+
+
 def moved_run(run: ScenarioRunRecord, target: RunState) -> ScenarioRunRecord:
     """Return a scenario run with its new state. Raises BadRequest naming the state that forbids it."""
     if target not in RUN_MOVES[run.state]:
@@ -65,8 +100,93 @@ def moved_run(run: ScenarioRunRecord, target: RunState) -> ScenarioRunRecord:
     return replace(run, state=target, duration_ms=max(0, now_ms() - run.start_time_ms))
 
 
-def moved_benchmark_run(run: BenchmarkRunRecord, target: BenchmarkRunStatus) -> BenchmarkRunRecord:
+def end_run(
+    db: sqlite3.Connection, run: ScenarioRunRecord, state: RunState, reason: str | None = None
+) -> ScenarioRunRecord:
+    """Move a scenario run and keep it. Raises BadRequest naming the state that forbids it."""
+    run = replace(moved_run(run, state), failure_reason=reason or run.failure_reason)
+    SCENARIO_RUNS.put(db, run)
+    return run
+
+
+def with_broken(run: ScenarioRunRecord, words: Sequence[str]) -> ScenarioRunRecord:
+    """Note on a run that what its agent left broke the box it was judged in."""
+    if not words:
+        return run
+    return replace(run, scoring=replace(run.scoring or records.ScoringRecord(), broken="; ".join(words)))
+
+
+def moved_benchmark_run(run: BenchmarkRunRecord, target: BenchmarkRunState) -> BenchmarkRunRecord:
     """Return a benchmark run with its new state. Raises BadRequest naming the state that forbids it."""
     if target not in BENCHMARK_RUN_MOVES[run.state]:
         raise BadRequest(f"Benchmark run {run.id} is {run.state} and cannot become {target}: that is its end.")
     return replace(run, state=target, duration_ms=max(0, now_ms() - run.start_time_ms))
+
+
+def summaries(db: sqlite3.Connection, benchmark_run_id: str) -> list[RunSummary]:
+    """Return all scenario runs of a benchmark run."""
+    return [
+        RunSummary(id=identity, scenario_id=scenario_id, state=RunState(state), score=score)
+        for identity, scenario_id, state, score in SCENARIO_RUNS.tally(db, benchmark_run_id)
+    ]
+
+
+def score_of(runs: Collection[RunSummary]) -> float | None:
+    """Return the sum of scenario scores / number of scenario runs; None without a run.
+
+    Source of the rule: the published description of `BenchmarkRunView.score`. A run without a result counts as 0.
+    """
+    if not runs:
+        return None
+    return sum(run.score or 0.0 for run in runs if run.state in RUN_RESULT) / len(runs)
+
+
+def pending(db: sqlite3.Connection, run: BenchmarkRunRecord) -> list[str]:
+    """Return the scenario ids noted at the start, minus those with a run that is scored, completed or at work."""
+    taken = {each.scenario_id for each in summaries(db, run.id) if each.state in RUN_RESULT | AT_WORK}
+    return [scenario_id for scenario_id in run.scenario_ids if scenario_id not in taken]
+
+
+def settle_benchmark_run(db: sqlite3.Connection, benchmark_run_id: str | None) -> None:
+    """After a scenario run moved: complete its benchmark run if every scenario is done; no devbox is touched.
+
+    The score of a benchmark run that is over follows runs that still moved after its end.
+    """
+    run = BENCHMARK_RUNS.find(db, benchmark_run_id) if benchmark_run_id else None
+    if run is None:
+        return
+    runs = summaries(db, run.id)
+    if run.state is BenchmarkRunState.RUNNING:
+        if not {each.scenario_id for each in runs if each.state in RUN_RESULT}.issuperset(run.scenario_ids):
+            return
+        run = moved_benchmark_run(run, BenchmarkRunState.COMPLETED)
+    BENCHMARK_RUNS.put(db, replace(run, score=score_of(runs)))
+
+
+def end_benchmark_run(db: sqlite3.Connection, run: BenchmarkRunRecord, state: BenchmarkRunState) -> None:
+    """End a benchmark run whose scenario runs have been ended, and note its score."""
+    BENCHMARK_RUNS.put(db, replace(moved_benchmark_run(run, state), score=score_of(summaries(db, run.id))))
+
+
+def end_runs_of(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
+    """End the run of a devbox that ended, if it is at work."""
+    for run in SCENARIO_RUNS.select(db, {"devbox_id": devbox.id}):
+        if run.state not in AT_WORK:
+            continue
+        words = f" ({devbox.end_message})" if devbox.end_message else ""
+        how = f"Devbox {devbox.id} ended while the run was {run.state}: {devbox.end_reason or devbox.status}{words}"
+        if devbox.broken_by_agent:
+            # An agent that breaks its own devbox has not solved anything: a 0, and no failure of ours.
+            output = f"The agent broke its own devbox. {how}\n"
+            results = [
+                records.FunctionResult(
+                    scoring_function_name=name, score=0.0, output=output, state=records.FunctionState.COMPLETE
+                )
+                for name in run.functions
+            ]
+            result = records.ContractResult(score=0.0, scoring_function_results=results)
+            end_run(db, with_broken(replace(run, scoring_contract_result=result), [how]), RunState.SCORED)
+            settle_benchmark_run(db, run.benchmark_run_id)
+        else:
+            is_timeout = run.state is RunState.RUNNING and devbox.shutdown_reason == "keep_alive_timeout"
+            end_run(db, run, RunState.TIMEOUT if is_timeout else RunState.FAILED, how)

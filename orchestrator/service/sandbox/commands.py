@@ -3,9 +3,9 @@
 Output is kept up to a bound and read to its end all the same, so that a flood costs time, never memory.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -16,6 +16,8 @@ from orchestrator.service.sandbox.provider import Box, BoxDied, Command, Process
 MAX_KEPT_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 1 << 30
 CHUNK_BYTES: Final = 1 << 18
+#: The words of a program that could not read a file.
+MAX_WORDS_BYTES: Final = 4096
 #: Arguments: the file, and its mode or "". It starts as few programs as possible, for each takes milliseconds.
 _WRITE: Final = (
     'folder=${1%/*}/; { [ -d "$folder" ] || mkdir -p -- "$folder"; } && cat > "$1" && { [ -z "$2" ] || '
@@ -147,3 +149,50 @@ def _reason(finished: Finished) -> str:
     if finished.is_timed_out:
         return "it took too long"
     return finished.stderr.decode(errors="replace").strip() or f"exit status {finished.status}"
+
+
+class Download:
+    """A file of any size that is read out of a box piece by piece; close it in any case."""
+
+    def __init__(self, process: Process, name: str) -> None:
+        self._process = process
+        self._name = name
+        self._first = b""
+        self._status: int | None = None
+
+    @classmethod
+    async def open(cls, box: Box, path: str) -> Self:
+        """Open a file. Raises BadRequest with the box's own words when it cannot be read, and BoxDied."""
+        process = await box.spawn(Command(argv=("cat", "--", box.path(path)), is_plain=True))
+        opened = cls(process, f"{path}: cannot be read in devbox {box.id}")
+        try:
+            opened._first = await opened._receive()
+        except BaseException:
+            await opened.close()
+            raise
+        return opened
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the contents. Raises BadRequest when reading fails midway, and BoxDied."""
+        piece = self._first
+        while piece:
+            yield piece
+            piece = await self._receive()
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self._process.stdout.receive(CHUNK_BYTES)
+        except anyio.EndOfStream:
+            words = bytearray()
+            await collect(self._process.stderr, words, MAX_WORDS_BYTES)
+            self._status = await self._process.wait()
+        if self._status != 0:
+            said = words.decode(errors="replace").strip() or f"exit status {self._status}"
+            raise BadRequest(f"{self._name}: {said}")
+        return b""
+
+    async def close(self) -> None:
+        """End the reading, even while being cancelled. Idempotent."""
+        if self._status is None:
+            await kill(self._process)
+            self._status = -1

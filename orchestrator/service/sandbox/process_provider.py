@@ -15,6 +15,7 @@ from typing import IO
 
 import anyio.to_thread
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AGENT, AgentBox, BaseProvider
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
@@ -27,7 +28,7 @@ INTERPRETER = Path(sys.executable).resolve()
 
 
 class ProcessBox(AgentBox):
-    """A box of the `process` provider."""
+    """A box without isolation."""
 
     def __init__(
         self, spec: BoxSpec, state: Path, cgroups: Cgroups, watch: DiskWatch, forget: Callable[[], object]
@@ -100,7 +101,7 @@ class ProcessBox(AgentBox):
 class ProcessProvider(BaseProvider[Cgroups]):
     """Boxes without walls."""
 
-    name = "process"
+    name = Isolation.NONE
     capabilities = frozenset({Capability.NETWORK_ON}) | (
         {Capability.TREE_KILL, Capability.DIES_WITH_SERVICE} if LINUX else frozenset()
     )

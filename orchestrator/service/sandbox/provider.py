@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
+from orchestrator.core import protocol
 from orchestrator.service.errors import SandboxError
 
-HOME = "/home/user"
+HOME: Final = protocol.HOME
 GIB = 1 << 30
 
 

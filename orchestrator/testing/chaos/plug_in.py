@@ -5,8 +5,8 @@ from functools import partial
 
 from starlette.middleware import Middleware
 
+from orchestrator.service.assembly import Opened, Seams
 from orchestrator.service.sandbox.provider import Provider
-from orchestrator.service.seams import Opened, Seams
 from orchestrator.testing.chaos.devboxes import ChaosExecutions, ChaosProvider, ChaosScoring
 from orchestrator.testing.chaos.dice import Dice
 from orchestrator.testing.chaos.requests import Droppable, RequestFaults

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.http.app import failure
-from orchestrator.service.http.protocol import BoundedHeads
+from orchestrator.service.http.gate import BoundedHeads
 from orchestrator.service.store import Document
 from orchestrator.testing.chaos.dice import Dice, faults_of, say_injected
 from orchestrator.testing.chaos.rules import FAULTS, Rule, Seam

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.service import serialization
+from orchestrator.service import records
 from orchestrator.service.content import digest, listing
 from orchestrator.service.definitions.scoring_plan import Artifact, Collect, ScoringPlan
 from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
@@ -235,7 +235,7 @@ def test_scorers_carry_the_files_they_name(scenario: Make) -> None:
         "lang": "python",
     }
     assert scorers["custom"]["scorer_params"] == {"cases": ["a"]}
-    assert json.dumps(serialization.view(found.view))
+    assert json.dumps(records.view(found.view))
 
 
 def test_the_digest_tells_contents_names_and_executable_bits_apart(scenario: Make) -> None:
@@ -364,7 +364,7 @@ def test_scoring_settings_of_a_scenario_never_reach_the_wire(scenario: Make) -> 
     )
     assert tests.variables == {"LEVEL": "a b", "TOKEN": "${TOKEN}"}
     assert copy.deepcopy(plan) == plan
-    assert "_scoring" not in serialization.view(found.view)
+    assert "_scoring" not in records.view(found.view)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.errors import BadRequest, NotFound
+from orchestrator.service.records import view
 from orchestrator.service.scoring.scoring import Scoring
-from orchestrator.service.serialization import view
 from orchestrator.service.store import ListQuery, Store
 
 pytestmark = pytest.mark.anyio

@@ -1,6 +1,7 @@
 """The devbox half of the service on a loopback port, and the published client that speaks to it."""
 
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from runloop_api_client.types import DevboxView
 
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
+from orchestrator.service.devboxes.states import OnEnd
 from orchestrator.service.errors import NotFound
-from orchestrator.service.http.activity import Activity
-from orchestrator.service.http.app import application
+from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.devboxes import routes
+from orchestrator.service.records import DevboxRecord
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
@@ -39,6 +41,7 @@ class Served:
     store: Store
     activity: Activity
     ended: list[str]
+    on_end: list[OnEnd]
 
     async def devbox(self, **asked: Any) -> DevboxView:
         """A devbox that has become `running`, or has ended."""
@@ -71,16 +74,27 @@ def serve(provider_type: Callable[[Path], Provider]) -> Serve:
     async def serve(state: Path) -> AsyncIterator[Served]:
         provider = provider_type(state / "devboxes")
         async with Store.open(state / "service.sqlite") as store:
-            fleet = Fleet(store=store, provider=provider, state=state, blueprints=_blueprints)
             ended: list[str] = []
-            fleet.on_end.append(lambda _db, devbox: ended.append(devbox.id))
+            hooks: list[OnEnd] = [lambda _db, devbox: ended.append(devbox.id)]
+
+            def on_end(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
+                for hook in hooks:
+                    hook(db, devbox)
+
+            fleet = Fleet(store=store, provider=provider, state=state, blueprints=_blueprints, on_end=on_end)
             executions = Executions(store, fleet, state)
             activity = Activity()
             app = application(routes=routes(fleet, executions), token="t", activity=activity)
             try:
                 async with _listening(app) as url, _client(url) as client, fleet:
                     yield Served(
-                        client=client, fleet=fleet, executions=executions, store=store, activity=activity, ended=ended
+                        client=client,
+                        fleet=fleet,
+                        executions=executions,
+                        store=store,
+                        activity=activity,
+                        ended=ended,
+                        on_end=hooks,
                     )
             finally:
                 await provider.close()

@@ -7,10 +7,11 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.errors import InternalError
+from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus
 from orchestrator.service.devboxes.requests import SIZES, DevboxRequest, check_launch, parse_launch
-from orchestrator.service.devboxes.states import MOVES, TERMINAL, failure_reason, is_ended, moved, new_devbox
+from orchestrator.service.devboxes.states import MOVES, failure_reason, moved, new_devbox
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import DevboxRecord, DevboxStatus
+from orchestrator.service.records import DevboxRecord
 from orchestrator.service.sandbox.provider import GIB, Resources
 
 
@@ -107,8 +108,8 @@ def test_an_illegal_move_is_refused_and_changes_nothing(current: DevboxStatus, s
 
 
 def test_an_ended_devbox_stays_ended() -> None:
-    assert [status for status in DevboxStatus if is_ended(devbox_that_is(status))] == sorted(TERMINAL)
-    assert not TERMINAL & MOVES.keys()
+    assert [status for status in DevboxStatus if devbox_that_is(status).is_ended] == sorted(DEVBOX_DEAD)
+    assert not DEVBOX_DEAD & MOVES.keys()
 
 
 @pytest.mark.parametrize(

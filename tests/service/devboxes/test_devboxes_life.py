@@ -31,7 +31,7 @@ async def test_a_devbox_passes_through_its_states_and_shows_what_it_is(served: "
     assert passed == ["queued", "provisioning", "initializing", "running"]
     assert (devbox.name, devbox.metadata, devbox.capabilities, devbox.initiator_type) == ("one", {"a": "b"}, [], "api")
     shown: Any = devbox.model_extra
-    assert shown["isolation"] in {"local", "process"}
+    assert shown["isolation"] in {"local", "none"}
     assert isinstance(shown["enforced_limits"], list)
     assert not [key for key in shown if key.startswith("_")]
 
@@ -140,7 +140,7 @@ async def test_unsupported_parameters_are_refused_by_name_and_create_nothing(
 
 async def test_nothing_but_the_preparation_turns_the_network_on(served: "Served") -> None:
     devbox = await served.devbox(metadata={"network": "true"})
-    if (devbox.model_extra or {})["isolation"] == "process":
+    if (devbox.model_extra or {})["isolation"] == "none":
         pytest.skip("this provider cannot switch the network off")
     done = await served.client.devboxes.execute(devbox.id, command="cut -d: -f1 /proc/net/dev | tail -n +3")
     assert [name.strip() for name in (done.stdout or "").split()] == ["lo"]
@@ -261,11 +261,11 @@ async def test_dependants_of_a_devbox_end_in_the_same_transaction(served: "Serve
     def refuse(_db: sqlite3.Connection, _devbox: DevboxRecord) -> None:
         raise ZeroDivisionError
 
-    served.fleet.on_end.append(refuse)
+    served.on_end.append(refuse)
     with pytest.raises(ZeroDivisionError):
         await served.fleet.shutdown(devbox.id)
     assert (await served.client.devboxes.retrieve(devbox.id)).status == "running"
-    served.fleet.on_end.remove(refuse)
+    served.on_end.remove(refuse)
 
 
 async def test_duplicates_of_one_creation_in_flight_are_one_devbox(served: "Served") -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runloop_api_client import BadRequestError
 
 from orchestrator.service.devboxes.executions import Chunk
-from orchestrator.service.devboxes.output import MAX_TAIL, Spool, read_tail, whole_characters
+from orchestrator.service.devboxes.output import MAX_TAIL_BYTES, Spool, read_tail, whole_characters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +101,7 @@ async def test_a_flood_is_spooled_to_the_last_byte_and_not_held_in_memory(served
     size = 200 << 20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     done = await served.client.devboxes.execute(devbox.id, command=f"head -c {size} /dev/zero | tr '\\0' x")
-    assert (done.status, done.stdout_truncated, len(done.stdout or "")) == ("completed", True, MAX_TAIL)
+    assert (done.status, done.stdout_truncated, len(done.stdout or "")) == ("completed", True, MAX_TAIL_BYTES)
     rest = await served.executions.stream(devbox.id, done.execution_id, "stdout", offset=size - 5, pause=1)
     assert [chunk async for chunk in rest] == [Chunk(output="xxxxx", offset=size)]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10

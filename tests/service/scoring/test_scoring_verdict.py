@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.service.records import FunctionResult
+from orchestrator.service.records import FunctionResult, view
 from orchestrator.service.scoring.verdict import (
     Ended,
     Verdict,
@@ -14,7 +14,6 @@ from orchestrator.service.scoring.verdict import (
     result_of,
     weigh,
 )
-from orchestrator.service.serialization import view
 
 
 def ended(stdout: str = "", status: int | None = 0) -> Ended:

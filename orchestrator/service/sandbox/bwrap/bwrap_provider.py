@@ -16,6 +16,7 @@ from typing import IO
 import anyio
 import anyio.to_thread
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, veils
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
@@ -145,7 +146,7 @@ class BwrapBox(AgentBox):
 class BwrapProvider(BaseProvider[BwrapHost]):
     """Boxes in bubblewrap sandboxes on this machine; `state` may be a folder that no other user can enter."""
 
-    name = "local"
+    name = Isolation.LOCAL
     capabilities = frozenset(Capability)
 
     def __init__(self, state: Path, *, hidden: Iterable[Path] = ()) -> None:

@@ -1,21 +1,20 @@
-"""How requests become values and values become replies, the same for every route.
+"""Requests made into values and values into replies, the same for every route.
 
 Bodies are pydantic models that ignore what they do not know; mistakes are answered 400 with every wrong key named.
-Replies are JSON with the wire's own spelling. Every one passes through `view`, which keeps back what is only ours.
+Replies are JSON with the wire's own spelling, each as `records.view` shows it.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
-import msgspec
 import orjson
-from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
 from orchestrator.service.errors import BadRequest
+from orchestrator.service.records import Record, view
 from orchestrator.service.store import Document, ListQuery, Page
 
 MAX_LIMIT = 5000
@@ -24,9 +23,9 @@ MAX_DIGITS: Final = 18
 DEFAULT_LIMIT = 20
 #: Bytes of a body: of most, of those that may hold files, scripts or commands, and of one that is a file of 100 MiB,
 #: whatever it is made of.
-MAX_BODY: Final = 1 << 20
-MAX_RICH_BODY: Final = 32 << 20
-MAX_FILE_BODY: Final = 256 << 20
+MAX_BODY_BYTES: Final = 1 << 20
+MAX_RICH_BODY_BYTES: Final = 32 << 20
+MAX_FILE_BODY_BYTES: Final = 256 << 20
 MAX_DEPTH = 128
 #: Values of a body, however deep inside; and mistakes in it that are named one by one.
 MAX_VALUES: Final = 250_000
@@ -52,11 +51,11 @@ class Body(BaseModel):
     first use, in the event loop: most bodies are never sent to most services.
     """
 
-    limit: ClassVar[int] = MAX_BODY
+    limit: ClassVar[int] = MAX_BODY_BYTES
     model_config = ConfigDict(extra="ignore", populate_by_name=True, defer_build=True, allow_inf_nan=False)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were sent with a value, by name."""
+        """Return the fields that were sent with a value, by name."""
         return {name: value for name, value in self.model_dump(exclude_unset=True).items() if value is not None}
 
 
@@ -92,7 +91,7 @@ async def parse(request: Request, model: type[M]) -> M:
 
 
 def bounded(request: Request, limit: int) -> Request:
-    """The request with a body of at most so many bytes, whatever it says itself: more raises BadRequest when read."""
+    """Bound the body of a request to `limit` bytes, whatever it says itself: more raises BadRequest when read."""
     size = 0
 
     async def receive() -> Message:
@@ -107,13 +106,13 @@ def bounded(request: Request, limit: int) -> Request:
 
 
 def request_key(request: Request) -> str | None:
-    """The idempotency key of this request, tied to its path; None if it carries none."""
+    """Return the idempotency key of this request, tied to its path; None if it carries none."""
     key = request.headers.get("x-request-id")
     return f"{request.url.path} {key}" if key else None
 
 
 def list_query(request: Request) -> ListQuery:
-    """Raises BadRequest for a limit that is not a whole number from 1 to 5000."""
+    """Read the parameters of a list. Raises BadRequest for a limit that is not a whole number from 1 to 5000."""
     params = request.query_params
     text = params.get("limit", str(DEFAULT_LIMIT))
     if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS or not 1 <= int(text) <= MAX_LIMIT:
@@ -127,7 +126,7 @@ def list_query(request: Request) -> ListQuery:
 
 
 def choice(request: Request, name: str) -> Sequence[str] | None:
-    """A filter that may be a comma list; None if it was not given. Raises BadRequest for more than MAX_CHOICES."""
+    """Read a filter that may be a comma list; None if it was not given. Raises BadRequest for more than MAX_CHOICES."""
     values = [part for text in request.query_params.getlist(name) for part in text.split(",") if part]
     if len(values) > MAX_CHOICES:
         raise BadRequest(f"{name}: expected {MAX_CHOICES} values at most, got {len(values)}.")
@@ -135,7 +134,7 @@ def choice(request: Request, name: str) -> Sequence[str] | None:
 
 
 def globs(request: Request, name: str) -> tuple[str, ...]:
-    """A list of globs, as JSON: names may have commas. Raises BadRequest for anything else."""
+    """Read a list of globs, as JSON: names may have commas. Raises BadRequest for anything else."""
     given = request.query_params.get(name, "[]")
     try:
         found = orjson.loads(given)
@@ -152,21 +151,15 @@ def path_id(request: Request, name: str = "id") -> str:
     return identity
 
 
-def view(thing: Struct | Mapping[str, Any]) -> Document:
-    """Return a record or document as the wire shows it: without the keys of ours, which open with an underscore."""
-    document = msgspec.to_builtins(thing) if isinstance(thing, Struct) else thing
-    return {key: value for key, value in document.items() if not key.startswith("_")}
-
-
 def reply(
-    thing: Struct | Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+    thing: Record | Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A JSON reply of one thing."""
+    """Make a JSON reply of one thing."""
     return Response(orjson.dumps(view(thing)), status, headers, "application/json")
 
 
 def reply_page(key: str, page: Page[Any], *, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply of one page, its items below `key`."""
+    """Make a JSON reply of one page, its items below `key`."""
     body: Document = {key: [view(item) for item in page.items], "has_more": page.has_more}
     if page.total_count is not None:
         body |= {"total_count": page.total_count}

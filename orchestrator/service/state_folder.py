@@ -1,45 +1,24 @@
-"""One service per state folder, and how clients find it: the folder's lock, and a file with address and token.
+"""The state folder of a service, which has one service at a time: its lock, its identity, and the address in it.
 
-The lock is held by the process, not by the file: it is gone when the process is, however that ended. The address file
-may outlive a killed service; whoever reads it has the service prove itself before sending the token: `/v1/sweep/proof`.
+The lock is held by the process, not by the file: it is gone when the process is, however that ended.
 """
 
-import ipaddress
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Self
 
 import orjson
 
+from orchestrator.common.address import ADDRESS, Address
 from orchestrator.common.locks import Held, Kind, hold
 from orchestrator.core.errors import UsageError
-
-ADDRESS: Final = "address.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a service listens, what it wants to hear, and which process it is."""
-
-    url: str
-    token: str
-    instance: str
-    pid: int
-
-    @classmethod
-    def read(cls, state: Path) -> Self | None:
-        """The address in a state folder; None if there is none, or one that is not ours to understand. Blocking."""
-        with suppress(OSError, ValueError, TypeError):
-            return cls(**orjson.loads((state / ADDRESS).read_bytes()))
-        return None
 
 
 @contextmanager
 def needing(state: Path) -> Iterator[None]:
-    """What needs the state folder: a disk that refuses there is raised as UsageError."""
+    """Raise as UsageError that a disk refuses what is done inside, in the state folder."""
     try:
         yield
     except OSError as error:
@@ -50,7 +29,7 @@ def needing(state: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
-    """Hold a state folder, which is for its owner only if it is new: one with other things in it stays as it is.
+    """Hold a state folder. A new one becomes its owner's alone; one with files in it keeps its mode.
 
     Raises UsageError naming the process that holds it, or what the disk says; see `locks`.
     """
@@ -70,19 +49,19 @@ def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
 
 
 class Home:
-    """A state folder as it is when the service begins: one that was removed, moved or made anew is not it any more."""
+    """The state folder that a service began with: one that was removed, moved or made anew is another."""
 
     def __init__(self, state: Path) -> None:
         self._state = state
         self._folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def is_there(self) -> bool:
-        """Blocking."""
+        """Tell whether the folder is still at its path. Blocking."""
         try:
             return os.path.samestat(os.fstat(self._folder), self._state.stat())
         except FileNotFoundError:
             return False
-        except OSError:  # a disk that refuses for a while has it yet, and who asks at the end asks in vain
+        except OSError:  # a disk that refuses for a while still has it, and at the end the folder is closed
             return True
 
     def close(self) -> None:
@@ -91,9 +70,9 @@ class Home:
 
 @contextmanager
 def publish(state: Path, address: Address) -> Iterator[None]:
-    """Have the address file in the state folder, readable by its owner only, complete or not at all.
+    """Keep the address file in the state folder meanwhile, readable by its owner only, complete or not at all.
 
-    Raises UsageError when it cannot be written. One that cannot be removed is no harm: nobody answers there.
+    Raises UsageError when it cannot be written. One that cannot be removed does no harm: its port does not answer.
     """
     target, draft = state / ADDRESS, state / f"{ADDRESS}.new"
     with needing(state):
@@ -108,14 +87,6 @@ def publish(state: Path, address: Address) -> Iterator[None]:
     finally:
         with suppress(OSError):
             target.unlink(missing_ok=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def forget_address(state: Path) -> None:
