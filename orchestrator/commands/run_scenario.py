@@ -34,7 +34,7 @@ from orchestrator.engine.context import LOG, Context, attempt_folder
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.redact import MaskingSink
 from orchestrator.engine.remote_state import Remote
-from orchestrator.engine.silence import Silence
+from orchestrator.engine.watchdog import Silence
 from orchestrator.rundir.journal import now
 from orchestrator.rundir.run_folder import make_folder
 from orchestrator.view.console import print_log, say

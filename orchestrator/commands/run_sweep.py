@@ -47,14 +47,12 @@ from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
 from orchestrator.engine.lifecycle import finish_unsupported
-from orchestrator.engine.presence import Presence
 from orchestrator.engine.redact import MaskingSink, Redactor
-from orchestrator.engine.remote_state import Remote
-from orchestrator.engine.scheduler import Scheduler, lanes_of
+from orchestrator.engine.remote_state import Presence, Remote
+from orchestrator.engine.scheduler import Scheduler, queues_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
-from orchestrator.engine.silence import Silence
 from orchestrator.engine.stage_table import needs_of
-from orchestrator.engine.watchdog import Watchdog
+from orchestrator.engine.watchdog import Silence, Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
@@ -476,9 +474,9 @@ async def _conduct(
         try:
             await finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
-            lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
+            queues = queues_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
-            state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
+            state.scheduler, state.step = Scheduler(queues, state.stopping, left), ""
             await run_all(ctx, state.scheduler, state.stopping)
             if ctx.remote.refusing:
                 progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))

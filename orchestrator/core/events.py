@@ -115,8 +115,6 @@ class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag="attempt.ended")
     failure: Mapping[str, Any]
     #: Whether it used up one of the trial's attempts.
     counted: bool
-    #: Seconds until the next attempt; None if there is none.
-    retry_in: float | None = None
 
 
 class TrialFinished(AttemptEvent, frozen=True, kw_only=True, tag="trial.finished"):

@@ -29,8 +29,8 @@ class Action(StrEnum):
 #: What bounds the tries: the attempts and scorings that the user allows, or how often a start may be put off and an
 #: attempt be interrupted.
 Bound = Literal["attempts", "scorings", "delays", "interruptions"]
-DELAYS: Final = 60
-INTERRUPTIONS: Final = 5
+MAX_DELAYS: Final = 60
+MAX_INTERRUPTIONS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Decision:
     action: Action
     delay: float = 0.0
     is_push_back: bool = False
-    is_everybodys: bool = False
+    defers_all: bool = False
 
 
 RULES: Final[Mapping[type[SweepError], Rule]] = {
@@ -107,7 +107,7 @@ def decide(failure: SweepError, its_rule: Rule, *, tries: int, allowed: int | No
         action=its_rule.action,
         delay=delay,
         is_push_back=isinstance(failure, errors.Throttled),
-        is_everybodys=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
+        defers_all=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
     )
 
 
@@ -127,8 +127,8 @@ def table() -> str:
 _OFTEN: Final[Mapping[Bound | None, str]] = {
     "attempts": "`--attempts` (3)",
     "scorings": "`scorings` (3)",
-    "delays": f"{DELAYS} times, uses up no attempt",
-    "interruptions": f"{INTERRUPTIONS} times, uses up no attempt",
+    "delays": f"{MAX_DELAYS} times, uses up no attempt",
+    "interruptions": f"{MAX_INTERRUPTIONS} times, uses up no attempt",
     None: "until it works, uses up no attempt",
 }
 

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from orchestrator.core.printable import shortened
 from orchestrator.engine.redact import Redactor
-from orchestrator.engine.retry_io import persist
+from orchestrator.rundir.files import persist
 
 #: Bytes of a log; half of them are of its beginning.
 LIMIT: Final = 64 << 20

@@ -45,7 +45,7 @@ from orchestrator.core.records import (
     Settlement,
     path_part,
 )
-from orchestrator.core.retry_policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
+from orchestrator.core.retry_policy import MAX_DELAYS, MAX_INTERRUPTIONS, Action, Decision, Rule, decide, rule
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.artifacts.collect import collect, collect_verifier_files, take_snapshot
@@ -429,8 +429,8 @@ def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: 
     tries, allowed = {
         "attempts": (trial.counted + 1, ctx.config.attempts),
         "scorings": (state.scorings, ctx.config.scorings),
-        "delays": (ctx.delays[state.key] + 1, DELAYS),
-        "interruptions": (trial.interrupted + 1, INTERRUPTIONS),
+        "delays": (ctx.delays[state.key] + 1, MAX_DELAYS),
+        "interruptions": (trial.interrupted + 1, MAX_INTERRUPTIONS),
         None: (1, None),
     }[its_rule.bound]
     return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())

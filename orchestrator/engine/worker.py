@@ -52,7 +52,7 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
         return
     if decision.is_push_back:
         ctx.limits.push_back()
-    again = scheduler.put_off if decision.is_everybodys else scheduler.retry
+    again = scheduler.defer if decision.defers_all else scheduler.retry
     again(key, decision.delay)
 
 

@@ -20,9 +20,9 @@ from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
 from orchestrator.engine.remote_state import Remote
-from orchestrator.engine.scheduler import Scheduler, lanes_of
+from orchestrator.engine.scheduler import Scheduler, queues_of
 from orchestrator.engine.shutdown import Stopping
-from orchestrator.engine.silence import Silence
+from orchestrator.engine.watchdog import Silence
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
@@ -54,7 +54,7 @@ class Sweep:
         await run_all(self.ctx, self.scheduler(), self.stopping)
 
     def scheduler(self, left: Collection[TrialKey] = ()) -> Scheduler:
-        return Scheduler(lanes_of(self.ctx, self.plan.pending_by_arm(self.ledger)), self.stopping, left)
+        return Scheduler(queues_of(self.ctx, self.plan.pending_by_arm(self.ledger)), self.stopping, left)
 
     def run(self) -> "Sweep":
         run_virtually(self.conduct)

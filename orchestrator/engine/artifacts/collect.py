@@ -41,8 +41,8 @@ from orchestrator.engine.artifacts.scripts import (
 from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
 from orchestrator.engine.context import LOG, AttemptState, Context, given
 from orchestrator.engine.redact import Redactor
-from orchestrator.engine.retry_io import persist
 from orchestrator.engine.workspace import DevboxWorkspace
+from orchestrator.rundir.files import persist
 
 #: How much of the stage's time the devbox may take to pack; the rest is for the way home.
 PACKING_SHARE: Final = 0.5
@@ -193,10 +193,14 @@ class _Coming:
         state, agent = self._state, self._state.arm.agent
         if agent.outputs.trajectory_format is None:
             return
+        parts = [state.folder / LOG]
+        if agent.outputs.trajectory:
+            found = filter(Path.is_file, (state.folder / "trajectory").rglob("*"))
+            parts = sorted(found, key=lambda path: (path.stat().st_mtime_ns, path))
         reading = partial(
             convert,
             agent.outputs.trajectory_format,
-            _by_age(state.folder / "trajectory") if agent.outputs.trajectory else [state.folder / LOG],
+            parts,
             agent=agent.name,
             version=agent.version,
             model=state.arm.config.model,
@@ -244,7 +248,7 @@ class _Coming:
     @asynccontextmanager
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
         """Join the pieces of an archive. It still has secrets, so the file has no name."""
-        with await persist(partial(_open_nameless, self._state.folder)) as file:
+        with await persist(lambda: tempfile.TemporaryFile(dir=self._state.folder)) as file:
             size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
             for name in names:
                 async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
@@ -287,10 +291,6 @@ class _Coming:
             self._said["left_out"].add(line)
 
 
-def _open_nameless(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=folder)
-
-
 def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
     file.seek(position)
     file.write(data)
@@ -299,11 +299,6 @@ def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.exists() else []
-
-
-def _by_age(folder: Path) -> list[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path))
 
 
 def _places(workspace: DevboxWorkspace) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Final
 from unicodedata import category, normalize
@@ -211,7 +212,9 @@ def _take(
     renamed = [harmless(part) for part in parts]
     path = folder.joinpath(*renamed)
     try:
-        limits.files -= 1 + _make_folder(path.parent)
+        missing = sum(1 for _ in takewhile(lambda folder: not folder.is_dir(), path.parents))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        limits.files -= 1 + missing
         with path.open("xb") as target:
             _copy(archive, member.size, target, limits, redactor, masked)
     except OSError as error:
@@ -241,17 +244,6 @@ def _refusal(member: _Member, parts: Sequence[str], limits: Limits) -> str:
     if member.size > limits.room:
         return f"{member.size:,} bytes, and there is room for {limits.room:,} more"
     return "" if limits.files > 0 else "there are too many files"
-
-
-def _make_folder(folder: Path) -> int:
-    """Make a folder with those that it is in; returns how many were missing. Raises OSError."""
-    missing = 0
-    for each in (folder, *folder.parents):
-        if each.is_dir():
-            break
-        missing += 1
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _copy(
