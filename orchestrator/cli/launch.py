@@ -23,10 +23,10 @@ def start(
     from orchestrator.commands import detach, dry_run, run_sweep
     from orchestrator.common.awake import AwakeLoop
     from orchestrator.core.config import resolve
-    from orchestrator.core.selection import ask
+    from orchestrator.core.selection import parse
     from orchestrator.view.console import write_by_threads
 
-    config, again = resolve(_overlay(settings, typed), source=source), ask(typed["retry"] or (), typed["only"] or ())
+    config, again = resolve(_overlay(settings, typed), source=source), parse(typed["retry"] or (), typed["only"] or ())
     runs, json, file = typed["runs"], typed["json"], typed.get("config")
     given = variables_of(typed["env_file"])
     begun = detach.claim(as_json=json)

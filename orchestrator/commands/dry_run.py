@@ -27,7 +27,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
 from orchestrator.core.records import TrialKey
-from orchestrator.core.selection import Again, Fate, Verdict, verdicts
+from orchestrator.core.selection import Selection, TrialAction, TrialDecision, decisions
 from orchestrator.endpoint.protocols import Definitions
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
@@ -47,7 +47,7 @@ LIMITS: Final = (
     "max_devbox_hours",
     "max_failures",
 )
-ACTIVE: Final = (Fate.AGAIN, Fate.TAKE_UP, Fate.RUN)
+ACTIVE: Final = (TrialAction.AGAIN, TrialAction.TAKE_UP, TrialAction.RUN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +61,14 @@ class DryRun:
     why: str
     ledger: Ledger
     at_work: Holder | None
-    found: Sequence[Verdict]
+    found: Sequence[TrialDecision]
 
     @property
-    def counts(self) -> Mapping[Fate, int]:
-        return Counter(each.fate for each in self.found)
+    def counts(self) -> Mapping[TrialAction, int]:
+        return Counter(each.action for each in self.found)
 
 
-async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, given: Mapping[str, str]) -> int:
+async def run(config: SweepConfig, *, runs: Path, again: Selection, as_json: bool, given: Mapping[str, str]) -> int:
     """Tell what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     fit_open_files(config)
     deadline_of(config)
@@ -91,7 +91,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, as_json: bool, g
         why=found.why,
         ledger=ledger,
         at_work=holder(folder) if folder else None,
-        found=list(verdicts(plan, ledger, again)),
+        found=list(decisions(plan, ledger, again)),
     )
     (_as_json if as_json else _as_text)(dry)
     return EXIT_OK
@@ -125,12 +125,12 @@ def _as_json(dry: DryRun) -> None:
         "reaches": {each.name: each.network for each in plan.scenarios if each.network},
         "unsupported": {each.name: each.unsupported for each in plan.scenarios if each.unsupported},
         "skipped_unsupported": {each.name: each.unsupported for each in plan.left_out},
-        "counts": {fate.value: dry.counts.get(fate, 0) for fate in Fate},
+        "counts": {action.value: dry.counts.get(action, 0) for action in TrialAction},
     }
     lines = [
         {"event": "trial"}
         | {"scenario": key.scenario, "scenario_name": names[key.scenario], "arm": key.arm, "trial": key.number}
-        | {"fate": each.fate, "why": each.why}
+        | {"fate": each.action, "why": each.why}
         for each in dry.found
         for key in (each.trial,)
     ]
@@ -145,7 +145,7 @@ def _as_text(dry: DryRun) -> None:
 
 def _head(dry: DryRun) -> list[str]:
     config, plan, folder = dry.config, dry.plan, dry.folder
-    active = sum(dry.counts.get(fate, 0) for fate in ACTIVE)
+    active = sum(dry.counts.get(action, 0) for action in ACTIVE)
     sizes = (
         f"{counted(len(plan.scenarios), 'scenario')} x {counted(len(plan.arms), 'arm')} x "
         f"{counted(plan.trials, 'trial')} of each = {len(plan)}"
@@ -185,16 +185,16 @@ def _timeouts(dry: DryRun) -> str:
 
 
 def _reasons(dry: DryRun) -> list[str]:
-    """A line for each fate and reason: how many, why, and which, as far as they are few."""
-    groups: dict[tuple[Fate, str], list[TrialKey]] = {}
+    """A line for each action and reason: how many, why, and which, as far as they are few."""
+    groups: dict[tuple[TrialAction, str], list[TrialKey]] = {}
     for each in dry.found:
-        groups.setdefault((each.fate, each.why), []).append(each.trial)
-    order = list(Fate)
+        groups.setdefault((each.action, each.why), []).append(each.trial)
+    order = list(TrialAction)
     lines = []
-    for (fate, why), keys in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
+    for (action, why), keys in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
         shown = ", ".join(_label(key, dry.plan) for key in keys[:NAMED])
         more = f" and {len(keys) - NAMED} more (--json names all)" if len(keys) > NAMED else ""
-        lines.append(f"{fate:>10} {len(keys):>5}  {why}: {shown}{more}")
+        lines.append(f"{action:>10} {len(keys):>5}  {why}: {shown}{more}")
     return lines
 
 

@@ -39,7 +39,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
-from orchestrator.core.selection import Again, Fate, named, verdicts
+from orchestrator.core.selection import Selection, TrialAction, decisions, named
 from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.budgets import Budgets, watch
@@ -64,7 +64,7 @@ from orchestrator.view.report import CHECK
 #: Open files: a wait, a stream, a call and a log for each devbox, and what is open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
-NOTHING_AGAIN: Final = Again()
+NOTHING_AGAIN: Final = Selection()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Not masked in what is written, because the values are too short: {}."
 WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
@@ -152,7 +152,7 @@ async def run(
     runs: Path,
     style: Style,
     file: Path | None = None,
-    again: Again = NOTHING_AGAIN,
+    again: Selection = NOTHING_AGAIN,
     given: Mapping[str, str] = NOTHING_GIVEN,
     begun: Callable[[Path], None] = lambda _: None,
 ) -> int:
@@ -192,7 +192,7 @@ async def _run(
     runs: Path,
     style: Style,
     file: Path | None,
-    again: Again,
+    again: Selection,
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
@@ -454,13 +454,13 @@ def _context(
     )
 
 
-async def _open(ctx: Context, plan: Plan, again: Again) -> Collection[TrialKey]:
+async def _open(ctx: Context, plan: Plan, again: Selection) -> Collection[TrialKey]:
     """Journal that we are here, and which finished trials are run once more; returns the trials that may run now."""
     opened = SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid())
-    found = list(verdicts(plan, ctx.ledger, again)) if again else []
-    reopened = [TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN]
+    found = list(decisions(plan, ctx.ledger, again)) if again else []
+    reopened = [TrialReopened(trial=str(each.trial)) for each in found if each.action is TrialAction.AGAIN]
     await ctx.sink.append(opened, *reopened)
-    return frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
+    return frozenset(each.trial for each in found if each.action is not TrialAction.LEAVE) if again.only else plan
 
 
 async def _conduct(

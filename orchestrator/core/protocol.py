@@ -1,4 +1,4 @@
-"""Words that runner and service share: states of runs and devboxes as the protocol has them, and kinds of isolation."""
+"""Words that runner and service share: the protocol's states of runs and devboxes, and kinds of isolation."""
 
 from enum import StrEnum
 from typing import Final
@@ -41,7 +41,7 @@ class DevboxStatus(StrEnum):
 
 
 class Isolation(StrEnum):
-    """What keeps a devbox of the embedded service from this machine."""
+    """The wall between a devbox of the embedded service and this machine."""
 
     LOCAL = "local"
     """A sandbox of this machine."""
@@ -49,7 +49,7 @@ class Isolation(StrEnum):
     """Nothing: its commands are processes of this machine."""
 
 
-#: The scenario has its result, or was declared done without one.
+#: States of a run that has its result, or was declared done without one.
 RUN_RESULT: Final = frozenset({RunState.SCORED, RunState.COMPLETED})
 RUN_ALIVE: Final = frozenset({RunState.RUNNING, RunState.SCORING, RunState.SCORED})
 DEVBOX_BOOTING: Final = frozenset(

@@ -10,7 +10,7 @@
                                                  score → score       a scorer's fault is scored again, too
                                                release → release     what did not go back is given back again
 
-Where an attempt is and how its trial ended are different things: stages here, `model.Outcome` there.
+The stage of an attempt and the end of its trial are different things: for the latter see `records.Outcome`.
 """
 
 from enum import StrEnum
@@ -31,7 +31,7 @@ class Stage(StrEnum):
     SOLVE = "solve"
     """The agent works."""
     GATHER = "gather"
-    """What it left comes home, before scoring brings hidden tests into the devbox."""
+    """The agent's files are collected, before scoring brings hidden tests into the devbox."""
     SCORE = "score"
     """The scenario's scorers judge."""
     RELEASE = "release"
@@ -49,8 +49,8 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 
-#: Stages whose entry must be on the disk before their first call. To do the others once more does no harm, and a full
-#: disk keeps no devbox. Gathering is one: it begins by closing the devbox to all who would go on solving.
+#: Stages whose entry must be on the disk before their first call. A process that repeats one of the others, because it
+#: was not journaled, does no harm; and a full disk keeps no devbox. Gathering begins by closing the devbox to writers.
 ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE})
 
 

@@ -14,7 +14,7 @@ from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout
 from orchestrator.core.events import AttemptEnded, StageEntered, TrialFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
-from orchestrator.core.retry_policy import Action, Decision, Rule, rule
+from orchestrator.core.retry_policy import Action, Decision, RetryRule, rule
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder, compose_result
@@ -150,7 +150,9 @@ def longest_left(ctx: Context, now: float) -> float:
     return longest
 
 
-async def _end_without_score(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision | None:
+async def _end_without_score(
+    ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule
+) -> Decision | None:
     """Journal why the attempt ended and release its devbox. Returns as `attempt`."""
     ctx.redactor.clean(error)
     if isinstance(error, JournalError):

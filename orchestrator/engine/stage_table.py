@@ -45,7 +45,7 @@ from orchestrator.core.records import (
     Settlement,
     path_part,
 )
-from orchestrator.core.retry_policy import MAX_DELAYS, MAX_INTERRUPTIONS, Action, Decision, Rule, decide, rule
+from orchestrator.core.retry_policy import MAX_DELAYS, MAX_INTERRUPTIONS, Action, Decision, RetryRule, decide, rule
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.artifacts.collect import collect, collect_verifier_files, take_snapshot
@@ -423,7 +423,7 @@ async def note_unreleased(_ctx: Context, state: AttemptState, error: SweepError)
     return False
 
 
-def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision:
+def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule) -> Decision:
     """Decide what follows a failure, by its rule and by how often it was tried."""
     trial = ctx.ledger.trials.get(state.key) or Trial()
     tries, allowed = {
