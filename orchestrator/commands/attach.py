@@ -21,8 +21,9 @@ from orchestrator.commands.exit_codes import (
 )
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
+from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.sweep_index import Reader, as_typed, holder
+from orchestrator.rundir.sweep_index import as_typed, holder
 from orchestrator.view import console
 from orchestrator.view.progress import Progress, Style
 

@@ -30,8 +30,8 @@ from orchestrator.core.records import TrialKey
 from orchestrator.core.selection import Selection, TrialAction, TrialDecision, decisions
 from orchestrator.endpoint.protocols import Definitions
 from orchestrator.engine.context import Arm
-from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
-from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
+from orchestrator.rundir.journal import Reader
+from orchestrator.rundir.sweep_index import Holder, as_typed, find_folder, holder, refuse_elsewhere
 from orchestrator.view.console import say, say_json
 
 #: Trials named for each reason; `--json` names them all.

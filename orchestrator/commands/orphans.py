@@ -19,9 +19,9 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Devbox, Failure, ScenarioRun
 from orchestrator.endpoint.protocols import Resources
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, Reader
 from orchestrator.rundir.manifest import lock_of
-from orchestrator.rundir.sweep_index import Holder, Reader, holder, sweeps
+from orchestrator.rundir.sweep_index import Holder, holder, sweeps
 
 _AT_ONCE: Final = 16
 _RELEASED: Final = "it was released by `sweep reap`"

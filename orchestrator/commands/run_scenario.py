@@ -36,7 +36,7 @@ from orchestrator.engine.redact import MaskingSink
 from orchestrator.engine.remote_state import Remote
 from orchestrator.engine.watchdog import Silence
 from orchestrator.rundir.journal import now
-from orchestrator.rundir.run_folder import make_folder
+from orchestrator.rundir.sweep_index import make_folder
 from orchestrator.view.console import print_log, say
 from orchestrator.view.report import duration, number
 

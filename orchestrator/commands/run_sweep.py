@@ -56,7 +56,7 @@ from orchestrator.engine.watchdog import Silence, Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.run_folder import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.rundir.sweep_index import RunFolder, choose_folder, refuse_elsewhere
 from orchestrator.view.console import leave_screen
 from orchestrator.view.progress import Progress, Style, tell_slow_phases
 from orchestrator.view.report import CHECK

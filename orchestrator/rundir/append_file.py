@@ -23,7 +23,7 @@ from orchestrator.rundir.files import write_all
 BALLAST: Final = "ballast"
 #: The errors of a full disk.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_BLOCK: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
 
 
 class Checksum:
@@ -43,7 +43,7 @@ class Checksum:
         """Add a file's bytes from `size` to an offset, or to the file's end if that comes first."""
         with path.open("rb", buffering=0) as file:
             file.seek(self.size)
-            while block := file.read(min(_BLOCK, end - self.size)):
+            while block := file.read(min(_BLOCK_BYTES, end - self.size)):
                 self.add(block)
         return self
 
@@ -68,7 +68,7 @@ class AppendFile:
 
     def __init__(self, path: Path, checksum: Checksum) -> None:
         self.path = path
-        #: Of the content that the file is known to have.
+        #: The checksum of the content that the file is known to have.
         self.checksum = checksum
         self._file: FileIO | None = None
         #: The complete file, if it was deleted: its content can still be read through its descriptor.
@@ -90,7 +90,10 @@ class AppendFile:
             write_all(file, data)
             if sync:
                 os.fsync(file.fileno())
-            if not self._is_in_its_place(file):
+            is_in_its_place = False
+            with suppress(FileNotFoundError):
+                is_in_its_place = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+            if not is_in_its_place:
                 self._deleted, self._file = file, None
                 raise self._gone()
         except (OSError, FileChanged):
@@ -125,16 +128,10 @@ class AppendFile:
             self._deleted = None
         return file
 
-    def _is_in_its_place(self, file: FileIO) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return False
-
     def _check(self, status: os.stat_result) -> None:
         """Raise FileChanged if the file has not the content that was written; only a new file needs to be read.
 
-        Another file may be a copy that is being put back: the first time it is FileNotFoundError.
+        Another file may be a copy that is being put back: the first time that is FileNotFoundError.
         """
         inode = (status.st_dev, status.st_ino)
         is_new = self._inode not in {None, inode}
@@ -175,12 +172,12 @@ class Ballast:
     def make(self) -> None:
         """Reserve the room, if there is that much and a little more. Raises OSError if not."""
         disk = os.statvfs(self._path.parent)
-        if disk.f_bavail * disk.f_frsize < self._size + _BLOCK:
+        if disk.f_bavail * disk.f_frsize < self._size + _BLOCK_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        block = os.urandom(_BLOCK)  # written, and incompressible: not every file system can reserve
+        block = os.urandom(_BLOCK_BYTES)  # written, and incompressible: not every file system can reserve
         try:
             with self._path.open("wb", buffering=0) as file:
-                for start in range(0, self._size, _BLOCK):
+                for start in range(0, self._size, _BLOCK_BYTES):
                     write_all(file, block[: self._size - start])
         except OSError:
             self.give_up()
