@@ -9,25 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any, ClassVar, Final, Self
 
+from orchestrator.core import events
 from orchestrator.core.errors import InternalError
-from orchestrator.core.events import (
-    AgentStarted,
-    AttemptEnded,
-    AttemptEvent,
-    BenchmarkRunEnded,
-    BenchmarkRunIntended,
-    BenchmarkRunStarted,
-    Event,
-    ExecutionStarted,
-    OutputKept,
-    RunStarted,
-    StageEntered,
-    StageFinished,
-    SweepEnded,
-    SweepOpened,
-    TrialFinished,
-    TrialReopened,
-)
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage, move
 
@@ -167,7 +150,7 @@ class Ledger:
         twin.leftovers = {key: attempt.copy() for key, attempt in self.leftovers.items()}
         return twin
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
         add = self._BY_TYPE.get(type(event))
         try:
@@ -207,7 +190,7 @@ class Ledger:
         newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
         return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
 
-    def _attempt(self, event: AttemptEvent) -> Attempt:
+    def _attempt(self, event: events.AttemptEvent) -> Attempt:
         attempt = self.trials.get(TrialKey.parse(event.trial), _NO_TRIAL).attempt
         if attempt is None or attempt.number != event.attempt:
             raise InternalError(
@@ -215,7 +198,7 @@ class Ledger:
             )
         return attempt
 
-    def _enter(self, event: StageEntered) -> None:
+    def _enter(self, event: events.StageEntered) -> None:
         key, stage = TrialKey.parse(event.trial), event.stage
         trial = self.trials.get(key, _NO_TRIAL)
         attempt = trial.attempt
@@ -244,7 +227,9 @@ class Ledger:
             self._leave_stage(trial.attempt)
             self.leftovers[key, trial.attempt.number] = trial.attempt
 
-    def _note(self, event: RunStarted | ExecutionStarted | AgentStarted | OutputKept) -> None:
+    def _note(
+        self, event: events.RunStarted | events.ExecutionStarted | events.AgentStarted | events.OutputKept
+    ) -> None:
         attempt = self._attempt(event)
         for name in _NOTED[type(event)]:
             setattr(attempt, name, getattr(event, name))
@@ -253,7 +238,7 @@ class Ledger:
         if attempt.stage is not None:
             self.stages[attempt.stage] -= 1
 
-    def _finish_stage(self, event: StageFinished) -> None:
+    def _finish_stage(self, event: events.StageFinished) -> None:
         key, stage = TrialKey.parse(event.trial), event.stage
         if self.leftovers and (key, event.attempt) in self.leftovers and stage is Stage.RELEASE:
             self._put_down(self.leftovers.pop((key, event.attempt)), event.at)
@@ -291,7 +276,7 @@ class Ledger:
             self.up_since -= attempt.up_since
             attempt.up_since = None
 
-    def _end_attempt(self, event: AttemptEnded) -> None:
+    def _end_attempt(self, event: events.AttemptEnded) -> None:
         self._attempt(event)
         key = TrialKey.parse(event.trial)
         trial = self.trials[key]
@@ -305,7 +290,7 @@ class Ledger:
         trial.interrupted += event.failure["class"] == INTERRUPTED
         trial.failures.append(failure)
 
-    def _finish(self, event: TrialFinished) -> None:
+    def _finish(self, event: events.TrialFinished) -> None:
         key = TrialKey.parse(event.trial)
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is not None:
@@ -330,17 +315,17 @@ class Ledger:
         self.unsupported += trial.failure == UNSUPPORTED
         self.finished.append(key)
 
-    def _begin_benchmark_run(self, event: BenchmarkRunIntended | BenchmarkRunStarted) -> None:
-        run = event.run if isinstance(event, BenchmarkRunStarted) else None
+    def _begin_benchmark_run(self, event: events.BenchmarkRunIntended | events.BenchmarkRunStarted) -> None:
+        run = event.run if isinstance(event, events.BenchmarkRunStarted) else None
         self.benchmark_runs[event.arm, event.number] = JournaledBenchmarkRun(round=event.round, run=run)
 
-    def _end_benchmark_run(self, event: BenchmarkRunEnded) -> None:
+    def _end_benchmark_run(self, event: events.BenchmarkRunEnded) -> None:
         state = self.benchmark_runs.get((event.arm, event.number))
         if state is None:
             raise InternalError(f"The journal ends benchmark run {event.run}, which it never began.")
         state.is_ended = True
 
-    def _reopen(self, event: TrialReopened) -> None:
+    def _reopen(self, event: events.TrialReopened) -> None:
         key = TrialKey.parse(event.trial)
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is None:
@@ -355,7 +340,7 @@ class Ledger:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
         self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
 
-    def _open(self, event: SweepOpened) -> None:
+    def _open(self, event: events.SweepOpened) -> None:
         self.opened += 1
         self.ended = None
         seconds = event.at - self.at  # since the last process, by a clock that may be set otherwise than its
@@ -366,25 +351,25 @@ class Ledger:
                     attempt.up_since += uncounted
                     self.up_since += uncounted
 
-    def _end(self, event: SweepEnded) -> None:
+    def _end(self, event: events.SweepEnded) -> None:
         self.ended = event.reason
 
     #: The methods that apply events; others change nothing. A million are looked up here when a long journal is read.
-    _BY_TYPE: ClassVar[dict[type[Event], Callable[["Ledger", Any], None]]] = {
-        SweepOpened: _open,
-        BenchmarkRunIntended: _begin_benchmark_run,
-        BenchmarkRunStarted: _begin_benchmark_run,
-        BenchmarkRunEnded: _end_benchmark_run,
-        StageEntered: _enter,
-        RunStarted: _note,
-        ExecutionStarted: _note,
-        AgentStarted: _note,
-        OutputKept: _note,
-        StageFinished: _finish_stage,
-        AttemptEnded: _end_attempt,
-        TrialFinished: _finish,
-        TrialReopened: _reopen,
-        SweepEnded: _end,
+    _BY_TYPE: ClassVar[dict[type[events.Event], Callable[["Ledger", Any], None]]] = {
+        events.SweepOpened: _open,
+        events.BenchmarkRunIntended: _begin_benchmark_run,
+        events.BenchmarkRunStarted: _begin_benchmark_run,
+        events.BenchmarkRunEnded: _end_benchmark_run,
+        events.StageEntered: _enter,
+        events.RunStarted: _note,
+        events.ExecutionStarted: _note,
+        events.AgentStarted: _note,
+        events.OutputKept: _note,
+        events.StageFinished: _finish_stage,
+        events.AttemptEnded: _end_attempt,
+        events.TrialFinished: _finish,
+        events.TrialReopened: _reopen,
+        events.SweepEnded: _end,
     }
 
 
@@ -395,15 +380,15 @@ def _amount(reported: object) -> float:
 
 _NO_TRIAL: Final = Trial()
 #: The fields of an attempt that an event has, too.
-_NOTED: Final[Mapping[type[Event], tuple[str, ...]]] = {
-    RunStarted: ("run", "devbox"),
-    ExecutionStarted: ("execution",),
-    AgentStarted: ("pid", "birth"),
-    OutputKept: ("offset", "length"),
+_NOTED: Final[Mapping[type[events.Event], tuple[str, ...]]] = {
+    events.RunStarted: ("run", "devbox"),
+    events.ExecutionStarted: ("execution",),
+    events.AgentStarted: ("pid", "birth"),
+    events.OutputKept: ("offset", "length"),
 }
 
 
-def fold(events: Iterable[Event]) -> Ledger:
+def fold(events: Iterable[events.Event]) -> Ledger:
     """The state of the sweep whose journal has these events."""
     ledger = Ledger()
     for event in events:

@@ -12,30 +12,12 @@ from typing import Any, Final, TypeVar
 import orjson
 from httpx import codes
 from pydantic import BaseModel
-from runloop_api_client.types import (
-    BenchmarkRunView,
-    BenchmarkView,
-    DevboxView,
-    ScenarioRunView,
-    ScenarioView,
-    SecretListView,
-)
+from runloop_api_client import types
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
 
+from orchestrator.core import records
 from orchestrator.core.errors import Unavailable
-from orchestrator.core.records import (
-    Benchmark,
-    BenchmarkRun,
-    Devbox,
-    Execution,
-    Judgement,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    ScorerResult,
-    Settlement,
-)
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -124,16 +106,16 @@ def _required(value: T | None, what: str) -> T:
     return value
 
 
-def benchmark(view: BenchmarkView) -> Benchmark:
-    return Benchmark(
+def benchmark(view: types.BenchmarkView) -> records.Benchmark:
+    return records.Benchmark(
         id=_required(view.id, "a benchmark's id"),
         name=view.name or view.id,
         scenario_ids=tuple(view.scenario_ids or ()),
     )
 
 
-def scenario(view: ScenarioView) -> Scenario:
-    return Scenario(
+def scenario(view: types.ScenarioView) -> records.Scenario:
+    return records.Scenario(
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
@@ -143,9 +125,9 @@ def scenario(view: ScenarioView) -> Scenario:
     )
 
 
-def summary(view: ScenarioView) -> ScenarioSummary:
+def summary(view: types.ScenarioView) -> records.ScenarioSummary:
     metadata = view.metadata or {}
-    return ScenarioSummary(
+    return records.ScenarioSummary(
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         digest=metadata.get("digest", ""),
@@ -171,8 +153,8 @@ def _seconds(value: Any) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
-    return BenchmarkRun(
+def benchmark_run(view: types.BenchmarkRunView) -> records.BenchmarkRun:
+    return records.BenchmarkRun(
         id=_required(view.id, "a benchmark run's id"),
         benchmark_id=view.benchmark_id or "",
         state=_required(view.state, "a benchmark run's state"),
@@ -181,10 +163,10 @@ def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
     )
 
 
-def run(view: ScenarioRunView) -> ScenarioRun:
+def run(view: types.ScenarioRunView) -> records.ScenarioRun:
     result = view.scoring_contract_result
     scorers = [
-        ScorerResult(
+        records.ScorerResult(
             name=each.scoring_function_name,
             score=each.score,
             state=each.state,
@@ -193,7 +175,7 @@ def run(view: ScenarioRunView) -> ScenarioRun:
         )
         for each in (result.scoring_function_results or [] if result else [])
     ]
-    return ScenarioRun(
+    return records.ScenarioRun(
         id=_required(view.id, "a run's id"),
         scenario_id=view.scenario_id,
         devbox_id=_required(view.devbox_id, "a run's devbox"),
@@ -206,10 +188,10 @@ def run(view: ScenarioRunView) -> ScenarioRun:
     )
 
 
-def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
+def _judgement(view: Mapping[str, Any] | None) -> records.Judgement | None:
     if not view:
         return None
-    return Judgement(
+    return records.Judgement(
         mode=str(view.get("mode") or ""),
         was_live=bool(view.get("was_live")),
         processes_left=view.get("processes_left") or {},
@@ -218,11 +200,11 @@ def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
     )
 
 
-def settlement(view: Mapping[str, Any]) -> Settlement | None:
+def settlement(view: Mapping[str, Any]) -> records.Settlement | None:
     """What was settled; None where scorers meet the agent's processes, and nothing else was made of the devbox."""
     if view["scratch"] is None:
         return None
-    return Settlement(
+    return records.Settlement(
         exit_status=view["exit_status"],
         scratch=str(view["scratch"]),
         evidence=str(view["evidence"]),
@@ -249,14 +231,14 @@ def notices(view: Mapping[str, Any]) -> list[str]:
     return [text for text in view.get("notices") or () if isinstance(text, str)]
 
 
-def secret_names(view: SecretListView) -> frozenset[str]:
+def secret_names(view: types.SecretListView) -> frozenset[str]:
     return frozenset(secret.name for secret in view.secrets)
 
 
-def devbox(view: DevboxView) -> Devbox:
+def devbox(view: types.DevboxView) -> records.Devbox:
     extra = view.model_extra or {}
     reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
-    return Devbox(
+    return records.Devbox(
         id=_required(view.id, "a devbox's id"),
         status=_required(view.status, "a devbox's status"),
         failure=str(reason),
@@ -270,8 +252,8 @@ def devbox(view: DevboxView) -> Devbox:
     )
 
 
-def execution(view: DevboxAsyncExecutionDetailView) -> Execution:
-    return Execution(
+def execution(view: DevboxAsyncExecutionDetailView) -> records.Execution:
+    return records.Execution(
         id=_required(view.execution_id, "an execution's id"),
         devbox_id=view.devbox_id,
         is_completed=view.status == "completed",

@@ -9,17 +9,7 @@ protocol that you need. `tests/endpoint/test_conformance.py` holds every impleme
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final, Protocol
 
-from orchestrator.core.records import (
-    Benchmark,
-    BenchmarkRun,
-    Devbox,
-    Execution,
-    Needs,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    Settlement,
-)
+from orchestrator.core import records
 
 #: The feature of an endpoint that can keep apart what is the agent's and what is the scorers'.
 SETTLEMENTS: Final = "settlements"
@@ -31,24 +21,24 @@ class Definitions(Protocol):
     @property
     def url(self) -> str: ...
 
-    async def benchmarks(self) -> list[Benchmark]:
+    async def benchmarks(self) -> list[records.Benchmark]:
         """Every benchmark, public ones included."""
 
     async def summaries(
         self,
-        benchmark: Benchmark,
+        benchmark: records.Benchmark,
         at_most: int | None = None,
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
-    ) -> list[ScenarioSummary]:
+    ) -> list[records.ScenarioSummary]:
         """The benchmark's scenarios, in its order: all, or the first `at_most` of them.
 
         Those that cannot run say so, where the endpoint tells, and are missing elsewhere. A scenario that the globs
         leave out is listed too, but may have nothing except its name, because the endpoint need not read it.
         """
 
-    async def scenario(self, scenario_id: str) -> Scenario: ...
+    async def scenario(self, scenario_id: str) -> records.Scenario: ...
 
     async def secret_names(self) -> frozenset[str]:
         """The names of the secrets that the endpoint keeps; none where it keeps none."""
@@ -63,14 +53,14 @@ class Runs(Protocol):
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
-    ) -> BenchmarkRun:
+    ) -> records.BenchmarkRun:
         """Start a benchmark run. One attempt, as `start_run`."""
 
-    async def benchmark_run(self, run_id: str) -> BenchmarkRun: ...
+    async def benchmark_run(self, run_id: str) -> records.BenchmarkRun: ...
 
     async def list_benchmark_runs(
         self, *, benchmark: str | None = None, state: str | None = None
-    ) -> list[BenchmarkRun]:
+    ) -> list[records.BenchmarkRun]:
         """Every benchmark run, or those of one benchmark or in one state."""
 
     async def complete_benchmark_run(self, run_id: str) -> None:
@@ -87,19 +77,19 @@ class Runs(Protocol):
         name: str,
         metadata: Mapping[str, str],
         keep_alive: int,
-        needs: Needs,
+        needs: records.Needs,
         key: str,
-    ) -> ScenarioRun:
+    ) -> records.ScenarioRun:
         """Start a run and boot its devbox, which ends by itself after `keep_alive` seconds.
 
         One attempt: it is not repeated here, because a caller that waits for another try should hold nothing.
         """
 
-    async def run(self, run_id: str) -> ScenarioRun: ...
+    async def run(self, run_id: str) -> records.ScenarioRun: ...
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
-    ) -> list[ScenarioRun]:
+    ) -> list[records.ScenarioRun]:
         """Every scenario run, or those of one benchmark run, of one scenario, or in one state."""
 
     async def agent_begins(self, run_id: str) -> bool:
@@ -107,18 +97,18 @@ class Runs(Protocol):
 
     async def agent_ended(
         self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
-    ) -> Settlement | None:
+    ) -> records.Settlement | None:
         """Have the devbox settled after its agent ended, for a scoring that is `declared`, `separate`, `shared` or
         `live`. None where the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
         """
 
-    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+    async def score(self, run_id: str, *, key: str) -> records.ScenarioRun:
         """Start the scoring of a run that is `running` or `failed` and whose devbox lives; returns at once.
 
         Raises Conflicted for any other run; a run that is scoring or scored may be answered as it is instead.
         """
 
-    async def wait_scored(self, run_id: str) -> ScenarioRun:
+    async def wait_scored(self, run_id: str) -> records.ScenarioRun:
         """Wait while the run is `scoring`; returns it in the state that follows."""
 
     async def complete(self, run_id: str) -> None:
@@ -134,12 +124,12 @@ class Runs(Protocol):
 class Devboxes(Protocol):
     """Devboxes, from their boot to their end."""
 
-    async def wait_running(self, devbox_id: str) -> Devbox:
+    async def wait_running(self, devbox_id: str) -> records.Devbox:
         """Wait until the devbox runs. Raises DevboxFailed if it never will, AgentSetupFailed if its install failed."""
 
-    async def devbox(self, devbox_id: str) -> Devbox: ...
+    async def devbox(self, devbox_id: str) -> records.Devbox: ...
 
-    async def list_devboxes(self) -> list[Devbox]:
+    async def list_devboxes(self) -> list[records.Devbox]:
         """Every devbox that has not ended."""
 
     async def shutdown(self, devbox_id: str) -> None:
@@ -152,10 +142,10 @@ class Devboxes(Protocol):
 class Executions(Protocol):
     """Commands and files in a devbox. What needs a living devbox raises DevboxLost if it has ended or is unknown."""
 
-    async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
+    async def execute(self, devbox_id: str, command: str, *, key: str) -> records.Execution:
         """Start a shell command; returns at once."""
 
-    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> records.Execution:
         """Wait until a command has ended. One that ended before its devbox did has its exit status for good."""
 
     def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
@@ -209,5 +199,5 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
     async def leave(self, client: str) -> None:
         """Say that this client works no more."""
 
-    async def check(self, needs: Needs) -> None:
+    async def check(self, needs: records.Needs) -> None:
         """Raise UsageError if devboxes cannot have what is needed; create what that takes (network policies)."""

@@ -8,25 +8,17 @@ nothing: a mistyped command looks like an honest 0. Pure: the caller brings the 
 from collections import Counter
 from collections.abc import Iterable
 
-from orchestrator.core.errors import (
-    AgentSetupFailed,
-    DevboxFailed,
-    Missing,
-    StageTimeout,
-    SweepError,
-    Throttled,
-    Unavailable,
-)
+from orchestrator.core import errors
 from orchestrator.core.ledger import Trial
 from orchestrator.core.printable import shortened
 from orchestrator.core.records import Flag, Outcome
 from orchestrator.core.stages import Stage
 
 #: What is no trial's fault, by stage.
-_KINDS: dict[Stage, tuple[type[SweepError], ...]] = {
-    Stage.START: (Throttled, Unavailable, Missing, StageTimeout),
-    Stage.BOOT: (DevboxFailed, AgentSetupFailed, StageTimeout),
-    Stage.PREPARE: (AgentSetupFailed, StageTimeout),
+_KINDS: dict[Stage, tuple[type[errors.SweepError], ...]] = {
+    Stage.START: (errors.Throttled, errors.Unavailable, errors.Missing, errors.StageTimeout),
+    Stage.BOOT: (errors.DevboxFailed, errors.AgentSetupFailed, errors.StageTimeout),
+    Stage.PREPARE: (errors.AgentSetupFailed, errors.StageTimeout),
 }
 
 
@@ -46,14 +38,16 @@ class Breaker:
             self._refused_at = None
         del self._in_a_row[_series(stage, arm)]
 
-    def failed(self, error: SweepError, stage: Stage | None, arm: str, *, now: float, is_busy: bool) -> str | None:
+    def failed(
+        self, error: errors.SweepError, stage: Stage | None, arm: str, *, now: float, is_busy: bool
+    ) -> str | None:
         """Count a failure of an attempt; returns why the sweep should stop, or None.
 
         `now` is in seconds of any clock that does not go back; `is_busy` is whether other attempts hold devboxes.
         """
         if stage is None or not isinstance(error, _KINDS.get(stage, ())):
             return None
-        if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
+        if isinstance(error, errors.AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
             stage = Stage.PREPARE
         words = shortened(error.message, 400)
         if stage is not Stage.START:
@@ -65,7 +59,7 @@ class Breaker:
                 return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
             return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
 
-        is_full = isinstance(error, Throttled)
+        is_full = isinstance(error, errors.Throttled)
         if self._refused_at is None or (is_full and is_busy):
             self._refused_at = now
         minutes = (now - self._refused_at) / 60
@@ -73,7 +67,7 @@ class Breaker:
             return None
         if is_full:
             return f"the endpoint has granted no run for {minutes:.0f} minutes: {words}. Have the quota raised"
-        if isinstance(error, Missing):
+        if isinstance(error, errors.Missing):
             return f"something that trials need has been missing for {minutes:.0f} minutes: {words}. Put it back"
         return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. Check that it is up"
 

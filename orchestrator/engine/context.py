@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from orchestrator.agentkit.agent import Agent, Result
+from orchestrator.core import records
 from orchestrator.core.config import ArmConfig, SweepConfig
 from orchestrator.core.errors import InternalError
 from orchestrator.core.events import Sink
 from orchestrator.core.ledger import Ledger
-from orchestrator.core.records import (
-    Failure,
-    Flag,
-    Outcome,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    TrialKey,
-    path_part,
-)
 from orchestrator.core.stages import Stage
 from orchestrator.endpoint.protocols import Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
@@ -54,7 +45,7 @@ class Arm:
     def name(self) -> str:
         return self.config.name
 
-    def summary_of(self, scenario: ScenarioSummary) -> ScenarioSummary:
+    def summary_of(self, scenario: records.ScenarioSummary) -> records.ScenarioSummary:
         """A scenario with the agent's time limit where it has none of its own."""
         return scenario if scenario.agent_timeout else replace(scenario, agent_timeout=self.agent.time_limit)
 
@@ -72,16 +63,16 @@ class Context:
     limits: Limits
     folder: Path
     arms: Mapping[str, Arm]
-    scenarios: Mapping[str, ScenarioSummary]
+    scenarios: Mapping[str, records.ScenarioSummary]
     #: None where scenarios are run by themselves.
     benchmark_runs: BenchmarkRuns | None
     remote: Remote
     #: A uniform random number in [0, 1), for jitter.
     dice: Callable[[], float]
     #: The number of times that each trial was deferred since this process began.
-    delays: Counter[TrialKey] = field(default_factory=Counter)
+    delays: Counter[records.TrialKey] = field(default_factory=Counter)
     #: The trials that workers are trying.
-    in_flight: set[TrialKey] = field(default_factory=set)
+    in_flight: set[records.TrialKey] = field(default_factory=set)
     breaker: Breaker = field(default_factory=Breaker)
     silence: Silence
     #: Masks the secrets of all arms: nothing that we write has them.
@@ -89,11 +80,11 @@ class Context:
     #: Seconds since 1970 by the clock of events.
     now: Callable[[], float] = now
 
-    def has(self, key: TrialKey) -> bool:
+    def has(self, key: records.TrialKey) -> bool:
         """Tell whether the sweep still asks for a trial."""
         return key.scenario in self.scenarios and key.arm in self.arms and key.number <= self.config.trials
 
-    def summary(self, key: TrialKey) -> ScenarioSummary:
+    def summary(self, key: records.TrialKey) -> records.ScenarioSummary:
         """A trial's scenario, with the time that its agent has."""
         return self.arms[key.arm].summary_of(self.scenarios[key.scenario])
 
@@ -102,11 +93,11 @@ class Context:
 class AttemptState:
     """The state of one attempt, filled in stage by stage."""
 
-    key: TrialKey
+    key: records.TrialKey
     number: int
     sweep: str
     arm: Arm
-    summary: ScenarioSummary
+    summary: records.ScenarioSummary
     folder: Path
     redactor: Redactor = NO_SECRETS
     stage: Stage | None = None
@@ -114,13 +105,13 @@ class AttemptState:
     has_score: bool = False
     #: True if an earlier process may have started the run without journaling its id.
     is_again: bool = False
-    scenario: Scenario | None = None
+    scenario: records.Scenario | None = None
     benchmark_run: str | None = None
-    run: ScenarioRun | None = None
+    run: records.ScenarioRun | None = None
     workspace: DevboxWorkspace | None = None
     result: Result | None = None
     scorings: int = 0
-    flags: list[Flag] = field(default_factory=list)
+    flags: list[records.Flag] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     #: The connections that its devbox made and was refused, by host; None where that is not known.
     network: dict[str, Mapping[str, int] | None] = field(default_factory=lambda: {"reached": None, "refused": None})
@@ -152,7 +143,7 @@ class AttemptState:
         await persist(write)
         self.list_file(label, path)
 
-    def flag(self, flag: Flag) -> None:
+    def flag(self, flag: records.Flag) -> None:
         """Add a flag, once."""
         if flag not in self.flags:
             self.flags.append(flag)
@@ -161,9 +152,16 @@ class AttemptState:
         self.files[label] = str(path.relative_to(self.folder.parents[4]))
 
 
-def attempt_folder(folder: Path, key: TrialKey, scenario: str, number: int) -> Path:
+def attempt_folder(folder: Path, key: records.TrialKey, scenario: str, number: int) -> Path:
     """`trials/<scenario>/<arm>/<n>/attempt-<k>` below the run folder."""
-    return folder / "trials" / path_part(scenario) / path_part(key.arm) / str(key.number) / f"attempt-{number}"
+    return (
+        folder
+        / "trials"
+        / records.path_part(scenario)
+        / records.path_part(key.arm)
+        / str(key.number)
+        / f"attempt-{number}"
+    )
 
 
 def given(value: T | None, what: str) -> T:
@@ -173,7 +171,9 @@ def given(value: T | None, what: str) -> T:
     return value
 
 
-def compose_result(ctx: Context, state: AttemptState, outcome: Outcome, failure: Failure | None) -> Mapping[str, Any]:
+def compose_result(
+    ctx: Context, state: AttemptState, outcome: records.Outcome, failure: records.Failure | None
+) -> Mapping[str, Any]:
     """Compose the line of results.jsonl: everything about a finished trial, readable without any other file.
 
     `started` is when the first of its attempts began, `finished` when the line was made, both by the journal's clock.
@@ -210,7 +210,7 @@ def compose_result(ctx: Context, state: AttemptState, outcome: Outcome, failure:
         "started": _moment(trial.began if trial and trial.began is not None else now),
         "finished": _moment(now),
         "outcome": outcome,
-        "score": run.score if run and outcome is Outcome.SCORED else None,
+        "score": run.score if run and outcome is records.Outcome.SCORED else None,
         "scorers": [
             {"name": scorer.name, "score": scorer.score, "state": scorer.state}
             for scorer in (run.scorers if run else ())

@@ -26,18 +26,7 @@ from orchestrator.agentkit.trajectory import convert
 from orchestrator.core.errors import DevboxLost, WorldError
 from orchestrator.core.printable import printable
 from orchestrator.core.records import Flag, Settlement
-from orchestrator.engine.artifacts.scripts import (
-    GATHER,
-    GROUPS,
-    PATCH_S,
-    PIECE,
-    VERIFIER,
-    packing,
-    packing_verifier,
-    patching,
-    settled_patching,
-    snapshot,
-)
+from orchestrator.engine.artifacts import scripts
 from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
 from orchestrator.engine.context import LOG, AttemptState, Context, given
 from orchestrator.engine.redact import Redactor
@@ -53,7 +42,7 @@ MAX_CHANGES: Final = 8 << 20
 CONVERTED: Final = "trajectory.json"
 #: What is said of what came home, by its name among the result's files.
 NOTES: Final = {"left_out": "LEFT-OUT.txt", "renamed": "RENAMED.txt", "masked": "MASKED.txt"}
-_PIECE_NAME: Final = re.compile(rf"({'|'.join([*GROUPS, VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
+_PIECE_NAME: Final = re.compile(rf"({'|'.join([*scripts.GROUPS, scripts.VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
 _PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
 #: Where a masked byte is worth a flag: these are to be as they were.
 _EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
@@ -65,7 +54,7 @@ async def take_snapshot(state: AttemptState) -> None:
     """Note the state of the devbox's files before the agent begins. Raises DevboxLost and nothing else."""
     workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     try:
-        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATCH_S)
+        ended = await workspace.tend("snapshot", scripts.snapshot(**_places(workspace)), timeout=scripts.PATCH_S)
     except DevboxLost:
         raise
     except WorldError as error:
@@ -123,22 +112,22 @@ class _Coming:
 
     async def clear(self) -> None:
         """Remove what an earlier process collected: all of it is collected again."""
-        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *GROUPS, VERIFIER):
+        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *scripts.GROUPS, scripts.VERIFIER):
             await persist(partial(clear, self._state.folder / name))
 
     async def patch(self) -> None:
         found, workspace = self._settlement, self._workspace
         if found is None:
-            script = patching(self._limits.file, **_places(workspace))
+            script = scripts.patching(self._limits.file, **_places(workspace))
         else:
-            script = settled_patching(
+            script = scripts.settled_patching(
                 self._limits.file,
                 evidence=found.evidence,
                 prepared=found.prepared,
                 scratch=workspace.scratch,
                 directory=workspace.working_directory,
             )
-        told = await self._tend("patch", script, PATCH_S)
+        told = await self._tend("patch", script, scripts.PATCH_S)
         self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
         for line in told.get("left", ()):
             self._said["left_out"].add(f"{PATCH_FILE}: {line}")
@@ -169,14 +158,14 @@ class _Coming:
 
     async def files(self) -> None:
         """The folders, packed together."""
-        script = packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
-        await self._folders(GATHER, script, GROUPS)
+        script = scripts.packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
+        await self._folders(scripts.GATHER, script, scripts.GROUPS)
 
     async def verifier(self) -> None:
         """The files that scorers left."""
-        await persist(partial(clear, self._state.folder / VERIFIER))
-        script = packing_verifier(self._limits, **_places(self._workspace))
-        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._state.scorings}")
+        await persist(partial(clear, self._state.folder / scripts.VERIFIER))
+        script = scripts.packing_verifier(self._limits, **_places(self._workspace))
+        await self._folders(scripts.VERIFIER, script, [scripts.VERIFIER], again=f"-{self._state.scorings}")
 
     async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
         """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
@@ -249,7 +238,7 @@ class _Coming:
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
         """Join the pieces of an archive. It still has secrets, so the file has no name."""
         with await persist(lambda: tempfile.TemporaryFile(dir=self._state.folder)) as file:
-            size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
+            size, most = 0, self._limits.room + scripts.PIECE  # what the script was to pack; it may have been another's
             for name in names:
                 async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
                     async for piece in pieces:
