@@ -34,8 +34,8 @@ class Definitions(Protocol):
     ) -> list[records.ScenarioSummary]:
         """The benchmark's scenarios, in its order: all, or the first `at_most` of them.
 
-        Those that cannot run say so, where the endpoint tells, and are missing elsewhere. A scenario that the globs
-        leave out is listed too, but may have nothing except its name, because the endpoint need not read it.
+        Those that cannot run are marked as `unsupported` by endpoints of ours, and missing elsewhere. A scenario that
+        the globs leave out is listed too, but may have only its id and name, because the endpoint need not read it.
         """
 
     async def scenario(self, scenario_id: str) -> records.Scenario: ...
@@ -93,13 +93,14 @@ class Runs(Protocol):
         """Every scenario run, or those of one benchmark run, of one scenario, or in one state."""
 
     async def agent_begins(self, run_id: str) -> bool:
-        """Have the state of a run's devbox noted before its agent starts. False where the endpoint cannot."""
+        """Note the state of a run's devbox before its agent starts. False if the endpoint cannot."""
 
     async def agent_ended(
         self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
     ) -> records.Settlement | None:
-        """Have the devbox settled after its agent ended, for a scoring that is `declared`, `separate`, `shared` or
-        `live`. None where the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
+        """Settle the devbox after its agent ended, for a `scoring` that is declared, separate, shared or live.
+
+        None if the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
         """
 
     async def score(self, run_id: str, *, key: str) -> records.ScenarioRun:
@@ -167,7 +168,7 @@ class Executions(Protocol):
 
 
 class Resources(Runs, Devboxes, Protocol):
-    """Whatever a sweep can leave behind on an endpoint."""
+    """Everything that a sweep can leave behind on an endpoint."""
 
 
 class Endpoint(Definitions, Resources, Executions, Protocol):
@@ -185,7 +186,7 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
         """Make a cheap call; returns when the endpoint answers."""
 
     async def features(self) -> frozenset[str]:
-        """What it can do beyond the published protocol, such as `installs`; nothing, for a foreign endpoint."""
+        """Its abilities beyond the published protocol, such as `installs`; none, for a foreign endpoint."""
 
     async def notices(self) -> Sequence[str]:
         """Sentences that its users should read before they use its devboxes; none, for a foreign endpoint."""

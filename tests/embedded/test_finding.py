@@ -19,7 +19,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from orchestrator.core.errors import UsageError
-from orchestrator.endpoint.embedded_service import Address, _loopback
+from orchestrator.endpoint.embedded_service import Address, loopback_client
 from tests.waiting import until
 
 from .conftest import Place
@@ -266,7 +266,7 @@ async def test_a_redirection_is_not_followed(place: Place) -> None:
     heard: list[bytes] = []
     true = b"http://127.0.0.1:1/v1/sweep/proof"
     head = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: " + true + b"\r\ncontent-length: 0\r\n\r\n"
-    async with impostor(place, head, heard), _loopback() as http:
+    async with impostor(place, head, heard), loopback_client() as http:
         assert await Address.read(http, place.state) is None
     assert len(heard) == 1
 
