@@ -13,7 +13,7 @@
     │   ├── DevboxFailed        never became ready
     │   ├── DevboxLost          died, or was shut down, under us
     │   ├── RunLost             the scenario run was canceled or ended by somebody else
-    │   ├── Interrupted         we were stopped, or died, and nothing of the attempt can go on; not counted
+    │   ├── Interrupted         we were stopped, or died, and the attempt cannot be resumed; not counted
     │   ├── StageTimeout        a stage other than `solve` ran out of time
     │   └── AllowanceUsedUp     a devbox waited for its agent's turn until its own time ran short; not counted
     ├── AgentError              the agent's: an outcome, not retried unless asked
@@ -108,7 +108,7 @@ class RunLost(WorldError):
 
 
 class Interrupted(WorldError):
-    """We were stopped, or died, and nothing of the attempt can go on."""
+    """We were stopped, or died, and the attempt cannot be resumed."""
 
 
 class StageTimeout(WorldError):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-#: What sets colours and weights, and nothing else (ECMA-48, SGR).
+#: Sequences that set colours and weights, and nothing else (ECMA-48, SGR).
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;:]*m")
 
 

@@ -186,7 +186,7 @@ class Policies:
         self._client = client
         self._asking = anyio.Lock()
         self._ids: dict[str, str] = {}
-        #: Why the endpoint has no policies, once it has said so.
+        #: The reason of an endpoint that has no policies, once it gave it.
         self._refusal = ""
 
     async def check(self, needs: Needs) -> None:

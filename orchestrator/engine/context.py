@@ -28,7 +28,7 @@ from orchestrator.rundir.journal import now
 
 T = TypeVar("T")
 
-#: What the agent prints, in the attempt's folder.
+#: The agent's output, in the attempt's folder.
 LOG: Final = "agent.log"
 #: The version of the keys of a result.
 RESULT_SCHEMA: Final = 1

@@ -29,7 +29,7 @@ MIN_BYTES: Final = 6
 MIN_CHARACTERS_IN_FILES: Final = 8
 MAX_WORD_CHARACTERS: Final = 12
 _MASK: Final = b"*"
-#: Where a value may begin in the groups of three bytes that base64 takes.
+#: Offsets of a value in the groups of three bytes that base64 encodes.
 _ALIGNMENTS: Final = range(3)
 
 

@@ -1,4 +1,4 @@
-"""The stages of an attempt as one table: what each does, its time limit, what follows, and what a crash or error means.
+"""The stages of an attempt as one table: its work, time limit and successor, and the effect of a crash or an error.
 
 A stage's function does its work on the endpoint, fills in the state of the attempt, and returns facts worth a journal
 line. It runs inside its limit and raises the errors of `errors.py`; `lifecycle` journals, retries and releases.
@@ -40,9 +40,9 @@ async def _fail(_ctx: Context, _state: AttemptState, error: errors.SweepError) -
 class StageEntry:
     """One stage in the table.
 
-    `limit` gives its seconds. `next` follows it, unless the run has its result by then. `on_resume` says where a new
-    process resumes an attempt that it finds in this stage, None if it cannot. Errors of the types `catches` go to
-    `on_error`, which raises, or returns whether to take the stage again; if not, the attempt goes on with what follows.
+    `limit` gives its seconds. `next` follows it, unless the run has its result by then. `on_resume` gives the stage in
+    which a new process resumes an attempt that it finds in this one, None if it cannot. Errors of the types `catches`
+    go to `on_error`: it raises, returns true to take the stage again, or false to continue with the next one.
     """
 
     run: Callable[[Context, AttemptState], Awaitable[Facts]]

@@ -47,7 +47,7 @@ class Watchdog:
         self._is_asked = False
         #: The last turn of the loop before it got stuck; None while it turns.
         self._stuck_since: float | None = None
-        #: What people should know of it; kept after it is over.
+        #: The latest standstill, for people; kept after it is over.
         self.notice: str | None = None
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The journal: read, recovered after a crash, and written by a thread while the event loop goes on.
+"""The journal: read, recovered after a crash, and written by a thread beside the event loop.
 
 The thread writes the journal first, results after it, and then informs the event loop. A disk that refuses is tried
 again every second, with everything that has to be written, while the callers wait. When it is full the ballast is given

@@ -114,7 +114,7 @@ def test_the_third_leaves_at_once_though_nothing_else_works(manner: str) -> None
     process.send(signal.SIGINT)
     assert process.line().startswith("draining")
     for _ in range(2):
-        time.sleep(3 * shutdown.AT_ONCE_S)  # what comes at once counts as one
+        time.sleep(3 * shutdown.SAME_SIGNAL_S)  # what comes at once counts as one
         process.send(signal.SIGINT)
     assert process.line() == "left"
     assert process.end(2) == 130
