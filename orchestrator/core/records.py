@@ -41,7 +41,7 @@ class Flag(StrEnum):
     LOG_INCOMPLETE = "log_incomplete", "some of the agent's output never arrived"
     LOG_TRUNCATED = "log_truncated", "the agent printed too much: the middle of its output is left out"
     NO_PATCH = "no_patch", "there is no `patch.diff`: `LEFT-OUT.txt` says why"
-    GATHER_INCOMPLETE = "gather_incomplete", "a part of what the agent left did not come home: `sweep.log` says why"
+    GATHER_INCOMPLETE = "gather_incomplete", "a part of the agent's files could not be collected: `sweep.log` says why"
     GATHER_TRUNCATED = "gather_truncated", "something is left out: `LEFT-OUT.txt` says what and why"
     SECRETS_MASKED = "secrets_masked", "a secret is masked in the patch or in an artifact, which is not as it was"
     TRAJECTORY_UNREAD = "trajectory_unread", "the trajectory could not be converted"

@@ -19,7 +19,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Outcome, TrialKey
-from orchestrator.core.stages import Stage
+from orchestrator.core.stages import DOING, Stage
 from orchestrator.view import console
 from orchestrator.view.report import as_json, as_table, duration, number, report
 
@@ -34,16 +34,6 @@ SLOW: Final = 2.0
 SLOW_START: Final = 10.0
 #: Phases in which trials finish, or what is in flight is told of.
 TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
-#: What an attempt does in a stage.
-DOING: Final = {
-    Stage.START: "starting",
-    Stage.BOOT: "booting",
-    Stage.PREPARE: "installing",
-    Stage.SOLVE: "solving",
-    Stage.GATHER: "bringing files home",
-    Stage.SCORE: "scoring",
-    Stage.RELEASE: "releasing",
-}
 #: Columns of the table where there is no terminal to measure.
 LINE: Final = 200
 

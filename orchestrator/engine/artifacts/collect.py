@@ -83,7 +83,7 @@ async def collect(ctx: Context, state: AttemptState, settlement: Settlement | No
         except WorldError as error:
             missing = error
         except (OSError, ValueError) as error:  # also: larger than it can be
-            missing = WorldError(f"what came home could not be kept: {error}")
+            missing = WorldError(f"the collected files could not be kept: {error}")
     if missing is not None:
         raise missing
 
