@@ -113,13 +113,28 @@ class AppendFile:
                 file.close()
 
     def _open(self) -> FileIO:
+        """Open the file, and cut off anything after the content that was written.
+
+        Raises FileChanged if it has not that content; only a new file needs to be read. Another file may be a copy that
+        is being put back: the first time that is FileNotFoundError.
+        """
         try:
             self._file = file = FileIO(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC), "a")
         except FileNotFoundError:
             raise self._gone() from None
         try:
-            self._check(os.fstat(file.fileno()))
-            os.ftruncate(file.fileno(), self.checksum.size)
+            status = os.fstat(file.fileno())
+            inode, size = (status.st_dev, status.st_ino), self.checksum.size
+            is_new = self._inode not in {None, inode}
+            if status.st_size < size or (
+                is_new and Checksum().read(self.path, size).digest() != self.checksum.digest()
+            ):
+                before, self._stranger = self._stranger, (*inode, status.st_size)
+                if is_new and before != self._stranger:
+                    raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
+                raise self._changed(status.st_size)
+            self._inode = inode
+            os.ftruncate(file.fileno(), size)
         except (OSError, FileChanged):
             self._close_file()
             raise
@@ -127,22 +142,6 @@ class AppendFile:
             self._deleted.close()
             self._deleted = None
         return file
-
-    def _check(self, status: os.stat_result) -> None:
-        """Raise FileChanged if the file has not the content that was written; only a new file needs to be read.
-
-        Another file may be a copy that is being put back: the first time that is FileNotFoundError.
-        """
-        inode = (status.st_dev, status.st_ino)
-        is_new = self._inode not in {None, inode}
-        if status.st_size < self.checksum.size or (
-            is_new and Checksum().read(self.path, self.checksum.size).digest() != self.checksum.digest()
-        ):
-            before, self._stranger = self._stranger, (*inode, status.st_size)
-            if is_new and before != self._stranger:
-                raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
-            raise self._changed(status.st_size)
-        self._inode = inode
 
     def _changed(self, size: int) -> "FileChanged":
         return FileChanged(
