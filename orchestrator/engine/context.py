@@ -81,7 +81,7 @@ class Context:
     now: Callable[[], float] = now
 
     def has(self, key: records.TrialKey) -> bool:
-        """Tell whether the sweep still asks for a trial."""
+        """Tell if a trial is still part of the sweep."""
         return key.scenario in self.scenarios and key.arm in self.arms and key.number <= self.config.trials
 
     def summary(self, key: records.TrialKey) -> records.ScenarioSummary:

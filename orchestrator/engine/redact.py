@@ -210,7 +210,7 @@ def _guises(value: str) -> Iterator[bytes]:
 
 
 def _is_word(value: str) -> bool:
-    """Tell whether `value` is a common word: a program's name, a placeholder, a yes or no."""
+    """Tell if `value` is a common word: a program's name, a placeholder, a yes or no."""
     is_plain = value.isalpha() and (value.islower() or value.isupper() or value.istitle())
     return len(value) < MIN_CHARACTERS_IN_FILES or (is_plain and len(value) <= MAX_WORD_CHARACTERS)
 

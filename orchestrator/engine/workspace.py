@@ -1,8 +1,9 @@
 """The devbox as an agent uses it, and the small script in the devbox that makes an agent run at most once.
 
-The script takes a marker folder first: whoever finds it taken waits for the first run instead of starting another, so
-that no endpoint can start an agent twice. It ends the agent at its time limit with all it started, whether we watch or
-not, and records how it ended. Environment values travel in a file that the script reads and removes, never in argv.
+The script takes a marker folder first: if it is taken, it waits for the first run instead of starting another, so that
+no endpoint can start an agent twice. It ends the agent at its time limit with all its processes, also while nothing
+watches it, and records how it ended. Values of variables travel in a file that the script reads and removes, never in
+argv.
 
 Nothing is believed that a proxy between us and the devbox could have said in its place: a command checks first that
 the files that were written for it are there, and an agent has ended when the script's own record says so.
@@ -35,7 +36,7 @@ from orchestrator.engine.redact import NO_SECRETS, Redactor
 BACKSTOP_S: Final = 60.0
 #: The end of an agent's log that its result quotes.
 TAIL_BYTES: Final = 20_000
-#: Seconds for ending a command that nobody waits for any more.
+#: Seconds for killing a command whose caller was canceled.
 KILL_GRACE_S: Final = 1.0
 #: Seconds that the output of an ended agent may stand still before it is given up, and take altogether.
 OUTPUT_IDLE_S: Final = 15.0
