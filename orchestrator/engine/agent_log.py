@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from orchestrator.core.printable import shortened
 from orchestrator.engine.redact import Redactor
-from orchestrator.rundir.files import persist
+from orchestrator.rundir.files import persist, write_all
 
 #: The size of a log; half of it is for the beginning.
 MAX_BYTES: Final = 64 << 20
@@ -110,7 +110,8 @@ class AgentLog:
         assert self._file is not None, "the log is not open"
         if self.length + len(piece) > self._limit:
             self._cut(self._file)
-        _write_at(self._file, self.length, piece)
+        self._file.seek(self.length)
+        write_all(self._file, piece)
         self.length += len(piece)
 
     def _cut(self, file: FileIO) -> None:
@@ -123,7 +124,8 @@ class AgentLog:
         end = bytearray()
         while len(end) < kept and (read := file.read(kept - len(end))):
             end += read
-        _write_at(file, self._head, note + end)
+        file.seek(self._head)
+        write_all(file, note + end)
         file.truncate()
         self.length, self._left_out = file.tell(), left_out
         self.cuts += 1
@@ -150,10 +152,3 @@ def telling_line(path: Path) -> str:
 
 def _note(left_out: int) -> bytes:
     return f"\n[sweep: {left_out:015,d} bytes are left out here]\n".encode()
-
-
-def _write_at(file: FileIO, position: int, data: bytes) -> None:
-    file.seek(position)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
