@@ -10,14 +10,14 @@ from math import inf
 from typing import Any, ClassVar, Final, Self
 
 from orchestrator.core import events
-from orchestrator.core.errors import InternalError
+from orchestrator.core.errors import InternalError, Interrupted, Unsupported
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage, move
 
 #: The class of a failure that is nobody's: we were stopped, or died.
-INTERRUPTED: Final = "Interrupted"
+INTERRUPTED: Final = Interrupted.__name__
 #: The class of a failure that is known before anything is tried.
-UNSUPPORTED: Final = "Unsupported"
+UNSUPPORTED: Final = Unsupported.__name__
 #: The part that is counted, at most, of a time in which no process watched the devboxes that were up.
 MAX_UNWATCHED_S: Final = 3600.0
 #: Characters of a failure's message that are kept.
