@@ -47,8 +47,9 @@ class Definitions(Protocol):
 class Runs(Protocol):
     """Benchmark runs and scenario runs.
 
-    A scenario run is `running`, then `scoring`, then `scored` or `failed`, at last `completed` or `canceled`. It fails
-    when its devbox ends before it has its score. A benchmark run completes by itself once every scenario has a result.
+    A scenario run is `running`, then `scoring`, then `scored` or `failed`, at last `completed` or `canceled`. If its
+    devbox ends before it has its score it is `failed`, or `timeout` if that was the end of the devbox's keep-alive. A
+    benchmark run completes by itself once every scenario has a result.
     """
 
     async def start_benchmark_run(

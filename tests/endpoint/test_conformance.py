@@ -499,7 +499,7 @@ async def test_a_devbox_ends_by_itself_after_its_keep_alive(subject: Subject) ->
     subject.need("keep_alive")
     run = await subject.start(keep_alive=1)
     await settled(partial(subject.status, run), "shutdown")
-    await settled(partial(subject.state, run), "failed")
+    await settled(partial(subject.state, run), "timeout")
 
 
 async def test_a_run_ends_with_its_devbox_unless_it_has_its_score(subject: Subject) -> None:
