@@ -45,9 +45,7 @@ SERVICE: Final = (
 #: What the service may use of the runner's.
 SHARED: Final = {"core.errors", "core.printable", "core.protocol", "common"}
 #: Names that two classes of a building still share; take out each that is renamed.
-SHARED_CLASS_NAMES: Final = {
-    *("BenchmarkRunState", "ChaosProvider", "Limits", "Rule", "State", "Stream"),
-}
+SHARED_CLASS_NAMES: Final = {"ChaosProvider", "State"}
 #: Module names that may occur twice, for the modules do the same for two packages; `logs` is still to be renamed.
 SHARED_MODULE_NAMES: Final = {"__init__", "__main__", "errors", "states", "logs"}
 #: Packages that name their modules after those of which they declare the commands or the routes.
