@@ -220,9 +220,9 @@ def _start(
     `file` is the sweep.toml that the configuration is from. Its relative paths are below `started_in`.
     """
     from orchestrator.commands import detach, dry_run, run_sweep
-    from orchestrator.core.selection import ask
+    from orchestrator.core.selection import parse
 
-    again, given = ask(retry or (), only or ()), variables_of(env_file)
+    again, given = parse(retry or (), only or ()), variables_of(env_file)
     begun = detach.claim(output)
     if is_detached and not is_dry and begun is None:
         raise typer.Exit(detach.start(output))

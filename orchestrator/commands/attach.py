@@ -14,8 +14,9 @@ import anyio
 from orchestrator.commands import exit_codes
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
+from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.sweep_index import Reader, as_typed, holder
+from orchestrator.rundir.sweep_index import as_typed, holder
 from orchestrator.view import console
 from orchestrator.view.formats import Format
 from orchestrator.view.progress import Progress

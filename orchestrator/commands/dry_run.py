@@ -18,10 +18,10 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
 from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
-from orchestrator.core.selection import Again, Fate, Verdict, verdicts
+from orchestrator.core.selection import Selection, TrialAction, TrialDecision, decisions
 from orchestrator.engine.context import Arm
-from orchestrator.rundir.run_folder import find_folder, refuse_elsewhere
-from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
+from orchestrator.rundir.journal import Reader
+from orchestrator.rundir.sweep_index import Holder, as_typed, find_folder, holder, refuse_elsewhere
 from orchestrator.service.definitions.catalog import Catalog, Choice
 from orchestrator.service.errors import BadRequest
 from orchestrator.view.console import print_record, say
@@ -36,7 +36,7 @@ NAMED: Final = 12
 _BATCH: Final = 200
 #: What the plan repeats of the configuration.
 LIMITS: Final = ("devboxes", "agents", "rate", "attempts", "deadline", "max_cost", "max_devbox_hours", "max_failures")
-ACTIVE: Final = (Fate.AGAIN, Fate.TAKE_UP, Fate.RUN)
+ACTIVE: Final = (TrialAction.AGAIN, TrialAction.TAKE_UP, TrialAction.RUN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +50,11 @@ class DryRun:
     why: str
     ledger: Ledger
     at_work: Holder | None
-    found: Sequence[Verdict]
+    found: Sequence[TrialDecision]
 
     @property
-    def counts(self) -> Mapping[Fate, int]:
-        return Counter(each.fate for each in self.found)
+    def counts(self) -> Mapping[TrialAction, int]:
+        return Counter(each.action for each in self.found)
 
     def records(self) -> list[Record]:
         config, plan = self.config, self.plan
@@ -75,7 +75,7 @@ class DryRun:
             "reaches": {each.name: each.network for each in plan.scenarios if each.network},
             "unsupported": {each.name: each.unsupported for each in plan.scenarios if each.unsupported},
             "skipped_unsupported": {each.name: each.unsupported for each in plan.left_out},
-            "counts": {fate.value: self.counts.get(fate, 0) for fate in Fate},
+            "counts": {fate.value: self.counts.get(fate, 0) for fate in TrialAction},
         }
         trials: list[Record] = [
             {
@@ -84,7 +84,7 @@ class DryRun:
                 "scenario_name": names[each.trial.scenario],
                 "arm": each.trial.arm,
                 "trial": each.trial.number,
-                "fate": each.fate,
+                "fate": each.action,
                 "why": each.why,
             }
             for each in self.found
@@ -135,21 +135,21 @@ class DryRun:
 
     def reasons(self) -> list[str]:
         """A line for each fate and reason: the number of trials, the reason, and the first of them."""
-        plan, groups = self.plan, dict[tuple[Fate, str], list[str]]()
+        plan, groups = self.plan, dict[tuple[TrialAction, str], list[str]]()
         names = {scenario.id: scenario.name for scenario in plan.scenarios}
         for each in self.found:
             key = each.trial
             arm = f" {key.arm}" if len(plan.arms) > 1 else ""
             label = f"{names[key.scenario]}{arm} #{key.number}" if plan.trials > 1 else f"{names[key.scenario]}{arm}"
-            groups.setdefault((each.fate, each.why), []).append(label)
-        order, lines = list(Fate), []
+            groups.setdefault((each.action, each.why), []).append(label)
+        order, lines = list(TrialAction), []
         for (fate, why), labels in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
             more = f" and {len(labels) - NAMED} more (--json names all)" if len(labels) > NAMED else ""
             lines.append(f"{fate:>10} {len(labels):>5}  {why}: {', '.join(labels[:NAMED])}{more}")
         return lines
 
 
-async def run(config: SweepConfig, *, runs: Path, again: Again, output: Format, given: Mapping[str, str]) -> int:
+async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Format, given: Mapping[str, str]) -> int:
     """Print what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     run_sweep.fit_open_files(config)
     run_sweep.deadline_of(config)
@@ -174,7 +174,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Again, output: Format, 
         why=found.why,
         ledger=ledger,
         at_work=holder(folder) if folder else None,
-        found=list(verdicts(plan, ledger, again)),
+        found=list(decisions(plan, ledger, again)),
     )
     if output.is_for_programs:
         for record in dry.records():

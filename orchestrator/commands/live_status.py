@@ -46,7 +46,7 @@ class LiveStatus:
         found = []
         if self.journal is not None and self.journal.trouble is not None:
             found.append(f"New work waits: {self.journal.trouble}")
-        if self.scheduler is not None and self.scheduler.is_feeding and not self.scheduler.is_calm:
+        if self.scheduler is not None and self.scheduler.is_feeding and self.scheduler.is_throttled:
             found.append("New work waits: the endpoint grants no run for now.")
         silent = self.ctx.silence.seconds if self.ctx is not None else 0.0
         if silent:

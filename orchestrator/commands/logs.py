@@ -21,8 +21,9 @@ from orchestrator.core.printable import coloured, shortened
 from orchestrator.core.records import Outcome, ScenarioSummary, TrialKey
 from orchestrator.engine.agent_log import is_cut
 from orchestrator.engine.context import LOG, attempt_folder
+from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.sweep_index import Reader, holder
+from orchestrator.rundir.sweep_index import holder
 from orchestrator.view.console import say, wait_writable
 from orchestrator.view.report import MESSAGE_WIDTH, number
 

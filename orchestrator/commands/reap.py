@@ -25,9 +25,9 @@ from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import Endpoint, Resources
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, Reader
 from orchestrator.rundir.manifest import lock_of, read_manifest
-from orchestrator.rundir.sweep_index import Holder, Reader, find, holder, sweeps
+from orchestrator.rundir.sweep_index import Holder, find, holder, sweeps
 from orchestrator.view.console import print_record, say
 from orchestrator.view.formats import Format
 

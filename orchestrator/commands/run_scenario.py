@@ -24,7 +24,7 @@ from orchestrator.engine.context import LOG, attempt_folder
 from orchestrator.engine.lifecycle import attempt
 from orchestrator.engine.redact import MaskingSink
 from orchestrator.rundir.journal import now
-from orchestrator.rundir.run_folder import make_folder
+from orchestrator.rundir.sweep_index import make_folder
 from orchestrator.view.console import print_log, say
 from orchestrator.view.report import duration, number
 

@@ -31,7 +31,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
-from orchestrator.core.selection import Again, Fate, named, verdicts
+from orchestrator.core.selection import Selection, TrialAction, decisions, named
 from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.budgets import Budgets, watch
@@ -39,18 +39,16 @@ from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
 from orchestrator.engine.lifecycle import finish_unsupported
-from orchestrator.engine.presence import Presence
 from orchestrator.engine.redact import NO_SECRETS, MaskingSink, Redactor
-from orchestrator.engine.remote_state import Remote
-from orchestrator.engine.scheduler import Scheduler, lanes_of
+from orchestrator.engine.remote_state import Presence, Remote
+from orchestrator.engine.scheduler import Scheduler, queues_of
 from orchestrator.engine.shutdown import Stopping, obeying_signals
-from orchestrator.engine.silence import Silence
 from orchestrator.engine.stage_table import needs_of
-from orchestrator.engine.watchdog import Watchdog
+from orchestrator.engine.watchdog import Silence, Watchdog
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
-from orchestrator.rundir.run_folder import choose_folder, refuse_elsewhere
+from orchestrator.rundir.sweep_index import choose_folder, refuse_elsewhere
 from orchestrator.view.console import leave_screen
 from orchestrator.view.formats import Format
 from orchestrator.view.progress import Progress, tell_slow_phases
@@ -59,7 +57,7 @@ from orchestrator.view.report import CHECK
 #: Open files of a devbox: a wait, a stream, a call and a log; and those that are open anyway.
 FILES_PER_DEVBOX: Final = 5
 FILES_OF_OURS: Final = 64
-NOTHING_AGAIN: Final = Again()
+NOTHING_AGAIN: Final = Selection()
 NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Not masked in any file, because the values are too short: {}."
 WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
@@ -146,7 +144,7 @@ async def run(
     runs: Path,
     output: Format,
     file: Path | None = None,
-    again: Again = NOTHING_AGAIN,
+    again: Selection = NOTHING_AGAIN,
     given: Mapping[str, str] = NOTHING_GIVEN,
     begun: Callable[[Path], None] = lambda _: None,
 ) -> int:
@@ -185,7 +183,7 @@ async def _run(
     runs: Path,
     output: Format,
     file: Path | None,
-    again: Again,
+    again: Selection,
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
@@ -229,11 +227,13 @@ async def _run(
                 redactor=redactor,
             )
             state.ctx, state.journal = ctx, journal
-            found = list(verdicts(plan, ledger, again)) if again else []
-            chosen = frozenset(each.trial for each in found if each.fate is not Fate.LEAVE) if again.only else plan
+            found = list(decisions(plan, ledger, again)) if again else []
+            chosen = (
+                frozenset(each.trial for each in found if each.action is not TrialAction.LEAVE) if again.only else plan
+            )
             await ctx.sink.append(
                 SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid()),
-                *(TrialReopened(trial=str(each.trial)) for each in found if each.fate is Fate.AGAIN),
+                *(TrialReopened(trial=str(each.trial)) for each in found if each.action is TrialAction.AGAIN),
             )
             begun(folder.path)
             progress = Progress(
@@ -473,9 +473,9 @@ async def _conduct(
         try:
             await finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
-            lanes = lanes_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
+            queues = queues_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
-            state.scheduler, state.step = Scheduler(lanes, state.stopping, left), ""
+            state.scheduler, state.step = Scheduler(queues, state.stopping, left), ""
             await run_all(ctx, state.scheduler, state.stopping)
             if ctx.remote.refusing:
                 progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))

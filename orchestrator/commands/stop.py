@@ -14,8 +14,9 @@ from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
 from orchestrator.engine.shutdown import NOW
+from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.sweep_index import Holder, Reader, as_typed, holder
+from orchestrator.rundir.sweep_index import Holder, as_typed, holder
 from orchestrator.view.console import say
 
 #: The time between two reports of what is waited for.

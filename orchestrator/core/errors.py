@@ -1,11 +1,11 @@
-"""Every failure this project speaks of, attributed to whoever caused it.
+"""Every failure of this project, as a tree whose branches say whose fault it was.
 
     SweepError
     ├── UsageError              the user's mistake: one line that names the fix, exit 2, nothing was spent
     │   └── SandboxUnavailable  this machine does not permit sandboxes
     ├── WorldError              the endpoint, the network, a devbox: retried with back-off, counted
     │   ├── Unavailable         no answer, a 5xx, or an answer that is not the endpoint's
-    │   ├── Throttled           429 or "quota"; knows how long to wait
+    │   ├── Throttled           429 or "quota"; may say how long to wait
     │   ├── Refused             a 4xx: this request will not be answered
     │   │   ├── Unauthorized    401 or 403: no request of ours will be
     │   │   ├── Missing         404: no such thing there
@@ -13,7 +13,7 @@
     │   ├── DevboxFailed        never became ready
     │   ├── DevboxLost          died, or was shut down, under us
     │   ├── RunLost             the scenario run was canceled or ended by somebody else
-    │   ├── Interrupted         we were stopped, or died, and nothing of the attempt can go on; not counted
+    │   ├── Interrupted         we were stopped, or died, and the attempt cannot be resumed; not counted
     │   ├── StageTimeout        a stage other than `solve` ran out of time
     │   └── AllowanceUsedUp     a devbox waited for its agent's turn until its own time ran short; not counted
     ├── AgentError              the agent's: an outcome, not retried unless asked
@@ -23,7 +23,7 @@
     ├── Unsupported             the scenario cannot run there: it was not tried
     ├── ScoringFault            a scorer's: scored again, the agent is not run again
     ├── SweepCanceled           somebody else canceled our benchmark run: an order to stop
-    ├── SweepHalted             the rest would fail like what failed: stop, and say what to mend
+    ├── SweepHalted             the other trials would fail in the same way: stop, and name the fix
     ├── JournalError            the run folder cannot be written or read: stop, the journal stays as it is
     └── InternalError           ours: stop loudly
 
@@ -41,14 +41,14 @@ class SweepError(Exception):
 
 
 def leaf(error: BaseException) -> BaseException:
-    """The first failure inside a task group's group of failures; any other error is itself."""
+    """The first failure in a task group's group of failures; any other error unchanged."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 class UsageError(SweepError):
-    """The user can mend this; the message says how."""
+    """The user can fix this; the message says how."""
 
 
 class SandboxUnavailable(UsageError):
@@ -64,9 +64,9 @@ class Unavailable(WorldError):
 
     def __init__(self, message: str = "", *, retry_after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
-        #: The HTTP status that somebody answered with, if somebody did.
+        #: The HTTP status of the answer, if there was one.
         self.status = status
-        #: Seconds the endpoint asked us to wait, if it did.
+        #: Seconds that the endpoint asked us to wait, if it did.
         self.retry_after = retry_after
 
 
@@ -75,7 +75,7 @@ class Throttled(WorldError):
 
     def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        #: Seconds the endpoint asked us to wait, if it did.
+        #: Seconds that the endpoint asked us to wait, if it did.
         self.retry_after = retry_after
 
 
@@ -104,11 +104,11 @@ class DevboxLost(WorldError):
 
 
 class RunLost(WorldError):
-    """The scenario run ended by somebody else's hand."""
+    """Somebody else ended the scenario run."""
 
 
 class Interrupted(WorldError):
-    """We were stopped, or died, and nothing of the attempt can go on."""
+    """We were stopped, or died, and the attempt cannot be resumed."""
 
 
 class StageTimeout(WorldError):
@@ -136,7 +136,7 @@ class AgentTimedOut(AgentError):
 
 
 class Unsupported(SweepError):
-    """A scenario asks for what its endpoint does not have, or its definition cannot be read."""
+    """The endpoint lacks something that a scenario needs, or the definition cannot be read."""
 
 
 class ScoringFault(SweepError):
@@ -148,7 +148,7 @@ class SweepCanceled(SweepError):
 
 
 class SweepHalted(SweepError):
-    """Too many failures that are no trial's fault; the message names the cause and the fix."""
+    """Too many failures that are no trial's fault. The message names the cause and the fix."""
 
 
 class JournalError(SweepError):

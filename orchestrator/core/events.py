@@ -1,9 +1,9 @@
-"""What can happen in a sweep, each as one line of its journal.
+"""The events of a sweep, each one line of its journal.
 
 Intents are written before the call they announce, facts after it. A kind this version does not know is kept as
 `Unknown` and skipped by the fold, so that an older version can read a newer journal of the same schema.
 
-| event | kind | when |
+| event | kind | meaning |
 |---|---|---|
 | sweep.opened | fact | a process opened the run folder |
 | benchmark_run.intended, .started, .ended | intent, fact, fact | each arm and trial number has its own benchmark run |
@@ -11,12 +11,12 @@ Intents are written before the call they announce, facts after it. A kind this v
 | run.started | fact | the scenario run and its devbox have ids |
 | execution.started | fact | the agent's command runs in the devbox and has an id |
 | agent.started | fact | the agent's process runs on this host |
-| output.kept | fact | every few seconds: how much of the agent's output is in its log, and from where to read on |
+| output.kept | fact | every few seconds: the length of the agent's log, and the next byte of its output to read |
 | stage.finished | fact | with seconds at work and seconds waiting for a turn |
-| attempt.ended | fact | without a score; whether the trial gets another attempt |
+| attempt.ended | fact | without a score; counted against the trial's attempts or not |
 | trial.finished | fact | the whole result line; durable before the devbox is released |
-| trial.reopened | intent | a finished trial is to be run again |
-| stray.found | intent | something of this sweep lives on the endpoint that no attempt needs; it is ended |
+| trial.reopened | intent | a finished trial will run again |
+| stray.found | intent | a run or devbox of this sweep on the endpoint that no attempt needs is ended |
 | sweep.ended | fact | and why |
 """
 
@@ -106,17 +106,15 @@ class StageFinished(AttemptEvent, frozen=True, kw_only=True, tag="stage.finished
     stage: Stage
     seconds: float
     waited: float = 0.0
-    #: What the stage found out, such as the agent's exit status.
+    #: Findings of the stage, such as the agent's exit status.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag="attempt.ended"):
-    #: `{class, message, stage}`, see `model.Failure`.
+    #: `{class, message, stage}`, see `records.Failure`.
     failure: Mapping[str, Any]
-    #: Whether it used up one of the trial's attempts.
+    #: True if it used up one of the trial's attempts.
     counted: bool
-    #: Seconds until the next attempt; None if there is none.
-    retry_in: float | None = None
 
 
 class TrialFinished(AttemptEvent, frozen=True, kw_only=True, tag="trial.finished"):
@@ -172,45 +170,40 @@ _DECODER: Final[Decoder[Event]] = Decoder(Known)
 
 
 def to_line(event: Event) -> bytes:
-    """The line of an event in the journal. Raises TypeError for a value that JSON has not."""
+    """Encode an event as a line of the journal. Raises TypeError for a value that JSON has not."""
     data = event.data if isinstance(event, Unknown) else {"event": event.kind} | structs.asdict(event)
     return orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def from_line(line: bytes) -> Event:
-    """The event of a line. Raises JournalError that says what is wrong with it."""
+    """Parse a line; `Unknown` for an event of a later version. Raises JournalError that says what is wrong with it."""
     try:
         return _DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # also of msgspec: not JSON, not UTF-8, a value amiss, all too deep
-        return _from_unusual(line, error)
-
-
-def _from_unusual(line: bytes, error: Exception) -> Unknown:
-    """An event of a later version, if it is one."""
-    try:
-        data = orjson.loads(line)
-    except orjson.JSONDecodeError as damage:
-        raise JournalError(str(damage)) from None
-    kind = data.get("event") if isinstance(data, dict) else None
-    if not isinstance(kind, str):
-        raise JournalError("an object with an `event` was expected")
-    if kind in KINDS:
-        raise JournalError(f"event {kind}: {error}")
-    return Unknown(at=data.get("at", 0.0), data=data)
+        try:
+            data = orjson.loads(line)
+        except orjson.JSONDecodeError as damage:
+            raise JournalError(str(damage)) from None
+        kind = data.get("event") if isinstance(data, dict) else None
+        if not isinstance(kind, str):
+            raise JournalError("an object with an `event` was expected") from None
+        if kind in KINDS:
+            raise JournalError(f"event {kind}: {error}") from None
+        return Unknown(at=data.get("at", 0.0), data=data)
 
 
 class Sink(Protocol):
-    """The one way for facts: everything that happens is appended here. The journal, or a list in a test."""
+    """The one road for facts: every event is appended here. The journal, or a list in a test."""
 
     async def append(self, *batch: Event) -> None:
         """Apply events to the ledger, and return when they and all before them are durable.
 
-        Raises what the ledger says of one that cannot follow, which is not written, and JournalError if the disk
-        refuses for too long. Whoever is canceled while it waits has them written all the same.
+        Raises the ledger's error for one that cannot follow, which is not written, and JournalError if the disk
+        refuses for too long. They are written also if the caller is canceled while it waits.
         """
 
     def append_nowait(self, *batch: Event) -> None:
-        """As `append`, without waiting: in the ledger now, durable no later than the next that somebody waits for."""
+        """Append without waiting: in the ledger now, durable no later than the next event that is waited for."""
 
     async def wait_writable(self) -> None:
-        """Wait while the disk refuses: nothing new begins meanwhile. Raises JournalError when it refuses for good."""
+        """Wait while the disk refuses, so that nothing new begins. Raises JournalError when it refuses for good."""

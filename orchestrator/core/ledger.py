@@ -1,4 +1,4 @@
-"""The only meaning of a journal: what its events add up to.
+"""The state of a sweep: the fold of its journal, and the only meaning of a journal.
 
 Progress, report, resume and tests read the same fold, so they cannot disagree; a crash is only "stop reading here".
 """
@@ -9,36 +9,19 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any, ClassVar, Final, Self
 
-from orchestrator.core.errors import InternalError
-from orchestrator.core.events import (
-    AgentStarted,
-    AttemptEnded,
-    AttemptEvent,
-    BenchmarkRunEnded,
-    BenchmarkRunIntended,
-    BenchmarkRunStarted,
-    Event,
-    ExecutionStarted,
-    OutputKept,
-    RunStarted,
-    StageEntered,
-    StageFinished,
-    SweepEnded,
-    SweepOpened,
-    TrialFinished,
-    TrialReopened,
-)
+from orchestrator.core import events
+from orchestrator.core.errors import InternalError, Interrupted, Unsupported
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage, move
 
 #: The class of a failure that is nobody's: we were stopped, or died.
-INTERRUPTED: Final = "Interrupted"
+INTERRUPTED: Final = Interrupted.__name__
 #: The class of a failure that is known before anything is tried.
-UNSUPPORTED: Final = "Unsupported"
-#: Seconds that are counted, at most, of the time in which no process watched the devboxes that were up.
-UNWATCHED: Final = 3600.0
-#: Characters that are kept of the message of a failure.
-WORDS: Final = 500
+UNSUPPORTED: Final = Unsupported.__name__
+#: The part that is counted, at most, of a time in which no process watched the devboxes that were up.
+MAX_UNWATCHED_S: Final = 3600.0
+#: Characters of a failure's message that are kept.
+MAX_MESSAGE: Final = 500
 
 
 @dataclass(slots=True)
@@ -52,19 +35,19 @@ class Attempt:
     run: str | None = None
     devbox: str | None = None
     execution: str | None = None
-    #: The host agent's process, and what tells it from a later one of that number.
+    #: The host agent's process, and its birth, which a later process of that number does not share.
     pid: int | None = None
     birth: str = ""
-    #: How much of the execution's output is in its log: the next byte to ask for, and the log's length then.
+    #: The next byte of the execution's output to read, and the length of the log that has all before it.
     offset: int = 0
     length: int = 0
-    #: How often its stage was entered in a row.
+    #: The number of times in a row that its stage was entered.
     entries: int = 0
-    #: The last stage that was finished, and what each found out and took.
+    #: The last stage that was finished; the facts of all stages, and the times of each.
     finished: Stage | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: When its devbox was up, by the journal's clock; None before, and after its release.
+    #: The time at which its devbox was up, by the journal's clock; None before, and after its release.
     up_since: float | None = None
 
     @property
@@ -77,19 +60,19 @@ class Attempt:
 
 @dataclass(slots=True)
 class Trial:
-    """What is known of one trial that has begun."""
+    """The state of one trial that has begun."""
 
     outcome: Outcome | None = None
     score: float | None = None
     flags: tuple[str, ...] = ()
-    #: How its agent ended; None where it ran out of time, or never ended.
+    #: The exit status of its agent; None if it ran out of time, or never ended.
     exit_status: int | None = None
-    #: When the first of the attempts that led to its result began, by the journal's clock.
+    #: The start of the first of the attempts that led to its result, by the journal's clock.
     began: float | None = None
-    #: How many attempts began, and how many of them count against the limit.
+    #: The number of attempts that began, and of those that count against the limit.
     attempts: int = 0
     counted: int = 0
-    #: The number of the last attempt that ended without a score, and how many were interrupted.
+    #: The last attempt that ended without a score, and the number of those that were interrupted.
     last_ended: int = 0
     interrupted: int = 0
     #: The attempt under way; None between attempts and after the release.
@@ -108,7 +91,7 @@ class Trial:
 
 
 @dataclass(slots=True)
-class BenchmarkRunState:
+class JournaledBenchmarkRun:
     """The benchmark run of one arm and trial number. `run` is None while it is only intended."""
 
     round: int = 1
@@ -133,23 +116,23 @@ class Ledger:
     LATEST = 5
 
     trials: dict[TrialKey, Trial] = field(default_factory=dict)
-    benchmark_runs: dict[tuple[str, int], BenchmarkRunState] = field(default_factory=dict)
+    benchmark_runs: dict[tuple[str, int], JournaledBenchmarkRun] = field(default_factory=dict)
     #: The finished trials, in the order they finished.
     finished: list[TrialKey] = field(default_factory=list)
     opened: int = 0
     ended: str | None = None
     stages: Counter[Stage] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    #: How many of the failed ones could not be tried at all.
+    #: The number of the failed trials that could not be tried at all.
     unsupported: int = 0
     latest_failures: list[Notice] = field(default_factory=list)
-    #: Attempts that were followed by another before their release was known to have happened.
+    #: Attempts that were followed by another before their release was journaled.
     leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
     #: US dollars that the agents of each arm report to have spent, in every attempt.
     costs: dict[str, float] = field(default_factory=dict)
     #: Input and output tokens that they report to have used, in every attempt too.
     tokens: dict[str, int] = field(default_factory=dict)
-    #: Seconds of the devboxes that are released; how many are up, and the sum of the times since when they are.
+    #: Seconds of the devboxes that are released; the number of those that are up, and the sum of their `up_since`.
     released_seconds: float = 0.0
     up: int = 0
     up_since: float = 0.0
@@ -157,7 +140,7 @@ class Ledger:
     at: float = 0.0
 
     def copy(self) -> Self:
-        """Another one that says the same: what is applied to one of them is not in the other."""
+        """An independent copy: events that are applied to one of the two do not change the other."""
         twin = type(self)()
         for each in fields(Ledger):
             value = getattr(self, each.name)
@@ -167,7 +150,7 @@ class Ledger:
         twin.leftovers = {key: attempt.copy() for key, attempt in self.leftovers.items()}
         return twin
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Add one event. Raises InternalError for one that cannot follow, and changes nothing then."""
         add = self._BY_TYPE.get(type(event))
         try:
@@ -198,16 +181,16 @@ class Ledger:
         return trial.attempt if trial.attempt.number > trial.last_ended else None
 
     def has_run(self, key: TrialKey) -> bool:
-        """Whether an attempt that a process began and did not end got as far as a run with its devbox."""
+        """True if the attempt under way has a run with a devbox."""
         attempt = self.under_way(key)
         return attempt is not None and attempt.run is not None
 
     def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
-        """Attempts whose release is not known to have happened."""
+        """The attempts whose release is not journaled."""
         newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
         return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
 
-    def _attempt(self, event: AttemptEvent) -> Attempt:
+    def _attempt(self, event: events.AttemptEvent) -> Attempt:
         attempt = self.trials.get(TrialKey.parse(event.trial), _NO_TRIAL).attempt
         if attempt is None or attempt.number != event.attempt:
             raise InternalError(
@@ -215,7 +198,7 @@ class Ledger:
             )
         return attempt
 
-    def _enter(self, event: StageEntered) -> None:
+    def _enter(self, event: events.StageEntered) -> None:
         key, stage = TrialKey.parse(event.trial), event.stage
         trial = self.trials.get(key, _NO_TRIAL)
         attempt = trial.attempt
@@ -227,48 +210,35 @@ class Ledger:
             return
         else:
             move(None, stage)
-            attempt = self._begin(key, event.attempt, event.at)
+            if trial.outcome is not None or event.attempt != trial.attempts + 1:
+                raise InternalError(f"The journal begins attempt {event.attempt} of {key}, which is not its next.")
+            trial = self.trials.setdefault(key, Trial())
+            self._set_aside(key, trial)
+            trial.attempts = event.attempt
+            trial.began = event.at if trial.began is None else trial.began
+            trial.attempt = attempt = Attempt(number=event.attempt)
         attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
         attempt.stage, attempt.since = stage, event.at
         self.stages[stage] += 1
 
-    def _begin(self, key: TrialKey, number: int, at: float) -> Attempt:
-        trial = self.trials.get(key, _NO_TRIAL)
-        if trial.outcome is not None or number != trial.attempts + 1:
-            raise InternalError(f"The journal begins attempt {number} of {key}, which is not its next.")
-        trial = self.trials.setdefault(key, Trial())
-        self._set_aside(key, trial)
-        trial.attempts = number
-        trial.began = at if trial.began is None else trial.began
-        trial.attempt = attempt = Attempt(number=number)
-        return attempt
-
     def _set_aside(self, key: TrialKey, trial: Trial) -> None:
-        """The attempt that another takes the place of is still to be released."""
+        """Keep the attempt that another replaces: it is still to be released."""
         if trial.attempt is not None:
             self._leave_stage(trial.attempt)
             self.leftovers[key, trial.attempt.number] = trial.attempt
 
-    def _start_run(self, event: RunStarted) -> None:
+    def _note(
+        self, event: events.RunStarted | events.ExecutionStarted | events.AgentStarted | events.OutputKept
+    ) -> None:
         attempt = self._attempt(event)
-        attempt.run, attempt.devbox = event.run, event.devbox
-
-    def _start_execution(self, event: ExecutionStarted) -> None:
-        self._attempt(event).execution = event.execution
-
-    def _start_agent(self, event: AgentStarted) -> None:
-        attempt = self._attempt(event)
-        attempt.pid, attempt.birth = event.pid, event.birth
-
-    def _keep_output(self, event: OutputKept) -> None:
-        attempt = self._attempt(event)
-        attempt.offset, attempt.length = event.offset, event.length
+        for name in _NOTED[type(event)]:
+            setattr(attempt, name, getattr(event, name))
 
     def _leave_stage(self, attempt: Attempt) -> None:
         if attempt.stage is not None:
             self.stages[attempt.stage] -= 1
 
-    def _finish_stage(self, event: StageFinished) -> None:
+    def _finish_stage(self, event: events.StageFinished) -> None:
         key, stage = TrialKey.parse(event.trial), event.stage
         if self.leftovers and (key, event.attempt) in self.leftovers and stage is Stage.RELEASE:
             self._put_down(self.leftovers.pop((key, event.attempt)), event.at)
@@ -299,19 +269,19 @@ class Ledger:
             self.tokens[arm] = self.tokens.get(arm, 0) + tokens
 
     def _put_down(self, attempt: Attempt, at: float) -> None:
-        """The devbox of an attempt, if it had one, is gone."""
+        """Count the time of an attempt's devbox, which is gone; does nothing if it had none."""
         if attempt.up_since is not None:
             self.released_seconds += max(0.0, at - attempt.up_since)
             self.up -= 1
             self.up_since -= attempt.up_since
             attempt.up_since = None
 
-    def _end_attempt(self, event: AttemptEnded) -> None:
+    def _end_attempt(self, event: events.AttemptEnded) -> None:
         self._attempt(event)
         key = TrialKey.parse(event.trial)
         trial = self.trials[key]
         if trial.outcome is not None or event.attempt <= trial.last_ended:
-            return  # whoever is stopped while it writes an end, or a result, cannot know that and ends it once more
+            return  # a process that was stopped while it wrote an end, or a result, ends the attempt once more
         failure = {"attempt": event.attempt, "failure": dict(event.failure)}
         if event.counted:
             self._notice(key, event.failure, is_final=False)
@@ -320,7 +290,7 @@ class Ledger:
         trial.interrupted += event.failure["class"] == INTERRUPTED
         trial.failures.append(failure)
 
-    def _finish(self, event: TrialFinished) -> None:
+    def _finish(self, event: events.TrialFinished) -> None:
         key = TrialKey.parse(event.trial)
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is not None:
@@ -339,25 +309,23 @@ class Ledger:
         trial.outcome, trial.score, trial.flags = outcome, result.get("score"), flags
         trial.exit_status = result.get("exit_status")
         trial.seconds, trial.agent_seconds = seconds, solve["seconds"]
-        trial.failure, trial.message = (failure["class"], failure["message"][:WORDS]) if failure else (None, "")
+        trial.failure, trial.message = (failure["class"], failure["message"][:MAX_MESSAGE]) if failure else (None, "")
         trial.failures = []
         self.outcomes[outcome] += 1
         self.unsupported += trial.failure == UNSUPPORTED
         self.finished.append(key)
 
-    def _intend_benchmark_run(self, event: BenchmarkRunIntended) -> None:
-        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round)
+    def _begin_benchmark_run(self, event: events.BenchmarkRunIntended | events.BenchmarkRunStarted) -> None:
+        run = event.run if isinstance(event, events.BenchmarkRunStarted) else None
+        self.benchmark_runs[event.arm, event.number] = JournaledBenchmarkRun(round=event.round, run=run)
 
-    def _start_benchmark_run(self, event: BenchmarkRunStarted) -> None:
-        self.benchmark_runs[event.arm, event.number] = BenchmarkRunState(round=event.round, run=event.run)
-
-    def _end_benchmark_run(self, event: BenchmarkRunEnded) -> None:
+    def _end_benchmark_run(self, event: events.BenchmarkRunEnded) -> None:
         state = self.benchmark_runs.get((event.arm, event.number))
         if state is None:
             raise InternalError(f"The journal ends benchmark run {event.run}, which it never began.")
         state.is_ended = True
 
-    def _reopen(self, event: TrialReopened) -> None:
+    def _reopen(self, event: events.TrialReopened) -> None:
         key = TrialKey.parse(event.trial)
         trial = self.trials.get(key, _NO_TRIAL)
         if trial.outcome is None:
@@ -372,51 +340,55 @@ class Ledger:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
         self.latest_failures = [*self.latest_failures[1 - self.LATEST :], notice]
 
-    def _open(self, event: SweepOpened) -> None:
+    def _open(self, event: events.SweepOpened) -> None:
         self.opened += 1
         self.ended = None
-        self._count_unwatched(event.at - self.at)
-
-    def _count_unwatched(self, seconds: float) -> None:
-        """Another process goes on after so many seconds, by a clock that may be set otherwise than the last one's."""
-        uncounted = seconds - min(max(0.0, seconds), UNWATCHED)
+        seconds = event.at - self.at  # since the last process, by a clock that may be set otherwise than its
+        uncounted = seconds - min(max(0.0, seconds), MAX_UNWATCHED_S)
         if uncounted and self.up:
             for _, attempt in self.unreleased():
                 if attempt.up_since is not None:
                     attempt.up_since += uncounted
                     self.up_since += uncounted
 
-    def _end(self, event: SweepEnded) -> None:
+    def _end(self, event: events.SweepEnded) -> None:
         self.ended = event.reason
 
-    #: What each event adds; the others add nothing. A million are looked up here when a long journal is read.
-    _BY_TYPE: ClassVar[dict[type[Event], Callable[["Ledger", Any], None]]] = {
-        SweepOpened: _open,
-        BenchmarkRunIntended: _intend_benchmark_run,
-        BenchmarkRunStarted: _start_benchmark_run,
-        BenchmarkRunEnded: _end_benchmark_run,
-        StageEntered: _enter,
-        RunStarted: _start_run,
-        ExecutionStarted: _start_execution,
-        AgentStarted: _start_agent,
-        OutputKept: _keep_output,
-        StageFinished: _finish_stage,
-        AttemptEnded: _end_attempt,
-        TrialFinished: _finish,
-        TrialReopened: _reopen,
-        SweepEnded: _end,
+    #: The methods that apply events; others change nothing. A million are looked up here when a long journal is read.
+    _BY_TYPE: ClassVar[dict[type[events.Event], Callable[["Ledger", Any], None]]] = {
+        events.SweepOpened: _open,
+        events.BenchmarkRunIntended: _begin_benchmark_run,
+        events.BenchmarkRunStarted: _begin_benchmark_run,
+        events.BenchmarkRunEnded: _end_benchmark_run,
+        events.StageEntered: _enter,
+        events.RunStarted: _note,
+        events.ExecutionStarted: _note,
+        events.AgentStarted: _note,
+        events.OutputKept: _note,
+        events.StageFinished: _finish_stage,
+        events.AttemptEnded: _end_attempt,
+        events.TrialFinished: _finish,
+        events.TrialReopened: _reopen,
+        events.SweepEnded: _end,
     }
 
 
 def _amount(reported: object) -> float:
-    """What an agent reported, if that is an amount of something."""
+    """The number that an agent reported; 0 for anything that is no positive number."""
     return float(reported) if isinstance(reported, int | float) and 0 < reported < inf else 0.0
 
 
-_NO_TRIAL = Trial()
+_NO_TRIAL: Final = Trial()
+#: The fields of an attempt that an event has, too.
+_NOTED: Final[Mapping[type[events.Event], tuple[str, ...]]] = {
+    events.RunStarted: ("run", "devbox"),
+    events.ExecutionStarted: ("execution",),
+    events.AgentStarted: ("pid", "birth"),
+    events.OutputKept: ("offset", "length"),
+}
 
 
-def fold(events: Iterable[Event]) -> Ledger:
+def fold(events: Iterable[events.Event]) -> Ledger:
     """The state of the sweep whose journal has these events."""
     ledger = Ledger()
     for event in events:

@@ -1,4 +1,4 @@
-"""Which trials a sweep has, and in which order. Pure."""
+"""The trials of a sweep, and their order. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from orchestrator.core.records import ScenarioSummary, TrialKey
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep's trials: every scenario, with every arm, as often as asked.
+    """A sweep's trials: every scenario with every arm, `trials` times.
 
-    `left_out` are scenarios that were selected and cannot run, and that somebody wanted to be left out; `notes` are
-    what is to be known of the selection, a sentence each.
+    `left_out` are selected scenarios that cannot run and are skipped because the user asked for it; `notes` are remarks
+    on the selection, a sentence each.
     """
 
     benchmark: str
@@ -47,12 +47,12 @@ class Plan:
         return frozenset(scenario.id for scenario in self.scenarios)
 
     def pending(self, ledger: Ledger) -> Iterator[TrialKey]:
-        """The trials without an outcome, found one at a time; first those that hold a devbox already."""
+        """Yield the trials without an outcome, first those with an attempt under way."""
         begun = {key: None for key, attempt in ledger.unreleased() if key in self and ledger.under_way(key) is attempt}
         return chain(begun, (key for key in self if key not in begun and not ledger.is_finished(key)))
 
     def pending_by_arm(self, ledger: Ledger) -> dict[str, Iterator[TrialKey]]:
-        """The same for each arm by itself: whoever takes from one does not walk past the trials of another."""
+        """The same for each arm by itself, so that taking from one does not walk past the trials of another."""
         return {arm: replace(self, arms=(arm,)).pending(ledger) for arm in self.arms}
 
 
@@ -66,7 +66,7 @@ def select(
 ) -> tuple[ScenarioSummary, ...]:
     """The scenarios whose name or id matches an include glob and no exclude glob, the first `limit` of them.
 
-    Raises UsageError when an include glob, which `option` has, or the selection as a whole matches nothing.
+    Raises UsageError when the selection is empty, or an include glob, given with `option`, matches nothing.
     """
     if idle := unmatched(scenarios, include, option):
         raise UsageError(idle[0])
@@ -82,7 +82,7 @@ def select(
 
 
 def unmatched(scenarios: Sequence[ScenarioSummary], globs: Sequence[str], option: str) -> list[str]:
-    """A sentence for each of an option's globs that matches no scenario, with the names that are near."""
+    """A sentence for each of the option's globs that matches no scenario, with close names."""
     found = []
     for glob in globs:
         if not any(_matches(scenario, glob) for scenario in scenarios):
@@ -93,5 +93,5 @@ def unmatched(scenarios: Sequence[ScenarioSummary], globs: Sequence[str], option
 
 
 def _matches(scenario: ScenarioSummary, glob: str) -> bool:
-    """A name may have brackets in it, so it matches itself whatever it means as a glob."""
+    """True if a glob matches the scenario's name or id. A name with brackets in it matches itself, too."""
     return any(glob == name or fnmatchcase(name, glob) for name in (scenario.name, scenario.id))

@@ -1,4 +1,4 @@
-"""Texts of others made fit to be printed: names, messages, what an endpoint or an agent said.
+"""Makes the texts of others safe to print: names, messages, the words of an endpoint or an agent.
 
 A terminal obeys what it is shown (colours, titles, the clipboard), some characters turn the order of others round, and
 a newline in a name makes a line that nobody wrote. All of them are shown as escapes, as Python writes them.
@@ -11,36 +11,36 @@ from typing import Any, Final
 
 import orjson
 
-#: What sets colours and weights, and nothing else (ECMA-48, SGR).
+#: Sequences that set colours and weights, and nothing else (ECMA-48, SGR).
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;:]*m")
 
 
 def printable(text: str) -> str:
-    r"""A text on one line: what is no letter, mark, digit, sign or space is `\x1b`, `\n`, `\u202e`, `\udcff` …"""
+    r"""Escape the characters of a text that are not printable: `\x1b`, `\n`, `\u202e`, `\udcff` …"""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def counted(count: int, noun: str) -> str:
-    """So many of them, in words that agree: 1 trial, 2 trials."""
+    """A count with its noun: 1 trial, 2 trials."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def shortened(text: str, width: int) -> str:
-    """A text on one printable line of at most so many characters; `…` is where more was."""
+    """A text on one printable line of at most `width` characters; `…` is where more was."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
 
 
 def printable_lines(text: str) -> list[str]:
-    """A message that may have several lines: those after the first are indented, so that none passes for another's."""
+    """The lines of a message; those after the first are indented, so that none looks like another message."""
     first, *others = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     return [printable(first), *(f"  {printable(line)}" for line in others)]
 
 
 def coloured(text: str) -> str:
-    """Many lines with their colours, tabs and line ends; everything else that is not printable as an escape.
+    """Escape all that is not printable in a text of many lines, but its colours, tabs and line ends.
 
     A carriage return before a line's end belongs to it; elsewhere it would write over what stands there.
     """

@@ -1,4 +1,4 @@
-"""Words that runner and service share: states of runs and devboxes as the protocol has them, and kinds of isolation."""
+"""Words that runner and service share: the protocol's states of runs and devboxes, and kinds of isolation."""
 
 from enum import StrEnum
 from typing import Final
@@ -41,7 +41,7 @@ class DevboxStatus(StrEnum):
 
 
 class Isolation(StrEnum):
-    """What keeps a devbox of the embedded service from this machine."""
+    """The wall between a devbox of the embedded service and this machine."""
 
     LOCAL = "local"
     """A sandbox of this machine."""

@@ -1,4 +1,4 @@
-"""The records everybody speaks of. Frozen: a change is a new value. Durations are seconds."""
+"""The records that all floors share. Frozen: a change is a new value. Durations are seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from orchestrator.core.protocol import HOME, RUN_RESULT
 
 
 class Outcome(StrEnum):
-    """How a trial ended."""
+    """The end of a trial."""
 
     SCORED = "scored"
     """Its scorers gave a score."""
@@ -21,7 +21,7 @@ class Outcome(StrEnum):
 
 
 class Flag(StrEnum):
-    """What belongs beside a score or a failure; `meaning` is for people."""
+    """A remark beside a score or a failure; `meaning` is for people."""
 
     meaning: str
 
@@ -41,7 +41,7 @@ class Flag(StrEnum):
     LOG_INCOMPLETE = "log_incomplete", "some of the agent's output never arrived"
     LOG_TRUNCATED = "log_truncated", "the agent printed too much: the middle of its output is left out"
     NO_PATCH = "no_patch", "there is no `patch.diff`: `LEFT-OUT.txt` says why"
-    GATHER_INCOMPLETE = "gather_incomplete", "a part of what the agent left did not come home: `sweep.log` says why"
+    GATHER_INCOMPLETE = "gather_incomplete", "a part of the agent's files could not be collected: `sweep.log` says why"
     GATHER_TRUNCATED = "gather_truncated", "something is left out: `LEFT-OUT.txt` says what and why"
     SECRETS_MASKED = "secrets_masked", "a secret is masked in the patch or in an artifact, which is not as it was"
     TRAJECTORY_UNREAD = "trajectory_unread", "the trajectory could not be converted"
@@ -55,7 +55,7 @@ def flags_table() -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class TrialKey:
-    """Which trial: the unit that ends with exactly one result. Numbers start at 1."""
+    """A trial: the unit that ends with exactly one result. Numbers start at 1."""
 
     scenario: str
     arm: str
@@ -74,10 +74,10 @@ class TrialKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioSummary:
-    """What the plan needs to know of a scenario. `digest` changes when its content does; empty where unknown.
+    """A scenario as the plan needs it. `digest` changes when its content does; empty where unknown.
 
-    `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` says why
-    it cannot run there, and is empty where it can; `notes` are what it asks for in vain, and runs without.
+    `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` is the
+    reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without.
     """
 
     id: str
@@ -92,7 +92,7 @@ class ScenarioSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A scenario with the texts an agent is given. `digest` is as in the summary."""
+    """A scenario with the texts that its agent gets. `digest` is as in the summary."""
 
     id: str
     name: str
@@ -113,7 +113,7 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerResult:
-    """What one scoring function said; `state` is complete or error, `rewards` the named numbers of its tests."""
+    """The result of one scoring function; `state` is complete or error, `rewards` the named numbers of its tests."""
 
     name: str
     score: float
@@ -128,11 +128,11 @@ class ScorerResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Where a run's scorers ran, and how its agent left the devbox, as far as an endpoint of ours says.
+    """The place of a run's scorers, and the devbox as its agent left it, as far as an endpoint of ours says.
 
     `mode` is separate, shared or live; `processes_left` are processes by name that still ran when the agent had ended;
-    `system_changed` are changed programs and start-up files. `broken` says how the agent broke what it was in, if so.
-    `was_live` means that scorers met what the agent left running, though others came to the score.
+    `system_changed` are changed programs and start-up files. `broken` says how the agent broke its devbox, empty if it
+    did not. `was_live` means that some scorers ran beside the agent's processes, though others gave the score.
     """
 
     mode: str
@@ -144,10 +144,10 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """An endpoint of ours has ended what an agent left running, and shows its files where nobody can change them.
+    """A devbox without the agent's processes, whose files nothing can change any more; of endpoints of ours.
 
-    `exit_status` is that of the agent's execution, if that was asked for. Commands in the devbox have room in the
-    folder `scratch`, and find in `evidence` what was changed, in `prepared` the tree that the devbox began with.
+    `exit_status` is that of the agent's execution, if it was asked for. Paths as commands in the devbox see them:
+    `scratch` is a folder for their files, `evidence` has the changes, `prepared` the tree that the devbox began with.
     """
 
     exit_status: int | None
@@ -175,7 +175,7 @@ class ScenarioRun:
 
     @property
     def has_result(self) -> bool:
-        """Whether the run needs nothing more than to be read."""
+        """True if the result only needs to be read."""
         return self.state in RUN_RESULT and self.score is not None
 
 
@@ -192,11 +192,11 @@ class BenchmarkRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devbox:
-    """A devbox; `failure` says in words why it is not running.
+    """A devbox; `failure` is the reason why it is not running, for people.
 
     `home` and `working_directory` are paths as commands in it see them; the latter is None where it does not say.
-    `installed` are the keys of the installs that are there already, `failed_install` that of the one it failed for.
-    `reached` and `refused` count the connections to each host that its rules let out, and did not; None where the
+    `installed` are the keys of the installs that it has, `failed_install` is the key of the one that failed its boot.
+    `reached` and `refused` count the connections to each host that its rules allowed and refused; None where the
     endpoint does not count.
     """
 
@@ -217,8 +217,8 @@ class Install:
     """Software that a devbox needs: a shell script that puts all of it below the folder `prefix`.
 
     `prefix` is absolute in the devbox, and the script's $SWEEP_AGENT_PREFIX. Two with one `key` have the same result in
-    the same environment, so an endpoint may run the script once and show what it made, read-only, to every devbox.
-    `hosts` are what the script may reach beside the package indexes of whoever runs it.
+    the same environment, so an endpoint may run the script once and show its files, read-only, to every devbox.
+    `hosts` are those that the script may reach beside the package indexes of the endpoint.
     """
 
     key: str
@@ -230,11 +230,11 @@ class Install:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a run's devbox must have beside what its scenario says.
+    """Requirements of a run's devbox, in addition to its scenario's.
 
-    `hosts` are the names that may be reached from it, as `network_policies` has them; none, nothing but what the
-    scenario asks for. `is_closed` means nothing at all, `is_open` everything. `secrets` are variable to the name of a
-    secret that the endpoint keeps.
+    `hosts` are the host names that it may reach beside those of the scenario, as network policies spell them;
+    `is_closed` means that it reaches nothing, `is_open` everything. `secrets` map a variable to the name of a secret
+    that the endpoint keeps.
     """
 
     hosts: tuple[str, ...] = ()
@@ -258,7 +258,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why an attempt ended without a score: the error's class, its words, and the stage it happened in."""
+    """The failure of an attempt: the error's class, its message, and the stage in which it happened."""
 
     error: str
     message: str
@@ -266,10 +266,6 @@ class Failure:
 
     def as_dict(self) -> dict[str, Any]:
         return {"class": self.error, "message": self.message, "stage": self.stage}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(error=data["class"], message=data["message"], stage=data["stage"])
 
 
 def path_part(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What to do about a failure, decided by whose fault it was. Pure: the caller brings the numbers and the dice.
+"""The reaction to a failure, decided by whose fault it was. Pure: the caller brings the numbers and the dice.
 
 `RULES` is complete: the nearest class in the tree of `errors.py` has the rule. `table()` shows it to people.
 
@@ -17,7 +17,7 @@ from orchestrator.core.stages import Stage
 
 
 class Action(StrEnum):
-    """What follows a failure."""
+    """The reaction to a failure."""
 
     NEW_ATTEMPT = "a new attempt"
     LATER = "the same attempt, later"
@@ -26,18 +26,17 @@ class Action(StrEnum):
     STOP = "the sweep stops"
 
 
-#: What bounds the tries: the attempts and scorings that the user allows, or how often a start may be put off and an
-#: attempt be interrupted.
+#: The bound of the tries: attempts or scorings that the user allows, deferred starts, or interrupted attempts.
 Bound = Literal["attempts", "scorings", "delays", "interruptions"]
-DELAYS: Final = 60
-INTERRUPTIONS: Final = 5
+MAX_DELAYS: Final = 60
+MAX_INTERRUPTIONS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What follows one class of failure, how often, and after how long: the back-off doubles from `base` to `cap` s.
+class RetryRule:
+    """The reaction to one class of failure. The back-off doubles from `base` to `cap`, in seconds.
 
-    `bound` is None where nothing bounds it. Only what is bounded by `attempts` uses one of them up.
+    `bound` is None if nothing bounds the tries. Only a failure that is bounded by `attempts` uses one of them up.
     """
 
     action: Action
@@ -52,50 +51,51 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows this failure, and in how many seconds; whether the endpoint asked for less, and whether any other
-    trial would have met the same.
+    """The reaction to this failure, after `delay` seconds.
+
+    `is_push_back` means that the endpoint asks for less, `defers_all` that every other start would fail alike.
     """
 
     action: Action
     delay: float = 0.0
     is_push_back: bool = False
-    is_everybodys: bool = False
+    defers_all: bool = False
 
 
-RULES: Final[Mapping[type[SweepError], Rule]] = {
-    errors.WorldError: Rule(action=Action.NEW_ATTEMPT),
-    errors.Throttled: Rule(action=Action.NEW_ATTEMPT, base=4.0, cap=300.0),
-    errors.Refused: Rule(action=Action.GIVE_UP),
-    errors.Missing: Rule(action=Action.NEW_ATTEMPT),
-    errors.Unauthorized: Rule(action=Action.STOP),
-    errors.Conflicted: Rule(action=Action.NEW_ATTEMPT),
-    errors.Interrupted: Rule(action=Action.NEW_ATTEMPT, bound="interruptions", base=0.0),
-    errors.AllowanceUsedUp: Rule(action=Action.NEW_ATTEMPT, bound=None),
-    errors.AgentError: Rule(action=Action.GIVE_UP),
-    errors.AgentSetupFailed: Rule(action=Action.NEW_ATTEMPT),
-    errors.Unsupported: Rule(action=Action.GIVE_UP),
-    errors.ScoringFault: Rule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
-    errors.SweepError: Rule(action=Action.STOP),
+RULES: Final[Mapping[type[SweepError], RetryRule]] = {
+    errors.WorldError: RetryRule(action=Action.NEW_ATTEMPT),
+    errors.Throttled: RetryRule(action=Action.NEW_ATTEMPT, base=4.0, cap=300.0),
+    errors.Refused: RetryRule(action=Action.GIVE_UP),
+    errors.Missing: RetryRule(action=Action.NEW_ATTEMPT),
+    errors.Unauthorized: RetryRule(action=Action.STOP),
+    errors.Conflicted: RetryRule(action=Action.NEW_ATTEMPT),
+    errors.Interrupted: RetryRule(action=Action.NEW_ATTEMPT, bound="interruptions", base=0.0),
+    errors.AllowanceUsedUp: RetryRule(action=Action.NEW_ATTEMPT, bound=None),
+    errors.AgentError: RetryRule(action=Action.GIVE_UP),
+    errors.AgentSetupFailed: RetryRule(action=Action.NEW_ATTEMPT),
+    errors.Unsupported: RetryRule(action=Action.GIVE_UP),
+    errors.ScoringFault: RetryRule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
+    errors.SweepError: RetryRule(action=Action.STOP),
 }
 #: While the run is only asked for there is no devbox to lose: the attempt waits its time, and begins no other.
-AT_START: Final[Mapping[type[SweepError], Rule]] = {
-    errors.Throttled: Rule(action=Action.LATER, bound="delays", base=4.0, cap=300.0),
-    errors.Unavailable: Rule(action=Action.LATER, bound="delays", base=1.0, cap=120.0),
-    errors.Missing: Rule(action=Action.LATER, bound=None),
+AT_START: Final[Mapping[type[SweepError], RetryRule]] = {
+    errors.Throttled: RetryRule(action=Action.LATER, bound="delays", base=4.0, cap=300.0),
+    errors.Unavailable: RetryRule(action=Action.LATER, bound="delays", base=1.0, cap=120.0),
+    errors.Missing: RetryRule(action=Action.LATER, bound=None),
 }
 
 
-def rule(failure: SweepError, at: Stage | None = None) -> Rule:
-    """The rule of the nearest class in the tree, for a failure in this stage."""
+def rule(failure: SweepError, at: Stage | None = None) -> RetryRule:
+    """The rule of the nearest class in the tree, for a failure in the stage `at`."""
     rules = {**RULES, **AT_START} if at is Stage.START else RULES
     return next(rules[cls] for cls in type(failure).__mro__ if cls in rules)
 
 
-def decide(failure: SweepError, its_rule: Rule, *, tries: int, allowed: int | None, dice: float) -> Decision:
-    """What follows the `tries`-th failure of its kind when `allowed` are allowed (None: any number).
+def decide(failure: SweepError, its_rule: RetryRule, *, tries: int, allowed: int | None, dice: float) -> Decision:
+    """Decide on the `tries`-th failure of its kind when `allowed` are allowed (None: any number).
 
     Full jitter: `dice` is uniform in [0, 1), so the back-off is uniform between 0 and the doubled base, but never less
-    than the endpoint asked for. A start that was put off too often is a failed attempt.
+    than the endpoint asked for. A start that was deferred too often is a failed attempt.
     """
     if its_rule.action in {Action.GIVE_UP, Action.STOP}:
         return Decision(action=its_rule.action)
@@ -107,11 +107,11 @@ def decide(failure: SweepError, its_rule: Rule, *, tries: int, allowed: int | No
         action=its_rule.action,
         delay=delay,
         is_push_back=isinstance(failure, errors.Throttled),
-        is_everybodys=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
+        defers_all=its_rule.action is Action.LATER and not isinstance(failure, errors.Missing),
     )
 
 
-def backoff_ceiling(its_rule: Rule, tries: int) -> float:
+def backoff_ceiling(its_rule: RetryRule, tries: int) -> float:
     """The longest back-off after the `tries`-th failure, in seconds."""
     return float(min(its_rule.cap, its_rule.base * 2 ** min(tries - 1, 30)))
 
@@ -127,14 +127,14 @@ def table() -> str:
 _OFTEN: Final[Mapping[Bound | None, str]] = {
     "attempts": "`--attempts` (3)",
     "scorings": "`scorings` (3)",
-    "delays": f"{DELAYS} times, uses up no attempt",
-    "interruptions": f"{INTERRUPTIONS} times, uses up no attempt",
+    "delays": f"{MAX_DELAYS} times, uses up no attempt",
+    "interruptions": f"{MAX_INTERRUPTIONS} times, uses up no attempt",
     None: "until it works, uses up no attempt",
 }
 
 
 def _classes(cls: type[SweepError]) -> list[type[SweepError]]:
-    """The classes that a rule is for: its own, and those below that have none of theirs."""
+    """The classes of a rule: `cls`, and its subclasses that have no rule of their own."""
     below = (
         sub
         for sub in cls.__subclasses__()
@@ -143,7 +143,7 @@ def _classes(cls: type[SweepError]) -> list[type[SweepError]]:
     return [cls, *(each for sub in below for each in _classes(sub))]
 
 
-def _row(classes: Sequence[type[SweepError]], its_rule: Rule, where: str = "") -> tuple[str, str, str, str]:
+def _row(classes: Sequence[type[SweepError]], its_rule: RetryRule, where: str = "") -> tuple[str, str, str, str]:
     names = ", ".join(f"`{cls.__name__}`" for cls in classes)
     if its_rule.action in {Action.GIVE_UP, Action.STOP}:
         often, pause = "-", "-"

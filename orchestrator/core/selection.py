@@ -1,11 +1,10 @@
-"""Which trials of a sweep run now, and why: what is owed, and what is run again because somebody asks. Pure.
+"""The trials that run now, and why: those that are owed, and those that the user selects to run again. Pure.
 
-A sweep obeys these verdicts and `--dry-run` prints them, so that the two cannot disagree.
+A sweep obeys these decisions and `--dry-run` prints them, so that the two cannot disagree.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -22,11 +21,11 @@ KINDS: Final = frozenset({"failed", "unscored"})
 _ROOTS: Final = (WorldError, AgentError, Unsupported, ScoringFault)
 
 
-class Fate(StrEnum):
-    """What becomes of a trial when the sweep goes on."""
+class TrialAction(StrEnum):
+    """The action on a trial when the sweep continues."""
 
     AGAIN = "run again"
-    """It is finished, and asked for once more."""
+    """It is finished, and selected."""
     TAKE_UP = "take up"
     """An attempt is in flight on the endpoint."""
     RUN = "run"
@@ -38,20 +37,20 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What becomes of a trial, and why, in words."""
+class TrialDecision:
+    """The action on a trial, and the reason, for people."""
 
     trial: TrialKey
-    fate: Fate
+    action: TrialAction
     why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Again:
-    """What somebody asks to be run again: finished trials of certain failures or flags, or of a selection.
+class Selection:
+    """The finished trials that the user wants to run again; false if none.
 
-    `retry` are names in the form of flags, subclasses of a failure included. `only` is a selection of scenarios (names,
-    ids, globs, `failed`, `unscored`) outside of which nothing runs.
+    `retry` are failures and flags, named like flags, subclasses of a failure included. `only` are words that select
+    scenarios (names, ids, globs) or trials (`failed`, `unscored`); nothing outside of it runs.
     """
 
     retry: frozenset[str] = frozenset()
@@ -61,13 +60,13 @@ class Again:
         return bool(self.retry or self.only)
 
 
-def ask(retry: Sequence[str], only: Sequence[str]) -> Again:
-    """What `--retry` and `--only` ask for; each may be a list with commas.
+def parse(retry: Sequence[str], only: Sequence[str]) -> Selection:
+    """Parse `--retry` and `--only`; each value may be a list with commas.
 
-    Raises UsageError for an unknown failure, and for a list of nothing, which must not mean everything.
+    Raises UsageError for an unknown failure, and for an empty list, which must not mean everything.
     """
-    wanted = [name for each in _split("--retry", retry) for name in _failures(each)]
-    return Again(retry=frozenset(wanted), only=tuple(_split("--only", only)))
+    failures = [name for each in _split("--retry", retry) for name in _named_like_flags(each)]
+    return Selection(retry=frozenset(failures), only=tuple(_split("--only", only)))
 
 
 def _split(option: str, lists: Sequence[str]) -> list[str]:
@@ -77,8 +76,8 @@ def _split(option: str, lists: Sequence[str]) -> list[str]:
     return found
 
 
-def _failures(name: str) -> list[str]:
-    """A failure with all that are failures of its kind, or a flag; in the form of flags."""
+def _named_like_flags(name: str) -> list[str]:
+    """A failure with its subclasses, or a flag, by their names as flags. Raises UsageError with close names."""
     classes = {_flag(cls.__name__): cls for root in _ROOTS for cls in _tree(root)}
     flag = _flag(name)
     if flag in classes:
@@ -88,7 +87,7 @@ def _failures(name: str) -> list[str]:
     known = [cls.__name__ for cls in classes.values()]
     near = get_close_matches(name, [*known, *Flag], 3)
     hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join([*sorted(known), *Flag])}."
-    raise UsageError(f"--retry {name}: no failure or flag is called so. {hint}")
+    raise UsageError(f"--retry {name}: unknown failure class or flag. {hint}")
 
 
 def _tree(root: type[SweepError]) -> Iterator[type[SweepError]]:
@@ -102,51 +101,44 @@ def _flag(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-def named(plan: Plan, again: Again) -> frozenset[str]:
-    """The ids of the scenarios that `again.only` names. Raises UsageError for one that the plan does not have."""
-    names = [word for word in again.only if word not in KINDS]
+def named(plan: Plan, selection: Selection) -> frozenset[str]:
+    """The ids of the scenarios that `selection.only` names. Raises UsageError for one that the plan does not have."""
+    names = [word for word in selection.only if word not in KINDS]
     chosen = select(plan.scenarios, include=names, exclude=(), limit=None, option="--only") if names else ()
     return frozenset(scenario.id for scenario in chosen)
 
 
-def verdicts(plan: Plan, ledger: Ledger, again: Again) -> Iterator[Verdict]:
-    """The verdict on every trial, in the plan's order. Raises UsageError as `named` does."""
-    ids, kinds = named(plan, again), KINDS.intersection(again.only)
-    hopeless = {scenario.id for scenario in plan.scenarios if scenario.unsupported}
+def decisions(plan: Plan, ledger: Ledger, selection: Selection) -> Iterator[TrialDecision]:
+    """The decision on every trial, in the plan's order. Raises UsageError as `named` does."""
+    ids, kinds = named(plan, selection), KINDS.intersection(selection.only)
+    unsupported = {scenario.id for scenario in plan.scenarios if scenario.unsupported}
     for key in plan:
-        trial = ledger.trials.get(key) or Trial()
-        is_selected = not again.only or key.scenario in ids or _is_one_of(kinds, trial)
-        fate, why = _judge(key, trial, ledger, again, is_selected=is_selected)
-        if fate in {Fate.RUN, Fate.AGAIN} and key.scenario in hopeless:
+        trial, attempt = ledger.trials.get(key) or Trial(), ledger.under_way(key)
+        is_failed, is_unscored = trial.outcome is Outcome.FAILED, trial.outcome is not Outcome.SCORED
+        is_of_kind = ("failed" in kinds and is_failed) or ("unscored" in kinds and is_unscored)
+        is_selected = not selection.only or key.scenario in ids or is_of_kind
+        if trial.outcome is not None:
+            action, why = _decide_finished(trial, selection, is_selected=is_selected)
+        elif not is_selected:
+            action = TrialAction.LEAVE
+            why = f"not in --only; in flight: {attempt.stage}" if attempt else "not in --only"
+        elif attempt is not None:
+            action, why = TrialAction.TAKE_UP, f"in flight: {attempt.stage}"
+        else:
+            action, why = TrialAction.RUN, "reopened before, not begun since" if trial.attempts else "never begun"
+            if trial.failures:
+                why = f"attempt {trial.last_ended} ended with {trial.failures[-1]['failure']['class']}"
+        if action in {TrialAction.RUN, TrialAction.AGAIN} and key.scenario in unsupported:
             why = f"{why}; it cannot run here"
-        yield Verdict(trial=key, fate=fate, why=why)
+        yield TrialDecision(trial=key, action=action, why=why)
 
 
-def _is_one_of(kinds: AbstractSet[str], trial: Trial) -> bool:
-    is_failed, is_unscored = trial.outcome is Outcome.FAILED, trial.outcome is not Outcome.SCORED
-    return ("failed" in kinds and is_failed) or ("unscored" in kinds and is_unscored)
-
-
-def _judge(key: TrialKey, trial: Trial, ledger: Ledger, again: Again, *, is_selected: bool) -> tuple[Fate, str]:
-    attempt = ledger.under_way(key)
-    if trial.outcome is not None:
-        return _judge_finished(trial, again, is_selected=is_selected)
-    if not is_selected:
-        return Fate.LEAVE, f"not in --only; in flight: {attempt.stage}" if attempt else "not in --only"
-    if attempt is not None:
-        return Fate.TAKE_UP, f"in flight: {attempt.stage}"
-    if trial.failures:
-        return Fate.RUN, f"attempt {trial.last_ended} ended with {trial.failures[-1]['failure']['class']}"
-    return Fate.RUN, "reopened before, not begun since" if trial.attempts else "never begun"
-
-
-def _judge_finished(trial: Trial, again: Again, *, is_selected: bool) -> tuple[Fate, str]:
+def _decide_finished(trial: Trial, selection: Selection, *, is_selected: bool) -> tuple[TrialAction, str]:
     ended, kind = f"failed with {trial.failure}" if trial.failure else str(trial.outcome), _flag(trial.failure or "")
     if flags := [flag for flag in trial.flags if flag != kind]:
         ended = f"{ended} ({', '.join(flags)})"
-    signs = {*trial.flags, kind}
-    is_asked = is_selected and (not again.retry or not again.retry.isdisjoint(signs))
-    if not again or not is_asked:
-        return Fate.KEEP, ended
-    options = [option for option, words in (("--retry", again.retry), ("--only", again.only)) if words]
-    return Fate.AGAIN, f"{ended}: matches {' and '.join(options)}"
+    is_asked = is_selected and (not selection.retry or not selection.retry.isdisjoint({*trial.flags, kind}))
+    if not selection or not is_asked:
+        return TrialAction.KEEP, ended
+    options = [option for option, words in (("--retry", selection.retry), ("--only", selection.only)) if words]
+    return TrialAction.AGAIN, f"{ended}: matches {' and '.join(options)}"

@@ -10,7 +10,7 @@
                                                  score → score       a scorer's fault is scored again, too
                                                release → release     what did not go back is given back again
 
-Where an attempt is and how its trial ended are different things: stages here, `model.Outcome` there.
+The stage of an attempt and the end of its trial are different things: for the latter see `records.Outcome`.
 """
 
 from enum import StrEnum
@@ -45,6 +45,17 @@ class Stage(StrEnum):
     """The run is completed or canceled, and the devbox goes away."""
 
 
+#: The work of an attempt in each stage, for people.
+DOING: Final = {
+    Stage.START: "starting",
+    Stage.BOOT: "booting",
+    Stage.PREPARE: "installing",
+    Stage.SOLVE: "solving",
+    Stage.GATHER: "bringing files home",
+    Stage.SCORE: "scoring",
+    Stage.RELEASE: "releasing",
+}
+
 MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     None: frozenset({Stage.START}),
     Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.SCORE, Stage.RELEASE}),
@@ -56,8 +67,8 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 
-#: Stages whose entry must be on the disk before their first call. To do the others once more does no harm, and a full
-#: disk keeps no devbox. Gathering is one: it begins by closing the devbox to all who would go on solving.
+#: Stages whose entry must be on the disk before their first call. A process that repeats one of the others, because it
+#: was not journaled, does no harm; and a full disk keeps no devbox. Gathering begins by closing the devbox to writers.
 ANNOUNCED: Final = frozenset({Stage.START, Stage.PREPARE, Stage.SOLVE, Stage.GATHER, Stage.SCORE})
 
 

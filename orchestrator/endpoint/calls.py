@@ -1,7 +1,7 @@
 """One call of the endpoint: made, read as a record of ours, repeated, waited for.
 
-The client is told to retry nothing. An answer counts only if it has the shape of that call's answer: what a proxy, a
-portal or a balancer says in the endpoint's place is trouble on the way, and the call is made again.
+The client retries nothing. An answer counts only if it has the shape of that call's answer: the answer of a proxy, a
+portal or a balancer is trouble on the way, and the call is made again.
 
 Why not the client's own retries and waiters: they hammer a dead endpoint, give up after two minutes, and run inside
 our deadlines without telling us. Here the caller's deadline bounds everything, by the loop's clock.
@@ -27,7 +27,7 @@ PAGE_ITEMS: Final = 5000
 #: The pause after a first failed try; it doubles up to the longest one.
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
-#: How long a long-poll is asked to last; endpoints grant 25 to 30 s. The client gives up on it a little later.
+#: The time that a long-poll asks for; endpoints grant 25 to 30 s. The client gives up on it a little later.
 HOLD_S: Final = 20.0
 _HOLD_SLACK_S: Final = 10.0
 #: An endpoint that can do more than the published protocol must say so within this time.
@@ -35,7 +35,7 @@ _FACTS_TIMEOUT_S: Final = 10.0
 
 
 class Backoff:
-    """The pauses between the tries of one call: they double, with jitter, and never undercut what was asked for."""
+    """The pauses between the tries of one call: they double, with jitter, and are never shorter than asked for."""
 
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE_S
@@ -51,7 +51,10 @@ class Backoff:
 
 
 async def patiently(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Call until it is answered. Raises the last fault once the caller's deadline leaves no time for another try."""
+    """Call until it is answered; `what` names the call, for messages.
+
+    Raises the last fault once the caller's deadline leaves no time for another try.
+    """
     backoff = Backoff()
     while True:
         try:
@@ -65,7 +68,7 @@ async def patiently(what: str, call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def poll(ask: Callable[[], Awaitable[T]], is_done: Callable[[T], bool], *, longest: float = 2.0) -> T:
-    """Ask until the answer is the one waited for: often at first, then every `longest` seconds."""
+    """Ask until `is_done` accepts the answer: often at first, then every `longest` seconds."""
     pause = 0.05
     while not is_done(answer := await ask()):
         await anyio.sleep(pause)
@@ -74,7 +77,7 @@ async def poll(ask: Callable[[], Awaitable[T]], is_done: Callable[[T], bool], *,
 
 
 async def hold(ask: Callable[[], Awaitable[T | None]]) -> T:
-    """Repeat a long-poll until it answers; None is "not yet". An endpoint that does not hold is not hammered."""
+    """Repeat a long-poll until it answers; None is "not yet". At most once a second if it is not held."""
     while True:
         asked_at = anyio.current_time()
         answer = await ask()
@@ -97,9 +100,9 @@ class Calls:
         return parsing.features(await self._own_facts())
 
     async def _own_facts(self) -> Mapping[str, Any]:
-        """What a service of ours tells about itself; nothing, for a foreign one.
+        """The facts that a service of ours tells about itself; none for a foreign endpoint.
 
-        Asked once: a service of ours that is replaced meanwhile is started with the same options.
+        Cached: a replacement service is started with the same options.
         """
 
         def call() -> Awaitable[dict[str, Any]]:
@@ -121,15 +124,15 @@ class Calls:
         return self._facts
 
     async def _ask(self, what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]) -> T:
-        """Call until there is an answer, and read it as a record of ours. `what` is for messages."""
+        """Call until there is an answer, and `read` it as a record of ours; `what` names the call, for messages."""
         return await patiently(what, lambda: self._ask_once(what, call, read))
 
     async def _ask_once(self, what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]) -> T:
-        """Call, and read the answer as a record of ours. Raises the fault."""
+        """Call once, and `read` the answer as a record of ours."""
         try:
             with parsing.shaped(what), translated(what):
                 view = await call()
-                if isinstance(view, str):  # what the client makes of an answer that is not JSON
+                if isinstance(view, str):  # the client returns the text of an answer that is not JSON
                     raise TypeError(f"it is not JSON, but {view[:100]!r}")
                 answer = read(view)
         except (Refused, Throttled):
@@ -139,7 +142,7 @@ class Calls:
         return answer
 
     async def _all(self, what: str, lister: Callable[..., Awaitable[Any]], read: Callable[[V], T]) -> list[T]:
-        """Every item of a list, from its first page again where one fails; the caller tells doubles by their ids."""
+        """Read every item of a list, again from its first page if one fails. May have one twice: compare their ids."""
 
         async def walk() -> list[T]:
             page, found = await lister(limit=PAGE_ITEMS, include_total_count=False), list[T]()
@@ -152,7 +155,7 @@ class Calls:
         return await self._ask(what, walk, list[T])
 
     async def _long_poll(self, path: str, statuses: list[str], cast_to: type[T]) -> T | None:
-        """Wait for one of the statuses; None is "not yet"."""
+        """Wait for one of the `statuses`; None is "not yet"."""
         try:
             view = await self._client.post(
                 path,

@@ -41,7 +41,7 @@ class DevboxesApi(Calls):
         if devbox.status == "running":
             return devbox
         reason = devbox.failure or devbox.status
-        if devbox.failed_install is not None:  # so it is in every devbox: which one it was says nothing
+        if devbox.failed_install is not None:  # it would fail in every devbox
             raise AgentSetupFailed(reason)
         raise DevboxFailed(f"devbox {devbox_id} never ran: {reason}")
 
@@ -149,7 +149,7 @@ class DevboxesApi(Calls):
                         async for piece in answer.iter_bytes():
                             self._answered_at = anyio.current_time()
                             at += len(piece)
-                            if at > given:  # what came before an answer broke off is not given twice
+                            if at > given:  # a repeated answer begins at the first byte again
                                 new, given = piece[given - at :], at
                                 backoff.reset()
                                 yield new
@@ -170,7 +170,7 @@ class DevboxesApi(Calls):
     async def _in_devbox(
         self, devbox_id: str, doing: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]
     ) -> T:
-        """Ask something that needs the devbox alive. Raises DevboxLost when a refusal comes of its death."""
+        """Ask something that needs a living devbox. Raises DevboxLost when it is refused because the devbox died."""
         try:
             return await self._ask(f"{doing} in devbox {devbox_id}", call, read)
         except (Conflicted, Missing):

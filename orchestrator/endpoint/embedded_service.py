@@ -3,9 +3,9 @@
 One service per set of benchmark folders, below the runs folder. It is in a session of its own and outlives us for a
 while, so that the next process finds what an interrupted one left in it.
 
-Its secret: it is looked for not once but every few seconds, as long as we live. Who finds it dead starts another, and
-everybody else finds that one, under a new address and a new token. Keeping the old ones would hand the token to whoever
-took the port in between, and would need a second answer for the night in which somebody did.
+Its secret: it is looked for not once but every few seconds, as long as we live. The process that finds it dead starts
+another, and all others find that one, under a new address and a new token. Keeping the old ones would hand the token to
+a program that took the port in between, and would need a second answer for that case.
 """
 
 import hmac
@@ -31,12 +31,13 @@ from orchestrator.core.errors import Unavailable, UsageError
 
 SERVICES: Final = ".service"
 LOG: Final = "service.log"
-LINGER: Final = 600
-#: Seconds between two looks at it, each of which is a sign of life of ours too.
-HEARTBEAT: Final = 3.0
-START_TIMEOUT: Final = 60.0
+#: Seconds for which it outlives its last client.
+LINGER_S: Final = 600
+#: Seconds between two looks at it, each of which is also our sign of life.
+HEARTBEAT_S: Final = 3.0
+START_TIMEOUT_S: Final = 60.0
 #: Seconds that it may take to answer the questions of one look.
-PATIENCE: Final = 10.0
+ANSWER_S: Final = 10.0
 _STARTED: Final = "started by"
 
 
@@ -76,10 +77,13 @@ class _Seeker:
     children: list[Popen[bytes]] = field(default_factory=list)
 
     async def find_or_start(self) -> Address:
-        """Raises UsageError with the service's own words when it cannot start, Unavailable when it does not answer."""
+        """Find the service, or start it and wait for it.
+
+        Raises UsageError with the service's own words when it cannot start, Unavailable when it does not answer.
+        """
         child: Popen[bytes] | None = None
         try:
-            with anyio.move_on_after(START_TIMEOUT):
+            with anyio.move_on_after(START_TIMEOUT_S):
                 while (address := await self._find()) is None:
                     child = self._started(child)
                     await anyio.sleep(0.03)
@@ -89,23 +93,23 @@ class _Seeker:
                 f"{self.state}: the benchmark service cannot be kept here: {error.strerror}. Give another --runs."
             ) from None
         raise Unavailable(
-            f"The benchmark service in {self.state} did not answer for {START_TIMEOUT:g} s; see {LOG} there."
+            f"The benchmark service in {self.state} did not answer for {START_TIMEOUT_S:g} s; see {LOG} there."
         )
 
     async def _find(self) -> Address | None:
-        """Where it is, if it has noted that we are there; one that is about to end does not. Raises OSError."""
+        """The address of a service that took our sign of life; one that is about to end does not. Raises OSError."""
         if holder(self.state) is None:
             return None
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(ANSWER_S):
             address = await proven(self.http, self.state)
             if address is not None and await post(self.http, address, "heartbeat", self.client):
                 return address
         return None
 
     def _started(self, child: Popen[bytes] | None) -> Popen[bytes] | None:
-        """The service that we have started, or start now if there is none; None if it is somebody else's.
+        """Start the service if none runs. Returns our `child`, or a new one; None if another process started it.
 
-        Raises UsageError if ours gave up by itself, and not because another one was there first; and OSError.
+        Raises UsageError if ours ended by itself, and not because another one was there first; and OSError.
         """
         self.children = [each for each in self.children if each.poll() is None]
         if child in self.children:
@@ -120,7 +124,7 @@ class _Seeker:
         return self.children[-1]
 
     def disown(self, found: Address | None) -> None:
-        """The service that was found lives on; another that we started, and nobody has seen yet, does not."""
+        """Let the service that was found outlive us; end any other that we started."""
         for child in self.children:
             if found is None or child.pid != found.pid:
                 child.terminate()
@@ -129,7 +133,7 @@ class _Seeker:
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """The service, wherever it is just now."""
+    """The service, which may move to another address."""
 
     address: Address
     _move: Callable[[str, str], None] = lambda _url, _token: None
@@ -145,14 +149,14 @@ class Service:
         hidden: Collection[str] = (),
         lock: Kind = "file",
     ) -> AsyncIterator[Self]:
-        """Find or start the service; keep it there meanwhile; ask it to end afterwards if nothing is in flight in it.
+        """Find or start the service; keep it running; afterwards ask it to end if nothing is in flight in it.
 
-        One that is started gets our environment without the `hidden` variables, and lives in it for as long as it is.
+        One that is started gets our environment without the `hidden` variables, and keeps it for its life.
         Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
         started again.
         """
-        state, service = _state_folder(runs, benchmarks, isolation), None
-        async with _loopback() as http:
+        state, service = state_folder(runs, benchmarks, isolation), None
+        async with loopback_client() as http:
             command = _command(state, benchmarks, isolation, lock)
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
@@ -164,20 +168,21 @@ class Service:
                     finally:
                         tasks.cancel_scope.cancel()
                         with anyio.move_on_after(5, shield=True):
-                            await service._leave(seeker)
+                            for verb in ("goodbye", "stop"):  # deregister, then ask: the last client's request counts
+                                await post(http, service.address, verb, seeker.client)
             finally:
                 seeker.disown(service.address if service is not None else None)
 
     @classmethod
     async def running(cls, runs: Path) -> list[Address]:
-        """The services of a runs folder that run now, whatever they serve; none is started."""
+        """Find the services of a runs folder that run now, whatever they serve; starts none."""
         files = await anyio.to_thread.run_sync(lambda: sorted(runs.glob(f"{SERVICES}/*/{ADDRESS}")))
-        async with _loopback() as http:
+        async with loopback_client() as http:
             found = [await proven(http, file.parent) for file in files]
         return [address for address in found if address is not None]
 
     def follow(self, move: Callable[[str, str], None]) -> None:
-        """Call `move` with the address and the token now, and whenever they are others."""
+        """Call `move` with the address and the token now, and after each change."""
         self._move = move
         move(self.address.url, self.address.token)
 
@@ -188,10 +193,10 @@ class Service:
 
     async def _keep(self, seeker: _Seeker) -> None:
         while True:
-            await anyio.sleep(HEARTBEAT)
+            await anyio.sleep(HEARTBEAT_S)
             try:
                 address = await seeker.find_or_start()
-            except Unavailable as error:  # it lives: what is asked of it may be answered all the same
+            except Unavailable as error:  # it lives, and may answer other requests all the same
                 structlog.get_logger().warning("service.silent", error=error.message)
                 continue
             except UsageError as error:
@@ -204,19 +209,19 @@ class Service:
                 self._move(address.url, address.token)
 
 
-def _loopback() -> httpx.AsyncClient:
+def loopback_client() -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(verify=False)  # plain HTTP on loopback needs no certificates
-    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=PATIENCE)
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=ANSWER_S)
 
 
-def _state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Path:
+def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Path:
     what = "\n".join([isolation, *(str(folder.resolve()) for folder in benchmarks)])
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 
 
 def _command(state: Path, benchmarks: Sequence[Path], isolation: str, lock: Kind) -> list[str]:
     command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation]
-    command += ["--port", "0", "--linger", str(LINGER), "--lock", lock, "--quiet"]
+    command += ["--port", "0", "--linger", str(LINGER_S), "--lock", lock, "--quiet"]
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]
     return command

@@ -1,6 +1,6 @@
-"""Failures of the client and of HTTP as failures of ours: one place, one table, every one of them.
+"""Translates the failures of the client and of HTTP into ours: one place, one table, every one of them.
 
-A test walks the client's exceptions and fails when one is new. Whoever calls the client does so inside `translated()`.
+A test walks the client's exceptions and fails when one is new. The client is only called inside `translated()`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,8 +34,8 @@ BY_CLASS: Final[Mapping[type[Exception], type[WorldError]]] = {
     UnicodeDecodeError: Unavailable,
 }
 FAILURES: Final[tuple[type[Exception], ...]] = (client.APIStatusError, *BY_CLASS)
-#: What the longest message of an endpoint is cut to.
-LONGEST: Final = 1000
+#: Characters of an endpoint's message that are kept.
+MAX_MESSAGE: Final = 1000
 
 BY_STATUS: Final[Mapping[int, type[WorldError]]] = {
     400: Conflicted,
@@ -51,7 +51,7 @@ BY_STATUS: Final[Mapping[int, type[WorldError]]] = {
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raise our error for any failure of the client inside; `what` says what was being done."""
+    """Raise our error for any failure of the client inside; `what` names the call, for messages."""
     try:
         yield
     except (JSONDecodeError, UnicodeDecodeError) as error:
@@ -61,7 +61,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def translate(error: Exception, what: str) -> WorldError:
-    """Our error for a failure of the client."""
+    """Make our error of a failure of the client; `what` is as in `translated`."""
     if isinstance(error, client.APIStatusError):
         return _by_status(error, what)
     cls = next(BY_CLASS[base] for base in type(error).__mro__ if base in BY_CLASS)
@@ -70,11 +70,15 @@ def translate(error: Exception, what: str) -> WorldError:
 
 
 def _by_status(error: client.APIStatusError, what: str) -> WorldError:
-    """A refusal counts only in the endpoint's own form, which is a JSON object: anybody on the way can say 404."""
-    status, words = error.response.status_code, _words(error)
+    """Choose by the HTTP status. A refusal counts only as a JSON object, as endpoints make it: any proxy says 404."""
+    status, body = error.response.status_code, error.body
+    if isinstance(body, Mapping) and isinstance(body.get("message"), str):
+        words = str(body["message"])[:MAX_MESSAGE]
+    else:
+        words = str(body)[:MAX_MESSAGE] if body else error.message
     message = f"{what}: {words} (HTTP {status})"
     cls = BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
-    if issubclass(cls, Refused) and not (isinstance(error.body, Mapping) and error.body):
+    if issubclass(cls, Refused) and not (isinstance(body, Mapping) and body):
         cls = Unavailable
     if cls in {Unauthorized, Refused, Conflicted} and "quota" in words.lower():
         cls = Throttled
@@ -85,15 +89,8 @@ def _by_status(error: client.APIStatusError, what: str) -> WorldError:
     return cls(message)
 
 
-def _words(error: client.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, Mapping) and isinstance(body.get("message"), str):
-        return str(body["message"])[:LONGEST]
-    return str(body)[:LONGEST] if body else error.message
-
-
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks us to wait (`retry-after-ms`, or `retry-after` as seconds or as a date)."""
+    """Seconds that an answer asks us to wait: `retry-after-ms`, or `retry-after` as seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "")
         with suppress(ValueError):

@@ -109,7 +109,7 @@ class Gateway(RunsApi, DevboxesApi):
             globs = {}
 
         async def read(cursor: str | None) -> tuple[list[ScenarioSummary], bool]:
-            """One page, and whether there are more."""
+            """Read one page; true if there are more."""
             return await self._ask(
                 f"reading the definitions of benchmark {benchmark.name}",
                 lambda: self._client.benchmarks.definitions(

@@ -1,4 +1,4 @@
-"""What every request to the endpoint passes on its way, as httpx transports that nothing above them can forget.
+"""The way of every request to the endpoint, as httpx transports that no caller can forget.
 
 From the outside in: `Throttle` lets at most so many requests a second leave, `Doubt` believes a refusal of our token
 only when it is repeated and follows no redirection, `Bounded` breaks off an answer that is larger than any can be.
@@ -41,7 +41,7 @@ class _Around(httpx.AsyncBaseTransport):
 
 
 class Throttle(_Around):
-    """Lets at most `rate` requests a second through to `inner`; None is no limit.
+    """Passes at most `rate` requests a second to `inner`; None is no limit.
 
     Waits draw from a limiter of their own, so that a thousand of them cannot starve the requests that end them.
     `on_push_back` is called for each answer that asks for less (429).
@@ -74,7 +74,7 @@ def _limiter(rate: float | None) -> AsyncLimiter | None:
 
 
 class Doubt(_Around):
-    """Lets a 401 or a 403 through when it is the third within a minute and no success came in between.
+    """Passes a 401 or a 403 on when it is the third within a minute without a success in between.
 
     A proxy may refuse us once; that is no reason to end a night. An endpoint does not move, so a redirection leads to
     somebody else.

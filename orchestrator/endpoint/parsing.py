@@ -1,10 +1,10 @@
-"""The endpoint's answers as records of ours.
+"""Makes records of ours of the endpoint's answers.
 
-The client builds its views without a look at them: what is missing is None, what is wrong is there. An answer that has
-not the shape of its call's answer is none of the endpoint's: a proxy, a portal or a balancer gave it.
+The client does not validate: missing fields are None, wrong values pass through. An answer without the shape of its
+call's answer is not the endpoint's: a proxy, a portal or a balancer gave it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, TypeVar
@@ -12,31 +12,13 @@ from typing import Any, TypeVar
 import orjson
 from httpx import codes
 from pydantic import BaseModel
-from runloop_api_client.types import (
-    BenchmarkRunView,
-    BenchmarkView,
-    DevboxView,
-    ScenarioRunView,
-    ScenarioView,
-    SecretListView,
-)
+from runloop_api_client import types
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUpdateChunk
 
+from orchestrator.core import records
 from orchestrator.core.errors import Unavailable
 from orchestrator.core.protocol import HOME
-from orchestrator.core.records import (
-    Benchmark,
-    BenchmarkRun,
-    Devbox,
-    Execution,
-    Judgement,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    ScorerResult,
-    Settlement,
-)
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -44,29 +26,29 @@ V = TypeVar("V")
 
 @contextmanager
 def shaped(what: str) -> Iterator[None]:
-    """Raise Unavailable where a view inside is not of the shape it should be: the client does not look."""
+    """Raise Unavailable if a view inside has the wrong shape: the client does not look. `what` names the call."""
     try:
         yield
     except (JSONDecodeError, UnicodeDecodeError):
-        raise  # `faults` has the words
+        raise  # `errors` has the words
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Unavailable(f"{what}: the endpoint's answer is not what it should be: {error}") from error
 
 
 def perhaps(read: Callable[[V], T]) -> Callable[[V | None], T | None]:
-    """As `read`, and None for None."""
+    """Make a reader like `read` that returns None for None."""
     return lambda view: None if view is None else read(view)
 
 
 def said(view: T | None) -> T:
-    """A view that is there."""
+    """Return the view. Raises ValueError if there is none."""
     if view is None:
         raise ValueError("it says nothing")
     return view
 
 
 def of(identity: str, read: Callable[[V], T]) -> Callable[[V], T]:
-    """As `read`, for the view of the thing with this id and of no other."""
+    """Make a reader like `read` that raises ValueError for a record with another id than `identity`."""
 
     def read_its(view: V) -> T:
         record = read(view)
@@ -78,13 +60,13 @@ def of(identity: str, read: Callable[[V], T]) -> Callable[[V], T]:
 
 
 def receipt(view: object) -> None:
-    """An object without a meaning: that it came says that all is well."""
+    """Check the answer of a call that returns nothing: any JSON object. Raises TypeError for another one."""
     if not isinstance(view, Mapping):
         raise TypeError(f"an object was expected, not {view!r:.100}")
 
 
 def items(page: BaseModel) -> list[Any]:
-    """What is listed on a page, whatever its kind calls it."""
+    """The list on a page, whose name differs with the kind of the page. Raises TypeError if it is no list."""
     (listed,) = (getattr(page, name) for name in type(page).model_fields if name not in {"has_more", "total_count"})
     if not isinstance(listed, list):
         raise TypeError("it has no list")
@@ -92,26 +74,26 @@ def items(page: BaseModel) -> list[Any]:
 
 
 def check_file(status: int, kind: str) -> None:
-    """Raise ValueError for what is no file: a page, or a word in JSON, is not one, nor is any other status."""
+    """Raise ValueError if an answer of this status and content type is no file: HTML and JSON are none."""
     if status != codes.OK or kind.startswith(("text/html", "application/json")):
         raise ValueError(f"it is no file (HTTP {status}, {kind or 'of no type'})")
 
 
 def check_stream(kind: str) -> None:
-    """Raise ValueError for what is no stream of events: read as one it would be an end without a word."""
+    """Raise ValueError if an answer of this content type is no event stream: read as one, it would end at once."""
     if not kind.startswith("text/event-stream"):
         raise ValueError(f"it is no stream of events, but {kind or 'of no type'}")
 
 
 def offset_behind(chunk: ExecutionUpdateChunk, offset: int) -> int:
-    """The offset behind a piece of output. Some endpoints say it; on others it is the one before the piece."""
+    """The offset behind a piece of output that begins at `offset`. Some endpoints send it, others that before it."""
     if chunk.offset is not None and chunk.offset > offset:
         return chunk.offset
     return offset + len(chunk.output.encode("utf-8", "surrogatepass"))
 
 
 def log_lines(answer: bytes) -> list[str]:
-    """The entries of a devbox's log, a line each, of the answer as it came. May take long: for a worker thread."""
+    """The entries of a devbox's log, a line each, of the raw `answer`. May take long: for a worker thread."""
     entries = orjson.loads(answer)["logs"]
     lines = ((each["source"], each["level"], each.get("message") or each.get("cmd") or "") for each in entries)
     return [f"{source} {level} {words}\n" for source, level, words in lines]
@@ -123,16 +105,16 @@ def _required(value: T | None, what: str) -> T:
     return value
 
 
-def benchmark(view: BenchmarkView) -> Benchmark:
-    return Benchmark(
+def benchmark(view: types.BenchmarkView) -> records.Benchmark:
+    return records.Benchmark(
         id=_required(view.id, "a benchmark's id"),
         name=view.name or view.id,
         scenario_ids=tuple(view.scenario_ids or ()),
     )
 
 
-def scenario(view: ScenarioView) -> Scenario:
-    return Scenario(
+def scenario(view: types.ScenarioView) -> records.Scenario:
+    return records.Scenario(
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         prompt=_required(view.input_context.problem_statement, f"the problem statement of {view.id}"),
@@ -142,24 +124,21 @@ def scenario(view: ScenarioView) -> Scenario:
     )
 
 
-def summary(view: ScenarioView) -> ScenarioSummary:
+def summary(view: types.ScenarioView) -> records.ScenarioSummary:
     metadata = view.metadata or {}
-    return ScenarioSummary(
+    wanted = ", ".join(view.required_environment_variables or ())
+    if wanted:
+        wanted = f"task.toml: wants {wanted} from whoever runs it, which a sweep cannot give it yet"
+    return records.ScenarioSummary(
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
         digest=metadata.get("digest", ""),
         agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
         scorer_timeout=_seconds(view.scorer_timeout_sec),
         network=tuple(filter(None, metadata.get("reaches", "").split(","))),
-        unsupported=metadata.get("unsupported") or _wanting(view.required_environment_variables or ()),
+        unsupported=metadata.get("unsupported") or wanted,
         notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
     )
-
-
-def _wanting(variables: Sequence[str]) -> str:
-    """Why a scenario cannot run that wants variables of whoever runs it."""
-    named = ", ".join(variables)
-    return f"task.toml: wants {named} from whoever runs it, which a sweep cannot give it yet" if named else ""
 
 
 def _seconds(value: Any) -> float | None:
@@ -170,8 +149,8 @@ def _seconds(value: Any) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
-    return BenchmarkRun(
+def benchmark_run(view: types.BenchmarkRunView) -> records.BenchmarkRun:
+    return records.BenchmarkRun(
         id=_required(view.id, "a benchmark run's id"),
         benchmark_id=view.benchmark_id or "",
         state=_required(view.state, "a benchmark run's state"),
@@ -180,10 +159,10 @@ def benchmark_run(view: BenchmarkRunView) -> BenchmarkRun:
     )
 
 
-def run(view: ScenarioRunView) -> ScenarioRun:
+def run(view: types.ScenarioRunView) -> records.ScenarioRun:
     result = view.scoring_contract_result
     scorers = [
-        ScorerResult(
+        records.ScorerResult(
             name=each.scoring_function_name,
             score=each.score,
             state=each.state,
@@ -192,7 +171,7 @@ def run(view: ScenarioRunView) -> ScenarioRun:
         )
         for each in (result.scoring_function_results or [] if result else [])
     ]
-    return ScenarioRun(
+    return records.ScenarioRun(
         id=_required(view.id, "a run's id"),
         scenario_id=view.scenario_id,
         devbox_id=_required(view.devbox_id, "a run's devbox"),
@@ -205,10 +184,10 @@ def run(view: ScenarioRunView) -> ScenarioRun:
     )
 
 
-def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
+def _judgement(view: Mapping[str, Any] | None) -> records.Judgement | None:
     if not view:
         return None
-    return Judgement(
+    return records.Judgement(
         mode=str(view.get("mode") or ""),
         was_live=bool(view.get("was_live")),
         processes_left=view.get("processes_left") or {},
@@ -217,11 +196,11 @@ def _judgement(view: Mapping[str, Any] | None) -> Judgement | None:
     )
 
 
-def settlement(view: Mapping[str, Any]) -> Settlement | None:
-    """What was settled; None where scorers meet the agent's processes, and nothing else was made of the devbox."""
+def settlement(view: Mapping[str, Any]) -> records.Settlement | None:
+    """The settlement; None if scorers run beside the agent's processes, in the devbox as it is."""
     if view["scratch"] is None:
         return None
-    return Settlement(
+    return records.Settlement(
         exit_status=view["exit_status"],
         scratch=str(view["scratch"]),
         evidence=str(view["evidence"]),
@@ -230,7 +209,7 @@ def settlement(view: Mapping[str, Any]) -> Settlement | None:
 
 
 def facts(view: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a service of ours tells about itself."""
+    """A service's facts about itself. Raises TypeError if they are none."""
     if not isinstance(view["features"], list):
         raise TypeError("its features are no list")
     return view
@@ -248,14 +227,14 @@ def notices(view: Mapping[str, Any]) -> list[str]:
     return [text for text in view.get("notices") or () if isinstance(text, str)]
 
 
-def secret_names(view: SecretListView) -> frozenset[str]:
+def secret_names(view: types.SecretListView) -> frozenset[str]:
     return frozenset(secret.name for secret in view.secrets)
 
 
-def devbox(view: DevboxView) -> Devbox:
+def devbox(view: types.DevboxView) -> records.Devbox:
     extra = view.model_extra or {}
     reason = extra.get("failure_message") or view.failure_reason or view.shutdown_reason or ""
-    return Devbox(
+    return records.Devbox(
         id=_required(view.id, "a devbox's id"),
         status=_required(view.status, "a devbox's status"),
         failure=str(reason),
@@ -269,8 +248,8 @@ def devbox(view: DevboxView) -> Devbox:
     )
 
 
-def execution(view: DevboxAsyncExecutionDetailView) -> Execution:
-    return Execution(
+def execution(view: DevboxAsyncExecutionDetailView) -> records.Execution:
+    return records.Execution(
         id=_required(view.execution_id, "an execution's id"),
         devbox_id=view.devbox_id,
         is_completed=view.status == "completed",

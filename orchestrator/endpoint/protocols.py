@@ -9,17 +9,7 @@ protocol that you need. `tests/endpoint/test_conformance.py` holds every impleme
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final, Protocol
 
-from orchestrator.core.records import (
-    Benchmark,
-    BenchmarkRun,
-    Devbox,
-    Execution,
-    Needs,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    Settlement,
-)
+from orchestrator.core import records
 
 #: The feature of an endpoint that can keep apart what is the agent's and what is the scorers'.
 SETTLEMENTS: Final = "settlements"
@@ -31,24 +21,24 @@ class Definitions(Protocol):
     @property
     def url(self) -> str: ...
 
-    async def benchmarks(self) -> list[Benchmark]:
+    async def benchmarks(self) -> list[records.Benchmark]:
         """Every benchmark, public ones included."""
 
     async def summaries(
         self,
-        benchmark: Benchmark,
+        benchmark: records.Benchmark,
         at_most: int | None = None,
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
-    ) -> list[ScenarioSummary]:
+    ) -> list[records.ScenarioSummary]:
         """The benchmark's scenarios, in its order: all, or the first `at_most` of them.
 
-        Those that cannot run say so, where the endpoint tells, and are missing elsewhere. A scenario that the globs
-        leave out is listed too, but may have nothing except its name, because the endpoint need not read it.
+        Those that cannot run are marked as `unsupported` by endpoints of ours, and missing elsewhere. A scenario that
+        the globs leave out is listed too, but may have only its id and name, because the endpoint need not read it.
         """
 
-    async def scenario(self, scenario_id: str) -> Scenario: ...
+    async def scenario(self, scenario_id: str) -> records.Scenario: ...
 
     async def secret_names(self) -> frozenset[str]:
         """The names of the secrets that the endpoint keeps; none where it keeps none."""
@@ -57,20 +47,21 @@ class Definitions(Protocol):
 class Runs(Protocol):
     """Benchmark runs and scenario runs.
 
-    A scenario run is `running`, then `scoring`, then `scored` or `failed`, at last `completed` or `canceled`. It fails
-    when its devbox ends before it has its score. A benchmark run completes by itself once every scenario has a result.
+    A scenario run is `running`, then `scoring`, then `scored` or `failed`, at last `completed` or `canceled`. If its
+    devbox ends before it has its score it is `failed`, or `timeout` if that was the end of the devbox's keep-alive. A
+    benchmark run completes by itself once every scenario has a result.
     """
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
-    ) -> BenchmarkRun:
+    ) -> records.BenchmarkRun:
         """Start a benchmark run. One attempt, as `start_run`."""
 
-    async def benchmark_run(self, run_id: str) -> BenchmarkRun: ...
+    async def benchmark_run(self, run_id: str) -> records.BenchmarkRun: ...
 
     async def list_benchmark_runs(
         self, *, benchmark: str | None = None, state: str | None = None
-    ) -> list[BenchmarkRun]:
+    ) -> list[records.BenchmarkRun]:
         """Every benchmark run, or those of one benchmark or in one state."""
 
     async def complete_benchmark_run(self, run_id: str) -> None:
@@ -87,38 +78,39 @@ class Runs(Protocol):
         name: str,
         metadata: Mapping[str, str],
         keep_alive: int,
-        needs: Needs,
+        needs: records.Needs,
         key: str,
-    ) -> ScenarioRun:
+    ) -> records.ScenarioRun:
         """Start a run and boot its devbox, which ends by itself after `keep_alive` seconds.
 
         One attempt: it is not repeated here, because a caller that waits for another try should hold nothing.
         """
 
-    async def run(self, run_id: str) -> ScenarioRun: ...
+    async def run(self, run_id: str) -> records.ScenarioRun: ...
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
-    ) -> list[ScenarioRun]:
+    ) -> list[records.ScenarioRun]:
         """Every scenario run, or those of one benchmark run, of one scenario, or in one state."""
 
     async def agent_begins(self, run_id: str) -> bool:
-        """Have the state of a run's devbox noted before its agent starts. False where the endpoint cannot."""
+        """Note the state of a run's devbox before its agent starts. False if the endpoint cannot."""
 
     async def agent_ended(
         self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
-    ) -> Settlement | None:
-        """Have the devbox settled after its agent ended, for a scoring that is `declared`, `separate`, `shared` or
-        `live`. None where the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
+    ) -> records.Settlement | None:
+        """Settle the devbox after its agent ended, for a `scoring` that is declared, separate, shared or live.
+
+        None if the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
         """
 
-    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+    async def score(self, run_id: str, *, key: str) -> records.ScenarioRun:
         """Start the scoring of a run that is `running` or `failed` and whose devbox lives; returns at once.
 
         Raises Conflicted for any other run; a run that is scoring or scored may be answered as it is instead.
         """
 
-    async def wait_scored(self, run_id: str) -> ScenarioRun:
+    async def wait_scored(self, run_id: str) -> records.ScenarioRun:
         """Wait while the run is `scoring`; returns it in the state that follows."""
 
     async def complete(self, run_id: str) -> None:
@@ -134,12 +126,12 @@ class Runs(Protocol):
 class Devboxes(Protocol):
     """Devboxes, from their boot to their end."""
 
-    async def wait_running(self, devbox_id: str) -> Devbox:
+    async def wait_running(self, devbox_id: str) -> records.Devbox:
         """Wait until the devbox runs. Raises DevboxFailed if it never will, AgentSetupFailed if its install failed."""
 
-    async def devbox(self, devbox_id: str) -> Devbox: ...
+    async def devbox(self, devbox_id: str) -> records.Devbox: ...
 
-    async def list_devboxes(self) -> list[Devbox]:
+    async def list_devboxes(self) -> list[records.Devbox]:
         """Every devbox that has not ended."""
 
     async def shutdown(self, devbox_id: str) -> None:
@@ -152,10 +144,10 @@ class Devboxes(Protocol):
 class Executions(Protocol):
     """Commands and files in a devbox. What needs a living devbox raises DevboxLost if it has ended or is unknown."""
 
-    async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
+    async def execute(self, devbox_id: str, command: str, *, key: str) -> records.Execution:
         """Start a shell command; returns at once."""
 
-    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> records.Execution:
         """Wait until a command has ended. One that ended before its devbox did has its exit status for good."""
 
     def output(self, devbox_id: str, execution_id: str, offset: int = 0) -> AsyncGenerator[tuple[str, int], None]:
@@ -177,7 +169,7 @@ class Executions(Protocol):
 
 
 class Resources(Runs, Devboxes, Protocol):
-    """Whatever a sweep can leave behind on an endpoint."""
+    """Everything that a sweep can leave behind on an endpoint."""
 
 
 class Endpoint(Definitions, Resources, Executions, Protocol):
@@ -195,7 +187,7 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
         """Make a cheap call; returns when the endpoint answers."""
 
     async def features(self) -> frozenset[str]:
-        """What it can do beyond the published protocol, such as `installs`; nothing, for a foreign endpoint."""
+        """Its abilities beyond the published protocol, such as `installs`; none, for a foreign endpoint."""
 
     async def notices(self) -> Sequence[str]:
         """Sentences that its users should read before they use its devboxes; none, for a foreign endpoint."""
@@ -209,5 +201,5 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
     async def leave(self, client: str) -> None:
         """Say that this client works no more."""
 
-    async def check(self, needs: Needs) -> None:
+    async def check(self, needs: records.Needs) -> None:
         """Raise UsageError if devboxes cannot have what is needed; create what that takes (network policies)."""

@@ -1,23 +1,29 @@
-"""The gateway's part for runs: `protocols.Runs` behind the published client."""
+"""The gateway's part for runs: `protocols.Runs` behind the published client, and the network policies for it."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+import structlog
+from orjson import dumps
 from runloop_api_client import AsyncRunloop, omit
-from runloop_api_client.types import BenchmarkRunView, ScenarioRunView
+from runloop_api_client.types import BenchmarkRunView, NetworkPolicyView, ScenarioRunView
 
-from orchestrator.core.errors import Conflicted
+from orchestrator.core.errors import Conflicted, Refused, Unauthorized, UsageError
 from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Needs, ScenarioRun, Settlement
 from orchestrator.endpoint import parsing
-from orchestrator.endpoint.calls import Calls, poll
-from orchestrator.endpoint.network_policies import Policies
+from orchestrator.endpoint.calls import Calls, patiently, poll
 from orchestrator.endpoint.protocols import SETTLEMENTS
 
 if TYPE_CHECKING:
     from runloop_api_client.types.shared_params.run_profile import RunProfile
+
+PAGE_POLICIES: Final = 1000
+_FIX: Final = "Leave out --network: then devboxes have what the endpoint and their scenarios give them."
 
 
 class RunsApi(Calls):
@@ -167,3 +173,78 @@ class RunsApi(Calls):
         except Conflicted:
             if (await self.run(run_id)).state in RUN_ALIVE:
                 raise
+
+
+class Policies:
+    """Network policies of one endpoint: found by name or made, once for each kind of need.
+
+    The name is a hash of the content. So sweeps with the same needs share one, and the loser of a race to make it finds
+    the other's.
+    """
+
+    def __init__(self, client: AsyncRunloop) -> None:
+        self._client = client
+        self._asking = anyio.Lock()
+        self._ids: dict[str, str] = {}
+        #: The reason of an endpoint that has no policies, once it gave it.
+        self._refusal = ""
+
+    async def check(self, needs: Needs) -> None:
+        """Raise UsageError if devboxes cannot have this network. For `hosts` alone an endpoint needs no policies."""
+        try:
+            identity = await self.identity(needs)
+        except (Conflicted, Unauthorized) as error:
+            raise UsageError(f"The endpoint refuses the network that devboxes need: {error.message}") from None
+        if identity is None and needs.is_closed:
+            raise UsageError(f"--network none cannot be had of this endpoint: {self._refusal} {_FIX}")
+        if identity is None and needs.is_open:
+            raise UsageError(f"--network host cannot be had of this endpoint: {self._refusal} {_FIX}")
+
+    async def identity(self, needs: Needs) -> str | None:
+        """The id of the policy for these needs; None if they ask for none, or the endpoint has none to give."""
+        if not (needs.hosts or needs.is_closed or needs.is_open):
+            return None
+        hosts = [] if needs.is_closed or needs.is_open else sorted(set(needs.hosts))
+        name = f"sweep-{sha256(dumps([needs.is_open, hosts])).hexdigest()[:16]}"
+        async with self._asking:
+            if name not in self._ids and not self._refusal:
+                await self._provide(name, hosts, is_open=needs.is_open)
+        return self._ids.get(name)
+
+    async def _provide(self, name: str, hosts: list[str], *, is_open: bool) -> None:
+        try:
+            policy = await self._find(name) or await self._make(name, hosts, is_open=is_open)
+        except (Conflicted, Unauthorized):
+            raise
+        except Refused as error:
+            self._refusal = error.message
+            if hosts:  # else the user asked for this network, and `check` refuses the sweep
+                structlog.get_logger().warning("network.as_it_is", hosts=hosts, error=error.message)
+            return
+        egress = policy.egress
+        if egress.allow_all != is_open or sorted(egress.allowed_hostnames) != hosts:
+            raise Conflicted(f"network policy {policy.id} ({name}) was changed by somebody; delete it.")
+        self._ids[name] = policy.id
+
+    async def _find(self, name: str) -> NetworkPolicyView | None:
+        async def walk() -> NetworkPolicyView | None:
+            async for policy in self._client.network_policies.list(
+                name=name, limit=PAGE_POLICIES, include_total_count=False
+            ):
+                if policy.name == name:
+                    return policy
+            return None
+
+        return await patiently("looking for a network policy", walk)
+
+    async def _make(self, name: str, hosts: list[str], *, is_open: bool) -> NetworkPolicyView:
+        def make() -> Awaitable[NetworkPolicyView]:
+            return self._client.network_policies.create(name=name, allow_all=is_open, allowed_hostnames=hosts)
+
+        try:
+            return await patiently("making a network policy", make)
+        except Conflicted:
+            found = await self._find(name)
+            if found is None:
+                raise
+            return found

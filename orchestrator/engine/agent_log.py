@@ -1,8 +1,8 @@
-"""The agent's output, on disk while it runs: without secrets, and never more than fits.
+"""The agent's output, on disk while it runs: without secrets, and bounded.
 
 Of a flood the beginning and the end are kept, for the one says what the agent set out to do and the other how it ended;
-a line between them says how much is missing. The middle is cut out of the one file there is, in place and now and then:
-whoever follows it sees it grow, and a process that goes on where another died needs only the length that was noted.
+a line between them says how much is missing. The middle is cut out of the file in place, now and then: a reader sees
+it grow, and a process that resumes needs only the length that was journaled.
 """
 
 import os
@@ -17,26 +17,26 @@ from typing import Final, Self
 
 from orchestrator.core.printable import shortened
 from orchestrator.engine.redact import Redactor
-from orchestrator.engine.retry_io import persist
+from orchestrator.rundir.files import persist, write_all
 
-#: Bytes of a log; half of them are of its beginning.
-LIMIT: Final = 64 << 20
-#: Bytes in which what tells most of a crash is looked for.
-_BEGINNING: Final = 64 << 10
+#: The size of a log; half of it is for the beginning.
+MAX_BYTES: Final = 64 << 20
+#: The part of a log in which the reason of a crash is looked for.
+_BEGINNING_BYTES: Final = 64 << 10
 _NOTED: Final = re.compile(rb"\n\[sweep: ([\d,]+) bytes are left out here\]\n")
 
 
 class AgentLog:
-    """The log at `path`, from byte `length` on: what comes after that is written anew.
+    """The log at `path`, whose first `length` bytes are kept; the rest is cut off.
 
-    Use `open`, `write` as it comes, `finish` when no more does. `length` is what is in it; `is_settled` is false while
-    the last bytes wait to be told from a secret.
+    Use `open`, `write` for each piece, `finish` at the end. `length` is its present length; `is_settled` is false while
+    the last bytes are held back because they may be the beginning of a secret.
     """
 
-    def __init__(self, path: Path, redactor: Redactor, *, length: int = 0, limit: int = LIMIT) -> None:
+    def __init__(self, path: Path, redactor: Redactor, *, length: int = 0, limit: int = MAX_BYTES) -> None:
         self.path = path
         self.length = length
-        #: How often something was cut out of it since it was opened.
+        #: The number of times that its middle was cut out since it was opened.
         self.cuts = 0
         self._head = limit // 2
         self._limit = limit
@@ -66,7 +66,7 @@ class AgentLog:
         self.close()
 
     def open(self) -> None:
-        """Cut it to its length, or empty it if less of it is there. Raises OSError; it may be tried again."""
+        """Cut the file to `length`, or empty it if it is shorter. Raises OSError; it may be tried again."""
         file = self._file = FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
         if file.seek(0, os.SEEK_END) < self.length:
             self.length = 0
@@ -81,11 +81,11 @@ class AgentLog:
             self._file = None
 
     async def write(self, data: bytes) -> None:
-        """Add what was printed, as soon as the disk allows."""
+        """Add output of the agent, as soon as the disk allows."""
         await self._add(self._masked.feed(data))
 
     async def finish(self) -> None:
-        """Add what was held back."""
+        """Add the bytes that were held back."""
         await self._add(self._masked.finish())
 
     def write_nowait(self, data: bytes) -> None:
@@ -106,15 +106,16 @@ class AgentLog:
         return (data[at : at + size] for at in range(0, len(data), size))
 
     def _put(self, piece: bytes) -> None:
-        """Write it at the end, all of it again from the same place after a failure."""
+        """Write a piece at the end; after a failure all of it may be written again."""
         assert self._file is not None, "the log is not open"
         if self.length + len(piece) > self._limit:
             self._cut(self._file)
-        _write_at(self._file, self.length, piece)
+        self._file.seek(self.length)
+        write_all(self._file, piece)
         self.length += len(piece)
 
     def _cut(self, file: FileIO) -> None:
-        """Leave out the middle. What is kept of the end is copied to where nothing of it lies: it may be repeated."""
+        """Cut out the middle. The end is copied to a place that does not overlap it, so this may be repeated."""
         kept = self._limit * 3 // 16
         before = len(_note(self._left_out)) if self._left_out else 0
         left_out = self._left_out + self.length - kept - self._head - before
@@ -123,37 +124,31 @@ class AgentLog:
         end = bytearray()
         while len(end) < kept and (read := file.read(kept - len(end))):
             end += read
-        _write_at(file, self._head, note + end)
+        file.seek(self._head)
+        write_all(file, note + end)
         file.truncate()
         self.length, self._left_out = file.tell(), left_out
         self.cuts += 1
 
 
 def is_cut(path: Path) -> bool:
-    """Tell whether the middle of a log is left out. Raises OSError."""
+    """Tell if the middle of a log is left out. Raises OSError."""
     with path.open("rb") as file:
-        file.seek(LIMIT // 2)
+        file.seek(MAX_BYTES // 2)
         return _NOTED.match(file.read(100)) is not None
 
 
 def telling_line(path: Path) -> str:
-    """The line of a log that tells most of why its agent crashed, for a message; empty where there is none.
+    """The line of a log that explains a crash best, for a message; empty if there is none.
 
-    That is the first one; the last one where it begins with a traceback of Python's.
+    That is the first line, or the last one if the log begins with a Python traceback.
     """
     text = ""
     with suppress(OSError), path.open("rb") as file:
-        text = file.read(_BEGINNING).decode(errors="replace")
+        text = file.read(_BEGINNING_BYTES).decode(errors="replace")
     lines = [line for line in map(str.strip, text.splitlines()) if line] or [""]
     return shortened(lines[-1 if lines[0].startswith("Traceback (most recent call last)") else 0], 200)
 
 
 def _note(left_out: int) -> bytes:
     return f"\n[sweep: {left_out:015,d} bytes are left out here]\n".encode()
-
-
-def _write_at(file: FileIO, position: int, data: bytes) -> None:
-    file.seek(position)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]

@@ -1,6 +1,4 @@
-"""The benchmark run that each arm and trial number has on the endpoint: started by the first trial that needs it,
-completed when nothing of it will be attempted any more.
-"""
+"""The benchmark run of each arm and trial number: started by its first trial, completed after the last one."""
 
 from contextlib import suppress
 
@@ -15,7 +13,7 @@ from orchestrator.endpoint.protocols import Runs
 
 
 class BenchmarkRuns:
-    """Ask `of(arm, number)` for the id of a run that is `running` on the endpoint."""
+    """Gives the id of a run that is `running` on the endpoint: `of(arm, number)`."""
 
     def __init__(self, *, sweep: str, benchmark_id: str, endpoint: Runs, sink: Sink, ledger: Ledger) -> None:
         self._sweep = sweep
@@ -28,7 +26,7 @@ class BenchmarkRuns:
         self._alive: dict[tuple[str, int], str] = {}
 
     async def of(self, arm: str, number: int) -> str:
-        """The running benchmark run of an arm and number; another is started when an earlier one is over.
+        """Find or start the running benchmark run of an arm and number; returns its id.
 
         Raises SweepCanceled when somebody canceled it.
         """
@@ -38,14 +36,14 @@ class BenchmarkRuns:
             return self._alive[arm, number]
 
     async def following(self, arm: str, number: int, run: str) -> str:
-        """The running benchmark run of an arm and number, now that `run` may have ended by somebody else's hand."""
+        """Find or start the benchmark run that follows `run`, which somebody else may have ended; returns its id."""
         async with self._lock:
             if self._alive.get((arm, number)) == run:
                 del self._alive[arm, number]
         return await self.of(arm, number)
 
     async def complete_all(self) -> None:
-        """Nothing will be attempted any more: complete what is not known to have ended."""
+        """Complete every benchmark run that is not known to have ended, after the last trial."""
         for (arm, number), state in list(self._ledger.benchmark_runs.items()):
             if state.run is not None and not state.is_ended:
                 with suppress(Missing):
@@ -53,7 +51,7 @@ class BenchmarkRuns:
                 await self._sink.append(BenchmarkRunEnded(arm=arm, number=number, run=state.run))
 
     async def _find(self, arm: str, number: int) -> str | None:
-        """The run that the journal knows, if it is still running: the endpoint may know nothing of it any more."""
+        """The journaled run if it is still running; the endpoint may have forgotten it."""
         known = self._ledger.benchmark_runs.get((arm, number))
         if known is None or known.run is None or known.is_ended:
             return None
@@ -75,7 +73,7 @@ class BenchmarkRuns:
         number_of_run = known.round + (not is_owed) if known else 1
         name = f"{self._sweep}/{arm}/{number}"
         run = None
-        if is_owed:  # it was asked for and its id never heard: not every endpoint knows our keys
+        if is_owed:  # it may be started already, but its id was not journaled, and not every endpoint knows our keys
             running = await self._endpoint.list_benchmark_runs(
                 benchmark=self._benchmark_id, state=BenchmarkRunState.RUNNING
             )

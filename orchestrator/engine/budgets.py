@@ -1,5 +1,6 @@
-"""Budgets of a sweep. Decided from its ledger, so that what was spent before a resume counts, and from the wall
-clock where a deadline is asked for: the night is over when people come to work, however long the machine slept.
+"""Budgets of a sweep, decided from its ledger, so that spending before a resume counts.
+
+A deadline is decided by the wall clock: it passes also while the machine sleeps.
 """
 
 import time
@@ -15,14 +16,14 @@ from orchestrator.core.records import Outcome
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.rundir.journal import now
 
-#: Seconds between two looks; every trial that is to start looks, too.
+#: Seconds between two checks; every start of a trial checks, too.
 LOOK_EVERY_S: Final = 2.0
 HOUR_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """`deadline` is in seconds since 1970, as are `wall`, the time that people have, and `now`, that of events."""
+    """The budgets of a sweep. `deadline`, `wall` (the wall clock) and `now` (the journal's) are seconds since 1970."""
 
     config: SweepConfig
     ledger: Ledger

@@ -1,59 +1,53 @@
-"""Stops a sweep for failures that are no trial's fault: the rest of the night would go the same way.
+"""Stops a sweep for failures that are no trial's fault: all other trials would fail in the same way.
 
-So many installs of one agent, or boots of devboxes, fail in a row; or for so long the endpoint grants no run, while
-none of ours is alive whose end could make room; or an agent crashes in the same way in every trial, and reaches
+It stops when too many installs of one agent, or boots of devboxes, fail in a row; when the endpoint grants no run for
+too long, while no run of ours could make room; and when an agent crashes in the same way in every trial, and scores
 nothing: a mistyped command looks like an honest 0. Pure: the caller brings the time, and the trials.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 
-from orchestrator.core.errors import (
-    AgentSetupFailed,
-    DevboxFailed,
-    Missing,
-    StageTimeout,
-    SweepError,
-    Throttled,
-    Unavailable,
-)
+from orchestrator.core import errors
 from orchestrator.core.ledger import Trial
 from orchestrator.core.printable import shortened
 from orchestrator.core.records import Flag, Outcome
 from orchestrator.core.stages import Stage
 
-#: What is no trial's fault, by stage.
-_KINDS: dict[Stage, tuple[type[SweepError], ...]] = {
-    Stage.START: (Throttled, Unavailable, Missing, StageTimeout),
-    Stage.BOOT: (DevboxFailed, AgentSetupFailed, StageTimeout),
-    Stage.PREPARE: (AgentSetupFailed, StageTimeout),
+#: Failures that are no trial's fault, by stage.
+_KINDS: dict[Stage, tuple[type[errors.SweepError], ...]] = {
+    Stage.START: (errors.Throttled, errors.Unavailable, errors.Missing, errors.StageTimeout),
+    Stage.BOOT: (errors.DevboxFailed, errors.AgentSetupFailed, errors.StageTimeout),
+    Stage.PREPARE: (errors.AgentSetupFailed, errors.StageTimeout),
 }
 
 
 class Breaker:
-    """Told of each stage that was passed and of each failure; says when it is enough."""
+    """Counts stages that passed and failures, and says when to stop."""
 
     def __init__(self, *, same_failures: int = 10, unreachable: float = 1800.0) -> None:
         self._same_failures = same_failures
         self._unreachable = unreachable
         self._in_a_row: Counter[tuple[Stage, str]] = Counter()
-        #: When the endpoint was first asked in vain for a run, since it granted the last.
+        #: The first time that the endpoint refused a run since it granted the last one.
         self._refused_at: float | None = None
 
     def passed(self, stage: Stage, arm: str) -> None:
-        """It works: what counted against it is forgotten."""
+        """Forget the failures of a stage, because it passed."""
         if stage is Stage.START:
             self._refused_at = None
         del self._in_a_row[_series(stage, arm)]
 
-    def failed(self, error: SweepError, stage: Stage | None, arm: str, *, now: float, is_busy: bool) -> str | None:
+    def failed(
+        self, error: errors.SweepError, stage: Stage | None, arm: str, *, now: float, is_busy: bool
+    ) -> str | None:
         """Count a failure of an attempt; returns why the sweep should stop, or None.
 
-        `now` is in seconds of any clock that does not go back; `is_busy` is whether other attempts hold devboxes.
+        `now` is in seconds of any clock that does not go back; `is_busy` is true if other attempts hold devboxes.
         """
         if stage is None or not isinstance(error, _KINDS.get(stage, ())):
             return None
-        if isinstance(error, AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
+        if isinstance(error, errors.AgentSetupFailed):  # an endpoint may install before it says that a devbox runs
             stage = Stage.PREPARE
         words = shortened(error.message, 400)
         if stage is not Stage.START:
@@ -65,7 +59,7 @@ class Breaker:
                 return f"{count} devboxes in a row did not come up: {words}. Fix what gives the devboxes"
             return f"the agent of {arm} could not be installed {count} times in a row: {words}. Fix its install step"
 
-        is_full = isinstance(error, Throttled)
+        is_full = isinstance(error, errors.Throttled)
         if self._refused_at is None or (is_full and is_busy):
             self._refused_at = now
         minutes = (now - self._refused_at) / 60
@@ -73,14 +67,14 @@ class Breaker:
             return None
         if is_full:
             return f"the endpoint has granted no run for {minutes:.0f} minutes: {words}. Have the quota raised"
-        if isinstance(error, Missing):
+        if isinstance(error, errors.Missing):
             return f"something that trials need has been missing for {minutes:.0f} minutes: {words}. Put it back"
         return f"the endpoint has not answered for {minutes:.0f} minutes: {words}. Check that it is up"
 
     def crashed(self, arm: str, finished: Iterable[Trial]) -> str | None:
-        """Asked after a crash: how the agent of an arm always crashes, if that is why to stop; None if it is not.
+        """Judge an arm after a crash of its agent; returns why the sweep should stop, or None.
 
-        `finished` are the arm's trials so far, in any order. One in which no agent ended says nothing of it.
+        `finished` are the arm's trials so far, in any order. Those in which no agent ended do not count.
         """
         count, status = 0, None
         for trial in finished:
@@ -96,5 +90,5 @@ class Breaker:
 
 
 def _series(stage: Stage, arm: str) -> tuple[Stage, str]:
-    """The series a failure is counted in: an agent that cannot be installed says nothing of the others."""
+    """The series that a failure is counted in: an agent that cannot be installed says nothing about others."""
     return stage, arm if stage is Stage.PREPARE else ""

@@ -1,4 +1,4 @@
-"""Limits of concurrency. The devbox limit gives way when the endpoint pushes back, and creeps back when it is calm."""
+"""Limits of concurrency. The devbox limit is halved when the endpoint pushes back, and then grows again, one by one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ CALM_S: Final = 30.0
 
 
 class Limits:
-    """`devboxes` in flight and `agents` solving, at most."""
+    """At most `devboxes` in flight and `agents` solving."""
 
     def __init__(self, *, devboxes: int, agents: int | None) -> None:
         self._most = devboxes
@@ -40,13 +40,13 @@ class Limits:
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[float]:
-        """Hold a place for an agent; gives the seconds waited for it."""
+        """Hold a place for an agent; yields the seconds waited for it."""
         asked_at = anyio.current_time()
         async with self._agents:
             yield anyio.current_time() - asked_at
 
     def push_back(self) -> None:
-        """The endpoint asks for less: halve the devboxes, at most once in a calm time."""
+        """Halve the devboxes because the endpoint asks for less, at most once in `CALM_S`."""
         now = anyio.current_time()
         if now - self._changed_at >= CALM_S or not self.is_reduced:
             self._devboxes.total_tokens = max(1, self.devboxes // 2)

@@ -6,8 +6,6 @@ release destroys the only other copy. A devbox whose score is not durable is lef
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -16,33 +14,35 @@ from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout
 from orchestrator.core.events import AttemptEnded, StageEntered, TrialFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
-from orchestrator.core.retry_policy import Action, Decision, Rule, rule
+from orchestrator.core.retry_policy import Action, Decision, RetryRule, rule
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
-from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder
-from orchestrator.engine.result import result_line
+from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder, compose_result
 from orchestrator.engine.resume import take_up
-from orchestrator.engine.retry_io import PATIENCE_S, persist
 from orchestrator.engine.stage_table import STAGES, decision_on, flag_incomplete, note_finished
+from orchestrator.rundir.files import PATIENCE_S, persist
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 CANCEL_GRACE_S: Final = 8.0
-
-
 SCORED_BEFORE: Final = "the run was scored before: its devbox has the scorers' files in it, or is gone"
 
 
 async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
-    """Try a trial once. Returns None when it is finished, else what follows and when.
+    """Try a trial once. Returns None when it is finished, else the action that follows and its delay.
 
-    Raises what concerns the whole sweep: UsageError, Unauthorized, JournalError, InternalError.
+    Raises the failures that concern the whole sweep: UsageError, Unauthorized, JournalError, InternalError.
     """
     left = ctx.ledger.under_way(key)
     trial = ctx.ledger.trials.get(key)
     number = left.number if left else trial.attempts + 1 if trial else 1
     summary = ctx.summary(key)
     folder = attempt_folder(ctx.folder, key, summary.name, number)
-    await persist(partial(_lay_out, folder), patience=PATIENCE_S)
+
+    def lay_out() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOG).touch()
+
+    await persist(lay_out, patience=PATIENCE_S)
     state = AttemptState(
         key=key,
         number=number,
@@ -58,11 +58,6 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CANCEL_GRACE_S):
             await _abandon(ctx, state)
         raise
-
-
-def _lay_out(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / LOG).touch()
 
 
 async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> Decision | None:
@@ -85,7 +80,7 @@ async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> 
 
 
 async def _walk(ctx: Context, state: AttemptState, stage: Stage) -> None:
-    """Take a stage, again while its `on_error` says so. Raises what that does not forgive."""
+    """Take a stage, again while its `on_error` returns true. Raises the errors that `on_error` raises."""
     entry = STAGES[stage]
     while True:
         try:
@@ -134,7 +129,7 @@ async def _turn(ctx: Context, state: AttemptState, stage: Stage) -> AsyncIterato
 
 
 def longest_left(ctx: Context, now: float) -> float:
-    """Estimate the seconds until the last trial in flight ends at its limits; `now` is by the journal's clock.
+    """Estimate the seconds until the last trial in flight reaches its limits; `now` is by the journal's clock.
 
     Each stage is counted once: a scorer that must be asked again takes longer.
     """
@@ -155,8 +150,10 @@ def longest_left(ctx: Context, now: float) -> float:
     return longest
 
 
-async def _end_without_score(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision | None:
-    """Journal why the attempt ended, release what it holds, and say what follows."""
+async def _end_without_score(
+    ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule
+) -> Decision | None:
+    """Journal why the attempt ended and release its devbox. Returns as `attempt`."""
     ctx.redactor.clean(error)
     if isinstance(error, JournalError):
         raise error
@@ -181,7 +178,6 @@ async def _end_without_score(ctx: Context, state: AttemptState, error: SweepErro
                 attempt=state.number,
                 failure=failure.as_dict(),
                 counted=its_rule.is_counted,
-                retry_in=round(decision.delay, 3) if decision.action is Action.NEW_ATTEMPT else None,
             )
         )
     if decision.action is Action.STOP:
@@ -196,7 +192,7 @@ async def _end_without_score(ctx: Context, state: AttemptState, error: SweepErro
 
 async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: Failure | None = None) -> None:
     """Make the result durable, then release the devbox. Raises SweepHalted where every agent of the arm crashed."""
-    result = result_line(ctx, state, outcome, failure)
+    result = compose_result(ctx, state, outcome, failure)
     state.has_score = outcome is Outcome.SCORED
     await ctx.sink.append(TrialFinished(trial=str(state.key), attempt=state.number, result=result))
     await _walk(ctx, state, Stage.RELEASE)
@@ -213,9 +209,9 @@ async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: 
 
 
 async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
-    """Finish the owed trials whose scenarios cannot run, without an attempt; what is in flight takes its own course.
+    """Finish the owed trials whose scenarios cannot run, without an attempt; attempts in flight are left alone.
 
-    No worker does it: there is no devbox to wait for, and a row of such failures says nothing about the others.
+    No worker does it: there is no devbox to wait for, and a row of such failures says nothing about other trials.
     """
     ended: list[TrialFinished] = []
     for key in owed:
@@ -228,7 +224,7 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
             key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder
         )
         failure = Failure(error=Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
-        result = result_line(ctx, state, Outcome.FAILED, failure)
+        result = compose_result(ctx, state, Outcome.FAILED, failure)
         ended.append(TrialFinished(trial=str(key), attempt=last, result=result))
     if ended:
         await ctx.sink.append(*ended)

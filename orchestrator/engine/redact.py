@@ -5,7 +5,7 @@ it is, line by line, and in the guises in which programs print what they were gi
 hexadecimal, UTF-16, in upper and in lower case. What is compressed or encrypted is beyond it.
 
 A patch and a copy of a file are worth nothing if they are not as they were: for them there is a redactor that leaves
-ordinary words alone, and whoever masks there is told what was masked.
+ordinary words alone, and counts what it masked.
 """
 
 import base64
@@ -22,33 +22,33 @@ from msgspec import structs
 from orchestrator.core.errors import SweepError
 from orchestrator.core.events import Event, Sink
 
-#: Bytes below which a value cannot be told from ordinary words.
-SHORTEST: Final = 6
-#: In a patch or a copy there must be more: characters below which a value, and letters up to which one that is nothing
-#: but letters, is a word that anybody may write.
-SHORTEST_IN_FILES: Final = 8
-LONGEST_WORD: Final = 12
+#: Below this a value cannot be told from ordinary words.
+MIN_BYTES: Final = 6
+#: In a patch or a copy there must be more: a value with fewer characters, or one of letters only that has no more than
+#: so many, is a word that anybody may write.
+MIN_CHARACTERS_IN_FILES: Final = 8
+MAX_WORD_CHARACTERS: Final = 12
 _MASK: Final = b"*"
-#: Where a value may begin in the groups of three bytes that base64 takes.
+#: Offsets of a value in the groups of three bytes that base64 encodes.
 _ALIGNMENTS: Final = range(3)
 
 
 class Redactor:
-    """Knows the values, given with the names of their variables.
+    """Masks the values of `secrets`, which are pairs of a variable's name and its value.
 
-    `mask`, `text` and `value` return what they are given without them.
+    `mask`, `text` and `value` return a masked copy of their argument.
     """
 
     def __init__(self, secrets: Iterable[tuple[str, str]] = ()) -> None:
         self._known = frozenset(secrets)
         #: The variables whose values are too short to be masked.
-        self.unmasked = sorted({name for name, value in self._known if 0 < len(_encoded(value)) < SHORTEST})
+        self.unmasked = sorted({name for name, value in self._known if 0 < len(_encoded(value)) < MIN_BYTES})
         #: Those whose values are ordinary words: they are masked in what is printed, and not in files.
         self.words = sorted({name for name, value in self._known if value and _is_word(value)} - {*self.unmasked})
         self._names = {guise: name for name, value in sorted(self._known) for guise in _guises(value)}
         self._guises = sorted(self._names, key=len, reverse=True)
-        #: In small letters, for they are fewer; where one is not, nothing is that has it in it. What has a NUL
-        #: is looked for where there is one.
+        #: In small letters, for they are fewer; data without any of these has no guise that contains one. Those with a
+        #: NUL are looked for only in data that has one.
         small = {guise.lower() for guise in self._guises}
         telling = [each for each in small if not any(other in each for other in small if other != each)]
         self._telling = [each for each in telling if 0 not in each]
@@ -57,7 +57,11 @@ class Redactor:
 
     def for_files(self, own: Collection[bytes] = ()) -> "Redactor":
         """Return a redactor without values that are common words, or stand in one of the scenario's texts."""
-        kept = [(name, value) for name, value in self._known if not (_is_word(value) or _stands_in(value, own))]
+        kept = [
+            (name, value)
+            for name, value in self._known
+            if not (_is_word(value) or any(_encoded(value) in text for text in own))
+        ]
         return self if len(kept) == len(self._known) else Redactor(kept)
 
     def without(self, names: Collection[str]) -> "Redactor":
@@ -65,8 +69,8 @@ class Redactor:
         return Redactor(each for each in self._known if each[0] not in names) if names else self
 
     def shown(self, data: bytes) -> set[str]:
-        """The variables whose values are there, as they are."""
-        return {name for name, value in self._known if len(_encoded(value)) >= SHORTEST and _encoded(value) in data}
+        """The variables whose values stand in `data` unchanged."""
+        return {name for name, value in self._known if len(_encoded(value)) >= MIN_BYTES and _encoded(value) in data}
 
     def mask(self, data: bytes, masked: Counter[str] | None = None) -> bytes:
         """Mask whole values. Adds to `masked` how often, by the variable's name."""
@@ -102,28 +106,34 @@ class Redactor:
         return value
 
     def clean(self, error: SweepError) -> None:
-        """Mask what an error says."""
+        """Mask the message of an error."""
         error.args = tuple(map(self.value, error.args))
 
     def split(self, data: bytes) -> int:
-        """Where the longest end of `data` begins that more bytes could make a value of; its length if there is none.
+        """The offset of the longest end of `data` that may be the beginning of a value; the length if there is none.
 
-        What is before it is masked by `mask` as well as it would be with what follows.
+        More bytes would not change how `mask` masks the bytes before it.
         """
-        end = len(data)
-        return min((_open_end(data, guise) for guise in self._guises), default=end)
+        first = len(data)
+        for guise in self._guises:
+            at = max(0, len(data) - len(guise) + 1)
+            while 0 <= (at := data.find(guise[:1], at)) < first:
+                if guise.startswith(data[at:]):
+                    first = at
+                at += 1
+        return first
 
     def begun(self, data: bytes) -> str | None:
-        """The variable whose value begins so; None if there is none."""
+        """The variable whose value begins with `data`; None if there is none."""
         return next((self._names[guise] for guise in self._guises if guise.startswith(data)), None)
 
-    def stream(self, masked: Counter[str] | None = None) -> "Stream":
+    def stream(self, masked: Counter[str] | None = None) -> "MaskingStream":
         """Return a masker for data that comes in pieces."""
-        return Stream(self, masked)
+        return MaskingStream(self, masked)
 
 
-class Stream:
-    """Masks what comes in pieces: the end of a piece that may be the beginning of a value waits for the next."""
+class MaskingStream:
+    """Masks data that comes in pieces: the end of a piece that may be the beginning of a value waits for the next."""
 
     def __init__(self, redactor: Redactor, masked: Counter[str] | None = None) -> None:
         self._redactor = redactor
@@ -145,7 +155,7 @@ class Stream:
     def finish(self) -> bytes:
         """Flush held bytes; a truncated secret is masked too."""
         held, self._held = self._held, b""
-        if len(held) < SHORTEST:
+        if len(held) < MIN_BYTES:
             return held
         if self._masked is not None and (name := self._redactor.begun(held)) is not None:
             self._masked[name] += 1
@@ -153,7 +163,7 @@ class Stream:
 
 
 class MaskingSink:
-    """A sink whose events have no secrets in what was not ours to word: failures, facts and results."""
+    """A sink that masks secrets in the parts of events that others worded: failures, facts and results."""
 
     def __init__(self, sink: Sink, redactor: Redactor) -> None:
         self._sink = sink
@@ -174,49 +184,35 @@ class MaskingSink:
         return event if masked == words else structs.replace(event, **masked)
 
 
-#: The fields of events in which there may be words of others.
+#: The fields of events that may quote an endpoint or an agent.
 _WORDS: Final = ("failure", "facts", "result", "reason")
 
 
 NO_SECRETS: Final = Redactor()
 
 
-def _open_end(data: bytes, guise: bytes) -> int:
-    """Find the longest proper beginning of `guise` that `data` ends with; returns its place, or the length."""
-    at = max(0, len(data) - len(guise) + 1)
-    while (at := data.find(guise[:1], at)) >= 0:
-        if guise.startswith(data[at:]):
-            return at
-        at += 1
-    return len(data)
-
-
 def _guises(value: str) -> Iterator[bytes]:
     plain = _encoded(value)
-    if len(plain) < SHORTEST:
+    if len(plain) < MIN_BYTES:
         return
     lines = [line.strip() for line in plain.splitlines()] if plain.strip().count(b"\n") else []
     for each in (plain, plain.strip(), *lines):
-        if len(each) >= SHORTEST:
+        if len(each) >= MIN_BYTES:
             yield each
             yield each.decode("utf-8", "replace").encode()  # as an endpoint hands it on that speaks of text only
-            yield from (base64 for base64 in _base64s(each) if len(base64) >= SHORTEST)
+            yield from (base64 for base64 in _base64s(each) if len(base64) >= MIN_BYTES)
             yield from (each.hex().encode(), each.hex().upper().encode())
             decoded = each.decode("utf-8", "replace")
             for text in (decoded, decoded.upper(), decoded.lower()):
                 yield text.encode()
                 yield from (text.encode("utf-16-le"), text.encode("utf-16-be"))
-    yield from (guise for guise in _escaped(value) if len(guise) >= SHORTEST)
+    yield from (guise for guise in _escaped(value) if len(guise) >= MIN_BYTES)
 
 
 def _is_word(value: str) -> bool:
-    """Tell whether `value` is a common word: a program's name, a placeholder, a yes or no."""
+    """Tell if `value` is a common word: a program's name, a placeholder, a yes or no."""
     is_plain = value.isalpha() and (value.islower() or value.isupper() or value.istitle())
-    return len(value) < SHORTEST_IN_FILES or (is_plain and len(value) <= LONGEST_WORD)
-
-
-def _stands_in(value: str, texts: Collection[bytes]) -> bool:
-    return any(_encoded(value) in text for text in texts)
+    return len(value) < MIN_CHARACTERS_IN_FILES or (is_plain and len(value) <= MAX_WORD_CHARACTERS)
 
 
 def _escaped(value: str) -> Iterable[bytes]:
@@ -233,7 +229,7 @@ def _escaped(value: str) -> Iterable[bytes]:
 
 
 def _base64s(plain: bytes) -> Iterator[bytes]:
-    """Parts of the base64 of `plain` that do not depend on its neighbours, for each alignment."""
+    """Parts of the base64 of `plain` that are independent of its neighbours, for each alignment."""
     for shift in _ALIGNMENTS:
         whole = (len(plain) + shift) // 3 * 3 - shift
         code = base64.b64encode(bytes(shift) + plain[:whole])[(shift * 8 + 5) // 6 :]
@@ -242,5 +238,5 @@ def _base64s(plain: bytes) -> Iterator[bytes]:
 
 
 def _encoded(value: str) -> bytes:
-    """The bytes that an environment variable has."""
+    """The bytes of a value in the environment."""
     return value.encode("utf-8", "surrogateescape")

@@ -1,8 +1,8 @@
-"""Takes up what an earlier process of the sweep left.
+"""Resumes the work that an earlier process of the sweep left.
 
 A finished trial whose release is missing is released before anything new starts. An attempt that was under way is taken
-up by the worker that gets its trial: the endpoint is asked for its state, and `next_stage` says where it resumes. An
-existing result always wins; an agent in a living devbox is waited for, never run again.
+up by the worker that gets its trial: the endpoint is asked for its state, and `next_stage` says where it resumes. A
+result on the endpoint always counts; an agent in a living devbox is waited for, never run again.
 """
 
 from functools import partial
@@ -21,9 +21,9 @@ from orchestrator.core.stages import Stage
 from orchestrator.engine.context import AttemptState, Context
 from orchestrator.engine.stage_table import STAGES, open_workspace, unchanged_scenario
 
-#: Runs settled at once.
+#: Attempts released at the same time.
 _CONCURRENT = 16
-#: Seconds in which the endpoint must say what became of an attempt.
+#: Seconds in which the endpoint must give the state of an attempt.
 _ANSWER_S = 120.0
 
 
@@ -45,8 +45,8 @@ def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Whe
 async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
     """Restore the state of an attempt that an earlier process left; return the stage where it resumes.
 
-    Raises Interrupted if nothing of it can, RunLost if somebody else ended its run, Unavailable or Throttled if the
-    endpoint does not say what became of it.
+    Raises Interrupted if it cannot resume, RunLost if somebody else ended its run, Unavailable or Throttled if the
+    endpoint does not give its state.
     """
     state.stage, state.stages = left.stage, dict(left.stages)
     if left.run is None:
@@ -87,10 +87,9 @@ async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
 
 
 async def reconcile(ctx: Context) -> None:
-    """Compare the ledger with the endpoint: release what is over, end what no trial will take up, and end strays.
+    """Release attempts that are over or that no trial will take up, and end strays, before and after all trials.
 
-    Done before the first trial and after the last one. An endpoint that does not list what it has is asked for each
-    attempt by itself, and keeps strays until their time is over.
+    An endpoint that lists no runs is asked for each attempt by itself, and keeps strays until their keep-alive ends.
     """
     runs = [state.run for state in ctx.ledger.benchmark_runs.values() if state.run is not None]
     if not runs:
@@ -109,7 +108,7 @@ async def reconcile(ctx: Context) -> None:
 
 
 async def _settle(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.CapacityLimiter) -> None:
-    """Release an attempt that is over, or whose trial nobody asks for any more."""
+    """Release an attempt that is over, or whose trial is no longer part of the sweep."""
     trial, number = str(key), attempt.number
     if ctx.ledger.under_way(key) is attempt:
         failure = Failure(error=INTERRUPTED, message="the trial is no longer asked for", stage=str(attempt.stage))
@@ -119,7 +118,7 @@ async def _settle(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.
         await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
         try:
             with anyio.fail_after(ctx.config.timeouts.release):
-                # A run that was started though its id was never heard is a stray.
+                # A run that was started, but whose id was not journaled, is a stray.
                 run = await ctx.remote.run(attempt.run) if attempt.run else None
                 if run is not None and run.state in RUN_ALIVE | {RunState.FAILED, RunState.TIMEOUT}:
                     await (ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel)(run.id)

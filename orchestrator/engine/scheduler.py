@@ -1,8 +1,8 @@
-"""Feeds the bounded queue: pending trials one at a time, and those to be tried again when their back-off is over.
+"""Hands trials to the workers: pending ones one at a time, and those to be tried again when their back-off is over.
 
 Nothing is created for a trial before a worker can take it, so memory does not grow with the benchmark; a back-off is an
-entry in a heap, and holds neither a worker nor a devbox. The next trial is of the arm with the fewest in flight: taken
-in turn, the trials of a slow arm would come to hold every devbox.
+entry in a heap, and holds neither a worker nor a devbox. The next trial is of the arm with the fewest in flight: if
+arms took turns, the trials of a slow arm would come to hold every devbox.
 """
 
 import heapq
@@ -21,124 +21,124 @@ from orchestrator.engine.shutdown import Stopping
 
 
 @dataclass(slots=True, kw_only=True)
-class Lane:
-    """The trials of one arm. `at_once` may be in flight; `used_up` says why none is to be started any more, or None."""
+class ArmQueue:
+    """The trials of one arm. At most `max_in_flight` run at once; `used_up` says why no more may start, or None."""
 
     pending: Iterator[TrialKey]
-    at_once: float = float("inf")
+    max_in_flight: float = float("inf")
     used_up: Callable[[], str | None] = lambda: None
     in_flight: int = 0
-    #: How many were handed out so far.
+    #: The number of trials that were handed out so far.
     begun: int = 0
-    #: When to try which again.
-    again: list[tuple[float, TrialKey]] = field(default_factory=list)
+    #: A heap of the trials to be tried again, by the loop's time.
+    retries: list[tuple[float, TrialKey]] = field(default_factory=list)
 
     def take(self) -> TrialKey | None:
-        """The next trial that may begin now, if there is one; it is in flight then."""
-        key = self._next()
+        """Hand out the next trial that may begin now; None if there is none."""
+        if self.in_flight >= self.max_in_flight or self.used_up() is not None:
+            return None
+        if self.retries and self.retries[0][0] <= anyio.current_time():
+            key: TrialKey | None = heapq.heappop(self.retries)[1]
+        else:
+            key = next(self.pending, None)
         if key is not None:
             self.in_flight += 1
             self.begun += 1
         return key
 
-    def _next(self) -> TrialKey | None:
-        if self.in_flight >= self.at_once or self.used_up() is not None:
-            return None
-        if self.again and self.again[0][0] <= anyio.current_time():
-            return heapq.heappop(self.again)[1]
-        return next(self.pending, None)
-
     @property
     def due_at(self) -> float:
         """The loop's time at which the first back-off is over."""
-        return self.again[0][0] if self.again and self.used_up() is None else float("inf")
+        return self.retries[0][0] if self.retries and self.used_up() is None else float("inf")
 
     def owed(self) -> str | None:
-        """Why trials are left that will not be started; None if none is."""
+        """The reason why trials remain that will not start; None if none remain."""
         reason = self.used_up()
-        return reason if reason is not None and (self.again or next(self.pending, None) is not None) else None
+        return reason if reason is not None and (self.retries or next(self.pending, None) is not None) else None
 
 
-def lanes_of(ctx: Context, pending: Mapping[str, Iterator[TrialKey]]) -> dict[str, Lane]:
-    """The lanes of a sweep, by arm, with the limits that its arms have."""
+def queues_of(ctx: Context, pending: Mapping[str, Iterator[TrialKey]]) -> dict[str, ArmQueue]:
+    """The queues of a sweep, by arm, with the limits of its arms."""
 
-    def lane(arm: ArmConfig) -> Lane:
-        return Lane(
+    def queue(arm: ArmConfig) -> ArmQueue:
+        return ArmQueue(
             pending=pending[arm.name],
-            at_once=arm.agents or float("inf"),
+            max_in_flight=arm.agents or float("inf"),
             used_up=lambda: arm_used_up(arm, ctx.ledger),
         )
 
-    return {arm.name: lane(arm) for arm in ctx.config.arms}
+    return {arm.name: queue(arm) for arm in ctx.config.arms}
 
 
 class Scheduler:
-    """A lane's `pending` is asked for the next trial only when the queue has room for it.
+    """Takes the next trial from a queue's `pending` only when a worker has room for it.
 
-    `left` are trials of it whose devboxes an earlier process left behind: handed out first, and though we are stopping,
-    for they are in flight already.
+    `in_flight_before` are trials whose devboxes an earlier process left: handed out first, and also while stopping.
     """
 
-    def __init__(self, lanes: Mapping[str, Lane], stopping: Stopping, left: Collection[TrialKey] = ()) -> None:
-        self._left = left
-        self._lanes = lanes
-        for lane in lanes.values():
-            lane.pending = filterfalse(frozenset(left).__contains__, lane.pending)
+    def __init__(
+        self, queues: Mapping[str, ArmQueue], stopping: Stopping, in_flight_before: Collection[TrialKey] = ()
+    ) -> None:
+        self._in_flight_before = in_flight_before
+        self._queues = queues
+        for queue in queues.values():
+            queue.pending = filterfalse(frozenset(in_flight_before).__contains__, queue.pending)
         self._stopping = stopping
         #: Nothing is handed out before.
-        self._calm_at = float("-inf")
-        #: Whether trials are handed out now.
+        self._throttled_until = float("-inf")
+        #: True while trials are handed out.
         self.is_feeding = False
         self._changed = anyio.Event()
 
-    async def feed(self, queue: MemoryObjectSendStream[TrialKey]) -> None:
-        """Fill the queue until every trial is finished or a stop begins; then close it."""
+    async def feed(self, workers: MemoryObjectSendStream[TrialKey]) -> None:
+        """Hand trials to the workers until all are finished or a stop begins; then close the stream."""
         self.is_feeding = True
-        async with queue:
-            for left in self._left:
-                self._lanes[left.arm].in_flight += 1
-                await queue.send(left)
+        async with workers:
+            for key in self._in_flight_before:
+                self._queues[key.arm].in_flight += 1
+                await workers.send(key)
             with self._stopping.until_draining():
-                while (key := await self._next()) is not None:
-                    await queue.send(key)
-                for reason in filter(None, [lane.owed() for lane in self._lanes.values()]):
+                while (following := await self._next()) is not None:
+                    await workers.send(following)
+                for reason in filter(None, [queue.owed() for queue in self._queues.values()]):
                     self._stopping.drain(reason)
         self.is_feeding = False
 
     def retry(self, key: TrialKey, delay: float) -> None:
         """Try this trial again, in `delay` seconds."""
-        heapq.heappush(self._lanes[key.arm].again, (anyio.current_time() + delay, key))
+        heapq.heappush(self._queues[key.arm].retries, (anyio.current_time() + delay, key))
         self.finished(key)
 
-    def put_off(self, key: TrialKey, delay: float) -> None:
+    def defer(self, key: TrialKey, delay: float) -> None:
         """Retry a trial, and begin no other before it: the same cause would refuse them all."""
-        self._calm_at = max(self._calm_at, anyio.current_time() + delay)
+        self._throttled_until = max(self._throttled_until, anyio.current_time() + delay)
         self.retry(key, delay)
 
     @property
-    def is_calm(self) -> bool:
-        """Tell whether no trial is deferred for a refusal."""
-        return anyio.current_time() >= self._calm_at
+    def is_throttled(self) -> bool:
+        """True while every start waits because one was refused."""
+        return anyio.current_time() < self._throttled_until
 
     def may_begin(self, key: TrialKey) -> bool:
-        """Tell whether a trial that was handed out may still begin: starts may have been refused, or a budget spent."""
-        return self.is_calm and self._lanes[key.arm].used_up() is None
+        """Tell if a trial that was handed out may still begin: starts may have been refused, or a budget spent."""
+        return not self.is_throttled and self._queues[key.arm].used_up() is None
 
     def finished(self, key: TrialKey) -> None:
-        """A trial that was handed out is over, for now at least."""
-        self._lanes[key.arm].in_flight -= 1
+        """Take back a trial that was handed out: it is over, for now at least."""
+        self._queues[key.arm].in_flight -= 1
         self._changed.set()
 
     async def _next(self) -> TrialKey | None:
-        """The next trial to try; None when there will be none."""
+        """Wait for the next trial to try; None when there will be none."""
         while True:
-            if self.is_calm:
-                for lane in sorted(self._lanes.values(), key=lambda lane: (lane.in_flight, lane.begun)):
-                    if (key := lane.take()) is not None:
+            queues = self._queues.values()
+            if not self.is_throttled:
+                for queue in sorted(queues, key=lambda queue: (queue.in_flight, queue.begun)):
+                    if (key := queue.take()) is not None:
                         return key
-            due_at = min((lane.due_at for lane in self._lanes.values()), default=float("inf"))
-            if self.is_calm and due_at == float("inf") and not any(lane.in_flight for lane in self._lanes.values()):
+            due_at = min((queue.due_at for queue in queues), default=float("inf"))
+            if not self.is_throttled and due_at == float("inf") and not any(queue.in_flight for queue in queues):
                 return None
-            with anyio.CancelScope(deadline=due_at if self.is_calm else self._calm_at):
+            with anyio.CancelScope(deadline=self._throttled_until if self.is_throttled else due_at):
                 await self._changed.wait()
             self._changed = anyio.Event()

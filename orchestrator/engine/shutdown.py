@@ -23,43 +23,43 @@ import anyio
 
 from orchestrator.core.errors import SweepError
 
-#: Cancels at once, as a second signal does: what `sweep stop --now` sends.
+#: The signal of `sweep stop --now`: it cancels at once, as a second signal does.
 NOW: Final = signal.SIGUSR1
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, NOW)
-#: Seconds that those in flight get after a signal of somebody who may not wait: service managers kill in the end.
+#: Seconds for the trials in flight after a signal that is no Ctrl-C: service managers kill in the end.
 UNATTENDED_S: Final = 300.0
 #: Seconds from the second signal to the end of the process, whatever hangs.
-LAST_S: Final = 9.5
-#: Seconds in which signals count as one: who wraps a command, such as timeout(1), signals it and then its group.
-AT_ONCE_S: Final = 0.02
+EXIT_GRACE_S: Final = 9.5
+#: Seconds in which signals count as one: timeout(1), for example, signals its command and then its group.
+SAME_SIGNAL_S: Final = 0.02
 EXIT_STATUS: Final = 130
 
 
 class Stopping:
-    """Shared by everybody who starts something or waits for long.
+    """Shared by all parts that start something or wait for long.
 
-    `ask` is asked whether a budget is used up; it returns the reason to stop for, or None.
+    `ask` returns the reason to stop if a budget is used up, else None.
     """
 
     def __init__(self, ask: Callable[[], str | None] = lambda: None) -> None:
         self._ask = ask
-        #: Whether nothing new is started.
+        #: True once nothing new is started.
         self.is_draining = False
         self._waits: set[anyio.CancelScope] = set()
         self._scope: anyio.CancelScope | None = None
         self._is_opening = False
-        #: Why nothing new is started, for people; the first reason is kept.
+        #: The reason why nothing new is started, for people; the first one is kept.
         self.reason: str | None = None
         #: The loop's time at which draining becomes canceling.
         self.ends_at = float("inf")
-        #: Why the sweep as a whole cannot go on, if it cannot.
+        #: The fault that stops the whole sweep, if one did.
         self.fault: SweepError | None = None
-        #: Whether somebody asked for it, rather than a budget or a fault.
+        #: True if a signal asked for it, rather than a budget or a fault.
         self.is_by_signal = False
 
     @property
     def is_canceled(self) -> bool:
-        """Tell whether trials in flight are being ended."""
+        """True once trials in flight are being ended."""
         return anyio.current_time() >= self.ends_at
 
     @contextmanager
@@ -75,7 +75,7 @@ class Stopping:
                 self._waits.discard(scope)
 
     def may_start(self) -> bool:
-        """Tell whether a trial may start now. Budgets are checked each time, so that they hold to the trial."""
+        """Tell if a trial may start now. Budgets are checked each time, so that they hold to the trial."""
         self.check()
         return not self.is_draining
 
@@ -86,12 +86,12 @@ class Stopping:
             self.drain(reason)
 
     def open(self, scope: anyio.CancelScope) -> None:
-        """Name the scope that any stop ends at once, while nothing is in flight yet."""
+        """Set the scope that any stop ends at once, while nothing is in flight yet."""
         self.bind(scope)
         self._is_opening = True
 
     def bind(self, scope: anyio.CancelScope) -> None:
-        """Name the scope that `cancel` ends: everything in flight is inside."""
+        """Set the scope that `cancel` ends: everything in flight is inside."""
         self._scope, self._is_opening = scope, False
         scope.deadline = min(scope.deadline, self.ends_at)
 
@@ -119,14 +119,14 @@ class Stopping:
 
 @contextmanager
 def obeying_signals(stopping: Stopping, *, drain: float | None, leave: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first signal drains, the second cancels, the third leaves at once, after a last call of `leave`.
+    """Inside, the first signal drains, the second cancels, the third exits at once, after a last call of `leave`.
 
     `drain` bounds draining, in seconds; None: no bound after a Ctrl-C at a terminal, 5 minutes otherwise. A signal that
-    whoever started us has us ignore, as nohup(1) does, stays ignored.
+    was ignored when we started, as under nohup(1), stays ignored.
     """
     obeying = _Obeying(stopping, drain, leave)
     ours = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {each: signal.signal(each, obeying.hear) for each in ours}
+    before = {each: signal.signal(each, obeying.on_signal) for each in ours}
     try:
         yield
     finally:
@@ -144,28 +144,28 @@ class _Obeying:
         self._leave = leave
         self._loop = asyncio.get_running_loop()
         self._count = 0
-        self._heard_at = float("-inf")
-        #: By when the process must have ended, by the monotonic clock; None: no need any more. Its `put` is reentrant.
-        self._last_moments: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-        threading.Thread(target=self._see_to_the_end, name="last moments", daemon=True).start()
+        self._signaled_at = float("-inf")
+        #: The monotonic time by which the process must have ended; None: it has. Its `put` is reentrant.
+        self._deadlines: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        threading.Thread(target=self._enforce_deadline, name="deadline", daemon=True).start()
 
-    def hear(self, number: int, _frame: FrameType | None) -> None:
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler: runs wherever the main thread is, whether its loop still turns or not."""
         now = time.monotonic()
-        if now - self._heard_at < AT_ONCE_S:
+        if now - self._signaled_at < SAME_SIGNAL_S:
             return
-        self._heard_at = now
+        self._signaled_at = now
         self._count = max(2, self._count + 1) if number == NOW else self._count + 1
         if self._count == 2:
-            self._last_moments.put(now + LAST_S)
+            self._deadlines.put(now + EXIT_GRACE_S)
         elif self._count > 2:
             self._exit()
         self._loop.call_soon_threadsafe(
-            self._loop.call_later, AT_ONCE_S, self._act, self._count, signal.Signals(number)
+            self._loop.call_later, SAME_SIGNAL_S, self._act, self._count, signal.Signals(number)
         )
 
     def end(self) -> None:
-        self._last_moments.put(None)
+        self._deadlines.put(None)
 
     def _act(self, count: int, which: signal.Signals) -> None:
         self._stopping.is_by_signal = True
@@ -177,14 +177,14 @@ class _Obeying:
         within = self._drain if self._drain is not None else float("inf") if is_attended else UNATTENDED_S
         self._stopping.drain(name, within=within)
         if within < float("inf"):
-            self._last_moments.put(time.monotonic() + within + LAST_S)
+            self._deadlines.put(time.monotonic() + within + EXIT_GRACE_S)
 
-    def _see_to_the_end(self) -> None:
+    def _enforce_deadline(self) -> None:
         last = float("inf")
         while True:
             left = None if last == float("inf") else max(0.0, last - time.monotonic())
             try:
-                moment = self._last_moments.get(timeout=left)
+                moment = self._deadlines.get(timeout=left)
             except queue.Empty:
                 self._exit()
             if moment is None:

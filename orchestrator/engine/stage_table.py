@@ -1,4 +1,4 @@
-"""The stages of an attempt as one table: what each does, its time limit, what follows, and what a crash or error means.
+"""The stages of an attempt as one table: its work, time limit and successor, and the effect of a crash or an error.
 
 A stage's function does its work on the endpoint, fills in the state of the attempt, and returns facts worth a journal
 line. It runs inside its limit and raises the errors of `errors.py`; `lifecycle` journals, retries and releases.
@@ -15,37 +15,11 @@ import structlog
 
 from orchestrator.agentkit.agent import Agent, Result, Task, Where
 from orchestrator.common.locks import birth
+from orchestrator.core import errors, events, records
 from orchestrator.core.config import SweepConfig, Timeouts
-from orchestrator.core.errors import (
-    AgentCrashed,
-    AgentTimedOut,
-    Conflicted,
-    DevboxFailed,
-    DevboxLost,
-    Interrupted,
-    Missing,
-    RunLost,
-    ScoringFault,
-    SweepError,
-    SweepHalted,
-    Unavailable,
-    WorldError,
-)
-from orchestrator.core.events import AgentStarted, ExecutionStarted, OutputKept, RunStarted, StageFinished
 from orchestrator.core.ledger import Attempt, Trial
 from orchestrator.core.protocol import DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT, RunState
-from orchestrator.core.records import (
-    Devbox,
-    Flag,
-    Judgement,
-    Needs,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    Settlement,
-    path_part,
-)
-from orchestrator.core.retry_policy import DELAYS, INTERRUPTIONS, Action, Decision, Rule, decide, rule
+from orchestrator.core.retry_policy import MAX_DELAYS, MAX_INTERRUPTIONS, Action, Decision, RetryRule, decide, rule
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.artifacts.collect import collect, collect_verifier_files, take_snapshot
@@ -58,7 +32,7 @@ VERIFIER_FILES_S: Final = 60.0
 Facts = Mapping[str, Any]
 
 
-async def _fail(_ctx: Context, _state: AttemptState, error: SweepError) -> bool:
+async def _fail(_ctx: Context, _state: AttemptState, error: errors.SweepError) -> bool:
     raise error
 
 
@@ -66,17 +40,17 @@ async def _fail(_ctx: Context, _state: AttemptState, error: SweepError) -> bool:
 class StageEntry:
     """One stage in the table.
 
-    `limit` gives its seconds. `next` follows it, unless the run has its result by then. `on_resume` says where a new
-    process resumes an attempt that it finds in this stage, None if it cannot. Errors of the types `catches` go to
-    `on_error`, which raises, or returns whether to take the stage again; if not, the attempt goes on with what follows.
+    `limit` gives its seconds. `next` follows it, unless the run has its result by then. `on_resume` gives the stage in
+    which a new process resumes an attempt that it finds in this one, None if it cannot. Errors of the types `catches`
+    go to `on_error`: it raises, returns true to take the stage again, or false to continue with the next one.
     """
 
     run: Callable[[Context, AttemptState], Awaitable[Facts]]
-    limit: Callable[[Timeouts, ScenarioSummary], float]
+    limit: Callable[[Timeouts, records.ScenarioSummary], float]
     next: Stage | None
     on_resume: Callable[[Where], Stage | None]
-    catches: tuple[type[SweepError], ...] = ()
-    on_error: Callable[[Context, AttemptState, SweepError], Awaitable[bool]] = _fail
+    catches: tuple[type[errors.SweepError], ...] = ()
+    on_error: Callable[[Context, AttemptState, errors.SweepError], Awaitable[bool]] = _fail
 
 
 async def start(ctx: Context, state: AttemptState) -> Facts:
@@ -86,25 +60,25 @@ async def start(ctx: Context, state: AttemptState) -> Facts:
         state.benchmark_run = await ctx.benchmark_runs.of(state.key.arm, state.key.number)
     state.run = (await _find_run(ctx, state) if state.is_again else None) or await _start_run(ctx, state)
     ctx.sink.append_nowait(
-        RunStarted(trial=str(state.key), attempt=state.number, run=state.run.id, devbox=state.run.devbox_id)
+        events.RunStarted(trial=str(state.key), attempt=state.number, run=state.run.id, devbox=state.run.devbox_id)
     )
     if state.run.state not in RUN_ALIVE | RUN_RESULT:
-        raise Interrupted(f"run {state.run.id}, which this attempt had started before, is {state.run.state}")
+        raise errors.Interrupted(f"run {state.run.id}, which this attempt had started before, is {state.run.state}")
     return {}
 
 
-async def unchanged_scenario(ctx: Context, state: AttemptState) -> Scenario:
+async def unchanged_scenario(ctx: Context, state: AttemptState) -> records.Scenario:
     """Read the scenario. Raises SweepHalted if it is not what the sweep began with: results would not compare."""
     scenario = await ctx.endpoint.scenario(state.key.scenario)
     if scenario.digest and state.summary.digest and scenario.digest != state.summary.digest:
-        raise SweepHalted(
+        raise errors.SweepHalted(
             f"scenario {scenario.name} was changed while the sweep ran, and its results would be of two kinds. "
             "Put it back as it was, or give another --name to start a sweep of its own"
         )
     return scenario
 
 
-async def _find_run(ctx: Context, state: AttemptState) -> ScenarioRun | None:
+async def _find_run(ctx: Context, state: AttemptState) -> records.ScenarioRun | None:
     """Find a run that this attempt started but never got the id of: not every endpoint knows idempotency keys."""
     if state.benchmark_run is None:
         return None
@@ -112,7 +86,7 @@ async def _find_run(ctx: Context, state: AttemptState) -> ScenarioRun | None:
     return next((run for run in runs if run.metadata == state.metadata and run.state in RUN_ALIVE), None)
 
 
-async def _start_run(ctx: Context, state: AttemptState) -> ScenarioRun:
+async def _start_run(ctx: Context, state: AttemptState) -> records.ScenarioRun:
     """Start the run; in the benchmark run that follows, if somebody has ended ours. Raises SweepCanceled."""
     timeouts, summary = ctx.config.timeouts, state.summary
     while True:
@@ -126,7 +100,7 @@ async def _start_run(ctx: Context, state: AttemptState) -> ScenarioRun:
                 needs=needs_of(ctx.config, state.arm.agent),
                 key=state.idempotency_key("start"),
             )
-        except (Conflicted, Missing):
+        except (errors.Conflicted, errors.Missing):
             if ctx.benchmark_runs is None or state.benchmark_run is None:
                 raise
             following = await ctx.benchmark_runs.following(state.key.arm, state.key.number, state.benchmark_run)
@@ -135,9 +109,9 @@ async def _start_run(ctx: Context, state: AttemptState) -> ScenarioRun:
             state.benchmark_run = following
 
 
-def needs_of(config: SweepConfig, agent: Agent) -> Needs:
+def needs_of(config: SweepConfig, agent: Agent) -> records.Needs:
     """Devbox requirements of an agent in this sweep."""
-    return Needs(
+    return records.Needs(
         hosts=agent.hosts if config.network == "agent" else (),
         is_closed=config.network == "none",
         is_open=config.network == "host",
@@ -152,15 +126,17 @@ async def boot(ctx: Context, state: AttemptState) -> Facts:
     return {}
 
 
-def open_workspace(ctx: Context, state: AttemptState, devbox: Devbox, left: Attempt | None = None) -> None:
+def open_workspace(ctx: Context, state: AttemptState, devbox: records.Devbox, left: Attempt | None = None) -> None:
     """Make the workspace of a running devbox; `left` is the attempt as an earlier process journaled it."""
     scenario = given(state.scenario, "the scenario")
 
     def announce(execution: str) -> None:
-        ctx.sink.append_nowait(ExecutionStarted(trial=str(state.key), attempt=state.number, execution=execution))
+        ctx.sink.append_nowait(events.ExecutionStarted(trial=str(state.key), attempt=state.number, execution=execution))
 
     def keep(offset: int, length: int) -> None:
-        ctx.sink.append_nowait(OutputKept(trial=str(state.key), attempt=state.number, offset=offset, length=length))
+        ctx.sink.append_nowait(
+            events.OutputKept(trial=str(state.key), attempt=state.number, offset=offset, length=length)
+        )
 
     async def vouch(execution: str) -> int | None:
         settlement = await settle(ctx, state, execution)
@@ -182,20 +158,20 @@ def open_workspace(ctx: Context, state: AttemptState, devbox: Devbox, left: Atte
     )
 
 
-async def settle(ctx: Context, state: AttemptState, execution: str | None = None) -> Settlement | None:
+async def settle(ctx: Context, state: AttemptState, execution: str | None = None) -> records.Settlement | None:
     """End what the agent left running. Raises WorldError; Conflicted while `execution` still runs."""
     run = given(state.run, "the run")
     return await ctx.endpoint.agent_ended(run.id, scoring=ctx.config.scoring, devbox=run.devbox_id, execution=execution)
 
 
-async def take_result(ctx: Context, state: AttemptState, error: SweepError) -> bool:
+async def take_result(ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
     """Read the run: it may be scored already. The journal had lost sight of that, or the agent broke its devbox.
 
     Raises `error` if it has no result, and SweepHalted where no devbox came up since the scenario was changed.
     """
     state.run = await ctx.endpoint.run(given(state.run, "the run").id)
     if not state.run.has_result:
-        if isinstance(error, DevboxFailed):
+        if isinstance(error, errors.DevboxFailed):
             await unchanged_scenario(ctx, state)
         raise error
     return False
@@ -219,23 +195,23 @@ async def solve(ctx: Context, state: AttemptState) -> Facts:
     with _logging(state, log) as write:
         try:
             state.result = await state.arm.agent.solve(_task(ctx, state), workspace, write)
-        except AgentTimedOut as error:
+        except errors.AgentTimedOut as error:
             state.result = Result(exit_status=None, message=str(error))
     if workspace.is_log_incomplete:
-        state.flag(Flag.LOG_INCOMPLETE)
+        state.flag(records.Flag.LOG_INCOMPLETE)
     if workspace.is_log_truncated or log.is_truncated:
-        state.flag(Flag.LOG_TRUNCATED)
+        state.flag(records.Flag.LOG_TRUNCATED)
 
     result = state.result
     if result.is_timed_out:
-        state.flag(Flag.AGENT_TIMED_OUT)
+        state.flag(records.Flag.AGENT_TIMED_OUT)
     elif result.exit_status != 0:
-        state.flag(Flag.AGENT_CRASHED)
+        state.flag(records.Flag.AGENT_CRASHED)
     if ctx.config.on_agent_failure == "fail":
         if result.is_timed_out:
-            raise AgentTimedOut(result.message or "the agent used up its time")
+            raise errors.AgentTimedOut(result.message or "the agent used up its time")
         if result.exit_status != 0:
-            raise AgentCrashed(result.message or f"the agent ended with exit status {result.exit_status}")
+            raise errors.AgentCrashed(result.message or f"the agent ended with exit status {result.exit_status}")
     return {
         "exit_status": result.exit_status,
         "exit_reason": result.exit_reason,
@@ -248,7 +224,9 @@ def _task(ctx: Context, state: AttemptState) -> Task:
     scenario, run, agent = given(state.scenario, "the scenario"), given(state.run, "the run"), state.arm.agent
 
     def note_process(pid: int) -> None:
-        ctx.sink.append_nowait(AgentStarted(trial=str(state.key), attempt=state.number, pid=pid, birth=birth(pid)))
+        ctx.sink.append_nowait(
+            events.AgentStarted(trial=str(state.key), attempt=state.number, pid=pid, birth=birth(pid))
+        )
 
     return Task(
         scenario_id=scenario.id,
@@ -298,7 +276,7 @@ def _gathered(state: AttemptState) -> Facts:
     return {"files": dict(state.files), "network": state.network, "flags": list(state.flags)}
 
 
-async def note_missing(ctx: Context, state: AttemptState, error: SweepError) -> bool:
+async def note_missing(ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
     """Flag that a part was not collected, and call the stage finished: it fails nothing."""
     flag_incomplete(state, error.message)
     note_finished(ctx, state, Stage.GATHER, _gathered(state))
@@ -307,7 +285,7 @@ async def note_missing(ctx: Context, state: AttemptState, error: SweepError) -> 
 
 def flag_incomplete(state: AttemptState, reason: str) -> None:
     """Flag that a part of what the agent left was not collected, with the reason in the log."""
-    state.flag(Flag.GATHER_INCOMPLETE)
+    state.flag(records.Flag.GATHER_INCOMPLETE)
     structlog.get_logger().warning("gather.incomplete", trial=str(state.key), error=reason)
 
 
@@ -318,7 +296,7 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
     if run.state != RunState.SCORING and (run.state not in RUN_RESULT or _faults(run)):
         try:
             await ctx.endpoint.score(run.id, key=state.idempotency_key(f"score-{state.scorings}"))
-        except Conflicted:  # it was started before: not every endpoint knows idempotency keys
+        except errors.Conflicted:  # it was started before: not every endpoint knows idempotency keys
             if (await ctx.endpoint.run(run.id)).state not in RUN_RESULT | {RunState.SCORING}:
                 raise
     if run.state not in RUN_RESULT or _faults(run):
@@ -326,28 +304,30 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
 
     scored = await _ask_again_unscored(ctx, state)
     for scorer in scored.scorers:
-        log = f"scorers/{path_part(scorer.name)}.log"
+        log = f"scorers/{records.path_part(scorer.name)}.log"
         await state.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
     if scored.state == RunState.FAILED:
         await unchanged_scenario(ctx, state)
     if words := _faults(scored):
         await _collect_verifier_files(ctx, state)
-        raise ScoringFault(f"scoring failed: {words}")
+        raise errors.ScoringFault(f"scoring failed: {words}")
     if scored.state not in RUN_RESULT or scored.score is None:
         await _explain_lost(ctx, scored)
 
-    judgement = scored.judgement or Judgement(mode="live")  # an endpoint that does not say scores beside the agent
+    judgement = scored.judgement or records.Judgement(
+        mode="live"
+    )  # an endpoint that does not say scores beside the agent
     if judgement.broken:
-        state.flag(Flag.DEVBOX_BROKEN_BY_AGENT)
+        state.flag(records.Flag.DEVBOX_BROKEN_BY_AGENT)
     if judgement.mode == "live" or judgement.was_live:
-        state.flag(Flag.SCORED_LIVE)
+        state.flag(records.Flag.SCORED_LIVE)
     if judgement.system_changed:
-        state.flag(Flag.SYSTEM_CHANGED)
+        state.flag(records.Flag.SYSTEM_CHANGED)
     await _collect_verifier_files(ctx, state)
     return {"score": scored.score}
 
 
-async def _ask_again_unscored(ctx: Context, state: AttemptState) -> ScenarioRun:
+async def _ask_again_unscored(ctx: Context, state: AttemptState) -> records.ScenarioRun:
     """Ask for the score again while no scorer could be started; the run then says so, and asks to be tried later.
 
     Returns the run as it is when its devbox is gone, or after a minute.
@@ -366,7 +346,7 @@ async def _ask_again_unscored(ctx: Context, state: AttemptState) -> ScenarioRun:
     return run
 
 
-def _faults(run: ScenarioRun) -> str:
+def _faults(run: records.ScenarioRun) -> str:
     """The last words of each scorer in error; empty if none is."""
     faulty = [scorer for scorer in run.scorers if scorer.is_faulty]
     return "; ".join(f"{scorer.name}: {scorer.output.strip()[-400:] or 'no output'}" for scorer in faulty)
@@ -380,23 +360,23 @@ async def _collect_verifier_files(ctx: Context, state: AttemptState) -> None:
         with anyio.fail_after(VERIFIER_FILES_S):
             if (settlement := await settle(ctx, state)) is not None:
                 await collect_verifier_files(ctx, state, settlement)
-    except (WorldError, TimeoutError, OSError, ValueError) as error:
+    except (errors.WorldError, TimeoutError, OSError, ValueError) as error:
         structlog.get_logger().warning("verifier.incomplete", trial=str(state.key), error=str(error))
 
 
-async def _explain_lost(ctx: Context, run: ScenarioRun) -> None:
+async def _explain_lost(ctx: Context, run: records.ScenarioRun) -> None:
     """Raise the error that says why a run has no result."""
     devbox = await ctx.endpoint.devbox(run.devbox_id)
     if devbox.status in DEVBOX_DEAD:
-        raise DevboxLost(f"devbox {devbox.id} was gone before the score: {devbox.failure or devbox.status}")
+        raise errors.DevboxLost(f"devbox {devbox.id} was gone before the score: {devbox.failure or devbox.status}")
     if run.state in {RunState.CANCELED, RunState.TIMEOUT}:
-        raise RunLost(f"run {run.id} was ended by somebody else: {run.state}")
+        raise errors.RunLost(f"run {run.id} was ended by somebody else: {run.state}")
     if run.state == RunState.FAILED:
-        raise ScoringFault(f"run {run.id} failed without a scorer's word")
-    raise WorldError(f"run {run.id} has no score and is {run.state}")
+        raise errors.ScoringFault(f"run {run.id} failed without a scorer's word")
+    raise errors.WorldError(f"run {run.id} has no score and is {run.state}")
 
 
-async def score_again(ctx: Context, state: AttemptState, error: SweepError) -> bool:
+async def score_again(ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
     """Score again while the scorers are at fault and tries are left. Raises the last fault."""
     if decision_on(ctx, state, error, rule(error)).action is not Action.SCORE_AGAIN:
         raise error
@@ -412,25 +392,25 @@ async def release(ctx: Context, state: AttemptState) -> Facts:
     try:
         with anyio.fail_after(ctx.config.timeouts.release / 2):
             await (ctx.endpoint.complete if run.state in RUN_RESULT else ctx.endpoint.cancel)(run.id)
-    except (Unavailable, TimeoutError):
+    except (errors.Unavailable, TimeoutError):
         await ctx.endpoint.shutdown(run.devbox_id)
     return {}
 
 
-async def note_unreleased(_ctx: Context, state: AttemptState, error: SweepError) -> bool:
+async def note_unreleased(_ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
     """Log a release that failed: the devbox's keep-alive, or the next resume, ends what is left."""
     structlog.get_logger().warning("release.failed", trial=str(state.key), error=error.message)
     return False
 
 
-def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: Rule) -> Decision:
+def decision_on(ctx: Context, state: AttemptState, error: errors.SweepError, its_rule: RetryRule) -> Decision:
     """Decide what follows a failure, by its rule and by how often it was tried."""
     trial = ctx.ledger.trials.get(state.key) or Trial()
     tries, allowed = {
         "attempts": (trial.counted + 1, ctx.config.attempts),
         "scorings": (state.scorings, ctx.config.scorings),
-        "delays": (ctx.delays[state.key] + 1, DELAYS),
-        "interruptions": (trial.interrupted + 1, INTERRUPTIONS),
+        "delays": (ctx.delays[state.key] + 1, MAX_DELAYS),
+        "interruptions": (trial.interrupted + 1, MAX_INTERRUPTIONS),
         None: (1, None),
     }[its_rule.bound]
     return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())
@@ -439,7 +419,9 @@ def decision_on(ctx: Context, state: AttemptState, error: SweepError, its_rule: 
 def note_finished(ctx: Context, state: AttemptState, stage: Stage, facts: Facts) -> None:
     """Journal that a stage is finished, with its facts and times."""
     ctx.sink.append_nowait(
-        StageFinished(trial=str(state.key), attempt=state.number, stage=stage, **state.stages[stage.value], facts=facts)
+        events.StageFinished(
+            trial=str(state.key), attempt=state.number, stage=stage, **state.stages[stage.value], facts=facts
+        )
     )
 
 
@@ -455,7 +437,7 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, _scenario: timeouts.boot,
         next=Stage.PREPARE,
         on_resume=lambda _where: Stage.BOOT,
-        catches=(DevboxFailed,),
+        catches=(errors.DevboxFailed,),
         on_error=take_result,
     ),
     Stage.PREPARE: StageEntry(
@@ -470,7 +452,7 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, scenario: timeouts.solve_for(scenario.agent_timeout) + 2 * timeouts.start,
         next=Stage.GATHER,
         on_resume=lambda where: Stage.SOLVE if where == "devbox" else None,  # a host agent died with its sweep
-        catches=(WorldError,),
+        catches=(errors.WorldError,),
         on_error=take_result,
     ),
     Stage.GATHER: StageEntry(
@@ -478,7 +460,7 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, _scenario: timeouts.gather,
         next=Stage.SCORE,
         on_resume=lambda _where: Stage.GATHER,
-        catches=(WorldError,),
+        catches=(errors.WorldError,),
         on_error=note_missing,
     ),
     Stage.SCORE: StageEntry(
@@ -486,7 +468,7 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, scenario: timeouts.score_for(scenario.scorer_timeout) + timeouts.start,
         next=None,
         on_resume=lambda _where: Stage.SCORE,
-        catches=(SweepError,),
+        catches=(errors.SweepError,),
         on_error=score_again,
     ),
     Stage.RELEASE: StageEntry(
@@ -494,7 +476,7 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, _scenario: timeouts.release,
         next=None,
         on_resume=lambda _where: None,
-        catches=(WorldError,),
+        catches=(errors.WorldError,),
         on_error=note_unreleased,
     ),
 }

@@ -1,7 +1,12 @@
-"""A thread that notices when the event loop no longer turns, and when nothing turned because the machine slept.
+"""Notices standstills: an event loop that no longer turns, a machine that slept, an endpoint that does not answer.
 
-Why not a task: a task of a loop that is stuck says nothing. What keeps the loop is on the main thread's stack, which is
-written down while it does.
+The loop is watched by a thread, because a task of a loop that is stuck says nothing. What keeps the loop is on the main
+thread's stack, which is written down while it does.
+
+Time in which the endpoint does not answer counts for no stage. A service that is suspended, restarted or cut off would
+otherwise use up the time limits of all that is in flight, and discard work that continues in its devboxes. So the
+deadlines of stages move while it is silent; if that takes too long, the sweep stops, and a resume finds everything as
+it was.
 """
 
 import asyncio
@@ -10,19 +15,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
+import anyio
 import structlog
+
+from orchestrator.core.errors import WorldError
+from orchestrator.endpoint.protocols import Endpoint
 
 #: Seconds without a turn of the loop after which it is called stuck.
 PATIENCE_S: Final = 10.0
 #: Seconds by which a look may be late before that was sleep: a starved machine is late, too.
 LATE_S: Final = 5.0
+#: Seconds between two looks at the endpoint.
+LOOK_EVERY_S: Final = 1.0
+#: Seconds without an answer after which one is asked for, and after which the endpoint is called silent.
+ASK_S: Final = 5.0
+SILENT_S: Final = 8.0
 
 
 class Watchdog:
-    """`on_sleep` is called in the loop with the seconds that the machine, or this process, stood still."""
+    """Watches the event loop. `on_sleep` is called in it with the seconds that the machine, or this process, slept."""
 
     def __init__(self, on_sleep: Callable[[float], None], *, patience: float = PATIENCE_S) -> None:
         self._on_sleep = on_sleep
@@ -31,9 +45,9 @@ class Watchdog:
         self._over = threading.Event()
         self._turned_at = time.monotonic()
         self._is_asked = False
-        #: When the loop last turned before it got stuck; None while it turns.
+        #: The last turn of the loop before it got stuck; None while it turns.
         self._stuck_since: float | None = None
-        #: What people should know of it; kept after it is over.
+        #: The latest standstill, for people; kept after it is over.
         self.notice: str | None = None
 
     @contextmanager
@@ -48,6 +62,9 @@ class Watchdog:
             self._over.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop, main: int) -> None:
+        def turn() -> None:
+            self._turned_at, self._is_asked = time.monotonic(), False
+
         looked_at = _since_boot()
         self._turned_at = time.monotonic()
         while not self._over.wait(self._every):
@@ -60,14 +77,15 @@ class Watchdog:
                     self.notice = f"the machine slept for {still:.0f} s, or gave this process no time"
                     structlog.get_logger().warning("machine.slept", seconds=round(still, 1))
                     loop.call_soon_threadsafe(self._on_sleep, still)
-                self._look(loop, main)
+                if not self._is_asked:
+                    self._is_asked = True
+                    loop.call_soon_threadsafe(turn)
             except RuntimeError:
                 return  # the loop is closed
+            self._judge(main)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, main: int) -> None:
-        if not self._is_asked:
-            self._is_asked = True
-            loop.call_soon_threadsafe(self._turn)
+    def _judge(self, main: int) -> None:
+        """Report a loop that got stuck, with the stack of its thread `main`, or that moves again."""
         idle = time.monotonic() - self._turned_at
         if idle < self._patience:
             if self._stuck_since is not None:
@@ -84,11 +102,60 @@ class Watchdog:
             structlog.get_logger().error("loop.stuck", seconds=round(idle, 1), stack=frames[:20])
             sys.stderr.write(f"sweep: {self.notice}; see sweep.log.\n")
 
-    def _turn(self) -> None:
-        """Runs in the loop."""
-        self._turned_at, self._is_asked = time.monotonic(), False
-
 
 def _since_boot() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock."""
+    """Seconds by a clock that counts while the machine sleeps, where the system has one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Silence:
+    """Watches the endpoint. `limited(seconds)` is a stage's time limit; `watch` runs meanwhile."""
+
+    def __init__(self, endpoint: Endpoint, *, unreachable: float = 1800.0) -> None:
+        self._endpoint = endpoint
+        self._unreachable = unreachable
+        self._scopes: set[anyio.CancelScope] = set()
+        self._is_asking = False
+        #: Seconds by which the deadlines were moved for the present silence.
+        self._moved = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds without an answer; 0 while the endpoint answers, or nobody waits for it."""
+        silent = anyio.current_time() - self._endpoint.answered_at
+        return silent if self._scopes and silent >= SILENT_S else 0.0
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Raise TimeoutError after so many seconds in which the endpoint answered."""
+        with anyio.fail_after(seconds) as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    async def watch(self, give_up: Callable[[str], None]) -> None:
+        """Move the deadlines while the endpoint is silent; call `give_up` with the reason when that takes too long.
+
+        Runs until it is canceled.
+        """
+
+        async def ask() -> None:
+            with suppress(WorldError, TimeoutError), anyio.fail_after(SILENT_S):
+                await self._endpoint.ping()
+            self._is_asking = False
+
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await anyio.sleep(LOOK_EVERY_S)
+                if self._scopes and not self._is_asking and anyio.current_time() - self._endpoint.answered_at >= ASK_S:
+                    self._is_asking = True
+                    tasks.start_soon(ask)
+                moved, self._moved = self._moved, self.seconds
+                if self._moved > moved:
+                    for scope in self._scopes:
+                        scope.deadline += self._moved - moved
+                if self.seconds > self._unreachable:
+                    give_up(f"the endpoint has not answered for {self.seconds / 60:.0f} minutes. Check that it is up")
+                    return

@@ -16,7 +16,7 @@ from orchestrator.engine.shutdown import Stopping
 async def serve(
     ctx: Context, scheduler: Scheduler, queue: MemoryObjectReceiveStream[TrialKey], stopping: Stopping
 ) -> None:
-    """Serve the queue to its end. A fault that concerns every trial stops the sweep."""
+    """Try the trials of the queue, to its end. A fault that concerns every trial stops the sweep."""
     async with queue:
         async for key in queue:
             try:
@@ -52,12 +52,12 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
         return
     if decision.is_push_back:
         ctx.limits.push_back()
-    again = scheduler.put_off if decision.is_everybodys else scheduler.retry
+    again = scheduler.defer if decision.defers_all else scheduler.retry
     again(key, decision.delay)
 
 
 async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> None:
-    """Settle what an earlier process left, run every trial that the scheduler has, and leave nothing behind.
+    """Reconcile with the endpoint, run every trial of the scheduler, and reconcile again.
 
     There are as many workers as devboxes may be in flight.
     """

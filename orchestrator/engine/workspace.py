@@ -1,11 +1,12 @@
 """The devbox as an agent uses it, and the small script in the devbox that makes an agent run at most once.
 
-The script takes a marker folder first: whoever finds it taken waits for the first run instead of starting another, so
-that no endpoint can start an agent twice. It ends the agent at its time limit with all it started, whether we watch or
-not, and records how it ended. Environment values travel in a file that the script reads and removes, never in argv.
+The script takes a marker folder first: if it is taken, it waits for the first run instead of starting another, so that
+no endpoint can start an agent twice. It ends the agent at its time limit with all its processes, also while nothing
+watches it, and records how it ended. Values of variables travel in a file that the script reads and removes, never in
+argv.
 
-Nothing is taken on trust that somebody between us and the devbox may have said in its place: a command looks first
-whether the files that were written for it are there, and an agent has ended when the script's own record says so.
+Nothing is believed that a proxy between us and the devbox could have said in its place: a command checks first that
+the files that were written for it are there, and an agent has ended when the script's own record says so.
 """
 
 import posixpath
@@ -26,37 +27,37 @@ import structlog
 from orchestrator.agentkit.agent import ExecResult, OnOutput, whole
 from orchestrator.core.errors import AgentTimedOut, Conflicted, DevboxLost, Missing, Unavailable, WorldError, leaf
 from orchestrator.core.ledger import Attempt
-from orchestrator.core.records import Devbox, Execution
+from orchestrator.core.records import Devbox
 from orchestrator.endpoint.protocols import Executions
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 
 #: Seconds that our own timer leaves the script to end the agent itself.
 BACKSTOP_S: Final = 60.0
-TAIL: Final = 20_000
-#: Seconds for ending a command that nobody waits for any more.
+#: The end of an agent's log that its result quotes.
+TAIL_BYTES: Final = 20_000
+#: Seconds for killing a command whose caller was canceled.
 KILL_GRACE_S: Final = 1.0
 #: Seconds that the output of an ended agent may stand still before it is given up, and take altogether.
 OUTPUT_IDLE_S: Final = 15.0
 OUTPUT_TOTAL_S: Final = 45.0
-#: Seconds in which what a command did not come to read must be taken away again.
+#: Seconds for emptying the files of a command that could not be started.
 CLEAN_UP_S: Final = 5.0
-
-#: What the wrapper ends with where the agent was ended with it, unrecorded; and a command whose files did not arrive.
-_ENDED_UNRECORDED: Final = 125
-_NOT_WRITTEN: Final = 96
-_NOT_THERE: Final = "sweep: what was written for this command is not there"
-#: Bytes of what the wrapper records.
-_RECORD: Final = 100
-#: How often an agent's execution may be lost sight of.
-_SIGHTS: Final = 5
-#: Seconds between two notes of how far the log has come.
+#: Seconds between two journal notes on the length of the log.
 NOTE_EVERY_S: Final = 5.0
+
+#: Exit status of a wrapper that ended without a record of the agent's end, and of a command whose files are missing.
+_ENDED_UNRECORDED: Final = 125
+NOT_WRITTEN: Final = 96
+NOT_THERE: Final = "sweep: what was written for this command is not there"
+_MAX_RECORD_BYTES: Final = 100
+#: Executions for one command, or one agent, until it is given up.
+_MAX_TRIES: Final = 5
 
 Announce = Callable[[str], None]
 Keep = Callable[[int, int], None]
 Vouch = Callable[[str], Awaitable[int | None]]
-"""Whether the endpoint itself says that an execution has ended: its exit status, None if it does not say."""
+"""Ask the endpoint itself if an execution has ended: its exit status, None if it does not say."""
 
 
 @cache
@@ -65,12 +66,12 @@ def _wrapper() -> bytes:
 
 
 class DevboxWorkspace:
-    """Implements `agentkit.contract.Workspace` for one attempt.
+    """Implements `agentkit.agent.Workspace` for one attempt.
 
-    `key` names the attempt and its steps on the endpoint; `announce` is told the id of the agent's execution; `log` is
-    the attempt's agent.log, and `keep` is told now and then from which byte of the output on to read, and how long the
-    log is that has all before it. `left` is what an earlier process knew. What `redactor` knows never gets into the
-    log. `vouch` asks the endpoint about an agent's execution that left no record of its end.
+    `key` makes the idempotency key of a step. `announce` is called with the id of the agent's execution. `log` is the
+    attempt's agent.log, masked by `redactor`; `keep` is called every few seconds with the next byte of the output to
+    read, and the length of the log that has all before it. `left` is the attempt as an earlier process journaled it.
+    `vouch` asks the endpoint about an agent's execution that left no record of its end.
     """
 
     def __init__(
@@ -96,20 +97,19 @@ class DevboxWorkspace:
         self._log = log
         self._redactor = redactor
         self._vouch = vouch
-        #: Where our own steps have room in the devbox.
+        #: The folder in the devbox for our own steps.
         self.scratch = f"{devbox.home}/.sweep"
         self._execution = left.execution if left else None
         self._is_again = left is not None
         #: The next byte of the output to ask for, and the length of the log that has all before it.
         self._offset, self._length = (left.offset, left.length) if left else (0, 0)
-        #: What was written for the agent into the scratch folder.
+        #: Files that were written for the agent into the scratch folder.
         self._laid_out: dict[str, bytes] = {}
-        #: When all of the output must have arrived, once the agent has ended.
-        self._last_word = inf
-        #: Whether something of what the agent printed did not arrive: it vanished with its execution, was refused, or
-        #: took too long.
+        #: The loop's time by which all output must have arrived, once the agent has ended.
+        self._output_ends_at = inf
+        #: True if output of the agent did not arrive: it vanished with its execution, was refused, or took too long.
         self.is_log_incomplete = False
-        #: Whether the log was too long to be kept as a whole.
+        #: True if the log was too long to be kept as a whole.
         self.is_log_truncated = False
 
     @property
@@ -145,7 +145,7 @@ class DevboxWorkspace:
         return await self._finish(folder, files, line, timeout, on_output)
 
     async def tend(self, step: str, script: str, *, timeout: float) -> ExecResult:
-        """Run a script of ours to its end: once for each step of this attempt, also if it is asked for again."""
+        """Run a script of ours to its end: once for each `step` of this attempt, also when it is called again."""
         path = f"{self.scratch}/{step}.sh"
         return await self._finish(step, {path: script.encode()}, f"exec bash {shlex.quote(path)}", timeout)
 
@@ -153,26 +153,41 @@ class DevboxWorkspace:
         self, step: str, files: Mapping[str, bytes], line: str, timeout: float, on_output: OnOutput | None = None
     ) -> ExecResult:
         """Write files, run a shell command on them to its end. Raises Unavailable if they do not arrive."""
-        for sight in range(1, _SIGHTS + 1):
+        for number in range(1, _MAX_TRIES + 1):
             async with self._lending(files):
-                execution = await self._start(_step(step, sight), files, line)
+                execution = await self._start(_step(step, number), files, line)
             ended = await self._complete(execution, timeout, on_output)
-            if (ended.exit_status, ended.stderr.strip()) != (_NOT_WRITTEN, _NOT_THERE):
+            if (ended.exit_status, ended.stderr.strip()) != (NOT_WRITTEN, NOT_THERE):
                 return ended
             structlog.get_logger().warning("devbox.not_written", devbox=self._devbox.id, files=list(files))
         raise Unavailable(f"what is written into devbox {self._devbox.id} does not arrive there")
 
     async def _start(self, step: str, files: Mapping[str, bytes], line: str) -> str:
-        """Start a shell command, which ends with `_NOT_WRITTEN` if these files are not there; returns its id."""
-        execution = await self._endpoint.execute(self._devbox.id, _check(files) + line, key=self._key(step))
+        """Start a shell command, which ends with `NOT_WRITTEN` unless these files are there; returns its id."""
+        execution = await self._endpoint.execute(self._devbox.id, files_check(files) + line, key=self._key(step))
         return execution.id
 
     async def _complete(self, execution: str, timeout: float, on_output: OnOutput | None = None) -> ExecResult:
-        """Wait for a command, or end it after so many seconds."""
+        """Wait for a command, and for `on_output` to have all it prints; end it after `timeout` seconds."""
+
+        async def pass_on(on_output: OnOutput) -> None:
+            with suppress(Missing, Conflicted, Unavailable):  # the wait for the command fails in the same way
+                async with aclosing(self._endpoint.output(self._devbox.id, execution)) as pieces:
+                    async for text, _ in pieces:
+                        await on_output(text)
+
         try:
             with anyio.move_on_after(timeout):
-                ended = await self._completed(execution, on_output)
+                async with anyio.create_task_group() as tasks:
+                    if on_output is not None:
+                        tasks.start_soon(pass_on, on_output)
+                    ended = await self._endpoint.wait_completed(self._devbox.id, execution)
                 return ExecResult(exit_status=ended.exit_status, stdout=ended.stdout, stderr=ended.stderr)
+        except BaseExceptionGroup as group:
+            error = leaf(group)
+            if isinstance(error, Missing):
+                raise DevboxLost(f"devbox {self._devbox.id} forgot a command: {error}") from None
+            raise error from None
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(KILL_GRACE_S, shield=True), suppress(WorldError):
                 await self._kill(execution)
@@ -180,31 +195,9 @@ class DevboxWorkspace:
         await self._kill(execution)
         return ExecResult(exit_status=None, stdout="", stderr=f"ended after {timeout:g} s")
 
-    async def _completed(self, execution: str, on_output: OnOutput | None) -> Execution:
-        """Wait for a command of the agent's, and for somebody to have taken all it prints."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                if on_output is not None:
-                    tasks.start_soon(self._tell, execution, on_output)
-                ended = await self._endpoint.wait_completed(self._devbox.id, execution)
-        except BaseExceptionGroup as group:
-            error = leaf(group)
-            if isinstance(error, Missing):
-                raise DevboxLost(f"devbox {self._devbox.id} forgot a command: {error}") from None
-            raise error from None
-        return ended
-
-    async def _tell(self, execution: str, on_output: OnOutput) -> None:
-        with suppress(Missing, Conflicted, Unavailable):  # whoever waits for the command hears of it and says so
-            async with aclosing(self._endpoint.output(self._devbox.id, execution)) as pieces:
-                async for text, _ in pieces:
-                    await on_output(text)
-
     @asynccontextmanager
     async def _lending(self, files: Mapping[str, bytes]) -> AsyncIterator[None]:
-        """Write the files of a command that reads and removes the values among them; take these away if it cannot be
-        started.
-        """
+        """Write the files of a command, which removes those with values; empty these if it cannot be started."""
         try:
             for path, data in files.items():
                 await self.write(path, data)
@@ -232,10 +225,10 @@ class DevboxWorkspace:
             f"{folder}/env": _exports(environment or {}),
         }
         if self._execution is None:
-            is_begun = False  # if it was, what it runs must not be written anew under it
+            is_begun = False  # if it was, its files must not be written again while it runs them
             if self._is_again:
                 with suppress(FileNotFoundError, ValueError):
-                    is_begun = bool(await self.read(f"{folder}/marker/pid", at_most=_RECORD))
+                    is_begun = bool(await self.read(f"{folder}/marker/pid", at_most=_MAX_RECORD_BYTES))
             if is_begun:
                 await self._execute({}, line, 1)
             else:
@@ -246,7 +239,7 @@ class DevboxWorkspace:
         ending = ""
         with anyio.move_on_after(OUTPUT_IDLE_S):
             ending = await self._read_ending()
-        if ending:  # it was we who were late
+        if ending:  # we were late, not the agent
             return await self._watch(files, line)
         raise AgentTimedOut(
             f"the agent was still there {BACKSTOP_S:g} s after its limit of {time_limit:g} s and was killed"
@@ -277,22 +270,22 @@ class DevboxWorkspace:
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.")
 
-    async def _begin(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
-        """Write what the agent's command needs, and start the wrapper."""
+    async def _begin(self, files: Mapping[str, bytes], line: str, number: int) -> None:
+        """Write the files of the agent's command, and start the wrapper."""
         async with self._lending(files):
-            await self._execute({**self._laid_out, **files}, line, sight)
+            await self._execute({**self._laid_out, **files}, line, number)
 
-    async def _execute(self, files: Mapping[str, bytes], line: str, sight: int) -> None:
-        """Start the wrapper; it is the agent's only where it finds no other."""
-        self._execution = await self._start(_step("solve", sight), files, line)
+    async def _execute(self, files: Mapping[str, bytes], line: str, number: int) -> None:
+        """Start the wrapper; it runs the agent only if no other wrapper did."""
+        self._execution = await self._start(_step("solve", number), files, line)
         self._announce(self._execution)
 
     async def _watch(self, files: Mapping[str, bytes], line: str) -> ExecResult:
         """Wait for the agent, until there is a record of its end in the devbox.
 
-        An execution that the endpoint forgets, or calls ended while the agent works, is waited for by another.
+        If the endpoint forgets the execution, or calls it ended while the agent works, another execution waits for it.
         """
-        for sight in range(2, _SIGHTS + 2):
+        for number in range(2, _MAX_TRIES + 2):
             status: int | None = None
             try:
                 status = await self._end(str(self._execution))
@@ -303,18 +296,18 @@ class DevboxWorkspace:
                 if ending := await self._read_ending():
                     ended = None if ending == "timed-out" else int(ending)
                     return ExecResult(exit_status=ended, stdout=_tail(self._log), stderr="")
-                if status != _NOT_WRITTEN and self._vouch is not None:  # it may have ended who was to record its end
+                if status != NOT_WRITTEN and self._vouch is not None:  # the wrapper may have been killed
                     with suppress(Missing, Conflicted):
                         if (vouched := await self._vouch(str(self._execution))) is not None:
                             return ExecResult(exit_status=vouched, stdout=_tail(self._log), stderr="")
                 if status == _ENDED_UNRECORDED:
                     raise DevboxLost(f"devbox {self._devbox.id} ended the agent, and nothing there says how")
-            if sight > _SIGHTS:
+            if number > _MAX_TRIES:
                 break
-            if status == _NOT_WRITTEN:
-                await self._begin(files, line, sight)
+            if status == NOT_WRITTEN:
+                await self._begin(files, line, number)
             else:
-                await self._execute({}, line, sight)
+                await self._execute({}, line, number)
                 self._note(0)
         raise DevboxLost(f"devbox {self._devbox.id} does not say what became of the agent")
 
@@ -323,48 +316,50 @@ class DevboxWorkspace:
             await self._endpoint.kill(self._devbox.id, execution)
 
     async def _end(self, execution: str) -> int | None:
-        """Stream the output while waiting for the end. Raises what the wait raises."""
-        words = anyio.CancelScope()
+        """Stream the output while waiting for the end; returns the exit status. Raises as `wait_completed`."""
+        streaming = anyio.CancelScope()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._stream, execution, words)
+                tasks.start_soon(self._stream, execution, streaming)
                 ended = await self._endpoint.wait_completed(self._devbox.id, execution)
-                self._last_word = anyio.current_time() + OUTPUT_TOTAL_S
-                words.deadline = anyio.current_time() + OUTPUT_IDLE_S
+                self._output_ends_at = anyio.current_time() + OUTPUT_TOTAL_S
+                streaming.deadline = anyio.current_time() + OUTPUT_IDLE_S
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         return ended.exit_status
 
-    async def _stream(self, execution: str, words: anyio.CancelScope) -> None:
-        """Bring the agent's output home until it has ended, its devbox has, or nothing more of an ended agent comes.
+    async def _stream(self, execution: str, streaming: anyio.CancelScope) -> None:
+        """Collect the agent's output until it has ended, its devbox has, or nothing more of an ended agent comes.
 
-        What is in the log already is not asked for again.
+        Output that is in the log already is not requested again.
         """
         async with AgentLog(self._log, self._redactor, length=self._length) as log:
             if log.length < self._length:
                 self._offset = self._length = 0
-            with words:
+            with streaming:
                 try:
                     async with aclosing(self._endpoint.output(self._devbox.id, execution, self._offset)) as pieces:
-                        await self._follow(pieces, log, words)
+                        await self._follow(pieces, log, streaming)
                 except (Missing, Conflicted, Unavailable):
-                    self.is_log_incomplete = True  # if the devbox is gone, too, whoever waits for the command says so
+                    self.is_log_incomplete = True  # if the devbox is gone, the wait for the command fails, too
             await log.finish()
             self._length = log.length
             self.is_log_truncated = log.is_truncated
-            self.is_log_incomplete |= words.cancelled_caught
+            self.is_log_incomplete |= streaming.cancelled_caught
 
-    async def _follow(self, pieces: AsyncIterator[tuple[str, int]], log: AgentLog, words: anyio.CancelScope) -> None:
+    async def _follow(
+        self, pieces: AsyncIterator[tuple[str, int]], log: AgentLog, streaming: anyio.CancelScope
+    ) -> None:
         noted_at, cuts = anyio.current_time(), 0
         async for text, offset in pieces:
             await log.write(text.encode("utf-8", "replace"))
-            if log.is_settled:  # else what waits must be asked for again by whoever goes on
+            if log.is_settled:  # else a resume must read again the bytes that wait to be masked
                 self._offset, self._length = offset, log.length
                 if log.cuts > cuts or anyio.current_time() >= noted_at + NOTE_EVERY_S:
                     self._note(offset)
                     noted_at, cuts = anyio.current_time(), log.cuts
-            if words.deadline < inf:
-                words.deadline = min(self._last_word, anyio.current_time() + OUTPUT_IDLE_S)
+            if streaming.deadline < inf:
+                streaming.deadline = min(self._output_ends_at, anyio.current_time() + OUTPUT_IDLE_S)
 
     def _note(self, offset: int) -> None:
         self._offset = offset
@@ -373,33 +368,37 @@ class DevboxWorkspace:
     async def _read_ending(self) -> str:
         """Read the wrapper's record of the agent's end; empty if there is none."""
         with suppress(FileNotFoundError, ValueError):
-            ending = (await self.read(f"{self.scratch}/agent/status", at_most=_RECORD)).decode(errors="replace").strip()
+            ending = (
+                (await self.read(f"{self.scratch}/agent/status", at_most=_MAX_RECORD_BYTES))
+                .decode(errors="replace")
+                .strip()
+            )
             if ending == "timed-out" or re.fullmatch(r"\d{1,3}", ending):
                 return ending
         return ""
 
 
-def _step(step: str, sight: int) -> str:
-    """The name of a step that may have to be taken again."""
-    return step if sight == 1 else f"{step}-{sight}"
+def _step(step: str, number: int) -> str:
+    """The name of a step at its first, second … try."""
+    return step if number == 1 else f"{step}-{number}"
 
 
-def _check(files: Mapping[str, bytes]) -> str:
+def files_check(files: Mapping[str, bytes]) -> str:
     """Shell lines that end a command unless these files are there as they were written.
 
-    They are told by size and, where the devbox can tell, by content; values only by size, because commands are listed.
+    Files are compared by size and, where the devbox can, by content; values only by size, because commands are listed.
     """
     if not files:
         return ""
-    sizes = [f'[ "$(wc -c <{shlex.quote(path)})" -eq {len(data)} ]' for path, data in files.items()]
+    checks = [f'[ "$(wc -c <{shlex.quote(path)})" -eq {len(data)} ]' for path, data in files.items()]
     sums = "".join(f"{sha256(data).hexdigest()}  {path}\n" for path, data in files.items() if not _has_values(path))
-    digests = f"{{ ! command -v sha256sum || printf %s {shlex.quote(sums)} | sha256sum -c; }}"
-    both = " && ".join([*sizes, digests])
-    return f"{{ {both}; }} >/dev/null 2>&1 || {{ echo {shlex.quote(_NOT_THERE)} >&2; exit {_NOT_WRITTEN}; }}\n"
+    checks.append(f"{{ ! command -v sha256sum || printf %s {shlex.quote(sums)} | sha256sum -c; }}")
+    refuse = f"{{ echo {shlex.quote(NOT_THERE)} >&2; exit {NOT_WRITTEN}; }}"
+    return f"{{ {' && '.join(checks)}; }} >/dev/null 2>&1 || {refuse}\n"
 
 
 def _has_values(path: str) -> bool:
-    """Tell whether a file of ours holds values of variables, secrets among them."""
+    """Tell if a file of ours holds values of variables, secrets among them."""
     return posixpath.basename(path) == "env"
 
 
@@ -410,6 +409,6 @@ def _exports(environment: Mapping[str, str]) -> bytes:
 def _tail(log: Path) -> str:
     """The end of a log as text."""
     with suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         return file.read().decode("utf-8", "replace")
     return ""

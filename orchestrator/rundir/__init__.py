@@ -9,14 +9,12 @@ Why not a database: one appended line is the smallest thing that can be durable,
 Reads after an append see a fold that includes it: an event is in the ledger before it is sent to the disk, and one that
 the ledger refuses is never written. So the ledger may be ahead of the disk; a caller that needs the disk waits.
 
-    journal     `Journal`, as the event loop sees it, and the thread that writes
-    run_files   the journal's lines, and the derived files in step with them
+    journal     the journal: read, recovered, and written by a thread
     results     results.jsonl, derived from the journal
     checkpoint  a saved fold, so that a long journal need not be read again
     append_file a file that only grows, recovery from a failed write, and the ballast for a full disk
-    files       names, the lock, writes that a crash cannot halve
-    manifest    what the sweep is
-    run_folder  the choice of a folder: one to resume, or a new one
-    sweep_index the sweeps of a runs folder
+    files       names, the lock, writes that survive a crash or a full disk
+    manifest    the settings and the identity of a sweep
+    sweep_index the sweeps of a runs folder, and the folder to run: one to resume, or a new one
     repair      a damaged journal without its damaged lines
 """

@@ -23,7 +23,7 @@ from orchestrator.rundir.files import write_all
 BALLAST: Final = "ballast"
 #: The errors of a full disk.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_BLOCK: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
 
 
 class Checksum:
@@ -43,7 +43,7 @@ class Checksum:
         """Add a file's bytes from `size` to an offset, or to the file's end if that comes first."""
         with path.open("rb", buffering=0) as file:
             file.seek(self.size)
-            while block := file.read(min(_BLOCK, end - self.size)):
+            while block := file.read(min(_BLOCK_BYTES, end - self.size)):
                 self.add(block)
         return self
 
@@ -68,7 +68,7 @@ class AppendFile:
 
     def __init__(self, path: Path, checksum: Checksum) -> None:
         self.path = path
-        #: Of the content that the file is known to have.
+        #: The checksum of the content that the file is known to have.
         self.checksum = checksum
         self._file: FileIO | None = None
         #: The complete file, if it was deleted: its content can still be read through its descriptor.
@@ -90,7 +90,10 @@ class AppendFile:
             write_all(file, data)
             if sync:
                 os.fsync(file.fileno())
-            if not self._is_in_its_place(file):
+            is_in_its_place = False
+            with suppress(FileNotFoundError):
+                is_in_its_place = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+            if not is_in_its_place:
                 self._deleted, self._file = file, None
                 raise self._gone()
         except (OSError, FileChanged):
@@ -110,13 +113,28 @@ class AppendFile:
                 file.close()
 
     def _open(self) -> FileIO:
+        """Open the file, and cut off anything after the content that was written.
+
+        Raises FileChanged if it has not that content; only a new file needs to be read. Another file may be a copy that
+        is being put back: the first time that is FileNotFoundError.
+        """
         try:
             self._file = file = FileIO(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC), "a")
         except FileNotFoundError:
             raise self._gone() from None
         try:
-            self._check(os.fstat(file.fileno()))
-            os.ftruncate(file.fileno(), self.checksum.size)
+            status = os.fstat(file.fileno())
+            inode, size = (status.st_dev, status.st_ino), self.checksum.size
+            is_new = self._inode not in {None, inode}
+            if status.st_size < size or (
+                is_new and Checksum().read(self.path, size).digest() != self.checksum.digest()
+            ):
+                before, self._stranger = self._stranger, (*inode, status.st_size)
+                if is_new and before != self._stranger:
+                    raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
+                raise self._changed(status.st_size)
+            self._inode = inode
+            os.ftruncate(file.fileno(), size)
         except (OSError, FileChanged):
             self._close_file()
             raise
@@ -124,28 +142,6 @@ class AppendFile:
             self._deleted.close()
             self._deleted = None
         return file
-
-    def _is_in_its_place(self, file: FileIO) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return False
-
-    def _check(self, status: os.stat_result) -> None:
-        """Raise FileChanged if the file has not the content that was written; only a new file needs to be read.
-
-        Another file may be a copy that is being put back: the first time it is FileNotFoundError.
-        """
-        inode = (status.st_dev, status.st_ino)
-        is_new = self._inode not in {None, inode}
-        if status.st_size < self.checksum.size or (
-            is_new and Checksum().read(self.path, self.checksum.size).digest() != self.checksum.digest()
-        ):
-            before, self._stranger = self._stranger, (*inode, status.st_size)
-            if is_new and before != self._stranger:
-                raise FileNotFoundError(errno.ENOENT, "It is no longer the file that was written", str(self.path))
-            raise self._changed(status.st_size)
-        self._inode = inode
 
     def _changed(self, size: int) -> "FileChanged":
         return FileChanged(
@@ -175,12 +171,12 @@ class Ballast:
     def make(self) -> None:
         """Reserve the room, if there is that much and a little more. Raises OSError if not."""
         disk = os.statvfs(self._path.parent)
-        if disk.f_bavail * disk.f_frsize < self._size + _BLOCK:
+        if disk.f_bavail * disk.f_frsize < self._size + _BLOCK_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        block = os.urandom(_BLOCK)  # written, and incompressible: not every file system can reserve
+        block = os.urandom(_BLOCK_BYTES)  # written, and incompressible: not every file system can reserve
         try:
             with self._path.open("wb", buffering=0) as file:
-                for start in range(0, self._size, _BLOCK):
+                for start in range(0, self._size, _BLOCK_BYTES):
                     write_all(file, block[: self._size - start])
         except OSError:
             self.give_up()

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
 from io import BufferedReader
-from itertools import chain
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -32,7 +31,8 @@ from orchestrator.rundir.files import JOURNAL, write_atomically
 
 CHECKPOINT: Final = "checkpoint.jsonl"
 SCHEMA: Final = 1
-_ROWS: Final = 1000
+#: The most entries of a field that one line has.
+_ENTRIES: Final = 1000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def save(folder: Path, state: Ledger, folded: Folded) -> None:
 
 
 def load(folder: Path, state: Ledger) -> Folded | None:
-    """Fill an empty ledger from the checkpoint, if that is of this journal and this code; else leave it empty."""
+    """Fill an empty ledger from the checkpoint if journal and code are still the same; else leave it empty."""
     try:
         with (folder / CHECKPOINT).open("rb") as file:
             return _load(file, folder / JOURNAL, state)
@@ -74,21 +74,22 @@ def _dump(state: Ledger, folded: Folded) -> Iterator[bytes]:
         "results": folded.results,
     }
     values = {f.name: getattr(state, f.name) for f in fields(Ledger)} | {"offsets": folded.offsets}
-    pieces = ((name, piece) for name, value in values.items() for piece in _pieces(value))
+
+    def rows() -> Iterator[Any]:
+        yield header
+        for name, value in values.items():
+            entries = list(value.items()) if isinstance(value, dict) else value
+            if isinstance(entries, list):
+                yield from ((name, entries[at : at + _ENTRIES]) for at in range(0, len(entries), _ENTRIES))
+            else:
+                yield name, entries
+
     hashed = sha256()
-    for row in chain([header], pieces):
+    for row in rows():
         data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
         hashed.update(data)
         yield data
     yield hashed.hexdigest().encode()
-
-
-def _pieces(value: Any) -> Iterator[Any]:
-    rows = list(value.items()) if isinstance(value, dict) else value
-    if isinstance(rows, list):
-        yield from (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
-    else:
-        yield rows
 
 
 def _load(file: BufferedReader, journal: Path, state: Ledger) -> Folded:

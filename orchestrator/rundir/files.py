@@ -1,18 +1,26 @@
-"""The files of a run folder: their names, the folder's lock, and writes that a crash cannot halve."""
+"""The files of a run folder: their names, the folder's lock, and writes that survive a crash or a full disk."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import anyio
+import structlog
 
 from orchestrator.common.locks import Held, Kind, hold
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import JournalError, UsageError
+
+T = TypeVar("T")
 
 JOURNAL: Final = "journal.jsonl"
 RESULTS: Final = "results.jsonl"
 MANIFEST: Final = "manifest.json"
+#: Between two tries of a write that the disk refuses, and until that stops the sweep where no deadline of a stage does.
+RETRY_EVERY_S: Final = 1.0
+PATIENCE_S: Final = 600.0
 
 
 def write_all(file: FileIO, data: bytes) -> None:
@@ -34,6 +42,22 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+async def persist(write: Callable[[], T], *, patience: float = float("inf")) -> T:
+    """Repeat a small write until the disk takes it; `write` must be safe to repeat. The caller's deadline bounds it.
+
+    Raises JournalError after `patience` seconds.
+    """
+    until = anyio.current_time() + patience
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            structlog.get_logger().warning("disk.refuses", error=str(error))
+            if anyio.current_time() >= until:
+                raise JournalError(f"The run folder cannot be written: {error}") from error
+        await anyio.sleep(RETRY_EVERY_S)
 
 
 def sync_folder(folder: Path) -> None:

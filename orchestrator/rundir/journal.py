@@ -1,18 +1,19 @@
-"""The journal: as the event loop sees it, and the thread that writes it.
+"""The journal: read, recovered after a crash, and written by a thread beside the event loop.
 
-The thread writes the journal first, results after it, and then tells the event loop. A disk that refuses is tried again
-every second, with everything that has to be written, while the callers wait. When it is full the ballast is given up at
-once; until it can be made again there is trouble, so that no new work begins. After `patience` seconds the thread gives
-up: from then on every append fails, and everything reported as durable stays true. So it does after any other failure:
-the callers are told, and none waits for a thread that has ended.
+The thread writes the journal first, results after it, and then informs the event loop. A disk that refuses is tried
+again every second, with everything that has to be written, while the callers wait. When it is full the ballast is given
+up at once; until it can be made again there is trouble, so that no new work begins. After `patience` seconds the thread
+gives up: from then on every append fails, and everything reported as durable stays true. It also gives up after any
+other failure, and every caller gets that failure: none waits for a thread that has ended.
 """
 
 import errno
+import os
 import queue
 import threading
 import time
 from asyncio import Future, get_running_loop
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,20 +25,23 @@ import structlog
 from msgspec import structs
 
 from orchestrator.common.locks import Kind
-from orchestrator.core.errors import JournalError
-from orchestrator.core.events import Event, from_line, to_line
+from orchestrator.core.errors import JournalError, SweepError, UsageError
+from orchestrator.core.events import SCHEMA, Event, SweepOpened, from_line, to_line
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.append_file import FULL, Ballast
-from orchestrator.rundir.files import JOURNAL, locked
-from orchestrator.rundir.run_files import RunFiles
+from orchestrator.rundir import checkpoint
+from orchestrator.rundir.append_file import FULL, AppendFile, Ballast
+from orchestrator.rundir.checkpoint import Folded
+from orchestrator.rundir.files import JOURNAL, RESULTS, locked, sync_folder
+from orchestrator.rundir.results import Results, unknown_results
 
-#: For a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
+#: Patience with a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
 _CLOSE_TIMEOUT_S: Final = 5.0
-#: Between two syncs, at least: events that come meanwhile share the second. A lone event never waits for it.
+#: The least time between two syncs: events that come meanwhile share the second. A lone event never waits for it.
 SYNC_INTERVAL_S: Final = 0.005
 _AWAITED: Final = {errno.EROFS: "it to be writable", errno.ENOENT: "it to be back"} | dict.fromkeys(
     FULL, "room on its disk"
 )
+_FIX: Final = "Nothing was changed; `sweep repair` keeps what can be read."
 _BEGAN: Final = time.time() - time.monotonic()
 
 
@@ -49,16 +53,147 @@ def now() -> float:
     return _BEGAN + time.monotonic()
 
 
+def read_events(path: Path, offset: int = 0, lines: int = 0) -> Iterator[tuple[Event, int]]:
+    """Yield the events of a journal from an offset to the last whole line, each with the offset after its line.
+
+    `lines` is the number of lines before the offset. Raises JournalError naming line and byte offset for a line that is
+    not an event, UsageError for a later version's journal.
+    """
+    with path.open("rb", buffering=1 << 16) as file:
+        file.seek(offset)
+        for number, line in enumerate(file, lines + 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = from_line(line)
+            except JournalError as error:
+                if not file.read(1) and not line.strip(b"\0\n"):
+                    return  # some file systems leave a tail of zeros after a torn write
+                raise JournalError(
+                    f"{path}, line {number}, byte {offset}: this line is damaged ({error}). {_FIX}"
+                ) from None
+            check_version(event, path)
+            offset += len(line)
+            yield event, offset
+
+
+def check_version(event: Event, path: Path) -> None:
+    """Raise UsageError for a journal whose version gives events another meaning."""
+    if type(event) is SweepOpened and event.schema > SCHEMA:
+        raise UsageError(f"{path} was written by sweep {event.version}; this one is older. Upgrade it.")
+
+
+def fold_events(path: Path, ledger: Ledger, offset: int = 0, lines: int = 0) -> Iterator[tuple[Event, int]]:
+    """Read events, and apply each to a ledger. Raises as `read_events`, and JournalError for one that cannot follow."""
+    for event, end in read_events(path, offset, lines):
+        try:
+            ledger.apply(event)
+        except SweepError as error:
+            raise JournalError(f"{path}, byte {offset}: {error} {_FIX}") from error
+        offset = end
+        yield event, end
+
+
+class RunFiles:
+    """The journal and its derived files, in step: results.jsonl, and a checkpoint now and then.
+
+    For one thread at a time, which holds the folder's lock.
+    """
+
+    def __init__(
+        self, folder: Path, *, ledger: Ledger, journal: AppendFile, lines: int, results: Results, folded: int
+    ) -> None:
+        self.folder = folder
+        #: The fold of the journal on the disk.
+        self._ledger = ledger
+        self._journal = journal
+        self._lines = lines
+        self._results = results
+        #: Bytes of the journal that the checkpoint covers.
+        self._folded = folded
+
+    @classmethod
+    def recover(cls, folder: Path, ledger: Ledger) -> Self:
+        """Fold the journal into an empty ledger, cut off a torn tail, and make results.jsonl agree with it.
+
+        Raises JournalError naming the place of damage, or if the journal lost lines that results.jsonl has results of;
+        UsageError for a later version's journal; OSError.
+        """
+        path = folder / JOURNAL
+        path.touch()
+        kept = checkpoint.load(folder, ledger) or Folded()
+        folded, rows = kept.journal.size, len(kept.offsets)
+        end, lines, results = folded, kept.lines, Results(folder, kept.offsets)
+        for event, offset in fold_events(path, ledger, end, lines):
+            results.note(event, end)
+            end, lines = offset, lines + 1
+
+        results_file = folder / RESULTS
+        lost = sum(1 for _ in unknown_results(folder, ledger))
+        if lost or (not lines and results_file.is_file() and results_file.stat().st_size):
+            what = f"has lost {lost} finished trials that" if lost else "has no whole line,"
+            raise JournalError(
+                f"{path} {what} {results_file} has. Nothing was changed: put the journal back from a copy, or have "
+                f"`sweep repair {folder}` take these results into it and set the rest aside; then resume the sweep."
+            )
+        if path.stat().st_size > end:
+            os.truncate(path, end)
+        are_first = sum(offset < folded for offset in results.offsets.values()) == rows  # none was reopened since then
+        results.restore(kept.results if are_first else None, rows)
+        sync_folder(folder)
+        journal = AppendFile(path, kept.journal.read(path, end))
+        return cls(folder, ledger=ledger.copy(), journal=journal, lines=lines, results=results, folded=folded)
+
+    def add(self, batch: Sequence[Event], lines: Sequence[bytes]) -> None:
+        """Make events durable. After OSError none of them is written, and it may be tried again."""
+        offset = self._journal.checksum.size
+        self._journal.append(b"".join(lines), sync=True)
+        for event, line in zip(batch, lines, strict=True):
+            self._ledger.apply(event)
+            self._results.note(event, offset)
+            offset += len(line)
+        self._lines += len(lines)
+
+    def flush(self) -> None:
+        """Update results.jsonl. After OSError it may be tried again."""
+        self._results.flush()
+
+    @property
+    def size(self) -> int:
+        """The size of the journal in bytes."""
+        return self._journal.checksum.size
+
+    def checkpoint(self, *, at_least: int) -> None:
+        """Save the fold of the journal, if that grew by more than `at_least` bytes since the last time."""
+        if self.size - self._folded <= at_least:
+            return
+        self._folded = self.size
+        folded = Folded(
+            journal=self._journal.checksum,
+            lines=self._lines,
+            offsets=self._results.offsets,
+            results=self._results.digest(),
+        )
+        try:
+            checkpoint.save(self.folder, self._ledger, folded)
+        except Exception as error:  # noqa: BLE001 - a checkpoint is disposable
+            structlog.get_logger().debug("checkpoint.failed", folder=str(self.folder), reason=repr(error))
+
+    def close(self) -> None:
+        self._journal.close()
+        self._results.close()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalSettings:
-    """The settings of a journal; sizes in bytes."""
+    """The settings of a journal; times in seconds, sizes in bytes."""
 
-    #: Seconds of failing before appends fail, and from one try to the next.
+    #: Failing for so long makes appends fail; a try follows another after `retry`.
     patience: float = 600.0
     retry: float = 1.0
     ballast: int = 16 << 20
-    #: The growth of a journal, at least, and by a quarter, at least, from one checkpoint to the next; at the end a
-    #: sixteenth of it is enough.
+    #: The growth of a journal from one checkpoint to the next, and never less than a quarter of its size; at the end a
+    #: sixteenth of this is enough.
     checkpoint: int = 16 << 20
 
 
@@ -83,7 +218,7 @@ class Journal:
     def __init__(self, path: Path, ledger: Ledger, files: RunFiles, settings: JournalSettings) -> None:
         self._path = path
         self._ledger = ledger
-        self._writer = Writer(files, settings, settle=self._settle, tell=self._tell)
+        self._writer = Writer(files, settings, settle=self._settle, report=self._report)
         self._loop = get_running_loop()
         self._is_closed = False
         self._trouble: str | None = None
@@ -115,7 +250,7 @@ class Journal:
                 journal._is_closed = True
                 writer.close()
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(writer.thread.join, _CLOSE_TIMEOUT_S + 2 * writer.slowest)
+                    await anyio.to_thread.run_sync(writer.thread.join, _CLOSE_TIMEOUT_S + 2 * writer.slowest_s)
                 if writer.thread.is_alive():  # it may still write: the lock is held until the process ends
                     writer.lock = stack.pop_all()
 
@@ -162,7 +297,7 @@ class Journal:
             raise
         self._writer.put(Batch(events, lines, done))
 
-    def _tell(self, trouble: str | None) -> None:
+    def _report(self, trouble: str | None) -> None:
         self._trouble = trouble
         if trouble is None:
             structlog.get_logger().info("journal.writable", path=str(self._path))
@@ -191,7 +326,7 @@ class Journal:
 class Writer:
     """The thread that writes. Use `thread.start()`, `put` as often as needed, `close`.
 
-    `settle(batches, failure)` and `tell(trouble)` are called on the loop: the former once for every batch, in order.
+    `settle(batches, failure)` and `report(trouble)` are called on the loop: the former once for every batch, in order.
     """
 
     def __init__(
@@ -200,12 +335,12 @@ class Writer:
         settings: JournalSettings,
         *,
         settle: Callable[[list[Batch], Exception | None], None],
-        tell: Callable[[str | None], None],
+        report: Callable[[str | None], None],
     ) -> None:
         self._files = files
         self._settings = settings
         self._settle = settle
-        self._tell = tell
+        self._on_report = report
         self._loop = get_running_loop()
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -214,8 +349,8 @@ class Writer:
         self._next_sync_at = 0.0
         self._next_ballast_at = 0.0
         self._trouble: str | None = None
-        #: Seconds that the slowest write has taken, syncing included.
-        self.slowest = 0.0
+        #: Seconds of the slowest write, with its sync.
+        self.slowest_s = 0.0
         #: The folder's lock, if the journal was closed before the thread ended.
         self.lock: ExitStack | None = None
         self.thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -240,7 +375,7 @@ class Writer:
         self._ballast.give_up()
 
     def _attempt(self, action: Callable[[], None]) -> None:
-        """Do it, unless something failed for good; a failure is raised where events are appended."""
+        """Call `action`, unless something failed for good; a failure is raised where events are appended."""
         if self._failure is None:
             try:
                 action()
@@ -275,7 +410,7 @@ class Writer:
             self._persist(self._files.flush)
 
     def _persist(self, action: Callable[[], None]) -> None:
-        """Do it as soon as the disk allows. Raises OSError after `patience` seconds, or when the journal closes."""
+        """Call `action` until the disk takes it. Raises OSError after `patience` seconds, or when it closes."""
         began: float | None = None
         while True:
             tried_at = time.monotonic()
@@ -293,7 +428,7 @@ class Writer:
                 self._report(words)
                 self._closing.wait(self._settings.retry)
             else:
-                self.slowest = max(self.slowest, time.monotonic() - tried_at)
+                self.slowest_s = max(self.slowest_s, time.monotonic() - tried_at)
                 return
 
     def _keep_ballast(self) -> None:
@@ -314,8 +449,31 @@ class Writer:
     def _report(self, trouble: str | None) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            self._post(self._tell, trouble)
+            self._post(self._on_report, trouble)
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, and its callers are gone
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+class Reader:
+    """Reads a journal without its lock, while another process may write it; a torn line is left for the next read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Fold the journal, from its checkpoint on if it has one. Raises JournalError for damage. Blocking."""
+        self.ledger = Ledger()
+        kept = checkpoint.load(folder, self.ledger) or Folded()
+        self._path = folder / JOURNAL
+        self._offset, self._lines = kept.journal.size, kept.lines
+        with suppress(FileNotFoundError):
+            for _, end in fold_events(self._path, self.ledger, self._offset, self._lines):
+                self._offset, self._lines = end, self._lines + 1
+
+    def read(self) -> list[Event]:
+        """The events since the last read; they are not in the ledger. Raises JournalError for damage. Blocking."""
+        found = []
+        with suppress(FileNotFoundError):
+            for event, end in read_events(self._path, self._offset, self._lines):
+                found.append(event)
+                self._offset, self._lines = end, self._lines + 1
+        return found

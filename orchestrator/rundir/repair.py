@@ -17,15 +17,14 @@ from orchestrator.core.events import TrialFinished, from_line, to_line
 from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.checkpoint import CHECKPOINT
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked, write_atomically
-from orchestrator.rundir.journal import now
+from orchestrator.rundir.journal import check_version, now
 from orchestrator.rundir.manifest import lock_of
 from orchestrator.rundir.results import result_line, unknown_results
-from orchestrator.rundir.run_files import check_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """The lines that were set aside, their bytes, the file that they are in, and the trials that they named.
+    """The lines that were set aside in `file`, their bytes, and the trials that they name.
 
     `file` is None if there were none. `restored` counts the results that were taken from results.jsonl.
     """
@@ -77,7 +76,7 @@ def repair(folder: Path) -> Repaired | None:
 
 
 def _damaged(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not an event that can follow those before it, each with its number from 0; folds the others.
+    """Yield each line that is no event, or cannot follow those before it, with its number from 0. Folds the others.
 
     Raises UsageError for a later version's journal.
     """

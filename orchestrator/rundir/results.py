@@ -5,6 +5,7 @@ with the journal, and rewritten.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -63,32 +64,24 @@ class Results:
 
         `known` is the digest of its first `rows` rows; if they have it they are not compared again.
         """
-        try:
-            has = self._compare(known, rows)
-        except FileNotFoundError:
-            has = None
-        if has is None:
-            self._rewrite()
-        else:
-            self._file = AppendFile(self._path, has)
+        has, skipped = Checksum(), 0
+        with suppress(FileNotFoundError):
+            if known is not None and (begun := Checksum().read(self._path, known.size)).digest() == known:
+                has, skipped = begun, rows
+            with self._path.open("rb") as file:
+                file.seek(has.size)
+                for line in self._derive(skipped):
+                    if file.read(len(line)) != line:
+                        break
+                    has.add(line)
+                else:
+                    if not file.read(1):
+                        self._file = AppendFile(self._path, has)
+                        return
+        self._rewrite()
 
     def close(self) -> None:
         self._forget()
-
-    def _compare(self, known: Digest | None, rows: int) -> Checksum | None:
-        """The checksum of the file; None if it does not agree with the journal."""
-        has, skipped = Checksum(), 0
-        if known is not None:
-            begun = Checksum().read(self._path, known.size)
-            if begun.digest() == known:
-                has, skipped = begun, rows
-        with self._path.open("rb") as file:
-            file.seek(has.size)
-            for line in self._derive(skipped):
-                if file.read(len(line)) != line:
-                    return None
-                has.add(line)
-            return None if file.read(1) else has
 
     def _rewrite(self) -> None:
         has = Checksum()
@@ -146,21 +139,14 @@ def unknown_results(folder: Path, ledger: Ledger) -> Iterator[TrialFinished]:
             return
         file.seek(0)
         for line in file:
-            event = _event_of(line)
-            if event is None:
-                continue
-            trial = ledger.trials.get(TrialKey.parse(event.trial))
+            try:
+                row = orjson.loads(line)
+                key = TrialKey(row["scenario"], row["arm"], int(row["trial"]))
+                event = TrialFinished(trial=str(key), attempt=int(row["attempts"][-1]["attempt"]), result=row)
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue  # the line is not ours
+            trial = ledger.trials.get(key)
             if trial is None or trial.attempts < event.attempt:
                 yield event
             elif trial.outcome is None and trial.attempt is not None and trial.attempt.number == event.attempt:
                 yield event  # that attempt is still under way
-
-
-def _event_of(line: bytes) -> TrialFinished | None:
-    """The event of a line of the file; None if the line is not ours."""
-    try:
-        row = orjson.loads(line)
-        key = TrialKey(row["scenario"], row["arm"], int(row["trial"]))
-        return TrialFinished(trial=str(key), attempt=int(row["attempts"][-1]["attempt"]), result=row)
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None

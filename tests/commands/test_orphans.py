@@ -13,7 +13,7 @@ from orchestrator.core.events import RunStarted, StageEntered, SweepOpened, to_l
 from orchestrator.core.records import Needs, ScenarioSummary
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
-from orchestrator.rundir.run_files import read_events
+from orchestrator.rundir.journal import read_events
 from orchestrator.testing.memory_endpoint import MemoryEndpoint
 
 pytestmark = pytest.mark.anyio

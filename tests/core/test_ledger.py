@@ -27,7 +27,7 @@ from orchestrator.core.events import (
     TrialReopened,
     Unknown,
 )
-from orchestrator.core.ledger import WORDS, Ledger, fold
+from orchestrator.core.ledger import MAX_MESSAGE, Ledger, fold
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage
 
@@ -269,7 +269,7 @@ def test_the_ledger_keeps_the_agents_end_its_time_and_the_failure_of_a_result() 
     assert (trial.seconds, trial.agent_seconds, trial.exit_status, trial.message) == (0.0, 0.0, 3, "no")
     page = {"class": "Refused", "message": "x" * 10_000, "stage": "start"}
     long = structs.replace(event, result={**event.result, "failure": page})
-    assert fold([long]).trials[TrialKey("s", "a", 1)].message == "x" * WORDS
+    assert fold([long]).trials[TrialKey("s", "a", 1)].message == "x" * MAX_MESSAGE
 
 
 def test_tokens_of_every_attempt_are_counted_once_and_what_is_no_number_is_none() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands import BUNDLED
-from orchestrator.endpoint.embedded_service import Service, _state_folder
+from orchestrator.endpoint.embedded_service import Service, state_folder
 from tests.waiting import wait_until
 
 
@@ -23,7 +23,7 @@ class Place:
 
     @property
     def state(self) -> Path:
-        return _state_folder(self.runs, [BUNDLED], "none")
+        return state_folder(self.runs, [BUNDLED], "none")
 
     @property
     def address(self) -> Path:

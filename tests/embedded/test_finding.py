@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from orchestrator.common.address import Address
 from orchestrator.core.errors import UsageError
-from orchestrator.endpoint.embedded_service import _loopback, proven
+from orchestrator.endpoint.embedded_service import loopback_client, proven
 from tests.waiting import until
 
 from .conftest import Place
@@ -267,7 +267,7 @@ async def test_a_redirection_is_not_followed(place: Place) -> None:
     heard: list[bytes] = []
     true = b"http://127.0.0.1:1/v1/sweep/proof"
     head = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: " + true + b"\r\ncontent-length: 0\r\n\r\n"
-    async with impostor(place, head, heard), _loopback() as http:
+    async with impostor(place, head, heard), loopback_client() as http:
         assert await proven(http, place.state) is None
     assert len(heard) == 1
 

@@ -7,7 +7,7 @@ A claim that an implementation does not make is skipped there by name.
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -51,14 +51,16 @@ class Subject:
     #: What happens in an endpoint in memory.
     script: Script | None = None
     #: What it promises beyond the least: `keys` have their effect once, a `scored` run may be scored again, devboxes
-    #: have the `labels` of their runs.
+    #: have the `labels` of their runs, and end by themselves after their `keep_alive`.
     promises: frozenset[str] = frozenset()
 
     def need(self, promise: str) -> None:
         if promise not in self.promises:
             pytest.skip(f"does not promise: {promise}")
 
-    async def start(self, scenario: str = "sound", *, benchmark_run: str | None = None, key: str = "") -> ScenarioRun:
+    async def start(
+        self, scenario: str = "sound", *, benchmark_run: str | None = None, key: str = "", keep_alive: int = 600
+    ) -> ScenarioRun:
         """Start a run; its devbox boots."""
         if self.script is not None:
             self.script.broken_scorings = int(scenario == "broken")
@@ -68,7 +70,7 @@ class Subject:
             benchmark_run_id=benchmark_run,
             name="a run",
             metadata={"sweep": "s", "trial": "t"},
-            keep_alive=600,
+            keep_alive=keep_alive,
             needs=Needs(),
             key=key or fresh(),
         )
@@ -162,7 +164,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-EVERYTHING: Final = frozenset({"keys", "scored", "labels"})
+EVERYTHING: Final = frozenset({"keys", "scored", "labels", "keep_alive"})
 
 
 @pytest.fixture(params=["service", "foreign", "memory", "memory without keys"])
@@ -172,13 +174,13 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         served: Served = request.getfixturevalue(kind)
         async with Gateway.open(served.address.url, served.address.token, rate=None) as endpoint:
             (benchmark,) = [each for each in await endpoint.benchmarks() if each.id == served.benchmark]
-            promises = EVERYTHING if kind == "service" else frozenset[str]()
+            promises = EVERYTHING if kind == "service" else frozenset({"keep_alive"})
             yield Subject(endpoint=endpoint, benchmark=benchmark, promises=promises)
         return
     script = Script(boot=0.02, scoring=0.02, is_forgetful=kind != "memory")
     memory = MemoryEndpoint([ScenarioSummary(id=f"scn_{name}", name=name) for name in SCENARIOS], script)
     (benchmark,) = await memory.benchmarks()
-    promises = EVERYTHING if kind == "memory" else frozenset({"labels"})
+    promises = EVERYTHING - {"keep_alive"} if kind == "memory" else frozenset({"labels"})
     yield Subject(endpoint=memory, benchmark=benchmark, script=script, promises=promises)
 
 
@@ -188,6 +190,13 @@ async def settled(look: Callable[[], Awaitable[Any]], expected: object) -> None:
 
 
 # Definitions
+
+
+async def test_benchmarks_are_listed_once_each_with_their_scenarios(subject: Subject) -> None:
+    listed = await subject.endpoint.benchmarks()
+    assert [each for each in listed if each.id == subject.benchmark.id] == [subject.benchmark]
+    assert len(subject.benchmark.scenario_ids) == len(SCENARIOS)
+    assert subject.benchmark.name
 
 
 async def test_summaries_are_in_the_order_of_the_benchmark_and_no_more_than_asked_for(subject: Subject) -> None:
@@ -206,6 +215,7 @@ async def test_a_scenario_has_its_text(subject: Subject) -> None:
     identity = subject.benchmark.scenario_ids[0]
     scenario = await subject.endpoint.scenario(identity)
     assert scenario.id == identity
+    assert scenario.name
     assert scenario.prompt.startswith("Solve ")
 
 
@@ -348,6 +358,19 @@ async def test_a_failed_run_whose_devbox_lives_is_scored_again(subject: Subject)
         assert (await subject.endpoint.wait_scored(run.id)).state == "failed"
 
 
+async def test_a_key_starts_one_scoring(subject: Subject) -> None:
+    subject.need("keys")
+    run, key = await subject.running("broken"), fresh()
+    for _ in range(2):
+        await subject.endpoint.score(run.id, key=key)
+        ended = await subject.endpoint.wait_scored(run.id)
+        assert ended.state == "failed"
+        if subject.script is not None:
+            subject.script.broken_scorings = 0
+    assert await subject.endpoint.run(run.id) == ended
+    assert [each.state for each in ended.scorers] == ["error"]
+
+
 async def test_scoring_a_scored_run_again_starts_nothing(subject: Subject) -> None:
     run = await subject.scored()
     if "scored" in subject.promises:
@@ -472,6 +495,13 @@ async def test_a_devbox_that_has_ended_never_runs(subject: Subject) -> None:
         await subject.endpoint.wait_running(run.devbox_id)
 
 
+async def test_a_devbox_ends_by_itself_after_its_keep_alive(subject: Subject) -> None:
+    subject.need("keep_alive")
+    run = await subject.start(keep_alive=1)
+    await settled(partial(subject.status, run), "shutdown")
+    await settled(partial(subject.state, run), "timeout")
+
+
 async def test_a_run_ends_with_its_devbox_unless_it_has_its_score(subject: Subject) -> None:
     running, scored = await subject.running(), await subject.scored()
     for run in (running, scored):
@@ -527,6 +557,15 @@ async def test_output_is_read_from_any_byte_on(subject: Subject) -> None:
     assert await read(size) == ("", size)
 
 
+async def test_output_comes_while_the_command_still_runs(subject: Subject) -> None:
+    run = await subject.running()
+    execution = await subject.execute(run.devbox_id, prints="soon\n", takes=3600.0)
+    with anyio.fail_after(20):
+        async with aclosing(subject.endpoint.output(run.devbox_id, execution.id)) as pieces:
+            assert await anext(pieces) == ("soon\n", 5)
+    await subject.endpoint.kill(run.devbox_id, execution.id)
+
+
 async def test_a_killed_command_ends_at_once_and_with_no_good_status(subject: Subject) -> None:
     run = await subject.running()
     execution = await subject.execute(run.devbox_id, takes=3600.0)
@@ -577,6 +616,17 @@ async def test_files_are_written_read_and_overwritten(subject: Subject) -> None:
     for data in (large, b"", b"short"):
         await subject.endpoint.write_file(run.devbox_id, path, data)
         assert await whole(subject.endpoint.read_file(run.devbox_id, path), path, len(large)) == data
+
+
+async def test_who_reads_a_file_may_stop_at_any_piece(subject: Subject) -> None:
+    run = await subject.running()
+    path, data = f"{(await subject.endpoint.devbox(run.devbox_id)).home}/large", bytes(range(256)) * 20_000
+    await subject.endpoint.write_file(run.devbox_id, path, data)
+    for _ in range(3):
+        async with aclosing(subject.endpoint.read_file(run.devbox_id, path)) as pieces:
+            first = await anext(pieces)
+            assert first == data[: len(first)] != b""
+    assert await whole(subject.endpoint.read_file(run.devbox_id, path), path, len(data)) == data
 
 
 async def test_a_file_that_is_not_there_is_no_lost_devbox(subject: Subject) -> None:

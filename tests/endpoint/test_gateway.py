@@ -151,8 +151,16 @@ STRANGE = [
 async def is_made_again(call: Call, gateway: Gateway, endpoint: Misbehaving, path: str) -> None:
     """Returns when it is, and raises what the call raises before."""
     endpoint.calls.clear()
+
+    async def ask() -> None:
+        try:
+            await call(gateway)
+        except Unavailable:  # a call that is canceled in its worker thread has no time for another try
+            if endpoint.calls[path] < 2:
+                raise
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(call, gateway)
+        tasks.start_soon(ask)
         await until(lambda: endpoint.calls[path] >= 2, "it is asked once")
         tasks.cancel_scope.cancel()
 

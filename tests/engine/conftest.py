@@ -18,7 +18,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
-from orchestrator.engine.scheduler import Scheduler, lanes_of
+from orchestrator.engine.scheduler import Scheduler, queues_of
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
@@ -51,7 +51,7 @@ class Sweep:
         await run_all(self.ctx, self.scheduler(), self.stopping)
 
     def scheduler(self, left: Collection[TrialKey] = ()) -> Scheduler:
-        return Scheduler(lanes_of(self.ctx, self.plan.pending_by_arm(self.ledger)), self.stopping, left)
+        return Scheduler(queues_of(self.ctx, self.plan.pending_by_arm(self.ledger)), self.stopping, left)
 
     def run(self) -> "Sweep":
         run_virtually(self.conduct)

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.common.locks import birth
 from orchestrator.core.errors import Unavailable, UsageError
-from orchestrator.engine.presence import FORGOTTEN_S, Presence
+from orchestrator.engine.remote_state import FORGOTTEN_S, Presence
 from orchestrator.testing.clock import run_virtually
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 

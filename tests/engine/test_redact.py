@@ -17,7 +17,7 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Outcome
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog, is_cut
-from orchestrator.engine.redact import NO_SECRETS, SHORTEST, MaskingSink, Redactor
+from orchestrator.engine.redact import MIN_BYTES, NO_SECRETS, MaskingSink, Redactor
 from orchestrator.testing.clock import run_virtually
 from orchestrator.testing.memory_sink import MemorySink
 
@@ -107,7 +107,7 @@ def test_without_secrets_nothing_changes() -> None:
 
 
 @given(
-    values=st.lists(st.text(st.sampled_from("ab*\n'"), min_size=SHORTEST, max_size=12), min_size=1, max_size=3),
+    values=st.lists(st.text(st.sampled_from("ab*\n'"), min_size=MIN_BYTES, max_size=12), min_size=1, max_size=3),
     words=st.lists(st.integers(-1, 2), max_size=8),
     rest=st.text(st.sampled_from("ab*\n' "), max_size=20),
     cuts=st.lists(st.integers(0, 120), max_size=12),

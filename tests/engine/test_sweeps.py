@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.errors import Refused, Throttled, Unauthorized, Unavailable
 from orchestrator.core.records import Outcome, ScenarioRun, TrialKey
 from orchestrator.core.stages import Stage
-from orchestrator.engine.scheduler import Lane, Scheduler
+from orchestrator.engine.scheduler import ArmQueue, Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.engine.workspace import BACKSTOP_S
 from orchestrator.testing.clock import run_virtually
@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_benchmark(make_sweep: MakeSweep) -> None:
     async def conduct() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(
-                run_all, sweep.ctx, Scheduler({"command": Lane(pending=pending())}, sweep.stopping), sweep.stopping
+                run_all, sweep.ctx, Scheduler({"command": ArmQueue(pending=pending())}, sweep.stopping), sweep.stopping
             )
             await anyio.sleep(60)
             sweep.stopping.cancel()

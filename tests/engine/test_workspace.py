@@ -15,7 +15,7 @@ from orchestrator.core.errors import DevboxLost, Missing, Unavailable, WorldErro
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.records import Devbox, Execution
 from orchestrator.engine.redact import NO_SECRETS, Redactor
-from orchestrator.engine.workspace import _NOT_THERE, _NOT_WRITTEN, DevboxWorkspace, _check
+from orchestrator.engine.workspace import NOT_THERE, NOT_WRITTEN, DevboxWorkspace, files_check
 from orchestrator.testing.clock import run_virtually
 from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
 
@@ -175,7 +175,7 @@ class Swallowing(MemoryEndpoint):
         if all((devbox_id, path) in self.files for path in needed):
             return await super().wait_completed(devbox_id, execution_id)
         return Execution(
-            id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=_NOT_WRITTEN, stderr=f"{_NOT_THERE}\n"
+            id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=NOT_WRITTEN, stderr=f"{NOT_THERE}\n"
         )
 
 
@@ -211,18 +211,20 @@ def test_a_command_runs_only_on_the_files_that_were_written_for_it(tmp_path: Pat
 
     def run() -> int:
         environment = {"PATH": str(tools) if path else os.environ["PATH"]}
-        return subprocess.run(["/bin/bash", "-c", _check(files) + "exit 7"], env=environment, check=False).returncode
+        return subprocess.run(
+            ["/bin/bash", "-c", files_check(files) + "exit 7"], env=environment, check=False
+        ).returncode
 
-    assert run() == _NOT_WRITTEN
+    assert run() == NOT_WRITTEN
     for name, data in files.items():
         Path(name).write_bytes(data)
     assert run() == 7
     for name, data in files.items():
         Path(name).write_bytes(data[:-1])
-        assert run() == _NOT_WRITTEN
+        assert run() == NOT_WRITTEN
         Path(name).write_bytes(data)
     Path(next(iter(files))).write_bytes(b"wOrk\n")
-    assert run() == (7 if path else _NOT_WRITTEN)
+    assert run() == (7 if path else NOT_WRITTEN)
 
 
 def test_an_agent_may_end_with_the_same_status_itself(watch: Watch) -> None:

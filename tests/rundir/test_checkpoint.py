@@ -21,9 +21,8 @@ from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.checkpoint import CHECKPOINT, load
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal, JournalSettings
+from orchestrator.rundir.journal import Journal, JournalSettings, RunFiles
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import RunFiles
 from tests.waiting import until
 
 from .conftest import entered, finished

@@ -13,9 +13,8 @@ from orchestrator.core.events import Event, StageFinished, SweepOpened, TrialReo
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.files import JOURNAL, RESULTS, write_atomically
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, read_events
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.run_files import read_events
 
 from .conftest import Spawn, Told, entered, finished
 

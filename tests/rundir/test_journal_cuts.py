@@ -11,8 +11,8 @@ import pytest
 from orchestrator.core.events import Event, TrialFinished, to_line
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.rundir.files import JOURNAL, RESULTS
+from orchestrator.rundir.journal import RunFiles
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import RunFiles
 from tests.engine.conftest import MakeSweep, make_sweep
 
 __all__ = ["make_sweep"]

@@ -14,8 +14,7 @@ import pytest
 from orchestrator.core.errors import JournalError
 from orchestrator.rundir.append_file import BALLAST
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal, JournalSettings
-from orchestrator.rundir.run_files import read_events
+from orchestrator.rundir.journal import Journal, JournalSettings, read_events
 from tests.waiting import until
 
 from .conftest import Told, entered, finished, scenarios

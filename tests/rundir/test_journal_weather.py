@@ -18,9 +18,8 @@ from orchestrator.core.errors import JournalError
 from orchestrator.core.events import Event, TrialFinished, TrialReopened
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.rundir.files import JOURNAL, RESULTS
-from orchestrator.rundir.journal import Journal, JournalSettings
+from orchestrator.rundir.journal import Journal, JournalSettings, read_events
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import read_events
 
 from .conftest import entered, scenarios
 from .test_checkpoint import histories

@@ -21,7 +21,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.records import ScenarioSummary
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.rundir.run_folder import RunFolder, choose_folder, refuse_elsewhere
+from orchestrator.rundir.sweep_index import RunFolder, choose_folder, refuse_elsewhere
 
 STARTED = re.compile(r"(.*)-\d{8}-\d{6}(-\d+)?")
 

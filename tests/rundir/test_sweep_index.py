@@ -19,7 +19,8 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.append_file import Checksum
 from orchestrator.rundir.checkpoint import Folded, save
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
-from orchestrator.rundir.sweep_index import Reader, as_typed, find, find_running, find_unfinished, holder
+from orchestrator.rundir.journal import Reader
+from orchestrator.rundir.sweep_index import as_typed, find, find_running, find_unfinished, holder
 
 IDENTITY = {"sweep": "0190", "identity": {}, "config": {}, "scenarios": {}}
 

@@ -1,12 +1,12 @@
 """Collects the files of an attempt, before scoring brings hidden tests into its devbox.
 
-The patch, the artifacts that the agent's file names, its trajectory as it is and in the format for everybody, what it
-left in `/logs/agent`, and the devbox's log. The protocol has no way to attach files to a run, so the attempt's folder
-is where they are.
+These are the patch, the artifacts that the agent's file names, its trajectory in its own and in the common format, the
+files in `/logs/agent`, and the devbox's log. The protocol has no way to attach files to a run, so they are kept in the
+attempt's folder.
 
 One script in the devbox packs all of it into pieces that are read one by one, so that a call takes no more memory than
-a piece, whatever the agent left. What is too large, torn or strange is left out and said in LEFT-OUT.txt; nothing here
-fails a trial that can be scored.
+a piece, whatever the agent left. Files that are too large, torn or strange are left out and listed in LEFT-OUT.txt;
+nothing here fails a trial that can be scored.
 """
 
 import re
@@ -26,46 +26,35 @@ from orchestrator.agentkit.trajectory import convert
 from orchestrator.core.errors import DevboxLost, WorldError
 from orchestrator.core.printable import printable
 from orchestrator.core.records import Flag, Settlement
-from orchestrator.engine.artifacts.scripts import (
-    GATHER,
-    GROUPS,
-    PATCH_S,
-    PIECE,
-    VERIFIER,
-    packing,
-    packing_verifier,
-    patching,
-    settled_patching,
-    snapshot,
-)
-from orchestrator.engine.artifacts.unpack import Account, Limits, Lines, clear, join, shown_before, unpack
+from orchestrator.engine.artifacts import scripts
+from orchestrator.engine.artifacts.unpack import Account, ArchiveLimits, Lines, clear, join, shown_before, unpack
 from orchestrator.engine.context import LOG, AttemptState, Context, given
 from orchestrator.engine.redact import Redactor
-from orchestrator.engine.retry_io import persist
 from orchestrator.engine.workspace import DevboxWorkspace
+from orchestrator.rundir.files import persist
 
-#: How much of the stage's time the devbox may take to pack; the rest is for the way home.
+#: The share of the stage's time for packing in the devbox; the rest is for reading the pieces.
 PACKING_SHARE: Final = 0.5
 PATCH_FILE: Final = "patch.diff"
 CHANGES: Final = "changes.txt"
-#: Bytes of it; the service has a bound of its own.
-MAX_CHANGES: Final = 8 << 20
+#: The size of that list; the service has a bound of its own.
+MAX_CHANGES_BYTES: Final = 8 << 20
 CONVERTED: Final = "trajectory.json"
-#: What is said of what came home, by its name among the result's files.
+#: Files with notes on the collected files, by their label in the result.
 NOTES: Final = {"left_out": "LEFT-OUT.txt", "renamed": "RENAMED.txt", "masked": "MASKED.txt"}
-_PIECE_NAME: Final = re.compile(rf"({'|'.join([*GROUPS, VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
+_PIECE_NAME: Final = re.compile(rf"({'|'.join([*scripts.GROUPS, scripts.VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
 _PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
-#: Where a masked byte is worth a flag: these are to be as they were.
+#: Files that should be unchanged: a masked byte in them is worth a flag.
 _EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
 #: Seconds for packing where no deadline says less.
 _LONGEST_S: Final = 3600.0
 
 
 async def take_snapshot(state: AttemptState) -> None:
-    """Note the state of the devbox's files before the agent begins. Raises DevboxLost and nothing else."""
+    """Record the devbox's files before the agent begins. Raises DevboxLost and nothing else."""
     workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     try:
-        ended = await workspace.tend("snapshot", snapshot(**_places(workspace)), timeout=PATCH_S)
+        ended = await workspace.tend("snapshot", scripts.snapshot(**_places(workspace)), timeout=scripts.PATCH_S)
     except DevboxLost:
         raise
     except WorldError as error:
@@ -76,17 +65,17 @@ async def take_snapshot(state: AttemptState) -> None:
 
 
 async def collect(ctx: Context, state: AttemptState, settlement: Settlement | None) -> None:
-    """Fill the attempt's folder and list what is in it. Raises WorldError where a part is missing, after the others.
+    """Collect all files into the attempt's folder. Raises WorldError if a part is missing, after the others.
 
-    With a `settlement`, all of it is made where nothing of the agent's runs.
+    With a `settlement` the scripts run where nothing of the agent's runs.
     """
     workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     if settlement is not None:
         workspace.scratch = settlement.scratch
-    coming = _Coming(ctx, state, workspace, settlement)
+    collection = _Collection(ctx, state, workspace, settlement)
     missing: WorldError | None = None
-    parts = (coming.clear, coming.patch, coming.changes, coming.files, coming.trajectory)
-    for part in (*parts, coming.say, coming.log, coming.network):
+    parts = (collection.clear, collection.patch, collection.changes, collection.files, collection.trajectory)
+    for part in (*parts, collection.say, collection.log, collection.network):
         try:
             await part()
         except DevboxLost:
@@ -94,21 +83,21 @@ async def collect(ctx: Context, state: AttemptState, settlement: Settlement | No
         except WorldError as error:
             missing = error
         except (OSError, ValueError) as error:  # also: larger than it can be
-            missing = WorldError(f"what came home could not be kept: {error}")
+            missing = WorldError(f"the collected files could not be kept: {error}")
     if missing is not None:
         raise missing
 
 
 async def collect_verifier_files(ctx: Context, state: AttemptState, settlement: Settlement) -> None:
-    """Add the scorers' files to the attempt's folder. Raises WorldError where they cannot be read."""
+    """Add the scorers' files to the attempt's folder. Raises WorldError if they cannot be read."""
     workspace: DevboxWorkspace = given(state.workspace, "the workspace")
     workspace.scratch = settlement.scratch
-    coming = _Coming(ctx, state, workspace, settlement)
-    await coming.verifier()
-    await coming.say()
+    collection = _Collection(ctx, state, workspace, settlement)
+    await collection.verifier()
+    await collection.say()
 
 
-class _Coming:
+class _Collection:
     """The files of one attempt, part by part."""
 
     def __init__(
@@ -118,42 +107,42 @@ class _Coming:
         self._state = state
         self._workspace = workspace
         self._settlement = settlement
-        self._limits = Limits()
+        self._limits = ArchiveLimits()
         self._said = {label: Lines() for label in NOTES}
 
     async def clear(self) -> None:
         """Remove what an earlier process collected: all of it is collected again."""
-        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *GROUPS, VERIFIER):
+        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *scripts.GROUPS, scripts.VERIFIER):
             await persist(partial(clear, self._state.folder / name))
 
     async def patch(self) -> None:
         found, workspace = self._settlement, self._workspace
         if found is None:
-            script = patching(self._limits.file, **_places(workspace))
+            script = scripts.patching(self._limits.file, **_places(workspace))
         else:
-            script = settled_patching(
+            script = scripts.settled_patching(
                 self._limits.file,
                 evidence=found.evidence,
                 prepared=found.prepared,
                 scratch=workspace.scratch,
                 directory=workspace.working_directory,
             )
-        told = await self._tend("patch", script, PATCH_S)
-        self._cut(f"{PATCH_FILE}: {line}" for line in told.get("cut", ()))
-        for line in told.get("left", ()):
+        printed = await self._tend("patch", script, scripts.PATCH_S)
+        self._cut(f"{PATCH_FILE}: {line}" for line in printed.get("cut", ()))
+        for line in printed.get("left", ()):
             self._said["left_out"].add(f"{PATCH_FILE}: {line}")
-        if reasons := told.get("no-patch"):
+        if reasons := printed.get("no-patch"):
             self._state.flag(Flag.NO_PATCH)
             for reason in reasons:
                 self._said["left_out"].add(f"{PATCH_FILE}: {reason}")
-        elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, told["piece"]))):
+        elif pieces := sorted(set(filter(_PATCH_NAME.fullmatch, printed["piece"]))):
             async with self._archive("patch", pieces) as archive:
-                await self._come("patch", PATCH_FILE, partial(self._join_patch, archive))
+                await self._unpack("patch", PATCH_FILE, partial(self._join_patch, archive))
         else:
             self._state.flag(Flag.NO_PATCH)
             self._said["left_out"].add(f"{PATCH_FILE}: the devbox did not say that it made one")
 
-    def _join_patch(self, archive: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
+    def _join_patch(self, archive: IO[bytes], target: Path, limits: ArchiveLimits, redactor: Redactor) -> Account:
         """Write the patch; a value that the scenario's own lines in it show is the scenario's. Raises OSError."""
         own = shown_before(archive, redactor)
         for name in sorted(own):
@@ -163,40 +152,44 @@ class _Coming:
     async def changes(self) -> None:
         """The list of changes outside the working directory."""
         if self._settlement is not None:
-            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}", at_most=MAX_CHANGES)
+            changes = await self._workspace.read(f"{self._settlement.evidence}/{CHANGES}", at_most=MAX_CHANGES_BYTES)
             if changes:
                 await self._state.keep("changes", CHANGES, changes)
 
     async def files(self) -> None:
         """The folders, packed together."""
-        script = packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
-        await self._folders(GATHER, script, GROUPS)
+        script = scripts.packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
+        await self._folders(scripts.GATHER, script, scripts.GROUPS)
 
     async def verifier(self) -> None:
         """The files that scorers left."""
-        await persist(partial(clear, self._state.folder / VERIFIER))
-        script = packing_verifier(self._limits, **_places(self._workspace))
-        await self._folders(VERIFIER, script, [VERIFIER], again=f"-{self._state.scorings}")
+        await persist(partial(clear, self._state.folder / scripts.VERIFIER))
+        script = scripts.packing_verifier(self._limits, **_places(self._workspace))
+        await self._folders(scripts.VERIFIER, script, [scripts.VERIFIER], again=f"-{self._state.scorings}")
 
     async def _folders(self, step: str, script: str, groups: Collection[str], *, again: str = "") -> None:
-        """Have folders packed, and unpack them; `again` tells a step from the same one of an earlier scoring."""
-        told = await self._tend(f"{step}{again}", script, _LONGEST_S)
-        self._cut(told.get("note", []))
-        pieces = sorted(set(filter(_PIECE_NAME.fullmatch, told["piece"])))
+        """Pack folders in the devbox and unpack them here; `again` makes the step of each scoring another one."""
+        printed = await self._tend(f"{step}{again}", script, _LONGEST_S)
+        self._cut(printed.get("note", []))
+        pieces = sorted(set(filter(_PIECE_NAME.fullmatch, printed["piece"])))
         for group, kind in product(groups, ("near", "far", "cut")):
             if names := [name for name in pieces if name.startswith(f"{group}.{kind}.")]:
                 async with self._archive(step, names) as archive:
-                    await self._come(group, group, partial(unpack, archive))
+                    await self._unpack(group, group, partial(unpack, archive))
 
     async def trajectory(self) -> None:
         """Convert the trajectory; one that cannot be read is flagged."""
         state, agent = self._state, self._state.arm.agent
         if agent.outputs.trajectory_format is None:
             return
+        parts = [state.folder / LOG]
+        if agent.outputs.trajectory:
+            found = filter(Path.is_file, (state.folder / "trajectory").rglob("*"))
+            parts = sorted(found, key=lambda path: (path.stat().st_mtime_ns, path))
         reading = partial(
             convert,
             agent.outputs.trajectory_format,
-            _by_age(state.folder / "trajectory") if agent.outputs.trajectory else [state.folder / LOG],
+            parts,
             agent=agent.name,
             version=agent.version,
             model=state.arm.config.model,
@@ -235,17 +228,17 @@ class _Coming:
         ended = await self._workspace.tend(step, script, timeout=min(left * PACKING_SHARE, at_most))
         if ended.exit_status != 0:
             raise WorldError(f"{step}.sh in the devbox: {ended.stderr or f'status {ended.exit_status}'}")
-        told: dict[str, list[str]] = {"piece": []}
+        printed: dict[str, list[str]] = {"piece": []}
         for line in ended.stdout.split("\n"):  # a name may have what else counts as a line's end
             word, _, rest = line.partition(" ")
-            told.setdefault(word, []).append(rest)
-        return told
+            printed.setdefault(word, []).append(rest)
+        return printed
 
     @asynccontextmanager
     async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
         """Join the pieces of an archive. It still has secrets, so the file has no name."""
-        with await persist(partial(_open_nameless, self._state.folder)) as file:
-            size, most = 0, self._limits.room + PIECE  # what the script was to pack; it may have been another's
+        with await persist(lambda: tempfile.TemporaryFile(dir=self._state.folder)) as file:
+            size, most = 0, self._limits.room + scripts.PIECE_BYTES  # the script should not pack more, but it may
             for name in names:
                 async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
                     async for piece in pieces:
@@ -258,10 +251,12 @@ class _Coming:
             file.seek(0)
             yield file
 
-    async def _come(self, label: str, name: str, unpacking: Callable[[Path, Limits, Redactor], Account]) -> None:
+    async def _unpack(
+        self, label: str, name: str, unpacking: Callable[[Path, ArchiveLimits, Redactor], Account]
+    ) -> None:
         target, redactor, scenario = self._state.folder / name, self._state.redactor, self._state.scenario
 
-        def come() -> Account:
+        def masked_unpacking() -> Account:
             if name not in _EXACT:
                 return unpacking(target, self._limits, redactor)
             texts = (scenario.prompt, scenario.reference_output or "") if scenario else ()
@@ -269,7 +264,7 @@ class _Coming:
                 target, self._limits, redactor.for_files([text.encode(errors="replace") for text in texts])
             )
 
-        account = await anyio.to_thread.run_sync(come)
+        account = await anyio.to_thread.run_sync(masked_unpacking)
         self._cut(f"{name}: {line}" for line in account.left_out)
         for line in account.renamed:
             self._said["renamed"].add(f"{name}: {line}")
@@ -287,10 +282,6 @@ class _Coming:
             self._said["left_out"].add(line)
 
 
-def _open_nameless(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=folder)
-
-
 def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
     file.seek(position)
     file.write(data)
@@ -299,11 +290,6 @@ def _write_at(file: IO[bytes], position: int, data: bytes) -> None:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.exists() else []
-
-
-def _by_age(folder: Path) -> list[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path))
 
 
 def _places(workspace: DevboxWorkspace) -> dict[str, str]:

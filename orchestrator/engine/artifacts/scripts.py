@@ -1,4 +1,4 @@
-"""Our shell programs for a devbox: what the agent changed, and what it left, made ready to be collected.
+"""Our shell programs for a devbox: they make the agent's patch and pack its files.
 
 Snapshot and patch are made in the devbox, because what is there may be large. Git does it where the devbox has it, also
 where the working directory is no repository: with a git folder, an index and objects of its own in the scratch folder,
@@ -9,8 +9,8 @@ Where a service of ours has settled the devbox, nothing of the agent runs any mo
 service says which files may have changed, and has their content from before; git compares these and no others. What a
 `.gitignore` names is judged by that file as it was before the agent began: an agent that adds to it hides nothing.
 
-Files are packed into archives, not copied as trees: names, times and links of others need an answer in one place,
-which is where they are unpacked. A group has up to three: files below its own folder, files elsewhere, and the
+Files are packed into archives, not copied as trees: foreign names, times and links are handled in one place, where
+they are unpacked. A group has up to three: files below its own folder, files elsewhere, and the
 beginnings of those that are too large.
 """
 
@@ -21,28 +21,28 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.agentkit.agent import Outputs
-from orchestrator.engine.artifacts.unpack import Limits
+from orchestrator.engine.artifacts.unpack import ArchiveLimits
 
 #: Seconds that taking the snapshot, and making the patch, may take.
 PATCH_S: Final = 60.0
-#: A tree with more is left alone; larger files are no part of a patch.
-MOST_FILES: Final = 100_000
-MOST_BYTES: Final = 1 << 30
-LARGEST_FILE: Final = 32 << 20
-#: Bytes of one call.
-PIECE: Final = 8 << 20
-#: Where an agent leaves files that belong to the run, as in Harbor.
+#: A tree with more makes no patch; larger files are no part of one.
+MAX_FILES: Final = 100_000
+MAX_TREE_BYTES: Final = 1 << 30
+MAX_PATCHED_BYTES: Final = 32 << 20
+#: The part of an archive that one call reads.
+PIECE_BYTES: Final = 8 << 20
+#: The folder for files of the agent that belong to the run, as in Harbor.
 TRACES: Final = "/logs/agent"
-#: In this order: who comes first has more room.
+#: The groups of files in the order in which they get room.
 GROUPS: Final = ("trajectory", "traces", "artifacts")
-#: What scorers left in `/logs/verifier`.
+#: The group of the scorers' files in `/logs/verifier`.
 VERIFIER: Final = "verifier"
 #: The scratch folder's folder of pieces.
 GATHER: Final = "gather"
-#: Seconds that a program may take in the devbox, where `timeout` is there: a file may have become a pipe meanwhile.
+#: Seconds that a program may take in a devbox that has `timeout`: a file may have become a pipe meanwhile.
 _PROGRAM_S: Final = 60
-#: Of more files that are too large there is no room for beginnings.
-_MOST_LARGE: Final = 4
+#: Files that are too large and whose beginnings are packed.
+_MAX_BEGINNINGS: Final = 4
 
 
 def snapshot(**places: str) -> str:
@@ -55,13 +55,13 @@ def patching(limit: int, **places: str) -> str:
 
     It prints `piece NAME`, in the scratch folder's `patch`, or `no-patch REASON`.
     """
-    return _common(**places) + _assigned({"file": limit, "piece": PIECE}) + _program("patch.sh")
+    return _common(**places) + _assigned({"file": limit, "piece": PIECE_BYTES}) + _program("patch.sh")
 
 
 def settled_patching(limit: int, *, evidence: str, prepared: str, scratch: str, directory: str) -> str:
     """Script that makes the patch of a settled devbox; for `evidence` and `prepared` see `records.Settlement`.
 
-    It prints what `patching` prints; `cut WORDS` for what the patch lacks, and `left WORDS` for what nobody misses.
+    It prints what `patching` prints; `cut WORDS` for a missing part, and `left WORDS` for one that does not matter.
     """
     places: dict[str, str | int] = {
         "evidence": evidence,
@@ -69,11 +69,11 @@ def settled_patching(limit: int, *, evidence: str, prepared: str, scratch: str, 
         "scratch": scratch,
         "directory": directory.rstrip("/") or "/",
     }
-    return _assigned(places | {"file": limit, "piece": PIECE}) + _program("settled_patch.sh")
+    return _assigned(places | {"file": limit, "piece": PIECE_BYTES}) + _program("settled_patch.sh")
 
 
-def packing(outputs: Outputs, limits: Limits, *, scratch: str, directory: str, home: str) -> str:
-    """Script that packs what the agent left.
+def packing(outputs: Outputs, limits: ArchiveLimits, *, scratch: str, directory: str, home: str) -> str:
+    """Script that packs the agent's files.
 
     It prints `piece NAME`, in the scratch folder's `gather`, and `note WORDS`.
     """
@@ -91,16 +91,16 @@ def packing(outputs: Outputs, limits: Limits, *, scratch: str, directory: str, h
     return _packing(packs, GATHER, limits, scratch=scratch, directory=directory, home=home)
 
 
-def packing_verifier(limits: Limits, *, scratch: str, directory: str, home: str) -> str:
-    """Script that packs what scorers left in `/logs/verifier`; as `packing`, in the scratch folder's `verifier`."""
+def packing_verifier(limits: ArchiveLimits, *, scratch: str, directory: str, home: str) -> str:
+    """Script that packs the scorers' files in `/logs/verifier`; as `packing`, in the scratch folder's `verifier`."""
     folder = f"{_traces_folder(home).removesuffix('agent')}{VERIFIER}"
     packs = [(VERIFIER, folder, folder)]
     return _packing(packs, VERIFIER, limits, scratch=scratch, directory=directory, home=home)
 
 
-def _packing(packs: Sequence[Sequence[str]], step: str, limits: Limits, **places: str) -> str:
-    numbers = {"file": limits.file, "room": limits.room, "files": limits.files, "piece": PIECE}
-    numbers |= {"most_large": _MOST_LARGE, "patience": _PROGRAM_S}
+def _packing(packs: Sequence[Sequence[str]], step: str, limits: ArchiveLimits, **places: str) -> str:
+    numbers = {"file": limits.file, "room": limits.room, "files": limits.files, "piece": PIECE_BYTES}
+    numbers |= {"most_large": _MAX_BEGINNINGS, "patience": _PROGRAM_S}
     calls = "".join(f"pack {shlex.join(pack)}\n" for pack in packs)
     return _common(**places) + _assigned({"step": step, **numbers}) + _program("pack.sh") + calls + "exit 0\n"
 
@@ -108,7 +108,7 @@ def _packing(packs: Sequence[Sequence[str]], step: str, limits: Limits, **places
 def _common(*, scratch: str, directory: str, home: str) -> str:
     """The beginning of each script; `directory` is the working directory, `scratch` ours."""
     places: dict[str, str | int] = {"scratch": scratch, "directory": directory.rstrip("/") or "/", "home": home}
-    numbers = {"most_files": MOST_FILES, "most_bytes": MOST_BYTES, "largest": LARGEST_FILE}
+    numbers = {"most_files": MAX_FILES, "most_bytes": MAX_TREE_BYTES, "largest": MAX_PATCHED_BYTES}
     return _assigned(places | {"traces": _traces_folder(home)} | numbers) + _program("common.sh")
 
 

@@ -1,8 +1,8 @@
-"""An archive out of a devbox, unpacked at home: nothing in it is trusted.
+"""Unpacks an archive from a devbox on this machine: nothing in it is trusted.
 
-Only what is a regular file comes out, as a new file below one folder: no link, no device, no owner, no mode, no path
-that climbs or begins at the root. What is written has no secrets, in names neither, stays within the limits, and has no
-name by which a program takes it for settings of its own.
+Only regular files come out, as new files below one folder: no link, no device, no owner, no mode, no path that climbs
+or begins at the root. They have no secrets, not in their names either, stay within the limits, and have no name that
+makes a program take them for its settings.
 
 Blocking; call from a worker thread. Archives are read by a reader of our own, a block at a time: the standard library's
 keeps every member, and reads extended headers whole and believes them, whatever they say.
@@ -16,22 +16,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Final
 from unicodedata import category, normalize
 
 from orchestrator.engine.redact import Redactor
 
-_PIECE: Final = 1 << 20
-_LONGEST_NAME: Final = 255
-_LONGEST_PATH: Final = 2048
-_DEEPEST: Final = 64
-_BLOCK: Final = 512
-#: Bytes of a header that has a name in it; longer ones are nobody's who means well.
-_LONGEST_HEADER: Final = 64 << 10
-#: Lines on what is left out, and on what is renamed, of one parcel; the rest is counted.
-MOST_LINES: Final = 1000
-#: What a file system says to a name that it cannot have.
+_PIECE_BYTES: Final = 1 << 20
+_MAX_NAME_BYTES: Final = 255
+_MAX_PATH: Final = 2048
+_MAX_DEPTH: Final = 64
+_BLOCK_BYTES: Final = 512
+#: The size of a header that has a name in it; longer ones are an attack.
+_MAX_HEADER_BYTES: Final = 64 << 10
+#: Lines on files left out, and on files renamed, for one archive; the rest is counted.
+MAX_LINES: Final = 1000
+#: Errors of a file system for a name that it cannot have.
 _UNFIT: Final = frozenset(
     {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP}
 )
@@ -56,8 +57,8 @@ _SHORTENED: Final = re.compile(r"(.{1,6})~\d+(\..{0,3})?")
 
 
 @dataclass(slots=True, kw_only=True)
-class Limits:
-    """Of one attempt, in bytes; `room` and `files` are what is left of it, and shrink. Folders count as files."""
+class ArchiveLimits:
+    """ArchiveLimits for one attempt, in bytes; `room` and `files` are the rest, and shrink. Folders count as files."""
 
     file: int = 64 << 20
     room: int = 256 << 20
@@ -66,14 +67,14 @@ class Limits:
 
 @dataclass(slots=True)
 class Lines:
-    """The first lines of any number of them."""
+    """Lines, of which only the first are kept, each once."""
 
     kept: dict[str, None] = field(default_factory=dict)
     more: int = 0
 
     def add(self, line: str) -> None:
         """Add a line, once."""
-        if len(self.kept) < MOST_LINES:
+        if len(self.kept) < MAX_LINES:
             self.kept[line] = None
         elif line not in self.kept:
             self.more += 1
@@ -89,9 +90,9 @@ class Lines:
 
 @dataclass(slots=True)
 class Account:
-    """Differences from the devbox: what is left out and why, new names, and masked values by file and variable.
+    """Differences from the devbox: files left out and why, new names, and masked values by file and variable.
 
-    Names are as they are here, relative to the folder that they came to, and are of others.
+    Names are those on this machine, relative to the target folder, and may be hostile.
     """
 
     left_out: Lines = field(default_factory=Lines)
@@ -108,8 +109,8 @@ class _Member:
     mtime: int
 
 
-def unpack(archive: IO[bytes], folder: Path, limits: Limits, redactor: Redactor) -> Account:
-    """Unpack a tar archive, whole or torn, over nothing that is there. Raises OSError where nothing can be written."""
+def unpack(archive: IO[bytes], folder: Path, limits: ArchiveLimits, redactor: Redactor) -> Account:
+    """Unpack a tar archive, whole or torn; overwrites nothing. Raises OSError if nothing can be written."""
     account = Account()
     try:
         for member in _members(archive):
@@ -121,19 +122,19 @@ def unpack(archive: IO[bytes], folder: Path, limits: Limits, redactor: Redactor)
 
 
 def _members(archive: IO[bytes]) -> Iterator[_Member]:
-    """Each member, with the archive where its content begins. Raises ValueError and EOFError where there is no more.
+    """Yield each member, with the archive at the beginning of its content. Raises ValueError and EOFError for damage.
 
-    Of the extensions what GNU and POSIX tar do with names that are long is known; others are no regular file.
+    Of the extensions only the long names of GNU and POSIX tar are known; others are no regular file.
     """
     end, at, name, is_plain = archive.seek(0, os.SEEK_END), 0, b"", True
     while True:
         archive.seek(at)
-        head = archive.read(_BLOCK)
-        if len(head) == _BLOCK and not any(head):
+        head = archive.read(_BLOCK_BYTES)
+        if len(head) == _BLOCK_BYTES and not any(head):
             return
         member, kind = _header(head)
-        at += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
-        if kind in b"LKxg" and member.size > _LONGEST_HEADER:
+        at += _BLOCK_BYTES + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES
+        if kind in b"LKxg" and member.size > _MAX_HEADER_BYTES:
             raise ValueError("a header that is too long")
         if kind == b"L":
             name = archive.read(member.size).rstrip(b"\0")
@@ -155,8 +156,8 @@ def _members(archive: IO[bytes]) -> Iterator[_Member]:
 
 
 def _header(head: bytes) -> tuple[_Member, bytes]:
-    """A member as its block says, and its kind. Raises ValueError for what is no header."""
-    if len(head) < _BLOCK:
+    """Read a member and its kind from its header block. Raises ValueError if it is no header."""
+    if len(head) < _BLOCK_BYTES:
         raise EOFError
     if _number(head[148:156]) != sum(head) - sum(head[148:156]) + 8 * ord(" "):
         raise ValueError("no header")
@@ -179,14 +180,14 @@ def _header(head: bytes) -> tuple[_Member, bytes]:
 
 
 def _number(digits: bytes) -> int:
-    """Octal digits, or where the first bit is set the bytes of a number. Raises ValueError."""
+    """Read octal digits, or a binary number if the first bit is set. Raises ValueError."""
     if digits[0] & 0x80:
         return int.from_bytes(digits, signed=True) + (1 << 8 * len(digits) - 1)
     return int(digits.strip(b" \0") or b"0", 8)
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of a POSIX header: `LENGTH KEY=VALUE`, a line each. Raises ValueError."""
+    """Read the records of a POSIX header: `LENGTH KEY=VALUE`, a line each. Raises ValueError."""
     at = 0
     while at < len(data) and data[at] != 0:
         length, _, _ = data[at : at + 20].partition(b" ")
@@ -199,19 +200,21 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _take(
-    archive: IO[bytes], member: _Member, folder: Path, limits: Limits, redactor: Redactor, account: Account
+    archive: IO[bytes], member: _Member, folder: Path, limits: ArchiveLimits, redactor: Redactor, account: Account
 ) -> None:
-    """Unpack one member, or say why not."""
+    """Unpack one member, or add the reason against it to the account."""
     masked = Counter[str]()
     name = redactor.mask(member.name, masked).decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
     parts = [part for part in name.split("/") if part not in {"", "."}]
     if reason := _refusal(member, parts, limits):
-        account.left_out.add(f"{name[:_LONGEST_PATH]}: {reason}")
+        account.left_out.add(f"{name[:_MAX_PATH]}: {reason}")
         return
     renamed = [harmless(part) for part in parts]
     path = folder.joinpath(*renamed)
     try:
-        limits.files -= 1 + _make_folder(path.parent)
+        missing = sum(1 for _ in takewhile(lambda folder: not folder.is_dir(), path.parents))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        limits.files -= 1 + missing
         with path.open("xb") as target:
             _copy(archive, member.size, target, limits, redactor, masked)
     except OSError as error:
@@ -222,19 +225,19 @@ def _take(
     for depth, (old, new) in enumerate(zip(parts, renamed, strict=True), 1):
         if old != new:
             account.renamed.add(f"{'/'.join([*renamed[: depth - 1], old])} is {'/'.join(renamed[:depth])}")
-    if masked and len(account.masked) < MOST_LINES:
+    if masked and len(account.masked) < MAX_LINES:
         account.masked["/".join(renamed)] = masked
     with suppress(OSError, OverflowError):  # a time that no clock can show
         os.utime(path, (member.mtime, member.mtime))
 
 
-def _refusal(member: _Member, parts: Sequence[str], limits: Limits) -> str:
-    """Why a member stays where it is; nothing if it does not."""
+def _refusal(member: _Member, parts: Sequence[str], limits: ArchiveLimits) -> str:
+    """The reason why a member is not unpacked; empty if it is."""
     if not member.is_file:
         return "no regular file"
-    if not parts or ".." in parts or len(parts) > _DEEPEST or sum(map(len, parts)) > _LONGEST_PATH:
+    if not parts or ".." in parts or len(parts) > _MAX_DEPTH or sum(map(len, parts)) > _MAX_PATH:
         return "no fit name for a file here"
-    if any("\0" in part or len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in parts):
+    if any("\0" in part or len(part.encode("utf-8", "replace")) > _MAX_NAME_BYTES for part in parts):
         return "no fit name for a file here"
     if member.size > limits.file:
         return f"{member.size:,} bytes, and {limits.file:,} is the limit for one file"
@@ -243,30 +246,19 @@ def _refusal(member: _Member, parts: Sequence[str], limits: Limits) -> str:
     return "" if limits.files > 0 else "there are too many files"
 
 
-def _make_folder(folder: Path) -> int:
-    """Make a folder with those that it is in; returns how many were missing. Raises OSError."""
-    missing = 0
-    for each in (folder, *folder.parents):
-        if each.is_dir():
-            break
-        missing += 1
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 def _copy(
-    source: IO[bytes], size: int, target: IO[bytes], limits: Limits, redactor: Redactor, masked: Counter[str]
+    source: IO[bytes], size: int, target: IO[bytes], limits: ArchiveLimits, redactor: Redactor, masked: Counter[str]
 ) -> None:
     stream = redactor.stream(masked)
-    while size > 0 and (piece := source.read(min(size, _PIECE))):
+    while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
         size -= len(piece)
         limits.room -= len(piece)
         target.write(stream.feed(piece))
     target.write(stream.finish())
 
 
-def join(source: IO[bytes], target: Path, limits: Limits, redactor: Redactor) -> Account:
-    """Write one file that came by itself. Raises OSError."""
+def join(source: IO[bytes], target: Path, limits: ArchiveLimits, redactor: Redactor) -> Account:
+    """Write one file that is no archive. Raises OSError."""
     account, masked = Account(), Counter[str]()
     with target.open("wb") as file:
         _copy(source, min(limits.file, limits.room), file, limits, redactor, masked)
@@ -278,14 +270,14 @@ def join(source: IO[bytes], target: Path, limits: Limits, redactor: Redactor) ->
 
 
 def shown_before(patch: IO[bytes], redactor: Redactor) -> set[str]:
-    """The variables whose values stand in lines that a patch removes or leaves: in files that were there before.
+    """The variables whose values stand in lines that a patch removes or keeps: in files from before the agent began.
 
     Raises OSError.
     """
     shown, is_before = set[str](), False
     patch.seek(0)
     is_begun = True
-    while line := patch.readline(_PIECE):
+    while line := patch.readline(_PIECE_BYTES):
         if is_begun:
             is_before = line[:1] in {b" ", b"-"}
         is_begun = line.endswith(b"\n")
@@ -296,7 +288,7 @@ def shown_before(patch: IO[bytes], redactor: Redactor) -> set[str]:
 
 
 def clear(path: Path) -> None:
-    """Remove what an earlier process may have brought home. Raises OSError."""
+    """Remove a file or folder that an earlier process may have collected. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -304,11 +296,11 @@ def clear(path: Path) -> None:
 
 
 def harmless(name: str) -> str:
-    """A file's or folder's name at home: its own, or one that no program takes for its settings.
+    """A name for a file or folder on this machine that no program takes for its settings; most names are unchanged.
 
-    Shells, editors, version control and file managers take files of certain names for settings, wherever they come upon
-    them, and settings have commands. `.git` becomes `dot-git`, `HEAD` becomes `not-HEAD`: no program knows that name,
-    and people see what it was. Without HEAD no folder is a repository, whatever it is called.
+    Shells, editors, version control and file managers take files of certain names for settings, wherever they find
+    them, and settings can have commands. `.git` becomes `dot-git`, `HEAD` becomes `not-HEAD`: no program knows that
+    name, and people see the original. Without HEAD no folder is a repository, whatever its name.
     """
     visible = "".join(each for each in name if category(each) not in {"Cf", "Cc", "Cs", "Mn"} or each in "\t\n\r")
     bare = visible.partition(":")[0].rstrip(". \t\n\r") or name  # as file systems take it, without streams

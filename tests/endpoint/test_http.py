@@ -1,11 +1,13 @@
-"""Endless answers of an endpoint, and endless files of a devbox, cost the sweep neither memory nor time of its loop."""
+"""The way of a request: no faster than the rate, and an answer without an end costs neither memory nor the loop."""
 
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -14,6 +16,7 @@ from orchestrator.agentkit.agent import whole
 from orchestrator.core.errors import Unavailable
 from orchestrator.endpoint import http
 from orchestrator.endpoint.gateway import Gateway
+from orchestrator.testing.clock import run_virtually
 
 from .conftest import RUN, Misbehaving
 
@@ -108,6 +111,7 @@ READING = """
 import anyio, resource, sys
 from contextlib import aclosing
 from orchestrator.endpoint.gateway import Gateway
+from orchestrator.testing.clock import run_virtually
 from orchestrator.agentkit.agent import whole
 
 async def beat(gaps):
@@ -150,3 +154,49 @@ async def test_a_devboxs_file_costs_little_memory_and_does_not_hold_the_loop(end
     mebibytes, gap = map(float, ended.stdout.split())
     assert mebibytes <= 64
     assert gap < 0.05
+
+
+class Inner(httpx.AsyncBaseTransport):
+    """Notes when each request left, by its path."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, list[float]] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.left.setdefault(request.url.path, []).append(anyio.current_time())
+        return httpx.Response(200)
+
+
+def leave(rate: float | None, *paths: str) -> dict[str, list[float]]:
+    """The times at which requests to these paths leave that are all asked for at once."""
+    inner = Inner()
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=http.Throttle(inner, rate)) as asker, anyio.create_task_group() as tasks:
+            for path in paths:
+                tasks.start_soon(_get, asker, path)
+
+    def _get(asker: httpx.AsyncClient, path: str) -> Coroutine[Any, Any, httpx.Response]:
+        return asker.get(f"http://x{path}")
+
+    run_virtually(main)
+    return inner.left
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(20, 2), (5, 1), (0.5, 1), (200, 20)])
+def test_requests_leave_no_faster_than_the_rate_after_a_small_burst(rate: float, burst: int) -> None:
+    left = leave(rate, *["/v1/x"] * 100)["/v1/x"]
+    assert left[-1] - left[0] == pytest.approx((100 - burst) / rate, rel=0.02)
+    assert max(sum(start <= time < start + 1 for time in left) for start in left) <= rate + burst + 1
+
+
+def test_without_a_rate_nothing_waits() -> None:
+    left = leave(None, *["/v1/x"] * 100)["/v1/x"]
+    assert left[-1] - left[0] < 0.1
+
+
+def test_waits_draw_from_a_limiter_of_their_own() -> None:
+    waits = ["/v1/devboxes/d/wait_for_status"] * 100
+    left = leave(10, *waits, "/v1/devboxes/d")
+    assert left["/v1/devboxes/d"][0] < 1
+    assert left[waits[0]][-1] > 9

@@ -10,7 +10,7 @@ from orchestrator.core.events import AttemptEnded, Event, StageEntered, TrialFin
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan
 from orchestrator.core.records import Flag, ScenarioSummary
-from orchestrator.core.selection import Again, Fate, ask, named, verdicts
+from orchestrator.core.selection import Selection, TrialAction, decisions, named, parse
 from orchestrator.core.stages import Stage
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
@@ -50,29 +50,31 @@ NIGHT = fold(
 )
 
 
-def fates(again: Again, ledger: Ledger = NIGHT) -> Mapping[str, Fate]:
-    found = verdicts(PLAN, ledger, again)
-    return {each.trial.scenario.removeprefix("scn_"): each.fate for each in found}
+def actions(selection: Selection, ledger: Ledger = NIGHT) -> Mapping[str, TrialAction]:
+    found = decisions(PLAN, ledger, selection)
+    return {each.trial.scenario.removeprefix("scn_"): each.action for each in found}
 
 
-def again(fates: Mapping[str, Fate]) -> set[str]:
-    return {name for name, fate in fates.items() if fate is Fate.AGAIN}
+def again(actions: Mapping[str, TrialAction]) -> set[str]:
+    return {name for name, action in actions.items() if action is TrialAction.AGAIN}
 
 
-def now(fates: Mapping[str, Fate]) -> set[str]:
-    return {name for name, fate in fates.items() if fate in {Fate.AGAIN, Fate.TAKE_UP, Fate.RUN}}
+def now(actions: Mapping[str, TrialAction]) -> set[str]:
+    return {
+        name for name, action in actions.items() if action in {TrialAction.AGAIN, TrialAction.TAKE_UP, TrialAction.RUN}
+    }
 
 
 def test_without_a_selection_finished_trials_stay_and_pending_ones_run() -> None:
-    assert fates(Again()) == {
-        "ant": Fate.KEEP,
-        "bee": Fate.KEEP,
-        "cat": Fate.KEEP,
-        "dog": Fate.KEEP,
-        "eel": Fate.TAKE_UP,
-        "fox": Fate.RUN,
+    assert actions(Selection()) == {
+        "ant": TrialAction.KEEP,
+        "bee": TrialAction.KEEP,
+        "cat": TrialAction.KEEP,
+        "dog": TrialAction.KEEP,
+        "eel": TrialAction.TAKE_UP,
+        "fox": TrialAction.RUN,
     }
-    assert set(fates(Again(), Ledger()).values()) == {Fate.RUN}
+    assert set(actions(Selection(), Ledger()).values()) == {TrialAction.RUN}
 
 
 @pytest.mark.parametrize(
@@ -93,20 +95,20 @@ def test_a_failure_names_trials_that_failed_so_or_carry_the_flag_and_all_failure
     wish: str, names: set[str]
 ) -> None:
     """Pending trials run beside them."""
-    found = fates(ask([wish], []))
+    found = actions(parse([wish], []))
     assert again(found) == names
     assert now(found) == names | {"eel", "fox"}
 
 
 def test_a_failure_that_does_not_exist_is_answered_with_near_ones() -> None:
     with pytest.raises(UsageError, match=r"--retry DevboxLots: .* Did you mean DevboxLost"):
-        ask(["StageTimeout,DevboxLots"], [])
+        parse(["StageTimeout,DevboxLots"], [])
     with pytest.raises(UsageError, match="Did you mean agent_crashed"):
-        ask(["agent_crash"], [])
+        parse(["agent_crash"], [])
     with pytest.raises(UsageError, match=r"There are: AgentCrashed, .*, trajectory_unread\."):
-        ask(["x"], [])
+        parse(["x"], [])
     with pytest.raises(UsageError, match="--retry UsageError"):
-        ask(["UsageError"], [])
+        parse(["UsageError"], [])
 
 
 @pytest.mark.parametrize(
@@ -121,26 +123,26 @@ def test_a_failure_that_does_not_exist_is_answered_with_near_ones() -> None:
     ],
 )
 def test_a_selection_runs_alone_whether_finished_or_not(only: str, names: set[str], reopened: set[str]) -> None:
-    found = fates(ask([], [only]))
+    found = actions(parse([], [only]))
     assert now(found) == names
     assert again(found) == reopened
-    assert {name for name, fate in found.items() if fate is Fate.LEAVE} == {"eel", "fox"} - names
+    assert {name for name, action in found.items() if action is TrialAction.LEAVE} == {"eel", "fox"} - names
 
 
 def test_a_trial_must_match_both_selection_and_failure() -> None:
-    found = fates(ask(["AgentTimedOut"], ["bee,cat,fox"]))
+    found = actions(parse(["AgentTimedOut"], ["bee,cat,fox"]))
     assert again(found) == {"bee"}
     assert now(found) == {"bee", "fox"}
 
 
 def test_a_scenario_that_does_not_exist_is_answered_with_near_ones() -> None:
     with pytest.raises(UsageError, match=r"--only 'bea' matches no scenario\. Did you mean bee"):
-        named(PLAN, ask([], ["ant,bea"]))
+        named(PLAN, parse([], ["ant,bea"]))
 
 
 def test_a_reopened_trial_is_pending() -> None:
     ledger = fold([finished("ant"), TrialReopened(trial="scn_ant/arm/1")])
-    assert fates(Again(), ledger)["ant"] is Fate.RUN
+    assert actions(Selection(), ledger)["ant"] is TrialAction.RUN
 
 
 def test_a_devbox_of_a_trial_that_is_reopened_is_still_to_be_released() -> None:
@@ -151,7 +153,9 @@ def test_a_devbox_of_a_trial_that_is_reopened_is_still_to_be_released() -> None:
 
 
 def test_every_verdict_says_why() -> None:
-    whys = {each.trial.scenario: each.why for each in verdicts(PLAN, NIGHT, ask(["DevboxLost"], ["cat,dog,eel,bee"]))}
+    whys = {
+        each.trial.scenario: each.why for each in decisions(PLAN, NIGHT, parse(["DevboxLost"], ["cat,dog,eel,bee"]))
+    }
     assert whys == {
         "scn_ant": "scored",
         "scn_bee": "scored (agent_timed_out)",
@@ -160,23 +164,23 @@ def test_every_verdict_says_why() -> None:
         "scn_eel": "in flight: start",
         "scn_fox": "not in --only",
     }
-    assert list(verdicts(PLAN, NIGHT, Again()))[-1].why == "attempt 1 ended with Throttled"
-    assert {each.why for each in verdicts(PLAN, Ledger(), Again())} == {"never begun"}
+    assert list(decisions(PLAN, NIGHT, Selection()))[-1].why == "attempt 1 ended with Throttled"
+    assert {each.why for each in decisions(PLAN, Ledger(), Selection())} == {"never begun"}
 
 
 @pytest.mark.parametrize("nothing", ["", " , "])
 def test_a_list_of_nothing_does_not_mean_everything(nothing: str) -> None:
     """A script may have come to an empty list."""
     with pytest.raises(UsageError, match="--only names nothing"):
-        ask([], [nothing])
+        parse([], [nothing])
     with pytest.raises(UsageError, match="--retry names nothing"):
-        ask([nothing], [])
-    assert not ask([], [])
+        parse([nothing], [])
+    assert not parse([], [])
 
 
 @pytest.mark.parametrize("flag", Flag)
 def test_each_flag_can_be_asked_for(flag: Flag) -> None:
-    assert flag in ask([flag], []).retry
+    assert flag in parse([flag], []).retry
     ledger = fold([TrialFinished(trial="s/a/1", attempt=1, result={"outcome": "scored", "flags": [flag]})])
     plan = Plan(benchmark="b", scenarios=(ScenarioSummary(id="s", name="s"),), arms=("a",), trials=1)
-    assert [each.fate for each in verdicts(plan, ledger, ask([flag], []))] == [Fate.AGAIN]
+    assert [each.action for each in decisions(plan, ledger, parse([flag], []))] == [TrialAction.AGAIN]

@@ -1,6 +1,6 @@
 """Trying again and waiting, on a clock that jumps."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -10,7 +10,6 @@ import runloop_api_client as client
 
 from orchestrator.core.errors import Missing, Throttled, Unavailable, WorldError
 from orchestrator.endpoint.calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, hold, patiently, poll
-from orchestrator.endpoint.http import Throttle
 from orchestrator.testing.clock import run_virtually
 
 
@@ -109,49 +108,3 @@ def test_polling_and_holding_raise_what_the_question_raises() -> None:
     for wait in (lambda: hold(Answers(WorldError("gone"))), lambda: poll(Answers(WorldError("gone")), bool)):
         with pytest.raises(WorldError, match="gone"):
             within(10, wait)
-
-
-class Inner(httpx.AsyncBaseTransport):
-    """Notes when each request left, by its path."""
-
-    def __init__(self) -> None:
-        self.left: dict[str, list[float]] = {}
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.left.setdefault(request.url.path, []).append(anyio.current_time())
-        return httpx.Response(200)
-
-
-def leave(rate: float | None, *paths: str) -> dict[str, list[float]]:
-    """The times at which requests to these paths leave that are all asked for at once."""
-    inner = Inner()
-
-    async def main() -> None:
-        async with httpx.AsyncClient(transport=Throttle(inner, rate)) as http, anyio.create_task_group() as tasks:
-            for path in paths:
-                tasks.start_soon(_get, http, path)
-
-    def _get(http: httpx.AsyncClient, path: str) -> Coroutine[Any, Any, httpx.Response]:
-        return http.get(f"http://x{path}")
-
-    run_virtually(main)
-    return inner.left
-
-
-@pytest.mark.parametrize(("rate", "burst"), [(20, 2), (5, 1), (0.5, 1), (200, 20)])
-def test_requests_leave_no_faster_than_the_rate_after_a_small_burst(rate: float, burst: int) -> None:
-    left = leave(rate, *["/v1/x"] * 100)["/v1/x"]
-    assert left[-1] - left[0] == pytest.approx((100 - burst) / rate, rel=0.02)
-    assert max(sum(start <= time < start + 1 for time in left) for start in left) <= rate + burst + 1
-
-
-def test_without_a_rate_nothing_waits() -> None:
-    left = leave(None, *["/v1/x"] * 100)["/v1/x"]
-    assert left[-1] - left[0] < 0.1
-
-
-def test_waits_draw_from_a_limiter_of_their_own() -> None:
-    waits = ["/v1/devboxes/d/wait_for_status"] * 100
-    left = leave(10, *waits, "/v1/devboxes/d")
-    assert left["/v1/devboxes/d"][0] < 1
-    assert left[waits[0]][-1] > 9

@@ -29,7 +29,7 @@ LEAVES = [cls for cls in leaves(SweepError) if cls.__module__ == errors.__name__
 
 @pytest.mark.parametrize("cls", LEAVES)
 def test_every_failure_has_a_rule(cls: type[SweepError]) -> None:
-    assert isinstance(rule(cls("x")), retry_policy.Rule)
+    assert isinstance(rule(cls("x")), retry_policy.RetryRule)
 
 
 def test_the_manual_has_the_table_as_the_code_makes_it() -> None:

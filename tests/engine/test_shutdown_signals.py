@@ -19,7 +19,7 @@ import anyio
 from orchestrator.engine import shutdown
 from orchestrator.engine.shutdown import Stopping, obeying_signals
 
-shutdown.LAST_S = float(sys.argv[3])
+shutdown.EXIT_GRACE_S = float(sys.argv[3])
 
 async def main():
     stopping = Stopping()
@@ -49,7 +49,7 @@ class Process:
         manner: str,
         drain: str = "-",
         before: Callable[[], object] | None = None,
-        last: float = shutdown.LAST_S,
+        last: float = shutdown.EXIT_GRACE_S,
     ) -> None:
         command = [sys.executable, "-c", PROGRAM, manner, drain, str(last)]
         self.process = subprocess.Popen(
@@ -114,7 +114,7 @@ def test_the_third_leaves_at_once_though_nothing_else_works(manner: str) -> None
     process.send(signal.SIGINT)
     assert process.line().startswith("draining")
     for _ in range(2):
-        time.sleep(3 * shutdown.AT_ONCE_S)  # what comes at once counts as one
+        time.sleep(3 * shutdown.SAME_SIGNAL_S)  # what comes at once counts as one
         process.send(signal.SIGINT)
     assert process.line() == "left"
     assert process.end(2) == 130
@@ -122,7 +122,7 @@ def test_the_third_leaves_at_once_though_nothing_else_works(manner: str) -> None
 
 def test_after_the_second_there_is_an_end_within_ten_seconds_whatever_hangs() -> None:
     """A cleanup that is never done, and a loop that never turns again. The ten seconds are fewer here."""
-    assert shutdown.LAST_S < 10
+    assert shutdown.EXIT_GRACE_S < 10
     processes = [Process("stubborn", last=2.0), Process("stuck", last=2.0)]
     for process in processes:
         process.send(signal.SIGTERM)

@@ -9,9 +9,8 @@ from orchestrator.core.events import StageEntered, SweepOpened, TrialFinished, t
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked
-from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.journal import Journal, read_events
 from orchestrator.rundir.repair import repair
-from orchestrator.rundir.run_files import read_events
 
 EVENTS = (
     SweepOpened(sweep="0190", schema=1, version="0", pid=1),

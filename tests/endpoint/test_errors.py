@@ -27,7 +27,7 @@ from orchestrator.core.errors import (
     Unavailable,
     WorldError,
 )
-from orchestrator.endpoint.errors import LONGEST, retry_after, translate, translated
+from orchestrator.endpoint.errors import MAX_MESSAGE, retry_after, translate, translated
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/")
 
@@ -119,7 +119,7 @@ def test_a_quota_is_throttling_by_another_name(status: int) -> None:
 def test_any_error_body_gives_a_short_message(body: Any) -> None:
     error = translate(status_error(500, body=body), "asking")
     assert error.message.startswith("asking: ")
-    assert len(error.message) < LONGEST + 50
+    assert len(error.message) < MAX_MESSAGE + 50
 
 
 def test_the_cause_of_a_failed_connection_is_in_the_message() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.agentkit.agent import Outputs
 from orchestrator.engine.artifacts.scripts import packing, packing_verifier, patching, snapshot
-from orchestrator.engine.artifacts.unpack import MOST_LINES, Account, Limits, join, shown_before, unpack
+from orchestrator.engine.artifacts.unpack import MAX_LINES, Account, ArchiveLimits, join, shown_before, unpack
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 
 needs_git: Final = pytest.mark.skipif(shutil.which("git") is None, reason="git is not there")
@@ -53,8 +53,8 @@ class Box:
     def snapshot(self) -> None:
         self.sh(self._here(snapshot(**self._places)))
 
-    def pack(self, outputs: Outputs, limits: Limits | None = None) -> list[str]:
-        return self.sh(self._here(packing(outputs, limits or Limits(), **self._places))).splitlines()
+    def pack(self, outputs: Outputs, limits: ArchiveLimits | None = None) -> list[str]:
+        return self.sh(self._here(packing(outputs, limits or ArchiveLimits(), **self._places))).splitlines()
 
     def diff(self) -> list[str]:
         return self.sh(self._here(patching(1 << 20, **self._places))).splitlines()
@@ -204,7 +204,7 @@ def test_a_patch_that_cannot_be_made_is_reported_with_the_reason(box: Box, tmp_p
 
 @needs_git
 def test_a_tree_that_is_too_large_is_left_alone(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.engine.artifacts.scripts.MOST_FILES", 10)
+    monkeypatch.setattr("orchestrator.engine.artifacts.scripts.MAX_FILES", 10)
     box.sh("for n in {1..20}; do echo $n >$n; done")
     box.snapshot()
     assert box.diff() == ["no-patch the working directory is too large"]
@@ -228,7 +228,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
         "piece artifacts.far.aaa",
     ]
     for unit in ("trajectory.near", "traces.near", "artifacts.near", "artifacts.far"):
-        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], Limits(), NO_SECRETS) == Account()
+        assert unpack(box.archive(unit), tmp_path / unit.partition(".")[0], ArchiveLimits(), NO_SECRETS) == Account()
     far = str(box.app / "four").lstrip("/")
     assert tree(tmp_path / "artifacts") == {
         ".tool/a/b/one.json": b"1\n",
@@ -243,7 +243,7 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
 def test_a_file_that_is_too_large_is_collected_in_part_and_says_so(box: Box, tmp_path: Path) -> None:
     box.snapshot()
     box.sh("head -c 5000 /dev/zero >~/large; echo small >~/small")
-    limits = Limits(file=2048)
+    limits = ArchiveLimits(file=2048)
     told = box.pack(Outputs(artifacts=("*",)), limits)
     assert f"note artifacts: {box.home}/large: too large, its beginning is here" in told
     for unit in ("artifacts.near", "artifacts.cut"):
@@ -254,7 +254,7 @@ def test_a_file_that_is_too_large_is_collected_in_part_and_says_so(box: Box, tmp
 def test_no_more_than_there_is_room_for_is_packed(box: Box, tmp_path: Path) -> None:
     box.snapshot()
     box.sh("for n in {1..9}; do head -c 100000 /dev/zero >~/$n; done")
-    limits = Limits(room=350_000)
+    limits = ArchiveLimits(room=350_000)
     box.pack(Outputs(artifacts=("*",)), limits)
     assert box.archive("artifacts.near").seek(0, 2) <= 350_000
     left_out = unpack(box.archive("artifacts.near"), tmp_path / "artifacts", limits, NO_SECRETS).left_out
@@ -304,7 +304,7 @@ def tar(*members: tuple[str, str, bytes]) -> io.BytesIO:
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, members: list[tuple[str, str, bytes]]) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "secret").write_text("secret")
-    unpack(tar(*members), tmp_path / "home/files", Limits(), NO_SECRETS)
+    unpack(tar(*members), tmp_path / "home/files", ArchiveLimits(), NO_SECRETS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "secret"]
     for path in (tmp_path / "home").rglob("*"):
         assert not path.is_symlink()
@@ -313,13 +313,13 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, members: lis
 
 
 def test_an_absolute_name_is_one_below_the_folder(tmp_path: Path) -> None:
-    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", Limits(), NO_SECRETS) == Account()
+    assert unpack(tar(("/etc/passwd", "0", b"x")), tmp_path / "files", ArchiveLimits(), NO_SECRETS) == Account()
     assert tree(tmp_path / "files") == {"etc/passwd": b"x"}
 
 
 def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
     members = [(f"{n}", "0", bytes(100)) for n in range(10)]
-    for limits in (Limits(file=99), Limits(room=250), Limits(files=2)):
+    for limits in (ArchiveLimits(file=99), ArchiveLimits(room=250), ArchiveLimits(files=2)):
         folder = tmp_path / repr(limits)[:60]
         left_out = unpack(tar(*members, ("a", "0", b"")), folder, limits, NO_SECRETS).left_out
         kept = sum(map(len, tree(folder).values())) if folder.exists() else 0
@@ -332,14 +332,14 @@ def test_limits_hold_whatever_the_devbox_sent(tmp_path: Path) -> None:
 def test_an_invalid_archive_harms_nothing(tmp_path: Path, damage: str) -> None:
     whole = tar(("a", "0", bytes(5000)), ("b", "0", bytes(5000))).getvalue()
     data = {"torn": whole[:7000], "noise": os.urandom(5000), "empty": b""}[damage]
-    assert len(unpack(io.BytesIO(data), tmp_path / "files", Limits(), NO_SECRETS).left_out) == 1
+    assert len(unpack(io.BytesIO(data), tmp_path / "files", ArchiveLimits(), NO_SECRETS).left_out) == 1
 
 
 def test_collected_files_have_no_secrets_in_content_or_name(tmp_path: Path) -> None:
     known = Redactor([("KEY", "hunter2hunter2")])
     large = b"x" * ((1 << 20) - 5) + b"hunter2hunter2" + b"y"
-    unpack(tar(("hunter2hunter2.txt", "0", large)), tmp_path / "files", Limits(), known)
-    join(io.BytesIO(large), tmp_path / "patch.diff", Limits(), known)
+    unpack(tar(("hunter2hunter2.txt", "0", large)), tmp_path / "files", ArchiveLimits(), known)
+    join(io.BytesIO(large), tmp_path / "patch.diff", ArchiveLimits(), known)
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["**************.txt"]
     for path in ((tmp_path / "files/**************.txt"), tmp_path / "patch.diff"):
         assert path.read_bytes() == large.replace(b"hunter2hunter2", b"*" * 14)
@@ -347,7 +347,7 @@ def test_collected_files_have_no_secrets_in_content_or_name(tmp_path: Path) -> N
 
 def test_settings_of_programs_are_collected_under_other_names_that_are_reported(tmp_path: Path) -> None:
     members = [(".git/config", "0", b"x"), (".git/HEAD", "0", b"x"), ("a/.EnvRC", "0", b"x"), ("a/b", "0", b"x")]
-    account = unpack(tar(*members), tmp_path / "files", Limits(), NO_SECRETS)
+    account = unpack(tar(*members), tmp_path / "files", ArchiveLimits(), NO_SECRETS)
     assert set(tree(tmp_path / "files")) == {"dot-git/config", "dot-git/not-HEAD", "a/dot-EnvRC", "a/b"}
     assert list(account.renamed) == [
         ".git is dot-git",
@@ -397,7 +397,7 @@ def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words:
     """Files before a false header are kept; and it takes no more memory than a piece, whatever it says."""
     archive = io.BytesIO(raw(b"before", b"0", b"x") + hostile)
     tracemalloc.start()
-    account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
+    account = unpack(archive, tmp_path / "files", ArchiveLimits(), NO_SECRETS)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -409,8 +409,8 @@ def test_archive_headers_are_not_believed(tmp_path: Path, hostile: bytes, words:
 def test_a_million_members_are_counted_and_not_reported_one_by_one(tmp_path: Path) -> None:
     member = raw(b"pipe", b"6")
     archive = io.BytesIO(b"".join(member.replace(b"pipe", b"%04d" % (n % 10_000), 1) for n in range(3000)))
-    account = unpack(archive, tmp_path / "files", Limits(), NO_SECRETS)
-    assert len(list(account.left_out)) <= MOST_LINES + 1
+    account = unpack(archive, tmp_path / "files", ArchiveLimits(), NO_SECRETS)
+    assert len(list(account.left_out)) <= MAX_LINES + 1
 
 
 def test_masked_values_are_counted_by_file_and_variable(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_masked_values_are_counted_by_file_and_variable(tmp_path: Path) -> None:
         ("b", "0", b"x"),
         ("c", "0", b"hunter2-hun"),
     ]
-    account = unpack(tar(*members), tmp_path / "files", Limits(), known)
+    account = unpack(tar(*members), tmp_path / "files", ArchiveLimits(), known)
     assert account.masked == {"a": {"KEY": 2, "OTHER": 1}, "c": {"KEY": 1}}
 
 
@@ -437,8 +437,8 @@ def test_files_that_scorers_left_are_a_group_of_their_own(box: Box, tmp_path: Pa
     folder.mkdir(parents=True)
     (folder / "ctrf.json").write_text("{}")
     os.mkfifo(folder / "pipe")
-    told = box.sh(box._here(packing_verifier(Limits(), **box._places))).splitlines()
+    told = box.sh(box._here(packing_verifier(ArchiveLimits(), **box._places))).splitlines()
     assert told == ["piece verifier.near.aaa"]
     archive = io.BytesIO((box.home / ".sweep/verifier/verifier.near.aaa").read_bytes())
-    assert unpack(archive, tmp_path / "verifier", Limits(), NO_SECRETS) == Account()
+    assert unpack(archive, tmp_path / "verifier", ArchiveLimits(), NO_SECRETS) == Account()
     assert tree(tmp_path / "verifier") == {"ctrf.json": b"{}"}

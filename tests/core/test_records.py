@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.commands.docs import page
-from orchestrator.core.records import Failure, Flag, TrialKey, flags_table, path_part
+from orchestrator.core.records import Flag, TrialKey, flags_table, path_part
 
 IDS = st.text(min_size=1).filter(lambda text: "/" not in text)
 
@@ -41,11 +41,6 @@ def test_a_hostile_name_stays_below_its_folder(name: str) -> None:
     assert "/" not in part
     assert len(part) < 80
     assert part == normalize("NFC", part)
-
-
-def test_a_failure_survives_its_dict() -> None:
-    failure = Failure(error="DevboxLost", message="gone", stage="solve")
-    assert Failure.from_dict(failure.as_dict()) == failure
 
 
 def test_the_manual_has_the_flags_as_the_code_has_them() -> None:
