@@ -10,10 +10,10 @@ from orchestrator.service.definitions.self_extracting import first_line_mistake
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.definitions.task_toml import Task
 from orchestrator.service.diagnostics import Report
-from orchestrator.service.environments.builds import COMPOSE, MAX_TEXT_BYTES, SETUP, Blueprint, copyable
 from orchestrator.service.environments.dockerfile import FILE as DOCKERFILE
 from orchestrator.service.environments.dockerfile import WORKING_DIRECTORY, Copy, Recipe, read_dockerfile
 from orchestrator.service.environments.dockerlines import Mistake
+from orchestrator.service.environments.environments import COMPOSE, MAX_TEXT_BYTES, SETUP, Blueprint, copyable
 from orchestrator.service.sandbox.folders import SYSTEM
 from orchestrator.service.sandbox.provider import Resources
 

@@ -42,7 +42,7 @@ from orchestrator.service.definitions.self_extracting import MAX_UNPACKED
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
-from orchestrator.service.environments.builds import Blueprint
+from orchestrator.service.environments.environments import Blueprint
 from orchestrator.service.errors import Away, BadRequest
 from orchestrator.service.store import Document
 

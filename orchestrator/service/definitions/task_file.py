@@ -26,7 +26,7 @@ from orchestrator.service.definitions.self_extracting import (
 from orchestrator.service.definitions.task_scorers import MAX_TEXT, ScorerTables
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.diagnostics import Problem, Report, few, printable
-from orchestrator.service.environments.builds import COMPOSE, Blueprint
+from orchestrator.service.environments.environments import COMPOSE, Blueprint
 from orchestrator.service.store import Document
 
 STATEMENT: Final = "instruction.md"

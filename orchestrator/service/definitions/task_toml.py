@@ -253,7 +253,7 @@ class _TaskReader:
         return 1 if wanted <= 1 else min(most, 2 * math.ceil(wanted / 2))
 
     def _network(self) -> tuple[bool, tuple[str, ...]]:
-        """Whether the devbox has a network, and the hosts that it may reach without."""
+        """Return True if the devbox has a network, and the hosts that it may reach without."""
         mode = self._value("environment.network_mode", str, "a string")
         allowed = self._value("environment.allow_internet", bool, "true or false")
         network = mode == "public" if mode in _NETWORK_MODES else bool(allowed)

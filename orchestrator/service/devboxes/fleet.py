@@ -42,9 +42,8 @@ from orchestrator.service.devboxes.states import (
     shutdown,
 )
 from orchestrator.service.devboxes.succession import Succession
-from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.installs.request import MOUNT, InstallFailed
-from orchestrator.service.environments.installs.settings import covers
+from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
+from orchestrator.service.environments.package_managers import covers
 from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
 from orchestrator.service.records import Created, DevboxRecord, DevboxStatus
 from orchestrator.service.sandbox.egress.addresses import Resolver

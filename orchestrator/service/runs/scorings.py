@@ -28,8 +28,7 @@ from orchestrator.service.runs.settlements import Settlements, crossing, with_br
 from orchestrator.service.runs.start_request import ScenarioDefinition, check_unchanged, outwait, scenario_of
 from orchestrator.service.runs.states import moved_run
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.scoring.scorers import InPlace, Place, Program
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import InPlace, Place, Program, Scoring
 from orchestrator.service.scoring.verdict import blamed
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 

@@ -24,7 +24,7 @@ from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import Bind, BoxDied, Command
 from orchestrator.service.scoring.rewards import JSON_FILE, MAX_SIZE, TEXT_FILE
-from orchestrator.service.scoring.scorers import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
+from orchestrator.service.scoring.scoring import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
 from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
 
 TESTS: Final = "/tests"

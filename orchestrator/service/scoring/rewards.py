@@ -1,4 +1,4 @@
-"""What tests wrote about themselves becomes numbers, or the reason why not. Pure.
+"""Reward files that tests wrote become numbers, or the reason why not. Pure.
 
 As Harbor 0.26 reads them: reward.json counts before reward.txt, whatever the other says. JSON is an object of named
 numbers or one number, text is what `float` takes. `true` and `false` count as 1 and 0, and of two values with one name
@@ -33,27 +33,32 @@ SHOWN_NAMES = 12
 
 
 class BadReward(ValueError):
-    """There is no score in it; the message says why, with the first bytes of the file."""
+    """A file without a score; the message says why, with the first bytes of the file."""
 
 
 class WrongReward(BadReward):
-    """It was read, and is no score: who wrote it meant what it says."""
+    """A file that was read, and is no score: its author meant what it says."""
 
 
 def read_rewards(json_file: bytes | None, text_file: bytes | None) -> Mapping[str, float]:
-    """The rewards by name: finite numbers, at least one. None stands for a file that is not there.
+    """Return the rewards by name: finite numbers, at least one. None stands for a file that is not there.
 
     Raises BadReward.
     """
     if json_file is not None:
         return _read_json(json_file)
     if text_file is not None:
-        return {RECORD: _read_text(text_file)}
+        _judge_size(text_file, TEXT_FILE)
+        try:
+            value = float(text_file.decode("utf-8"))
+        except ValueError:
+            raise BadReward(f"/logs/verifier/{TEXT_FILE} is not a number: {_first(text_file)}") from None
+        return {RECORD: _finite(value, TEXT_FILE, "", text_file)}
     raise BadReward(f"the tests wrote neither /logs/verifier/{TEXT_FILE} nor /logs/verifier/{JSON_FILE}")
 
 
 def score_of(rewards: Mapping[str, float]) -> float:
-    """The score of record, from 0 to 1: the reward named `reward`, else the only one.
+    """Return the score of record, from 0 to 1: the reward named `reward`, else the only one.
 
     Raises BadReward where there is none, and for one that is no score of ours: Harbor takes any number.
     """
@@ -71,15 +76,6 @@ def _judge_size(data: bytes, file: str) -> None:
         raise BadReward(f"/logs/verifier/{file} is empty")
     if len(data) > MAX_SIZE:
         raise BadReward(f"/logs/verifier/{file} has more than {MAX_SIZE:,} bytes: {_first(data)}")
-
-
-def _read_text(data: bytes) -> float:
-    _judge_size(data, TEXT_FILE)
-    try:
-        value = float(data.decode("utf-8"))
-    except ValueError:
-        raise BadReward(f"/logs/verifier/{TEXT_FILE} is not a number: {_first(data)}") from None
-    return _finite(value, TEXT_FILE, "", data)
 
 
 def _read_json(data: bytes) -> dict[str, float]:
@@ -111,13 +107,13 @@ def _finite(value: Any, file: str, where: str, data: bytes) -> float:
 
 
 def _first(data: bytes) -> str:
-    """The first bytes of a file, as a message shows them: one line, nothing in it that a terminal obeys."""
+    """Return the first bytes of a file for a message: one line, nothing in it that a terminal obeys."""
     start = ascii(data[:SHOWN])[1:]
     return start if len(data) <= SHOWN else start + "..."
 
 
 def _found(path: str) -> bytes | None:
-    """A reward file of this machine; what is no file, such as a pipe, is none."""
+    """Read a reward file of this machine; a pipe or another thing that is no file counts as missing."""
     if not os.path.isfile(path):  # noqa: PTH113 - one import less in the box
         return None
     with open(path, "rb") as file:  # noqa: PTH123
