@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import Final, Self
 
 import anyio
 import msgspec
@@ -55,7 +55,7 @@ from orchestrator.service.sandbox.safe_fs import remove
 SETUP: Final = "setup.sh"
 COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
 #: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
-MAX_TEXT_BYTES: Final = 1 << 20
+MAX_SOURCE_BYTES: Final = 1 << 20
 BOX_STOP_LIMIT_S: Final = 30
 _PATH_LIMIT_S: Final = 30
 #: Characters of a command's output, its end, that a message shows.
@@ -93,7 +93,7 @@ def copyable(files: Listing, contents: Contents, *, has_setup: bool) -> Context:
     if files.find("Dockerfile") is None:
         return Context.of(files, without=frozenset({SETUP, ".dockerignore", *COMPOSE}))
     ignore = files.find(".dockerignore")
-    rules = contents.read(ignore, MAX_TEXT_BYTES).decode(errors="replace") if ignore and ignore.kind == "file" else ""
+    rules = contents.read(ignore, MAX_SOURCE_BYTES).decode(errors="replace") if ignore and ignore.kind == "file" else ""
     return Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=rules)
 
 
@@ -111,6 +111,19 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
     setup: tuple[str, ...]
     healthcheck: Healthcheck | None = None
     resources: Resources
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> Self:
+        return cls(
+            blueprint=blueprint.id,
+            working_directory=blueprint.working_directory,
+            environment=dict(blueprint.environment),
+            network=blueprint.network,
+            hosts=blueprint.hosts,
+            setup=(blueprint.setup,) if blueprint.setup is not None else (),
+            healthcheck=blueprint.healthcheck,
+            resources=blueprint.resources,
+        )
 
     @classmethod
     def prepared(cls, built: Built) -> Prepared:
@@ -146,40 +159,29 @@ class Environments:
 
         Raises NotFound for an unknown blueprint, BoxStartFailed naming file and line when it cannot be built, and Away.
         """
+
+        async def build(folder: Path) -> Built:
+            started = anyio.current_time()
+            blueprint = await self._find_blueprint(blueprint_id)
+            if blueprint is None:
+                raise NotFound(f"There is no blueprint {blueprint_id!r}: its scenario's folder is gone or was changed.")
+            if blueprint.refusals:
+                raise BoxStartFailed(f"This environment cannot be built here: {text(blueprint.refusals)}.")
+            try:
+                blueprint = await with_path(blueprint, self._provider)
+                tree = await EnvironmentBuild(blueprint=blueprint, provider=self._provider, folder=folder).carry_out()
+            except (BoxStartFailed, OSError):
+                await self._find_blueprint(blueprint_id)  # raises Away if its folder is not there
+                raise
+            seconds = round(anyio.current_time() - started, 3)
+            structlog.get_logger().info("environment.built", blueprint=blueprint.id, seconds=seconds)
+            return Built(tree=tree, facts=msgspec.to_builtins(_Description.of(blueprint)))
+
         name = hashlib.sha256(f"{blueprint_id} {self._provider.name}".encode()).hexdigest()[:20]
         try:
-            return await self._cache.get(name, partial(self._build, blueprint_id))
+            return await self._cache.get(name, build)
         except OSError as error:
             raise BoxStartFailed(f"The environment could not be built in {self._folder}: {error}") from error
-
-    async def _build(self, blueprint_id: str, folder: Path) -> Built:
-        started = anyio.current_time()
-        blueprint = await self._find_blueprint(blueprint_id)
-        if blueprint is None:
-            raise NotFound(f"There is no blueprint {blueprint_id!r}: its scenario's folder is gone or was changed.")
-        if blueprint.refusals:
-            raise BoxStartFailed(f"This environment cannot be built here: {text(blueprint.refusals)}.")
-
-        try:
-            blueprint = await with_path(blueprint, self._provider)
-            tree = await EnvironmentBuild(blueprint=blueprint, provider=self._provider, folder=folder).carry_out()
-        except (BoxStartFailed, OSError):
-            await self._find_blueprint(blueprint_id)  # raises Away if its folder is not there
-            raise
-
-        seconds = round(anyio.current_time() - started, 3)
-        structlog.get_logger().info("environment.built", blueprint=blueprint.id, seconds=seconds)
-        description = _Description(
-            blueprint=blueprint.id,
-            working_directory=blueprint.working_directory,
-            environment=dict(blueprint.environment),
-            network=blueprint.network,
-            hosts=blueprint.hosts,
-            setup=(blueprint.setup,) if blueprint.setup is not None else (),
-            healthcheck=blueprint.healthcheck,
-            resources=blueprint.resources,
-        )
-        return Built(tree=tree, facts=msgspec.to_builtins(description))
 
 
 async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
