@@ -38,7 +38,7 @@ from orchestrator.service.definitions.index import (
     scenario_folders,
     sub_folders,
 )
-from orchestrator.service.definitions.self_extracting import MAX_UNPACKED
+from orchestrator.service.definitions.self_extracting import MAX_UNPACKED_BYTES
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
@@ -50,7 +50,7 @@ MAX_KEPT: Final = 256
 MAX_KEPT_BYTES: Final = 64 << 20
 _LOCKS: Final = 16
 #: Bytes from which on two files with the same content cannot have it by chance.
-_TELLING: Final = range(40, MAX_UNPACKED + 1)
+_TELLING: Final = range(40, MAX_UNPACKED_BYTES + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document
 
 BENCHMARK: Final = "benchmark.toml"
 #: Bytes of a custom scorer's script.
-MAX_SCRIPT: Final = 8 << 20
+MAX_SCRIPT_BYTES: Final = 8 << 20
 _KEYS: Final = ("name", "description", "attribution", "metadata", "custom_scorers")
 Stamp = tuple[int, int, int, int]
 """Times of the last change of a file's content and of its state, by its file system's clock; its size; its number."""
@@ -244,7 +244,7 @@ def _read_file(folder: Path) -> BenchmarkFile:
             report.error(BENCHMARK, f"custom_scorers.{kind}", f"{shown(file)} leaves the benchmark's folder")
             continue
         try:
-            scripts[kind] = decoded(read_file(script, MAX_SCRIPT))
+            scripts[kind] = decoded(read_file(script, MAX_SCRIPT_BYTES))
         except OSError as error:
             report.error(BENCHMARK, f"custom_scorers.{kind}", f"{shown(file)} {complaint(error)}")
     return BenchmarkFile(

@@ -21,8 +21,8 @@ from orchestrator.service.diagnostics import clipped, printable
 from orchestrator.service.scoring import rewards
 
 #: Bytes of a folder that is sent, packed and not.
-MAX_PACKED: Final = 32 << 20
-MAX_UNPACKED: Final = 4 * MAX_PACKED
+MAX_PACKED_BYTES: Final = 32 << 20
+MAX_UNPACKED_BYTES: Final = 4 * MAX_PACKED_BYTES
 TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)
 """A value taken from the environment, as Harbor writes it: ${NAME} or ${NAME:-default}."""
 

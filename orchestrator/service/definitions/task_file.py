@@ -97,8 +97,8 @@ class _Reading:
     def scenario(self, identity: str) -> Scenario:
         for name in ("tests", "solution"):
             files = self._files.below(name)
-            if files.size > self_extracting.MAX_UNPACKED:  # and so it is not read
-                size, most = files.size >> 20, self_extracting.MAX_UNPACKED >> 20
+            if files.size > self_extracting.MAX_UNPACKED_BYTES:  # and so it is not read
+                size, most = files.size >> 20, self_extracting.MAX_UNPACKED_BYTES >> 20
                 largest = max(files.nodes, key=lambda node: node.size)
                 why = f"has {size:,} MiB ({largest.path}: {largest.size >> 20:,}); at most {most} fit into a definition"
                 self._report.error(f"{name}/", "", why)
@@ -249,11 +249,11 @@ class _Reading:
 
         A first line of the program that the kernel does not understand goes to `tell`.
         """
-        if files.size > self_extracting.MAX_UNPACKED:  # which was reported
+        if files.size > self_extracting.MAX_UNPACKED_BYTES:  # which was reported
             return b""
 
         def read(node: Node) -> bytes:
-            return self._read(f"{name}/{node.path}", node, self_extracting.MAX_UNPACKED) or b""
+            return self._read(f"{name}/{node.path}", node, self_extracting.MAX_UNPACKED_BYTES) or b""
 
         found = files.find(program)
         if found and found.kind == "file" and (mistake := self_extracting.first_line_mistake(read(found))):
@@ -261,10 +261,9 @@ class _Reading:
         executed = {program, posixpath.normpath(found.target) if found else ""}  # it may be a link to what is executed
         nodes = [replace(node, is_executable=True) if node.path in executed else node for node in files.nodes]
         archive = self_extracting.pack(nodes, read)
-        if len(archive) > self_extracting.MAX_PACKED:
-            why = (
-                f"is {len(archive) >> 20} MiB packed; at most {self_extracting.MAX_PACKED >> 20} fit into a definition"
-            )
+        most = self_extracting.MAX_PACKED_BYTES
+        if len(archive) > most:
+            why = f"is {len(archive) >> 20} MiB packed; at most {most >> 20} fit into a definition"
             self._report.error(f"{name}/", "", why)
             return b""
         return archive

@@ -57,8 +57,8 @@ _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 _MOST: Final = 1_000_000_000
 #: The largest devbox of the published API: cores, GiB of memory and of disk.
 _MAX_CORES: Final = 16
-_MAX_MEMORY: Final = 64
-_MAX_DISK: Final = 64
+_MAX_MEMORY_GIB: Final = 64
+_MAX_DISK_GIB: Final = 64
 _NO_NETWORK: Final = "is missing, so the devbox has no network: write allow_internet = true or false"
 _NOT_PUBLIC: Final = "is not a public address: only an agent's file may name addresses of your own network"
 _NETWORK_MODES: Final = ("public", "no-network", "allowlist")
@@ -266,11 +266,11 @@ class _TaskReader:
         """Return sizes that are large enough: the published API knows few of them, and 2 to 8 GiB a core."""
         if cpus is None and memory_mb is None and storage_mb is None:
             return {}
-        memory = self._rounded("memory_mb", (memory_mb or 2048) / 1024, _MAX_MEMORY)
+        memory = self._rounded("memory_mb", (memory_mb or 2048) / 1024, _MAX_MEMORY_GIB)
         cores = self._rounded("cpus", max(cpus or 1, memory / 8), _MAX_CORES)
         sizes = {"custom_cpu_cores": cores, "custom_gb_memory": max(memory, 2 * cores)}
         if storage_mb is not None:
-            sizes |= {"custom_disk_size": max(2, self._rounded("storage_mb", storage_mb / 1024, _MAX_DISK))}
+            sizes |= {"custom_disk_size": max(2, self._rounded("storage_mb", storage_mb / 1024, _MAX_DISK_GIB))}
         return {"resource_size_request": "CUSTOM_SIZE", **sizes}
 
     def _rounded(self, key: str, wanted: float, most: int) -> int:

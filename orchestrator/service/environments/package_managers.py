@@ -3,7 +3,8 @@
 An install that works for the user in a terminal should work there too. The settings may hold tokens: they are for the
 box that makes a layer, where nothing runs but the agent's own script, and for no other; places to write to are left
 out, for there they are elsewhere. Files are shown as copies, because they are often readable by their owner only,
-who is a stranger in a box. In all other boxes those that lie in /usr are covered. Blocking; call from a worker thread.
+who is a stranger in a box. In all other boxes those that lie in /usr are covered. Functions that are not asynchronous
+block; call them from a worker thread.
 
 npm and pip write where a package came from, and some write the login with it; every agent could read them. So tokens
 are overwritten in what an install made.

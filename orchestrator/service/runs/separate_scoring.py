@@ -23,7 +23,7 @@ from orchestrator.service.devboxes.remains import put, read
 from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import Bind, BoxDied, Command
-from orchestrator.service.scoring.rewards import JSON_FILE, MAX_SIZE, TEXT_FILE
+from orchestrator.service.scoring.rewards import JSON_FILE, MAX_REWARD_BYTES, TEXT_FILE
 from orchestrator.service.scoring.scoring import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
 from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
 
@@ -113,7 +113,9 @@ class Apart:
             return ended
         if read(self.boxes.files, STDOUT, 1) is None:
             put(self.boxes.files, STDOUT, ended.output.encode(), 0o644)
-        return replace(ended, files={path: read(self.boxes.files, path, MAX_SIZE + 1) for path in program.reads})
+        return replace(
+            ended, files={path: read(self.boxes.files, path, MAX_REWARD_BYTES + 1) for path in program.reads}
+        )
 
 
 def _folder(place: Path) -> None:

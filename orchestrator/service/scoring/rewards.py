@@ -26,9 +26,9 @@ TEXT_FILE = "reward.txt"
 #: The name of the score of record, and of a number that came without a name.
 RECORD = "reward"
 #: Bytes of a reward file; more of it than this was never meant.
-MAX_SIZE = 1 << 20
+MAX_REWARD_BYTES = 1 << 20
 #: Bytes and names that a message shows.
-SHOWN = 80
+SHOWN_BYTES = 80
 SHOWN_NAMES = 12
 
 
@@ -63,19 +63,19 @@ def score_of(rewards: Mapping[str, float]) -> float:
     Raises BadReward where there is none, and for one that is no score of ours: Harbor takes any number.
     """
     if RECORD not in rewards and len(rewards) != 1:
-        names = ", ".join(ascii(name)[:SHOWN] for name in list(rewards)[:SHOWN_NAMES])
+        names = ", ".join(ascii(name)[:SHOWN_BYTES] for name in list(rewards)[:SHOWN_NAMES])
         raise WrongReward(f'none of {len(rewards)} rewards is named "{RECORD}", so there is no score: {names}')
     name = RECORD if RECORD in rewards else next(iter(rewards))
     if not 0 <= rewards[name] <= 1:
-        raise WrongReward(f"the reward {ascii(name)[:SHOWN]} is {rewards[name]!r}, and a score is from 0 to 1")
+        raise WrongReward(f"the reward {ascii(name)[:SHOWN_BYTES]} is {rewards[name]!r}, and a score is from 0 to 1")
     return rewards[name] + 0.0  # adding 0 turns -0.0 into 0.0
 
 
 def _judge_size(data: bytes, file: str) -> None:
     if not data:
         raise BadReward(f"/logs/verifier/{file} is empty")
-    if len(data) > MAX_SIZE:
-        raise BadReward(f"/logs/verifier/{file} has more than {MAX_SIZE:,} bytes: {_first(data)}")
+    if len(data) > MAX_REWARD_BYTES:
+        raise BadReward(f"/logs/verifier/{file} has more than {MAX_REWARD_BYTES:,} bytes: {_first(data)}")
 
 
 def _read_json(data: bytes) -> dict[str, float]:
@@ -91,7 +91,7 @@ def _read_json(data: bytes) -> dict[str, float]:
         return {RECORD: _finite(found, JSON_FILE, "", data)}
     if not found:
         raise WrongReward(f"/logs/verifier/{JSON_FILE} names no reward: {_first(data)}")
-    return {name: _finite(value, JSON_FILE, f": {ascii(name)[:SHOWN]}", data) for name, value in found.items()}
+    return {name: _finite(value, JSON_FILE, f": {ascii(name)[:SHOWN_BYTES]}", data) for name, value in found.items()}
 
 
 def _finite(value: Any, file: str, where: str, data: bytes) -> float:
@@ -108,8 +108,8 @@ def _finite(value: Any, file: str, where: str, data: bytes) -> float:
 
 def _first(data: bytes) -> str:
     """Return the first bytes of a file for a message: one line, nothing in it that a terminal obeys."""
-    start = ascii(data[:SHOWN])[1:]
-    return start if len(data) <= SHOWN else start + "..."
+    start = ascii(data[:SHOWN_BYTES])[1:]
+    return start if len(data) <= SHOWN_BYTES else start + "..."
 
 
 def _found(path: str) -> bytes | None:
@@ -117,7 +117,7 @@ def _found(path: str) -> bytes | None:
     if not os.path.isfile(path):  # noqa: PTH113 - one import less in the box
         return None
     with open(path, "rb") as file:  # noqa: PTH123
-        return file.read(MAX_SIZE + 1)
+        return file.read(MAX_REWARD_BYTES + 1)
 
 
 def main(folder: str) -> int:
