@@ -25,19 +25,8 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import UsageError
 from orchestrator.service.content import Contents, Listing, Node, complaint, listing
-from orchestrator.service.definitions.index import (
-    Benchmark,
-    CatalogEntry,
-    CustomScorer,
-    Index,
-    benchmark_folders,
-    is_closed,
-    is_settled,
-    read_benchmark,
-    read_index,
-    scenario_folders,
-    sub_folders,
-)
+from orchestrator.service.definitions import index
+from orchestrator.service.definitions.index import Benchmark, CatalogEntry, CustomScorer, Index
 from orchestrator.service.definitions.self_extracting import MAX_UNPACKED_BYTES
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
@@ -195,9 +184,9 @@ class Catalog:
 
     async def owns(self, identity: str) -> bool:
         """Tell whether the id is one of a benchmark, scenario or scorer here."""
-        index = await run_sync(self._indexed)
-        others = {each.id for each in index.benchmarks} | {each.id for each in index.scorers}
-        return identity in index.entries or identity in others
+        found = await run_sync(self._indexed)
+        others = {each.id for each in found.benchmarks} | {each.id for each in found.scorers}
+        return identity in found.entries or identity in others
 
     async def validation_types(self) -> dict[str, str]:
         """Return the use of each scenario's reference solution, by id: FORWARD if it has files, else UNSPECIFIED."""
@@ -232,14 +221,14 @@ class Catalog:
     def _indexed(self) -> Index:
         with self._index_lock:
             if self._index is None or not self._index.is_current:
-                self._index = index = read_index(self._folders)
-                self._homes |= index.given
-                self._homes |= {entry.id: index.given[entry.benchmark_id] for entry in index.entries.values()}
+                self._index = found = index.read_index(self._folders)
+                self._homes |= found.given
+                self._homes |= {entry.id: found.given[entry.benchmark_id] for entry in found.entries.values()}
             return self._index
 
     def _need_there(self, identity: str) -> None:
         home = self._homes.get(identity)
-        if home is not None and not benchmark_folders(home):
+        if home is not None and not index.benchmark_folders(home):
             raise Away(f"The folder {printable(home)} is not there, or holds no benchmark any more; put it back.")
 
     def _find(self, scenario_id: str) -> Scenario | None:
@@ -258,7 +247,7 @@ class Catalog:
                 scenario = self._cache.get(entry, files.stamps)
                 if scenario is None:
                     scenario = read_scenario(entry.id, entry.folder, entry.context, files)
-                    if is_settled(files.changed_ns, started):
+                    if index.is_settled(files.changed_ns, started):
                         self._cache.put(entry, scenario)
             except OSError as error:
                 self._need_there(entry.id)
@@ -319,7 +308,7 @@ def problems(folder: Path) -> list[Problem]:
     """Return all mistakes in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
     if not folder.is_dir():
         return [Problem("error", printable(folder), "", "is not a folder")]
-    if is_closed(folder):
+    if index.is_closed(folder):
         return [Problem("error", printable(folder), "", "cannot be read: Permission denied")]
     home = folder.resolve()
     found: list[Problem] = []
@@ -331,16 +320,16 @@ def problems(folder: Path) -> list[Problem]:
             inside = [each._replace(file=os.path.join(start, each.file)) for each in inside]  # noqa: PTH118
         found.extend(inside)
 
-    benchmarks = benchmark_folders(home)
-    for each in sub_folders(home) if benchmarks != [home] else ():
-        if is_closed(each):
+    benchmarks = index.benchmark_folders(home)
+    for each in index.sub_folders(home) if benchmarks != [home] else ():
+        if index.is_closed(each):
             add(home, [Problem("error", printable(each.name), "", "cannot be read: Permission denied")])
     if not benchmarks and not found:
         return [Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}")]
     for benchmark in benchmarks:
-        file = read_benchmark(benchmark)
+        file = index.read_benchmark(benchmark)
         add(file.boundary, file.problems)
-        scenarios, others = scenario_folders(benchmark)
+        scenarios, others = index.scenario_folders(benchmark)
         for scenario in scenarios:
             try:
                 files = listing(scenario, file.boundary)

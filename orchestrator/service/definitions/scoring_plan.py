@@ -20,7 +20,7 @@ from typing import Any, Final
 from orchestrator.service.content import Contents, Listing, complaint, decoded
 from orchestrator.service.definitions.task_toml import FILE, Artifact, Collect, Mode, Table
 from orchestrator.service.diagnostics import Report, hint, nearest, shown
-from orchestrator.service.scoring.contract import ScorerType
+from orchestrator.service.scoring.contract import WEIGHT_TOLERANCE, ScorerType
 from orchestrator.service.store import Document
 
 TESTS_PROGRAM: Final = "test.sh"
@@ -114,7 +114,7 @@ class ScorerTables:
             if count > 1:
                 self.report.error(FILE, "scorers", f"the name {name!r} is used more than once")
         known = [weight for weight in weights if weight is not None]
-        if known == weights and not math.isclose(math.fsum(known), 1, abs_tol=1e-6):
+        if known == weights and not math.isclose(math.fsum(known), 1, abs_tol=WEIGHT_TOLERANCE):
             self.report.error(FILE, "scorers", f"the weights must sum to 1, they sum to {math.fsum(known):.9g}")
         return {"scoring_function_parameters": functions}
 

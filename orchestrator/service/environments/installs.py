@@ -206,7 +206,7 @@ class InstallBuild:
             settings = await run_sync(Settings.of_this_machine, folder / "settings")
         else:
             base, root = self.brought.name, folder / "brought"
-            settings = await run_sync(Settings.of_nobody, folder / "nothing")
+            settings = await run_sync(Settings.empty, folder / "nothing")
             await run_sync(self.brought.copy, root)
         spec = BoxSpec(
             id=f"install-{token_hex(6)}",

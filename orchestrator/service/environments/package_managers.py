@@ -167,7 +167,7 @@ class Settings:
         )
 
     @classmethod
-    def of_nobody(cls, nothing: Path) -> Self:
+    def empty(cls, nothing: Path) -> Self:
         """Make those for a box that runs programs of a scenario; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
 
