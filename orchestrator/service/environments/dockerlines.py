@@ -67,21 +67,19 @@ class Lines:
                 text += self._lines[self._at].rstrip()
                 self._at += 1
             keyword, _, rest = re.sub(r"\A(\S+)\s+", r"\1 ", text).partition(" ")
-            found = tuple(self._heredocs(number, rest)) if keyword.upper() in _WITH_HEREDOCS else ()
-            yield Instruction(line=number, keyword=keyword.upper(), rest=rest.strip(), heredocs=found)
-
-    def _heredocs(self, number: int, rest: str) -> Iterator[Heredoc]:
-        for dash, quote, name in _HEREDOC.findall(rest):
-            body: list[str] = []
-            while self._at < len(self._lines):
-                line = self._lines[self._at].lstrip("\t") if dash else self._lines[self._at]
-                self._at += 1
-                if line == name:
-                    break
-                body.append(line + "\n")
-            else:
-                self.mistakes.append((number, f"the here-document has no end: expected a line {name}"))
-            yield Heredoc(name=name, is_quoted=bool(quote), text="".join(body))
+            heredocs: list[Heredoc] = []
+            for dash, quote, name in _HEREDOC.findall(rest) if keyword.upper() in _WITH_HEREDOCS else ():
+                body: list[str] = []
+                while self._at < len(self._lines):
+                    line = self._lines[self._at].lstrip("\t") if dash else self._lines[self._at]
+                    self._at += 1
+                    if line == name:
+                        break
+                    body.append(line + "\n")
+                else:
+                    self.mistakes.append((number, f"the here-document has no end: expected a line {name}"))
+                heredocs.append(Heredoc(name=name, is_quoted=bool(quote), text="".join(body)))
+            yield Instruction(line=number, keyword=keyword.upper(), rest=rest.strip(), heredocs=tuple(heredocs))
 
 
 def without_heredocs(rest: str) -> str:

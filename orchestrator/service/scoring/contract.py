@@ -6,7 +6,7 @@ scenarios is fixed in one go or not at all. The rules are those of the published
 it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import fsum
@@ -191,7 +191,22 @@ def read_contract(document: Any, checks: Checks | None = None) -> tuple[Function
 
     Raises ContractMistaken naming every wrong key.
     """
-    mistakes = list(_disagreements(document))
+    key, mistakes = "scoring_contract.scoring_function_parameters", []
+    functions = document.get("scoring_function_parameters") if isinstance(document, Mapping) else None
+    places: dict[str, list[str]] = {}
+    weights: list[Any] = []
+    for index, entry in enumerate(functions if isinstance(functions, list) else ()):
+        if isinstance(entry, Mapping):
+            weights.append(entry.get("weight"))
+            if isinstance(name := entry.get("name"), str):
+                places.setdefault(name, []).append(f"[{index}]")
+    for name, used in places.items():
+        if len(used) > 1:
+            mistakes.append(f"{key}: the name {name!r} is used by {', '.join(used)}; names must be unique")
+    if weights and all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights):
+        total = fsum(weights)
+        if not abs(total - 1) <= WEIGHT_TOLERANCE:
+            mistakes.append(f"{key}: the weights must sum to 1, they sum to {total:.9g}")
     try:
         contract = Contract.model_validate(document, context=checks)
     except ValidationError as error:
@@ -200,29 +215,6 @@ def read_contract(document: Any, checks: Checks | None = None) -> tuple[Function
     if mistakes:
         raise ContractMistaken(mistakes)
     return tuple(contract.scoring_function_parameters)
-
-
-def _disagreements(document: Any) -> Iterator[str]:
-    """Yield mistakes between functions rather than in one."""
-    key = "scoring_contract.scoring_function_parameters"
-    functions = document.get("scoring_function_parameters") if isinstance(document, Mapping) else None
-    entries = [
-        (index, entry.get("name"), entry.get("weight"))
-        for index, entry in enumerate(functions if isinstance(functions, list) else ())
-        if isinstance(entry, Mapping)
-    ]
-    places: dict[str, list[str]] = {}
-    for index, name, _ in entries:
-        if isinstance(name, str):
-            places.setdefault(name, []).append(f"[{index}]")
-    for name, used in places.items():
-        if len(used) > 1:
-            yield f"{key}: the name {name!r} is used by {', '.join(used)}; names must be unique"
-    weights = [weight for _, _, weight in entries if isinstance(weight, int | float) and not isinstance(weight, bool)]
-    if weights and len(weights) == len(entries):
-        total = fsum(weights)
-        if not abs(total - 1) <= WEIGHT_TOLERANCE:
-            yield f"{key}: the weights must sum to 1, they sum to {total:.9g}"
 
 
 class _Wrong(msgspec.Struct):

@@ -46,7 +46,22 @@ def read_rewards(json_file: bytes | None, text_file: bytes | None) -> Mapping[st
     Raises BadReward.
     """
     if json_file is not None:
-        return _read_json(json_file)
+        _judge_size(json_file, JSON_FILE)
+        try:
+            found = json.loads(json_file.decode("utf-8"))
+        except RecursionError:
+            raise BadReward(f"/logs/verifier/{JSON_FILE} nests too deep: {_first(json_file)}") from None
+        except ValueError as error:
+            why = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"is not JSON ({error})"
+            raise BadReward(f"/logs/verifier/{JSON_FILE} {why}: {_first(json_file)}") from None
+        if not isinstance(found, dict):
+            return {RECORD: _finite(found, JSON_FILE, "", json_file)}
+        if not found:
+            raise WrongReward(f"/logs/verifier/{JSON_FILE} names no reward: {_first(json_file)}")
+        return {
+            name: _finite(value, JSON_FILE, f": {ascii(name)[:SHOWN_BYTES]}", json_file)
+            for name, value in found.items()
+        }
     if text_file is not None:
         _judge_size(text_file, TEXT_FILE)
         try:
@@ -76,22 +91,6 @@ def _judge_size(data: bytes, file: str) -> None:
         raise BadReward(f"/logs/verifier/{file} is empty")
     if len(data) > MAX_REWARD_BYTES:
         raise BadReward(f"/logs/verifier/{file} has more than {MAX_REWARD_BYTES:,} bytes: {_first(data)}")
-
-
-def _read_json(data: bytes) -> dict[str, float]:
-    _judge_size(data, JSON_FILE)
-    try:
-        found = json.loads(data.decode("utf-8"))
-    except RecursionError:
-        raise BadReward(f"/logs/verifier/{JSON_FILE} nests too deep: {_first(data)}") from None
-    except ValueError as error:
-        why = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"is not JSON ({error})"
-        raise BadReward(f"/logs/verifier/{JSON_FILE} {why}: {_first(data)}") from None
-    if not isinstance(found, dict):
-        return {RECORD: _finite(found, JSON_FILE, "", data)}
-    if not found:
-        raise WrongReward(f"/logs/verifier/{JSON_FILE} names no reward: {_first(data)}")
-    return {name: _finite(value, JSON_FILE, f": {ascii(name)[:SHOWN_BYTES]}", data) for name, value in found.items()}
 
 
 def _finite(value: Any, file: str, where: str, data: bytes) -> float:
