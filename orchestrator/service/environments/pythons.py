@@ -290,26 +290,23 @@ def _make_relocatable(tree: Path) -> None:
 
 
 def check_requirements(contents: str) -> None:
-    """Raises ValueError naming each line of a requirements file that may not be installed, and why."""
-    problems = [f"line {number}: {why}" for number, line in _lines(contents) if (why := _problem(line))]
-    if problems:
-        raise ValueError("; ".join(problems))
+    """Raises ValueError naming each line of a requirements file that may not be installed, and why.
 
-
-def _lines(contents: str) -> Iterator[tuple[int, str]]:
-    """Yield logical lines with the number of their first physical one; comments and empty lines left out."""
+    A line that continues is named by the number of its first one.
+    """
+    lines: list[tuple[int, str]] = []
     pending, start = "", 0
     for number, line in enumerate(contents.splitlines(), 1):
         start = start if pending else number
         if line.endswith("\\") and not line.lstrip().startswith("#"):
             pending += line[:-1]
-            continue
-        logical = re.sub(r"(^|\s+)#.*$", "", pending + line).strip()
-        pending = ""
-        if logical:
-            yield start, logical
-    if pending.strip():
-        yield start, pending.strip()
+        else:
+            lines.append((start, re.sub(r"(^|\s+)#.*$", "", pending + line).strip()))
+            pending = ""
+    lines.append((start, pending.strip()))
+    problems = [f"line {number}: {why}" for number, line in lines if line and (why := _problem(line))]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _problem(line: str) -> str | None:
