@@ -29,9 +29,9 @@ from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import NetworkPolicies
+from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
-from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.user_cache import cache_folder
+from orchestrator.service.environments.installs import Installs
 from orchestrator.service.http import benchmarks, devboxes, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.environments.pythons import PythonEnvironments
-from orchestrator.service.environments.requirements import check_requirements
+from orchestrator.service.environments.pythons import PythonEnvironments, check_requirements
 from orchestrator.service.sandbox.provider import BoxStartFailed
 
 pytestmark = pytest.mark.anyio

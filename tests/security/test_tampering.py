@@ -11,8 +11,7 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.commands import run, write_file
 from orchestrator.service.sandbox.pipes import Drain, OutputPipe
 from orchestrator.service.sandbox.provider import Command, shell
-from orchestrator.service.scoring.scorers import InPlace
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import InPlace, Scoring
 
 pytestmark = pytest.mark.anyio
 Boot = Callable[..., Awaitable[AgentBox]]

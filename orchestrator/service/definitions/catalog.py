@@ -25,24 +25,13 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import UsageError
 from orchestrator.service.content import Contents, Listing, Node, complaint, listing
-from orchestrator.service.definitions.index import (
-    Benchmark,
-    CatalogEntry,
-    CustomScorer,
-    Index,
-    benchmark_folders,
-    is_closed,
-    is_settled,
-    read_benchmark,
-    read_index,
-    scenario_folders,
-    sub_folders,
-)
-from orchestrator.service.definitions.self_extracting import MAX_UNPACKED
+from orchestrator.service.definitions import index
+from orchestrator.service.definitions.index import Benchmark, CatalogEntry, CustomScorer, Index
+from orchestrator.service.definitions.self_extracting import MAX_UNPACKED_BYTES
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
-from orchestrator.service.environments.builds import Blueprint
+from orchestrator.service.environments.environments import Blueprint
 from orchestrator.service.errors import Away, BadRequest
 from orchestrator.service.store import Document
 
@@ -50,7 +39,7 @@ MAX_KEPT: Final = 256
 MAX_KEPT_BYTES: Final = 64 << 20
 _LOCKS: Final = 16
 #: Bytes from which on two files with the same content cannot have it by chance.
-_TELLING: Final = range(40, MAX_UNPACKED + 1)
+_TELLING: Final = range(40, MAX_UNPACKED_BYTES + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +84,15 @@ class Catalog:
         self._homes: dict[str, Path] = {}
 
     async def benchmarks(self) -> list[Benchmark]:
-        """All benchmarks with the names of their scenarios."""
+        """Return all benchmarks with the names of their scenarios."""
         return list((await run_sync(self._indexed)).benchmarks)
 
     async def entries(self) -> list[CatalogEntry]:
-        """All scenarios by name, in the order of their benchmarks."""
+        """Return all scenarios by name, in the order of their benchmarks."""
         return list((await run_sync(self._indexed)).entries.values())
 
     async def scenario(self, scenario_id: str) -> Document | None:
-        """One scenario as the wire shows it; None if it does not exist.
+        """Return one scenario as the wire shows it; None if it does not exist.
 
         Keys that the wire does not show: `_parts` are digests of its parts by name, `_scorers` the scripts of its
         custom scorers, `_scoring` is its ScoringPlan, `_unsupported` the reason, if any, why it cannot run here. All
@@ -122,44 +111,85 @@ class Catalog:
         """Raise Away if the benchmark or scenario was in a folder that is not there now."""
         await run_sync(self._need_there, identity)
 
-    async def scenarios(self, ids: Iterable[str]) -> dict[str, Document]:
-        """The scenarios that are here and usable, by id; the others are left out and logged."""
-        return await run_sync(self._usable, tuple(ids))
+    async def scenarios(self, ids: Sequence[str]) -> dict[str, Document]:
+        """Return the scenarios that are here and usable, by id; the others are left out and logged."""
 
-    async def listed(self, ids: Iterable[str], choice: Choice = EVERYTHING) -> dict[str, Document]:
-        """All scenarios that are here, by id.
+        def look() -> dict[str, Document]:
+            entries, usable = self._indexed().entries, {}
+            for identity in ids:
+                entry = entries.get(identity)
+                if entry is None:
+                    continue
+                try:
+                    scenario = self._read(entry)
+                    mistakes = text(scenario.errors)
+                except (BadRequest, Away) as error:
+                    mistakes = error.message
+                if mistakes:
+                    self._tell(entry, mistakes)
+                else:
+                    usable[identity] = copy.deepcopy(scenario.view)
+            return usable
+
+        return await run_sync(look)
+
+    async def listed(self, ids: Sequence[str], choice: Choice = EVERYTHING) -> dict[str, Document]:
+        """Return all scenarios that are here, by id.
 
         A scenario that cannot run has the reason in its metadata, as `unsupported`. One that is not usable, or not
         chosen and so not read, has its names and nothing else.
         """
-        return await run_sync(self._listed, tuple(ids), choice)
+
+        def look() -> dict[str, Document]:
+            entries, listed = self._indexed().entries, {}
+            for entry in filter(None, map(entries.get, ids)):
+                if not choice.takes(entry):
+                    listed[entry.id] = _stub(entry, "it is left out, and so it was not read")
+                    continue
+                try:
+                    scenario = self._read(entry)
+                except BadRequest as error:
+                    listed[entry.id] = _stub(entry, error.message)
+                except Away as error:
+                    self._tell(entry, error.message)
+                except Exception as error:  # noqa: BLE001 - one folder's failure hides no other
+                    structlog.get_logger().exception("scenario.unreadable", folder=printable(entry.folder))
+                    listed[entry.id] = _stub(entry, f"It cannot be read: {printable(repr(error))}.")
+                else:
+                    if scenario.errors:
+                        listed[entry.id] = _stub(entry, few(scenario.errors), scenario.digest)
+                    else:
+                        listed[entry.id] = copy.deepcopy(scenario.view)
+            return listed
+
+        return await run_sync(look)
 
     async def folder(self, scenario_id: str) -> Path | None:
-        """The folder of a scenario; None if it does not exist."""
+        """Return the folder of a scenario; None if it does not exist."""
         entry = (await run_sync(self._indexed)).entries.get(scenario_id)
         return entry.folder if entry else None
 
     async def others(self, ids: Iterable[str]) -> list[str]:
-        """The ids that are not of a scenario here, in their order."""
+        """Return the ids that are not of a scenario here, in their order."""
         entries = (await run_sync(self._indexed)).entries
         return [identity for identity in ids if identity not in entries]
 
     async def custom_scorers(self) -> dict[str, str]:
-        """Bash scripts by the type they are registered for."""
+        """Return bash scripts by the type they are registered for."""
         return dict((await run_sync(self._indexed)).custom_scorers)
 
     async def scorers(self) -> list[CustomScorer]:
-        """The same as records."""
+        """Return the same as records."""
         return (await run_sync(self._indexed)).scorers
 
     async def owns(self, identity: str) -> bool:
         """Tell whether the id is one of a benchmark, scenario or scorer here."""
-        index = await run_sync(self._indexed)
-        others = {each.id for each in index.benchmarks} | {each.id for each in index.scorers}
-        return identity in index.entries or identity in others
+        found = await run_sync(self._indexed)
+        others = {each.id for each in found.benchmarks} | {each.id for each in found.scorers}
+        return identity in found.entries or identity in others
 
     async def validation_types(self) -> dict[str, str]:
-        """The way each scenario's reference solution is applied, by id: FORWARD if it has files, else UNSPECIFIED."""
+        """Return the use of each scenario's reference solution, by id: FORWARD if it has files, else UNSPECIFIED."""
 
         def look() -> dict[str, str]:
             types = {}
@@ -172,20 +202,33 @@ class Catalog:
         return await run_sync(look)
 
     async def blueprint(self, blueprint_id: str) -> Blueprint | None:
-        """The environment with this id; None if no scenario has it, or not any more."""
-        return await run_sync(self._find_blueprint, blueprint_id)
+        """Return the environment with this id; None if no scenario has it, or not any more."""
+
+        def look() -> Blueprint | None:
+            known = self._blueprints.get(blueprint_id)
+            scenario = self._find(known) if known else None
+            if scenario and scenario.blueprint.id == blueprint_id:
+                return scenario.blueprint
+            for entry in self._indexed().entries.values():  # slow, and only for an id that no scenario read so far has
+                with suppress(BadRequest, Away):
+                    blueprint = self._read(entry).blueprint
+                    if blueprint.id == blueprint_id:
+                        return blueprint
+            return None
+
+        return await run_sync(look)
 
     def _indexed(self) -> Index:
         with self._index_lock:
             if self._index is None or not self._index.is_current:
-                self._index = index = read_index(self._folders)
-                self._homes |= index.given
-                self._homes |= {entry.id: index.given[entry.benchmark_id] for entry in index.entries.values()}
+                self._index = found = index.read_index(self._folders)
+                self._homes |= found.given
+                self._homes |= {entry.id: found.given[entry.benchmark_id] for entry in found.entries.values()}
             return self._index
 
     def _need_there(self, identity: str) -> None:
         home = self._homes.get(identity)
-        if home is not None and not benchmark_folders(home):
+        if home is not None and not index.benchmark_folders(home):
             raise Away(f"The folder {printable(home)} is not there, or holds no benchmark any more; put it back.")
 
     def _find(self, scenario_id: str) -> Scenario | None:
@@ -204,7 +247,7 @@ class Catalog:
                 scenario = self._cache.get(entry, files.stamps)
                 if scenario is None:
                     scenario = read_scenario(entry.id, entry.folder, entry.context, files)
-                    if is_settled(files.changed_ns, started):
+                    if index.is_settled(files.changed_ns, started):
                         self._cache.put(entry, scenario)
             except OSError as error:
                 self._need_there(entry.id)
@@ -212,62 +255,11 @@ class Catalog:
             self._blueprints[scenario.blueprint.id] = entry.id
             return scenario
 
-    def _usable(self, ids: Sequence[str]) -> dict[str, Document]:
-        entries, usable = self._indexed().entries, {}
-        for identity in ids:
-            entry = entries.get(identity)
-            if entry is None:
-                continue
-            try:
-                scenario = self._read(entry)
-                mistakes = text(scenario.errors)
-            except (BadRequest, Away) as error:
-                mistakes = error.message
-            if mistakes:
-                self._tell(entry, mistakes)
-            else:
-                usable[identity] = copy.deepcopy(scenario.view)
-        return usable
-
-    def _listed(self, ids: Sequence[str], choice: Choice) -> dict[str, Document]:
-        entries, listed = self._indexed().entries, {}
-        for entry in filter(None, map(entries.get, ids)):
-            if not choice.takes(entry):
-                listed[entry.id] = _stub(entry, "it is left out, and so it was not read")
-                continue
-            try:
-                scenario = self._read(entry)
-            except BadRequest as error:
-                listed[entry.id] = _stub(entry, error.message)
-            except Away as error:
-                self._tell(entry, error.message)
-            except Exception as error:  # noqa: BLE001 - one folder's failure hides no other
-                structlog.get_logger().exception("scenario.unreadable", folder=printable(entry.folder))
-                listed[entry.id] = _stub(entry, f"It cannot be read: {printable(repr(error))}.")
-            else:
-                if scenario.errors:
-                    listed[entry.id] = _stub(entry, few(scenario.errors), scenario.digest)
-                else:
-                    listed[entry.id] = copy.deepcopy(scenario.view)
-        return listed
-
     def _tell(self, entry: CatalogEntry, mistakes: str) -> None:
         """Log a broken scenario once, not at every list."""
         if (entry.id, mistakes) not in self._told:
             self._told.add((entry.id, mistakes))
             structlog.get_logger().warning("scenario.broken", folder=printable(entry.folder), mistakes=mistakes)
-
-    def _find_blueprint(self, blueprint_id: str) -> Blueprint | None:
-        known = self._blueprints.get(blueprint_id)
-        scenario = self._find(known) if known else None
-        if scenario and scenario.blueprint.id == blueprint_id:
-            return scenario.blueprint
-        for entry in self._indexed().entries.values():  # slow, and only for an id that no scenario read so far has
-            with suppress(BadRequest, Away):
-                blueprint = self._read(entry).blueprint
-                if blueprint.id == blueprint_id:
-                    return blueprint
-        return None
 
 
 class _ScenarioCache:
@@ -297,7 +289,7 @@ class _ScenarioCache:
 
 
 def _stub(entry: CatalogEntry, reason: str, digest: str = "") -> Document:
-    """The place of a scenario in a list that cannot show more of it."""
+    """Return the place of a scenario in a list that cannot show more of it."""
     metadata = {"benchmark": entry.context.benchmark, "source": "folder", "unsupported": reason, "digest": digest}
     return {
         "id": entry.id,
@@ -313,10 +305,10 @@ def _stub(entry: CatalogEntry, reason: str, digest: str = "") -> Document:
 
 
 def problems(folder: Path) -> list[Problem]:
-    """All mistakes in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
+    """Return all mistakes in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
     if not folder.is_dir():
         return [Problem("error", printable(folder), "", "is not a folder")]
-    if is_closed(folder):
+    if index.is_closed(folder):
         return [Problem("error", printable(folder), "", "cannot be read: Permission denied")]
     home = folder.resolve()
     found: list[Problem] = []
@@ -328,16 +320,16 @@ def problems(folder: Path) -> list[Problem]:
             inside = [each._replace(file=os.path.join(start, each.file)) for each in inside]  # noqa: PTH118
         found.extend(inside)
 
-    benchmarks = benchmark_folders(home)
-    for each in sub_folders(home) if benchmarks != [home] else ():
-        if is_closed(each):
+    benchmarks = index.benchmark_folders(home)
+    for each in index.sub_folders(home) if benchmarks != [home] else ():
+        if index.is_closed(each):
             add(home, [Problem("error", printable(each.name), "", "cannot be read: Permission denied")])
     if not benchmarks and not found:
         return [Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}")]
     for benchmark in benchmarks:
-        file = read_benchmark(benchmark)
+        file = index.read_benchmark(benchmark)
         add(file.boundary, file.problems)
-        scenarios, others = scenario_folders(benchmark)
+        scenarios, others = index.scenario_folders(benchmark)
         for scenario in scenarios:
             try:
                 files = listing(scenario, file.boundary)
@@ -352,7 +344,7 @@ def problems(folder: Path) -> list[Problem]:
 
 
 def _leaks(files: Listing) -> Iterator[Problem]:
-    """Files of tests or solutions that the agent would find in its environment. Only files of one size are read."""
+    """Yield files of tests or solutions that the agent would find in its environment; reads only files of one size."""
     shown: defaultdict[int, list[Node]] = defaultdict(list)
     hidden: list[Node] = []
     for node in files.nodes:

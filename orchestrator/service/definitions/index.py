@@ -32,7 +32,7 @@ from orchestrator.service.store import BENCHMARKS, SCENARIOS, SCORERS, Document
 
 BENCHMARK: Final = "benchmark.toml"
 #: Bytes of a custom scorer's script.
-MAX_SCRIPT: Final = 8 << 20
+MAX_SCRIPT_BYTES: Final = 8 << 20
 _KEYS: Final = ("name", "description", "attribution", "metadata", "custom_scorers")
 Stamp = tuple[int, int, int, int]
 """Times of the last change of a file's content and of its state, by its file system's clock; its size; its number."""
@@ -235,13 +235,25 @@ def _read_file(folder: Path) -> BenchmarkFile:
     name = _string(document, "name", report) or printable(own)
     if name != own and "name" not in document:
         report.error(BENCHMARK, "name", f"the folder's name {name} cannot stand for it: write another one here")
+    description, attribution = (_string(document, key, report) for key in ("description", "attribution"))
+    metadata = _strings(document, "metadata", report)
+    scripts = {}
+    for kind, file in scorers.items():
+        script = Path(os.path.realpath(folder / file))  # unlike `resolve`, it survives links that go round in circles
+        if not script.is_relative_to(os.path.realpath(folder)):
+            report.error(BENCHMARK, f"custom_scorers.{kind}", f"{shown(file)} leaves the benchmark's folder")
+            continue
+        try:
+            scripts[kind] = decoded(read_file(script, MAX_SCRIPT_BYTES))
+        except OSError as error:
+            report.error(BENCHMARK, f"custom_scorers.{kind}", f"{shown(file)} {complaint(error)}")
     return BenchmarkFile(
         name=name,
         boundary=folder,
-        description=_string(document, "description", report),
-        attribution=_string(document, "attribution", report),
-        metadata=_strings(document, "metadata", report),
-        custom_scorers=_scripts(folder, scorers, report),
+        description=description,
+        attribution=attribution,
+        metadata=metadata,
+        custom_scorers=scripts,
         problems=tuple(report.problems),
         sources=(path, *(folder / file for file in scorers.values())),
     )
@@ -264,21 +276,6 @@ def _strings(document: Mapping[str, Any], key: str, report: Report) -> dict[str,
         if not isinstance(each, str):
             report.error(BENCHMARK, f"{key}.{name}", f"expected a string, got {shown(each)}")
     return {name: each for name, each in value.items() if isinstance(each, str)}
-
-
-def _scripts(folder: Path, scorers: Mapping[str, str], report: Report) -> dict[str, str]:
-    scripts = {}
-    for kind, file in scorers.items():
-        key = f"custom_scorers.{kind}"
-        path = Path(os.path.realpath(folder / file))  # unlike `resolve`, it survives links that go round in circles
-        if not path.is_relative_to(os.path.realpath(folder)):
-            report.error(BENCHMARK, key, f"{shown(file)} leaves the benchmark's folder")
-            continue
-        try:
-            scripts[kind] = decoded(read_file(path, MAX_SCRIPT))
-        except OSError as error:
-            report.error(BENCHMARK, key, f"{shown(file)} {complaint(error)}")
-    return scripts
 
 
 def is_settled(changed_ns: int, read_ns: int) -> bool:

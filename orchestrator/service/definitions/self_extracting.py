@@ -12,7 +12,6 @@ import shlex
 import tarfile
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -22,8 +21,8 @@ from orchestrator.service.diagnostics import clipped, printable
 from orchestrator.service.scoring import rewards
 
 #: Bytes of a folder that is sent, packed and not.
-MAX_PACKED: Final = 32 << 20
-MAX_UNPACKED: Final = 4 * MAX_PACKED
+MAX_PACKED_BYTES: Final = 32 << 20
+MAX_UNPACKED_BYTES: Final = 4 * MAX_PACKED_BYTES
 TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\}", re.DOTALL)
 """A value taken from the environment, as Harbor writes it: ${NAME} or ${NAME:-default}."""
 
@@ -116,7 +115,7 @@ fi
 
 
 def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
-    """A tar.gz of the nodes, whose files `read` gives; the same bytes for the same content."""
+    """Pack a tar.gz of the nodes, whose files `read` gives; the same bytes for the same content."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for node in nodes:
@@ -136,7 +135,7 @@ def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
 
 
 def solution_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
-    """A script that unpacks `solution/` to /solution and executes its solve.sh in the working directory.
+    """Return a script that unpacks `solution/` to /solution and executes its solve.sh in the working directory.
 
     solve.sh is executed as a file, so that its `#!` line counts; without one, bash executes it.
     """
@@ -145,22 +144,18 @@ def solution_script(archive: bytes, *, working_directory: str, variables: Mappin
 
 
 def tests_script(archive: bytes, *, working_directory: str, variables: Mapping[str, str]) -> str:
-    """A script that unpacks `tests/` to /tests, executes its test.sh and prints the reward that it wrote.
+    """Return a script that unpacks `tests/` to /tests, executes its test.sh and prints the reward that it wrote.
 
     It prints `rewards={...}`, one line of JSON, and then `score=x` (`scoring.rewards`); without Python in the box the
     first line may be missing. Its status is not 0, and it says why, when there is no reward that can be read.
     """
     head = _head(archive, "/tests", "executes test.sh and prints the score", working_directory, variables)
-    return f"{head}{_TEST}{_reader()}{_TEST_WITHOUT_PYTHON}"
-
-
-@cache
-def _reader() -> str:
-    return Path(rewards.__file__).read_text(encoding="utf-8").rstrip("\n")
+    reader = Path(rewards.__file__).read_text(encoding="utf-8").rstrip("\n")
+    return f"{head}{_TEST}{reader}{_TEST_WITHOUT_PYTHON}"
 
 
 def first_line_mistake(program: bytes) -> str | None:
-    """The mistake in a program's first line, which names its interpreter to the kernel; None if there is none."""
+    """Return the mistake, if any, in a program's first line, which names its interpreter to the kernel."""
     first = program.partition(b"\n")[0]
     if first.startswith(b"#!") and first.endswith(b"\r"):
         called = printable(first[2:].decode(errors="replace").strip(" "))
@@ -181,7 +176,7 @@ def _head(archive: bytes, folder: str, purpose: str, working_directory: str, var
 
 
 def export(name: str, value: str) -> str:
-    """A line of bash that exports a variable; a template is filled in from the variables of the box."""
+    """Return a line of bash that exports a variable; a template is filled in from the variables of the box."""
     found = TEMPLATE.fullmatch(value)
     if not found:
         return f"export {name}={shlex.quote(value)}"

@@ -7,26 +7,30 @@ its environment here does not forbid reading it: the definition is right, and an
 import hashlib
 import math
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import orjson
+
 from orchestrator.service.content import MAX_TOML, Contents, Listing, Node, complaint, decoded, digest, is_utf8, listing
-from orchestrator.service.definitions.blueprints import read_blueprint
-from orchestrator.service.definitions.scoring_plan import TESTS_PROGRAM, ScoringPlan, Tests
-from orchestrator.service.definitions.self_extracting import (
-    MAX_PACKED,
-    MAX_UNPACKED,
-    first_line_mistake,
-    pack,
-    solution_script,
-    tests_script,
+from orchestrator.service.definitions import self_extracting
+from orchestrator.service.definitions.scoring_plan import (
+    MAX_TEXT_BYTES,
+    TESTS_PROGRAM,
+    ScorerTables,
+    ScoringPlan,
+    Tests,
 )
-from orchestrator.service.definitions.task_scorers import MAX_TEXT, ScorerTables
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.diagnostics import Problem, Report, few, printable
-from orchestrator.service.environments.builds import COMPOSE, Blueprint
+from orchestrator.service.environments.dockerfile import FILE as DOCKERFILE
+from orchestrator.service.environments.dockerfile import WORKING_DIRECTORY, Copy, Recipe, read_dockerfile
+from orchestrator.service.environments.dockerlines import Mistake
+from orchestrator.service.environments.environments import COMPOSE, MAX_SOURCE_BYTES, SETUP, Blueprint, copyable
+from orchestrator.service.sandbox.folders import SYSTEM
+from orchestrator.service.sandbox.provider import Resources
 from orchestrator.service.store import Document
 
 STATEMENT: Final = "instruction.md"
@@ -35,6 +39,9 @@ PARTS: Final = (FILE, STATEMENT, "environment", "tests", "solution")
 #: In Harbor's tasks, the work of an agent before it begins.
 TRAJECTORY: Final = "trajectory.json"
 SOLUTION_PROGRAM: Final = "solve.sh"
+#: Changes when the same environment would be built in another way.
+_BLUEPRINT_VERSION: Final = 1
+_MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +97,8 @@ class _Reading:
     def scenario(self, identity: str) -> Scenario:
         for name in ("tests", "solution"):
             files = self._files.below(name)
-            if files.size > MAX_UNPACKED:  # and so it is not read
-                size, most = files.size >> 20, MAX_UNPACKED >> 20
+            if files.size > self_extracting.MAX_UNPACKED_BYTES:  # and so it is not read
+                size, most = files.size >> 20, self_extracting.MAX_UNPACKED_BYTES >> 20
                 largest = max(files.nodes, key=lambda node: node.size)
                 why = f"has {size:,} MiB ({largest.path}: {largest.size >> 20:,}); at most {most} fit into a definition"
                 self._report.error(f"{name}/", "", why)
@@ -122,7 +129,7 @@ class _Reading:
         )
 
     def _statement(self) -> str:
-        data = self._file(STATEMENT, MAX_TEXT)
+        data = self._file(STATEMENT, MAX_TEXT_BYTES)
         try:
             statement = decoded(data or b"")
         except OSError as error:
@@ -150,7 +157,7 @@ class _Reading:
             return None
 
     def _view(self, identity: str, task: Task, statement: str, blueprint: Blueprint) -> tuple[str, Document]:
-        """The scenario's digest, and the document of it that `Catalog.scenario` describes."""
+        """Return the scenario's digest, and the document of it that `Catalog.scenario` describes."""
         environment: Document = {"blueprint_id": blueprint.id, "working_directory": blueprint.working_directory}
         if task.launch_parameters:
             environment |= {"launch_parameters": task.launch_parameters}
@@ -194,10 +201,12 @@ class _Reading:
             self._report.error(program, "", "is missing, though solution/ has other files")
             return None
         archive = self._packed("solution", files, SOLUTION_PROGRAM, self._report.warn)
-        return solution_script(archive, working_directory=working_directory, variables=task.solution_env)
+        return self_extracting.solution_script(
+            archive, working_directory=working_directory, variables=task.solution_env
+        )
 
     def _scoring(self, task: Task, working_directory: str) -> tuple[ScoringPlan, Document]:
-        """The plan and the contract of the same scoring: tests/test.sh, or the [[scorers]] in its place."""
+        """Return the plan and the contract of the same scoring: tests/test.sh, or the [[scorers]] in its place."""
         files, tests, report = self._files.below("tests"), None, self._report
         images = [(FILE, "verifier.environment.docker_image")] if task.verifier_image is not None else []
         images += [(f"tests/{name}", "") for name in ("Dockerfile", *COMPOSE) if files.find(name)]
@@ -220,7 +229,9 @@ class _Reading:
                 report.error(f"tests/{TESTS_PROGRAM}", "", why)
             archive = self._packed("tests", files, TESTS_PROGRAM, report.error)
             tests = Tests(archive=archive, variables=task.verifier_env)
-            script = tests_script(archive, working_directory=working_directory, variables=task.verifier_env)
+            script = self_extracting.tests_script(
+                archive, working_directory=working_directory, variables=task.verifier_env
+            )
             scorer = {"type": "bash_script_scorer", "bash_script": script}
             contract = {"scoring_function_parameters": [{"name": "tests", "weight": 1.0, "scorer": scorer}]}
         plan = ScoringPlan(
@@ -238,26 +249,27 @@ class _Reading:
 
         A first line of the program that the kernel does not understand goes to `tell`.
         """
-        if files.size > MAX_UNPACKED:  # which was reported
+        if files.size > self_extracting.MAX_UNPACKED_BYTES:  # which was reported
             return b""
 
         def read(node: Node) -> bytes:
-            return self._read(f"{name}/{node.path}", node, MAX_UNPACKED) or b""
+            return self._read(f"{name}/{node.path}", node, self_extracting.MAX_UNPACKED_BYTES) or b""
 
         found = files.find(program)
-        if found and found.kind == "file" and (mistake := first_line_mistake(read(found))):
+        if found and found.kind == "file" and (mistake := self_extracting.first_line_mistake(read(found))):
             tell(f"{name}/{program}", "line 1", mistake)
         executed = {program, posixpath.normpath(found.target) if found else ""}  # it may be a link to what is executed
         nodes = [replace(node, is_executable=True) if node.path in executed else node for node in files.nodes]
-        archive = pack(nodes, read)
-        if len(archive) > MAX_PACKED:
-            why = f"is {len(archive) >> 20} MiB packed; at most {MAX_PACKED >> 20} fit into a definition"
+        archive = self_extracting.pack(nodes, read)
+        most = self_extracting.MAX_PACKED_BYTES
+        if len(archive) > most:
+            why = f"is {len(archive) >> 20} MiB packed; at most {most >> 20} fit into a definition"
             self._report.error(f"{name}/", "", why)
             return b""
         return archive
 
     def _digests(self, scripts: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """The digest of all parts of the scenario, and those of each by its name, which tells people where to look.
+        """Return the digest of all parts of the scenario, and those of each by its name, for people to look at.
 
         A custom scorer's script, kept beside the folder, decides scores too.
         """
@@ -265,12 +277,7 @@ class _Reading:
         nodes = [node for node in self._files.nodes if node.path.partition("/")[0] in parts]
         for node in nodes:
             parts[node.path.partition("/")[0]].append(node)
-            try:
-                if node.kind == "file":
-                    self._contents.hash(node)
-            except OSError as error:
-                self._report.error(node.path, "", complaint(error))
-                self._contents.skip(node)
+        _hash(nodes, self._contents, self._report)
 
         whole = hashlib.sha256(digest(nodes, self._contents.digests).encode())
         digests: dict[str, str] = {}
@@ -284,3 +291,133 @@ class _Reading:
 def _has_program(files: Listing, name: str) -> bool:
     node = files.find(name)
     return node is not None and node.kind != "folder"
+
+
+def read_blueprint(task: Task, files: Listing, report: Report, contents: Contents) -> Blueprint:
+    """Read `environment/`, whose files are `files`; what forbids building it goes to `report` and into the blueprint.
+
+    `contents` are the scenario's files read already.
+    """
+    own, usual = Report(), Resources()
+    resources = Resources(  # as asked for; the wire's sizes are coarser
+        cpus=task.cpus or usual.cpus,
+        memory=int((task.memory_mb or usual.memory / _MIB) * _MIB),
+        disk=int((task.storage_mb or usual.disk / _MIB) * _MIB),
+    )
+    for key, why in task.refusals:
+        if key.startswith("environment."):
+            own.error(FILE, key, why)
+    if task.workdir and task.workdir.split("/")[1] in SYSTEM:
+        own.error(FILE, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
+
+    recipe = _recipe(task, files, contents, own)
+    setup = _setup(files, recipe, contents, own)
+    if files.size > resources.disk:  # and so it is not read
+        why = f"has {files.size:,} bytes, and a devbox's disk {resources.disk:,}"
+        own.error("environment/", "", f"{why}: raise environment.storage_mb in {FILE}")
+        for node in files.nodes:
+            contents.skip(node)
+    else:
+        _hash(files.nodes, contents, own, "environment/")
+    report.problems += own.problems
+
+    working_directory = task.workdir or recipe.working_directory
+    environment = {**recipe.environment, **task.variables}
+    content = digest(files.nodes, contents.digests)
+    known = [_BLUEPRINT_VERSION, content, working_directory, environment]
+    known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [task.healthcheck] if task.healthcheck else []
+    known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
+    return Blueprint(
+        id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
+        files=files,
+        content=content,
+        steps=recipe.steps,
+        working_directory=working_directory,
+        environment=environment,
+        network=task.network,
+        hosts=task.hosts,
+        setup=setup,
+        healthcheck=task.healthcheck,
+        resources=resources,
+        build_timeout=task.build_timeout,
+        refusals=tuple(own.errors),
+    )
+
+
+def _recipe(task: Task, files: Listing, contents: Contents, report: Report) -> Recipe:
+    """Read the Dockerfile; without one, the files of `environment/` appear in the working directory."""
+    for name in COMPOSE:
+        if files.find(name):
+            why = "several containers are not supported: describe one in a Dockerfile"
+            report.error(f"environment/{name}", "", why)
+    for path, why in files.faults:
+        report.error(f"environment/{path}", "", why)
+
+    dockerfile = _text(files, "Dockerfile", contents, report)
+    if dockerfile is None:
+        if task.docker_image:
+            report.error(
+                FILE,
+                "environment.docker_image",
+                f"{task.docker_image} cannot be fetched: put what it holds into environment/, with a Dockerfile if it "
+                "takes more than copying, and leave the key out",
+            )
+        target = task.workdir or WORKING_DIRECTORY
+        copy = Copy(line=0, text="", sources=(".",), target=target, is_folder=True)
+        return Recipe(steps=(copy,), working_directory=target)
+
+    if task.docker_image:
+        report.note(FILE, "environment.docker_image", "not fetched: the environment is built from the Dockerfile")
+    recipe = read_dockerfile(dockerfile, report)
+    has_setup = files.find(SETUP) is not None and not recipe.owns_setup
+    try:
+        available = copyable(files, contents, has_setup=has_setup)
+    except (Mistake, OSError) as error:
+        report.error("environment/.dockerignore", "", str(error) if isinstance(error, Mistake) else complaint(error))
+        return recipe
+    for step in recipe.steps:
+        if isinstance(step, Copy):
+            try:
+                available.select(step)
+            except Mistake as mistake:
+                report.error(DOCKERFILE, f"line {step.line}", f"{step.text}: {mistake}")
+    return recipe
+
+
+def _setup(files: Listing, recipe: Recipe, contents: Contents, report: Report) -> str | None:
+    """Read the script that runs in each devbox; None if the Dockerfile uses it."""
+    if recipe.owns_setup:
+        if files.find(SETUP):
+            report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
+        return None
+    script = _text(files, SETUP, contents, report)
+    if script is not None and (mistake := self_extracting.first_line_mistake(script.encode())):
+        report.error(f"environment/{SETUP}", "line 1", mistake)
+    return script
+
+
+def _hash(nodes: Iterable[Node], contents: Contents, report: Report, base: str = "") -> None:
+    """Hash files for a digest; their paths start at the folder `base` of the scenario."""
+    for node in nodes:
+        try:
+            if node.kind == "file":
+                contents.hash(node)
+        except OSError as error:
+            report.error(f"{base}{node.path}", "", complaint(error))
+            contents.skip(node)
+
+
+def _text(files: Listing, name: str, contents: Contents, report: Report) -> str | None:
+    """Read a file of `environment/` as text; None if it is not there, or cannot be read."""
+    node = files.find(name)
+    if node is None:
+        return None
+    try:
+        return contents.read(node, MAX_SOURCE_BYTES).decode()
+    except OSError as error:
+        report.error(f"environment/{name}", "", complaint(error))
+        contents.skip(node)
+    except UnicodeDecodeError as error:
+        report.error(f"environment/{name}", "", f"is not UTF-8 text: {error.reason} at byte {error.start}")
+    return None

@@ -2,17 +2,16 @@
 
 An unknown key is Harbor's, present or future, and causes a warning only: a foreign task must stay readable. A key that
 is nearly a known one is a mistake, because a time limit that silently does not apply costs a night.
-Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` is ours.
+Source of the keys: Harbor's task format, schema 1.0 to 1.4; `[[scorers]]` and the scoring mode `live` are ours.
 """
 
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from orchestrator.service.content import TomlError, parse_toml
-from orchestrator.service.definitions.scoring_plan import Artifact, Collect, Mode
 from orchestrator.service.definitions.self_extracting import TEMPLATE
 from orchestrator.service.diagnostics import Report, nearest, shown
 from orchestrator.service.sandbox.egress.addresses import address_of, is_global
@@ -22,6 +21,9 @@ from orchestrator.service.sandbox.prepared import Healthcheck
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]
 T = TypeVar("T")
+Mode = Literal["separate", "shared", "live"]
+"""`separate`: a fresh box, and only those files of the agent that may cross. `shared`: a new box over the same files.
+`live`: the agent's own box, processes included."""
 
 _PHASE: Final = {"timeout_sec", "user", "network_mode", "allowed_hosts"}
 _KNOWN: Final[Mapping[str, Collection[str]]] = {
@@ -55,14 +57,39 @@ _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 _MOST: Final = 1_000_000_000
 #: The largest devbox of the published API: cores, GiB of memory and of disk.
 _MAX_CORES: Final = 16
-_MAX_MEMORY: Final = 64
-_MAX_DISK: Final = 64
+_MAX_MEMORY_GIB: Final = 64
+_MAX_DISK_GIB: Final = 64
 _NO_NETWORK: Final = "is missing, so the devbox has no network: write allow_internet = true or false"
 _NOT_PUBLIC: Final = "is not a public address: only an agent's file may name addresses of your own network"
 _NETWORK_MODES: Final = ("public", "no-network", "allowlist")
 #: A relative path that may lead out of the folder it starts in.
 _LEAVES: Final = re.compile(r"^/|\\|(^|/)\.\.(/|\Z)")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file or folder of the agent's box that is collected, and crosses to a separate scoring box at the same path.
+
+    `source` is a path of the box, relative ones starting at the working directory; `destination` is relative to the
+    folder of collected files, None for the mirror of its source. Neither has `..` in it. `exclude` are patterns as
+    tar's.
+    """
+
+    source: str
+    destination: str | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collect:
+    """A command that runs after the agent and before its artifacts are collected, by `bash -c` in the agent's box.
+
+    It starts in the working directory. `timeout` is in seconds.
+    """
+
+    command: str
+    timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +132,7 @@ class Task:
     has_steps: bool = False
 
     def labels(self) -> dict[str, str]:
-        """The part that a scenario's metadata shows, by the metadata's keys."""
+        """Return the part that a scenario's metadata shows, by the metadata's keys."""
         labels = {
             "category": self.category,
             "difficulty": self.difficulty,
@@ -212,14 +239,14 @@ class _TaskReader:
         return float(value)
 
     def _pause(self, key: str, usual: float) -> float:
-        """Seconds that may be 0."""
+        """Read seconds that may be 0."""
         if self._get(key) == 0:
             return 0.0
         seconds = self._number(key)
         return usual if seconds is None else seconds
 
     def _size(self, key: str, older: str) -> float | None:
-        """Mebibytes, from a number or from the older spelling `"2G"`."""
+        """Read mebibytes, from a number or from the older spelling `"2G"`."""
         text = self._get(older)
         if text is None or self._get(key) is not None:
             return self._number(key)
@@ -231,29 +258,29 @@ class _TaskReader:
         return size
 
     def _label(self, key: str) -> str | None:
-        """Metadata is free in Harbor: a value that is not a string is shown as one."""
+        """Read a label. Metadata is free in Harbor: a value that is not a string is shown as one."""
         value = self._get(key)
         return None if value is None else str(value)
 
     def _launch_parameters(self, cpus: float | None, memory_mb: float | None, storage_mb: float | None) -> Table:
-        """Sizes that are large enough: the published API knows few of them, and 2 to 8 GiB a core."""
+        """Return sizes that are large enough: the published API knows few of them, and 2 to 8 GiB a core."""
         if cpus is None and memory_mb is None and storage_mb is None:
             return {}
-        memory = self._rounded("memory_mb", (memory_mb or 2048) / 1024, _MAX_MEMORY)
+        memory = self._rounded("memory_mb", (memory_mb or 2048) / 1024, _MAX_MEMORY_GIB)
         cores = self._rounded("cpus", max(cpus or 1, memory / 8), _MAX_CORES)
         sizes = {"custom_cpu_cores": cores, "custom_gb_memory": max(memory, 2 * cores)}
         if storage_mb is not None:
-            sizes |= {"custom_disk_size": max(2, self._rounded("storage_mb", storage_mb / 1024, _MAX_DISK))}
+            sizes |= {"custom_disk_size": max(2, self._rounded("storage_mb", storage_mb / 1024, _MAX_DISK_GIB))}
         return {"resource_size_request": "CUSTOM_SIZE", **sizes}
 
     def _rounded(self, key: str, wanted: float, most: int) -> int:
-        """The next size there is: 1, or an even number."""
+        """Round up to a size there is: 1, or an even number."""
         if wanted > most:
             self._note(f"environment.{key}", f"asks for more than a devbox can have; it gets {most}")
         return 1 if wanted <= 1 else min(most, 2 * math.ceil(wanted / 2))
 
     def _network(self) -> tuple[bool, tuple[str, ...]]:
-        """Whether the devbox has a network, and the hosts that it may reach without."""
+        """Return True if the devbox has a network, and the hosts that it may reach without."""
         mode = self._value("environment.network_mode", str, "a string")
         allowed = self._value("environment.allow_internet", bool, "true or false")
         network = mode == "public" if mode in _NETWORK_MODES else bool(allowed)
@@ -328,7 +355,7 @@ class _TaskReader:
         return "separate"
 
     def _crossing(self) -> tuple[tuple[Artifact, ...], tuple[Collect, ...]]:
-        """The files that leave the agent's box, and the commands that write such files."""
+        """Read the files that leave the agent's box, and the commands that write such files."""
         artifacts: list[Artifact] = []
         for number, given in enumerate(self._value("artifacts", list, "a list of paths or tables") or []):
             key, table = f"artifacts[{number}]", {"source": given} if isinstance(given, str) else given

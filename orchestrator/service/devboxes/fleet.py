@@ -32,9 +32,8 @@ from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_h
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
 from orchestrator.service.devboxes.states import End, failure, failure_reason, shutdown
 from orchestrator.service.devboxes.succession import Succession
-from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.installs.request import MOUNT, InstallFailed
-from orchestrator.service.environments.installs.settings import covers
+from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
+from orchestrator.service.environments.package_managers import covers
 from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
 from orchestrator.service.records import Created, DevboxRecord
 from orchestrator.service.sandbox.egress.addresses import Resolver

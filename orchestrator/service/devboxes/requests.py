@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.service.environments.installs.request import MOUNT, InstallRequest
+from orchestrator.service.environments.installs import MOUNT, InstallRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import GIB, Resources
 

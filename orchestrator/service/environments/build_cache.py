@@ -7,9 +7,17 @@ machine or a careless hand left torn is built again.
 
 One task builds an entry while the others that want it wait. If its task is cancelled, the next one takes over. If the
 build fails, all that waited get the same error, instead of failing one after the other.
+
+A build cache that every service of one user on this machine shares has locks between processes too. A process locks the
+entry that it builds for itself alone (flock(2)), and each entry that it has used together with others, for as long as
+it lives, so that nothing is removed under a devbox. The time of an entry's description is that of the last use. Folder
+names and locks are the same in all versions, which may run side by side.
 """
 
+import fcntl
 import os
+import stat
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -19,6 +27,7 @@ from threading import Lock
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
+import msgspec
 import orjson
 import structlog
 from anyio.to_thread import run_sync
@@ -30,7 +39,10 @@ T = TypeVar("T")
 #: Builds of one cache that run at the same time.
 MAX_BUILDS: Final = 4
 CLEAN_UP_LIMIT_S: Final = 60
-LOCK: Final = "lock"
+#: Days after which an entry of a user's cache that no process used is removed.
+KEPT_DAYS: Final = 30
+_DAY_S: Final = 86_400
+_LOCK: Final = "lock"
 _MAKING: Final = "making"
 #: Pause between two looks whether another process has finished an entry.
 _POLL_S: Final = 0.25
@@ -137,8 +149,8 @@ class BuildCache(Generic[T]):
         tree = self._folder / name / self._tree
         error: str | None = "it does not hold what it should"
         try:
-            facts = orjson.loads(self._description(name).read_bytes())
-            if tree.is_dir() and (name in self._whole or facts["amount"] == self._measure(tree)):
+            facts = msgspec.json.decode(self._description(name).read_bytes(), type=dict[str, Any])
+            if tree.is_dir() and (name in self._whole or facts.get("amount") == self._measure(tree)):
                 found = self._read(Built(tree=tree, facts=facts))
                 self._whole.add(name)
                 return found
@@ -168,7 +180,7 @@ class BuildCache(Generic[T]):
         for left in (self._folder / name).iterdir():
             if left.is_dir() and not left.is_symlink():
                 remove(left)
-            elif left.name != LOCK:
+            elif left.name != _LOCK:
                 left.unlink()
         making = self._folder / name / _MAKING
         making.mkdir(mode=0o700)
@@ -218,3 +230,94 @@ class BuildCache(Generic[T]):
 
     def _description(self, name: str) -> Path:
         return self._folder / name / f"{self._kind}.json"
+
+
+def cache_folder() -> Path:
+    """Return the folder that this user's services share: $SWEEP_CACHE, else the usual place for caches."""
+    if given := os.environ.get("SWEEP_CACHE"):
+        return Path(given).absolute()
+    usual = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep"
+
+
+class UserCache(BuildCache[T]):
+    """The entries below `cache/folder`, for all processes of a user.
+
+    Methods raise OSError, for folders that others could put programs in and for file systems without locks too.
+    """
+
+    def __init__(self, cache: Path, folder: str, *, kind: str, tree: str, read: Callable[[Built], T]) -> None:
+        super().__init__(cache / folder, kind=kind, tree=tree, read=read)
+        self._cache = cache
+        self._held: dict[str, int] = {}
+
+    def find(self, name: str) -> T | None:
+        """Return the entry if it is there and whole; from then on no process removes it. Blocking."""
+        with self._guard:
+            lock = self._held.get(name)
+            if lock is None and self._description(name).exists():
+                self._check_private()
+                lock = _lock(self._folder / name, fcntl.LOCK_SH)
+            if lock is None:
+                return None
+            with suppress(FileNotFoundError):  # removed by hand
+                os.utime(self._description(name))
+            found = super().find(name)
+            if found is None:
+                self._held.pop(name, None)
+                os.close(lock)
+            else:
+                self._held[name] = lock
+        return found
+
+    def reserve(self, name: str) -> ExitStack | None:
+        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._check_private()
+        lock = _lock(self._folder / name, fcntl.LOCK_EX)
+        if lock is None:
+            return None
+        reserved = ExitStack()
+        reserved.callback(os.close, lock)
+        return reserved
+
+    def is_unused(self, place: Path) -> bool:
+        try:
+            return self._description(place.name).stat().st_mtime < time.time() - KEPT_DAYS * _DAY_S
+        except (FileNotFoundError, NotADirectoryError):
+            return place.is_dir()
+
+    def _check_private(self) -> None:
+        """Raises OSError for a folder that others could put programs in."""
+        for folder in (self._cache, self._folder):
+            found = folder.stat()
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+                raise PermissionError(
+                    f"{folder} belongs to somebody else or can be written by others: `chmod 700` it if it is yours, "
+                    "or set SWEEP_CACHE to another folder"
+                )
+
+
+def _lock(place: Path, kind: int) -> int | None:
+    """Return the place's lock as an open file; None if another process holds it. Raises OSError."""
+    while True:
+        place.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # the place was removed meanwhile
+            continue
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), (place / _LOCK).stat()):
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError as error:
+            os.close(lock)
+            raise OSError(
+                f"{place} is on a file system that has no locks ({error.strerror}): set SWEEP_CACHE to a folder on "
+                "another one, such as a local disk"
+            ) from error
+        os.close(lock)  # the file was removed before it was locked

@@ -1,4 +1,4 @@
-"""COPY with Docker's rules: which files a source means, and where in a tree they go.
+"""COPY with Docker's rules: the files that a source means, and their places in a tree.
 
 The tree may come out of a devbox in which commands of a stranger ran, so its links are followed as a devbox would
 follow them, from the tree's own root; a link to /etc leads to the tree's /etc and never to this machine's. Blocking.
@@ -9,7 +9,7 @@ import posixpath
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,45 +34,57 @@ class Context:
     @classmethod
     def of(cls, files: Listing, *, without: frozenset[str] = frozenset(), ignore: str = "") -> "Context":
         """`without` are paths, `ignore` is the text of a .dockerignore. Raises Mistake naming a bad pattern."""
-        is_ignored = _ignored(ignore)
+        rules: list[tuple[re.Pattern[str], bool]] = []
+        for line in map(str.strip, ignore.splitlines()):
+            if line and not line.startswith("#"):
+                if len(rules) == MAX_PATTERNS:
+                    raise Mistake(f"has more than {MAX_PATTERNS:,} patterns")
+                name = posixpath.normpath(line.lstrip("!").strip().lstrip("/") or ".")
+                rules.append((_pattern(name), not line.startswith("!")))
+
+        def is_ignored(path: str) -> bool:
+            """Tell by the last pattern that matches the path, or a folder above it."""
+            parts = path.split("/")
+            above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            verdict = False
+            for pattern, leaves_out in rules:
+                if any(pattern.fullmatch(each) for each in above):
+                    verdict = leaves_out
+            return verdict
+
         nodes = [
             node for node in files.nodes if node.path.split("/", 1)[0] not in without and not is_ignored(node.path)
         ]
         return cls(files=Listing(tuple(nodes)))
 
     def select(self, step: Copy) -> list[Node | None]:
-        """What the sources of a step mean, None standing for the whole folder. Raises Mistake."""
+        """Return the nodes that the sources of a step mean, None for the whole folder. Raises Mistake."""
         found: list[Node | None] = []
         for source in step.sources:
             name = posixpath.normpath(source.lstrip("/") or ".")
-            matches = [None] if name == "." else self._matches(name)
-            if not matches:
+            if name == ".":
+                found.append(None)
+                continue
+            matches = [self.files.find(name)]
+            if set("*?[") & set(name):
+                pattern = _pattern(name)
+                matches = [node for node in self.files.nodes if pattern.fullmatch(node.path)]
+            if not any(matches):
                 raise Mistake(f"{source} is not in environment/, or is left out by .dockerignore")
-            found += matches
+            for node in filter(None, matches):
+                target: Node | None = node
+                if node.kind == "link":  # a link that is named as a source stands for its target
+                    above = node.source.parents[node.path.count("/")]
+                    target = self.files.find(os.path.relpath(os.path.realpath(node.source), above.resolve()))
+                if target is None:
+                    raise Mistake(f"{node.path} is a link to {node.target}, which is not there")
+                found.append(target)
         if len(found) + len(step.texts) > 1 and not step.is_folder:
             raise Mistake(f"the sources match several files, so the target must end with /: {step.target}/")
         return found
 
-    def _matches(self, name: str) -> list[Node | None]:
-        if not set("*?[") & set(name):
-            node = self.files.find(name)
-            return [self._followed(node)] if node else []
-        pattern = _pattern(name)
-        return [self._followed(node) for node in self.files.nodes if pattern.fullmatch(node.path)]
-
-    def _followed(self, node: Node) -> Node:
-        """A link that is named as a source stands for what it leads to, under its own name."""
-        if node.kind != "link":
-            return node
-        above = node.source.parents[node.path.count("/")]
-        path = os.path.relpath(os.path.realpath(node.source), above.resolve())
-        target = self.files.find(path)
-        if target is None:
-            raise Mistake(f"{node.path} is a link to {node.target}, which is not there")
-        return target
-
     def inside(self, folder: Node | None) -> list[tuple[str, Node]]:
-        """What is below a folder, with paths relative to it."""
+        """Return the nodes below a folder, with paths relative to it."""
         start = f"{folder.path}/" if folder else ""
         return [(node.path[len(start) :], node) for node in self.files.nodes if node.path.startswith(start)]
 
@@ -99,7 +111,9 @@ class Tree:
         """Carry out a COPY. Raises Mistake and OSError."""
         for node in context.select(step):
             if node is None or node.kind == "folder":
-                self._copy_folder(step, context.inside(node))
+                self.make_folder(step.target)
+                for path, inner in context.inside(node):
+                    self._put(f"{step.target}/{path}", inner, step.mode)
             else:
                 target = self._target(step, posixpath.basename(node.path))
                 self._put(target, node, step.mode)
@@ -108,10 +122,12 @@ class Tree:
             place.write_text(text)
             place.chmod(0o644 if step.mode is None else step.mode)
 
-    def _copy_folder(self, step: Copy, nodes: list[tuple[str, Node]]) -> None:
-        self.make_folder(step.target)
-        for path, node in nodes:
-            self._put(f"{step.target}/{path}", node, step.mode)
+    def remove_empty(self, names: Iterable[str]) -> None:
+        """Remove top-level folders of these names that are empty."""
+        for name in names:
+            folder = self.root / name
+            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _target(self, step: Copy, name: str) -> str:
         is_folder = step.is_folder or self._resolved(step.target).is_dir()
@@ -129,7 +145,7 @@ class Tree:
             place.chmod(node.mode if mode is None else mode)
 
     def _free(self, path: str) -> Path:
-        """Where a file may be written: its folder is there, and nothing is in its place."""
+        """Return a file's place, after making its folder and removing a file in its place. Raises Mistake."""
         place = self.make_folder(posixpath.dirname(path)) / posixpath.basename(path)
         if place.parent in {self.root, self.root / "home"}:
             where = posixpath.dirname(path)
@@ -140,7 +156,7 @@ class Tree:
         return place
 
     def _resolved(self, path: str) -> Path:
-        """The place of a path, links followed from the tree's root."""
+        """Return the place of a path, links followed from the tree's root. Raises Mistake."""
         left, links = deque(path.split("/")), 0
         done: list[str] = []
         while left:
@@ -165,31 +181,10 @@ class Tree:
         return self.root.joinpath(*done)
 
 
-def _ignored(text: str) -> Callable[[str], bool]:
-    """Whether a .dockerignore leaves a path out: the last pattern that matches it, or a folder above it, decides."""
-    rules: list[tuple[re.Pattern[str], bool]] = []
-    for line in text.splitlines():
-        rule = line.strip()
-        if rule and not rule.startswith("#"):
-            if len(rules) == MAX_PATTERNS:
-                raise Mistake(f"has more than {MAX_PATTERNS:,} patterns")
-            name = posixpath.normpath(rule.lstrip("!").strip().lstrip("/") or ".")
-            rules.append((_pattern(name), not rule.startswith("!")))
-
-    def is_ignored(path: str) -> bool:
-        parts = path.split("/")
-        above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        verdict = False
-        for pattern, leaves_out in rules:
-            if any(pattern.fullmatch(each) for each in above):
-                verdict = leaves_out
-        return verdict
-
-    return is_ignored
-
-
 def _pattern(glob: str) -> re.Pattern[str]:
-    """Docker's patterns: * and ? stay within a name, ** does not, [a-z] and [^a-z] are classes. Raises Mistake.
+    """Compile a pattern of Docker's. Raises Mistake.
+
+    * and ? stay within a name, ** does not, [a-z] and [^a-z] are classes.
 
     What stands between two wildcards is looked for once, where it comes first, which decides nothing for what follows;
     trying all places would take an hour for a pattern of ten stars.
@@ -211,7 +206,7 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 def _name_pattern(glob: str) -> str:
-    """The part of a pattern between two slashes. Raises Mistake."""
+    """Translate the part of a pattern between two slashes. Raises Mistake."""
     if glob.count("**") > MAX_DEEP:
         raise Mistake(f"the pattern {glob} has ** more than {MAX_DEEP} times within a name")
     parts, at = [""], 0

@@ -2,20 +2,22 @@
 
 There is no container engine here and no image is fetched: a devbox is this machine's system with folders of its own.
 What a line cannot mean under that is refused by its number, all such lines at once, rather than skipped: a task whose
-environment is nearly right scores agents on what is missing.
+environment is nearly right scores agents on what is missing. Commands that would install software need root and the
+network, which a devbox has not: refused by line before anything is built, they come with a message what to do, which
+the package manager's own complaint would not.
 """
 
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
 
 from orchestrator.service.diagnostics import Report, nearest
-from orchestrator.service.environments.dockerfile_installs import refuse_installs
 from orchestrator.service.environments.dockerlines import Instruction, Lines, Mistake, expand, split, without_heredocs
 from orchestrator.service.sandbox.folders import SYSTEM
 
@@ -24,6 +26,7 @@ WORKING_DIRECTORY: Final = "/app"
 INHERITED_PATH: Final = "\0PATH\0"
 """Stands in values for $PATH, which only a box of the provider knows."""
 
+_HANDLED: Final = ("FROM", "ARG", "ENV", "WORKDIR", "COPY", "ADD", "RUN", "USER", "SHELL")
 _NOTED: Final = {
     "CMD": "nothing is started by it: agents run commands of their own",
     "ENTRYPOINT": "nothing is started by it: agents run commands of their own",
@@ -38,6 +41,13 @@ _USERS: Final = frozenset({"root", "0", "1000", "user", "0:0", "root:root", "100
 _ARCHIVE: Final = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst))$")
 _REMOTE: Final = re.compile(r"^(https?|ftp|git|ssh)://|^git@", re.IGNORECASE)
 _FLAG: Final = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
+_MANAGERS: Final = frozenset(
+    {"apt", "apt-get", "aptitude", "apk", "dnf", "dpkg", "microdnf", "pacman", "yum", "zypper", "brew", "snap"}
+)
+_INSTALLERS: Final = frozenset({"pip", "pip3"})
+_PREFIXES: Final = frozenset(
+    {"sudo", "exec", "command", "env", "time", "nice", "then", "do", "else", "if", "while", "until", "!", "{", "eval"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +90,7 @@ Step = Folder | Copy | Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a Dockerfile comes to. `owns_setup` says that it handles a file setup.sh itself."""
+    """The meaning of a Dockerfile. `owns_setup` says that it handles a file setup.sh itself."""
 
     steps: tuple[Step, ...] = ()
     working_directory: str = WORKING_DIRECTORY
@@ -113,18 +123,6 @@ class _Reader:
         self._shell: tuple[str, ...] = ("/bin/sh", "-c")
         self._has_base = False
         self._owns_setup = False
-        self._handlers: dict[str, Callable[[Instruction], None]] = {
-            "FROM": self._from,
-            "ARG": self._arg,
-            "ENV": self._env,
-            "WORKDIR": self._workdir,
-            "COPY": self._copy,
-            "ADD": self._copy,
-            "RUN": self._run,
-            "USER": self._user,
-            "SHELL": self._set_shell,
-            **dict.fromkeys(_NOTED, self._note),
-        }
 
     def recipe(self) -> Recipe:
         if not self._has_base:
@@ -139,22 +137,55 @@ class _Reader:
         )
 
     def take(self, instruction: Instruction) -> None:
-        handler = self._handlers.get(instruction.keyword)
-        if handler is None:
-            if instruction.keyword == "ONBUILD":
+        keyword, rest = instruction.keyword, instruction.rest
+        if keyword not in {*_HANDLED, *_NOTED}:
+            if keyword == "ONBUILD":
                 raise Mistake("not supported: write the line itself")
-            meant = nearest(instruction.keyword, self._handlers)
+            meant = nearest(keyword, (*_HANDLED, *_NOTED))
             raise Mistake("unknown instruction" + (f"; did you mean {meant}?" if meant else ""))
-        if not instruction.rest and not instruction.heredocs:
+        if not rest and not instruction.heredocs:
             raise Mistake("it needs something after it")
-        self._owns_setup |= any("setup.sh" in text for text in (instruction.rest, *_texts(instruction)))
-        handler(instruction)
+        self._owns_setup |= any("setup.sh" in text for text in (rest, *(each.text for each in instruction.heredocs)))
+
+        match keyword:
+            case "FROM":
+                if self._has_base:
+                    raise Mistake(
+                        "more than one stage is not supported: commit what the first would build, and COPY it"
+                    )
+                self._has_base = True
+                words = [word for word in split(rest) if not word.startswith("--")]
+                image = self._expand(words[0]) if words else ""
+                self._say(instruction, f"{image} is not fetched: the devbox has the system it runs on")
+            case "ARG":
+                for word in split(rest):
+                    name, _, value = word.partition("=")
+                    self._arguments[name] = self._expand(value)
+            case "ENV":
+                self._environment |= {name: self._expand(value) for name, value in _pairs(rest)}
+            case "WORKDIR":
+                path = self._absolute(self._expand(rest))
+                if path != "/":
+                    _refuse_system(path)
+                    self._steps.append(Folder(line=instruction.line, path=path))
+                self._working_directory = path
+            case "COPY" | "ADD":
+                self._copy(instruction)
+            case "RUN":
+                self._run(instruction)
+            case "USER":
+                if (user := self._expand(rest)) not in _USERS:
+                    raise Mistake(f"{user}: a devbox has one ordinary user (1000); leave the line out")
+                self._say(instruction, "everything runs as one ordinary user (1000)")
+            case "SHELL":
+                if not (shell := _json(rest)):
+                    raise Mistake('expected ["program", "argument", …]')
+                self._shell = tuple(shell)
+            case _:
+                self._say(instruction, _NOTED[keyword])
 
     def _say(self, instruction: Instruction, message: str) -> None:
         self._report.note(FILE, f"line {instruction.line}", f"{instruction.keyword}: {message}")
-
-    def _note(self, instruction: Instruction) -> None:
-        self._say(instruction, _NOTED[instruction.keyword])
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -163,55 +194,9 @@ class _Reader:
     def _expand(self, word: str) -> str:
         return expand(word, self._variables)
 
-    def _from(self, instruction: Instruction) -> None:
-        if self._has_base:
-            raise Mistake("more than one stage is not supported: commit what the first would build, and COPY it")
-        self._has_base = True
-        words = [word for word in split(instruction.rest) if not word.startswith("--")]
-        image = self._expand(words[0]) if words else ""
-        self._say(instruction, f"{image} is not fetched: the devbox has the system it runs on")
-
-    def _arg(self, instruction: Instruction) -> None:
-        for word in split(instruction.rest):
-            name, _, value = word.partition("=")
-            self._arguments[name] = self._expand(value)
-
-    def _env(self, instruction: Instruction) -> None:
-        words = split(instruction.rest)
-        if "=" not in words[0]:
-            name, _, value = instruction.rest.partition(" ")
-            pairs = [(name, value.strip())]
-            if not value.strip():
-                raise Mistake(f"{name} needs a value: ENV {name}=value")
-        else:
-            wrong = [word for word in words if "=" not in word]
-            if wrong:
-                raise Mistake(f"expected NAME=value, got {wrong[0]}")
-            pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words]
-        self._environment |= {name: self._expand(value) for name, value in pairs}
-
-    def _workdir(self, instruction: Instruction) -> None:
-        path = self._absolute(self._expand(instruction.rest))
-        if path != "/":
-            _refuse_system(path)
-            self._steps.append(Folder(line=instruction.line, path=path))
-        self._working_directory = path
-
     def _absolute(self, path: str) -> str:
         whole = posixpath.normpath(posixpath.join(self._working_directory or WORKING_DIRECTORY, path))
         return "/" + whole.lstrip("/")
-
-    def _user(self, instruction: Instruction) -> None:
-        name = self._expand(instruction.rest)
-        if name not in _USERS:
-            raise Mistake(f"{name}: a devbox has one ordinary user (1000); leave the line out")
-        self._say(instruction, "everything runs as one ordinary user (1000)")
-
-    def _set_shell(self, instruction: Instruction) -> None:
-        shell = _json(instruction.rest)
-        if not shell:
-            raise Mistake('expected ["program", "argument", …]')
-        self._shell = tuple(shell)
 
     def _copy(self, instruction: Instruction) -> None:
         flags, rest = _flags(instruction.rest)
@@ -227,7 +212,12 @@ class _Reader:
             raise Mistake("expected a source and a target")
         sources, last = tuple(paths[:-1]), paths[-1]
         for source in sources:
-            _refuse_source(instruction.keyword, source)
+            if _REMOTE.search(source):
+                raise Mistake(f"{source}: there is no network; commit the file and copy it from here")
+            if ".." in source.split("/"):
+                raise Mistake(f"{source}: leaves the folder environment/")
+            if instruction.keyword == "ADD" and _ARCHIVE.search(source):
+                raise Mistake(f"{source}: archives are not unpacked; COPY it and RUN tar -xf")
         is_folder = last.endswith("/") or posixpath.basename(last) in {".", ".."}
         if len(sources) + len(texts) > 1 and not is_folder:
             raise Mistake(f"with several sources the target must be a folder and end with /: {last}/")
@@ -253,18 +243,25 @@ class _Reader:
                 raise Mistake(f"--{name} is not supported")
         if "chown" in flags:
             self._say(instruction, "--chown is ignored: all files belong to the one user")
-        if "chmod" not in flags:
-            return None
-        if not re.fullmatch(r"[0-7]{3,4}", flags["chmod"]):
-            raise Mistake(f"--chmod={flags['chmod']}: expected an octal number such as 755")
-        return int(flags["chmod"], 8)
+        mode = flags.get("chmod")
+        if mode is not None and not re.fullmatch(r"[0-7]{3,4}", mode):
+            raise Mistake(f"--chmod={mode}: expected an octal number such as 755")
+        return None if mode is None else int(mode, 8)
 
     def _run(self, instruction: Instruction) -> None:
         flags, rest = _flags(instruction.rest)
         for name, value in flags.items():
             raise Mistake(f"--{name}={value} is not supported: leave it out (commands run without network or mounts)")
-        exact = None if instruction.heredocs else _json(rest)
-        script = _script(rest, instruction) if exact is None else shlex.join(exact)
+        texts, exact, script = instruction.heredocs, None, rest
+        if not texts:
+            exact = _json(rest)
+            script = rest if exact is None else shlex.join(exact)
+        elif without_heredocs(rest):
+            script = f"{rest}\n" + "".join(f"{each.text}{each.name}\n" for each in texts)
+        elif len(texts) > 1:
+            raise Mistake("more than one here-document needs a command")
+        elif (script := texts[0].text).startswith("#!"):
+            raise Mistake("a here-document that opens with #! is not supported: name its program, RUN python3 <<EOF")
         refuse_installs(script)
         self._steps.append(
             Run(
@@ -277,12 +274,21 @@ class _Reader:
         )
 
 
-def _texts(instruction: Instruction) -> list[str]:
-    return [each.text for each in instruction.heredocs]
+def _pairs(rest: str) -> list[tuple[str, str]]:
+    """Return the names and values of an ENV in either of its forms. Raises Mistake."""
+    words = split(rest)
+    if "=" not in words[0]:
+        name, _, value = rest.partition(" ")
+        if not value.strip():
+            raise Mistake(f"{name} needs a value: ENV {name}=value")
+        return [(name, value.strip())]
+    if wrong := [word for word in words if "=" not in word]:
+        raise Mistake(f"expected NAME=value, got {wrong[0]}")
+    return [(word.partition("=")[0], word.partition("=")[2]) for word in words]
 
 
 def _flags(rest: str) -> tuple[dict[str, str], str]:
-    """Flags at the start of an instruction, and what follows them."""
+    """Return the flags at the start of an instruction, and the text that follows them."""
     flags = {}
     while found := _FLAG.match(rest):
         flags[found[1]] = found[2] or ""
@@ -291,24 +297,12 @@ def _flags(rest: str) -> tuple[dict[str, str], str]:
 
 
 def _json(rest: str) -> list[str] | None:
-    """The words of an instruction in JSON form; None if it is not in that form."""
+    """Return the words of an instruction in JSON form; None if it is not in that form."""
     try:
         words = orjson.loads(rest) if rest.startswith("[") else None
     except orjson.JSONDecodeError:
         return None
     return words if isinstance(words, list) and words and all(isinstance(word, str) for word in words) else None
-
-
-def _script(rest: str, instruction: Instruction) -> str:
-    if not instruction.heredocs:
-        return rest
-    if not without_heredocs(rest):
-        if len(instruction.heredocs) > 1:
-            raise Mistake("more than one here-document needs a command")
-        if instruction.heredocs[0].text.startswith("#!"):
-            raise Mistake("a here-document that opens with #! is not supported: name its program, RUN python3 <<EOF")
-        return instruction.heredocs[0].text
-    return f"{rest}\n" + "".join(f"{each.text}{each.name}\n" for each in instruction.heredocs)
 
 
 def _refuse_system(path: str) -> None:
@@ -317,10 +311,34 @@ def _refuse_system(path: str) -> None:
         raise Mistake(f"{path}: /{top} is the system's, which is read-only in a devbox; use /app, /opt or /home/user")
 
 
-def _refuse_source(keyword: str, source: str) -> None:
-    if _REMOTE.search(source):
-        raise Mistake(f"{source}: there is no network; commit the file and copy it from here")
-    if ".." in source.split("/"):
-        raise Mistake(f"{source}: leaves the folder environment/")
-    if keyword == "ADD" and _ARCHIVE.search(source):
-        raise Mistake(f"{source}: archives are not unpacked; COPY it and RUN tar -xf")
+def refuse_installs(script: str) -> None:
+    """Raises Mistake for a script that would install software, naming the program and what to do instead.
+
+    Its simple commands are told apart by their words alone, as far as that is possible without running it.
+    """
+    lexer = shlex.shlex(script, posix=True, punctuation_chars="();<>|&\n")
+    lexer.whitespace, lexer.commenters = " \t\r", ""
+    commands: list[list[str]] = [[]]
+    with suppress(ValueError):  # a quote that is not closed
+        for token in lexer:
+            if token and all(char in "();|&\n" for char in token):
+                commands.append([])
+            elif commands[-1] or not (token in _PREFIXES or re.match(r"-|[A-Za-z_]\w*=", token)):
+                commands[-1].append(token)
+
+    for words in filter(None, commands):
+        name, arguments = posixpath.basename(words[0]), words[1:]
+        if name in _MANAGERS:
+            raise Mistake(
+                f"{name} needs root and the network, and a devbox has neither; leave the line out if this machine "
+                "has the program, or commit the files and COPY them to /app or /opt"
+            )
+        if name.startswith("python") and arguments[:2] == ["-m", "pip"]:
+            name, arguments = "pip", arguments[2:]
+        if name == "uv" and arguments[:1] == ["pip"]:
+            name, arguments = "pip", arguments[1:]
+        if name in _INSTALLERS and "install" in arguments and "--no-index" not in arguments:
+            raise Mistake(
+                "pip install needs the network, and there is none; commit wheels, COPY them, and use "
+                "pip install --no-index --find-links FOLDER --target /app/lib"
+            )

@@ -17,7 +17,7 @@ _VARIABLE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-+])([^{}]*))?\
 
 
 class Mistake(Exception):
-    """What is wrong with one instruction."""
+    """An instruction is wrong; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,55 +48,47 @@ class Lines:
         self.mistakes: list[tuple[int, str]] = []
 
     def instructions(self) -> Iterator[Instruction]:
-        """The instructions in order."""
+        """Yield the instructions in order."""
         while self._at < len(self._lines):
-            number, line = self._at + 1, self._lines[self._at].strip()
-            if directive := _DIRECTIVE.fullmatch(line):
+            number, text = self._at + 1, self._lines[self._at].strip()
+            self._at += 1
+            if directive := _DIRECTIVE.fullmatch(text):
                 if directive[1] != "\\":
                     self.mistakes.append((number, "another escape character than \\ is not supported"))
-                self._at += 1
-            elif not line or line.startswith("#"):
-                self._at += 1
-            else:
-                keyword, _, rest = self._joined().partition(" ")
-                found = tuple(self._heredocs(number, rest)) if keyword.upper() in _WITH_HEREDOCS else ()
-                yield Instruction(line=number, keyword=keyword.upper(), rest=rest.strip(), heredocs=found)
-
-    def _joined(self) -> str:
-        """The line at hand with those that continue it; comments and empty lines between them do not count."""
-        text = self._lines[self._at].strip()
-        self._at += 1
-        while _CONTINUED.search(text):
-            text = text.rstrip()[:-1]
-            while self._at < len(self._lines) and self._lines[self._at].strip()[:1] in {"", "#"}:
-                self._at += 1
-            if self._at == len(self._lines):
-                break
-            text += self._lines[self._at].rstrip()
-            self._at += 1
-        return re.sub(r"\A(\S+)\s+", r"\1 ", text)
-
-    def _heredocs(self, number: int, rest: str) -> Iterator[Heredoc]:
-        for dash, quote, name in _HEREDOC.findall(rest):
-            body: list[str] = []
-            while self._at < len(self._lines):
-                line = self._lines[self._at].lstrip("\t") if dash else self._lines[self._at]
-                self._at += 1
-                if line == name:
+                continue
+            if not text or text.startswith("#"):
+                continue
+            while _CONTINUED.search(text):
+                text = text.rstrip()[:-1]
+                while self._at < len(self._lines) and self._lines[self._at].strip()[:1] in {"", "#"}:
+                    self._at += 1  # comments and empty lines between lines that continue do not count
+                if self._at == len(self._lines):
                     break
-                body.append(line + "\n")
-            else:
-                self.mistakes.append((number, f"the here-document has no end: expected a line {name}"))
-            yield Heredoc(name=name, is_quoted=bool(quote), text="".join(body))
+                text += self._lines[self._at].rstrip()
+                self._at += 1
+            keyword, _, rest = re.sub(r"\A(\S+)\s+", r"\1 ", text).partition(" ")
+            heredocs: list[Heredoc] = []
+            for dash, quote, name in _HEREDOC.findall(rest) if keyword.upper() in _WITH_HEREDOCS else ():
+                body: list[str] = []
+                while self._at < len(self._lines):
+                    line = self._lines[self._at].lstrip("\t") if dash else self._lines[self._at]
+                    self._at += 1
+                    if line == name:
+                        break
+                    body.append(line + "\n")
+                else:
+                    self.mistakes.append((number, f"the here-document has no end: expected a line {name}"))
+                heredocs.append(Heredoc(name=name, is_quoted=bool(quote), text="".join(body)))
+            yield Instruction(line=number, keyword=keyword.upper(), rest=rest.strip(), heredocs=tuple(heredocs))
 
 
 def without_heredocs(rest: str) -> str:
-    """The instruction's words other than its here-documents."""
+    """Return the instruction's words without its here-documents."""
     return _HEREDOC.sub("", rest).strip()
 
 
 def split(text: str) -> list[str]:
-    """Words as they were written: quotes keep blanks together, and stay. Raises Mistake."""
+    """Split into words as they were written: quotes keep blanks together, and stay. Raises Mistake."""
     words: list[str] = []
     word, quote, at = "", "", 0
     while at < len(text):
@@ -118,7 +110,7 @@ def split(text: str) -> list[str]:
 
 
 def expand(word: str, variables: Mapping[str, str], *, is_quoted_text: bool = False) -> str:
-    """A word without its quotes, with $NAME, ${NAME}, ${NAME:-x} and ${NAME:+x} filled in. Raises Mistake.
+    """Return a word without its quotes, with $NAME, ${NAME}, ${NAME:-x} and ${NAME:+x} filled in. Raises Mistake.
 
     With `is_quoted_text`, quotes are text: so here-documents are expanded.
     """
@@ -129,9 +121,17 @@ def expand(word: str, variables: Mapping[str, str], *, is_quoted_text: bool = Fa
             keeps = quote == '"' and word[at + 1] not in '"$\\'
             out.append(word[at : at + 2] if keeps or (is_quoted_text and word[at + 1] not in "$\\") else word[at + 1])
             at += 2
-        elif char == "$" and quote != "'":
-            value, at = _variable(word, at + 1, variables)
-            out.append(value)
+        elif char == "$" and quote != "'" and (found := _VARIABLE.match(word, at + 1)):
+            name, operator, other = found[1] or found[4], found[2] or "", found[3] or ""
+            value, at = variables.get(name), found.end()
+            is_there = bool(value) if operator.startswith(":") else value is not None
+            if operator.endswith("+"):
+                value = expand(other, variables) if is_there else ""
+            elif operator and not is_there:
+                value = expand(other, variables)
+            out.append(value or "")
+        elif char == "$" and quote != "'" and word[at + 1 : at + 2] == "{":
+            raise Mistake(f"${word[at + 1 :]}: only ${{NAME}}, ${{NAME:-x}} and ${{NAME:+x}} are supported")
         elif char in "'\"" and quote in {"", char} and not is_quoted_text:
             quote, at = "" if quote else char, at + 1
         else:
@@ -140,20 +140,3 @@ def expand(word: str, variables: Mapping[str, str], *, is_quoted_text: bool = Fa
     if quote:
         raise Mistake(f"a quote {quote} is not closed")
     return "".join(out)
-
-
-def _variable(word: str, at: int, variables: Mapping[str, str]) -> tuple[str, int]:
-    """The value of the variable whose name starts at `at`, and where the text goes on."""
-    found = _VARIABLE.match(word, at)
-    if not found:
-        if word[at : at + 1] == "{":
-            raise Mistake(f"${word[at:]}: only ${{NAME}}, ${{NAME:-x}} and ${{NAME:+x}} are supported")
-        return "$", at
-    name, operator, other = found[1] or found[4], found[2] or "", found[3] or ""
-    value = variables.get(name)
-    is_there = bool(value) if operator.startswith(":") else value is not None
-    if operator.endswith("-") and not is_there:
-        value = expand(other, variables)
-    if operator.endswith("+"):
-        value = expand(other, variables) if is_there else ""
-    return value or "", found.end()

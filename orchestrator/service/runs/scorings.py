@@ -26,8 +26,7 @@ from orchestrator.service.runs import states
 from orchestrator.service.runs.settlements import Apart, Settlements, crossing, tests_program
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.scoring.scorers import InPlace, Place, Program
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import InPlace, Place, Program, Scoring
 from orchestrator.service.scoring.verdict import blamed
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 

@@ -33,8 +33,8 @@ from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecor
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.runs.states import RUN_MOVES
 from orchestrator.service.sandbox.provider import HOME, Bind, BoxDied, Command
-from orchestrator.service.scoring.rewards import JSON_FILE, MAX_SIZE, TEXT_FILE
-from orchestrator.service.scoring.scorers import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
+from orchestrator.service.scoring.rewards import JSON_FILE, MAX_REWARD_BYTES, TEXT_FILE
+from orchestrator.service.scoring.scoring import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
 from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 
@@ -223,7 +223,9 @@ class Apart:
             return ended
         if read(self.boxes.files, STDOUT, 1) is None:
             put(self.boxes.files, STDOUT, ended.output.encode(), 0o644)
-        return replace(ended, files={path: read(self.boxes.files, path, MAX_SIZE + 1) for path in program.reads})
+        return replace(
+            ended, files={path: read(self.boxes.files, path, MAX_REWARD_BYTES + 1) for path in program.reads}
+        )
 
 
 def _folder(place: Path) -> None:

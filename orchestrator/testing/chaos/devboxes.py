@@ -12,8 +12,7 @@ from orchestrator.service.errors import ServiceError, WaitExpired
 from orchestrator.service.records import ContractResult
 from orchestrator.service.sandbox.provider import Box, BoxSpec, BoxStartFailed, Capability, Provider
 from orchestrator.service.scoring.contract import read_contract
-from orchestrator.service.scoring.scorers import FindCustom, Place, Program
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import FindCustom, Place, Program, Scoring
 from orchestrator.service.scoring.verdict import Verdict, result_of, weigh
 from orchestrator.service.store import Store
 from orchestrator.testing.chaos.dice import Dice, faults_of

@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.service import records
 from orchestrator.service.content import digest, listing
-from orchestrator.service.definitions.scoring_plan import Artifact, Collect, ScoringPlan
+from orchestrator.service.definitions.scoring_plan import ScoringPlan
 from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
+from orchestrator.service.definitions.task_toml import Artifact, Collect
 from orchestrator.service.devboxes.requests import parse_launch
 from orchestrator.service.sandbox.provider import Resources
 

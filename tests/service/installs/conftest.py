@@ -10,8 +10,7 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from orchestrator.service.environments.installs.installs import Installs
-from orchestrator.service.environments.installs.request import InstallRequest
+from orchestrator.service.environments.installs import InstallRequest, Installs
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.environments.installs.settings import Settings
+from orchestrator.service.environments.package_managers import Settings
 from orchestrator.service.sandbox.provider import HOME
 
 from .conftest import Machine, Shop, holding, wanted
@@ -29,7 +29,6 @@ def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: P
         https_proxy="http://proxy.example:3128",
         OPENAI_API_KEY="not yours",
     )
-    (tmp_path / "copies").mkdir()
     settings = Settings.of_this_machine(tmp_path / "copies")
     assert {"PIP_INDEX_URL", "npm_config_registry", "UV_INDEX_URL", "https_proxy"} <= settings.variables.keys()
     assert "OPENAI_API_KEY" not in settings.variables
@@ -44,7 +43,6 @@ def test_files_and_variables_of_the_user_are_there(machine: Machine, tmp_path: P
 )
 def test_an_install_does_not_get_the_machines_cache_folders(machine: Machine, tmp_path: Path, name: str) -> None:
     machine(**{name: "/somewhere"}, PIP_CACHE_DIR="/mine", npm_config_cache="/mine")
-    (tmp_path / "copies").mkdir()
     variables = Settings.of_this_machine(tmp_path / "copies").variables
     assert name not in variables
     assert "/mine" not in variables.values()
@@ -53,7 +51,7 @@ def test_an_install_does_not_get_the_machines_cache_folders(machine: Machine, tm
 def test_files_that_settings_name_are_in_the_sandbox(machine: Machine, tmp_path: Path) -> None:
     """Certificates, and folders of packages; nothing that is only part of an address."""
     wheels, index, certificate = tmp_path / "wheels", tmp_path / "index" / "simple", tmp_path / "ca.pem"
-    for folder in (wheels, index, tmp_path / "copies"):
+    for folder in (wheels, index):
         folder.mkdir(parents=True)
     certificate.write_text("certificate")
     certificate.chmod(0o600)
@@ -95,7 +93,6 @@ def test_package_hosts_are_read_from_the_settings(machine: Machine, tmp_path: Pa
         PIP_TRUSTED_HOST="one.example two.example",
         no_proxy="corp.example",
     )
-    (tmp_path / "copies").mkdir()
     settings = Settings.of_this_machine(tmp_path / "copies")
     assert set(settings.hosts) == {
         *("npm.example:8443", "corp.example", "token.example", "extra.example", "127.0.0.1:3141", "links.example"),
@@ -121,7 +118,6 @@ def test_pip_asks_its_own_index_unless_there_is_another(
     machine: Machine, tmp_path: Path, variable: str, value: str, *, has_index: bool
 ) -> None:
     machine(**{variable: value})
-    (tmp_path / "copies").mkdir()
     assert Settings.of_this_machine(tmp_path / "copies").has_index is has_index
 
 

@@ -11,8 +11,8 @@ import anyio
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
 
-from orchestrator.service.environments.installs.request import InstallFailed
-from orchestrator.service.environments.installs.settings import covers
+from orchestrator.service.environments.installs import InstallFailed
+from orchestrator.service.environments.package_managers import covers
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.egress.rules import IPAddress
 from orchestrator.service.sandbox.prepared import Prepared

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.environments.interpreters import Interpreters
+from orchestrator.service.environments.pythons import Interpreters
 from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
-from orchestrator.service.scoring.scorers import InPlace
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import InPlace, Scoring
 from orchestrator.service.store import Document
 
 APP = "/app"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.service.environments.requirements import check_requirements
+from orchestrator.service.environments.pythons import check_requirements
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.scoring.contract import Checks, ContractMistaken, read_contract
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.environments.interpreters import Interpreters
-from orchestrator.service.environments.pythons import PythonEnvironments
+from orchestrator.service.environments.pythons import Interpreters, PythonEnvironments
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.scoring.scoring import Scoring

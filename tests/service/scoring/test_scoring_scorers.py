@@ -10,8 +10,7 @@ import pytest
 from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.commands import run, write_file
 from orchestrator.service.sandbox.provider import Box, BoxDied, Capability, Provider, shell
-from orchestrator.service.scoring.scorers import InPlace
-from orchestrator.service.scoring.scoring import Scoring
+from orchestrator.service.scoring.scoring import InPlace, Scoring
 from orchestrator.service.store import Document
 
 Boot = Callable[..., Awaitable[Box]]

@@ -3,13 +3,19 @@
 An install that works for the user in a terminal should work there too. The settings may hold tokens: they are for the
 box that makes a layer, where nothing runs but the agent's own script, and for no other; places to write to are left
 out, for there they are elsewhere. Files are shown as copies, because they are often readable by their owner only,
-who is a stranger in a box. In all other boxes those that lie in /usr are covered. Blocking; call from a worker thread.
+who is a stranger in a box. In all other boxes those that lie in /usr are covered. Functions that are not asynchronous
+block; call them from a worker thread.
+
+npm and pip write where a package came from, and some write the login with it; every agent could read them. So tokens
+are overwritten in what an install made.
 """
 
 import base64
+import mmap
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +24,12 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote
 
+import structlog
+
+from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.egress.rules import Rule
 from orchestrator.service.sandbox.folders import OWN
-from orchestrator.service.sandbox.provider import HOME, Bind
+from orchestrator.service.sandbox.provider import HOME, Bind, Box, Command
 
 #: Where in the box the machine's own settings are, beside those of the user.
 _MACHINE: Final = "/run/settings"
@@ -66,29 +75,40 @@ _MACHINES: Final = tuple(
 _BOXES: Final = frozenset(map(Path, ("/", "/home", *OWN)))
 _COMMENT: Final = re.compile(r"^\s*[#;].*$", re.MULTILINE)
 #: An index, with what may stand before its host: `https://name:word@host:port/`, and npm's `//host/:_authToken=`.
-_HOST: Final = re.compile(
-    r"(?<![\w./:])(?:https?:)?//(?:(?P<login>[^\s/@'\"]+)@)?(?P<host>\[[\da-fA-F:.]+\]|[\w.-]+)(?P<port>:\d+)?"
-)
+_HOST: Final = re.compile(r"(?<![\w./:])(?:https?:)?//(?:([^\s/@'\"]+)@)?(\[[\da-fA-F:.]+\]|[\w.-]+)(:\d+)?")
 #: Hosts that pip and uv may get from without a certificate: they are asked for files, too.
 _TRUSTED: Final = re.compile(
-    r"(?:trusted|allow-insecure|insecure)[_-]host\s*=\s*(?P<hosts>\[[^\]]*\]|[^\n]+(?:\n[ \t]+[^\n]+)*)", re.IGNORECASE
+    r"(?:trusted|allow-insecure|insecure)[_-]host\s*=\s*(\[[^\]]*\]|[^\n]+(?:\n[ \t]+[^\n]+)*)", re.IGNORECASE
 )
-_PROXY: Final = re.compile(
-    r"""^\s*(?:all_)?(?:https?[-_])?proxy\s*=\s*["']?(?P<url>[^\s"']+)""", re.IGNORECASE | re.MULTILINE
-)
+_PROXY: Final = re.compile(r"""^\s*(?:all_)?(?:https?[-_])?proxy\s*=\s*["']?([^\s"']+)""", re.IGNORECASE | re.MULTILINE)
 #: The same in the environment, the tools' own first.
 _PROXIES: Final = (
     *("npm_config_https_proxy", "npm_config_proxy", "pip_proxy"),
     *("https_proxy", "http_proxy", "all_proxy"),
 )
-_BYPASS: Final = re.compile(r"^\s*no-?proxy\s*=\s*(?P<hosts>[^\n]+)", re.IGNORECASE | re.MULTILINE)
+_BYPASS: Final = re.compile(r"^\s*no-?proxy\s*=\s*([^\n]+)", re.IGNORECASE | re.MULTILINE)
 _BYPASSES: Final = frozenset({"no_proxy", "npm_config_noproxy"})
 #: pip asks another index than its own; `extra-index-url` only adds one.
 _OWN_INDEX: Final = re.compile(r"^\s*(?:PIP_)?(?:index[-_]url|no[-_]index)\s*=", re.IGNORECASE | re.MULTILINE)
 #: npm's ways to log in.
-_TOKEN: Final = re.compile(r"(?:_auth|_?authToken|password|token)\s*=\s*[\"']?(?P<token>[^\s\"']+)", re.IGNORECASE)
+_TOKEN: Final = re.compile(r"(?:_auth|_?authToken|password|token)\s*=\s*[\"']?([^\s\"']+)", re.IGNORECASE)
 #: Characters of a secret at least; shorter words may be anything.
 _SECRET_CHARS: Final = 12
+_ASK_LIMIT_S: Final = 60
+#: Prints npm's index.
+_NPM: Final = "npm config get registry"
+#: Prints pip's index, which is in its code; Python brings that along for new environments where it has no pip itself.
+#: uv has the same.
+_PIP: Final = """\
+import ensurepip, glob, importlib.util, os, sys, sysconfig
+if importlib.util.find_spec("pip") is None:
+    bundled = os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")
+    for folder in (sysconfig.get_config_var("WHEEL_PKG_DIR"), bundled, "/usr/share/python-wheels"):
+        sys.path += glob.glob(f"{folder}/pip-*.whl")
+from pip._internal.models.index import PyPI
+print(PyPI.url)
+print(f"//{PyPI.file_storage_domain}/")
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +129,8 @@ class Settings:
 
     @classmethod
     def of_this_machine(cls, copies: Path) -> Self:
-        """Read those of the process's environment and its user; files are copied into the empty folder `copies`."""
+        """Read those of the process's environment and its user; files are copied into the new folder `copies`."""
+        copies.mkdir()
         variables = {
             name: value
             for name, value in os.environ.items()
@@ -131,22 +152,65 @@ class Settings:
                 copy.chmod(0o644)
             binds.append(Bind(source=copy, target=target))
 
-        bypass = [match["hosts"] for match in chain.from_iterable(map(_BYPASS.finditer, texts))]
+        given = {name.lower(): value for name, value in os.environ.items()}
+        proxies = chain(chain.from_iterable(map(_PROXY.findall, texts)), (given.get(name, "") for name in _PROXIES))
+        bypass = list(chain.from_iterable(map(_BYPASS.findall, texts)))
         bypass += [value for name, value in os.environ.items() if name.lower() in _BYPASSES]
         return cls(
             variables={**variables, **_CACHES, "XDG_CONFIG_DIRS": _MACHINE},
             binds=tuple(binds),
-            hosts=tuple(dict.fromkeys(chain.from_iterable(hosts_named(_PROXY.sub("", text)) for text in texts))),
-            proxy=_proxy(texts),
+            hosts=tuple(dict.fromkeys(chain.from_iterable(_hosts(_PROXY.sub("", text)) for text in texts))),
+            proxy=next((url for url in proxies if url and url.lower() not in {"null", "none", "false"}), None),
             bypass=",".join(bypass),
             has_index=any(_OWN_INDEX.search(text) for text in texts),
             secrets=tuple(dict.fromkeys(chain.from_iterable(map(_secrets, texts)))),
         )
 
     @classmethod
-    def of_nobody(cls, nothing: Path) -> Self:
+    def empty(cls, nothing: Path) -> Self:
         """Make those for a box that runs programs of a scenario; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
+
+    async def index_hosts(self, box: Box) -> tuple[str, ...]:
+        """Return rules for the hosts of package indexes: those that are named here, and the tools' own. Raises BoxDied.
+
+        The tools know their own best, and are asked in the box that installs, with what it has of the settings. A tool
+        that the machine does not have has none.
+        """
+        questions: list[tuple[str, ...]] = [("sh", "-c", _NPM)]
+        if not self.has_index:
+            questions.append(("python3", "-I", "-c", _PIP))
+        hosts = list(self.hosts)
+        for argv in questions:
+            command = Command(argv=argv, cwd=HOME, environment=self.variables, is_plain=True)
+            finished = await run(box, command, timeout=_ASK_LIMIT_S)
+            if finished.status == 0:
+                hosts += _hosts(finished.stdout.decode(errors="replace"))
+        return tuple(dict.fromkeys(hosts))
+
+    def strike_out(self, tree: Path) -> None:
+        """Overwrite the secrets in all files of a tree that no process writes in. Raises OSError.
+
+        A token is overwritten in place, letter by letter, so that no file changes its length.
+        """
+        for folder, folders, files in os.walk(tree) if self.secrets else ():
+            for place in (Path(folder, name) for name in (*folders, *files)):
+                mode = place.lstat().st_mode
+                if stat.S_ISLNK(mode) and any(secret in os.fsencode(place.readlink()) for secret in self.secrets):
+                    place.unlink()
+                if not stat.S_ISREG(mode) or not place.stat().st_size:
+                    continue
+                place.chmod(mode | 0o600)
+                try:
+                    with place.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as data:
+                        for secret in self.secrets:
+                            at = data.find(secret)
+                            while at >= 0:
+                                data[at : at + len(secret)] = b"*" * len(secret)
+                                structlog.get_logger().warning("install.token_struck_out", file=str(place), at=at)
+                                at = data.find(secret, at + len(secret))
+                finally:
+                    place.chmod(stat.S_IMODE(mode))
 
 
 def covers(nothing: Path) -> tuple[Bind, ...]:
@@ -171,10 +235,10 @@ def _is_readable(file: Path) -> bool:
     return file.is_file() and os.access(file, os.R_OK)
 
 
-def hosts_named(text: str) -> Iterator[str]:
+def _hosts(text: str) -> Iterator[str]:
     """Yield rules for the hosts that a text names."""
-    named = [f"{found['host']}{found['port'] or ''}" for found in _HOST.finditer(text)]
-    trusted = [re.split(r"[\s,]+", found["hosts"].strip("[]")) for found in _TRUSTED.finditer(text)]
+    named = [f"{host}{port}" for _, host, port in _HOST.findall(text)]
+    trusted = [re.split(r"[\s,]+", hosts.strip("[]")) for hosts in _TRUSTED.findall(text)]
     for host in (*named, *(each.strip("\"'") for each in chain.from_iterable(trusted))):
         try:
             Rule.parse(host)
@@ -183,25 +247,17 @@ def hosts_named(text: str) -> Iterator[str]:
         yield host
 
 
-def _proxy(texts: Iterable[str]) -> str | None:
-    """Return the one that a tool's own settings name, else the machine's."""
-    named = [found["url"] for found in chain.from_iterable(map(_PROXY.finditer, texts))]
-    given = {name.lower(): value for name, value in os.environ.items()}
-    found = (*named, *(given.get(name, "") for name in _PROXIES))
-    return next((url for url in found if url and url.lower() not in {"null", "none", "false"}), None)
-
-
 def _secrets(text: str) -> Iterator[bytes]:
     """Yield the parts of a text that grant access, in the forms in which programs write them."""
-    for found in _HOST.finditer(text):
-        if login := found["login"]:
+    for login, _, _ in _HOST.findall(text):
+        if login:
             plain = unquote(login)
             yield from (f"{login}@".encode(), base64.b64encode(plain.encode()).rstrip(b"="))
             if len(word := plain.partition(":")[2]) >= _SECRET_CHARS:
                 yield word.encode()
-    for found in _TOKEN.finditer(text):
-        if len(found["token"]) >= _SECRET_CHARS and not found["token"].startswith("${"):
-            yield found["token"].encode()
+    for token in _TOKEN.findall(text):
+        if len(token) >= _SECRET_CHARS and not token.startswith("${"):
+            yield token.encode()
 
 
 def _named(texts: Iterable[str]) -> list[Path]:

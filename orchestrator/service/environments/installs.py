@@ -1,6 +1,12 @@
-"""Making one layer: the script runs in a box of its own, and what it left below its prefix is taken out.
+"""Software that agents need in their devboxes, installed once and shown to every devbox that needs it.
 
-The script is the agent's author's, as it would be in a terminal, and so are the scripts of the packages that it names.
+An install is made from the bare machine and its settings, whatever environment asks for it, and all share that layer.
+Where it cannot be made so, and an environment brings programs on its PATH, it is made once more with these, for that
+environment alone and without the settings. A build continues when the devbox that asked for it is gone: the next
+attempt finds it done. Its failure is that of all that wait for it, and of none that comes later.
+
+To make a layer, the script runs in a box of its own, and what it left below its prefix is taken out. The script is the
+agent's author's, as it would be in a terminal, and so are the scripts of the packages that it names.
 The rule for what it gets: this machine's settings of package managers are in a box where nothing is a scenario's, no
 program, no file and no variable; a box that has a scenario's programs gets none of them, and reaches the tools' own
 indexes alone. Either box goes out by the proxy, to the hosts that the settings and the agent's file name; a token that
@@ -11,7 +17,6 @@ elsewhere. So nothing of its HOME is taken but the folders that its PATH leads i
 """
 
 import hashlib
-import mmap
 import os
 import platform
 import posixpath
@@ -19,33 +24,35 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import anyio
 import orjson
 import structlog
 from anyio.to_thread import run_sync
 
-from orchestrator.service.environments.build_cache import Built
-from orchestrator.service.environments.installs.request import InstallFailed, InstallRequest
-from orchestrator.service.environments.installs.settings import Settings, hosts_named
+from orchestrator.service.environments.build_cache import Built, UserCache
+from orchestrator.service.environments.package_managers import Settings
+from orchestrator.service.errors import BadRequest, SandboxError
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.dialing import Upstream
 from orchestrator.service.sandbox.egress.proxy import Egress, EgressVerdict
-from orchestrator.service.sandbox.egress.rules import Rules
+from orchestrator.service.sandbox.egress.rules import Rules, check_hosts
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import (
     GIB,
     HOME,
+    Bind,
     Box,
     BoxDied,
     BoxSpec,
     BoxStartFailed,
+    Capability,
     Command,
     Provider,
     Resources,
@@ -53,10 +60,11 @@ from orchestrator.service.sandbox.provider import (
 )
 from orchestrator.service.sandbox.safe_fs import Copier
 
+MOUNT: Final = "install_mount"
+MAX_KEY_CHARS: Final = 200
 INSTALL_LIMIT_S: Final = 3600
 BOX_STOP_LIMIT_S: Final = 30
 _MKDIR_LIMIT_S: Final = 30
-_ASK_LIMIT_S: Final = 60
 #: An install needs more than most agents do.
 _LEAST: Final = Resources(cpus=2.0, memory=4 * GIB, disk=16 * GIB, processes=4096)
 #: Bytes of a script's output in memory, each stream.
@@ -73,20 +81,59 @@ _BRINGING: Final = ("PATH", "LD_LIBRARY_PATH")
 #: Folders of HOME with settings, whatever PATH says.
 _SETTINGS: Final = frozenset({".config", ".npm", ".pip"})
 _HOME: Final = HOME.strip("/")
-#: Prints npm's index.
-_NPM: Final = "npm config get registry"
-#: Prints pip's index, which is in its code; Python brings that along for new environments where it has no pip itself.
-#: uv has the same.
-_PIP: Final = """\
-import ensurepip, glob, importlib.util, os, sys, sysconfig
-if importlib.util.find_spec("pip") is None:
-    bundled = os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")
-    for folder in (sysconfig.get_config_var("WHEEL_PKG_DIR"), bundled, "/usr/share/python-wheels"):
-        sys.path += glob.glob(f"{folder}/pip-*.whl")
-from pip._internal.models.index import PyPI
-print(PyPI.url)
-print(f"//{PyPI.file_storage_domain}/")
-"""
+_FAILED: Final = "The install step failed"
+
+StartSoon = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+Tell = Callable[[str], Awaitable[None]]
+
+
+class InstallFailed(SandboxError):
+    """An install could not be made; the message says why, in words for the devbox that needed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallRequest:
+    """A shell script that puts software below the folder `prefix`, its $SWEEP_AGENT_PREFIX.
+
+    A client asks for it by a mount of the type `install_mount`, which is an extension of ours. Two with one `key` have
+    the same result where they start from the same. `hosts` are what it may reach beside the package indexes of this
+    machine.
+    """
+
+    key: str
+    script: str
+    prefix: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, where: str, mount: Mapping[str, Any]) -> Self:
+        """Read a mount that was found at `where`. Raises BadRequest naming the field that is wrong."""
+        texts = {name: mount.get(name) for name in ("key", "script", "prefix")}
+        for name, text in texts.items():
+            if not isinstance(text, str) or not text or "\0" in text:
+                raise BadRequest(f"{where}.{name}: an {MOUNT} needs it, as text.")
+        key, script, prefix = map(str, texts.values())
+
+        environment = mount.get("environment") or {}
+        if not isinstance(environment, dict) or not all(
+            isinstance(value, str) and name and "=" not in name and "\0" not in name + value
+            for name, value in environment.items()
+        ):
+            raise BadRequest(f"{where}.environment: expected names with texts.")
+        if len(key) > MAX_KEY_CHARS:
+            raise BadRequest(f"{where}.key: at most {MAX_KEY_CHARS} characters.")
+        if posixpath.normpath(prefix) != prefix or not prefix.startswith(f"{HOME}/"):
+            raise BadRequest(f"{where}.prefix: expected a folder below {HOME}, got {prefix!r}.")
+
+        hosts = mount.get("hosts") or []
+        if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+            raise BadRequest(f"{where}.hosts: expected a list of hosts.")
+        try:
+            check_hosts(hosts)
+        except ValueError as error:
+            raise BadRequest(f"{where}.hosts: {error}.") from None
+        return cls(key=key, script=script, prefix=prefix, environment=dict(environment), hosts=tuple(hosts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +154,11 @@ class Brought:
         return cls(name=prepared.name or str(root), root=root, environment=environment)
 
     def copy(self, target: Path) -> None:
-        """Copy the tree, without what is in HOME beside programs, into the empty folder `target`.
+        """Copy the tree, without what is in HOME beside programs, into the new folder `target`.
 
         Blocking. Raises OSError.
         """
+        target.mkdir()
         inside = [folder for folder in _folders(self.environment) if folder.startswith(f"{_HOME}/")]
         kept = {folder.removeprefix(f"{_HOME}/").split("/")[0] for folder in inside} - _SETTINGS
         home = self.root / _HOME
@@ -152,10 +200,14 @@ class InstallBuild:
 
         Raises InstallFailed in words for the user, and OSError.
         """
-        began, base = anyio.current_time(), "" if self.brought is None else self.brought.name
-        made = folder / "made"
+        began, base, root, made = anyio.current_time(), "", None, folder / "made"
         await run_sync(made.mkdir)
-        settings, root = await run_sync(self._prepare, folder)
+        if self.brought is None:
+            settings = await run_sync(Settings.of_this_machine, folder / "settings")
+        else:
+            base, root = self.brought.name, folder / "brought"
+            settings = await run_sync(Settings.empty, folder / "nothing")
+            await run_sync(self.brought.copy, root)
         spec = BoxSpec(
             id=f"install-{token_hex(6)}",
             resources=replace(
@@ -185,25 +237,21 @@ class InstallBuild:
         facts = {"key": self.request.key, "base": base, "made_at": round(time.time(), 3), "seconds": seconds}
         return Built(tree=tree, facts=facts)
 
-    def _prepare(self, folder: Path) -> tuple[Settings, Path | None]:
-        """Return the settings that the box gets, and the tree that it starts from."""
-        if self.brought is None:
-            copies = folder / "settings"
-            copies.mkdir()
-            return Settings.of_this_machine(copies), None
-        root = folder / "brought"
-        root.mkdir()
-        self.brought.copy(root)
-        return Settings.of_nobody(folder / "nothing"), root
-
     async def _run(self, box: Box, settings: Settings) -> None:
         """Run the script, with its way out. Raises InstallFailed, BoxDied and OSError."""
         try:
             upstream = None if settings.proxy is None else Upstream.parse(settings.proxy, settings.bypass)
         except ValueError as error:
             raise InstallFailed(str(error)) from None
-        rules = Rules.parse(self.request.hosts, trusted=await _index_hosts(box, settings))
-        egress = Egress(rules, _tell, self.resolve, upstream)
+        refused: list[str] = []
+
+        async def tell(verdict: EgressVerdict, host: str) -> None:
+            structlog.get_logger().info("install.egress", verdict=verdict, host=host)
+            if verdict == "refused":
+                refused.append(host)
+
+        rules = Rules.parse(self.request.hosts, trusted=await settings.index_hosts(box))
+        egress = Egress(rules, tell, self.resolve, upstream)
         failed: list[BoxDied | OSError] = []
         async with anyio.create_task_group() as tasks:
             try:
@@ -222,10 +270,10 @@ class InstallBuild:
             ended = f"ran out of time ({INSTALL_LIMIT_S} s)"
         words = finished.output.strip()[-_SHOWN_CHARS:]
         why = f"its script {ended}\n{words}" if words else f"its script {ended}, and printed nothing"
-        if refused := ", ".join(egress.counters.document()["refused"]):
-            fix = "name it in [network] hosts of the agent's file, or as a trusted host in your settings of pip"
+        if refused:
             why += (
-                f"\nIt was not let out to {refused}: no setting of npm, pip or uv names that. If it is needed, {fix}."
+                f"\nIt was not let out to {', '.join(refused)}: no setting of npm, pip or uv names that. If it is "
+                "needed, name it in [network] hosts of the agent's file, or as a trusted host in your settings of pip."
             )
         raise InstallFailed(why)
 
@@ -258,7 +306,7 @@ class InstallBuild:
         if not any(tree.iterdir()):
             raise InstallFailed(f"its script put nothing below $SWEEP_AGENT_PREFIX, which is {prefix}")
 
-        _strike_out(tree, settings.secrets)
+        settings.strike_out(tree)
         tree.chmod(0o755)
         for folder, folders, files in os.walk(tree):
             for path in (Path(folder, name) for name in (*folders, *files)):
@@ -269,55 +317,77 @@ class InstallBuild:
         return tree
 
 
-async def _index_hosts(box: Box, settings: Settings) -> tuple[str, ...]:
-    """Return rules for the hosts of package indexes: those that the settings name, and the tools' own. Raises BoxDied.
+class Installs:
+    """Layers below `cache`, made in boxes of `provider`.
 
-    The tools know their own best, and are asked in the box that installs, with what it has of the settings. A tool that
-    the machine does not have has none.
+    `resolve` finds the addresses of names; None stands for the machine's own way.
     """
-    questions: list[tuple[str, ...]] = [("sh", "-c", _NPM)]
-    if not settings.has_index:
-        questions.append(("python3", "-I", "-c", _PIP))
-    hosts = list(settings.hosts)
-    for argv in questions:
-        command = Command(argv=argv, cwd=HOME, environment=settings.variables, is_plain=True)
-        finished = await run(box, command, timeout=_ASK_LIMIT_S)
-        if finished.status == 0:
-            hosts += hosts_named(finished.stdout.decode(errors="replace"))
-    return tuple(dict.fromkeys(hosts))
 
+    def __init__(self, *, cache: Path, provider: Provider, resolve: Resolver | None = None) -> None:
+        self._cache = UserCache(cache, "installs", kind="install", tree="files", read=lambda built: built.tree)
+        self._provider = provider
+        self._resolve = resolve
 
-async def _tell(verdict: EgressVerdict, host: str) -> None:
-    structlog.get_logger().info("install.egress", verdict=verdict, host=host)
+    @property
+    def is_possible(self) -> bool:
+        """True where devboxes can be shown files that they cannot change."""
+        return {Capability.ISOLATED, Capability.ROOTED, Capability.EGRESS} <= self._provider.capabilities
 
+    async def add(self, request: InstallRequest, prepared: Prepared, *, start_soon: StartSoon, tell: Tell) -> Prepared:
+        """Return the environment with the install in it; made now, by a task of `start_soon`, if it never was.
 
-def _strike_out(tree: Path, secrets: Sequence[bytes]) -> None:
-    """Overwrite the secrets in all files of a tree that no process writes in. Raises OSError.
+        `tell` is given messages on the progress, for people. Raises InstallFailed.
+        """
+        brought = await run_sync(Brought.of, prepared)
+        builds = [
+            InstallBuild(
+                request=request,
+                brought=each,
+                resources=prepared.resources or Resources(),
+                provider=self._provider,
+                resolve=self._resolve,
+            )
+            for each in ((None,) if brought is None else (None, brought))
+        ]
+        layer: Path | None = None
+        try:
+            for build in builds:
+                layer = layer or await run_sync(self._cache.find, await run_sync(build.name))
+        except OSError as error:
+            raise InstallFailed(f"{_FAILED}: {error}") from error
 
-    npm and pip write where a package came from, and some write the login with it; every agent could read them. A token
-    is overwritten in place, letter by letter, so that no file changes its length.
-    """
-    if not secrets:
-        return
-    for folder, folders, files in os.walk(tree):
-        for name in (*folders, *files):
-            place = Path(folder, name)
-            mode = place.lstat().st_mode
-            if stat.S_ISLNK(mode) and any(secret in os.fsencode(place.readlink()) for secret in secrets):
-                place.unlink()
-            elif stat.S_ISREG(mode) and place.stat().st_size:
-                _strike_out_of(place, mode, secrets)
+        if layer is None:
+            await tell(f"What belongs at {request.prefix} is being installed, once for all devboxes that need it.")
+            failures = []
+            for build in builds:
+                made = await self._make(build, start_soon)
+                if isinstance(made, Path):
+                    layer = made
+                    break
+                with_what = "" if build.brought is None else "With the programs that the environment brings: "
+                failures.append(f"{with_what}{made}")
+            else:
+                raise InstallFailed(f"{_FAILED}: {chr(10).join(failures)}")
+        await tell(f"What belongs at {request.prefix} is there.")
+        return replace(prepared, binds=(*prepared.binds, Bind(source=layer, target=request.prefix)))
 
+    async def _make(self, build: InstallBuild, start_soon: StartSoon) -> Path | str:
+        """Return the layer, or why it was not made."""
+        over, log = anyio.Event(), structlog.get_logger()
+        made: Path | str = "the service stopped"
 
-def _strike_out_of(file: Path, mode: int, secrets: Sequence[bytes]) -> None:
-    file.chmod(mode | 0o600)
-    try:
-        with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as data:
-            for secret in secrets:
-                at = data.find(secret)
-                while at >= 0:
-                    data[at : at + len(secret)] = b"*" * len(secret)
-                    structlog.get_logger().warning("install.token_struck_out", file=str(file), at=at)
-                    at = data.find(secret, at + len(secret))
-    finally:
-        file.chmod(stat.S_IMODE(mode))
+        async def make() -> None:
+            nonlocal made
+            try:
+                made = await self._cache.get(await run_sync(build.name), build.carry_out)
+            except (InstallFailed, OSError) as error:
+                made = str(error)
+            except Exception as error:  # one install's trouble is not the service's
+                log.exception("install.crashed", install=build.request.key)
+                made = repr(error)
+            finally:
+                over.set()
+
+        start_soon(make)
+        await over.wait()
+        return made
