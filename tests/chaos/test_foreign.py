@@ -10,8 +10,8 @@ from runloop_api_client import BadRequestError
 from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
-from orchestrator.service.server import Isolation
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Rehearsal, Rehearse

@@ -27,9 +27,10 @@ from runloop_api_client import (
 from runloop_api_client.lib.polling import PollingConfig
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 pytestmark = [
     pytest.mark.anyio,
@@ -234,9 +235,9 @@ def served_methods() -> set[str]:
 @pytest.mark.parametrize(
     ("address", "kind"),
     [
-        (Isolation.PROCESS, "sync"),
-        (Isolation.PROCESS, "async"),
-        (Isolation.PROCESS, "aiohttp"),
+        (Isolation.NONE, "sync"),
+        (Isolation.NONE, "async"),
+        (Isolation.NONE, "aiohttp"),
         (Isolation.LOCAL, "aiohttp"),
     ],
     indirect=["address"],

@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.commands import Finished, run
-from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, shell
+from orchestrator.service.sandbox.providers import PROVIDERS
 
 PATIENCE = 20.0
 AnyProvider = BaseProvider[Any]
@@ -61,22 +61,6 @@ def alive(marker: str) -> list[int]:
     return found
 
 
-refusals: list[str] = []
-
-
-async def sandboxes_or_skip() -> None:
-    """Ask the machine once."""
-    if not refusals:
-        try:
-            await check_sandbox()
-        except SandboxUnavailable as error:
-            refusals.append(str(error))
-        else:
-            refusals.append("")
-    if refusals[0]:
-        pytest.skip(refusals[0])
-
-
 @pytest.fixture
 def marker() -> str:
     """A word that only this test's processes carry."""
@@ -100,19 +84,35 @@ def closed_folder(place: Path) -> Path:
     return place / "locked/state"
 
 
-@pytest.fixture(scope="module")
-async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
-    await sandboxes_or_skip()
-    provider = BwrapProvider(closed_folder(tmp_path_factory.mktemp("local")))
+async def prepared(isolation: Isolation, place: Path) -> AsyncIterator[AnyProvider]:
+    provider = PROVIDERS[isolation](closed_folder(place), ())
+    try:
+        await provider.prepare()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
     yield provider
     await provider.close()
 
 
+@pytest.fixture(scope="module", params=list(PROVIDERS))
+async def any_provider(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[AnyProvider]:
+    """Each provider of the table in turn."""
+    async for provider in prepared(request.param, tmp_path_factory.mktemp(request.param)):
+        yield provider
+
+
 @pytest.fixture(scope="module")
-async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessProvider]:
-    provider = ProcessProvider(closed_folder(tmp_path_factory.mktemp("process")))
-    yield provider
-    await provider.close()
+async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnyProvider]:
+    async for provider in prepared(Isolation.LOCAL, tmp_path_factory.mktemp("local")):
+        yield provider
+
+
+@pytest.fixture(scope="module")
+async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnyProvider]:
+    async for provider in prepared(Isolation.NONE, tmp_path_factory.mktemp("process")):
+        yield provider
 
 
 async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
@@ -127,23 +127,22 @@ async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def local(local_provider: BwrapProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+async def local(local_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
     async for bench in opened(local_provider, tmp_path):
         yield bench
 
 
 @pytest.fixture
-async def process(process_provider: ProcessProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+async def process(process_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
     async for bench in opened(process_provider, tmp_path):
         yield bench
 
 
-@pytest.fixture(params=["local", "process"])
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """Each provider in turn."""
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, Bench)
-    return found
+@pytest.fixture
+async def bench(any_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench for each provider of the table."""
+    async for each in opened(any_provider, tmp_path):
+        yield each
 
 
 @pytest.fixture

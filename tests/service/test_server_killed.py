@@ -14,10 +14,11 @@ import httpx
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +26,8 @@ PATIENCE = 30.0
 SERVE = """
 import sys, anyio
 from pathlib import Path
-from orchestrator.service.server import Isolation, serve
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import serve
 anyio.run(serve, "127.0.0.1", 0, None, Path(sys.argv[1]), [], Isolation(sys.argv[2]), None)
 """
 IS_BOOTING = {"launch_parameters": {"launch_commands": ["echo booting; sleep 600"]}}
