@@ -11,7 +11,7 @@ from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunVi
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
+from orchestrator.service.sandbox.providers import check
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Rehearsal, Rehearse
@@ -56,7 +56,7 @@ async def test_our_own_routes_are_unknown(rehearse: "Rehearse") -> None:
 async def test_views_have_what_is_published_and_no_more(rehearse: "Rehearse") -> None:
     """Where devboxes have their folders at /; else they say where they are, or nobody could use them."""
     try:
-        await check_sandbox()
+        await check(Isolation.LOCAL)
     except SandboxUnavailable as error:
         pytest.skip(error.message)
     async with rehearse(is_foreign=True, isolation=Isolation.LOCAL) as met:

@@ -29,7 +29,7 @@ from runloop_api_client.lib.polling import PollingConfig
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
+from orchestrator.service.sandbox.providers import check
 from orchestrator.service.server import serve
 
 pytestmark = [
@@ -186,7 +186,7 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     isolation: Isolation = request.param
     if isolation is Isolation.LOCAL:
         try:
-            anyio.run(check_sandbox)
+            anyio.run(check, Isolation.LOCAL)
         except SandboxUnavailable as error:
             pytest.skip(error.message)
     folder = tmp_path_factory.mktemp(isolation)

@@ -11,9 +11,11 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, Capability
+from orchestrator.service.sandbox.providers import check
 
 pytestmark = pytest.mark.anyio
 
@@ -118,7 +120,7 @@ async def skip_unless_possible(kind: type[BwrapProvider] | type[ProcessProvider]
         pytest.skip(f"{kind.name} does not declare {Capability.DIES_WITH_SERVICE}")
     if kind is BwrapProvider:
         try:
-            await check_sandbox()
+            await check(Isolation.LOCAL)
         except SandboxUnavailable as error:
             pytest.skip(str(error))
 

@@ -16,8 +16,8 @@ import pytest
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
+from orchestrator.service.sandbox.providers import check
 from orchestrator.service.server import serve
 
 pytestmark = pytest.mark.anyio
@@ -135,7 +135,7 @@ async def until(holds: Callable[[], bool], words: Callable[[], str]) -> None:
 async def isolation(request: pytest.FixtureRequest) -> Isolation:
     if request.param is Isolation.LOCAL:
         try:
-            await check_sandbox()
+            await check(Isolation.LOCAL)
         except SandboxUnavailable as error:
             pytest.skip(error.message)
     isolation: Isolation = request.param

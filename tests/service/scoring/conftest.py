@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.environments.interpreters import Interpreters
 from orchestrator.service.records import FunctionResult
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
+from orchestrator.service.sandbox.providers import check
 from orchestrator.service.scoring.scorers import InPlace
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import Document
@@ -31,7 +33,7 @@ async def provider(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     provider: Provider
     if request.param == "local":
         try:
-            await check_sandbox()
+            await check(Isolation.LOCAL)
         except SandboxUnavailable as error:
             pytest.skip(str(error))
         provider = BwrapProvider(state)
