@@ -108,7 +108,7 @@ class FakeRegistry:
         return Response(data[start:], status, media_type="application/octet-stream")
 
 
-def broken_off(data: bytes, after: int) -> Response:
+def broken_off(data: bytes, after: int, status: int) -> Response:
     """An answer that promises all of `data`, and ends after some of it."""
 
     async def some() -> AsyncIterator[bytes]:
@@ -116,7 +116,7 @@ def broken_off(data: bytes, after: int) -> Response:
         await anyio.sleep(0.01)
         raise ConnectionResetError
 
-    return StreamingResponse(some(), headers={"content-length": str(len(data))})
+    return StreamingResponse(some(), status, headers={"content-length": str(len(data))})
 
 
 class _Server(uvicorn.Server):
