@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.service.environments.build_cache import LOCK, BuildCache, Built, T
+from orchestrator.service.sandbox.safe_fs import amount
 
 #: Days after which an entry that no process used is removed.
 KEPT_DAYS: Final = 30
@@ -35,8 +36,17 @@ class UserCache(BuildCache[T]):
     Methods raise OSError, for folders that others could put programs in and for file systems without locks too.
     """
 
-    def __init__(self, cache: Path, folder: str, *, kind: str, tree: str, read: Callable[[Built], T]) -> None:
-        super().__init__(cache / folder, kind=kind, tree=tree, read=read)
+    def __init__(
+        self,
+        cache: Path,
+        folder: str,
+        *,
+        kind: str,
+        tree: str,
+        read: Callable[[Built], T],
+        measure: Callable[[Path], list[int]] = amount,
+    ) -> None:
+        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure)
         self._cache = cache
         self._held: dict[str, int] = {}
 

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .layers import packed
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 USER, PASSWORD, TOKEN = "ann", "pass:word", "a-token"
@@ -57,8 +59,10 @@ class FakeRegistry:
             self.manifests[name, version] = (data, kind)
         return {"mediaType": kind, "digest": digest_of(data), "size": len(data)}
 
-    def add_image(self, name: str, tag: str, *layers: bytes, architecture: str = "amd64") -> dict[str, object]:
-        """Keep an image of plain layers; returns its descriptor."""
+    def add_image(
+        self, name: str, tag: str, *layers: bytes, architecture: str = "amd64", how: str = "plain"
+    ) -> dict[str, object]:
+        """Keep an image of layers, packed in one way; returns its descriptor."""
         config = {
             "os": "linux",
             "architecture": architecture,
@@ -68,7 +72,7 @@ class FakeRegistry:
         described = {
             "schemaVersion": 2,
             "config": self.add_blob(json.dumps(config).encode()),
-            "layers": [self.add_blob(layer) for layer in layers],
+            "layers": [self.add_blob(packed(layer, how)) for layer in layers],
         }
         return self.add_manifest(name, tag, described)
 
