@@ -14,13 +14,13 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import anyio
 import msgspec
@@ -36,6 +36,7 @@ from orchestrator.service.environments.images.manifest import (
     Descriptor,
     ImageConfig,
     Manifest,
+    Platform,
     check_layers,
     ours,
     read,
@@ -56,6 +57,9 @@ _UNPACK: Final = Path(__file__).with_name("unpack.py")
 MAX_LAYER_BYTES: Final = 64 << 30
 
 
+Download = Callable[[Descriptor, Path, Tell], Awaitable[None]]
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image that is there: the digest of its manifest, its configuration, and chain names of its layers."""
 
@@ -71,6 +75,16 @@ class Unpacked:
 
     image: Image
     layers: tuple[Path, ...]
+
+
+class Source(Protocol):
+    """Where images come from: registries, or a file. Methods raise ImageError and OSError."""
+
+    async def manifest(self, reference: Reference, platform: Platform) -> tuple[str, Manifest]: ...
+
+    async def document(self, reference: Reference, blob: Descriptor) -> bytes: ...
+
+    async def download(self, reference: Reference, blob: Descriptor, target: Path, tell: Tell) -> None: ...
 
 
 @dataclass(slots=True)
@@ -113,15 +127,21 @@ class ImageStore:
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 
-    async def pull(self, reference: Reference, *, tell: Tell = lambda _: None) -> Unpacked:
-        """Ask the registry for the image, and get what is not there yet. Raises ImageError and OSError."""
-        digest, manifest = await self.registries.manifest(reference, ours())
-        data = await self.registries.document(reference, manifest.config)
+    async def pull(
+        self, reference: Reference, *, source: Source | None = None, tell: Tell = lambda _: None
+    ) -> Unpacked:
+        """Ask the source, by default the registries, for the image, and get what is not there yet.
+
+        Raises ImageError and OSError.
+        """
+        source = source or self.registries
+        digest, manifest = await source.manifest(reference, ours())
+        data = await source.document(reference, manifest.config)
         config = read(data, ImageConfig, f"the configuration of {reference}")
         check_layers(manifest, config, str(reference))
         chains = tuple(chain_names(config.rootfs.diff_ids, self.namespace.ids))
         try:
-            layers = await self._layers_of(reference, manifest, config, chains, tell)
+            layers = await self._layers_of(partial(source.download, reference), manifest, config, chains, tell)
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
@@ -129,14 +149,14 @@ class ImageStore:
         return Unpacked(image=image, layers=layers)
 
     async def _layers_of(
-        self, reference: Reference, manifest: Manifest, config: ImageConfig, chains: Sequence[str], tell: Tell
+        self, download: Download, manifest: Manifest, config: ImageConfig, chains: Sequence[str], tell: Tell
     ) -> tuple[Path, ...]:
         """Return the folders of the layers: the missing ones come side by side, and are unpacked from the lowest up."""
         layers: list[Path] = []
         async with anyio.create_task_group() as tasks:
             arrivals = [anyio.Event() for _ in chains]
             for chain, blob, arrival in zip(chains, manifest.layers, arrivals, strict=True):
-                tasks.start_soon(self._download, reference, chain, blob, tell, arrival)
+                tasks.start_soon(self._download, download, chain, blob, tell, arrival)
             for chain, diff_id, arrival in zip(chains, config.rootfs.diff_ids, arrivals, strict=True):
                 await arrival.wait()
                 build = partial(self._unpack, self._blob(chain), diff_id, tuple(layers))
@@ -145,12 +165,12 @@ class ImageStore:
         return tuple(layers)
 
     async def _download(
-        self, reference: Reference, chain: str, blob: Descriptor, tell: Tell, arrival: anyio.Event
+        self, download: Download, chain: str, blob: Descriptor, tell: Tell, arrival: anyio.Event
     ) -> None:
         """Get the blob of a layer, unless that is there; one process gets it, and others wait for it."""
         async with self._downloads, _locked(self._blob(chain).with_suffix(".lock")):
             if await run_sync(self._layers.find, chain) is None:
-                await self.registries.download(reference, blob, self._blob(chain), tell)
+                await download(blob, self._blob(chain), tell)
         arrival.set()
 
     async def _unpack(self, blob: Path, diff_id: str, lowers: Sequence[Path], folder: Path) -> Built:
