@@ -26,20 +26,9 @@ async def closure(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_in_nothing(closure: Path, code: str) -> str:
-    bubblewrap = [
-        find_bubblewrap().path,
-        "--unshare-all",
-        "--ro-bind",
-        closure,
-        IN_BOX,
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-    ]
-    done = subprocess.run(
-        [*bubblewrap, program_in_box(), "-I", "-c", code], capture_output=True, text=True, check=False
-    )
+    folders = ["--ro-bind", str(closure), IN_BOX, "--proc", "/proc", "--dev", "/dev"]
+    command = [str(find_bubblewrap().path), "--unshare-all", *folders, program_in_box(), "-I", "-c", code]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
