@@ -22,7 +22,8 @@ from .conftest import write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Running
 
-pytestmark = pytest.mark.slow
+#: One after the other: each looks at every process of the machine, and would see another one's sweep.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secrets")]
 
 SECRETS: Final = {
     "QUOTED": """it's "quoted", costs $HOME `id` \\n & more""",
