@@ -1,7 +1,7 @@
 """Scoring: a contract is checked, boxes are prepared for it, and the program of each of its scorers is run and judged.
 
 A `Place` decides on the box that a program runs in: the one that the agent left (`InPlace`), or a box of its own
-(`separate_scoring`). An agent had the box's files to itself before, so nothing that it could have left there decides
+(`settlements.Apart`). An agent had the box's files to itself before, so nothing that it could have left there decides
 the start of a scorer. Programs are started by their arguments, never by a login shell; variables that make the loader,
 a shell or Python read a file are empty; Python runs isolated (`-I`), with the working directory at the *end* of its
 path: a script may import the agent's modules, which cannot pass for modules of the standard library or of the
