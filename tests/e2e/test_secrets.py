@@ -3,9 +3,11 @@ everywhere: in each byte that a sweep and its service wrote, and in each process
 """
 
 import base64
+import fcntl
 import json
 import os
 import shlex
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +24,16 @@ from .conftest import write_scenario
 if TYPE_CHECKING:
     from .conftest import Desk, Running
 
-#: One after the other: each looks at every process of the machine, and would see another one's sweep.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secrets")]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def alone() -> "Iterator[None]":
+    """One test after the other: each looks at every process of the machine, and would see another one's sweep."""
+    with (Path(tempfile.gettempdir()) / "sweep-test-secrets.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
 
 SECRETS: Final = {
     "QUOTED": """it's "quoted", costs $HOME `id` \\n & more""",
