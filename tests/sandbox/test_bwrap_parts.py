@@ -12,10 +12,10 @@ import pytest
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.service.sandbox.agent_connection import AnswerParser, Exited, Ready, WireError, spawn_frame
 from orchestrator.service.sandbox.bwrap import host
-from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, isolation
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, Users, explain, user_range
+from orchestrator.service.sandbox.bwrap.shared_files import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.provider import BoxSpec
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 

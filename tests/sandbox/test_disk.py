@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox import disk, procfs
-from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox, measure
-from orchestrator.service.sandbox.procfs import TooManyFiles, descendants, unlinked_usage
+from orchestrator.service.sandbox import disk
+from orchestrator.service.sandbox.disk import DiskWatch, TooManyFiles, WatchedBox, measure, unlinked_usage
+from orchestrator.service.sandbox.processes import descendants
 from orchestrator.service.sandbox.provider import BoxDied, Command, Resources
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ async def test_files_that_others_unlinked_are_not_the_boxs(bench: "Bench") -> No
 
 
 async def test_a_box_cannot_make_looks_long_by_holding_much(bench: "Bench", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "MAX_HELD_FILES", 500)
+    monkeypatch.setattr(disk, "MAX_HELD_FILES", 500)
     box = await filled(bench, fill("open('f', 'w+b', 0)", count=1, then="kept += [os.dup(0) for _ in range(600)]"))
     with pytest.raises(TooManyFiles, match="more than"):
         measured(bench, box)

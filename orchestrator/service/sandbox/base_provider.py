@@ -25,11 +25,10 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.service.sandbox.agent_connection import AgentConnection, AgentProcess
-from orchestrator.service.sandbox.child_process import ChildProcess
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import NO_CGROUP, Cgroup, keep_expendable
-from orchestrator.service.sandbox.procfs import descendants
+from orchestrator.service.sandbox.processes import ChildProcess, descendants
 from orchestrator.service.sandbox.provider import (
     Box,
     BoxDied,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.service.sandbox.bwrap.shared_rootfs import HOSTNAME, UID, bound
+from orchestrator.service.sandbox.bwrap.shared_files import HOSTNAME, UID, bound
 
 AGENT_PLACE = "/run/devbox"
 SHARED_MEMORY_BYTES = 64 << 20
@@ -90,7 +90,7 @@ def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None
 
 
 def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: int) -> list[str]:
-    """All arguments for one box, up to the command; `shared` is the folder that `shared_rootfs.furnish` made."""
+    """All arguments for one box, up to the command; `shared` is the folder that `shared_files.furnish` made."""
     arguments = isolation(network=network)
     for name in ("/home", "/run"):  # the mounts below them would create them closed
         arguments += ["--perms", "0755", "--dir", name]

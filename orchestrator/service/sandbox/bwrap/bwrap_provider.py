@@ -20,12 +20,11 @@ from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, veils
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
 from orchestrator.service.sandbox.bwrap.seccomp import program
-from orchestrator.service.sandbox.bwrap.shared_rootfs import USER
-from orchestrator.service.sandbox.child_process import Pidfd
+from orchestrator.service.sandbox.bwrap.shared_files import USER
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
-from orchestrator.service.sandbox.procfs import remaining_processes
+from orchestrator.service.sandbox.processes import Pidfd, remaining_processes
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, Capability, Limit, RemainingProcesses
 from orchestrator.service.sandbox.safe_fs import remove
 

@@ -24,12 +24,10 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.binary import copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, system
-from orchestrator.service.sandbox.bwrap.guard import Guard
 from orchestrator.service.sandbox.bwrap.seccomp import program
-from orchestrator.service.sandbox.bwrap.shared_rootfs import furnish
-from orchestrator.service.sandbox.bwrap.spawner import Spawner
+from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
+from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
