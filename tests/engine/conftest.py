@@ -25,8 +25,7 @@ from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.silence import Silence
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
-from orchestrator.testing.memory_sink import MemorySink
+from orchestrator.testing.fakes import MemoryEndpoint, MemorySink, Script
 
 
 @dataclass
