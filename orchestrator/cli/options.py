@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_args
 import typer
 
 from orchestrator.common.locks import Kind
+from orchestrator.core.protocol import Isolation
 
 if TYPE_CHECKING:
     from orchestrator.view.progress import Style
@@ -31,8 +32,8 @@ RunsOption = Annotated[
 ]
 _ISOLATION: Final = typer.Option(
     "--isolation",
-    metavar="local|none",
-    help="Where the embedded service's devboxes come from: sandboxes, or plain processes without any isolation.",
+    metavar="|".join(Isolation),
+    help=f"Where the embedded service's devboxes come from: {', or '.join(each.meaning for each in Isolation)}.",
 )
 IsolationOption = Annotated[str, _ISOLATION]
 #: None where nobody says, so that a settings file may.

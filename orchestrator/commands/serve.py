@@ -11,9 +11,10 @@ from orchestrator.commands import BUNDLED
 from orchestrator.common import logs
 from orchestrator.common.locks import RISK, Kind
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.seams import Seams
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
@@ -41,9 +42,8 @@ async def run(
     for folder in benchmarks:
         if not folder.is_dir():
             raise UsageError(f"--benchmarks {folder}: there is no such folder.")
-    isolations = {"local": Isolation.LOCAL, "none": Isolation.PROCESS}
-    if isolation not in isolations:
-        raise UsageError(f"--isolation {isolation!r}: write local or none.")
+    if isolation not in set(Isolation):
+        raise UsageError(f"--isolation {isolation!r}: write {' or '.join(Isolation)}.")
     seams = strict(Seams()) if is_foreign else Seams()
     if chaos is not None:
         rules = await anyio.to_thread.run_sync(read_rules, chaos)
@@ -56,14 +56,13 @@ async def run(
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             # Of two benchmarks with one name the first is served: a changed copy of ours must win over ours.
             folders = list(dict.fromkeys((*(folder.resolve() for folder in benchmarks), BUNDLED)))
-            chosen = isolations[isolation]
             await serve(
                 host,
                 port,
                 token,
                 where,
                 folders,
-                chosen,
+                Isolation(isolation),
                 linger,
                 seams=seams,
                 secret_names=secret_names,

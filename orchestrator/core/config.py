@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 
 MAX_KEEP_ALIVE: Final = 48 * 3600
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)")
@@ -197,7 +198,7 @@ class SweepConfig(Knobs):
     #: What a devbox may reach: what its scenario and its agent name, nothing, or all that this machine can.
     network: Literal["agent", "none", "host"] = "agent"
     #: `local` boxes are isolated; `none` is for machines that permit no sandboxes, and for nothing else.
-    isolation: Literal["local", "none"] = "local"
+    isolation: Isolation = Isolation.LOCAL
     #: The interpreter that runs Python agents; None: the active virtual environment's, else ours.
     python: Path | None = None
     name: str | None = None

@@ -1,7 +1,7 @@
 """Words that runner and service share: states of runs and devboxes as the protocol has them, and kinds of isolation."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class RunState(StrEnum):
@@ -41,12 +41,20 @@ class DevboxStatus(StrEnum):
 
 
 class Isolation(StrEnum):
-    """What keeps a devbox of the embedded service from this machine."""
+    """Providers of devboxes, by their isolation from this machine; `meaning` is for people.
 
-    LOCAL = "local"
-    """A sandbox of this machine."""
-    NONE = "none"
-    """Nothing: its commands are processes of this machine."""
+    `service.sandbox.providers` has the provider of each word.
+    """
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:
+        isolation = str.__new__(cls, word)
+        isolation._value_, isolation.meaning = word, meaning
+        return isolation
+
+    LOCAL = "local", "sandboxes"
+    NONE = "none", "plain processes without any isolation"
 
 
 #: The scenario has its result, or was declared done without one.

@@ -15,10 +15,9 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Final, Self, cast
 
 import anyio
 import structlog
@@ -30,6 +29,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import UsageError, leaf
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address, Home, forget_address, hold_lock, is_loopback, needing, publish
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
@@ -53,11 +53,9 @@ from orchestrator.service.runs.logs import Logs
 from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
-from orchestrator.service.sandbox.base_provider import BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.limits import unlimited
-from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Capability, Provider
+from orchestrator.service.sandbox.providers import open_provider
 from orchestrator.service.seams import Opened, Seams
 from orchestrator.service.store import Store
 
@@ -65,7 +63,6 @@ BACKLOG: Final = 4096
 KEEP_ALIVE: Final = 75
 #: Seconds that requests in flight get once the devboxes are gone.
 _LAST_REPLIES: Final = 3
-_CLOSE_TIMEOUT: Final = 20
 #: Seconds between two looks whether its state folder is there.
 _LOOK_EVERY: Final = 0.5
 _MAX_OPEN_FILES: Final = 65_536
@@ -74,13 +71,6 @@ _MAX_STRANGERS: Final = BACKLOG
 #: Characters of a token, which guessing must not find.
 MIN_TOKEN: Final = 16
 SOUND: Final = Seams()
-
-
-class Isolation(StrEnum):
-    """Where devboxes come from: sandboxes of this machine, or plain processes without any isolation."""
-
-    LOCAL = "local"
-    PROCESS = "process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,19 +103,18 @@ class Service:
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
-        isolation = Isolation(isolation)
         given = {name: os.environ[name] for name in secret_names}
         with needing(state):
             (state / "cache").mkdir(mode=0o700, exist_ok=True)
             home = Home(state)
         async with (
             Store.open(state / "service.sqlite", lock) as store,
-            _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
+            open_provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts.build(store, provider, state, benchmarks, seams, given)
             facts = Facts(
                 instance=instance,
-                isolation=isolation,
+                isolation=provider.name,
                 capabilities=tuple(sorted(provider.capabilities)),
                 features=tuple(
                     name
@@ -424,20 +413,6 @@ def _ungrouped() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         raise leaf(group) from None
-
-
-@asynccontextmanager
-async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
-    """A provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
-    is_local = isolation is Isolation.LOCAL
-    provider: BaseProvider[Any] = BwrapProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
-    try:
-        with needing(state):
-            await provider.prepare()
-        yield provider
-    finally:
-        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await provider.close()
 
 
 def _url(host: str, listener: socket.socket) -> str:

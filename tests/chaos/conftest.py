@@ -13,9 +13,10 @@ import pytest
 from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
 from runloop_api_client.types import DevboxView, ScenarioRunView
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.seams import Seams
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
@@ -91,7 +92,7 @@ def rehearse(tmp_path: Path) -> Rehearse:
         rules: str | None = None,
         *,
         is_foreign: bool = False,
-        isolation: Isolation = Isolation.PROCESS,
+        isolation: Isolation = Isolation.NONE,
         state: str = "state",
     ) -> AsyncIterator[Rehearsal]:
         seams = strict(Seams()) if is_foreign else Seams()

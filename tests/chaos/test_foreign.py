@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from runloop_api_client import BadRequestError
 from runloop_api_client.types import BenchmarkRunView, DevboxView, ScenarioRunView
 
-from orchestrator.service.server import Isolation
+from orchestrator.core.protocol import Isolation
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import Rehearsal, Rehearse

@@ -17,8 +17,9 @@ from typing import Final
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("published-client")]
 

@@ -25,7 +25,8 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation, BaseSchema
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from orchestrator.service.server import Isolation, serve
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import serve
 
 Operation: TypeAlias = "APIOperation[Any, Any, Any, Any]"
 Case: TypeAlias = "schemathesis.Case[Any]"

@@ -25,8 +25,9 @@ from runloop_api_client import (
 )
 from runloop_api_client.lib.polling import PollingConfig
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 from tests.waiting import poll
 
 pytestmark = [
@@ -231,9 +232,9 @@ def served_methods() -> set[str]:
 @pytest.mark.parametrize(
     ("address", "kind"),
     [
-        (Isolation.PROCESS, "sync"),
-        (Isolation.PROCESS, "async"),
-        (Isolation.PROCESS, "aiohttp"),
+        (Isolation.NONE, "sync"),
+        (Isolation.NONE, "async"),
+        (Isolation.NONE, "aiohttp"),
         (Isolation.LOCAL, "aiohttp"),
     ],
     indirect=["address"],

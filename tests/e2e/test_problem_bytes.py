@@ -19,9 +19,10 @@ from runloop_api_client import AsyncRunloop
 
 from orchestrator.agentkit.agent import Task
 from orchestrator.agentkit.loader import load
+from orchestrator.core.protocol import Isolation
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,7 +120,7 @@ async def connected(address: Address) -> AsyncIterator[tuple[AsyncRunloop, Gatew
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory, isolation: str) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("bytes")
-    kind = Isolation.LOCAL if isolation == "local" else Isolation.PROCESS
+    kind = Isolation.LOCAL if isolation == "local" else Isolation.NONE
     with start_blocking_portal() as portal:
         serving, address = portal.start_task(partial(serve, "127.0.0.1", 0, None, folder / "state", [], kind, None))
         with portal.wrap_async_context_manager(connected(address)) as (client, gateway, devbox):

@@ -11,12 +11,13 @@ import anyio
 import httpx
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, Command, shell
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 PATIENCE = 30.0
 Boot = Callable[..., Awaitable[AgentBox]]
@@ -69,7 +70,7 @@ def serving(tmp_path: Path) -> Serving:
     """Serves, without isolation unless told otherwise; the client has the token."""
 
     @asynccontextmanager
-    async def start(isolation: Isolation = Isolation.PROCESS) -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
+    async def start(isolation: Isolation = Isolation.NONE) -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
         async with anyio.create_task_group() as tasks:
             address = await tasks.start(partial(serve, "127.0.0.1", 0, None, tmp_path / "state", [], isolation, None))
             headers = {"authorization": f"Bearer {address.token}"}

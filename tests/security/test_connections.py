@@ -15,11 +15,12 @@ import orjson
 import pytest
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import server
 from orchestrator.service.address import Address
 from orchestrator.service.http import protocol
 from orchestrator.service.http.gate import HostNames
-from orchestrator.service.server import Isolation, raise_open_files, serve
+from orchestrator.service.server import raise_open_files, serve
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -331,4 +332,4 @@ def test_the_names_that_a_service_answers_to(bound: str, header: str, is_known: 
 )
 async def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(tmp_path: Path, token: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"(?s)--token, or SWEEP_TOKEN.*{words}"):
-        await serve("127.0.0.1", 0, token, tmp_path, [], Isolation.PROCESS, None)
+        await serve("127.0.0.1", 0, token, tmp_path, [], Isolation.NONE, None)

@@ -17,10 +17,11 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import serialization
 from orchestrator.service.address import Address
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.server import Service
 from tests.waiting import poll
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ Serving = Callable[[], AbstractAsyncContextManager[tuple[Address, httpx.AsyncCli
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with Service.open(state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="right") as opened:
+    async with Service.open(state=tmp_path, benchmarks=[], isolation=Isolation.NONE, token="right") as opened:
         yield opened
 
 

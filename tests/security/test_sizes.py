@@ -10,11 +10,12 @@ import httpx
 import orjson
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import serialization, store
 from orchestrator.service.address import Address
 from orchestrator.service.definitions import merged_list
 from orchestrator.service.http import files
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.server import Service
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -27,7 +28,7 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     given, kept_back = "SERVICE_TEST_GIVEN", "SERVICE_TEST_KEPT_BACK"
     os.environ.update({given: "a value that was given out", kept_back: "a value that nobody gave out"})
     async with Service.open(
-        state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="t", secret_names=[given]
+        state=tmp_path, benchmarks=[], isolation=Isolation.NONE, token="t", secret_names=[given]
     ) as service:
         transport = httpx.ASGITransport(app=service.app)
         headers = {"authorization": "Bearer t"}

@@ -13,7 +13,8 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.service.server import Isolation, Service
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import Service
 from tests.waiting import poll
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

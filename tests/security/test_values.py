@@ -10,9 +10,9 @@ import httpx
 import orjson
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.http.app import MAX_MESSAGE
-from orchestrator.service.server import Isolation
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]

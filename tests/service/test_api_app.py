@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.errors import Unwritable, WaitExpired
 from orchestrator.service.http.activity import Activity
 from orchestrator.service.http.app import application
 from orchestrator.service.sandbox.provider import BoxDied
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.server import Service
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +28,7 @@ TOKEN = "secret"
 
 @asynccontextmanager
 async def service_client(state: Path, token: str | None = TOKEN) -> AsyncIterator[httpx.AsyncClient]:
-    async with Service.open(state=state, benchmarks=[], isolation=Isolation.PROCESS, token=TOKEN) as service:
+    async with Service.open(state=state, benchmarks=[], isolation=Isolation.NONE, token=TOKEN) as service:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         transport = httpx.ASGITransport(app=service.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as client:

@@ -10,8 +10,9 @@ import httpx
 import orjson
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.server import Service
 from tests.waiting import poll
 
 pytestmark = pytest.mark.anyio
@@ -75,9 +76,7 @@ class Desk:
 async def desk(folder: Path) -> AsyncIterator[Desk]:
     state = folder.parents[1] / "state"
     state.mkdir(exist_ok=True)
-    async with Service.open(
-        state=state, benchmarks=[folder.parent], isolation=Isolation.PROCESS, token=TOKEN
-    ) as service:
+    async with Service.open(state=state, benchmarks=[folder.parent], isolation=Isolation.NONE, token=TOKEN) as service:
         transport = httpx.ASGITransport(app=service.app)
         headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as http:

@@ -17,7 +17,8 @@ import httpx
 import orjson
 import pytest
 
-from orchestrator.service.server import Isolation, Service
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import Service
 from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +89,7 @@ def holds(file: Path, words: str) -> bool:
 @asynccontextmanager
 async def desk(state: Path) -> AsyncIterator[Desk]:
     async with Service.open(
-        state=state, benchmarks=[], isolation=Isolation.PROCESS, token=TOKEN, secret_names=("PATH",)
+        state=state, benchmarks=[], isolation=Isolation.NONE, token=TOKEN, secret_names=("PATH",)
     ) as service:
         transport = httpx.ASGITransport(app=service.app)
         headers = {"authorization": f"Bearer {TOKEN}"}

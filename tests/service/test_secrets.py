@@ -7,9 +7,10 @@ import pytest
 from anyio.abc import TaskStatus
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.service.address import Address
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +21,7 @@ async def test_a_service_lists_the_secrets_it_was_given_and_no_others(tmp_path: 
         async def listen(*, task_status: TaskStatus[Address]) -> None:
             names = ("PATH", "HOME")
             await serve(
-                "127.0.0.1", 0, None, tmp_path, [], Isolation.PROCESS, None, secret_names=names, task_status=task_status
+                "127.0.0.1", 0, None, tmp_path, [], Isolation.NONE, None, secret_names=names, task_status=task_status
             )
 
         address = await tasks.start(listen)
@@ -31,6 +32,4 @@ async def test_a_service_lists_the_secrets_it_was_given_and_no_others(tmp_path: 
 
 async def test_a_secret_that_the_service_does_not_have_stops_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--secret NO_SUCH_SECRET: there is no such variable"):
-        await serve(
-            "127.0.0.1", 0, None, tmp_path, [], Isolation.PROCESS, None, secret_names=["PATH", "NO_SUCH_SECRET"]
-        )
+        await serve("127.0.0.1", 0, None, tmp_path, [], Isolation.NONE, None, secret_names=["PATH", "NO_SUCH_SECRET"])

@@ -13,9 +13,10 @@ import anyio
 import httpx
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address
 from orchestrator.service.sandbox.limits import CONTROLLERS, PREFIX, candidate_parents
-from orchestrator.service.server import Isolation, serve
+from orchestrator.service.server import serve
 from tests.processes import carrying
 from tests.waiting import poll, until
 
@@ -25,7 +26,8 @@ PATIENCE = 30.0
 SERVE = """
 import sys, anyio
 from pathlib import Path
-from orchestrator.service.server import Isolation, serve
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import serve
 anyio.run(serve, "127.0.0.1", 0, None, Path(sys.argv[1]), [], Isolation(sys.argv[2]), None)
 """
 IS_BOOTING = {"launch_parameters": {"launch_commands": ["echo booting; sleep 600"]}}

@@ -19,10 +19,11 @@ import pytest
 from anyio.abc import Process
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import Address, hold_lock, is_loopback
 from orchestrator.service.http.activity import HEARTBEAT, Activity
 from orchestrator.service.http.sweep import proof
-from orchestrator.service.server import Isolation, raise_open_files, serve
+from orchestrator.service.server import raise_open_files, serve
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -31,15 +32,16 @@ SERVE = """
 import sys, anyio
 from pathlib import Path
 from typing import Any
-from orchestrator.service.server import Isolation, serve
-anyio.run(serve, "127.0.0.1", 0, None, Path(sys.argv[1]), [], Isolation.PROCESS, None)
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import serve
+anyio.run(serve, "127.0.0.1", 0, None, Path(sys.argv[1]), [], Isolation.NONE, None)
 """
 
 
 def server(
     state: Path, *, linger: float | None = None, token: str | None = None, host: str = "127.0.0.1"
 ) -> partial[Coroutine[Any, Any, None]]:
-    return partial(serve, host, 0, token, state, [], Isolation.PROCESS, linger)
+    return partial(serve, host, 0, token, state, [], Isolation.NONE, linger)
 
 
 def client_of(address: Address) -> httpx.AsyncClient:
@@ -129,7 +131,7 @@ async def test_an_address_that_cannot_be_listened_on_is_the_users_mistake(tmp_pa
     async with serving(tmp_path / "one") as (address, _):
         port = int(address.url.rpartition(":")[2])
         with pytest.raises(UsageError, match=f"port {port}"):
-            await serve("127.0.0.1", port, None, tmp_path / "two", [], Isolation.PROCESS, None)
+            await serve("127.0.0.1", port, None, tmp_path / "two", [], Isolation.NONE, None)
 
 
 async def test_a_client_can_ask_an_unused_service_to_end(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import pytest
 
 from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError
+from orchestrator.core.protocol import Isolation
 from orchestrator.service import store as module
 from orchestrator.service.errors import NotFound, Unwritable
 from orchestrator.service.records import ExecutionRecord, ExecutionStatus
 from orchestrator.service.serialization import view
-from orchestrator.service.server import Isolation, Service
+from orchestrator.service.server import Service
 from orchestrator.service.store import BENCHMARKS, DEVBOXES, EXECUTIONS, ListQuery, Store
 
 pytestmark = pytest.mark.anyio
@@ -184,9 +185,7 @@ LISTS = ("devboxes", "scenarios", "scenarios/runs", "benchmarks", "benchmark_run
 async def test_a_get_is_answered_while_a_writer_holds_the_write_lock(tmp_path: Path) -> None:
     """Nothing that is only read waits for the lock, or for the thread that holds it."""
     async with (
-        Service.open(
-            state=tmp_path, benchmarks=[], isolation=Isolation.PROCESS, token="a token of the tests"
-        ) as service,
+        Service.open(state=tmp_path, benchmarks=[], isolation=Isolation.NONE, token="a token of the tests") as service,
         httpx.AsyncClient(
             transport=httpx.ASGITransport(app=service.app),
             base_url="http://service",

@@ -10,7 +10,8 @@ import pytest
 from anyio.abc import ByteStream, SocketAttribute
 from runloop_api_client import AsyncRunloop
 
-from orchestrator.service.server import Isolation, Service
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.server import Service
 
 Serve = Callable[[Isolation], AbstractAsyncContextManager[AsyncRunloop]]
 

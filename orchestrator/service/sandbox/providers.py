@@ -1,0 +1,46 @@
+"""The table of providers: the one place that knows them all, by the word that `--isolation` takes.
+
+A new provider is its module, its word in `core.protocol.Isolation` (which the runner reads too, and may not read this
+file) and its line here. The settings, the command line and its messages follow from the word, and the conformance suite
+from the table.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.address import needing
+from orchestrator.service.sandbox.base_provider import BaseProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.process_provider import ProcessProvider
+
+MakeProvider = Callable[[Path, Sequence[Path]], BaseProvider[Any]]
+"""Makes a provider of its state folder and the folders that no box may see, if it can hide any."""
+
+#: What each can do is in its `capabilities`; `prepare` raises SandboxUnavailable where it is not to be had.
+PROVIDERS: Final[Mapping[Isolation, MakeProvider]] = {
+    Isolation.LOCAL: lambda state, hidden: BwrapProvider(state, hidden=hidden),
+    Isolation.NONE: lambda state, _hidden: ProcessProvider(state),
+}
+CLOSE_TIMEOUT_S: Final = 20
+
+
+@asynccontextmanager
+async def open_provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
+    """Open a provider that can boot devboxes, and stop every box on leaving.
+
+    Raises SandboxUnavailable now, not once for each devbox of the night, and UsageError for a `state` that cannot be
+    written.
+    """
+    provider = PROVIDERS[isolation](state, hidden)
+    try:
+        with needing(state):
+            await provider.prepare()
+        yield provider
+    finally:
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await provider.close()
