@@ -1,5 +1,6 @@
 """The disk of a box is all that it takes, whether a folder shows it or not."""
 
+import errno
 import itertools
 import os
 import subprocess
@@ -150,6 +151,34 @@ async def test_files_that_others_remove_do_not_hide_what_a_box_writes(
         owner=os.geteuid(),
     )
     watch.add(box)
+    with anyio.fail_after(15):
+        await ended.wait()
+    await watch.close()
+
+
+async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another box too: one task looks at all of them."""
+    monkeypatch.setattr(disk, "TICK_S", 0.01)
+    monkeypatch.setattr(disk, "MAX_PAUSE_S", 0.0)
+    failures = [OSError(errno.EMFILE, "no descriptor is free")] * 3
+
+    def pids() -> tuple[int, ...]:
+        if failures:
+            raise failures.pop()
+        return ()
+
+    (tmp_path / "file").write_bytes(bytes(30 * MEGABYTE))
+    watch, ended = DiskWatch(tmp_path), anyio.Event()
+    watch.add(
+        WatchedBox(
+            folder=tmp_path,
+            limit=20 << 20,
+            exceeded=lambda _: ended.set(),
+            lost=lambda _: None,
+            pids=pids,
+            owner=os.geteuid(),
+        )
+    )
     with anyio.fail_after(15):
         await ended.wait()
     await watch.close()

@@ -261,10 +261,12 @@ class AgentBox(ABC):
             await anyio.to_thread.run_sync(self.folder.remove)
         except OSError as error:
             structlog.get_logger().error("devbox.files_left", devbox=self.id, error=str(error))
-        await self.release()
-        if self._beside is not None and self in self._beside.guests:
-            self._beside.guests.remove(self)
-        self._forget()
+        try:
+            await self.release()
+        finally:
+            if self._beside is not None and self in self._beside.guests:
+                self._beside.guests.remove(self)
+            self._forget()
 
     def break_down(self, why: str) -> None:
         """End the box, and those that use its files, because its own programs broke it."""
@@ -339,6 +341,7 @@ class BaseProvider(ABC, Generic[S]):
         self._boxes: dict[str, AgentBox] = {}
         self._shared: S | None = None
         self._preparing = anyio.Lock()
+        self._is_closed = False
         self._boots = anyio.CapacityLimiter(2 + 2 * (os.cpu_count() or 1))
 
     @abstractmethod
@@ -366,8 +369,8 @@ class BaseProvider(ABC, Generic[S]):
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all."""
         if not GOOD_ID.fullmatch(spec.id):
             raise BoxStartFailed(f"devbox {spec.id!r}: an id has letters, digits, '.', '_' and '-' only")
-        shared = await self.prepare()
         async with self._boots:
+            shared = await self.prepare()
             if spec.id in self._boxes:
                 raise BoxStartFailed(f"devbox {spec.id}: there is one of this id already")
             other = None if beside is None else self._boxes.get(beside.id)
@@ -379,15 +382,19 @@ class BaseProvider(ABC, Generic[S]):
         return box
 
     async def prepare(self) -> S:
-        """Make ready what the boxes share, once. Raises SandboxUnavailable."""
+        """Make ready what the boxes share, once. Raises SandboxUnavailable, and BoxStartFailed after `close`."""
         async with self._preparing:
+            if self._is_closed:
+                raise BoxStartFailed("no devbox can be started: the service is ending")
             if self._shared is None:
                 self._shared = await self.open_shared()
             return self._shared
 
     async def close(self) -> None:
-        """Stop every box."""
+        """Stop every box; no other can be started."""
         with anyio.CancelScope(shield=True):
+            async with self._preparing:
+                self._is_closed = True
             async with anyio.create_task_group() as stops:
                 for box in list(self._boxes.values()):
                     stops.start_soon(box.stop)

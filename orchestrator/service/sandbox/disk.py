@@ -108,8 +108,11 @@ class DiskWatch:
                 rested = looked + (looked - now) * PAUSE_RATIO
 
     def _free(self) -> tuple[int, int]:
-        """Free bytes, and free entries in bytes."""
-        found = os.statvfs(self._place)
+        """Return the free bytes, and the free entries in bytes; a file system that does not tell counts as full."""
+        try:
+            found = os.statvfs(self._place)
+        except OSError:
+            return 0, 0
         return found.f_bavail * found.f_frsize, found.f_favail * ENTRY_BYTES
 
     async def _look(self, box: WatchedBox) -> None:
@@ -125,6 +128,9 @@ class DiskWatch:
             tell, why = box.lost, "its files are gone from the host"
         except (TooDeep, TooManyFiles) as error:
             why = f"its disk cannot be measured: {error}"
+        except OSError as error:  # the service has no descriptor free, or its disk fails: the next look may succeed
+            structlog.get_logger().warning("devbox.disk_not_measured", folder=box.folder.name, error=str(error))
+            return
         self._boxes.pop(box.folder, None)
         structlog.get_logger().warning("devbox.out_of_disk", folder=box.folder.name, why=why)
         tell(why)

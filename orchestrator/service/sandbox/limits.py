@@ -133,7 +133,8 @@ class Cgroups:
                 _set_limit(folder, limit, resources)
             except OSError as error:
                 structlog.get_logger().warning("devbox.limit_refused", limit=limit, devbox=name, error=str(error))
-                _remove_group(folder, 0)
+                if folder not in folders.values():
+                    _remove_group(folder, 0)
             else:
                 folders[limit] = folder
         return Cgroup(folders=folders)

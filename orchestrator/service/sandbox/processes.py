@@ -70,11 +70,12 @@ class ChildProcess:
         self.gone = anyio.Event()
         self._popen = popen
         self._ended = ended
-        if HAS_PIDFD:
-            Pidfd(popen.pid, self._reap)
-        else:
-            loop = asyncio.get_running_loop()
-            threading.Thread(target=self._wait, args=(loop,), daemon=True, name="devbox-wait").start()
+        with suppress(OSError):  # no file descriptor is free
+            if HAS_PIDFD:
+                Pidfd(popen.pid, self._reap)
+                return
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._wait, args=(loop,), daemon=True, name="devbox-wait").start()
 
     def kill(self) -> None:
         if not self.gone.is_set():

@@ -99,6 +99,8 @@ class PrivateMounts:
         if mount.uses == 0:
             del self._bound[source]
             self._check(self._libc.umount2(mount.path.encode(), MNT_DETACH))
+            place = Path(mount.path)
+            place.rmdir() if place.is_dir() else place.unlink()
 
     def _mount(self, source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
         texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
