@@ -17,9 +17,8 @@ import anyio
 import anyio.to_thread
 
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, veils
+from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, seccomp_filter, veils
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
-from orchestrator.service.sandbox.bwrap.seccomp import program
 from orchestrator.service.sandbox.bwrap.shared_files import USER
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
@@ -79,7 +78,7 @@ class BwrapBox(AgentBox):
         command = agent_command(control, box_rlimits(self.spec.resources, processes=True))
         # On bubblewrap's command line every program in the box could read them.
         hidden = b"".join(os.fsencode(word) + b"\0" for word in arguments)
-        with in_memory(hidden) as given, in_memory(program()) as calls:
+        with in_memory(hidden) as given, in_memory(seccomp_filter()) as calls:
             words = [paths.program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *command]
             fds = (control, self._info, given.fileno(), calls.fileno())
             return self._host.guard.start(words, user=self._user, fds=fds, errors=errors)

@@ -25,8 +25,7 @@ import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
-from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, system
-from orchestrator.service.sandbox.bwrap.seccomp import program
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
@@ -153,7 +152,7 @@ class BwrapHost:
     def _trial(self, user: int | None) -> str | None:
         arguments = [self.paths.program, *isolation(network=False), *system(), "--ro-bind", self.paths.shared, "/mnt"]
         arguments += ["--proc", "/proc", "--dev", "/dev"]
-        with tempfile.TemporaryFile() as errors, in_memory(program()) as calls:
+        with tempfile.TemporaryFile() as errors, in_memory(seccomp_filter()) as calls:
             arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:
                 popen = self.guard.start(arguments, user=user, fds=(calls.fileno(),), errors=errors)
