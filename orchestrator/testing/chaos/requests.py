@@ -120,11 +120,9 @@ class RequestFaults:
         self._pages = _Pages()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for route in self._routes:
-            match, found = route.matches(scope)
-            if match is Match.FULL and not route.path.startswith(_OWN):
-                break
-        else:
+        matches = ((route, *route.matches(scope)) for route in self._routes)
+        route, found = next(((route, found) for route, match, found in matches if match is Match.FULL), (None, {}))
+        if route is None or route.path.startswith(_OWN):
             await self._app(scope, receive, send)
             return
         victim = _Victim(self._app, self._stopping, scope, receive, send)
