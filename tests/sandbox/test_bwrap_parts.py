@@ -14,14 +14,16 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.agent_connection import AnswerParser, Exited, Ready, WireError, spawn_frame
 from orchestrator.service.sandbox.bwrap import host
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, isolation
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, Users, explain, user_range
 from orchestrator.service.sandbox.bwrap.shared_files import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.spawner import Spawner
 from orchestrator.service.sandbox.provider import BoxSpec
+from orchestrator.service.sandbox.providers import check
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def test_a_refusal_elsewhere_names_namespaces(tmp_path: Path) -> None:
 async def test_asking_the_machine_leaves_no_process_and_no_thread() -> None:
     threads = {thread.name for thread in threading.enumerate()}
     with suppress(SandboxUnavailable):
-        await check_sandbox()
+        await check(Isolation.LOCAL)
     started = {thread.name for thread in threading.enumerate()} - threads
     assert not [name for name in started if name.startswith("devbox-spawner")]
 

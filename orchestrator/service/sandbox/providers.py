@@ -8,6 +8,7 @@ from the table.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import anyio
@@ -21,7 +22,7 @@ from orchestrator.service.sandbox.process_provider import ProcessProvider
 MakeProvider = Callable[[Path, Sequence[Path]], BaseProvider[Any]]
 """Makes a provider of its state folder and the folders that no box may see, if it can hide any."""
 
-#: What each can do is in its `capabilities`; `prepare` raises SandboxUnavailable where it is not to be had.
+#: Its `capabilities` tell what each isolates; `check` tells whether this machine permits it.
 PROVIDERS: Final[Mapping[Isolation, MakeProvider]] = {
     Isolation.LOCAL: lambda state, hidden: BwrapProvider(state, hidden=hidden),
     Isolation.NONE: lambda state, _hidden: ProcessProvider(state),
@@ -44,3 +45,10 @@ async def open_provider(isolation: Isolation, state: Path, hidden: Sequence[Path
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await provider.close()
+
+
+async def check(isolation: Isolation) -> None:
+    """Try whether a provider can be had here (0.3 s). Raises SandboxUnavailable, naming the reason and the fix."""
+    with TemporaryDirectory() as place:
+        async with open_provider(isolation, Path(place, "state"), ()):
+            return

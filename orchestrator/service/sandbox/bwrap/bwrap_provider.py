@@ -7,7 +7,6 @@ is gone only when all of them are; so a pidfd holds it from the boot on.
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
 from orchestrator.service.sandbox.processes import Pidfd, remaining_processes
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, Capability, Limit, RemainingProcesses
-from orchestrator.service.sandbox.safe_fs import remove
 
 #: Our own package. It contains the bundled benchmarks and their solutions.
 PACKAGE = Path(__file__).parents[3]
@@ -163,14 +161,3 @@ class BwrapProvider(BaseProvider[BwrapHost]):
 
     def make(self, spec: BoxSpec, shared: BwrapHost, forget: Callable[[], object], beside: AgentBox | None) -> BwrapBox:
         return BwrapBox(spec, shared, self.watch, forget, beside)
-
-
-async def check_sandbox() -> None:
-    """Try whether this machine permits sandboxes (0.1 s). Raises SandboxUnavailable, naming the reason and the fix."""
-    place = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp))
-    try:
-        host = await BwrapHost.prepare(place, furnished=False)
-        await host.close()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(remove, place)

@@ -106,18 +106,16 @@ class BwrapHost:
     hidden: tuple[Path, ...] = ()
 
     @classmethod
-    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = (), furnished: bool = True) -> "BwrapHost":
+    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = ()) -> "BwrapHost":
         """Make `state` ready, and remove boxes that an earlier service left there. Raises SandboxUnavailable.
 
-        No box sees the content of the folders `hidden`, wherever on the host they are. Without `furnished`, the result
-        is good for finding out whether sandboxes are permitted, and no box can boot.
+        No box sees the content of the folders `hidden`, wherever on the host they are.
         """
         if sys.platform != "linux":
             raise SandboxUnavailable(f"sandboxed devboxes need Linux; here, choose `--isolation {Isolation.NONE}`")
         python = HostPython.ours()
         bubblewrap = await anyio.to_thread.run_sync(_lay_out, state)
-        if furnished:
-            await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
+        await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
         cgroups = await anyio.to_thread.run_sync(Cgroups.find)
         spawner, guard = Spawner(), await anyio.to_thread.run_sync(Guard)
         try:
