@@ -160,7 +160,7 @@ async def test_a_host_that_goes_at_a_bad_moment_leaves_no_daemon(when: str, mark
     assert not carrying(marker)
 
 
-async def test_no_box_is_started_once_the_provider_closes(state: Path) -> None:
+async def test_no_box_that_waits_for_its_turn_is_started_when_the_provider_closes(state: Path) -> None:
     provider = ProcessProvider(state)
     refused: list[str] = []
 

@@ -341,7 +341,7 @@ class BaseProvider(ABC, Generic[S]):
         self._boxes: dict[str, AgentBox] = {}
         self._shared: S | None = None
         self._preparing = anyio.Lock()
-        self._is_closed = False
+        self._closings = 0
         self._boots = anyio.CapacityLimiter(2 + 2 * (os.cpu_count() or 1))
 
     @abstractmethod
@@ -369,8 +369,9 @@ class BaseProvider(ABC, Generic[S]):
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all."""
         if not GOOD_ID.fullmatch(spec.id):
             raise BoxStartFailed(f"devbox {spec.id!r}: an id has letters, digits, '.', '_' and '-' only")
+        closings = self._closings
         async with self._boots:
-            shared = await self.prepare()
+            shared = await self._open(closings)
             if spec.id in self._boxes:
                 raise BoxStartFailed(f"devbox {spec.id}: there is one of this id already")
             other = None if beside is None else self._boxes.get(beside.id)
@@ -382,23 +383,26 @@ class BaseProvider(ABC, Generic[S]):
         return box
 
     async def prepare(self) -> S:
-        """Make ready what the boxes share, once. Raises SandboxUnavailable, and BoxStartFailed after `close`."""
+        """Make ready what the boxes share, once. Raises SandboxUnavailable."""
+        return await self._open(self._closings)
+
+    async def _open(self, closings: int) -> S:
         async with self._preparing:
-            if self._is_closed:
-                raise BoxStartFailed("no devbox can be started: the service is ending")
+            if self._closings != closings:
+                raise BoxStartFailed("the devbox cannot be started: its provider was closed meanwhile")
             if self._shared is None:
                 self._shared = await self.open_shared()
             return self._shared
 
     async def close(self) -> None:
-        """Stop every box; no other can be started."""
+        """Stop every box, and start none of those that wait for their turn."""
+        self._closings += 1
         with anyio.CancelScope(shield=True):
             async with self._preparing:
-                self._is_closed = True
-            async with anyio.create_task_group() as stops:
-                for box in list(self._boxes.values()):
-                    stops.start_soon(box.stop)
-            await self.watch.close()
-            shared, self._shared = self._shared, None
-            if shared is not None:
-                await self.close_shared(shared)
+                async with anyio.create_task_group() as stops:
+                    for box in list(self._boxes.values()):
+                        stops.start_soon(box.stop)
+                await self.watch.close()
+                shared, self._shared = self._shared, None
+                if shared is not None:
+                    await self.close_shared(shared)
