@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import anyio
-
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.address import needing
 from orchestrator.service.sandbox.base_provider import BaseProvider
@@ -27,7 +25,6 @@ PROVIDERS: Final[Mapping[Isolation, MakeProvider]] = {
     Isolation.LOCAL: lambda state, hidden: BwrapProvider(state, hidden=hidden),
     Isolation.NONE: lambda state, _hidden: ProcessProvider(state),
 }
-CLOSE_TIMEOUT_S: Final = 20
 
 
 @asynccontextmanager
@@ -43,8 +40,7 @@ async def open_provider(isolation: Isolation, state: Path, hidden: Sequence[Path
             await provider.prepare()
         yield provider
     finally:
-        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await provider.close()
+        await provider.close()
 
 
 async def check(isolation: Isolation) -> None:
