@@ -278,7 +278,7 @@ def _explain(problem: Any, source: Path | str) -> str:
         near = get_close_matches(str(problem["loc"][-1]), known, 1)
         return f"{source}: unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
+    if problem["type"] in {"literal_error", "enum"}:
         message = f"choose {problem['ctx']['expected'].replace(chr(39), '')}"
     if not place:
         return f"{source}: {message}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from orchestrator.service.sandbox.agent_connection import spawn_frame
@@ -174,7 +175,8 @@ async def test_no_box_that_waits_for_its_turn_is_started_when_the_provider_close
     async with anyio.create_task_group() as starts:
         for number in range(40):
             starts.start_soon(start, number)
-        await anyio.wait_all_tasks_blocked()
+        while not provider._boxes:
+            await anyio.lowlevel.checkpoint()
         await provider.close()
     assert len(refused) > 20
     assert not provider._boxes
