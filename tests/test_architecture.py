@@ -43,10 +43,6 @@ SERVICE: Final = (
 )
 #: What the service may use of the runner's.
 SHARED: Final = {"core.errors", "core.printable", "core.protocol", "common"}
-#: Names that two classes of a building still share; take out each that is renamed.
-SHARED_CLASS_NAMES: Final = {
-    *("BenchmarkRunState", "ChaosProvider", "Limits", "Rule"),
-}
 #: Module names that may occur twice, for the modules do the same for two packages.
 SHARED_MODULE_NAMES: Final = {"__init__", "__main__", "errors", "states"}
 #: Packages that name their modules after those of which they declare the commands or the routes.
@@ -157,7 +153,7 @@ def _twice(names: Iterable[tuple[str, str]]) -> set[str]:
 def test_no_class_name_occurs_twice_in_a_building() -> None:
     nodes = ((module, node) for module, path in FILES.items() for node in ast.walk(ast.parse(path.read_bytes())))
     names = ((_building(module), node.name) for module, node in nodes if isinstance(node, ast.ClassDef))
-    assert _twice(names) - SHARED_CLASS_NAMES == set()
+    assert _twice(names) == set()
 
 
 def test_no_module_name_occurs_twice_in_a_building() -> None:

@@ -27,7 +27,7 @@ def list_benchmarks(
 @options.takes_settings("endpoint", "isolation", "lock")
 def show_benchmark(
     context: typer.Context,
-    benchmark: Annotated[str, typer.Argument(help="A name, an id, or a folder of scenarios.")],
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="A name, an id, or a folder of scenarios.")],
     *,
     runs: options.Runs = options.RUNS,
     output: Format,
@@ -43,7 +43,10 @@ def show_benchmark(
 @options.takes_settings("isolation", "lock")
 def check(
     context: typer.Context,
-    benchmark: Annotated[str, typer.Argument(help="A bundled benchmark's name, a benchmark folder, or a scenario's.")],
+    benchmark: Annotated[
+        str,
+        typer.Argument(metavar="BENCHMARK", help="A bundled benchmark's name, a benchmark folder, or a scenario's."),
+    ],
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
     runs: options.Runs = options.RUNS,
@@ -83,7 +86,7 @@ def show_agent(
     agents.show(agent, python=python, given=variables_of(env_file), output=output)
 
 
-def new_agent(name: Annotated[str, typer.Argument(help="The agent's name.")]) -> None:
+def new_agent(name: Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.")]) -> None:
     """Write ./agents/NAME.toml, a template that explains what an agent file may contain."""
     from orchestrator.commands import agents
 

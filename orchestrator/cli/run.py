@@ -244,7 +244,7 @@ def _start(
 @options.takes_settings("python", "network", "endpoint", "isolation", "lock")
 def run_scenario(
     context: typer.Context,
-    scenario: Annotated[str, typer.Argument(help="A scenario's id, or its name in --benchmark.")],
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario's id, or its name in --benchmark.")],
     *,
     benchmark: Annotated[
         str,

@@ -47,7 +47,7 @@ def stop(
 def logs(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The sweep's name, or its folder.")],
     scenario: Annotated[
-        str | None, typer.Argument(help="A scenario's name or id. Omit it to list every attempt.")
+        str | None, typer.Argument(metavar="SCENARIO", help="A scenario's name or id. Omit it to list every attempt.")
     ] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the trial has ended.")] = False,
@@ -113,7 +113,9 @@ def reap(
     raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, output=output)))
 
 
-def repair(folder: Annotated[Path, typer.Argument(help="The sweep's folder, such as runs/my-sweep.")]) -> None:
+def repair(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The sweep's folder, such as runs/my-sweep.")],
+) -> None:
     """Keep every readable line of a damaged journal, set the damaged bytes aside in a file, and report the loss.
 
     Results that the journal has lost are taken from results.jsonl, if they are there. `sweep resume` then runs the

@@ -186,11 +186,6 @@ class Service:
         self._move = move
         move(self.address.url, self.address.token)
 
-    async def _leave(self, seeker: _Seeker) -> None:
-        """Be no client any more, then ask it to end: of those who leave at once, the last is heard."""
-        for verb in ("goodbye", "stop"):
-            await post(seeker.http, self.address, verb, seeker.client)
-
     async def _keep(self, seeker: _Seeker) -> None:
         while True:
             await anyio.sleep(HEARTBEAT_S)

@@ -194,25 +194,30 @@ class ScoringRecord(Record, frozen=True, kw_only=True):
     broken: str | None = None
 
 
-class ScenarioRunRecord(Record, frozen=True, kw_only=True):
-    """A scenario run.
-
-    `digest`, `parts` and `functions` are of its scenario as it was at the start: the digest of all that decides scores,
-    those of its parts by name, and the names of its scoring functions. `faults` counts the scorings that failed.
-    """
+class RunRecord(Record, frozen=True, kw_only=True):
+    """Fields of scenario runs and of benchmark runs."""
 
     id: str
-    scenario_id: str
-    devbox_id: str
-    state: RunState
     start_time_ms: int
     metadata: Mapping[str, str]
     name: str | None = None
     environment_variables: Mapping[str, str] | None = None
     secrets_provided: Mapping[str, str] | None = None
     purpose: str | None = None
-    benchmark_run_id: str | None = None
     duration_ms: int | None = None
+
+
+class ScenarioRunRecord(RunRecord, frozen=True, kw_only=True):
+    """A scenario run.
+
+    `digest`, `parts` and `functions` are of its scenario as it was at the start: the digest of all that decides scores,
+    those of its parts by name, and the names of its scoring functions. `faults` counts the scorings that failed.
+    """
+
+    scenario_id: str
+    devbox_id: str
+    state: RunState
+    benchmark_run_id: str | None = None
     scoring_contract_result: ContractResult | None = None
     failure_reason: str | None = None
     scoring: ScoringRecord | None = None
@@ -224,19 +229,11 @@ class ScenarioRunRecord(Record, frozen=True, kw_only=True):
     faults: int = field(name="_faults", default=0)
 
 
-class BenchmarkRunRecord(Record, frozen=True, kw_only=True):
+class BenchmarkRunRecord(RunRecord, frozen=True, kw_only=True):
     """A benchmark run; its scenario ids are those of the benchmark at the start."""
 
-    id: str
     benchmark_id: str
     state: BenchmarkRunState
-    start_time_ms: int
-    metadata: Mapping[str, str]
-    name: str | None = None
-    environment_variables: Mapping[str, str] | None = None
-    secrets_provided: Mapping[str, str] | None = None
-    purpose: str | None = None
-    duration_ms: int | None = None
     score: float | None = None
     scenario_ids: Sequence[str] = field(name="_scenario_ids", default=())
     profile: RunProfile = field(name="_profile", default_factory=RunProfile)

@@ -248,7 +248,7 @@ class Sweep:
             self.run([self.story.killed_at], words=self.story.before)
 
     def passed(self) -> list[str]:
-        """The points that the last process passed, without trials; where it was killed, if it was, is the last."""
+        """The points that the last process passed, without trials; it was killed at the first that was to kill it."""
         notes = self.folder / "notes"
         return [name_of(point) for point in notes.read_text().splitlines()] if notes.exists() else []
 

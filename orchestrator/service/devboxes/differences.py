@@ -38,12 +38,19 @@ _GITS_OWN: Final = re.compile(
     r"|description|shallow|[A-Z_]+|gc\.\w+|gitk\.cache"
 )
 _GIT_RUNS: Final = re.compile(r"(modules/.*/|worktrees/.*/)?(config\S*|hooks/[^/.]+|info/attributes)")
-#: Start-up files and configuration below HOME that shells, git, Python and other tools of scorers read.
+#: Folders of ~/.config that shells, git, Python and other tools of scorers read; an agent's own is none of them.
+_CONFIGS: Final = (
+    r"git|fish|nushell|powershell|environment\.d|systemd|curlrc|wgetrc|ripgrep\S*|readline"
+    r"|pip|uv|pypoetry|pdm|hatch|virtualenv|pythonrc\S*|python\S*|flake8|pycodestyle|pylint\S*|mypy\S*|black|ruff|yapf|tox"
+    r"|pytest\S*|coverage\S*|matplotlib|i?jupyter|ipython|npm\S*|yarn|pnpm|bun\S*|deno|node\S*|go|cargo|rustfmt|R|Renviron"
+    r"|gem|bundle|irb|rspec|composer|psysh|nuget|NuGet|dotnet|cabal|ghc|stack|julia|maven|gradle|psql\S*|sqlite\S*|my\.cnf"
+)
+#: Start-up files and configuration below HOME that these tools read.
 _START_UP: Final = re.compile(
     r"(?:home/[^/]+|root)/(\.(bash\w*|profile|zsh\w*|zlogin|inputrc|gitconfig|pythonrc\S*|pydistutils\.cfg|npmrc|yarnrc\S*|curlrc"
     r"|wgetrc|netrc|condarc|Rprofile|Renviron|perlrc|pdbrc|vimrc|gemrc|bunfig\.toml|cargo/config\S*)"
-    r"|\.(config|pip|local/bin|local/lib|local/share/(gem|npm)|pyenv|nvm|rbenv|rustup|asdf|deno|bun|julia|ipython|cargo/bin"
-    r"|m2|gradle|node_modules)(/.*)?|(mini|ana|micro)\w*/(bin|lib)/.*|go/bin/.*)"
+    rf"|\.(config/({_CONFIGS})|pip|local/bin|local/lib|local/share/(gem|npm)|pyenv|nvm|rbenv|rustup|asdf|deno|bun|julia"
+    r"|ipython|cargo/bin|m2|gradle|node_modules)(/.*)?|(mini|ana|micro)\w*/(bin|lib)/.*|go/bin/.*)"
     r"|etc/(ld\.so\S*|environment|profile\S*|bash\S*|gitconfig|pip\.conf|python\S*/.*|npmrc|inputrc|hosts|ssl/.*"
     r"|alternatives/.*)"
 )
@@ -53,8 +60,8 @@ _HOOK: Final = re.compile(r"(^|/)(sitecustomize|usercustomize)\.py$|\.pth$")
 _VIRTUAL: Final = "pyvenv.cfg"
 #: Programs of packages in the working directory, which tests call too.
 _PROGRAMS: Final = re.compile(rf"(^|/)(node_modules/\.bin/[^/]+|{re.escape(_VIRTUAL)})$")
-#: Beside the working directory, what test runners read above it.
-_SETTINGS: Final = re.compile(r"(^|/)(conftest\.py|pytest\.ini|tox\.ini|setup\.cfg|pyproject\.toml|package\.json)$")
+#: Files that test runners read in the folders above the working directory.
+_SETTINGS: Final = frozenset({"conftest.py", "pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", "package.json"})
 #: Places that only exist, or mean something else, when scorers run: what an agent's link leads to there is not its own.
 _HIDDEN: Final = re.compile(r"/(tests|run|proc|logs/verifier|evidence)(/|$)")
 _SYSTEM: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt)(/|$)")
@@ -156,7 +163,8 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     git = 0
     for path, found in walk(files, skip=frozenset({"tmp"})):
         relative, before = _below(path, work), entries.pop(path, None)
-        if before == _facts(found) and (relative is None or before[3] < at - _RACY):
+        is_same = before == _facts(found)
+        if is_same and (relative is None or before[3] < at - _RACY):
             continue
         if len(os.fsencode(path)) > LONGEST_PATH:
             (outside if relative is None else lists.left_out).append(f"{printable(path)}: the path is too long")
@@ -170,7 +178,7 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
                 lists.left_out.append(f"{printable(relative)}: what is below it, for folders nest deeper")
             if relative is not None or before is not None:
                 continue
-        if loaded.has(path, is_new=is_new, is_link=is_link):
+        elif not is_same and loaded.has(path, is_new=is_new, is_link=is_link):  # of a folder, what is in it is loaded
             system.append(f"/{path}")
         if relative is None:
             outside.append(f"{'new' if is_new else 'changed'} {printable('/' + path)} {found.st_size}")
@@ -305,7 +313,9 @@ class _Loaded:
             runs = _is_git(relative) and _GIT_RUNS.fullmatch(_in_git(relative))
             is_program = path.startswith(self.virtual) or _PROGRAMS.search(relative)
             return bool(runs or (is_new and shadows) or (not is_new and is_program))
-        is_module = path.startswith(self.modules) or _PACKAGES.search(path) or _SETTINGS.search(path)
+        folder, _, name = path.rpartition("/")
+        is_above = name in _SETTINGS and self.work.startswith(f"{folder}/" if folder else "")
+        is_module = path.startswith(self.modules) or _PACKAGES.search(path) or is_above
         is_hidden = is_link and re.match(r"(home/[^/]+|root)/\.[^/]+$", path)
         return bool(is_module or is_hidden or _START_UP.fullmatch(path) or _SYSTEM.match(path))
 

@@ -192,6 +192,18 @@ async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked
     assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "new /home/user/.bashrc 2\nnew /home/user/notes 2\n"
 
 
+async def test_an_agents_own_settings_are_no_start_up_files_and_those_of_tools_are(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work(
+        "mkdir -p ~/.config/myagent ~/.config/git ~/.cache/myagent /srv 2>/dev/null; echo 1 >~/.config/myagent/config"
+        "; echo 2 >~/.cache/myagent/package.json; mkdir -p ~/.config/pip; echo 3 >~/.config/pip/pip.conf"
+        "; echo 4 >~/.config/git/config"
+    )
+    settled = await stage.boxes.settle(Mode.SHARED)
+    assert settled.changes is not None
+    assert settled.changes.system == ("/home/user/.config/git/config", "/home/user/.config/pip/pip.conf")
+
+
 async def test_a_changed_program_is_told_apart_in_a_virtual_environment_and_is_work_elsewhere(stage: Stage) -> None:
     for folder in ("bin", "env/bin"):
         (stage.root / "app" / folder).mkdir(parents=True)
