@@ -67,8 +67,11 @@ class Setting:
             return f"{value // 60}m"
         return str(value)
 
-    def parameter(self, name: str, *, is_hidden: bool) -> Parameter:
-        """Make the parameter that typer makes the option of: text, a list of it, or a flag; None if it is not given."""
+    def parameter(self, name: str, *, is_resume: bool) -> Parameter:
+        """Make the parameter that typer makes the option of: text, a list of it, or a flag; None if it is not given.
+
+        For a resume it shows no default, because what is not given stays, and is hidden if it cannot change.
+        """
         declared: Any = self.field.annotation
         kind: Any = {bool: bool, tuple[str, ...]: list[str]}.get(declared, str)
         words = get_args(declared) if get_origin(declared) is Literal else ()
@@ -78,9 +81,9 @@ class Setting:
             *filter(None, [self.flag, self.option.short]),
             metavar=self.option.metavar or "|".join(words) or None,
             envvar=self.option.env or None,
-            help=f"{self.option.help} \\[default: {self.default}]",
+            help=self.option.help if is_resume else f"{self.option.help} \\[default: {self.default}]",
             rich_help_panel=self.option.panel,
-            hidden=is_hidden,
+            hidden=is_resume and self.option.is_fixed,
         )
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
@@ -99,7 +102,7 @@ SETTINGS: Final = {
 }
 
 
-def takes_settings(*names: str, hides_fixed: bool = False) -> Callable[[_F], _F]:
+def takes_settings(*names: str, is_resume: bool = False) -> Callable[[_F], _F]:
     """Give a command that takes `**settings` an option for each of these settings, or for all.
 
     typer makes options of the parameters in a function's signature. The signature that it sees is made here: the
@@ -116,7 +119,7 @@ def takes_settings(*names: str, hides_fixed: bool = False) -> Callable[[_F], _F]
         parameters = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
         for name in names or SETTINGS:
             setting = SETTINGS[name]
-            parameters.append(setting.parameter(name, is_hidden=hides_fixed and setting.option.is_fixed))
+            parameters.append(setting.parameter(name, is_resume=is_resume))
         vars(command)["__signature__"] = own.replace(parameters=sorted(parameters, key=panel))
         return command
 

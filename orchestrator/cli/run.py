@@ -140,7 +140,7 @@ def run(
 
 
 @options.takes_format
-@options.takes_settings(hides_fixed=True)
+@options.takes_settings(is_resume=True)
 def resume(
     context: typer.Context,
     sweep: options.SweepName = None,
@@ -159,9 +159,9 @@ def resume(
 ) -> None:
     """Continue a sweep: by default the newest unfinished one.
 
-    Everything is as its manifest says, and keys are read from the environment as before. Options given here apply from
-    now on, but agents, models and scoring cannot change: results of two kinds do not belong together. A finished sweep
-    prints its summary.
+    Options that are not given stay as its manifest says, and keys are read from the environment as before. Options
+    given here apply from now on, but agents, models and scoring cannot change: results of two kinds do not belong
+    together. A finished sweep prints its summary.
 
     Examples:
       sweep resume

@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import options
 
-STATE: Final = Path.home() / ".local" / "state" / "sweep" / "service"
+STATE: Final = Path("~/.local/state/sweep/service")
 
 
 @options.takes_settings("isolation", "lock")

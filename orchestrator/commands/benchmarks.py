@@ -13,12 +13,13 @@ import anyio
 import orjson
 
 from orchestrator.commands import BUNDLED, endpoints, run_sweep
-from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
+from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from orchestrator.common.locks import Kind
 from orchestrator.core.config import EndpointConfig, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
 from orchestrator.rundir.files import RESULTS
+from orchestrator.rundir.manifest import read_manifest
 from orchestrator.service.definitions.catalog import problems
 from orchestrator.view.console import print_rows, say
 from orchestrator.view.formats import LINES, Format
@@ -98,10 +99,14 @@ async def _prove(folder: Path, place: EndpointConfig, runs: Path) -> list[str]:
             "name": f"check-{time.strftime('%Y%m%d-%H%M%S')}",
         }
     )
-    await run_sweep.run(config, runs=runs, output=LINES)
+    ended = await run_sweep.run(config, runs=runs, output=LINES)
+    if ended == EXIT_INTERRUPTED:
+        return ["the check was interrupted before it proved anything"]
     ran = runs / str(config.name)
-    lines = await anyio.Path(ran / RESULTS).read_bytes()
-    return [complaint for line in lines.splitlines() for complaint in _judge(orjson.loads(line), ran)]
+    results = [orjson.loads(line) for line in (await anyio.Path(ran / RESULTS).read_bytes()).splitlines()]
+    planned = len((await anyio.to_thread.run_sync(read_manifest, ran)).plan)
+    missing = [] if len(results) == planned else [f"{planned - len(results)} of {planned} trials have no result"]
+    return [*missing, *(complaint for result in results for complaint in _judge(result, ran))]
 
 
 def _judge(result: Mapping[str, Any], ran: Path) -> Iterator[str]:

@@ -61,7 +61,8 @@ Every command with its arguments and options, generated from the command line it
 SETTINGS: Final = """\
 # Settings
 
-The keys of a settings file (`--config sweep.toml`), generated from the code. Typed options win over the file.
+The keys of a settings file (`--config sweep.toml`), generated from the code. Options, and then
+variables of the environment, win over the file.
 
 `benchmark` is the benchmark's name or id, or a folder of scenarios; it is required.
 
@@ -156,7 +157,7 @@ def _sections(name: str, command: Any) -> Iterator[str]:
         value = "" if option.is_flag else f" `{_metavar(option)}`"
         says = [_plain(option.help or "")]
         if not option.is_flag and option.show_default and isinstance(option.default, str | int | float | Path):
-            says.append(f"Default: `{str(option.default).replace(str(Path.home()), '~')}`.")
+            says.append(f"Default: `{option.default}`.")
         if option.envvar:
             says.append(f"Environment: `{option.envvar}`.")
         yield f"- {names}{value}: {' '.join(says)}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -19,6 +19,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
 from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
 from orchestrator.core.selection import Selection, TrialAction, TrialDecision, decisions
+from orchestrator.endpoint.parsing import summary_of
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.sweep_index import Holder, as_typed, find_folder, holder, refuse_elsewhere
@@ -28,7 +29,7 @@ from orchestrator.view.console import print_record, say
 from orchestrator.view.formats import Format, Record
 
 if TYPE_CHECKING:
-    from orchestrator.endpoint.protocols import Definitions
+    from orchestrator.endpoint.protocols import Endpoint
 
 #: Trials named for each reason; `--json` names them all.
 NAMED: Final = 12
@@ -157,12 +158,16 @@ async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Form
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
-    opening: AbstractAsyncContextManager[Definitions]
-    opening = open_endpoint(place) if place.endpoint else nullcontext(OfflineCatalog(place.folders))
+    opening: AbstractAsyncContextManager[Endpoint | OfflineCatalog]
+    opening = nullcontext(OfflineCatalog(place.folders))
+    if place.endpoint:
+        opening = open_endpoint(place, rate=config.rate)
     async with opening as source:
         benchmark = await find_benchmark(source, name)
         arms = await run_sweep.supply_arms(arms, source)
         plan = await run_sweep.make_plan(config, benchmark, arms, source)
+        if not isinstance(source, OfflineCatalog):
+            await run_sweep.check_needs(config, arms, source)
     found = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
     folder = found.path
     ledger = Ledger() if folder is None else (await anyio.to_thread.run_sync(Reader, folder)).ledger
@@ -212,22 +217,8 @@ class OfflineCatalog:
         for start in range(0, len(ids), _BATCH):
             if at_most is None or len(found) < at_most:
                 listed = await self._catalog.listed(ids[start : start + _BATCH], choice)
-                found += [self._summary(each) for each in listed.values()]
+                found += [summary_of(each) for each in listed.values()]
         return found[:at_most]
-
-    def _summary(self, document: dict[str, Any]) -> ScenarioSummary:
-        metadata = document["metadata"]
-        agent, scorer = metadata.get("agent_timeout_sec"), document.get("scorer_timeout_sec")
-        return ScenarioSummary(
-            id=document["id"],
-            name=document["name"],
-            digest=metadata.get("digest", ""),
-            agent_timeout=float(agent) if agent else None,
-            scorer_timeout=float(scorer) if scorer else None,
-            network=tuple(filter(None, metadata.get("reaches", "").split(","))),
-            unsupported=metadata.get("unsupported", ""),
-            notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
-        )
 
     async def scenario(self, scenario_id: str) -> Scenario:
         """Read one scenario. Raises Refused with its problem."""

@@ -49,11 +49,7 @@ class Where:
 def where(
     benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
 ) -> tuple[Where, str]:
-    """Find the source of a benchmark, and its name there. A path is served by the embedded service. Raises UsageError.
-
-    `endpoint` is asked first, then RUNLOOP_BASE_URL.
-    """
-    endpoint = endpoint or os.environ.get("RUNLOOP_BASE_URL") or None
+    """Find the source of a benchmark, and its name there: for a path, the embedded service. Raises UsageError."""
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:

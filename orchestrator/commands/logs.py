@@ -109,13 +109,18 @@ async def _follow(
         await catch_up(reader)
         trial = reader.ledger.trials.get(key)
         newest = trial.attempts if trial else 0
-        path = attempt_folder(folder, key, summary.name, attempt) / query.file
+        place = attempt_folder(folder, key, summary.name, attempt)
+        path = place / query.file
+        if path.is_dir() or not path.resolve().is_relative_to(place.resolve()):
+            raise UsageError(f"--file {query.file} is no file that can be followed: leave out -f, or name another.")
         at = await _copy(path, at, printer)
         is_over = not is_at_work or reader.ledger.is_finished(key)
         if attempt < newest and query.attempt is None:
             attempt, at = attempt + 1, 0
             say(f"--- attempt {attempt}", to_stderr=True)
         elif is_over or attempt < newest:
+            if at == 0:  # say what is wrong, if something is
+                _find_file(folder, key, summary, query, trial)
             printer.write(b"", is_last=True)
             return
         else:

@@ -199,8 +199,10 @@ async def find_orphans(endpoint: Resources, runs: Path) -> tuple[list[Orphans], 
 def _look_up(runs: Path, found: Mapping[str, Orphans]) -> None:
     """Fill in `local` of these sweeps, by id. Of a folder and its copies, one that is in use counts."""
     for folder, manifest in sweeps(runs):
-        orphans, at_work = found.get(manifest.sweep), holder(folder)
-        if orphans is None or (orphans.local is not None and at_work is None):
+        if (orphans := found.get(manifest.sweep)) is None:
+            continue
+        at_work = holder(folder)
+        if orphans.local is not None and at_work is None:
             continue
         try:
             done, trouble = sum(map(Reader(folder).ledger.is_finished, manifest.plan)), None

@@ -472,11 +472,14 @@ def _explain(problem: Any, source: Path | str, typed: Mapping[str, Typed]) -> st
     """A mistake with its place: an option, a variable, or file, line and key."""
     location, kind = [str(part) for part in problem["loc"]], problem["type"]
     message = problem["msg"].removeprefix("Value error, ")
-    bound = problem.get("ctx", {}).get("gt" if kind == "greater_than" else "ge")
+    context = problem.get("ctx", {})
     if kind in {"literal_error", "enum"}:
         message = f"choose {problem['ctx']['expected'].replace(chr(39), '')}"
-    elif bound is not None:
+    elif "gt" in context:
+        bound = context["gt"]
         message = f"must be greater than {bound:g}" if isinstance(bound, float) else f"must be at least {bound + 1}"
+    elif "ge" in context:
+        message = f"must be at least {context['ge']:g}"
     elif kind.partition("_")[0] in _EXPECTED:
         message = _EXPECTED[kind.partition("_")[0]]
     given = typed.get(".".join(location[:2])) or typed.get(location[0] if location else "")

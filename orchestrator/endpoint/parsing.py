@@ -141,6 +141,11 @@ def summary(view: types.ScenarioView) -> records.ScenarioSummary:
     )
 
 
+def summary_of(document: Mapping[str, Any]) -> records.ScenarioSummary:
+    """Read the document that our service would send of a scenario."""
+    return summary(types.ScenarioView.model_construct(**document))
+
+
 def _seconds(value: Any) -> float | None:
     try:
         seconds = float(value)

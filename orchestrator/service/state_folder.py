@@ -65,7 +65,8 @@ class Home:
             return True
 
     def close(self) -> None:
-        os.close(self._folder)
+        folder, self._folder = self._folder, -1  # its number may soon be another file's
+        os.close(folder)
 
 
 @contextmanager

@@ -340,6 +340,8 @@ class _Worker:
     def _attend(self, db: sqlite3.Connection | None, jobs: list[_Job]) -> sqlite3.Connection | None:
         """Do the jobs and settle them; return the connection to use next, None for a new one."""
         log = structlog.get_logger()
+        events = ("unreadable", "readable_again") if self._is_reader else ("unwritable", "writable_again")
+        troubled, mended = (f"store.{event}" for event in events)
         try:
             db = db or self._connect()
             before = db.total_changes
@@ -348,7 +350,7 @@ class _Worker:
             self._refused += 1
             if self._refused == 1:  # a log on a full disk needs no line for every request
                 is_ours = not isinstance(error, OSError | sqlite3.Error)
-                log.warning("store.unwritable", path=str(self._path), error=_words(error), exc_info=is_ours)
+                log.warning(troubled, path=str(self._path), error=_words(error), exc_info=is_ours)
             verb = "read" if self._is_reader else "write"
             for job in jobs:
                 job.fail(Unwritable(f"The service cannot {verb} its state in {self._path}: {_words(error)}"))
@@ -365,7 +367,7 @@ class _Worker:
                 log.exception("store.answer_lost", path=str(self._path))
                 job.fail(InternalError(f"The service kept a change and could not say so: {_words(error)}"))
         if self._refused and (self._is_reader or db.total_changes > before):
-            log.warning("store.writable_again", path=str(self._path), refused=self._refused)
+            log.warning(mended, path=str(self._path), refused=self._refused)
             self._refused = 0
         return db
 
@@ -374,8 +376,6 @@ class Store:
     """Use `async with Store.open(path) as store`."""
 
     def __init__(self, path: Path, lock: Kind = "file") -> None:
-        self._path = path
-        self._lock = lock
         self._writer = self._reader = _Worker(path, "BEGIN IMMEDIATE", lambda: _connect(path, lock))
 
     @classmethod

@@ -59,9 +59,7 @@ def test_the_examples_work_and_print_what_they_show(page: str, desk: Desk, servi
         if not block.is_run:
             continue
         for command, output in block.steps():
-            environment = {"PATH": f"{BIN}:{os.environ['PATH']}"}
-            if not command.startswith("sweep check"):  # which has a service of its own, for a folder
-                environment |= service.environment
+            environment = {"PATH": f"{BIN}:{os.environ['PATH']}"} | service.environment
             isolation = f" --isolation {desk.isolation}" if desk.isolation != "local" else ""
             typed = command + isolation if command.startswith("sweep check") else command
             ended = desk.spawn(["bash", "-c", typed], environment).end()

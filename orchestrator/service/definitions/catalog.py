@@ -164,11 +164,6 @@ class Catalog:
 
         return await run_sync(look)
 
-    async def folder(self, scenario_id: str) -> Path | None:
-        """Return the folder of a scenario; None if it does not exist."""
-        entry = (await run_sync(self._indexed)).entries.get(scenario_id)
-        return entry.folder if entry else None
-
     async def others(self, ids: Iterable[str]) -> list[str]:
         """Return the ids that are not of a scenario here, in their order."""
         entries = (await run_sync(self._indexed)).entries

@@ -72,8 +72,7 @@ class Tests:
 class ScoringPlan:
     """The value of the key `_scoring` of a scenario's document.
 
-    `tests` is None where the contract has other scorers: `[[scorers]]`, or those of a client. A scenario with
-    `has_own_environment` has a verifier with an image of its own: it is refused before it starts.
+    `tests` is None where the contract has other scorers: `[[scorers]]`, or those of a client.
     `working_directory` is the environment's.
     """
 
@@ -81,7 +80,6 @@ class ScoringPlan:
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
     tests: Tests | None = None
-    has_own_environment: bool = False
     working_directory: str
 
 

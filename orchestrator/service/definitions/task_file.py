@@ -239,7 +239,6 @@ class _Reading:
             artifacts=task.artifacts,
             collect=task.collect,
             tests=tests,
-            has_own_environment=has_image,
             working_directory=working_directory,
         )
         return plan, contract

@@ -234,6 +234,7 @@ class Executions:
         key = (record.id, "status")
         with anyio.move_on_after(timeout):
             event = self._changes.next(key)
+            record = await self._find(devbox_id, identity)  # what changed before the event would else be missed
             while not is_reached():
                 await event.wait()
                 event = self._changes.next(key)

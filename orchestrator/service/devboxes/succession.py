@@ -22,6 +22,7 @@ from orchestrator.service.devboxes.differences import Changes, compare, remember
 from orchestrator.service.devboxes.remains import clear, empty, open_up, resolved, take
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.egress.proxy import Egress
+from orchestrator.service.sandbox.folders import ARTIFACTS, VERIFIER
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import (
     HOME,
@@ -42,9 +43,6 @@ PREPARED: Final = "/run/prepared"
 SCRATCH: Final = "/evidence"
 #: Room of an evidence box, whatever the devbox has: a patch takes twice the changed files.
 EVIDENCE_DISK_BYTES: Final = 8 << 30
-#: What scorers write: new and empty for each scoring.
-VERIFIER: Final = "/logs/verifier"
-ARTIFACTS: Final = "/logs/artifacts"
 NOTHING: Final[Mapping[str, Sequence[str]]] = {}
 
 

@@ -86,7 +86,7 @@ def routes(fleet: Fleet, executions: Executions) -> list[Route]:
         Route("/v1/devboxes", devboxes.list, methods=["GET"]),
         Route("/v1/devboxes/create_and_await_running", devboxes.create_and_await_running, methods=["POST"]),
         *(Route(path, _unsupported, methods=["GET", "POST"]) for path in UNSUPPORTED),
-        *execution_routes(fleet, executions),
+        *execution_routes(executions),
         *file_routes(fleet),
         Route("/v1/devboxes/{id}", devboxes.retrieve, methods=["GET"]),
         Route("/v1/devboxes/{id}", devboxes.update, methods=["POST"]),

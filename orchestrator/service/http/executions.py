@@ -10,7 +10,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrator.service.devboxes.executions import DEFAULT_LINES, CommandRequest, Executions
-from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.errors import BadRequest, WaitExpired
 from orchestrator.service.http import serialization as wire
 from orchestrator.service.http.app import hold_time, while_connected
@@ -51,8 +50,8 @@ class _InputBody(wire.Body):
     signal: Literal["EOF", "INTERRUPT"] | None = None
 
 
-def execution_routes(fleet: Fleet, executions: Executions) -> list[Route]:
-    handlers = _Handlers(fleet, executions)
+def execution_routes(executions: Executions) -> list[Route]:
+    handlers = _Handlers(executions)
     return [
         Route("/v1/devboxes/{id}/execute", handlers.execute, methods=["POST"]),
         Route("/v1/devboxes/{id}/execute_async", handlers.execute_async, methods=["POST"]),
@@ -67,8 +66,7 @@ def execution_routes(fleet: Fleet, executions: Executions) -> list[Route]:
 
 
 class _Handlers:
-    def __init__(self, fleet: Fleet, executions: Executions) -> None:
-        self._fleet = fleet
+    def __init__(self, executions: Executions) -> None:
         self._executions = executions
 
     async def execute(self, request: Request) -> Response:

@@ -32,10 +32,11 @@ from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecord
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.runs.states import RUN_MOVES
+from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.provider import HOME, Bind, BoxDied, Command
 from orchestrator.service.scoring.rewards import JSON_FILE, MAX_REWARD_BYTES, TEXT_FILE
 from orchestrator.service.scoring.scoring import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
-from orchestrator.service.scoring.verdict import VERIFIER, Ended, judge_rewards
+from orchestrator.service.scoring.verdict import Ended, judge_rewards
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 
 DECLARED: Final = "declared"

@@ -15,8 +15,9 @@ from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import Copier, remove
 
 OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
+ARTIFACTS, VERIFIER = "/logs/artifacts", "/logs/verifier"
 #: Folders that every Harbor task finds, writable for all users.
-LOGS = ("/logs/agent", "/logs/artifacts", "/logs/verifier")
+LOGS = ("/logs/agent", ARTIFACTS, VERIFIER)
 #: Folders of the machine: read-only in every box, so no folder of a prepared root can replace them.
 SYSTEM = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}

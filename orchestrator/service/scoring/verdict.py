@@ -17,9 +17,9 @@ from typing import Final
 from msgspec.structs import replace as replaced
 
 from orchestrator.service.records import ContractResult, FunctionResult, FunctionState
+from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.scoring.rewards import JSON_FILE, TEXT_FILE, BadReward, WrongReward, read_rewards, score_of
 
-VERIFIER: Final = "/logs/verifier"
 #: Decimals of a total: far finer than any weight, far coarser than the noise of adding floats.
 DECIMALS: Final = 9
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")

@@ -67,7 +67,6 @@ async def test_a_scenario_folder_is_a_benchmark_of_one_with_the_scorers_around_i
     catalog = Catalog([folder])
     assert await names(catalog) == {"first": ["first"]}
     assert await catalog.custom_scorers() == {"half": "echo score=.5"}
-    assert await catalog.folder(identity("scn", "first/first")) == folder
 
 
 async def test_a_folder_given_twice_counts_once(scenario: Make, tmp_path: Path) -> None:

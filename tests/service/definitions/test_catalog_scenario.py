@@ -380,7 +380,7 @@ def test_scoring_settings_of_a_scenario_never_reach_the_wire(scenario: Make) -> 
 )
 def test_scorers_run_where_declared_and_by_default_in_the_agents_devbox(scenario: Make, task: str, mode: str) -> None:
     plan = read(scenario({"task.toml": f"{task}\n[environment]\nallow_internet = false\n"})).view["_scoring"]
-    assert (plan.mode, plan.has_own_environment) == (mode, False)
+    assert plan.mode == mode
 
 
 def test_the_programs_of_tests_and_solution_are_executable_whatever_their_modes(scenario: Make) -> None:

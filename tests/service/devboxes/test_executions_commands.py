@@ -1,5 +1,8 @@
 """Commands in devboxes, through the published client."""
 
+import sqlite3
+import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -8,6 +11,7 @@ from runloop_api_client import APIStatusError, BadRequestError, NotFoundError
 from runloop_api_client.types import DevboxAsyncExecutionDetailView as View
 
 from orchestrator.service.store import EXECUTIONS
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.service.devboxes.conftest import Served
@@ -32,6 +36,27 @@ async def test_a_command_that_takes_longer_is_answered_as_running_and_can_be_wai
     assert (begun.status, begun.exit_status) == ("running", None)
     done = await served.client.devboxes.executions.await_completed(begun.execution_id, devbox_id=devbox.id)
     assert (done.status, done.exit_status, done.stdout) == ("completed", 0, "one\ntwo\n")
+
+
+async def test_a_command_that_ends_while_a_wait_reads_its_record_is_not_missed(served: "Served") -> None:
+    """The wait reads a snapshot from before the end, and has it in hand only after the end was announced."""
+    devbox = await served.devbox()
+    begun = await served.client.devboxes.execute(devbox.id, command="sleep 0.5", optimistic_timeout=0)
+    gathering, ended = threading.Event(), threading.Event()
+
+    def look_and_hold(db: sqlite3.Connection) -> None:
+        EXECUTIONS.get(db, begun.execution_id)  # from here on, the reader's transaction is of this moment
+        ended.wait(20)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(served.store.read, lambda _db: gathering.wait(20))
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(served.store.read, look_and_hold)
+        tasks.start_soon(partial(served.executions.wait, devbox.id, begun.execution_id, timeout=10))
+        await anyio.wait_all_tasks_blocked()
+        gathering.set()
+        await until(lambda: begun.execution_id not in served.executions._live, "the command ends")
+        ended.set()
 
 
 async def test_the_last_lines_are_shown_and_whether_there_was_more(served: "Served") -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
-from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, VERIFIER, Mode, Succession
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Succession
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import read_file, run, write_file
+from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, RemainingProcesses, shell
 
