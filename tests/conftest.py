@@ -5,7 +5,8 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.bwrap_provider import check_sandbox
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.providers import check
 
 # Nothing is kept beside the tests, which may be read-only, and a busy machine is no failure.
 settings.register_profile("ours", database=None, deadline=None)
@@ -22,7 +23,7 @@ def anyio_backend() -> str:
 def obstacle() -> str:
     """The reason why this machine permits no sandboxes; empty where it does."""
     try:
-        anyio.run(check_sandbox)
+        anyio.run(check, Isolation.LOCAL)
     except SandboxUnavailable as error:
         return str(error)
     return ""

@@ -28,7 +28,7 @@ RUNNER: Final = (
     {"cli", "__main__"},
 )
 #: Test equipment that is plugged into the service.
-EQUIPMENT: Final = {"testing.chaos", "testing.strict_compat", "testing.rewrite_reply"}
+EQUIPMENT: Final = {"testing.chaos", "testing.strict_compat"}
 SERVICE: Final = (
     {"service.errors"},
     {"service.records", "service.store", "service.content", "service.diagnostics", "service.state_folder"},

@@ -211,7 +211,7 @@ class EndpointConfig(Settings):
         Isolation,
         Option(
             "Where",
-            "Isolation of the embedded service's devboxes: sandboxes of this machine, or plain processes.",
+            f"Isolation of the embedded service's devboxes: {', or '.join(each.meaning for each in Isolation)}.",
             is_fixed=True,
         ),
     ] = Isolation.LOCAL

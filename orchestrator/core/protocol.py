@@ -1,7 +1,7 @@
 """Words that runner and service share: the protocol's states of runs and devboxes, and kinds of isolation."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class RunState(StrEnum):
@@ -41,12 +41,20 @@ class DevboxStatus(StrEnum):
 
 
 class Isolation(StrEnum):
-    """The wall between a devbox of the embedded service and this machine."""
+    """Providers of devboxes, by their isolation from this machine; `meaning` is for people.
 
-    LOCAL = "local"
-    """A sandbox of this machine."""
-    NONE = "none"
-    """Nothing: its commands are processes of this machine."""
+    `service.sandbox.providers` has the provider of each word.
+    """
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:
+        isolation = str.__new__(cls, word)
+        isolation._value_, isolation.meaning = word, meaning
+        return isolation
+
+    LOCAL = "local", "sandboxes"
+    NONE = "none", "plain processes without any isolation"
 
     @classmethod
     def _missing_(cls, value: object) -> "Isolation | None":

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import anyio
 import structlog
@@ -40,16 +40,12 @@ from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.runs.states import OURS, Dialect, end_runs_of
-from orchestrator.service.sandbox.base_provider import BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.limits import unlimited
-from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Capability, Provider
+from orchestrator.service.sandbox.providers import open_provider
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.state_folder import Home, needing
 from orchestrator.service.store import Store
-
-_CLOSE_TIMEOUT_S: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +179,7 @@ class Service:
             home = Home(state)
         async with (
             Store.open(state / "service.sqlite", lock) as store,
-            _provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
+            open_provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
             parts = _Parts(store, provider, state, benchmarks, seams, given)
             features = {
@@ -214,17 +210,3 @@ class Service:
                     home.close()
                     activity.is_ending = True
                     await parts.scorings.wait_idle(GRACE_S)
-
-
-@asynccontextmanager
-async def _provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
-    """Open a provider that can boot devboxes. Raises SandboxUnavailable now, not once for each devbox of the night."""
-    is_local = isolation is Isolation.LOCAL
-    provider: BaseProvider[Any] = BwrapProvider(state, hidden=hidden) if is_local else ProcessProvider(state)
-    try:
-        with needing(state):
-            await provider.prepare()
-        yield provider
-    finally:
-        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
-            await provider.close()

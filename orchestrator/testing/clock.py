@@ -1,7 +1,7 @@
 """A clock that jumps: an hour of the engine takes milliseconds, and every test of it is the same each time.
 
-What goes to a thread is done at once, for a thread takes time of which this clock knows nothing. Code with processes
-needs the real clock: this one does not wait for them.
+Work for a thread is done at once, for this clock cannot measure a thread's time. Code with processes needs the real
+clock: this one does not wait for them.
 """
 
 import asyncio

@@ -4,16 +4,15 @@ from collections.abc import Iterable
 
 import structlog
 
-from orchestrator.testing.chaos.dice import Dice
-from orchestrator.testing.chaos.rules import Rule, Rules
+from orchestrator.testing.chaos.rules import Dice, FaultRule, Rules
 
 
-def dice(*rules: Rule, seed: int = 7) -> Dice:
+def dice(*rules: FaultRule, seed: int = 7) -> Dice:
     return Dice(Rules(seed=seed, rules=rules))
 
 
-def rule(fault: str = "drop", **more: object) -> Rule:
-    return Rule.model_validate({"fault": fault, **more})
+def rule(fault: str = "drop", **more: object) -> FaultRule:
+    return FaultRule.model_validate({"fault": fault, **more})
 
 
 def struck(given: Dice, kinds: Iterable[str], request: str = "GET /v1/x") -> list[bool]:

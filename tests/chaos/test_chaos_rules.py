@@ -67,7 +67,7 @@ def test_an_empty_file_has_no_rules(tmp_path: Path) -> None:
             ["line 3: rules.1.route: expected GET or POST and a path, such as 'POST /v1/scenarios/*', got 'start_run'"],
         ),
         ('rules = [{fault = "drop", time = 2}]', ["rules.1.time: unknown key; did you mean times?"]),
-        ("rules = [3]", ["rules.1: Input should be a valid dictionary or instance of Rule"]),
+        ("rules = [3]", ["rules.1: Input should be a valid dictionary or instance of FaultRule"]),
     ],
 )
 def test_a_mistake_is_reported_by_line_and_key(tmp_path: Path, text: str, complaints: list[str]) -> None:

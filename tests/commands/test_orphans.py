@@ -14,7 +14,7 @@ from orchestrator.core.records import Needs, ScenarioSummary
 from orchestrator.core.stages import Stage
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
 from orchestrator.rundir.journal import read_events
-from orchestrator.testing.memory_endpoint import MemoryEndpoint
+from orchestrator.testing.fakes import MemoryEndpoint
 
 pytestmark = pytest.mark.anyio
 

@@ -26,7 +26,7 @@ from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.core.records import Benchmark, Execution, Needs, ScenarioRun, ScenarioSummary
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import SETTLEMENTS, Endpoint
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 from tests.waiting import poll, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("conformance")]

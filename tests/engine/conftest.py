@@ -22,8 +22,7 @@ from orchestrator.engine.scheduler import Scheduler, queues_of
 from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
-from orchestrator.testing.memory_sink import MemorySink
+from orchestrator.testing.fakes import MemoryEndpoint, MemorySink, Script
 
 
 @dataclass

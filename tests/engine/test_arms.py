@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.events import StageFinished
 from orchestrator.core.records import Outcome
-from orchestrator.testing.memory_endpoint import Script
+from orchestrator.testing.fakes import Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -16,7 +16,7 @@ from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.worker import run_all
 from orchestrator.rundir.journal import now
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import Script
+from orchestrator.testing.fakes import Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -3,7 +3,7 @@
 from orchestrator.core.errors import ScoringFault, Throttled, Unavailable
 from orchestrator.core.events import StageEntered
 from orchestrator.core.records import Outcome
-from orchestrator.testing.memory_endpoint import Script
+from orchestrator.testing.fakes import Script
 
 from .conftest import MakeSweep
 

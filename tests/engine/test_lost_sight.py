@@ -14,7 +14,7 @@ from orchestrator.common.awake import LATE_S, AwakeLoop
 from orchestrator.core.errors import Missing
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Outcome, ScenarioSummary
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 from .test_resume import die_after

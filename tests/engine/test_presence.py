@@ -9,7 +9,7 @@ from orchestrator.common.locks import birth
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.engine.remote_state import FORGOTTEN_S, Presence
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 ELSEWHERE = "process 7 on another-machine, of boot 1"
 

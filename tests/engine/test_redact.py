@@ -19,7 +19,7 @@ from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog, is_cut
 from orchestrator.engine.redact import MIN_BYTES, NO_SECRETS, MaskingSink, Redactor
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_sink import MemorySink
+from orchestrator.testing.fakes import MemorySink
 
 SECRET: Final = """it's "quoted" $HOME `id` \\ ü漢🙂 /+?&="""
 KEYS: Final = "-----BEGIN KEY-----\nAAAAbbbbCCCCdddd1234\nEEEEffffGGGG+/==\n-----END KEY-----\n"

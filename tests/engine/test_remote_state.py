@@ -7,7 +7,7 @@ import pytest
 from orchestrator.core.errors import SweepCanceled, Unavailable
 from orchestrator.core.ledger import fold
 from orchestrator.core.records import BenchmarkRun, Devbox, Outcome, ScenarioRun
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 from .test_resume import die_after

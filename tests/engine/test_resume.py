@@ -16,7 +16,7 @@ from orchestrator.core.ledger import Attempt, fold
 from orchestrator.core.records import Devbox, Outcome, ScenarioRun
 from orchestrator.core.stages import Stage
 from orchestrator.engine.resume import next_stage
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -17,8 +17,7 @@ from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.lifecycle import CANCEL_GRACE_S
 from orchestrator.engine.worker import run_all
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import Script
-from orchestrator.testing.memory_sink import MemorySink
+from orchestrator.testing.fakes import MemorySink, Script
 
 from .conftest import MakeSweep, Sweep
 

@@ -14,7 +14,7 @@ from orchestrator.engine.scheduler import ArmQueue, Scheduler
 from orchestrator.engine.worker import run_all
 from orchestrator.engine.workspace import BACKSTOP_S
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 from .conftest import MakeSweep
 

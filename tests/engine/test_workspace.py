@@ -17,7 +17,7 @@ from orchestrator.core.records import Devbox, Execution
 from orchestrator.engine.redact import NO_SECRETS, Redactor
 from orchestrator.engine.workspace import NOT_THERE, NOT_WRITTEN, DevboxWorkspace, files_check
 from orchestrator.testing.clock import run_virtually
-from orchestrator.testing.memory_endpoint import MemoryEndpoint, Script
+from orchestrator.testing.fakes import MemoryEndpoint, Script
 
 DEVBOX = Devbox(id="dbx_1", status="running")
 OUTPUT = "first line\nsecond line\nthird line\n"

@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 import pytest
 
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import Finished, run
-from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import BoxSpec, shell
+from orchestrator.service.sandbox.providers import PROVIDERS
 
 PATIENCE = 20.0
 AnyProvider = BaseProvider[Any]
@@ -54,18 +55,35 @@ def closed_folder(place: Path) -> Path:
     return place / "locked/state"
 
 
-@pytest.fixture(scope="module")
-async def local_provider(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
-    provider = BwrapProvider(closed_folder(tmp_path_factory.mktemp("local")))
+async def prepared(isolation: Isolation, place: Path) -> AsyncIterator[AnyProvider]:
+    provider = PROVIDERS[isolation](closed_folder(place), ())
+    try:
+        await provider.prepare()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
     yield provider
     await provider.close()
 
 
+@pytest.fixture(scope="module", params=list(PROVIDERS))
+async def any_provider(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[AnyProvider]:
+    """Each provider of the table in turn."""
+    async for provider in prepared(request.param, tmp_path_factory.mktemp(request.param)):
+        yield provider
+
+
 @pytest.fixture(scope="module")
-async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessProvider]:
-    provider = ProcessProvider(closed_folder(tmp_path_factory.mktemp("process")))
-    yield provider
-    await provider.close()
+async def local_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnyProvider]:
+    async for provider in prepared(Isolation.LOCAL, tmp_path_factory.mktemp("local")):
+        yield provider
+
+
+@pytest.fixture(scope="module")
+async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnyProvider]:
+    async for provider in prepared(Isolation.NONE, tmp_path_factory.mktemp("process")):
+        yield provider
 
 
 async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
@@ -80,20 +98,19 @@ async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def local(local_provider: BwrapProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+async def local(local_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
     async for bench in opened(local_provider, tmp_path):
         yield bench
 
 
 @pytest.fixture
-async def process(process_provider: ProcessProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+async def process(process_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
     async for bench in opened(process_provider, tmp_path):
         yield bench
 
 
-@pytest.fixture(params=["local", "process"])
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """Each provider in turn."""
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, Bench)
-    return found
+@pytest.fixture
+async def bench(any_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench for each provider of the table."""
+    async for each in opened(any_provider, tmp_path):
+        yield each

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2]
 PAIR = 'sleep 1000 & echo "up $$" >&2; exec sleep 1000'
 SERVICE = """
 import os, sys, time
-from orchestrator.service.sandbox.bwrap.guard import Guard
+from orchestrator.service.sandbox.bwrap.spawner import Guard
 
 guard = Guard()
 readable, writable = os.pipe()
@@ -35,14 +35,14 @@ print(*groups, flush=True)
 """
 HASTY = """
 import os, signal, sys
-from orchestrator.service.sandbox.bwrap.guard import Guard
+from orchestrator.service.sandbox.bwrap.spawner import Guard
 
 Guard().start(["sh", "-c", *sys.argv[1:]], user=None, fds=(), errors=sys.stderr)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 UNGUARDED = """
 import subprocess, sys
-from orchestrator.service.sandbox.bwrap.guard import Guard
+from orchestrator.service.sandbox.bwrap.spawner import Guard
 
 guard = Guard()
 guard._shell.kill()

@@ -1,27 +1,35 @@
 """The parts of the sandbox provider, one by one."""
 
 import os
+import shutil
 import subprocess
+import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.agent_connection import AnswerParser, Exited, Ready, WireError, spawn_frame
 from orchestrator.service.sandbox.bwrap import host
-from orchestrator.service.sandbox.bwrap.binary import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, isolation
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider, check_sandbox
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, Users, explain, user_range
+from orchestrator.service.sandbox.bwrap.shared_files import Bubblewrap, copy_for_others, find_bubblewrap
+from orchestrator.service.sandbox.bwrap.spawner import Spawner
 from orchestrator.service.sandbox.provider import BoxSpec
+from orchestrator.service.sandbox.providers import check
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
 
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 ALL_USERS = "         0          0 4294967295\n"
 
 
@@ -103,7 +111,7 @@ def test_a_refusal_elsewhere_names_namespaces(tmp_path: Path) -> None:
 async def test_asking_the_machine_leaves_no_process_and_no_thread() -> None:
     threads = {thread.name for thread in threading.enumerate()}
     with suppress(SandboxUnavailable):
-        await check_sandbox()
+        await check(Isolation.LOCAL)
     started = {thread.name for thread in threading.enumerate()} - threads
     assert not [name for name in started if name.startswith("devbox-spawner")]
 
@@ -180,6 +188,41 @@ def test_a_copy_keeps_links_modes_times_and_holes(tmp_path: Path) -> None:
     (source / "dir").chmod(0o700)
     remove(target)
     assert not target.exists()
+
+
+def test_a_copy_for_which_there_is_no_room_fails(tmp_path: Path) -> None:
+    """The system writes as much of the last piece as there is room for, and calls that a success."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from/file").write_bytes(b"x" * 1_000_000)
+    (tmp_path / "to").mkdir()
+    mount = 'mount -t tmpfs -o size=512k none "$1/to" || exit 9; shift; exec "$@"'
+    copy = (
+        "import sys; from pathlib import Path; from orchestrator.service.sandbox.safe_fs import Copier; "
+        "Copier().copy(Path(sys.argv[1], 'from'), Path(sys.argv[1], 'to'))"
+    )
+    command = [*NAMESPACE, "sh", "-c", mount, "sh", str(tmp_path), sys.executable, "-c", copy, str(tmp_path)]
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare here")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    if done.returncode == 9 or "unshare" in done.stderr:
+        pytest.skip(f"no file system of our own can be mounted here: {done.stderr}")
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.anyio
+async def test_a_place_for_others_is_gone_when_nobody_needs_it(tmp_path: Path) -> None:
+    spawner = Spawner()
+    try:
+        await spawner.run(spawner.take_private_mounts)
+    except OSError as error:
+        pytest.skip(f"no mounts of its own are permitted to a thread here: {error}")
+    (tmp_path / "file").touch()
+    for source in (tmp_path, tmp_path / "file"):
+        place = Path(await spawner.run(partial(spawner.admit, source)))
+        assert await spawner.run(place.exists)
+        await spawner.run(partial(spawner.dismiss, source))
+        assert not await spawner.run(place.exists)
+    await anyio.to_thread.run_sync(spawner.close)
 
 
 def test_folders_that_their_owner_closed_are_measured_copied_and_stay_closed(tmp_path: Path) -> None:

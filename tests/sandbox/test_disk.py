@@ -1,5 +1,6 @@
 """The disk of a box is all that it takes, whether a folder shows it or not."""
 
+import errno
 import itertools
 import os
 import subprocess
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox import disk, procfs
-from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox, measure
-from orchestrator.service.sandbox.procfs import TooManyFiles, descendants, unlinked_usage
+from orchestrator.service.sandbox import disk
+from orchestrator.service.sandbox.disk import DiskWatch, TooManyFiles, WatchedBox, measure, unlinked_usage
+from orchestrator.service.sandbox.processes import descendants
 from orchestrator.service.sandbox.provider import BoxDied, Command, Resources
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ async def test_files_that_others_unlinked_are_not_the_boxs(bench: "Bench") -> No
 
 
 async def test_a_box_cannot_make_looks_long_by_holding_much(bench: "Bench", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "MAX_HELD_FILES", 500)
+    monkeypatch.setattr(disk, "MAX_HELD_FILES", 500)
     box = await filled(bench, fill("open('f', 'w+b', 0)", count=1, then="kept += [os.dup(0) for _ in range(600)]"))
     with pytest.raises(TooManyFiles, match="more than"):
         measured(bench, box)
@@ -150,6 +151,34 @@ async def test_files_that_others_remove_do_not_hide_what_a_box_writes(
         owner=os.geteuid(),
     )
     watch.add(box)
+    with anyio.fail_after(15):
+        await ended.wait()
+    await watch.close()
+
+
+async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another box too: one task looks at all of them."""
+    monkeypatch.setattr(disk, "TICK_S", 0.01)
+    monkeypatch.setattr(disk, "MAX_PAUSE_S", 0.0)
+    failures = [OSError(errno.EMFILE, "no descriptor is free")] * 3
+
+    def pids() -> tuple[int, ...]:
+        if failures:
+            raise failures.pop()
+        return ()
+
+    (tmp_path / "file").write_bytes(bytes(30 * MEGABYTE))
+    watch, ended = DiskWatch(tmp_path), anyio.Event()
+    watch.add(
+        WatchedBox(
+            folder=tmp_path,
+            limit=20 << 20,
+            exceeded=lambda _: ended.set(),
+            lost=lambda _: None,
+            pids=pids,
+            owner=os.geteuid(),
+        )
+    )
     with anyio.fail_after(15):
         await ended.wait()
     await watch.close()

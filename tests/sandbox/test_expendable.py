@@ -23,7 +23,7 @@ SERVICE = """
 import sys
 from pathlib import Path
 Path("/proc/self/oom_score_adj").write_text("950")
-from orchestrator.service.sandbox.bwrap.guard import Guard
+from orchestrator.service.sandbox.bwrap.spawner import Guard
 
 guard = Guard()
 words = ["sh", "-c", "cat /proc/self/oom_score_adj >&2"]

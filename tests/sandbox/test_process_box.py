@@ -1,16 +1,23 @@
 """Boxes without isolation: what they do not claim, where their folders are, and agents that misbehave."""
 
+import os
+import resource
+import socket
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.agent_connection import spawn_frame
+from orchestrator.service.sandbox.base_provider import AGENT, AgentBox
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
+from orchestrator.service.sandbox.processes import ChildProcess
 from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
 from tests.processes import carrying, open_files
 from tests.waiting import until
@@ -119,3 +126,73 @@ async def test_an_agent_that_cannot_start_says_why(state: Path) -> None:
     with pytest.raises(BoxStartFailed, match="no luck today"):
         await provider.start(BoxSpec(id="hostile", environment={"AGENT": "raise SystemExit('no luck today')"}))
     await provider.close()
+
+
+@pytest.mark.parametrize("when", ["in the middle of an order", "before an answer"])
+async def test_a_host_that_goes_at_a_bad_moment_leaves_no_daemon(when: str, marker: str) -> None:
+    """No namespace ends the daemons with the agent here, and no helper of theirs is left."""
+
+    def order(number: int, script: str) -> bytes:
+        return spawn_frame(number, "/tmp", ["sh", "-c", script], {"PATH": os.environ["PATH"], "M": marker})
+
+    host, agent = socket.socketpair()
+    with (
+        agent,
+        host,
+        subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-I", "-S", AGENT, str(agent.fileno()), ""], pass_fds=(agent.fileno(),), env={}
+        ) as popen,
+    ):
+        agent.close()
+        null = os.open("/dev/null", os.O_RDWR)
+        answers = host.makefile("rb")
+        assert answers.readline() == b"ready\n"
+        socket.send_fds(host, [order(1, "setsid sleep 1000 &")], [null, null])
+        assert answers.readline() == b"exit 1 0\n"
+        await until(lambda: len(carrying(marker)) == 1, "the daemon runs")
+        if when == "before an answer":
+            host.shutdown(socket.SHUT_RD)
+            socket.send_fds(host, [order(2, "true")], [null, null])
+        else:
+            socket.send_fds(host, [order(2, "true")[:20]], [null, null])
+            host.shutdown(socket.SHUT_RDWR)
+        os.close(null)
+        await anyio.to_thread.run_sync(popen.wait)
+    assert not carrying(marker)
+
+
+async def test_no_box_that_waits_for_its_turn_is_started_when_the_provider_closes(state: Path) -> None:
+    provider = ProcessProvider(state)
+    refused: list[str] = []
+
+    async def start(number: int) -> None:
+        try:
+            await provider.start(BoxSpec(id=f"box-{number}"))
+        except BoxStartFailed as error:
+            refused.append(str(error))
+
+    await provider.prepare()
+    async with anyio.create_task_group() as starts:
+        for number in range(40):
+            starts.start_soon(start, number)
+        while not provider._boxes:
+            await anyio.lowlevel.checkpoint()
+        await provider.close()
+    assert len(refused) > 20
+    assert not provider._boxes
+    assert await anyio.Path(state / "boxes").is_dir()
+    assert not [place async for place in anyio.Path(state / "boxes").iterdir()]
+
+
+async def test_without_a_free_descriptor_a_childs_end_is_noticed_too() -> None:
+    ended = anyio.Event()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as popen:  # noqa: ASYNC220
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            child = ChildProcess(popen, lambda _: ended.set())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        child.kill()
+        with anyio.fail_after(10):
+            await ended.wait()

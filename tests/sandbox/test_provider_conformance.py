@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -21,6 +22,7 @@ from orchestrator.service.sandbox.provider import (
     Resources,
     shell,
 )
+from orchestrator.service.sandbox.providers import PROVIDERS
 from tests.processes import carrying
 from tests.waiting import until
 
@@ -41,6 +43,10 @@ def needs(bench: "Bench", capability: Capability) -> None:
 async def read_all(stream: object) -> bytes:
     parts = [part async for part in stream]  # type: ignore[attr-defined]
     return b"".join(parts)
+
+
+def test_every_word_for_isolation_has_a_provider() -> None:
+    assert set(PROVIDERS) == set(Isolation)
 
 
 async def test_provider_box_and_process_are_what_the_contract_calls_so(bench: "Bench") -> None:

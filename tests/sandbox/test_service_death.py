@@ -42,7 +42,7 @@ BOOTING = """
 import asyncio, sys
 from pathlib import Path
 from orchestrator.service.sandbox.provider import BoxSpec
-from orchestrator.service.sandbox.bwrap import BwrapProvider
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 
 async def main():
     provider = BwrapProvider(Path(sys.argv[1]))

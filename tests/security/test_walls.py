@@ -13,9 +13,8 @@ import pytest
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.sandbox.base_provider import AgentBox
-from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, veils
+from orchestrator.service.sandbox.bwrap.bwrap_args import ALLOW, RETURN, HostPython, seccomp_filter, veils
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
-from orchestrator.service.sandbox.bwrap.seccomp import ALLOW, RETURN, program
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import ENTRY_BYTES, disk_usage
@@ -166,7 +165,7 @@ print(ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)))
 
 
 def test_the_filter_ends_every_path_with_a_verdict() -> None:
-    code = [program()[start : start + 8] for start in range(0, len(program()), 8)]
+    code = [seccomp_filter()[start : start + 8] for start in range(0, len(seccomp_filter()), 8)]
     assert code[-1][:2] == RETURN.to_bytes(2, "little")
     for at, each in enumerate(code):
         operation, yes, no = int.from_bytes(each[:2], "little"), each[2], each[3]

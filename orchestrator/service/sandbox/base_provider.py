@@ -25,11 +25,10 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.service.sandbox.agent_connection import AgentConnection, AgentProcess
-from orchestrator.service.sandbox.child_process import ChildProcess
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import NO_CGROUP, Cgroup, keep_expendable
-from orchestrator.service.sandbox.procfs import descendants
+from orchestrator.service.sandbox.processes import ChildProcess, descendants
 from orchestrator.service.sandbox.provider import (
     Box,
     BoxDied,
@@ -262,10 +261,12 @@ class AgentBox(ABC):
             await anyio.to_thread.run_sync(self.folder.remove)
         except OSError as error:
             structlog.get_logger().error("devbox.files_left", devbox=self.id, error=str(error))
-        await self.release()
-        if self._beside is not None and self in self._beside.guests:
-            self._beside.guests.remove(self)
-        self._forget()
+        try:
+            await self.release()
+        finally:
+            if self._beside is not None and self in self._beside.guests:
+                self._beside.guests.remove(self)
+            self._forget()
 
     def break_down(self, why: str) -> None:
         """End the box, and those that use its files, because its own programs broke it."""
@@ -340,6 +341,7 @@ class BaseProvider(ABC, Generic[S]):
         self._boxes: dict[str, AgentBox] = {}
         self._shared: S | None = None
         self._preparing = anyio.Lock()
+        self._closings = 0
         self._boots = anyio.CapacityLimiter(2 + 2 * (os.cpu_count() or 1))
 
     @abstractmethod
@@ -367,8 +369,9 @@ class BaseProvider(ABC, Generic[S]):
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all."""
         if not GOOD_ID.fullmatch(spec.id):
             raise BoxStartFailed(f"devbox {spec.id!r}: an id has letters, digits, '.', '_' and '-' only")
-        shared = await self.prepare()
+        closings = self._closings
         async with self._boots:
+            shared = await self._open(closings)
             if spec.id in self._boxes:
                 raise BoxStartFailed(f"devbox {spec.id}: there is one of this id already")
             other = None if beside is None else self._boxes.get(beside.id)
@@ -381,18 +384,25 @@ class BaseProvider(ABC, Generic[S]):
 
     async def prepare(self) -> S:
         """Make ready what the boxes share, once. Raises SandboxUnavailable."""
+        return await self._open(self._closings)
+
+    async def _open(self, closings: int) -> S:
         async with self._preparing:
+            if self._closings != closings:
+                raise BoxStartFailed("the devbox cannot be started: its provider was closed meanwhile")
             if self._shared is None:
                 self._shared = await self.open_shared()
             return self._shared
 
     async def close(self) -> None:
-        """Stop every box."""
+        """Stop every box, and start none of those that wait for their turn."""
+        self._closings += 1
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as stops:
-                for box in list(self._boxes.values()):
-                    stops.start_soon(box.stop)
-            await self.watch.close()
-            shared, self._shared = self._shared, None
-            if shared is not None:
-                await self.close_shared(shared)
+            async with self._preparing:
+                async with anyio.create_task_group() as stops:
+                    for box in list(self._boxes.values()):
+                        stops.start_soon(box.stop)
+                await self.watch.close()
+                shared, self._shared = self._shared, None
+                if shared is not None:
+                    await self.close_shared(shared)

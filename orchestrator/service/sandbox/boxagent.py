@@ -54,8 +54,10 @@ def main() -> None:
     for number in range(3):
         os.dup2(null, number)
     agent = ExecAgent(control)
-    agent.serve()
-    agent.end_all()
+    try:
+        agent.serve()
+    finally:  # the host may hang up in the middle of an order, or before an answer
+        agent.end_all()
 
 
 def set_rlimits(text: str) -> None:
@@ -124,8 +126,9 @@ class ExecAgent:
     def end_all(self) -> None:
         if LINUX:
             end_descendants(grace=0)
+            return
         for helper in self.running:
-            os.kill(helper, KILL)
+            send(os.kill, helper, KILL)
         while reap_all():
             time.sleep(POLL_S)
 
@@ -162,7 +165,7 @@ class ExecAgent:
         while len(parts) < size:
             part = self.control.recv(size - len(parts))
             if not part:
-                os._exit(1)
+                raise ConnectionAbortedError
             parts += part
         return bytes(parts)
 

@@ -6,12 +6,20 @@ have made some box too large, and now and then because deletions in the same sec
 followed by a pause, which ends early when much is written: else a box could make looks long, and write in the pauses. A
 quota of the file system would be better but is rarely available; a sized tmpfs costs memory; a loop device costs a file
 system for each box. So a box can be over its limit for about a second before it ends.
+
+A walk of a box's folders misses a file that a program opens, unlinks and writes to; the file lives until its last
+descriptor and mapping are gone, and /proc lists both. Files in memory (memfd, /dev/shm) do not take the disk: their
+device tells them apart. Only a process with CAP_CHECKPOINT_RESTORE, such as root's, may read mappings, and a process
+can close itself to an ordinary user's service (PR_SET_DUMPABLE).
 """
 
 import asyncio
+import errno
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +27,6 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from orchestrator.service.sandbox.procfs import TooManyFiles, unlinked_usage
 from orchestrator.service.sandbox.safe_fs import ENTRY_BYTES, TooDeep, disk_usage
 
 TICK_S = 1.0
@@ -29,6 +36,16 @@ MAX_PAUSE_S = 60.0
 PAUSE_RATIO = 20.0
 #: Bytes by which a box may exceed its limit because a pause is not over.
 MAX_OVERRUN_BYTES = 1 << 30
+#: Descriptors and mappings of one box that are looked at, some 3 us each. A box that holds more is not measured.
+MAX_HELD_FILES = 1 << 20
+_UNLINKED_MAPPING = b" (deleted)\n"
+
+
+class TooManyFiles(OSError):
+    """A box holds more than MAX_HELD_FILES descriptors and mappings."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EMFILE, f"its processes hold more than {MAX_HELD_FILES:,} descriptors and mappings")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,8 +108,11 @@ class DiskWatch:
                 rested = looked + (looked - now) * PAUSE_RATIO
 
     def _free(self) -> tuple[int, int]:
-        """Free bytes, and free entries in bytes."""
-        found = os.statvfs(self._place)
+        """Return the free bytes, and the free entries in bytes; a file system that does not tell counts as full."""
+        try:
+            found = os.statvfs(self._place)
+        except OSError:
+            return 0, 0
         return found.f_bavail * found.f_frsize, found.f_favail * ENTRY_BYTES
 
     async def _look(self, box: WatchedBox) -> None:
@@ -108,6 +128,9 @@ class DiskWatch:
             tell, why = box.lost, "its files are gone from the host"
         except (TooDeep, TooManyFiles) as error:
             why = f"its disk cannot be measured: {error}"
+        except OSError as error:  # the service has no descriptor free, or its disk fails: the next look may succeed
+            structlog.get_logger().warning("devbox.disk_not_measured", folder=box.folder.name, error=str(error))
+            return
         self._boxes.pop(box.folder, None)
         structlog.get_logger().warning("devbox.out_of_disk", folder=box.folder.name, why=why)
         tell(why)
@@ -127,3 +150,36 @@ def measure(box: WatchedBox) -> int:
     if used <= box.limit:
         return used
     return min(used, unlinked_usage(box.pids(), device=device, owner=box.owner) + disk_usage(box.folder))
+
+
+def unlinked_usage(pids: Iterable[int], *, device: int, owner: int) -> int:
+    """Bytes of the unlinked files that the processes hold, each file once; of a process that ends meanwhile, none.
+
+    Only regular files on `device` that belong to the host's user `owner` count. Raises TooManyFiles.
+    """
+    held: dict[int, int] = {}
+    for number, path in enumerate(path for pid in pids for path in _held(pid)):
+        if number >= MAX_HELD_FILES:
+            raise TooManyFiles
+        if path is None:
+            continue
+        try:
+            found = os.stat(path)  # noqa: PTH116 - a path object takes as long as the call
+        except OSError:
+            continue
+        is_unlinked = found.st_nlink == 0 and stat.S_ISREG(found.st_mode)
+        if is_unlinked and found.st_dev == device and found.st_uid == owner:
+            held[found.st_ino] = found.st_blocks * 512
+    return sum(held.values())
+
+
+def _held(pid: int) -> Iterator[str | None]:
+    """Paths of all that a process has open or mapped; None for a mapping of a file that has a name, or of none."""
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            yield entry.path
+    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as mappings:  # noqa: PTH123
+        for line in mappings:
+            start, _, end = line.partition(b" ")[0].partition(b"-")
+            is_unlinked = line.endswith(_UNLINKED_MAPPING)
+            yield f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}" if is_unlinked else None

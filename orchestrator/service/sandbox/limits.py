@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.provider import Limit, Resources
 
 CPU_PERIOD_US = 100_000
@@ -28,7 +29,7 @@ CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu"}
 PREFIX = "sweep-"
 _AS_USER = "start the service, or the sweep that starts it, as `systemd-run --user --scope -p Delegate=yes sweep ...`"
 _AS_ROOT = "start the service, or the sweep that starts it, where it may make control groups (/sys/fs/cgroup, writable)"
-_IN_SANDBOXES = "processes are counted in sandboxes only (--isolation local)"
+_IN_SANDBOXES = f"processes are counted in sandboxes only (--isolation {Isolation.LOCAL})"
 #: Several providers may live in one process.
 _PROVIDER_NUMBERS = itertools.count(1)
 REMOVE_TIMEOUT_S = 2.0
@@ -132,7 +133,8 @@ class Cgroups:
                 _set_limit(folder, limit, resources)
             except OSError as error:
                 structlog.get_logger().warning("devbox.limit_refused", limit=limit, devbox=name, error=str(error))
-                _remove_group(folder, 0)
+                if folder not in folders.values():
+                    _remove_group(folder, 0)
             else:
                 folders[limit] = folder
         return Cgroup(folders=folders)

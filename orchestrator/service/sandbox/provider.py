@@ -217,7 +217,8 @@ class Provider(Protocol):
     """A source of boxes. It is no asynchronous context manager: `close` ends every box that is left."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The word for it in views and stored records; not always the word of `core.protocol.Isolation`."""
 
     @property
     def capabilities(self) -> frozenset[Capability]: ...

@@ -231,8 +231,9 @@ def _copy_bytes(source: int, target: int) -> None:
             data = os.read(source, min(CHUNK_BYTES, end - start))
             if not data:
                 return
-            os.write(target, data)
             start += len(data)
+            while data:  # where the disk is nearly full, a part is written
+                data = data[os.write(target, data) :]
 
 
 def walk(root: Path, *, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,11 +1,11 @@
-"""Faults of requests: a layer inside the one that knows the token, and the connections that it can close.
+"""Faults of requests: a layer inside the one that checks the token, and the connections that it can close.
 
 A rule strikes by chance; a request may also ask for a fault itself, with the header `x-sweep-chaos: NAME` or
 `NAME=NUMBER`, such as `drop` or `late=2.5`. Exempt are the routes below /v1/sweep, so that a service which misbehaves
 can still be found, kept and stopped; and from the rules `shutdown` of a devbox, so that nothing makes it immortal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,10 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.http.app import failure
 from orchestrator.service.http.gate import BoundedHeads
-from orchestrator.service.store import Document
-from orchestrator.testing.chaos.dice import Dice, faults_of, say_injected
-from orchestrator.testing.chaos.rules import FAULTS, Rule, Seam
-from orchestrator.testing.rewrite_reply import edited
+from orchestrator.testing.chaos.rules import FAULTS, Dice, FaultRule, Seam, faults_of, log_injected
+from orchestrator.testing.strict_compat import edited
 
 HEADER: Final = "x-sweep-chaos"
 SHUTDOWN: Final = "/v1/devboxes/{id}/shutdown"
@@ -30,7 +28,7 @@ _OF_REQUESTS: Final = faults_of(Seam.REQUEST)
 _OF_EXECUTIONS: Final = frozenset({"vanish"})
 _OF_LISTS: Final = frozenset({"list-repeats", "list-skips"})
 _CONNECTION: Final = "sweep.connection"
-#: Ends of pages that are remembered, for those who ask for the next.
+#: Last items of pages that are kept, for requests of the next page.
 _MAX_ENDS: Final = 1000
 
 
@@ -52,17 +50,22 @@ class _Victim:
     receive: Receive
     send: Send
 
-    async def suffer(self, rule: Rule) -> None:
+    async def suffer(self, rule: FaultRule) -> None:
         number = rule.number or 0.0
         match rule.fault:
             case "hang":
-                await self._hang(number)
-            case "late":
-                await self._late(number)
-            case "drop":
-                await self._drop()
-            case "drop-mid-body":
-                await self._drop_mid_body()
+                async with anyio.create_task_group() as tasks:
+
+                    async def end_with_client() -> None:
+                        await self._gone()
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(end_with_client)
+                    await self._pause(number)
+                    tasks.cancel_scope.cancel()
+                await self._close()
+            case "late" | "drop" | "drop-mid-body":
+                await self._relay(rule.fault, number)
             case status:
                 headers = {} if rule.number is None else {"retry-after": f"{number:g}"}
                 await self.answer(failure(int(status), "This is chaos: the service was told to say so.", headers))
@@ -70,46 +73,24 @@ class _Victim:
     async def answer(self, response: Response) -> None:
         await response(self.scope, self.receive, self.send)
 
-    async def _hang(self, seconds: float) -> None:
-        async def end_with_client() -> None:
-            await self._gone()
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(end_with_client)
-            await self._pause(seconds)
-            tasks.cancel_scope.cancel()
-        await self._close()
-
-    async def _late(self, seconds: float) -> None:
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await self._pause(seconds)
-            await self.send(message)
-
-        await self.app(self.scope, self.receive, send)
-
-    async def _drop(self) -> None:
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await self._close()
-
-        await self.app(self.scope, self.receive, send)
-
-    async def _drop_mid_body(self) -> None:
+    async def _relay(self, fault: str, seconds: float) -> None:
+        """Let the request have its effect, and harm its answer."""
         is_closed = False
 
         async def send(message: Message) -> None:
             nonlocal is_closed
+            is_start, body = message["type"] == "http.response.start", message.get("body", b"")
             if is_closed:
                 return
-            body = message.get("body", b"")
-            if message["type"] == "http.response.start" or (not body and message.get("more_body")):
+            if is_start and fault == "late":
+                await self._pause(seconds)
+            if fault == "late" or (fault == "drop-mid-body" and (is_start or (not body and message.get("more_body")))):
                 await self.send(message)
-            else:
-                is_closed = True
+                return
+            is_closed = True
+            if fault == "drop-mid-body":
                 await self.send({**message, "body": body[: len(body) // 2], "more_body": True})
-                await self._close()
+            await self._close()
 
         await self.app(self.scope, self.receive, send)
 
@@ -128,7 +109,7 @@ class _Victim:
 
 
 class RequestFaults:
-    """`routes` are the service's: they say what kind of request one is."""
+    """The layer; the service's `routes` tell the kinds of requests apart."""
 
     def __init__(self, app: ASGIApp, *, dice: Dice, routes: Sequence[Route], stopping: anyio.Event) -> None:
         self._app = app
@@ -139,13 +120,13 @@ class RequestFaults:
         self._pages = _Pages()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = next((found for route in self._routes if (found := _match(route, scope))), None)
-        if found is None or found[0].path.startswith(_OWN):
+        matches = ((route, *route.matches(scope)) for route in self._routes)
+        route, found = next(((route, found) for route, match, found in matches if match is Match.FULL), (None, {}))
+        if route is None or route.path.startswith(_OWN):
             await self._app(scope, receive, send)
             return
-        route, parameters = found
         victim = _Victim(self._app, self._stopping, scope, receive, send)
-        execution = parameters.get("execution_id")
+        execution = found["path_params"].get("execution_id")
         try:
             rule = self._struck(scope, route, execution)
         except BadRequest as error:
@@ -162,8 +143,8 @@ class RequestFaults:
         else:
             await self._app(scope, receive, send)
 
-    def _struck(self, scope: Scope, route: Route, execution: str | None) -> Rule | None:
-        """The fault that this request asks for, else the one that the rules have for it."""
+    def _struck(self, scope: Scope, route: Route, execution: str | None) -> FaultRule | None:
+        """Return the fault that this request asks for, else the one that the rules give it. Raises BadRequest."""
         kind = f"{scope['method']} {route.path}"
         possible = _OF_REQUESTS
         if execution is None or execution in self._vanished:
@@ -178,60 +159,53 @@ class RequestFaults:
         rule = _parse(asked)
         if rule.fault not in possible:
             return None
-        say_injected(rule.fault, route=kind, path=scope["path"], asked=asked)
+        log_injected(rule.fault, route=kind, path=scope["path"], asked=asked)
         return rule
 
 
 class _Pages:
-    """Lists as they are read while items come and go; ends of pages are remembered for whoever asks for the next."""
+    """Lists as they are read while items come and go; the last items of pages are kept for requests of the next."""
 
     def __init__(self) -> None:
-        self._ends: dict[str, Document] = {}
+        self._ends: dict[str, dict[str, Any]] = {}
 
     async def answer(self, victim: _Victim, fault: str | None) -> None:
         after = _cursor(victim.scope)
-        await edited(victim.app, victim.scope, victim.receive, victim.send, lambda body: self._turn(body, after, fault))
 
-    def _turn(self, body: Any, after: str | None, fault: str | None) -> Any:
-        key = next((key for key, value in body.items() if isinstance(value, list)), None)
-        if key is None or "has_more" not in body:
-            return body
-        items = body[key]
-        if fault == "list-repeats" and after in self._ends:
-            items = [self._ends[after], *items]
-        if fault == "list-skips" and len(items) > 1:
-            items = items[1:]
-        if body["has_more"] and items:
-            self._remember(items[-1])
-        return {**body, key: items}
+        def turn(body: Any) -> Any:
+            key = next((key for key, value in body.items() if isinstance(value, list)), None)
+            if key is None or "has_more" not in body:
+                return body
+            items = body[key]
+            if fault == "list-repeats" and after in self._ends:
+                items = [self._ends[after], *items]
+            if fault == "list-skips" and len(items) > 1:
+                items = items[1:]
+            if body["has_more"] and items:
+                while len(self._ends) >= _MAX_ENDS:
+                    del self._ends[next(iter(self._ends))]
+                self._ends[items[-1]["id"]] = items[-1]
+            return {**body, key: items}
 
-    def _remember(self, item: Document) -> None:
-        while len(self._ends) >= _MAX_ENDS:
-            del self._ends[next(iter(self._ends))]
-        self._ends[item["id"]] = item
-
-
-def _match(route: Route, scope: Scope) -> tuple[Route, Mapping[str, str]] | None:
-    match, found = route.matches(scope)
-    return (route, found["path_params"]) if match is Match.FULL else None
+        await edited(victim.app, victim.scope, victim.receive, victim.send, turn)
 
 
 def _cursor(scope: Scope) -> str | None:
-    """The id behind which a list is asked to go on."""
+    """Return the id after which a request continues a list."""
     return QueryParams(scope["query_string"]).get("starting_after") or None
 
 
-def _parse(asked: str) -> Rule:
-    """Raises BadRequest for what names no fault of requests."""
+def _parse(asked: str) -> FaultRule:
+    """Parse the header's value. Raises BadRequest for a text that names no fault of requests."""
     name, _, text = asked.strip().partition("=")
     if name not in _OF_REQUESTS:
         raise BadRequest(f"{HEADER}: unknown fault {name!r}; known: {', '.join(sorted(_OF_REQUESTS))}.")
     takes = FAULTS[name].takes
     if not text:
-        return Rule.model_validate({"fault": name})
+        return FaultRule.model_validate({"fault": name})
     if takes is None:
         raise BadRequest(f"{HEADER}: {name} takes no number, got {text!r}.")
     try:
-        return Rule.model_validate({"fault": name, takes: float(text)})
+        return FaultRule.model_validate({"fault": name, takes: float(text)})
     except ValueError:
         raise BadRequest(f"{HEADER}: {name} takes {takes}, a number of at least 0, got {text!r}.") from None

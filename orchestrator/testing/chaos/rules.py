@@ -1,4 +1,4 @@
-"""The chaos file: which faults, where, how often. What is wrong in it is told by line and key.
+"""The chaos file: faults, where and how often; and the dice that decides, so that a rehearsal can be repeated.
 
     seed = 7
 
@@ -8,17 +8,26 @@
     probability = 0.2
     retry_after = 1.5
 
-A fault takes at most one number of its own. An empty file is a good one: it only lets requests ask for faults.
+A fault takes at most one number of its own. An empty file is a good one: it only lets requests ask for faults. An error
+in the file is reported with its line and key.
+
+Each decision is a hash of the seed, the rule, a kind (a route of requests, boots, executions or scorings) and the
+number of its events so far. So the same seed and the n-th event of a kind give the same decision, whatever else happens
+at the same time. Why not one random stream: a heartbeat more would change the whole night.
 """
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from orchestrator.core.errors import UsageError
@@ -26,7 +35,7 @@ from orchestrator.service.diagnostics import nearest
 
 
 class Seam(StrEnum):
-    """What a fault happens to."""
+    """Places where a fault can happen."""
 
     REQUEST = "request"
     BOOT = "boot"
@@ -36,7 +45,7 @@ class Seam(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a fault happens to, the number it takes, and that number where none is given."""
+    """A kind of fault: its place, the name of the number it takes, and that number's default."""
 
     seam: Seam
     takes: str | None = None
@@ -71,7 +80,7 @@ dies-scoring: `seconds` after the start of the scoring. scorer-error: the first 
 
 
 def _named(value: Any) -> Any:
-    """A fault by its name; a status may be written as the number it is."""
+    """Return a fault's name; a status may be written as a number."""
     name = str(value) if type(value) is int else value
     if isinstance(name, str) and name not in FAULTS:
         raise ValueError(f"unknown fault {name!r}; {_hint(name, FAULTS)}")
@@ -87,11 +96,11 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Rule(_Table):
-    """A fault, and how often: each happening has the `probability`, and there are at most `times` of them."""
+class FaultRule(_Table):
+    """A fault and its frequency: each event has the `probability`, and at most `times` of them have the fault."""
 
     fault: Annotated[str, BeforeValidator(_named)]
-    #: Which requests: `GET` or `POST` and a path, `*` standing for anything.
+    #: `GET` or `POST` and the path of requests, `*` standing for anything.
     route: str = Field(default="*", pattern=r"^(\*|(GET|POST|\*) [/*]\S*)$")
     probability: float = Field(default=1.0, ge=0.0, le=1.0)
     times: PositiveInt | None = None
@@ -101,7 +110,7 @@ class Rule(_Table):
 
     @property
     def number(self) -> float | None:
-        """What the fault's own number is, as given or by default."""
+        """The fault's own number, as given or by default."""
         fault = FAULTS[self.fault]
         given: float | None = getattr(self, fault.takes) if fault.takes else None
         return fault.default if given is None else given
@@ -114,10 +123,10 @@ class _File(_Table):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """A chaos file that was read."""
+    """The content of a chaos file."""
 
     seed: int = 0
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[FaultRule, ...] = ()
 
 
 #: The keys that are numbers of one fault or another.
@@ -134,38 +143,43 @@ def read_rules(path: Path) -> Rules:
         raise UsageError(f"--chaos {path}: cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--chaos {path}: not valid TOML: {error}.") from None
-    tables = document.get("rules")
-    problems: list[tuple[int | None, str, str]] = [(None, key, words) for key, words in _faulty(_File, document)]
+    tables, lines = document.get("rules"), text.splitlines()
+    found: list[tuple[int | None, str, str]] = [(None, key, words) for key, words in _faulty(_File, document)]
     for number, table in enumerate(tables if isinstance(tables, list) else ()):
-        problems += [
-            (number, key, words) for key, words in _faulty(Rule, table) or _misfits(Rule.model_validate(table))
-        ]
-    if problems:
-        raise UsageError("; ".join(_located(path, text.splitlines(), *problem) for problem in problems))
+        problems = _faulty(FaultRule, table) or _misfits(FaultRule.model_validate(table))
+        found += [(number, key, words) for key, words in problems]
+    complaints: list[str] = []
+    for rule, key, words in found:
+        place, line = key if rule is None else f"rules.{rule + 1}.{key}".rstrip("."), _line(lines, rule, key)
+        complaints.append(f"--chaos {path}" + (f", line {line}" if line else "") + f": {place}: {words}")
+    if complaints:
+        raise UsageError("; ".join(complaints))
     file = _File.model_validate(document)
-    return Rules(seed=file.seed, rules=tuple(Rule.model_validate(table) for table in file.rules))
+    return Rules(seed=file.seed, rules=tuple(FaultRule.model_validate(table) for table in file.rules))
 
 
 def _faulty(model: type[BaseModel], table: Any) -> list[tuple[str, str]]:
-    """The keys of a table that are wrong, and why."""
+    """Return the wrong keys of a table, each with the reason."""
     try:
         model.model_validate(table)
     except ValidationError as error:
-        return [_explain(problem, model) for problem in error.errors()]
-    return []
+        problems = error.errors()
+    else:
+        return []
+    found: list[tuple[str, str]] = []
+    for problem in problems:
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        words = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            words = f"unknown key; {_hint(key, model.model_fields)}"
+        elif problem["type"] == "string_pattern_mismatch":
+            words = f"expected GET or POST and a path, such as 'POST /v1/scenarios/*', got {problem['input']!r}"
+        found.append((key, words))
+    return found
 
 
-def _explain(problem: Any, model: type[BaseModel]) -> tuple[str, str]:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
-        return key, f"unknown key; {_hint(key, model.model_fields)}"
-    if problem["type"] == "string_pattern_mismatch":
-        return key, f"expected GET or POST and a path, such as 'POST /v1/scenarios/*', got {problem['input']!r}"
-    return key, problem["msg"].removeprefix("Value error, ")
-
-
-def _misfits(rule: Rule) -> list[tuple[str, str]]:
-    """The keys of a rule that its fault has no use for, and why."""
+def _misfits(rule: FaultRule) -> list[tuple[str, str]]:
+    """Return the keys of a rule that its fault does not take, each with the reason."""
     fault = FAULTS[rule.fault]
     instead = f", but {fault.takes}" if fault.takes else ""
     found = [
@@ -177,14 +191,8 @@ def _misfits(rule: Rule) -> list[tuple[str, str]]:
     return found
 
 
-def _located(path: Path, lines: Sequence[str], rule: int | None, key: str, words: str) -> str:
-    place = key if rule is None else f"rules.{rule + 1}.{key}".rstrip(".")
-    line = _line(lines, rule, key)
-    return f"--chaos {path}" + (f", line {line}" if line else "") + f": {place}: {words}"
-
-
 def _line(lines: Sequence[str], rule: int | None, key: str) -> int | None:
-    """Where a key stands: tomllib does not say. None where the file is laid out unlike the example above."""
+    """Find the line of a key, which tomllib does not tell; None in a file that is laid out unlike the example above."""
     table: int | None = None
     opening: int | None = None
     for number, line in enumerate(lines, start=1):
@@ -196,3 +204,41 @@ def _line(lines: Sequence[str], rule: int | None, key: str) -> int | None:
         elif not header and table == rule and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
             return number
     return opening
+
+
+class Dice:
+    """The rules of a chaos file, and the number of faults that each has caused."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._seen: Counter[tuple[int, str]] = Counter()
+        self._struck: Counter[int] = Counter()
+
+    def throw(self, kind: str, faults: Iterable[str], *, request: str = "", **about: str) -> FaultRule | None:
+        """Return the first rule, in the file's order, that gives an event of this kind one of `faults`, if any.
+
+        `request` is its method and path. `about` is logged.
+        """
+        struck: FaultRule | None = None
+        for number, rule in enumerate(self._rules.rules):
+            if rule.fault not in faults or not fnmatchcase(request, rule.route):
+                continue
+            self._seen[number, kind] += 1
+            if struck is not None or (rule.times is not None and self._struck[number] >= rule.times):
+                continue
+            word = f"{self._rules.seed} {number} {kind} {self._seen[number, kind]}"
+            if int.from_bytes(sha256(word.encode()).digest()[:8]) < rule.probability * 2**64:
+                self._struck[number] += 1
+                struck = rule
+                log_injected(rule.fault, rule=number + 1, **about)
+        return struck
+
+
+def faults_of(seam: Seam) -> frozenset[str]:
+    """Return the names of the faults that happen in such a place."""
+    return frozenset(name for name, fault in FAULTS.items() if fault.seam is seam)
+
+
+def log_injected(fault: str, **about: str | int) -> None:
+    """Log a fault as a warning, for it must be found in the log of a quiet service, too."""
+    structlog.get_logger().warning("chaos.injected", fault=fault, **about)

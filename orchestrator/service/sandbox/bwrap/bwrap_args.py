@@ -6,21 +6,40 @@ file of the host but the read-only system, and of that no folder that must stay 
 may be installed in it. bubblewrap's own / and /dev are writable memory; they are sealed at the end. The exec agent is
 process 1 of its box: the kernel lets no process inside kill or stop that one, so a box that ends by a signal was ended
 from outside.
+
+The filter of system calls (seccomp(2), classic BPF) covers what namespaces do not contain. A socket of the family VSOCK
+talks to the machine's hypervisor and from there to others, whatever the network namespace says; keys are found by
+number across all boxes, and a login's keyring is inherited; io_uring opens sockets without the call that is checked
+here. Everything else that Linux offers to a process without capabilities is allowed: debuggers trace, builds fork. The
+kernel may run programs of another instruction set beside its own, with other numbers for the same calls, so each known
+set is judged by its own table.
+
 Pure; all paths passed in are names that bubblewrap itself can open.
 """
 
 import os
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.service.sandbox.bwrap.shared_rootfs import HOSTNAME, UID, bound
+from orchestrator.service.sandbox.bwrap.shared_files import HOSTNAME, UID, bound
 
 AGENT_PLACE = "/run/devbox"
 SHARED_MEMORY_BYTES = 64 << 20
 #: Links or folders in the host's root that belong to the system besides /usr.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+#: UNIX, INET, INET6, NETLINK; any other family is answered as by a kernel that was built without it.
+FAMILIES = (1, 2, 10, 16)
+ENOSYS, EAFNOSUPPORT = 38, 97
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+LOAD, JUMP_EQUAL, JUMP_FROM, RETURN = 0x20, 0x15, 0x35, 0x06
+#: Offsets in struct seccomp_data: number of the call, instruction set, first argument.
+NUMBER, MACHINE, ARGUMENT = 0, 4, 16
+IO_URING_SETUP = 425
+#: On x86_64, numbers from here on are a third set of the same calls.
+X32 = 0x40000000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +109,7 @@ def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None
 
 
 def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: int) -> list[str]:
-    """All arguments for one box, up to the command; `shared` is the folder that `shared_rootfs.furnish` made."""
+    """All arguments for one box, up to the command; `shared` is the folder that `shared_files.furnish` made."""
     arguments = isolation(network=network)
     for name in ("/home", "/run"):  # the mounts below them would create them closed
         arguments += ["--perms", "0755", "--dir", name]
@@ -117,3 +136,45 @@ def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: 
 
 def agent_command(control: int, limits: str) -> Sequence[str]:
     return (f"{AGENT_PLACE}/agent", "-I", "-S", f"{AGENT_PLACE}/agent.pyc", str(control), limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyscallTable:
+    """One instruction set: the kernel's number for it, the number of `socket`, and the calls that fail with ENOSYS.
+
+    `beyond` is the first number that none of its calls has.
+    """
+
+    machine: int
+    socket: int
+    missing: tuple[int, ...]
+    beyond: int = 0xFFFFFFFF
+
+
+#: add_key, request_key, keyctl; on the old sets also socketcall, which hides its arguments.
+TABLES = (
+    SyscallTable(machine=0xC000003E, socket=41, missing=(248, 249, 250, IO_URING_SETUP), beyond=X32),  # x86_64
+    SyscallTable(machine=0xC00000B7, socket=198, missing=(217, 218, 219, IO_URING_SETUP)),  # aarch64
+    SyscallTable(machine=0xC00000F3, socket=198, missing=(217, 218, 219, IO_URING_SETUP)),  # riscv64
+    SyscallTable(machine=0x40000003, socket=359, missing=(286, 287, 288, 102, IO_URING_SETUP)),  # i386
+    SyscallTable(machine=0x40000028, socket=281, missing=(309, 310, 311, 102, IO_URING_SETUP)),  # arm
+)
+
+BpfInstruction = tuple[int, int, int, int]
+"""Operation, instructions to skip if it holds, instructions to skip if it does not, operand."""
+
+
+def seccomp_filter() -> bytes:
+    """Return the filter in the form of bubblewrap's `--seccomp`. Instruction sets without a table are not filtered."""
+    refuse: BpfInstruction = (RETURN, 0, 0, ERRNO | ENOSYS)
+    code: list[BpfInstruction] = [(LOAD, 0, 0, MACHINE)]
+    for table in TABLES:
+        calls: list[BpfInstruction] = [(LOAD, 0, 0, NUMBER), (JUMP_FROM, 0, 1, table.beyond), refuse]
+        for number in table.missing:
+            calls += [(JUMP_EQUAL, 0, 1, number), refuse]
+        calls += [(JUMP_EQUAL, 0, len(FAMILIES) + 2, table.socket), (LOAD, 0, 0, ARGUMENT)]
+        calls += [(JUMP_EQUAL, len(FAMILIES) - place, 0, family) for place, family in enumerate(FAMILIES)]
+        calls += [(RETURN, 0, 0, ERRNO | EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)]
+        code += [(JUMP_EQUAL, 0, len(calls), table.machine), *calls]
+    code.append((RETURN, 0, 0, ALLOW))
+    return b"".join(struct.pack("=HBBI", *each) for each in code)

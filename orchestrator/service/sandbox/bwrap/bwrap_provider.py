@@ -7,7 +7,6 @@ is gone only when all of them are; so a pidfd holds it from the boot on.
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,14 @@ import anyio.to_thread
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
-from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, veils
+from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, seccomp_filter, veils
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
-from orchestrator.service.sandbox.bwrap.seccomp import program
-from orchestrator.service.sandbox.bwrap.shared_rootfs import USER
-from orchestrator.service.sandbox.child_process import Pidfd
+from orchestrator.service.sandbox.bwrap.shared_files import USER
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
-from orchestrator.service.sandbox.procfs import remaining_processes
+from orchestrator.service.sandbox.processes import Pidfd, remaining_processes
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, Capability, Limit, RemainingProcesses
-from orchestrator.service.sandbox.safe_fs import remove
 
 #: Our own package. It contains the bundled benchmarks and their solutions.
 PACKAGE = Path(__file__).parents[3]
@@ -81,7 +77,7 @@ class BwrapBox(AgentBox):
         command = agent_command(control, box_rlimits(self.spec.resources, processes=True))
         # On bubblewrap's command line every program in the box could read them.
         hidden = b"".join(os.fsencode(word) + b"\0" for word in arguments)
-        with in_memory(hidden) as given, in_memory(program()) as calls:
+        with in_memory(hidden) as given, in_memory(seccomp_filter()) as calls:
             words = [paths.program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *command]
             fds = (control, self._info, given.fileno(), calls.fileno())
             return self._host.guard.start(words, user=self._user, fds=fds, errors=errors)
@@ -166,14 +162,3 @@ class BwrapProvider(BaseProvider[BwrapHost]):
 
     def make(self, spec: BoxSpec, shared: BwrapHost, forget: Callable[[], object], beside: AgentBox | None) -> BwrapBox:
         return BwrapBox(spec, shared, self.watch, forget, beside)
-
-
-async def check_sandbox() -> None:
-    """Try whether this machine permits sandboxes (0.1 s). Raises SandboxUnavailable, naming the reason and the fix."""
-    place = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp))
-    try:
-        host = await BwrapHost.prepare(place, furnished=False)
-        await host.close()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(remove, place)

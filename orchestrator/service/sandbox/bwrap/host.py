@@ -24,12 +24,10 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.service.sandbox.bwrap.binary import copy_for_others, find_bubblewrap
-from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, system
-from orchestrator.service.sandbox.bwrap.guard import Guard
-from orchestrator.service.sandbox.bwrap.seccomp import program
-from orchestrator.service.sandbox.bwrap.shared_rootfs import furnish
-from orchestrator.service.sandbox.bwrap.spawner import Spawner
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
+from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
+from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
@@ -38,7 +36,7 @@ TRIAL_TIMEOUT_S = 30.0
 #: Users of boxes: above the ranges of systemd, containers and sub-users, below 2^31.
 FIRST_USER, USER_COUNT = 1_900_000_000, 8192
 UID_MAP = Path("/proc/self/uid_map")
-ALTERNATIVE = "or choose `--isolation none`, which runs the code without a sandbox"
+ALTERNATIVE = f"or choose `--isolation {Isolation.NONE}`, which runs the code without a sandbox"
 #: A setting of the kernel, the value that forbids sandboxes, and the command that makes it allow them.
 RULES = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -108,18 +106,16 @@ class BwrapHost:
     hidden: tuple[Path, ...] = ()
 
     @classmethod
-    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = (), furnished: bool = True) -> "BwrapHost":
+    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = ()) -> "BwrapHost":
         """Make `state` ready, and remove boxes that an earlier service left there. Raises SandboxUnavailable.
 
-        No box sees the content of the folders `hidden`, wherever on the host they are. Without `furnished`, the result
-        is good for finding out whether sandboxes are permitted, and no box can boot.
+        No box sees the content of the folders `hidden`, wherever on the host they are.
         """
         if sys.platform != "linux":
-            raise SandboxUnavailable("sandboxed devboxes need Linux; here, choose `--isolation none`")
+            raise SandboxUnavailable(f"sandboxed devboxes need Linux; here, choose `--isolation {Isolation.NONE}`")
         python = HostPython.ours()
         bubblewrap = await anyio.to_thread.run_sync(_lay_out, state)
-        if furnished:
-            await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
+        await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
         cgroups = await anyio.to_thread.run_sync(Cgroups.find)
         spawner, guard = Spawner(), await anyio.to_thread.run_sync(Guard)
         try:
@@ -154,7 +150,7 @@ class BwrapHost:
     def _trial(self, user: int | None) -> str | None:
         arguments = [self.paths.program, *isolation(network=False), *system(), "--ro-bind", self.paths.shared, "/mnt"]
         arguments += ["--proc", "/proc", "--dev", "/dev"]
-        with tempfile.TemporaryFile() as errors, in_memory(program()) as calls:
+        with tempfile.TemporaryFile() as errors, in_memory(seccomp_filter()) as calls:
             arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:
                 popen = self.guard.start(arguments, user=user, fds=(calls.fileno(),), errors=errors)

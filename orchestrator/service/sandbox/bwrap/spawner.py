@@ -1,23 +1,33 @@
-"""The one thread that starts sandboxes, and the private view of the file system it does so from.
+"""Starting sandboxes: the thread that does it, its private view of the file system, and the guard of half-started ones.
 
-Its secret: two facts about Linux threads. A sandbox dies with the *thread* that started it (PR_SET_PDEATHSIG), so that
-thread must live as long as the service, which a pool's worker does not. And a thread may have mounts of its own: as
-root, ours covers /sys with a few bind mounts, so that a sandbox started as a stranger finds the state folder and the
-interpreter without the right to enter root's home above them. Passing open folders (`--bind-fd`) does not help:
-bubblewrap resolves them to paths again. Copying everything to a public place would, and makes it public.
+Its secret: facts about Linux threads and about bubblewrap. A sandbox dies with the *thread* that started it
+(PR_SET_PDEATHSIG), so that thread must live as long as the service, which a pool's worker does not. And a thread may
+have mounts of its own: as root, ours covers /sys with a few bind mounts, so that a sandbox started as a stranger finds
+the state folder and the interpreter without the right to enter root's home above them. Passing open folders
+(`--bind-fd`) does not help: bubblewrap resolves them to paths again. Copying everything to a public place would, and
+makes it public. A thread also has keyrings of its own (keyrings(7)): ours leaves the one of the login that started the
+service, which every child would inherit with the keys in it.
 
-A thread also has keyrings of its own (keyrings(7)): ours leaves the one of the login that started the service, which
-every child would inherit with the keys in it.
+bubblewrap's second process waits for the first to set up its user, and asks to die with it only then. If the first is
+killed before, the second waits for ever. So each sandbox is a process group until it has booted, and a small shell at
+the end of a pipe from us knows which are booting: when the pipe ends, however we did, it ends those. Each group names
+itself, before it becomes bubblewrap: we may be killed before we know its number, and the pipe does not end while a
+process that will be bubblewrap holds it. It also makes itself the first to be killed when memory runs out
+(`EXPENDABLE`).
 """
 
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Final, TypeVar
+
+from orchestrator.service.sandbox.boxagent import EXPENDABLE
 
 T = TypeVar("T")
 
@@ -27,6 +37,22 @@ JOIN_SESSION_KEYRING = 1
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 19, 2
 MOUNT_ROOT = "/sys"
+
+_SHELL: Final = """\
+booting=' '
+while read -r sign group; do
+    case $sign in
+    +) booting="$booting$group " ;;
+    -) case $booting in *" $group "*) booting="${booting%% $group *} ${booting#* $group }" ;; esac ;;
+    esac
+done
+for group in $booting; do kill -s KILL -- "-$group" 2>/dev/null; done
+"""
+#: If the shell above was killed, it becomes the program all the same. 0.8 ms.
+_BECOME: Final = f"""\
+{{ read -r score && [ "$score" -lt {EXPENDABLE} ] && echo {EXPENDABLE} >/proc/self/oom_score_adj
+}} </proc/self/oom_score_adj 2>/dev/null
+trap '' PIPE; echo "+ $$" 2>/dev/null; trap - PIPE; exec "$@" >/dev/null"""
 
 
 @dataclass(slots=True)
@@ -73,6 +99,8 @@ class PrivateMounts:
         if mount.uses == 0:
             del self._bound[source]
             self._check(self._libc.umount2(mount.path.encode(), MNT_DETACH))
+            place = Path(mount.path)
+            place.rmdir() if place.is_dir() else place.unlink()
 
     def _mount(self, source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
         texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
@@ -118,3 +146,52 @@ def _leave_keyring() -> None:
     number = KEYCTL.get(os.uname().machine)
     if number is not None:
         ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_int(JOIN_SESSION_KEYRING), None)
+
+
+class Guard:
+    """Starts programs, and watches their process groups until `forget`.
+
+    Its shell waits at the end of a pipe from us, and when that ends it ends the groups that are still watched.
+    """
+
+    def __init__(self) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _SHELL],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+
+    def start(
+        self, arguments: Sequence[str], *, user: int | None, fds: Sequence[int], errors: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """Start a program as `user` of the host (None: as ourselves), in a group of its own, with no environment."""
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _BECOME, "sh", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._shell.stdin,
+            stderr=errors,
+            cwd="/",
+            env={},
+            umask=0o022,
+            pass_fds=fds,
+            process_group=0,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+
+    def forget(self, group: int) -> None:
+        """Stop watching a group: it has booted, or it has ended."""
+        assert self._shell.stdin is not None
+        with suppress(OSError):  # the shell was killed: only its own work is lost
+            os.write(self._shell.stdin.fileno(), f"- {group}\n".encode())
+
+    def close(self) -> None:
+        """End the shell, and with it every group that is still watched. Blocking."""
+        assert self._shell.stdin is not None
+        self._shell.stdin.close()
+        self._shell.wait()

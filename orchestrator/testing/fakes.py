@@ -1,19 +1,22 @@
-"""An endpoint in memory, for tests of the engine and of whatever is built on it.
+"""The engine's outside world in memory, for its tests and those of the layers above: an endpoint, and a journal.
 
-It keeps real states and answers an illegal call as a service does: `tests/endpoint/test_conformance.py` holds both to
-the same claims. Durations and failures come from a script. Time passes where it is waited for: a devbox boots in
-`wait_running`, a command runs in `wait_completed`, a run is scored in `wait_scored`.
+The endpoint keeps real states and answers an illegal call as a service does: `tests/endpoint/test_conformance.py`
+holds both to the same claims. Durations and failures come from a script. Time passes where it is waited for: a devbox
+boots in `wait_running`, a command runs in `wait_completed`, a run is scored in `wait_scored`.
 """
 
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import anyio
+from msgspec import structs
 
 from orchestrator.core.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable, WorldError
+from orchestrator.core.events import Event
+from orchestrator.core.ledger import Ledger
 from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT
 from orchestrator.core.records import (
     Benchmark,
@@ -34,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True)
 class Script:
-    """How an endpoint behaves. Times are seconds; `faults` are raised by the named call, one a call, in order."""
+    """Behaviour of an endpoint. Times are seconds; `faults` are raised by the named call, one a call, in order."""
 
     boot: float = 10.0
     solve: float = 60.0
@@ -43,25 +46,25 @@ class Script:
     scoring: float = 5.0
     score: float = 1.0
     exit_status: int = 0
-    #: How many ends of agents leave no record in their devbox.
+    #: Number of ends of agents that leave no record in their devbox.
     unrecorded: int = 0
     output: str = "done\n"
     faults: dict[str, list[WorldError]] = field(default_factory=dict)
     #: Calls that take longer than others.
     slow: dict[str, float] = field(default_factory=dict)
-    #: How many scorings end with a scorer in error before one does not, and how many before that ask no scorer at all.
+    #: Numbers of scorings that end with a scorer in error before one does not, and that ask no scorer before those.
     broken_scorings: int = 0
     unheard_scorings: int = 0
     #: Devboxes that never boot, and devboxes that die while the agent works: so many of the first.
     failing_boots: int = 0
     dying_devboxes: int = 0
-    #: Whether a repeated call has its effect again, as on an endpoint that keeps no idempotency keys.
+    #: A repeated call has its effect again, as on an endpoint that keeps no idempotency keys.
     is_forgetful: bool = False
-    #: What scenarios have by now, by their ids.
+    #: Digests of scenarios that have changed, by their ids.
     digests: dict[str, str] = field(default_factory=dict)
 
 
-#: What `DevboxWorkspace.tend` runs: nothing of it takes time here, or goes wrong.
+#: The scripts of `DevboxWorkspace.tend`: none takes time here, or fails.
 HOUSEKEEPING: Final = ("/.sweep/snapshot.sh", "/.sweep/patch.sh", "/.sweep/gather.sh")
 #: The only piece of an agent's patch: it changes nothing.
 PATCH: Final = "patch.aaa"
@@ -84,13 +87,13 @@ class MemoryEndpoint:
         self.runs: dict[str, ScenarioRun] = {}
         self.benchmark_runs: dict[str, BenchmarkRun] = {}
         self.devboxes: dict[str, Devbox] = {}
-        #: The commands by the ids of their executions, and what those that have ended ended as.
+        #: The commands by the ids of their executions, and the executions that have ended.
         self.executions: dict[str, str] = {}
         self._ended: dict[str, Execution] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
-        #: Whether nobody reaches it: every call fails and has no effect.
+        #: It is unreachable: every call fails and has no effect.
         self.is_gone = False
         self._answered_at = 0.0
         #: The sweep that each client is at work on.
@@ -130,7 +133,7 @@ class MemoryEndpoint:
         return frozenset()
 
     async def check(self, needs: Needs) -> None:
-        """All can be had."""
+        """Everything is available here."""
 
     async def benchmarks(self) -> list[Benchmark]:
         return [Benchmark(id=BENCHMARK, name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
@@ -417,7 +420,7 @@ class MemoryEndpoint:
         self.files[devbox_id, path] = data
 
     def _known(self, key: str) -> str:
-        """The idempotency key as this endpoint keeps it: one that forgets keys takes each call for a new one."""
+        """Return the idempotency key as this endpoint keeps it: a forgetful one takes each call for a new one."""
         return f"{key} {sum(self.calls.values())}" if self.script.is_forgetful else key
 
     async def _call(self, name: str) -> None:
@@ -452,7 +455,7 @@ class MemoryEndpoint:
             self.benchmark_runs[whole.id] = replace(whole, state="completed")
 
     def _set(self, devbox_id: str, status: str) -> None:
-        """Move a devbox on, unless it has ended. With its end what runs in it ends, and its run if it is not scored."""
+        """Set a devbox's status unless it has ended. Its end ends its commands, and its run if that is not scored."""
         if self.devboxes[devbox_id].status in DEVBOX_DEAD:
             return
         self.devboxes[devbox_id] = replace(self.devboxes[devbox_id], status=status)
@@ -463,7 +466,7 @@ class MemoryEndpoint:
                     self.runs[run.id] = replace(run, state="failed")
 
     def _stop(self, devbox_id: str, execution_id: str | None = None) -> None:
-        """Wake those who wait for a command in a devbox, or for all of them."""
+        """Wake the waits for a command in a devbox, or for all of its commands."""
         for devbox, execution, event in self._stops:
             if devbox == devbox_id and execution_id in {None, execution}:
                 event.set()
@@ -477,3 +480,37 @@ def _found(things: Mapping[Any, T], identity: Any) -> T:
     if identity not in things:
         raise Missing(f"there is no {identity}")
     return things[identity]
+
+
+class MemorySink:
+    """Implements `engine.event_log.Sink` without a disk: events are in the ledger at once, at the loop's time.
+
+    `sync` gives the seconds of the next sync. `append` waits as long as with a disk whose syncs take that long: for the
+    sync under way and the next one, which all events that came meanwhile share.
+    """
+
+    def __init__(self, ledger: Ledger, sync: Callable[[], float] = lambda: 0.0) -> None:
+        self.ledger = ledger
+        self.events: list[Event] = []
+        self._sync = sync
+        #: The loop's time at which the sync under way ends, and the one that follows it; the same if none does.
+        self._ends_at = self._following_ends_at = float("-inf")
+
+    async def append(self, *batch: Event) -> None:
+        self.append_nowait(*batch)
+        now = anyio.current_time()
+        if now >= self._following_ends_at:
+            self._ends_at = self._following_ends_at = now + self._sync()
+        elif now >= self._ends_at or self._ends_at == self._following_ends_at:
+            self._ends_at = self._following_ends_at
+            self._following_ends_at += self._sync()
+        await anyio.sleep_until(self._following_ends_at)
+
+    def append_nowait(self, *batch: Event) -> None:
+        for each in batch:
+            event = structs.replace(each, at=anyio.current_time())
+            self.events.append(event)
+            self.ledger.apply(event)
+
+    async def wait_writable(self) -> None:
+        """Return at once: memory never refuses."""

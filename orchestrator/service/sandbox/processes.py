@@ -1,39 +1,99 @@
-"""The processes of a box, read from the host's /proc: their tree, the unlinked files they hold, what they listen on.
+"""Processes of the host: a process's end as an event on the loop, and the processes of a box, read from /proc.
 
-Its secret: what /proc shows and what it hides. A walk of a box's folders misses a file that a program opens, unlinks
-and writes to; the file lives until its last descriptor and mapping are gone, and /proc lists both. Files in memory
-(memfd, /dev/shm) do not take the disk: their device tells them apart. Only a process with CAP_CHECKPOINT_RESTORE, such
-as root's, may read mappings. A process can close itself to an ordinary user's service (PR_SET_DUMPABLE): then neither
-its files nor its sockets are seen, and it counts as one that does not listen. A process chooses its own name, so names
-are for people; that a socket listens is the kernel's word. Blocking; call from a worker thread.
+Its secret: Python 3.11's asyncio waits for each subprocess in a thread of its own, which 500 boxes cannot afford; on
+Linux a pidfd becomes readable instead. Elsewhere, and when no file descriptor is free, a thread waits.
+
+A process can close itself to an ordinary user's service (PR_SET_DUMPABLE): then neither its files nor its sockets are
+seen, and it counts as one that does not listen. A process chooses its own name, so names are for people; that a socket
+listens is the kernel's word.
 """
 
-import errno
+import asyncio
 import os
 import re
-import stat
+import signal
+import subprocess
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+
 from orchestrator.service.sandbox.provider import RemainingProcesses
 
-#: Descriptors and mappings of one box that are looked at, some 3 us each. A box that holds more is not measured.
-MAX_HELD_FILES = 1 << 20
+HAS_PIDFD = hasattr(os, "pidfd_open")
 #: Process names that are told apart; the processes of all further names are counted together.
 MAX_NAMES = 20
-_UNLINKED_MAPPING = b" (deleted)\n"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 #: A listening TCP socket and the flag of a listening UNIX one in /proc/net (include/net/tcp_states.h, net.h).
 _TCP_LISTEN, _UNIX_LISTEN = "0A", 0x10000
 
 
-class TooManyFiles(OSError):
-    """A box holds more than MAX_HELD_FILES descriptors and mappings."""
+class Pidfd:
+    """Any process, not only a child, by a handle that can never refer to another one."""
 
-    def __init__(self) -> None:
-        super().__init__(errno.EMFILE, f"its processes hold more than {MAX_HELD_FILES:,} descriptors and mappings")
+    def __init__(self, pid: int, ended: Callable[[], None] | None = None) -> None:
+        """Raises ProcessLookupError."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self.gone = anyio.Event()
+        self._loop.add_reader(self._fd, self._notice)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the process has ended."""
+        if self._fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def _notice(self) -> None:
+        self.close()
+        self.gone.set()
+        if self._ended is not None:
+            self._ended()
+
+
+class ChildProcess:
+    """A started subprocess; `ended` is called on the loop with its return code (negative: the signal)."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], ended: Callable[[int], None]) -> None:
+        self.pid = popen.pid
+        self.gone = anyio.Event()
+        self._popen = popen
+        self._ended = ended
+        with suppress(OSError):  # no file descriptor is free
+            if HAS_PIDFD:
+                Pidfd(popen.pid, self._reap)
+                return
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._wait, args=(loop,), daemon=True, name="devbox-wait").start()
+
+    def kill(self) -> None:
+        if not self.gone.is_set():
+            self._popen.kill()
+
+    def kill_group(self) -> None:
+        """Send SIGKILL to the process group that it leads, which outlives it while others are in it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._popen.wait()
+        loop.call_soon_threadsafe(self._reap)
+
+    def _reap(self) -> None:
+        status = self._popen.wait()
+        self.gone.set()
+        self._ended(status)
 
 
 def descendants(pid: int) -> list[int]:
@@ -45,39 +105,6 @@ def descendants(pid: int) -> list[int]:
                 with suppress(OSError), open(f"{thread.path}/children") as children:  # noqa: PTH123
                     found += map(int, children.read().split())
     return found
-
-
-def unlinked_usage(pids: Iterable[int], *, device: int, owner: int) -> int:
-    """Bytes of the unlinked files that the processes hold, each file once; of a process that ends meanwhile, none.
-
-    Only regular files on `device` that belong to the host's user `owner` count. Raises TooManyFiles.
-    """
-    held: dict[int, int] = {}
-    for number, path in enumerate(path for pid in pids for path in _held(pid)):
-        if number >= MAX_HELD_FILES:
-            raise TooManyFiles
-        if path is None:
-            continue
-        try:
-            found = os.stat(path)  # noqa: PTH116 - a path object takes as long as the call
-        except OSError:
-            continue
-        is_unlinked = found.st_nlink == 0 and stat.S_ISREG(found.st_mode)
-        if is_unlinked and found.st_dev == device and found.st_uid == owner:
-            held[found.st_ino] = found.st_blocks * 512
-    return sum(held.values())
-
-
-def _held(pid: int) -> Iterator[str | None]:
-    """Paths of all that a process has open or mapped; None for a mapping of a file that has a name, or of none."""
-    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
-        for entry in entries:
-            yield entry.path
-    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as mappings:  # noqa: PTH123
-        for line in mappings:
-            start, _, end = line.partition(b" ")[0].partition(b"-")
-            is_unlinked = line.endswith(_UNLINKED_MAPPING)
-            yield f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}" if is_unlinked else None
 
 
 def remaining_processes(root: int, commands: int) -> RemainingProcesses:
