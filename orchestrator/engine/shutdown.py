@@ -12,6 +12,7 @@ import asyncio
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -128,11 +129,31 @@ def obeying_signals(stopping: Stopping, *, drain: float | None, leave: Callable[
     ours = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, obeying.on_signal) for each in ours}
     try:
-        yield
+        with _waking(asyncio.get_running_loop()):
+            yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
         obeying.end()
+
+
+@contextmanager
+def _waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Inside, a signal wakes the loop: Python handlers run between instructions of the main thread only.
+
+    A signal that arrives in another thread, or just before the loop waits for its next event, would wait with it.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.settimeout(0)
+        writer.settimeout(0)
+        loop.add_reader(reader, reader.recv, 64)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(reader)
 
 
 class _Obeying:

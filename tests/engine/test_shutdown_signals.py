@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from orchestrator.engine import shutdown
 
 PROGRAM: Final = """
-import sys, time
+import signal, sys, threading, time
 import anyio
 from orchestrator.engine import shutdown
 from orchestrator.engine.shutdown import Stopping, obeying_signals
@@ -28,6 +29,12 @@ async def main():
         with anyio.CancelScope() as scope:
             stopping.bind(scope)
             print("ready", flush=True)
+            if sys.argv[1] == "asleep":
+                thread = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+                thread.start()
+                signal.pthread_kill(thread.ident, signal.SIGTERM)
+                with stopping.until_draining():
+                    await anyio.sleep(60)
             while not stopping.is_draining:
                 await anyio.sleep(0.01)
             left = stopping.ends_at - anyio.current_time()
@@ -106,6 +113,18 @@ def test_a_wrapper_that_signals_its_child_and_then_its_group_counts_once() -> No
     process.send(signal.SIGTERM)
     assert process.line() == "canceled"
     assert process.end(5) == 3
+
+
+def test_a_signal_wakes_a_loop_that_waits_for_its_next_event() -> None:
+    """It arrives in another thread here, and so does not interrupt the wait itself."""
+    process = Process("asleep")
+    try:
+        assert process.process.stdout is not None
+        assert select.select([process.process.stdout], [], [], 10)[0], "the signal was not seen"
+        assert process.line() == "draining SIGTERM 300"
+    finally:
+        process.process.kill()
+        process.process.communicate()
 
 
 @pytest.mark.parametrize("manner", ["stubborn", "stuck"])
