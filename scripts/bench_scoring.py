@@ -44,7 +44,7 @@ def main() -> None:
         gathering: list[float] = []
         for _ in range(rounds):
             for mode in MODES:
-                with tempfile.TemporaryDirectory(prefix="sweep-bench-") as place:
+                with tempfile.TemporaryDirectory(prefix="sweep-bench-", ignore_cleanup_errors=True) as place:
                     write_benchmark(Path(place) / "bench")
                     (result,) = results(Path(place), mode, agent)
                 seconds[mode].append(result["stages"]["score"]["seconds"])

@@ -193,7 +193,10 @@ class Succession:
             open_up(self.agents.place("/"), path)
 
     async def show(self) -> None:
-        """Give clients an evidence box over the files as they are now. Raises BoxStartFailed."""
+        """Give clients an evidence box over the files as they are now. Raises BoxStartFailed and BoxDied.
+
+        The files of the last one go with the devbox: nobody waits for the removal of all that a client wrote there.
+        """
         last = self.front
         findings = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
         if self._prepared.root is not None:
@@ -209,7 +212,7 @@ class Succession:
             beside=self._holder,
         )
         if last is not self.agents:
-            await last.stop()
+            await last.retire()
 
     def _next(self, kind: str) -> str:
         self._count += 1
