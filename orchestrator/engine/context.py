@@ -110,7 +110,10 @@ class AttemptState:
     run: records.ScenarioRun | None = None
     workspace: DevboxWorkspace | None = None
     result: Result | None = None
+    #: The number of scorings that were asked for, by this process and earlier ones: each has a key of its own.
     scorings: int = 0
+    #: The number of scorings that were the scorers' fault.
+    faults: int = 0
     flags: list[records.Flag] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     #: The connections that its devbox made and was refused, by host; None where that is not known.

@@ -14,7 +14,7 @@ from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout
 from orchestrator.core.events import AttemptEnded, StageEntered, TrialFinished
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
-from orchestrator.core.retry_policy import Action, Decision, RetryRule, rule
+from orchestrator.core.retry_policy import Action, Decision, RetryRule, decide, rule
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder, compose_result
@@ -62,10 +62,17 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
 
 async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> Decision | None:
     """Take the stages one after the other, from where an earlier process `left` off."""
-    try:
-        stage: Stage | None = await take_up(ctx, state, left) if left else Stage.START
-    except SweepError as error:
-        return await _end_without_score(ctx, state, error, rule(error, Stage.START))
+    stage: Stage | None = Stage.START
+    if left is not None:
+        try:
+            stage = await take_up(ctx, state, left)
+        except SweepError as error:
+            its_rule = rule(error, Stage.START)
+            if its_rule.action is Action.LATER:
+                return _take_up_later(ctx, state, error, its_rule)
+            return await _end_without_score(ctx, state, error, its_rule)
+        if left.run is not None:  # the endpoint gave its state
+            ctx.breaker.passed(Stage.START, state.arm.name)
     try:
         while stage is not None:
             if stage is Stage.SCORE and Stage.GATHER not in state.stages:
@@ -77,6 +84,24 @@ async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> 
         return await _end_without_score(ctx, state, error, rule(error, state.stage))
     await _finish(ctx, state, Outcome.SCORED)
     return None
+
+
+def _take_up_later(ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule) -> Decision:
+    """Decide when to take up an attempt again that may still be under way: nothing of it is ended or given up.
+
+    Raises SweepHalted where the endpoint has not given its state for too long.
+    """
+    verdict = _verdict(ctx, state, error, Stage.START)
+    if verdict is not None:
+        raise SweepHalted(verdict)
+    ctx.delays[state.key] += 1
+    return decide(error, its_rule, tries=ctx.delays[state.key], allowed=None, dice=ctx.dice())
+
+
+def _verdict(ctx: Context, state: AttemptState, error: SweepError, stage: Stage | None) -> str | None:
+    """Count a failure; return the reason to stop the whole sweep, or None."""
+    is_busy = any(map(ctx.ledger.has_run, ctx.in_flight))
+    return ctx.breaker.failed(error, stage, state.arm.name, now=anyio.current_time(), is_busy=is_busy)
 
 
 async def _walk(ctx: Context, state: AttemptState, stage: Stage) -> None:
@@ -158,13 +183,7 @@ async def _end_without_score(
     if isinstance(error, JournalError):
         raise error
     failure = Failure(error=type(error).__name__, message=error.message, stage=str(state.stage))
-    verdict = ctx.breaker.failed(
-        error,
-        state.stage,
-        state.arm.name,
-        now=anyio.current_time(),
-        is_busy=any(map(ctx.ledger.has_run, ctx.in_flight)),
-    )
+    verdict = _verdict(ctx, state, error, state.stage)
     if verdict is not None:
         error, its_rule = SweepHalted(verdict), rule(SweepHalted())
     decision = decision_on(ctx, state, error, its_rule)
@@ -231,12 +250,17 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
 
 
 async def _abandon(ctx: Context, state: AttemptState) -> None:
-    """End an attempt because the sweep stops: it is not counted, and its devbox is released."""
+    """End an attempt because the sweep stops: it is not counted, and its devbox is released.
+
+    One that an endpoint fell silent under stays as it is: its agent may still work, and a resume takes it up.
+    """
     if state.stage is None:
         return
     if state.has_score:
         await ctx.sink.append()  # its score is on its way to the disk: if that takes too long, the devbox keeps it
     elif state.stage is not Stage.RELEASE and not ctx.ledger.is_finished(state.key):
+        if ctx.silence.has_given_up:
+            return
         failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(state.stage))
         ctx.sink.append_nowait(
             AttemptEnded(trial=str(state.key), attempt=state.number, failure=failure.as_dict(), counted=False)

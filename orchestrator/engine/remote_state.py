@@ -75,17 +75,19 @@ class Remote:
     def _is_fresh(self) -> bool:
         return anyio.current_time() - self._read_at <= FRESH_S
 
-    async def reap(self, sink: Sink, attempts: Iterable[tuple[TrialKey, Attempt]]) -> None:
+    async def reap(
+        self, sink: Sink, attempts: Iterable[tuple[TrialKey, Attempt]], to_resume: Iterable[tuple[TrialKey, Attempt]]
+    ) -> None:
         """End the sweep's runs and devboxes in the lists just read that belong to none of these `attempts`.
 
-        Those that refuse to end are left to their keep-alive, and logged.
+        Those `to_resume` may have a run whose id nobody knows. What refuses to end is left to its keep-alive, and
+        logged.
         """
-        known, boxes, owed = set(), set(), set()
-        for key, attempt in attempts:
+        known, boxes = set(), set()
+        for _, attempt in attempts:
             known.add(attempt.run)
             boxes.add(attempt.devbox)
-            if attempt.run is None:
-                owed.add((str(key), str(attempt.number)))
+        owed = {(str(key), str(attempt.number)) for key, attempt in to_resume if attempt.run is None}
         for run in filter(self._is_ours, self._runs.values()):
             is_owed = (run.metadata.get("trial"), run.metadata.get("attempt")) in owed
             if run.state in RUN_ALIVE or is_owed:

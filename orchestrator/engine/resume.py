@@ -94,15 +94,17 @@ async def reconcile(ctx: Context) -> None:
     runs = [state.run for state in ctx.ledger.benchmark_runs.values() if state.run is not None]
     if not runs:
         return
+    unreleased = ctx.ledger.unreleased()
+    to_resume = [each for each in unreleased if ctx.ledger.under_way(each[0]) is each[1] and ctx.has(each[0])]
     try:
         await ctx.remote.read(runs)
     except (WorldError, TimeoutError) as error:
         structlog.get_logger().warning("endpoint.not_listed", error=str(error))
     else:
-        await ctx.remote.reap(ctx.sink, ctx.ledger.unreleased())
+        await ctx.remote.reap(ctx.sink, unreleased, to_resume)
     limiter = anyio.CapacityLimiter(_CONCURRENT)
     async with anyio.create_task_group() as tasks:
-        for key, attempt in ctx.ledger.unreleased():
+        for key, attempt in unreleased:
             if ctx.ledger.under_way(key) is not attempt or not ctx.has(key):
                 tasks.start_soon(partial(_settle, ctx, key, attempt, limiter))
 

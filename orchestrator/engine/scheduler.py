@@ -48,8 +48,9 @@ class ArmQueue:
 
     @property
     def due_at(self) -> float:
-        """The loop's time at which the first back-off is over."""
-        return self.retries[0][0] if self.retries and self.used_up() is None else float("inf")
+        """The loop's time at which the first back-off is over; never while a trial would have to end before."""
+        is_open = self.retries and self.in_flight < self.max_in_flight and self.used_up() is None
+        return self.retries[0][0] if is_open else float("inf")
 
     def owed(self) -> str | None:
         """The reason why trials remain that will not start; None if none remain."""

@@ -378,6 +378,7 @@ async def _explain_lost(ctx: Context, run: records.ScenarioRun) -> None:
 
 async def score_again(ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
     """Score again while the scorers are at fault and tries are left. Raises the last fault."""
+    state.faults += 1
     if decision_on(ctx, state, error, rule(error)).action is not Action.SCORE_AGAIN:
         raise error
     structlog.get_logger().info("score.again", trial=str(state.key), error=error.message)
@@ -386,7 +387,10 @@ async def score_again(ctx: Context, state: AttemptState, error: errors.SweepErro
 
 async def release(ctx: Context, state: AttemptState) -> Facts:
     """Complete a scored run, cancel any other; the devbox goes with it, or by itself where that gets no answer."""
-    run = state.run or await _find_run(ctx, state)
+    run, left = state.run, ctx.ledger.under_way(state.key)
+    if run is None and left is not None and left.run is not None:  # it was not taken up yet
+        run = await ctx.endpoint.run(left.run)
+    run = run or await _find_run(ctx, state)
     if run is None:
         return {}
     try:
@@ -408,10 +412,10 @@ def decision_on(ctx: Context, state: AttemptState, error: errors.SweepError, its
     trial = ctx.ledger.trials.get(state.key) or Trial()
     tries, allowed = {
         "attempts": (trial.counted + 1, ctx.config.attempts),
-        "scorings": (state.scorings, ctx.config.scorings),
+        "scorings": (state.faults, ctx.config.scorings),
         "delays": (ctx.delays[state.key] + 1, MAX_DELAYS),
         "interruptions": (trial.interrupted + 1, MAX_INTERRUPTIONS),
-        None: (1, None),
+        None: (ctx.delays[state.key] + 1, None),
     }[its_rule.bound]
     return decide(error, its_rule, tries=tries, allowed=allowed, dice=ctx.dice())
 

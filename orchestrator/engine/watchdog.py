@@ -118,6 +118,8 @@ class Silence:
         self._is_asking = False
         #: Seconds by which the deadlines were moved for the present silence.
         self._moved = 0.0
+        #: True once the sweep stops for it: attempts in flight stay as they are, for a resume.
+        self.has_given_up = False
 
     @property
     def seconds(self) -> float:
@@ -157,5 +159,6 @@ class Silence:
                     for scope in self._scopes:
                         scope.deadline += self._moved - moved
                 if self.seconds > self._unreachable:
+                    self.has_given_up = True
                     give_up(f"the endpoint has not answered for {self.seconds / 60:.0f} minutes. Check that it is up")
                     return

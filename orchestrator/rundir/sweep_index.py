@@ -40,6 +40,8 @@ _HOLDER: Final = re.compile(r"process (\d+) on (.*)")
 _FINISHED, _REOPENED, _ENDED = (
     f'{{"event":"{cls.__struct_config__.tag}"'.encode() for cls in (TrialFinished, TrialReopened, SweepEnded)
 )
+#: In the line that ends a sweep of which no selected trial is left.
+_NOTHING_LEFT: Final = b'"reason":"finished"'
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 #: Characters of a generated name; file systems allow 255.
 _MAX_NAME: Final = 150
@@ -96,7 +98,8 @@ def is_finished(folder: Path, manifest: Manifest) -> bool:
         for line in journal:
             finished += line.startswith(_FINISHED) - line.startswith(_REOPENED)
             last = line
-    return finished >= manifest.trials and last.startswith(_ENDED) and last.endswith(b"\n")
+    has_ended = last.startswith(_ENDED) and _NOTHING_LEFT in last and last.endswith(b"\n")
+    return finished >= manifest.trials and has_ended
 
 
 def find(runs: Path, name: str) -> Path:
