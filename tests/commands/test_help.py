@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cli.options import SETTINGS
+from orchestrator.cli.options import SETTINGS, reflowed
 from orchestrator.core.config import ArmConfig, Panel, SweepConfig, Timeouts
 from orchestrator.core.errors import UsageError
 
@@ -65,6 +65,15 @@ def test_the_options_of_a_sweep_are_in_panels() -> None:
     for words in ("--isolation local|none", "--lock file|none", "--scoring declared|separate|shared|live"):
         assert re.search(re.escape(words).replace(r"\ ", " +"), text)
     assert [name for name in SETTINGS if f"--{name.replace('_', '-')} " not in text] == []
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_names_no_type_and_puts_no_braces_around_arguments(words: str) -> None:
+    assert re.findall(r"<(?:bool|str|int|float|path|file)\b[^>]*>|\{[A-Z]+\}", shown(words, 100)) == []
+
+
+def test_a_command_without_words_has_an_empty_help() -> None:
+    assert reflowed("") == ""
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
