@@ -14,6 +14,7 @@ from typing import Final
 
 import orjson
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.content import MAX_TOML, Contents, Listing, Node, complaint, decoded, digest, is_utf8, listing
 from orchestrator.service.definitions import self_extracting
 from orchestrator.service.definitions.scoring_plan import (
@@ -210,7 +211,7 @@ class _Reading:
         files, tests, report = self._files.below("tests"), None, self._report
         images = [(FILE, "verifier.environment.docker_image")] if task.verifier_image is not None else []
         images += [(f"tests/{name}", "") for name in ("Dockerfile", *COMPOSE) if files.find(name)]
-        has_image = task.scoring_mode == "separate" and bool(images)
+        has_image = task.scoring_mode is ScoringMode.SEPARATE and bool(images)
         if has_image:
             why = "a verifier with an image of its own is not supported: let it use the environment's"
             self._refused.error(*images[0], why)

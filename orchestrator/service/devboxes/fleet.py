@@ -367,13 +367,6 @@ class Fleet:
         wanted = ", ".join(sorted(statuses))
         raise WaitExpired(f"Devbox {devbox_id} is {devbox.status} after {timeout:g} s, not yet: {wanted}.")
 
-    def box(self, devbox_id: str) -> Box:
-        """Return the box that stands for a running devbox. Raises as `boxes`."""
-        live = self._running(devbox_id)
-        live.touch()
-        assert live.boxes is not None
-        return live.boxes.front
-
     @contextmanager
     def using(self, devbox_id: str) -> Iterator[Box]:
         """Use the box that stands for a running devbox, which is not idle meanwhile. Raises as `boxes`."""

@@ -56,7 +56,6 @@ SETUP: Final = "setup.sh"
 COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
 #: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
 MAX_SOURCE_BYTES: Final = 1 << 20
-BOX_STOP_LIMIT_S: Final = 30
 _PATH_LIMIT_S: Final = 30
 #: Characters of a command's output, its end, that a message shows.
 _SHOWN_CHARS: Final = 2000
@@ -195,7 +194,7 @@ async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
     try:
         path = (await run(box, Command(argv=("printenv", "PATH")), timeout=_PATH_LIMIT_S)).stdout.decode().strip()
     finally:
-        with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
+        with anyio.CancelScope(shield=True):
             await box.stop()
 
     def filled(environment: Mapping[str, str]) -> dict[str, str]:
@@ -269,7 +268,7 @@ class EnvironmentBuild:
             except (BoxDied, OSError) as error:
                 raise BoxStartFailed(f"{_name(runs[-1])}: its result could not be kept: {error}") from error
         finally:
-            with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
+            with anyio.CancelScope(shield=True):
                 await box.stop()
         await run_sync(remove, tree.root)
         return Tree(after)
