@@ -107,7 +107,7 @@ def run(
     Examples:
       sweep run bugfix-mini --agent oracle
 
-      sweep run bugfix-mini --agent 'command:my-agent --task "$SWEEP_PROBLEM_FILE"' --trials 3
+      sweep run bugfix-mini -k 3 -a 'command:my-agent "$SWEEP_PROBLEM_FILE"'
 
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 

@@ -300,8 +300,9 @@ class SweepConfig(EndpointConfig):
         Literal["declared", "separate", "shared", "live"],
         Option(
             "What",
-            "Where scorers run: as each scenario declares; in a fresh environment with the agent's work; in a new "
-            "devbox over the agent's files; or beside what the agent left running.",
+            "Where scorers run: declared, as each scenario says; separate, in a fresh environment with the agent's "
+            "work; shared, in a new devbox over the agent's files; or live, beside what the agent left running.",
+            "MODE",
             is_fixed=True,
         ),
     ] = "declared"
