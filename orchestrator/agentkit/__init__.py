@@ -1,1 +1,1 @@
-"""What an agent is, and how a name on the command line becomes one."""
+"""Agents, and the way from a name on the command line to an agent."""

@@ -11,13 +11,14 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli import catalog, run, serve, sweeps
-from orchestrator.cli.options import add
+from orchestrator.cli.options import Group, add
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
 app = typer.Typer(
     name="sweep",
+    cls=Group,
     help="Run coding agents over whole benchmarks, overnight: every scenario scored, once, by morning.",
     epilog="Exit codes: 0 every trial has a score, 1 some failed or the sweep stopped, 2 misuse, 130 interrupted.",
     no_args_is_help=True,
@@ -25,21 +26,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-for each in (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, catalog.check, serve.serve):
+of_sweeps = (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
+for each in (*of_sweeps, catalog.check, serve.serve, catalog.docs):
     add(app, each)
-add(app, sweeps.repair)
-add(app, catalog.docs)
 #: Its words are its own affair.
 EVERYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 add(app, serve.workspace, add_help_option=False, context_settings=EVERYTHING)
-agents = typer.Typer(help="List, explain and create agents.", no_args_is_help=True)
+agents = typer.Typer(cls=Group, help="List, explain and create agents.", no_args_is_help=True)
 add(agents, catalog.list_agents, "list")
 add(agents, catalog.show_agent, "show")
 add(agents, catalog.new_agent, "new")
-benchmarks = typer.Typer(help="List benchmarks and their scenarios.", no_args_is_help=True)
+benchmarks = typer.Typer(cls=Group, help="List benchmarks and their scenarios.", no_args_is_help=True)
 add(benchmarks, catalog.list_benchmarks, "list")
 add(benchmarks, catalog.show_benchmark, "show")
-scenario = typer.Typer(help="Run one scenario at a time.", no_args_is_help=True)
+scenario = typer.Typer(cls=Group, help="Run one scenario at a time.", no_args_is_help=True)
 add(scenario, run.run_scenario, "run")
 app.add_typer(agents, name="agents")
 app.add_typer(benchmarks, name="benchmarks")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar, get_args, 
 import anyio
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from orchestrator.core import config
 from orchestrator.core.errors import UsageError
@@ -19,7 +20,7 @@ from orchestrator.view import formats
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
-RUNS: Final = Path("runs")
+RUNS: Final = config.RUNS
 Runs = Annotated[
     Path,
     typer.Option(
@@ -178,12 +179,50 @@ def end_with(run: Callable[[], Awaitable[int | None]], output: formats.Format = 
     raise typer.Exit(anyio.run(run, backend_options={"loop_factory": AwakeLoop}) or 0)
 
 
+class _Argument(TyperArgument):
+    """An argument that the help calls by its name alone, without braces around it and its type beside it."""
+
+    def get_usage_pieces(self, ctx: Any) -> list[str]:
+        del ctx
+        name = self.metavar or self.name.upper()
+        return [name if self.required else f"[{name}]"]
+
+    def display_type_rich(self, ctx: Any) -> None:
+        del ctx
+
+
+def _plain(parameters: list[Any]) -> list[Any]:
+    """Change what the help says about parameters: what can be typed, and no types of Python."""
+    for each in parameters:
+        if isinstance(each, TyperArgument):
+            each.__class__ = _Argument
+        elif each.is_flag and each.metavar is None:
+            each.metavar = ""
+    return parameters
+
+
+class Command(TyperCommand):
+    """A command with a plain help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands with a plain help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain(super().get_params(ctx))
+
+
 def add(app: typer.Typer, command: Callable[..., Any], name: str = "", **settings: Any) -> None:
     """Add a command to an app; its docstring becomes the help text, which wraps at the width of the terminal."""
-    app.command(name or command.__name__, help=reflowed(command.__doc__ or ""), **settings)(command)
+    app.command(name or command.__name__, cls=Command, help=reflowed(command.__doc__ or ""), **settings)(command)
 
 
 def reflowed(text: str) -> str:
     """A help text without the line breaks of its source. Indented lines, such as examples, stay as they are."""
     paragraphs = cleandoc(text).split("\n\n")
-    return "\n\n".join(each if "\n  " in each or each[0] in " \b" else " ".join(each.split()) for each in paragraphs)
+    return "\n\n".join(
+        each if "\n  " in each or each.startswith((" ", "\b")) else " ".join(each.split()) for each in paragraphs
+    )

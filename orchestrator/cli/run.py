@@ -21,14 +21,14 @@ AgentsOption = Annotated[
         "-a",
         metavar="AGENT",
         help="A name (sweep agents list), NAME@VERSION, a .toml, 'command:SHELL COMMAND', file.py:Class or "
-        "module:Class. Repeat it for more arms.",
+        "module:Class. Repeat it to compare agents: each agent with each model is an arm.",
         rich_help_panel="Agents",
     ),
 ]
 ModelsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="MODEL", help="The agents' model. Repeat it for more arms.", rich_help_panel="Agents"
+        "--model", metavar="MODEL", help="The agents' model. Repeat it to compare models.", rich_help_panel="Agents"
     ),
 ]
 RetryOption = Annotated[
@@ -52,17 +52,12 @@ OnlyOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Say what would run, and why. Start nothing, change nothing.", rich_help_panel="Output"
-    ),
+    bool, typer.Option("--dry-run", help="Say what would run, and why. Start nothing, change nothing.")
 ]
 DetachOption = Annotated[
     bool,
     typer.Option(
-        "--detach",
-        help="Return once it runs. `sweep attach` follows it, `sweep stop` ends it.",
-        rich_help_panel="Output",
+        "--detach", help="Return once it runs, and leave it running. `sweep attach` follows it, `sweep stop` ends it."
     ),
 ]
 #: Options that change nothing about a finished sweep.
@@ -82,7 +77,9 @@ def run(
     *,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="A sweep.toml. Options win over it.", rich_help_panel="What"),
+        typer.Option(
+            "--config", metavar="FILE", help="Settings from a file, a sweep.toml. Options win.", rich_help_panel="What"
+        ),
     ] = None,
     agent: AgentsOption = None,
     model: ModelsOption = None,
@@ -110,7 +107,7 @@ def run(
     Examples:
       sweep run bugfix-mini --agent oracle
 
-      sweep run bugfix-mini --agent 'command:my-agent --task "$SWEEP_PROBLEM_FILE"' --trials 3
+      sweep run bugfix-mini -k 3 -a 'command:my-agent "$SWEEP_PROBLEM_FILE"'
 
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
@@ -249,11 +246,19 @@ def run_scenario(
     benchmark: Annotated[
         str,
         typer.Option(
-            "--benchmark", "-b", help="The scenario's benchmark: a name, an id, or a folder.", rich_help_panel="What"
+            "--benchmark",
+            "-b",
+            metavar="BENCHMARK",
+            help="The scenario's benchmark: a name, an id, or a folder.",
+            rich_help_panel="What",
         ),
     ] = "bugfix-mini",
-    agent: Annotated[str, typer.Option("--agent", "-a", help="As for `sweep run`.", rich_help_panel="Agents")],
-    model: Annotated[str | None, typer.Option("--model", help="The agent's model.", rich_help_panel="Agents")] = None,
+    agent: Annotated[
+        str, typer.Option("--agent", "-a", metavar="AGENT", help="As for `sweep run`.", rich_help_panel="Agents")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The agent's model.", rich_help_panel="Agents")
+    ] = None,
     setting: options.Set = None,
     env_file: options.EnvFile = None,
     runs: options.Runs = options.RUNS,

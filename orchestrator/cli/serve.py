@@ -15,12 +15,15 @@ def serve(
     context: typer.Context,
     *,
     host: Annotated[
-        str, typer.Option(help="The address to listen on. One beyond loopback needs --token.")
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on. One beyond loopback needs --token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on. 0 is any free one.")] = 8700,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="The port to listen on. 0 is any free one.")
+    ] = 8700,
     token: Annotated[
         str | None,
         typer.Option(
+            metavar="KEY",
             envvar="SWEEP_TOKEN",
             help="The key that clients send as RUNLOOP_API_KEY: at least 16 characters. \\[default: a random one]",
         ),

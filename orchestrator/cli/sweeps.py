@@ -51,7 +51,7 @@ def logs(
     ] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the trial has ended.")] = False,
-    arm: Annotated[str | None, typer.Option("--arm", help="The arm. \\[default: the only one]")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", metavar="ARM", help="The arm. \\[default: the only one]")] = None,
     trial: Annotated[int, typer.Option("--trial", metavar="N", min=1, help="The trial.")] = 1,
     attempt: Annotated[
         int | None, typer.Option("--attempt", metavar="K", min=1, help="The attempt. \\[default: the newest]")
@@ -90,9 +90,10 @@ def reap(
     context: typer.Context,
     *,
     sweep: Annotated[
-        str | None, typer.Option("--sweep", metavar="ID", help="Consider only this sweep, by its id or its name.")
+        str | None,
+        typer.Option("--sweep", metavar="ID", help="List and release only what belongs to this sweep, by id or name."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Release without a question.")] = False,
     runs: options.Runs = options.RUNS,
     output: Format,
     **settings: Any,

@@ -14,10 +14,10 @@ import orjson
 
 from orchestrator.commands import BUNDLED, endpoints, run_sweep
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from orchestrator.common.locks import Kind
 from orchestrator.core.config import EndpointConfig, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.rundir.files import RESULTS
 from orchestrator.rundir.manifest import read_manifest
 from orchestrator.service.definitions.catalog import problems
@@ -28,7 +28,9 @@ from orchestrator.view.formats import LINES, Format
 LONGEST: Final = 200
 
 
-async def list_benchmarks(*, endpoint: str | None, isolation: str, runs: Path, lock: Kind, output: Format) -> None:
+async def list_benchmarks(
+    *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind, output: Format
+) -> None:
     """List every benchmark of the endpoint, or of the embedded service."""
     place = endpoints.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock)
     async with endpoints.open_endpoint(place) as opened:
@@ -36,7 +38,9 @@ async def list_benchmarks(*, endpoint: str | None, isolation: str, runs: Path, l
     print_rows([{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known], output)
 
 
-async def show(benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind, output: Format) -> None:
+async def show(
+    benchmark: str, *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind, output: Format
+) -> None:
     """List the scenarios of one benchmark."""
     place, name = endpoints.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
     async with endpoints.open_endpoint(place) as opened:

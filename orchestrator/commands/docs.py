@@ -16,6 +16,7 @@ import orjson
 from rich.markdown import Markdown
 
 import orchestrator
+from orchestrator.agentkit.host import workspace_cli
 from orchestrator.core import config, retry_policy
 from orchestrator.core.errors import UsageError
 from orchestrator.core.records import flags_table
@@ -139,6 +140,10 @@ def _settings(table: type[config.Settings]) -> str:
 
 def _sections(name: str, command: Any) -> Iterator[str]:
     """Yield a section for the command and for each command below it, in the order of the help."""
+    if name == "sweep workspace":
+        for called, parser in workspace_cli.parsers().items():
+            yield f"## {called}\n\n```text\n{parser.format_help()}```\n"
+        return
     parameters = [each for each in command.params if not getattr(each, "hidden", False)]
     arguments = [each for each in parameters if each.param_type_name == "argument"]
     options = [each for each in parameters if each.param_type_name == "option"]

@@ -21,8 +21,8 @@ import structlog
 
 from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
-from orchestrator.common.locks import Kind
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.core.records import Benchmark
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.protocols import Definitions
@@ -41,13 +41,13 @@ class Where:
 
     endpoint: str | None
     folders: tuple[Path, ...]
-    isolation: str
+    isolation: Isolation
     runs: Path
-    lock: Kind = "file"
+    lock: LockKind = "file"
 
 
 def where(
-    benchmark: str, *, endpoint: str | None, isolation: str, runs: Path, lock: Kind = "file"
+    benchmark: str, *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind = "file"
 ) -> tuple[Where, str]:
     """Find the source of a benchmark, and its name there: for a path, the embedded service. Raises UsageError."""
     path = Path(benchmark)

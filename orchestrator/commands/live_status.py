@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 import anyio
 
 from orchestrator.core.stages import Stage
-from orchestrator.engine.concurrency import Limits
+from orchestrator.engine import concurrency, lifecycle, shutdown
 from orchestrator.engine.context import Context
-from orchestrator.engine.lifecycle import longest_left
 from orchestrator.engine.scheduler import Scheduler
-from orchestrator.engine.shutdown import Stopping
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.rundir.journal import Journal, now
 
@@ -20,8 +18,8 @@ from orchestrator.rundir.journal import Journal, now
 class LiveStatus:
     """Implements `view.progress.Status`."""
 
-    stopping: Stopping
-    limits: Limits
+    stopping: shutdown.Stopping
+    limits: concurrency.Limits
     watchdog: Watchdog
     #: The step before or after the trials run; "" while they do.
     step: str = "starting"
@@ -79,7 +77,7 @@ class LiveStatus:
     def longest_left(self) -> float:
         if self.ctx is None:
             return 0.0
-        return min(longest_left(self.ctx, now()), max(0.0, self.stopping.ends_at - anyio.current_time()))
+        return min(lifecycle.longest_left(self.ctx, now()), max(0.0, self.stopping.ends_at - anyio.current_time()))
 
     @property
     def devboxes(self) -> int:

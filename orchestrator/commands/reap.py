@@ -21,7 +21,7 @@ from orchestrator.core import events, records
 from orchestrator.core.errors import SweepError, UsageError, WorldError
 from orchestrator.core.ledger import INTERRUPTED, Ledger
 from orchestrator.core.plan import Plan
-from orchestrator.core.protocol import RUN_ALIVE
+from orchestrator.core.protocol import RUN_ALIVE, Isolation
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.gateway import Gateway
 from orchestrator.endpoint.protocols import Endpoint, Resources
@@ -74,7 +74,7 @@ async def run(endpoint: str | None, *, runs: Path, sweep: str | None, is_sure: b
     code = EXIT_OK
     async with AsyncExitStack() as stack:
         if endpoint is not None:
-            place = Where(endpoint=endpoint, folders=(), isolation="local", runs=runs)
+            place = Where(endpoint=endpoint, folders=(), isolation=Isolation.LOCAL, runs=runs)
             endpoints = [await stack.enter_async_context(open_endpoint(place))]
         else:
             services = await Service.running(runs)

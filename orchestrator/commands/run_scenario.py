@@ -19,10 +19,7 @@ from orchestrator.core.events import Event
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.printable import printable_lines
 from orchestrator.core.records import Outcome, TrialKey
-from orchestrator.engine.concurrency import Limits
-from orchestrator.engine.context import LOG, attempt_folder
-from orchestrator.engine.lifecycle import attempt
-from orchestrator.engine.redact import MaskingSink
+from orchestrator.engine import concurrency, context, lifecycle, redact
 from orchestrator.rundir.journal import now
 from orchestrator.rundir.sweep_index import make_folder
 from orchestrator.view.console import print_log, say
@@ -88,13 +85,13 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             scenarios=[summary],
             arms=arms,
             endpoint=endpoint,
-            sink=MaskingSink(Teller(ledger), redactor),
+            sink=redact.MaskingSink(Teller(ledger), redactor),
             ledger=ledger,
-            limits=Limits(devboxes=1, agents=1),
+            limits=concurrency.Limits(devboxes=1, agents=1),
             redactor=redactor,
         )
-        await attempt(ctx, key)
-    log = attempt_folder(folder, key, summary.name, 1) / LOG
+        await lifecycle.attempt(ctx, key)
+    log = context.attempt_folder(folder, key, summary.name, 1) / context.LOG
     if log.exists():
         print_log(log.read_text(errors="replace").rstrip())
     say(f"Files: {log.parent}")

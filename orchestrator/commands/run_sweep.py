@@ -24,28 +24,20 @@ from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, o
 from orchestrator.commands.live_status import LiveStatus
 from orchestrator.common import logging_setup
 from orchestrator.common.locks import RISK
+from orchestrator.core import errors, events, records
 from orchestrator.core.config import ArmConfig, SweepConfig, moment
-from orchestrator.core.errors import JournalError, Refused, Unavailable, UsageError, WorldError
-from orchestrator.core.events import SCHEMA, Sink, SweepEnded, SweepOpened, TrialReopened
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import counted, printable
-from orchestrator.core.records import Benchmark, ScenarioSummary, TrialKey
 from orchestrator.core.selection import Selection, TrialAction, decisions, named
 from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
+from orchestrator.engine import budgets, lifecycle, scheduler, shutdown, stage_table, watchdog, worker
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
-from orchestrator.engine.budgets import Budgets, watch
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
-from orchestrator.engine.lifecycle import finish_unsupported
 from orchestrator.engine.redact import NO_SECRETS, MaskingSink, Redactor
 from orchestrator.engine.remote_state import Presence, Remote
-from orchestrator.engine.scheduler import Scheduler, queues_of
-from orchestrator.engine.shutdown import Stopping, obeying_signals
-from orchestrator.engine.stage_table import needs_of
-from orchestrator.engine.watchdog import Silence, Watchdog
-from orchestrator.engine.worker import run_all
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
 from orchestrator.rundir.sweep_index import choose_folder, refuse_elsewhere
@@ -134,7 +126,7 @@ async def supply_arms(arms: Mapping[str, Arm], endpoint: Definitions) -> Mapping
         with anyio.fail_after(LISTING_S):
             names = await endpoint.secret_names()
     except TimeoutError:
-        raise Unavailable(f"{endpoint.url} did not list its secrets in {LISTING_S:g} s.") from None
+        raise errors.Unavailable(f"{endpoint.url} did not list its secrets in {LISTING_S:g} s.") from None
     return {name: replace(arm, agent=loader.supply(arm.agent, names)) for name, arm in arms.items()}
 
 
@@ -155,15 +147,15 @@ async def run(
     """
     fit_open_files(config)
     ledger = Ledger()
-    stopping = Stopping(Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
+    stopping = shutdown.Stopping(budgets.Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
     state = LiveStatus(
         stopping=stopping,
         limits=Limits(devboxes=config.devboxes, agents=config.agents),
-        watchdog=Watchdog(lambda _: stopping.check()),
+        watchdog=watchdog.Watchdog(lambda _: stopping.check()),
     )
     with (
         anyio.CancelScope() as opening,
-        obeying_signals(stopping, drain=config.drain, leave=leave_screen),
+        shutdown.obeying_signals(stopping, drain=config.drain, leave=leave_screen),
         state.watchdog.watching(),
     ):
         stopping.open(opening)
@@ -232,8 +224,8 @@ async def _run(
                 frozenset(each.trial for each in found if each.action is not TrialAction.LEAVE) if again.only else plan
             )
             await ctx.sink.append(
-                SweepOpened(sweep=ctx.sweep, schema=SCHEMA, version=__version__, pid=os.getpid()),
-                *(TrialReopened(trial=str(each.trial)) for each in found if each.action is TrialAction.AGAIN),
+                events.SweepOpened(sweep=ctx.sweep, schema=events.SCHEMA, version=__version__, pid=os.getpid()),
+                *(events.TrialReopened(trial=str(each.trial)) for each in found if each.action is TrialAction.AGAIN),
             )
             begun(folder.path)
             progress = Progress(
@@ -279,7 +271,7 @@ def _notices(ctx: Context, plan: Plan) -> Iterator[str]:
     yield from unasked(plan, ctx.ledger)
 
 
-def network_notices(config: SweepConfig, scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+def network_notices(config: SweepConfig, scenarios: Sequence[records.ScenarioSummary]) -> Iterator[str]:
     """Notices of network access that something else than an agent asks for."""
     if config.network == "host":
         yield OPEN_NETWORK
@@ -317,7 +309,7 @@ def unasked(plan: Plan, ledger: Ledger) -> Iterator[str]:
         yield UNASKED.format(counted(count, "finished trial"), "is" if count == 1 else "are")
 
 
-def _reasons(scenarios: Sequence[ScenarioSummary]) -> Iterator[str]:
+def _reasons(scenarios: Sequence[records.ScenarioSummary]) -> Iterator[str]:
     """A line for each of the commonest reasons; reasons that differ by a line number only are one."""
     groups: dict[str, list[str]] = {}
     for each in scenarios:
@@ -339,7 +331,7 @@ def _named(names: Sequence[str], shown: int = SHOWN) -> str:
 
 async def notices_of(endpoint: Endpoint) -> Sequence[str]:
     """The endpoint's own notices; none if it does not answer soon."""
-    with suppress(WorldError), anyio.move_on_after(GREETING_S):
+    with suppress(errors.WorldError), anyio.move_on_after(GREETING_S):
         return await endpoint.notices()
     return ()
 
@@ -347,15 +339,17 @@ async def notices_of(endpoint: Endpoint) -> Sequence[str]:
 async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: Endpoint) -> None:
     """Check that devboxes of this endpoint can have what the sweep needs. Raises UsageError."""
     if config.scoring in {"separate", "shared"} and SETTLEMENTS not in await endpoint.features():
-        raise UsageError(
+        raise errors.UsageError(
             f"--scoring {config.scoring} needs devboxes in sandboxes of a `sweep serve`, and {endpoint.url} has none. "
             "Without it, scorers run in the agent's devbox."
         )
     for arm in arms.values():
-        await endpoint.check(needs_of(config, arm.agent))
+        await endpoint.check(stage_table.needs_of(config, arm.agent))
 
 
-async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str, Arm], endpoint: Definitions) -> Plan:
+async def make_plan(
+    config: SweepConfig, benchmark: records.Benchmark, arms: Mapping[str, Arm], endpoint: Definitions
+) -> Plan:
     """Make the plan of trials. Raises UsageError for an empty selection, and for time limits no devbox lives for."""
     is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
     try:
@@ -365,7 +359,7 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
             if not config.include and len(summaries) != config.limit:
                 await _refuse_unusable(benchmark, {summary.id for summary in summaries}, endpoint)
     except TimeoutError:
-        raise Unavailable(
+        raise errors.Unavailable(
             f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING_S:g} s."
         ) from None
     chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
@@ -373,7 +367,9 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
     if not scenarios:
         reasons = "; ".join(map(str.strip, _reasons(left_out)))
-        raise UsageError(f"No scenario is left to run. {LEFT_OUT.format(counted(len(left_out), 'scenario'))} {reasons}")
+        raise errors.UsageError(
+            f"No scenario is left to run. {LEFT_OUT.format(counted(len(left_out), 'scenario'))} {reasons}"
+        )
     for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
         config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
     return Plan(
@@ -386,7 +382,7 @@ async def make_plan(config: SweepConfig, benchmark: Benchmark, arms: Mapping[str
     )
 
 
-async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
+async def _refuse_unusable(benchmark: records.Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
     """Raise UsageError if the endpoint cannot run a scenario of the benchmark, with its reason.
 
     Without it the scenario would be missing from every mean, unseen.
@@ -395,8 +391,8 @@ async def _refuse_unusable(benchmark: Benchmark, usable: AbstractSet[str], endpo
     for identity in unusable:
         try:
             await endpoint.scenario(identity)
-        except Refused as error:
-            raise UsageError(
+        except errors.Refused as error:
+            raise errors.UsageError(
                 f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
                 "Fix them, or run the others: --include '*'."
             ) from None
@@ -409,7 +405,7 @@ def deadline_of(config: SweepConfig) -> float | None:
     try:
         return moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
     except ValueError as error:
-        raise UsageError(f"--deadline: {error}.") from None
+        raise errors.UsageError(f"--deadline: {error}.") from None
 
 
 def fit_open_files(config: SweepConfig) -> None:
@@ -419,7 +415,7 @@ def fit_open_files(config: SweepConfig) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     room = (hard - FILES_OF_OURS) // FILES_PER_DEVBOX
     if hard != resource.RLIM_INFINITY and config.devboxes > room:
-        raise UsageError(
+        raise errors.UsageError(
             f"--devboxes {config.devboxes} needs more open files than this machine grants ({hard}): "
             f"use at most {room}, or raise the limit (ulimit -n)."
         )
@@ -430,12 +426,12 @@ def make_context(
     *,
     sweep: str,
     folder: Path,
-    benchmark: Benchmark,
+    benchmark: records.Benchmark,
     has_benchmark_runs: bool = True,
-    scenarios: Iterable[ScenarioSummary],
+    scenarios: Iterable[records.ScenarioSummary],
     arms: Mapping[str, Arm],
     endpoint: Endpoint,
-    sink: Sink,
+    sink: events.Sink,
     ledger: Ledger,
     limits: Limits,
     redactor: Redactor = NO_SECRETS,
@@ -457,26 +453,31 @@ def make_context(
         remote=Remote(sweep, endpoint),
         dice=random.random,
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
-        silence=Silence(endpoint, unreachable=config.unreachable),
+        silence=watchdog.Silence(endpoint, unreachable=config.unreachable),
         redactor=redactor,
     )
 
 
 async def _conduct(
-    ctx: Context, plan: Plan, chosen: Collection[TrialKey], state: LiveStatus, progress: Progress, presence: Presence
+    ctx: Context,
+    plan: Plan,
+    chosen: Collection[records.TrialKey],
+    state: LiveStatus,
+    progress: Progress,
+    presence: Presence,
 ) -> None:
     """Run the pending trials and show progress; afterwards nothing runs any more."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, state.stopping)
+        tasks.start_soon(budgets.watch, state.stopping)
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
         try:
-            await finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
+            await lifecycle.finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
-            queues = queues_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
+            queues = scheduler.queues_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
-            state.scheduler, state.step = Scheduler(queues, state.stopping, left), ""
-            await run_all(ctx, state.scheduler, state.stopping)
+            state.scheduler, state.step = scheduler.Scheduler(queues, state.stopping, left), ""
+            await worker.run_all(ctx, state.scheduler, state.stopping)
             if ctx.remote.refusing:
                 progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))
             state.step = "completing"
@@ -486,7 +487,7 @@ async def _conduct(
     progress.finish()
 
 
-async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
+async def complete(ctx: Context, plan: Plan, stopping: shutdown.Stopping) -> None:
     """Close the benchmark runs if no trial is pending, and journal how the sweep ended. Bounded."""
     is_finished = next(plan.pending(ctx.ledger), None) is None
     with anyio.CancelScope(deadline=anyio.current_time() + COMPLETING_S) as closing:
@@ -494,13 +495,13 @@ async def complete(ctx: Context, plan: Plan, stopping: Stopping) -> None:
         if is_finished and ctx.benchmark_runs is not None:
             try:
                 await ctx.benchmark_runs.complete_all()
-            except WorldError as error:
+            except errors.WorldError as error:
                 structlog.get_logger().warning("benchmark_runs.not_completed", error=error.message)
     how = exit_codes.INTERRUPTED if stopping.is_by_signal else "stopped"
     reason = "finished" if is_finished else f"{how}: {stopping.reason or exit_codes.NOT_SELECTED}"
     try:
         with anyio.move_on_after(LAST_EVENT_S, shield=True):
-            await ctx.sink.append(SweepEnded(reason=reason))
-    except JournalError:
+            await ctx.sink.append(events.SweepEnded(reason=reason))
+    except errors.JournalError:
         if not stopping.is_by_signal:
             raise

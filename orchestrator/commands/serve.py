@@ -10,9 +10,9 @@ from anyio.abc import TaskStatus
 from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
 from orchestrator.common.address import Address
-from orchestrator.common.locks import RISK, Kind
+from orchestrator.common.locks import RISK
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.service.assembly import Seams
 from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
@@ -34,7 +34,7 @@ async def run(
     chaos: Path | None,
     secret_names: Sequence[str],
     allowed_hosts: Sequence[str],
-    lock: Kind,
+    lock: LockKind,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""

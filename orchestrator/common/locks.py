@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import LockKind
 
 LOCK: Final = "lock"
 #: The note of a process that works without a lock.
 NOTE: Final = "holder.json"
-Kind = Literal["file", "none"]
 #: Printed at the start where no lock is used; `{}` is the folder.
 RISK: Final = (
     "As --lock none says, no lock is held: a note alone keeps a second process out, and is not proof against one that "
@@ -76,7 +76,7 @@ class Held(Exception):
 
 
 @contextmanager
-def hold(folder: Path, kind: Kind = "file", *, words: str = "") -> Iterator[None]:
+def hold(folder: Path, kind: LockKind = "file", *, words: str = "") -> Iterator[None]:
     """Be the only process that works in a folder. The lock file says `words`, or names our process.
 
     Raises Held if another process does, UsageError if `kind` asks for a lock and there are none, and OSError.
@@ -145,7 +145,7 @@ def birth(pid: int) -> str:
     return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
 
 
-def _lock(file: int, folder: Path, kind: Kind) -> None:
+def _lock(file: int, folder: Path, kind: LockKind) -> None:
     """Lock an open file. Raises Held.
 
     Raises UsageError if `kind` asks for locks and the file system has none, or grants every lock.

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.core.toml_lines import line_of
 
 MAX_KEEP_ALIVE_S: Final = 48 * 3600
@@ -37,6 +37,8 @@ _UNITS_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PERIODS_S: Final = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0}
 #: Suffixes that are no part of an agent's name; `.5` is.
 _FILES: Final = frozenset({".toml", ".py"})
+#: The folder of all sweeps, where neither --runs nor SWEEP_RUNS names one.
+RUNS: Final = Path("runs")
 #: The metavar of options that `seconds` reads.
 DURATION: Final = "SECONDS|10m|8h"
 #: Parts of the help, in its order.
@@ -211,13 +213,13 @@ class EndpointConfig(Settings):
         Isolation,
         Option(
             "Where",
-            f"Isolation of the embedded service's devboxes: {', or '.join(each.meaning for each in Isolation)}.",
+            f"Isolation of the devboxes that this machine runs: {', or '.join(each.meaning for each in Isolation)}.",
             is_fixed=True,
         ),
     ] = Isolation.LOCAL
     #: "none" is for file systems that have no locks: see `locks`.
     lock: Annotated[
-        Literal["file", "none"],
+        LockKind,
         Option(
             "Where",
             "Protection of a folder from a second process: a lock, or a note for file systems without locks. A note "
@@ -270,15 +272,15 @@ class SweepConfig(EndpointConfig):
         Literal["agent", "none", "host"],
         Option(
             "Agents",
-            "Access of devboxes: the hosts that scenario and agent name, nothing, or everything that their host "
-            "reaches.",
+            "Network access of devboxes: the hosts that scenario and agent name, nothing, or everything that their "
+            "host reaches.",
             is_fixed=True,
         ),
     ] = "agent"
     #: Results of one trial differ by luck; one is enough to look, more are needed to compare.
     trials: Annotated[PositiveInt, Option("How much", "Trials of each scenario.", "N", "-k")] = 1
     #: Agents mostly wait for their model, so several devboxes per core keep a small machine busy.
-    devboxes: Annotated[PositiveInt, Option("How much", "Devboxes in flight.", "N", "-n")] = 8
+    devboxes: Annotated[PositiveInt, Option("How much", "Devboxes at once; each is for one trial.", "N", "-n")] = 8
     agents: Annotated[
         PositiveInt | None, Option("How much", "Agents that work at once.", "N", otherwise="as many as devboxes")
     ] = None
@@ -287,7 +289,8 @@ class SweepConfig(EndpointConfig):
         Option("How much", "HTTP requests a second to the endpoint.", "N/s", otherwise="20/s; no limit on loopback"),
     ] = None
     attempts: Annotated[
-        PositiveInt, Option("How much", "Attempts of a trial, if the world fails and not the agent.", "N")
+        PositiveInt,
+        Option("How much", "Attempts of a trial, if its devbox or the endpoint fails and not the agent.", "N"),
     ] = 3
     scorings: Annotated[
         PositiveInt, Option("How much", "Scorings of a run, before its scorers count as broken.", "N")
@@ -296,9 +299,10 @@ class SweepConfig(EndpointConfig):
     scoring: Annotated[
         Literal["declared", "separate", "shared", "live"],
         Option(
-            "Where",
-            "Where scorers run: as each scenario declares; in a fresh environment with the agent's work; in a new "
-            "devbox over the agent's files; or beside what the agent left running.",
+            "What",
+            "Where scorers run: declared, as each scenario says; separate, in a fresh environment with the agent's "
+            "work; shared, in a new devbox over the agent's files; or live, beside what the agent left running.",
+            "MODE",
             is_fixed=True,
         ),
     ] = "declared"

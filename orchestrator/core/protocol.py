@@ -1,7 +1,7 @@
-"""Words that runner and service share: the protocol's states of runs and devboxes, and kinds of isolation."""
+"""Words that runner and service share: states of runs and devboxes, and kinds of isolation, scoring and locks."""
 
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 
 class RunState(StrEnum):
@@ -62,6 +62,19 @@ class Isolation(StrEnum):
         return cls.NONE if value == "process" else None
 
 
+class ScoringMode(StrEnum):
+    """The place where scorers run."""
+
+    SEPARATE = "separate"
+    """In a fresh box of the environment, with what may cross."""
+    SHARED = "shared"
+    """In a new box over the same files."""
+    LIVE = "live"
+    """In the agent's box as it is."""
+
+
+#: Protection of a folder from a second process: see `common.locks`.
+LockKind = Literal["file", "none"]
 #: The home of a devbox's user, where its view names no other.
 HOME: Final = "/home/user"
 #: The scenario has its result, or was declared done without one.

@@ -26,8 +26,9 @@ import structlog
 
 from orchestrator.common import sweep_command
 from orchestrator.common.address import ADDRESS, Address, proof
-from orchestrator.common.locks import Kind, holder
+from orchestrator.common.locks import holder
 from orchestrator.core.errors import Unavailable, UsageError
+from orchestrator.core.protocol import Isolation, LockKind
 
 SERVICES: Final = ".service"
 LOG: Final = "service.log"
@@ -145,9 +146,9 @@ class Service:
         runs: Path,
         *,
         benchmarks: Sequence[Path],
-        isolation: str,
+        isolation: Isolation,
         hidden: Collection[str] = (),
-        lock: Kind = "file",
+        lock: LockKind = "file",
     ) -> AsyncIterator[Self]:
         """Find or start the service; keep it running; afterwards ask it to end if nothing is in flight in it.
 
@@ -209,12 +210,12 @@ def loopback_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, trust_env=False, timeout=ANSWER_S)
 
 
-def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: str) -> Path:
+def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: Isolation) -> Path:
     what = "\n".join([isolation, *(str(folder.resolve()) for folder in benchmarks)])
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 
 
-def _command(state: Path, benchmarks: Sequence[Path], isolation: str, lock: Kind) -> list[str]:
+def _command(state: Path, benchmarks: Sequence[Path], isolation: Isolation, lock: LockKind) -> list[str]:
     command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation]
     command += ["--port", "0", "--linger", str(LINGER_S), "--lock", lock, "--quiet"]
     for folder in benchmarks:

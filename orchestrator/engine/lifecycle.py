@@ -10,11 +10,9 @@ from typing import Final
 
 import anyio
 
-from orchestrator.core.errors import AllowanceUsedUp, JournalError, StageTimeout, SweepError, SweepHalted, Unsupported
-from orchestrator.core.events import AttemptEnded, StageEntered, TrialFinished
+from orchestrator.core import errors, events, retry_policy
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
-from orchestrator.core.retry_policy import Action, Decision, RetryRule, decide, rule
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder, compose_result
@@ -27,7 +25,7 @@ CANCEL_GRACE_S: Final = 8.0
 SCORED_BEFORE: Final = "the run was scored before: its devbox has the scorers' files in it, or is gone"
 
 
-async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
+async def attempt(ctx: Context, key: TrialKey) -> retry_policy.Decision | None:
     """Try a trial once. Returns None when it is finished, else the action that follows and its delay.
 
     Raises the failures that concern the whole sweep: UsageError, Unauthorized, JournalError, InternalError.
@@ -60,15 +58,15 @@ async def attempt(ctx: Context, key: TrialKey) -> Decision | None:
         raise
 
 
-async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> Decision | None:
+async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> retry_policy.Decision | None:
     """Take the stages one after the other, from where an earlier process `left` off."""
     stage: Stage | None = Stage.START
     if left is not None:
         try:
             stage = await take_up(ctx, state, left)
-        except SweepError as error:
-            its_rule = rule(error, Stage.START)
-            if its_rule.action is Action.LATER:
+        except errors.SweepError as error:
+            its_rule = retry_policy.rule(error, Stage.START)
+            if its_rule.action is retry_policy.Action.LATER:
                 return _take_up_later(ctx, state, error, its_rule)
             return await _end_without_score(ctx, state, error, its_rule)
         if left.run is not None:  # the endpoint gave its state
@@ -80,25 +78,28 @@ async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> 
             await _walk(ctx, state, stage)
             has_result = state.run is not None and state.run.has_result
             stage = Stage.SCORE if has_result and stage is not Stage.SCORE else STAGES[stage].next
-    except SweepError as error:
-        return await _end_without_score(ctx, state, error, rule(error, state.stage))
+    except errors.SweepError as error:
+        return await _end_without_score(ctx, state, error, retry_policy.rule(error, state.stage))
     await _finish(ctx, state, Outcome.SCORED)
     return None
 
 
-def _take_up_later(ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule) -> Decision:
+def _take_up_later(
+    ctx: Context, state: AttemptState, error: errors.SweepError, its_rule: retry_policy.RetryRule
+) -> retry_policy.Decision:
     """Decide when to take up an attempt again that may still be under way: nothing of it is ended or given up.
 
     Raises SweepHalted where the endpoint has not given its state for too long.
     """
+    ctx.redactor.clean(error)
     verdict = _verdict(ctx, state, error, Stage.START)
     if verdict is not None:
-        raise SweepHalted(verdict)
+        raise errors.SweepHalted(verdict)
     ctx.delays[state.key] += 1
-    return decide(error, its_rule, tries=ctx.delays[state.key], allowed=None, dice=ctx.dice())
+    return retry_policy.decide(error, its_rule, tries=ctx.delays[state.key], allowed=None, dice=ctx.dice())
 
 
-def _verdict(ctx: Context, state: AttemptState, error: SweepError, stage: Stage | None) -> str | None:
+def _verdict(ctx: Context, state: AttemptState, error: errors.SweepError, stage: Stage | None) -> str | None:
     """Count a failure; return the reason to stop the whole sweep, or None."""
     is_busy = any(map(ctx.ledger.has_run, ctx.in_flight))
     return ctx.breaker.failed(error, stage, state.arm.name, now=anyio.current_time(), is_busy=is_busy)
@@ -119,7 +120,7 @@ async def _take(ctx: Context, state: AttemptState, stage: Stage) -> None:
     """Take a stage once: journal the intent, do the work within its limit, journal the fact."""
     async with _turn(ctx, state, stage) as waited:
         state.stage = move(state.stage, stage)
-        entered = StageEntered(trial=str(state.key), attempt=state.number, stage=stage)
+        entered = events.StageEntered(trial=str(state.key), attempt=state.number, stage=stage)
         if stage in ANNOUNCED:
             await ctx.sink.append(entered)
         else:
@@ -130,7 +131,7 @@ async def _take(ctx: Context, state: AttemptState, stage: Stage) -> None:
             with ctx.silence.limited(limit):
                 facts = await STAGES[stage].run(ctx, state)
         except TimeoutError:
-            raise StageTimeout(f"{stage} took longer than {limit:g} s") from None
+            raise errors.StageTimeout(f"{stage} took longer than {limit:g} s") from None
         finally:
             state.spend(stage, anyio.current_time() - began, waited)
         note_finished(ctx, state, stage, facts)
@@ -150,7 +151,7 @@ async def _turn(ctx: Context, state: AttemptState, stage: Stage) -> AsyncIterato
             waiting.deadline = float("inf")
             yield waited
     if waiting.cancelled_caught:
-        raise AllowanceUsedUp(f"no agent's turn came in {allowance:g} s")
+        raise errors.AllowanceUsedUp(f"no agent's turn came in {allowance:g} s")
 
 
 def longest_left(ctx: Context, now: float) -> float:
@@ -176,33 +177,33 @@ def longest_left(ctx: Context, now: float) -> float:
 
 
 async def _end_without_score(
-    ctx: Context, state: AttemptState, error: SweepError, its_rule: RetryRule
-) -> Decision | None:
+    ctx: Context, state: AttemptState, error: errors.SweepError, its_rule: retry_policy.RetryRule
+) -> retry_policy.Decision | None:
     """Journal why the attempt ended and release its devbox. Returns as `attempt`."""
     ctx.redactor.clean(error)
-    if isinstance(error, JournalError):
+    if isinstance(error, errors.JournalError):
         raise error
     failure = Failure(error=type(error).__name__, message=error.message, stage=str(state.stage))
     verdict = _verdict(ctx, state, error, state.stage)
     if verdict is not None:
-        error, its_rule = SweepHalted(verdict), rule(SweepHalted())
+        error, its_rule = errors.SweepHalted(verdict), retry_policy.rule(errors.SweepHalted())
     decision = decision_on(ctx, state, error, its_rule)
-    if decision.action is Action.LATER:
+    if decision.action is retry_policy.Action.LATER:
         ctx.delays[state.key] += 1
         return decision
     if state.stage is not None:
         await ctx.sink.append(
-            AttemptEnded(
+            events.AttemptEnded(
                 trial=str(state.key),
                 attempt=state.number,
                 failure=failure.as_dict(),
                 counted=its_rule.is_counted,
             )
         )
-    if decision.action is Action.STOP:
+    if decision.action is retry_policy.Action.STOP:
         await _walk(ctx, state, Stage.RELEASE)
         raise error
-    if decision.action is Action.NEW_ATTEMPT:
+    if decision.action is retry_policy.Action.NEW_ATTEMPT:
         await _walk(ctx, state, Stage.RELEASE)
         return decision
     await _finish(ctx, state, Outcome.FAILED, failure)
@@ -213,7 +214,7 @@ async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: 
     """Make the result durable, then release the devbox. Raises SweepHalted where every agent of the arm crashed."""
     result = compose_result(ctx, state, outcome, failure)
     state.has_score = outcome is Outcome.SCORED
-    await ctx.sink.append(TrialFinished(trial=str(state.key), attempt=state.number, result=result))
+    await ctx.sink.append(events.TrialFinished(trial=str(state.key), attempt=state.number, result=result))
     await _walk(ctx, state, Stage.RELEASE)
     if Flag.AGENT_CRASHED not in state.flags:
         return
@@ -221,7 +222,7 @@ async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: 
     verdict = ctx.breaker.crashed(state.key.arm, trials)
     if verdict is not None:
         said = telling_line(state.folder / LOG) or "it printed nothing"
-        raise SweepHalted(
+        raise errors.SweepHalted(
             f"{verdict}: {said}. Fix it, and start a new sweep, or run these again with --retry {Flag.AGENT_CRASHED}; "
             "raise --same-failures if that is normal for your agent"
         )
@@ -232,7 +233,7 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
 
     No worker does it: there is no devbox to wait for, and a row of such failures says nothing about other trials.
     """
-    ended: list[TrialFinished] = []
+    ended: list[events.TrialFinished] = []
     for key in owed:
         summary = ctx.summary(key)
         if not summary.unsupported or ctx.ledger.under_way(key) is not None:
@@ -242,9 +243,9 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
         state = AttemptState(
             key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder
         )
-        failure = Failure(error=Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
+        failure = Failure(error=errors.Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
         result = compose_result(ctx, state, Outcome.FAILED, failure)
-        ended.append(TrialFinished(trial=str(key), attempt=last, result=result))
+        ended.append(events.TrialFinished(trial=str(key), attempt=last, result=result))
     if ended:
         await ctx.sink.append(*ended)
 
@@ -263,6 +264,6 @@ async def _abandon(ctx: Context, state: AttemptState) -> None:
             return
         failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(state.stage))
         ctx.sink.append_nowait(
-            AttemptEnded(trial=str(state.key), attempt=state.number, failure=failure.as_dict(), counted=False)
+            events.AttemptEnded(trial=str(state.key), attempt=state.number, failure=failure.as_dict(), counted=False)
         )
     await _walk(ctx, state, Stage.RELEASE)

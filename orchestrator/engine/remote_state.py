@@ -20,11 +20,9 @@ import anyio
 import structlog
 
 from orchestrator.common.locks import birth
-from orchestrator.core.errors import UsageError, WorldError
-from orchestrator.core.events import Sink, StrayFound
+from orchestrator.core import errors, events, records
 from orchestrator.core.ledger import Attempt
 from orchestrator.core.protocol import RUN_ALIVE, RunState
-from orchestrator.core.records import Devbox, ScenarioRun, TrialKey
 from orchestrator.endpoint.protocols import Endpoint, Resources
 
 #: Seconds for which a list is believed.
@@ -49,8 +47,8 @@ class Remote:
         self._sweep = sweep
         self._endpoint = endpoint
         self._read_at = float("-inf")
-        self._runs: dict[str, ScenarioRun] = {}
-        self._devboxes: dict[str, Devbox] = {}
+        self._runs: dict[str, records.ScenarioRun] = {}
+        self._devboxes: dict[str, records.Devbox] = {}
         #: The ids of what refused to end.
         self.refusing: list[str] = []
 
@@ -63,11 +61,11 @@ class Remote:
         self._devboxes = {devbox.id: devbox for devbox in devboxes}
         self._read_at = anyio.current_time()
 
-    async def run(self, run_id: str) -> ScenarioRun:
+    async def run(self, run_id: str) -> records.ScenarioRun:
         """A scenario run. Raises WorldError, Missing among them."""
         return (self._is_fresh and self._runs.get(run_id)) or await self._endpoint.run(run_id)
 
-    async def devbox(self, devbox_id: str) -> Devbox:
+    async def devbox(self, devbox_id: str) -> records.Devbox:
         """A devbox. Raises WorldError, Missing among them."""
         return (self._is_fresh and self._devboxes.get(devbox_id)) or await self._endpoint.devbox(devbox_id)
 
@@ -76,7 +74,10 @@ class Remote:
         return anyio.current_time() - self._read_at <= FRESH_S
 
     async def reap(
-        self, sink: Sink, attempts: Iterable[tuple[TrialKey, Attempt]], to_resume: Iterable[tuple[TrialKey, Attempt]]
+        self,
+        sink: events.Sink,
+        attempts: Iterable[tuple[records.TrialKey, Attempt]],
+        to_resume: Iterable[tuple[records.TrialKey, Attempt]],
     ) -> None:
         """End the sweep's runs and devboxes in the lists just read that belong to none of these `attempts`.
 
@@ -99,16 +100,16 @@ class Remote:
             if devbox.id not in boxes:
                 await self._end(sink, partial(self._endpoint.shutdown, devbox.id), None, devbox.id)
 
-    def _is_ours(self, thing: ScenarioRun | Devbox) -> bool:
+    def _is_ours(self, thing: records.ScenarioRun | records.Devbox) -> bool:
         return thing.metadata.get("sweep") == self._sweep
 
-    async def _end(self, sink: Sink, end: Callable[[], Awaitable[None]], run: str | None, devbox: str) -> None:
+    async def _end(self, sink: events.Sink, end: Callable[[], Awaitable[None]], run: str | None, devbox: str) -> None:
         log = structlog.get_logger().bind(run=run, devbox=devbox)
-        await sink.append(StrayFound(run=run, devbox=devbox))
+        await sink.append(events.StrayFound(run=run, devbox=devbox))
         try:
             with anyio.fail_after(_END_S):
                 await end()
-        except (WorldError, TimeoutError) as error:
+        except (errors.WorldError, TimeoutError) as error:
             self.refusing.append(run or devbox)
             log.warning("stray.not_ended", error=str(error))
         else:
@@ -130,7 +131,7 @@ class Presence:
         while others := await self._others():
             if anyio.current_time() >= until:
                 await self.leave()
-                raise UsageError(
+                raise errors.UsageError(
                     f"{_words(others)} is at work on this sweep, on the same endpoint. {COPY} Stop one of the two: "
                     "each would take the other's devboxes for its own."
                 )
@@ -146,12 +147,12 @@ class Presence:
                 tell(f"{_words(new)} wants to work on this sweep, too, and is kept out. {COPY}")
 
     async def leave(self) -> None:
-        with anyio.move_on_after(BRIEFLY_S, shield=True), suppress(WorldError):
+        with anyio.move_on_after(BRIEFLY_S, shield=True), suppress(errors.WorldError):
             await self._endpoint.leave(self._me)
 
     async def _others(self) -> list[str]:
         """Names of the others at work, without processes of this machine that the endpoint has yet to forget."""
-        with anyio.move_on_after(BRIEFLY_S), suppress(WorldError):
+        with anyio.move_on_after(BRIEFLY_S), suppress(errors.WorldError):
             names = await self._endpoint.at_work(self._sweep, self._me)
             known = [(name, _CLIENT.fullmatch(name)) for name in names]
             return [

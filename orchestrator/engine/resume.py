@@ -12,8 +12,7 @@ import structlog
 
 from orchestrator.agentkit.agent import Result, Where
 from orchestrator.agentkit.worker_process import end_process
-from orchestrator.core.errors import Interrupted, Missing, RunLost, Unavailable, WorldError
-from orchestrator.core.events import AttemptEnded, StageEntered, StageFinished
+from orchestrator.core import errors, events
 from orchestrator.core.ledger import INTERRUPTED, Attempt
 from orchestrator.core.protocol import DEVBOX_BOOTING, DEVBOX_DEAD, RUN_ALIVE, RunState
 from orchestrator.core.records import Devbox, Failure, Flag, ScenarioRun, TrialKey
@@ -57,19 +56,19 @@ async def take_up(ctx: Context, state: AttemptState, left: Attempt) -> Stage:
             try:
                 state.run = await ctx.remote.run(left.run)
                 devbox = await ctx.remote.devbox(state.run.devbox_id)
-            except Missing as error:
-                raise Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
+            except errors.Missing as error:
+                raise errors.Interrupted(f"the endpoint knows nothing of the attempt any more: {error}") from None
             state.scenario = await unchanged_scenario(ctx, state)
     except TimeoutError:
-        raise Unavailable(f"the endpoint did not say in {_ANSWER_S:g} s what became of the attempt") from None
+        raise errors.Unavailable(f"the endpoint did not say in {_ANSWER_S:g} s what became of the attempt") from None
     state.benchmark_run = state.run.benchmark_run_id
     if state.run.state == RunState.CANCELED:
-        raise RunLost(f"run {state.run.id} was canceled by somebody else")
+        raise errors.RunLost(f"run {state.run.id} was canceled by somebody else")
     if left.pid is not None:
         await end_process(left.pid, left.birth)
     stage = next_stage(left, state.run, devbox, where=state.arm.agent.where)
     if stage is None:
-        raise Interrupted(f"the process ended during {left.stage}, and the devbox is {devbox.status}")
+        raise errors.Interrupted(f"the process ended during {left.stage}, and the devbox is {devbox.status}")
     if stage is not Stage.BOOT:
         open_workspace(ctx, state, devbox, left)
         state.scorings = left.entries if left.stage is Stage.SCORE else 0
@@ -98,7 +97,7 @@ async def reconcile(ctx: Context) -> None:
     to_resume = [each for each in unreleased if ctx.ledger.under_way(each[0]) is each[1] and ctx.has(each[0])]
     try:
         await ctx.remote.read(runs)
-    except (WorldError, TimeoutError) as error:
+    except (errors.WorldError, TimeoutError) as error:
         structlog.get_logger().warning("endpoint.not_listed", error=str(error))
     else:
         await ctx.remote.reap(ctx.sink, unreleased, to_resume)
@@ -114,20 +113,22 @@ async def _settle(ctx: Context, key: TrialKey, attempt: Attempt, limiter: anyio.
     trial, number = str(key), attempt.number
     if ctx.ledger.under_way(key) is attempt:
         failure = Failure(error=INTERRUPTED, message="the trial is no longer asked for", stage=str(attempt.stage))
-        await ctx.sink.append(AttemptEnded(trial=trial, attempt=number, failure=failure.as_dict(), counted=False))
+        await ctx.sink.append(
+            events.AttemptEnded(trial=trial, attempt=number, failure=failure.as_dict(), counted=False)
+        )
     began = anyio.current_time()
     async with limiter:
-        await ctx.sink.append(StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
+        await ctx.sink.append(events.StageEntered(trial=trial, attempt=number, stage=Stage.RELEASE))
         try:
             with anyio.fail_after(ctx.config.timeouts.release):
                 # A run that was started, but whose id was not journaled, is a stray.
                 run = await ctx.remote.run(attempt.run) if attempt.run else None
                 if run is not None and run.state in RUN_ALIVE | {RunState.FAILED, RunState.TIMEOUT}:
                     await (ctx.endpoint.complete if attempt.is_scored else ctx.endpoint.cancel)(run.id)
-        except Missing:
+        except errors.Missing:
             pass
-        except (WorldError, TimeoutError) as error:
+        except (errors.WorldError, TimeoutError) as error:
             structlog.get_logger().warning("release.failed", trial=trial, error=str(error))
             return
     seconds = round(anyio.current_time() - began, 3)
-    ctx.sink.append_nowait(StageFinished(trial=trial, attempt=number, stage=Stage.RELEASE, seconds=seconds))
+    ctx.sink.append_nowait(events.StageFinished(trial=trial, attempt=number, stage=Stage.RELEASE, seconds=seconds))

@@ -6,9 +6,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from orchestrator.core.errors import InternalError, SweepError, SweepHalted
 from orchestrator.core.records import TrialKey
+from orchestrator.engine import lifecycle, resume
 from orchestrator.engine.context import Context
-from orchestrator.engine.lifecycle import attempt
-from orchestrator.engine.resume import reconcile
 from orchestrator.engine.scheduler import Scheduler
 from orchestrator.engine.shutdown import Stopping
 
@@ -44,7 +43,7 @@ async def _serve_one(ctx: Context, scheduler: Scheduler, key: TrialKey, stopping
         ctx.in_flight.add(key)
         try:
             with structlog.contextvars.bound_contextvars(trial=str(key)):
-                decision = await attempt(ctx, key)
+                decision = await lifecycle.attempt(ctx, key)
         finally:
             ctx.in_flight.discard(key)
     if decision is None:
@@ -65,11 +64,11 @@ async def run_all(ctx: Context, scheduler: Scheduler, stopping: Stopping) -> Non
     async with anyio.create_task_group() as tasks:
         stopping.bind(tasks.cancel_scope)
         tasks.start_soon(ctx.silence.watch, stopping.cancel)
-        await reconcile(ctx)
+        await resume.reconcile(ctx)
         async with anyio.create_task_group() as workers:
             for _ in range(ctx.config.devboxes):
                 workers.start_soon(serve, ctx, scheduler, receive.clone(), stopping)
             receive.close()
             await scheduler.feed(send)
-        await reconcile(ctx)
+        await resume.reconcile(ctx)
         tasks.cancel_scope.cancel()

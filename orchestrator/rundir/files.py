@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 import anyio
 import structlog
 
-from orchestrator.common.locks import Held, Kind, hold
+from orchestrator.common.locks import Held, hold
 from orchestrator.core.errors import JournalError, UsageError
+from orchestrator.core.protocol import LockKind
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, lock: Kind = "file") -> Iterator[None]:
+def locked(folder: Path, lock: LockKind = "file") -> Iterator[None]:
     """Hold the lock of a folder. Raises UsageError naming the process that holds it; see `locks.hold`."""
     with ExitStack() as stack:
         try:

@@ -24,10 +24,10 @@ import anyio
 import structlog
 from msgspec import structs
 
-from orchestrator.common.locks import Kind
 from orchestrator.core.errors import JournalError, SweepError, UsageError
 from orchestrator.core.events import SCHEMA, Event, SweepOpened, from_line, to_line
 from orchestrator.core.ledger import Ledger
+from orchestrator.core.protocol import LockKind
 from orchestrator.rundir import checkpoint
 from orchestrator.rundir.append_file import FULL, AppendFile, Ballast
 from orchestrator.rundir.checkpoint import Folded
@@ -228,7 +228,7 @@ class Journal:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, ledger: Ledger, settings: JournalSettings = _SETTINGS, *, lock: Kind = "file"
+        cls, folder: Path, ledger: Ledger, settings: JournalSettings = _SETTINGS, *, lock: LockKind = "file"
     ) -> AsyncIterator[Self]:
         """Lock the folder, fold its journal into an empty ledger, and be ready to append.
 

@@ -14,10 +14,10 @@ import orjson
 from msgspec import Struct
 
 from orchestrator import __version__
-from orchestrator.common.locks import Kind
 from orchestrator.core.config import ArmConfig, SweepConfig
 from orchestrator.core.errors import JournalError, SweepError, UsageError
 from orchestrator.core.plan import Plan
+from orchestrator.core.protocol import LockKind
 from orchestrator.core.records import ScenarioSummary
 from orchestrator.rundir.files import MANIFEST, write_atomically
 
@@ -124,7 +124,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(path, orjson.dumps(kept | written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
-def lock_of(folder: Path) -> Kind:
+def lock_of(folder: Path) -> LockKind:
     """The kind of lock that the sweep in a folder uses, as far as its manifest says."""
     with suppress(SweepError):
         return "none" if read_manifest(folder).config.get("lock") == "none" else "file"

@@ -12,14 +12,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from orchestrator.core.errors import InternalError, JournalError, UsageError
-from orchestrator.core.events import TrialFinished, from_line, to_line
+from orchestrator.core import errors, events
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir.checkpoint import CHECKPOINT
-from orchestrator.rundir.files import JOURNAL, RESULTS, locked, write_atomically
-from orchestrator.rundir.journal import check_version, now
-from orchestrator.rundir.manifest import lock_of
-from orchestrator.rundir.results import result_line, unknown_results
+from orchestrator.rundir import checkpoint, files, journal, manifest, results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +37,27 @@ def repair(folder: Path) -> Repaired | None:
     Raises UsageError if the folder has no journal, another process has it, or a later version wrote it; JournalError if
     the disk refuses, which leaves the journal as it was.
     """
-    path = folder / JOURNAL
-    if not path.is_file() and not (folder / RESULTS).is_file():
-        raise UsageError(f"{folder} has no {JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
+    path = folder / files.JOURNAL
+    if not path.is_file() and not (folder / files.RESULTS).is_file():
+        raise errors.UsageError(f"{folder} has no {files.JOURNAL}: name a sweep's folder, such as runs/my-sweep.")
     try:
-        with locked(folder, lock_of(folder)):
+        with files.locked(folder, manifest.lock_of(folder)):
             path.touch()
             ledger = Ledger()
             damaged = dict(_damaged(path, ledger))
-            unknown = unknown_results(folder, ledger)
-            restored = [to_line(structs.replace(event, at=round(now(), 3))) for event in unknown]
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            unknown = results.unknown_results(folder, ledger)
+            restored = [events.to_line(structs.replace(event, at=round(journal.now(), 3))) for event in unknown]
+            (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
             if not damaged and not restored:
                 return None
             aside = folder / f"journal.damaged-{time.strftime('%Y%m%d-%H%M%S')}" if damaged else None
             if aside is not None:
-                write_atomically(aside, damaged.values())
+                files.write_atomically(aside, damaged.values())
             with path.open("rb") as file:
                 kept = (line for number, line in enumerate(file) if number not in damaged)
-                write_atomically(path, chain(kept, restored))
+                files.write_atomically(path, chain(kept, restored))
     except OSError as error:
-        raise JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error
+        raise errors.JournalError(f"{folder} cannot be repaired: {error}. The journal is as it was.") from error
 
     named = [line.partition(b'"trial":"')[2].partition(b'"') for line in damaged.values()]
     trials = [name.decode(errors="replace") for name, closed, _ in named if closed]
@@ -84,12 +79,12 @@ def _damaged(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(file):
             try:
                 if line.endswith(b"\n"):
-                    event = from_line(line)
-                    check_version(event, path)
-                    if isinstance(event, TrialFinished):
-                        result_line(event)
+                    event = events.from_line(line)
+                    journal.check_version(event, path)
+                    if isinstance(event, events.TrialFinished):
+                        results.result_line(event)
                     ledger.apply(event)
                     continue
-            except (JournalError, InternalError):
+            except (errors.JournalError, errors.InternalError):
                 pass
             yield number, line

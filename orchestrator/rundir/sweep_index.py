@@ -23,17 +23,17 @@ from msgspec import structs
 
 from orchestrator import __version__
 from orchestrator.common import locks
-from orchestrator.core.config import SweepConfig
+from orchestrator.core.config import RUNS, SweepConfig
 from orchestrator.core.errors import JournalError, SweepError, UsageError
 from orchestrator.core.events import SweepEnded, TrialFinished, TrialReopened
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import counted
+from orchestrator.core.protocol import Isolation
 from orchestrator.rundir import manifest as manifests
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked, write_atomically
 from orchestrator.rundir.manifest import IdentifiedArm, Manifest, check_same, identity_of, place_of, read_manifest
 
-#: The default runs folder, and the file with a copy of the settings.
-RUNS: Final = "runs"
+#: The file with a copy of the settings.
 SETTINGS: Final = "sweep.toml"
 _HOLDER: Final = re.compile(r"process (\d+) on (.*)")
 #: The beginnings of the journal lines that tell how many trials are done.
@@ -258,7 +258,7 @@ def _why_new(path: Path, manifest: Manifest, config: SweepConfig, plan: Plan) ->
     )
 
 
-def refuse_elsewhere(path: Path, endpoint: str | None, isolation: str) -> None:
+def refuse_elsewhere(path: Path, endpoint: str | None, isolation: Isolation) -> None:
     """Raise UsageError if the sweep in this folder, if there is one, runs on another endpoint: its devboxes are there.
 
     `endpoint` is None for the embedded service.

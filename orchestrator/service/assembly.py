@@ -22,8 +22,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from orchestrator.common.locks import Kind
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
@@ -165,7 +164,7 @@ class Service:
         token: str,
         seams: Seams = SOUND,
         secret_names: Sequence[str] = (),
-        lock: Kind = "file",
+        lock: LockKind = "file",
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 

@@ -1,8 +1,8 @@
 """The records that the service keeps: one class for each kind of row.
 
 Its secret: the spelling in the file. A field is stored under its own name, and one that is never shown on the wire
-under a name with an underscore before it. A field that has its default is not stored, so a row of an older version,
-which lacks a field, and a row of a newer one, which has more, both open.
+under a name with an underscore before it. A field that was left at its default is not stored. So a row of an older
+version, which lacks a field, and a row of a newer one, which has more, both open.
 
 Why records and not the rows' JSON: a key that is misspelt is found by the type checker, not by a run at night.
 """
@@ -32,7 +32,7 @@ class FunctionState(StrEnum):
 
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything that is kept or shown; a field with its default is left out."""
+    """Base of everything that is kept or shown; a field that was left at its default is left out."""
 
 
 def view(thing: Record | Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from starlette.types import ASGIApp
 
 from orchestrator.common.address import Address
-from orchestrator.common.locks import Kind
 from orchestrator.core.errors import UsageError, leaf
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.service.assembly import SOUND, Seams, Service
 from orchestrator.service.http.gate import BoundedHeads, BrowserGate, HostNames, Strangers, is_loopback
 from orchestrator.service.state_folder import Home, forget_address, hold_lock, publish
@@ -57,7 +56,7 @@ async def serve(
     seams: Seams = SOUND,
     secret_names: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
-    lock: Kind = "file",
+    lock: LockKind = "file",
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.

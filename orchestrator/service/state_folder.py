@@ -12,8 +12,9 @@ from pathlib import Path
 import orjson
 
 from orchestrator.common.address import ADDRESS, Address
-from orchestrator.common.locks import Held, Kind, hold
+from orchestrator.common.locks import Held, hold
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import LockKind
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def needing(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lock(state: Path, lock: Kind = "file") -> Iterator[None]:
+def hold_lock(state: Path, lock: LockKind = "file") -> Iterator[None]:
     """Hold a state folder. A new one becomes its owner's alone; one with files in it keeps its mode.
 
     Raises UsageError naming the process that holds it, or what the disk says; see `locks`.

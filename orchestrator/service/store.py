@@ -30,8 +30,8 @@ import anyio
 import msgspec
 import structlog
 
-from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError, UsageError
+from orchestrator.core.protocol import LockKind
 from orchestrator.service import records
 from orchestrator.service.errors import NotFound, Unwritable
 
@@ -375,12 +375,12 @@ class _Worker:
 class Store:
     """Use `async with Store.open(path) as store`."""
 
-    def __init__(self, path: Path, lock: Kind = "file") -> None:
+    def __init__(self, path: Path, lock: LockKind = "file") -> None:
         self._writer = self._reader = _Worker(path, "BEGIN IMMEDIATE", lambda: _connect(path, lock))
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, lock: Kind = "file") -> AsyncIterator["Store"]:
+    async def open(cls, path: Path, lock: LockKind = "file") -> AsyncIterator["Store"]:
         """Open or create the file. Raises Unwritable, and UsageError if it was written by a newer version."""
         store = cls(path, lock)
         try:
@@ -431,7 +431,7 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _connect(path: Path, lock: Kind) -> sqlite3.Connection:
+def _connect(path: Path, lock: LockKind) -> sqlite3.Connection:
     """Open the file, for its owner only: run profiles hold keys. SQLite gives its other files the same mode.
 
     Where there are no locks SQLite takes none, and shares no memory with others: the holder of the folder is alone.

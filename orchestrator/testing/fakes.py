@@ -14,23 +14,9 @@ from typing import Any, Final, TypeVar
 import anyio
 from msgspec import structs
 
-from orchestrator.core.errors import Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable, WorldError
-from orchestrator.core.events import Event
+from orchestrator.core import errors, events, records
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT
-from orchestrator.core.records import (
-    Benchmark,
-    BenchmarkRun,
-    Devbox,
-    Execution,
-    Judgement,
-    Needs,
-    Scenario,
-    ScenarioRun,
-    ScenarioSummary,
-    ScorerResult,
-    Settlement,
-)
 
 T = TypeVar("T")
 
@@ -49,7 +35,7 @@ class Script:
     #: Number of ends of agents that leave no record in their devbox.
     unrecorded: int = 0
     output: str = "done\n"
-    faults: dict[str, list[WorldError]] = field(default_factory=dict)
+    faults: dict[str, list[errors.WorldError]] = field(default_factory=dict)
     #: Calls that take longer than others.
     slow: dict[str, float] = field(default_factory=dict)
     #: Numbers of scorings that end with a scorer in error before one does not, and that ask no scorer before those.
@@ -81,15 +67,15 @@ class MemoryEndpoint:
     url = "memory:"
     token = ""
 
-    def __init__(self, scenarios: Sequence[ScenarioSummary], script: Script | None = None) -> None:
+    def __init__(self, scenarios: Sequence[records.ScenarioSummary], script: Script | None = None) -> None:
         self.script = script or Script()
         self.summaries_ = list(scenarios)
-        self.runs: dict[str, ScenarioRun] = {}
-        self.benchmark_runs: dict[str, BenchmarkRun] = {}
-        self.devboxes: dict[str, Devbox] = {}
+        self.runs: dict[str, records.ScenarioRun] = {}
+        self.benchmark_runs: dict[str, records.BenchmarkRun] = {}
+        self.devboxes: dict[str, records.Devbox] = {}
         #: The commands by the ids of their executions, and the executions that have ended.
         self.executions: dict[str, str] = {}
-        self._ended: dict[str, Execution] = {}
+        self._ended: dict[str, records.Execution] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
@@ -132,50 +118,52 @@ class MemoryEndpoint:
     async def secret_names(self) -> frozenset[str]:
         return frozenset()
 
-    async def check(self, needs: Needs) -> None:
+    async def check(self, needs: records.Needs) -> None:
         """Everything is available here."""
 
-    async def benchmarks(self) -> list[Benchmark]:
-        return [Benchmark(id=BENCHMARK, name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
+    async def benchmarks(self) -> list[records.Benchmark]:
+        return [records.Benchmark(id=BENCHMARK, name="memory", scenario_ids=tuple(each.id for each in self.summaries_))]
 
     async def summaries(
         self,
-        benchmark: Benchmark,
+        benchmark: records.Benchmark,
         at_most: int | None = None,
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
-    ) -> list[ScenarioSummary]:
+    ) -> list[records.ScenarioSummary]:
         del include, exclude
         if benchmark.id != BENCHMARK:
-            raise Missing(f"there is no {benchmark.id}")
+            raise errors.Missing(f"there is no {benchmark.id}")
         return self.summaries_[:at_most]
 
-    async def scenario(self, scenario_id: str) -> Scenario:
+    async def scenario(self, scenario_id: str) -> records.Scenario:
         await self._call("scenario")
         self._check_scenario(scenario_id)
         digest = self.script.digests.get(scenario_id, "")
-        return Scenario(
+        return records.Scenario(
             id=scenario_id, name=scenario_id, prompt=f"Solve {scenario_id}.", digest=digest, reference_output="true"
         )
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
-    ) -> BenchmarkRun:
+    ) -> records.BenchmarkRun:
         await self._call("start_benchmark_run")
         if benchmark_id != BENCHMARK:
-            raise Missing(f"there is no {benchmark_id}")
+            raise errors.Missing(f"there is no {benchmark_id}")
         identity = self._answers.setdefault(self._known(key), f"bmr_{len(self.benchmark_runs) + 1}")
-        new = BenchmarkRun(id=identity, benchmark_id=benchmark_id, state="running", name=name, metadata=metadata)
+        new = records.BenchmarkRun(
+            id=identity, benchmark_id=benchmark_id, state="running", name=name, metadata=metadata
+        )
         return self.benchmark_runs.setdefault(identity, new)
 
-    async def benchmark_run(self, run_id: str) -> BenchmarkRun:
+    async def benchmark_run(self, run_id: str) -> records.BenchmarkRun:
         await self._call("benchmark_run")
         return _found(self.benchmark_runs, run_id)
 
     async def list_benchmark_runs(
         self, *, benchmark: str | None = None, state: str | None = None
-    ) -> list[BenchmarkRun]:
+    ) -> list[records.BenchmarkRun]:
         await self._call("list_benchmark_runs")
         return [
             run
@@ -208,19 +196,19 @@ class MemoryEndpoint:
         name: str,
         metadata: Mapping[str, str],
         keep_alive: int,
-        needs: Needs,
+        needs: records.Needs,
         key: str,
-    ) -> ScenarioRun:
+    ) -> records.ScenarioRun:
         del name, keep_alive, needs
         await self._call("start_run")
         if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
         self._check_scenario(scenario_id)
         if benchmark_run_id is not None and _found(self.benchmark_runs, benchmark_run_id).state != "running":
-            raise Conflicted(f"{benchmark_run_id} is {self.benchmark_runs[benchmark_run_id].state}")
+            raise errors.Conflicted(f"{benchmark_run_id} is {self.benchmark_runs[benchmark_run_id].state}")
         number = len(self.runs) + 1
-        self.devboxes[f"dbx_{number}"] = Devbox(id=f"dbx_{number}", status="provisioning", metadata=metadata)
-        run = ScenarioRun(
+        self.devboxes[f"dbx_{number}"] = records.Devbox(id=f"dbx_{number}", status="provisioning", metadata=metadata)
+        run = records.ScenarioRun(
             id=f"scr_{number}",
             scenario_id=scenario_id,
             devbox_id=f"dbx_{number}",
@@ -233,13 +221,13 @@ class MemoryEndpoint:
         self.most_alive = max(self.most_alive, self.alive)
         return run
 
-    async def run(self, run_id: str) -> ScenarioRun:
+    async def run(self, run_id: str) -> records.ScenarioRun:
         await self._call("run")
         return _found(self.runs, run_id)
 
     async def list_runs(
         self, *, benchmark_run: str | None = None, scenario: str | None = None, state: str | None = None
-    ) -> list[ScenarioRun]:
+    ) -> list[records.ScenarioRun]:
         await self._call("list_runs")
         return [
             run
@@ -256,24 +244,24 @@ class MemoryEndpoint:
 
     async def agent_ended(
         self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
-    ) -> Settlement | None:
+    ) -> records.Settlement | None:
         del run_id, scoring, devbox, execution
         await self._call("agent_ended")
         return None
 
-    async def score(self, run_id: str, *, key: str) -> ScenarioRun:
+    async def score(self, run_id: str, *, key: str) -> records.ScenarioRun:
         await self._call("score")
         run = _found(self.runs, run_id)
         known = self._known(key)
         if known in self._answers or (run.state in {"scoring", "scored"} and not self.script.is_forgetful):
             return run
         if run.state not in {"running", "failed"} or self.devboxes[run.devbox_id].status != "running":
-            raise Conflicted(f"run {run_id} is {run.state}: it cannot be scored")
+            raise errors.Conflicted(f"run {run_id} is {run.state}: it cannot be scored")
         self.runs[run_id] = replace(run, state="scoring", score=None, scorers=(), judgement=None)
         self._answers[known] = run_id
         return self.runs[run_id]
 
-    async def wait_scored(self, run_id: str) -> ScenarioRun:
+    async def wait_scored(self, run_id: str) -> records.ScenarioRun:
         await self._call("wait_scored")
         if _found(self.runs, run_id).state == "scoring":
             await anyio.sleep(self.script.scoring)
@@ -286,7 +274,7 @@ class MemoryEndpoint:
             return self.runs[run_id]
         is_broken = self.script.broken_scorings > 0
         self.script.broken_scorings -= is_broken
-        scorer = ScorerResult(
+        scorer = records.ScorerResult(
             name="tests", score=0.0 if is_broken else self.script.score, state="error" if is_broken else "complete"
         )
         self.runs[run_id] = replace(
@@ -294,7 +282,7 @@ class MemoryEndpoint:
             state="failed" if is_broken else "scored",
             score=scorer.score,
             scorers=(scorer,),
-            judgement=Judgement(mode="shared"),
+            judgement=records.Judgement(mode="shared"),
         )
         self._settle(run.benchmark_run_id)
         return self.runs[run_id]
@@ -303,7 +291,7 @@ class MemoryEndpoint:
         await self._call("complete")
         run = _found(self.runs, run_id)
         if run.state == "scoring":
-            raise Conflicted(f"run {run_id} is scoring: it cannot be completed")
+            raise errors.Conflicted(f"run {run_id} is scoring: it cannot be completed")
         if run.state in RUN_ALIVE:
             self._end(run, "completed")
             self._settle(run.benchmark_run_id)
@@ -316,7 +304,7 @@ class MemoryEndpoint:
         elif run.state == "failed":
             self._end(run, "failed")
 
-    async def wait_running(self, devbox_id: str) -> Devbox:
+    async def wait_running(self, devbox_id: str) -> records.Devbox:
         await self._call("wait_running")
         if _found(self.devboxes, devbox_id).status == "provisioning":
             await anyio.sleep(self.script.boot)
@@ -326,14 +314,14 @@ class MemoryEndpoint:
             self._set(devbox_id, "failure" if is_failing else "running")
         devbox = self.devboxes[devbox_id]
         if devbox.status in DEVBOX_DEAD:
-            raise DevboxFailed(f"devbox {devbox_id} never ran: {devbox.status}")
+            raise errors.DevboxFailed(f"devbox {devbox_id} never ran: {devbox.status}")
         return devbox
 
-    async def devbox(self, devbox_id: str) -> Devbox:
+    async def devbox(self, devbox_id: str) -> records.Devbox:
         await self._call("devbox")
         return _found(self.devboxes, devbox_id)
 
-    async def list_devboxes(self) -> list[Devbox]:
+    async def list_devboxes(self) -> list[records.Devbox]:
         await self._call("list_devboxes")
         return [devbox for devbox in self.devboxes.values() if devbox.status in DEVBOX_ALIVE]
 
@@ -346,20 +334,22 @@ class MemoryEndpoint:
         await self._call("devbox_log")
         return f"log of {_found(self.devboxes, devbox_id).id}\n"
 
-    async def execute(self, devbox_id: str, command: str, *, key: str) -> Execution:
+    async def execute(self, devbox_id: str, command: str, *, key: str) -> records.Execution:
         if command.endswith(HOUSEKEEPING):
             self._check_running(devbox_id)
-            return Execution(id=command, devbox_id=devbox_id, is_completed=False)
+            return records.Execution(id=command, devbox_id=devbox_id, is_completed=False)
         await self._call("execute")
         self._check_running(devbox_id)
         identity = self._answers.setdefault(self._known(key), f"exec_{len(self.executions) + 1}")
         self.executions.setdefault(identity, command)
-        return Execution(id=identity, devbox_id=devbox_id, is_completed=False)
+        return records.Execution(id=identity, devbox_id=devbox_id, is_completed=False)
 
-    async def wait_completed(self, devbox_id: str, execution_id: str) -> Execution:
+    async def wait_completed(self, devbox_id: str, execution_id: str) -> records.Execution:
         if execution_id.endswith(HOUSEKEEPING):
             told = f"piece {PATCH}\n" if execution_id.endswith("/patch.sh") else ""
-            return Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=0, stdout=told)
+            return records.Execution(
+                id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=0, stdout=told
+            )
         await self._call("wait_completed")
         if execution_id in self._ended:
             return self._ended[execution_id]
@@ -425,7 +415,7 @@ class MemoryEndpoint:
 
     async def _call(self, name: str) -> None:
         if self.is_gone:
-            raise Unavailable("nobody answers")
+            raise errors.Unavailable("nobody answers")
         self.calls[name] += 1
         await anyio.sleep(self.script.slow.get(name, 0.01))
         faults = self.script.faults.get(name)
@@ -434,15 +424,15 @@ class MemoryEndpoint:
 
     def _check_scenario(self, scenario_id: str) -> None:
         if all(summary.id != scenario_id for summary in self.summaries_):
-            raise Missing(f"there is no {scenario_id}")
+            raise errors.Missing(f"there is no {scenario_id}")
 
     def _check_running(self, devbox_id: str) -> None:
         if devbox_id not in self.devboxes:
-            raise DevboxLost(f"there is no {devbox_id}")
+            raise errors.DevboxLost(f"there is no {devbox_id}")
         if self.devboxes[devbox_id].status != "running":
-            raise DevboxLost(f"devbox {devbox_id} is {self.devboxes[devbox_id].status}")
+            raise errors.DevboxLost(f"devbox {devbox_id} is {self.devboxes[devbox_id].status}")
 
-    def _end(self, run: ScenarioRun, state: str) -> None:
+    def _end(self, run: records.ScenarioRun, state: str) -> None:
         self.runs[run.id] = replace(run, state=state)
         self._set(run.devbox_id, "shutdown")
 
@@ -471,14 +461,14 @@ class MemoryEndpoint:
             if devbox == devbox_id and execution_id in {None, execution}:
                 event.set()
 
-    def _end_execution(self, devbox_id: str, execution_id: str, status: int) -> Execution:
-        ended = Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=status)
+    def _end_execution(self, devbox_id: str, execution_id: str, status: int) -> records.Execution:
+        ended = records.Execution(id=execution_id, devbox_id=devbox_id, is_completed=True, exit_status=status)
         return self._ended.setdefault(execution_id, ended)
 
 
 def _found(things: Mapping[Any, T], identity: Any) -> T:
     if identity not in things:
-        raise Missing(f"there is no {identity}")
+        raise errors.Missing(f"there is no {identity}")
     return things[identity]
 
 
@@ -491,12 +481,12 @@ class MemorySink:
 
     def __init__(self, ledger: Ledger, sync: Callable[[], float] = lambda: 0.0) -> None:
         self.ledger = ledger
-        self.events: list[Event] = []
+        self.events: list[events.Event] = []
         self._sync = sync
         #: The loop's time at which the sync under way ends, and the one that follows it; the same if none does.
         self._ends_at = self._following_ends_at = float("-inf")
 
-    async def append(self, *batch: Event) -> None:
+    async def append(self, *batch: events.Event) -> None:
         self.append_nowait(*batch)
         now = anyio.current_time()
         if now >= self._following_ends_at:
@@ -506,7 +496,7 @@ class MemorySink:
             self._following_ends_at += self._sync()
         await anyio.sleep_until(self._following_ends_at)
 
-    def append_nowait(self, *batch: Event) -> None:
+    def append_nowait(self, *batch: events.Event) -> None:
         for each in batch:
             event = structs.replace(each, at=anyio.current_time())
             self.events.append(event)

@@ -10,9 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cli.options import SETTINGS
+from orchestrator.cli.options import SETTINGS, reflowed
 from orchestrator.core.config import ArmConfig, Panel, SweepConfig, Timeouts
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import ScoringMode
 
 TREE: Final[Any] = typer.main.get_command(app)
 #: Settings that are typed in another way: as an argument, as --agent with --model and --set, and each by itself.
@@ -62,9 +63,19 @@ def test_the_options_of_a_sweep_are_in_panels() -> None:
     text = shown("run", 100)
     panels = re.findall(r"^╭─ ([\w ]+) ─", text, re.MULTILINE)
     assert panels == ["Arguments", "Options", *get_args(Panel)]
-    for words in ("--isolation local|none", "--lock file|none", "--scoring declared|separate|shared|live"):
+    for words in ("--isolation local|none", "--lock file|none", "--scoring MODE"):
         assert re.search(re.escape(words).replace(r"\ ", " +"), text)
+    assert [mode for mode in ("declared", *ScoringMode) if f"{mode}, " not in SETTINGS["scoring"].option.help] == []
     assert [name for name in SETTINGS if f"--{name.replace('_', '-')} " not in text] == []
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_names_no_type_and_puts_no_braces_around_arguments(words: str) -> None:
+    assert re.findall(r"<(?:bool|str|int|float|path|file)\b[^>]*>|\{[A-Z]+\}", shown(words, 100)) == []
+
+
+def test_a_command_without_words_has_an_empty_help() -> None:
+    assert reflowed("") == ""
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.common import locks
-from orchestrator.common.locks import LOCK, NOTE, Held, Kind, Note, birth, hold, holder, noted
+from orchestrator.common.locks import LOCK, NOTE, Held, Note, birth, hold, holder, noted
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import LockKind
 
 
 def says(error: int) -> None:
@@ -48,7 +49,9 @@ def other(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.mark.parametrize("kind", ["file", "none"])
 @pytest.mark.parametrize("second", ["file", "none"])
-def test_two_cannot_be_at_work_in_a_folder_whether_they_lock_or_not(tmp_path: Path, kind: Kind, second: Kind) -> None:
+def test_two_cannot_be_at_work_in_a_folder_whether_they_lock_or_not(
+    tmp_path: Path, kind: LockKind, second: LockKind
+) -> None:
     with hold(tmp_path, kind):
         with pytest.raises(Held, match=f"process {os.getpid()} on {os.uname().nodename}"), hold(tmp_path, second):
             pass
@@ -117,7 +120,7 @@ def note(folder: Path, **changes: object) -> None:
 )
 @pytest.mark.parametrize("kind", ["file", "none"])
 def test_a_note_of_a_process_that_cannot_be_seen_counts_and_says_how_it_is_removed(
-    tmp_path: Path, kind: Kind, changes: dict[str, object]
+    tmp_path: Path, kind: LockKind, changes: dict[str, object]
 ) -> None:
     note(tmp_path, **changes)
     with pytest.raises(Held) as caught, hold(tmp_path, kind):

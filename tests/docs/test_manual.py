@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from enum import StrEnum
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType
@@ -16,6 +17,7 @@ from orchestrator.agentkit.loader import available
 from orchestrator.commands import docs
 from orchestrator.core.config import ArmConfig, SweepConfig, Timeouts, load_file, resolve
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import Isolation
 from orchestrator.core.stages import Stage
 from orchestrator.testing.chaos.rules import read_rules
 from tests.e2e.test_results import FIELDS
@@ -158,7 +160,8 @@ def test_every_option_and_file_that_the_manual_names_exists(page: str) -> None:
     others = r"```toml\n.*?```|'command:[^']*'"  # have other programs' options
     ours = re.sub(others, "", PAGES[page], flags=re.DOTALL)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
-    assert options - options_of(TREE) - {"--help", "--max-"} == set()
+    of_devboxes = {name for each in workspace_cli.parsers().values() for name in each.format_help().split()}
+    assert options - options_of(TREE) - of_devboxes - {"--help", "--max-"} == set()
     paths = set(re.findall(r"`((?:scripts|docker|agents|tests|orchestrator)/[\w./-]+)`", ours))
     for path in paths - {"tests/test.sh"}:  # a scenario's
         if not re.search("[A-Z]{4}", path):
@@ -234,12 +237,17 @@ def test_new_code_touches_as_many_files_as_the_manual_counts() -> None:
         assert int(count) == len(files) + where.count("the module"), new
 
 
-def test_only_files_that_the_manual_counts_for_a_stage_name_every_stage() -> None:
-    (where,) = (row[2] for row in rows(PAGES["contributing"]) if row[0] == "stage")
+@pytest.mark.parametrize(("new", "words"), [("stage", Stage), ("devbox provider", Isolation)])
+def test_only_files_that_the_manual_counts_name_every_word_of_a_list(new: str, words: type[StrEnum]) -> None:
+    (where,) = (row[2] for row in rows(PAGES["contributing"]) if row[0] == new)
     files = [path for path in (ROOT / "orchestrator").rglob("*.py") if "benchmarks" not in path.parts]
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in files}
-    naming = [path for path, text in texts.items() if all(f"Stage.{stage.name}" in text for stage in Stage)]
+    names = [f"{words.__name__}.{word.name}" for word in words]
+    naming = {path for path, text in texts.items() if all(name in text for name in names)}
+    assert naming, "at least the table of what they do"
     assert {path for path in naming if f"`{path}`" not in where} == set()
+    (defining,) = (path for path, text in texts.items() if f"class {words.__name__}(StrEnum)" in text)
+    assert f"`{defining}`" in where
 
 
 def test_the_time_limits_are_those_of_the_configuration() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands import BUNDLED
+from orchestrator.core.protocol import Isolation
 from orchestrator.endpoint.embedded_service import Service, state_folder
 from tests.waiting import wait_until
 
@@ -23,7 +24,7 @@ class Place:
 
     @property
     def state(self) -> Path:
-        return state_folder(self.runs, [BUNDLED], "none")
+        return state_folder(self.runs, [BUNDLED], Isolation.NONE)
 
     @property
     def address(self) -> Path:
@@ -37,7 +38,7 @@ class Place:
         return pid
 
     def open(self) -> AbstractAsyncContextManager[Service]:
-        return Service.open(self.runs, benchmarks=[BUNDLED], isolation="none")
+        return Service.open(self.runs, benchmarks=[BUNDLED], isolation=Isolation.NONE)
 
     def services(self) -> list[int]:
         """The processes that serve, or are about to."""

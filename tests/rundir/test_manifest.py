@@ -18,6 +18,7 @@ import pytest
 from orchestrator.core.config import ArmConfig, SweepConfig, resolve
 from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.plan import Plan
+from orchestrator.core.protocol import Isolation
 from orchestrator.core.records import ScenarioSummary
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
 from orchestrator.rundir.manifest import read_manifest
@@ -279,10 +280,10 @@ def test_a_named_sweep_is_not_resumed_elsewhere_and_both_places_are_named(tmp_pa
         ):
             sweep(name="n").choose(tmp_path, endpoint=endpoint)
     with pytest.raises(UsageError, match=f"n runs on {there}, and this would go on with it on {here}"):
-        refuse_elsewhere(first.path, here, "local")
+        refuse_elsewhere(first.path, here, Isolation.LOCAL)
     assert (first.path / MANIFEST).read_bytes() == before
-    refuse_elsewhere(first.path, f"{there}/", "none")
-    refuse_elsewhere(tmp_path / "new", here, "local")
+    refuse_elsewhere(first.path, f"{there}/", Isolation.NONE)
+    refuse_elsewhere(tmp_path / "new", here, Isolation.LOCAL)
     assert sweep(name="n").choose(tmp_path, endpoint=f"{there}/").sweep == first.sweep
 
 

@@ -15,9 +15,8 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from orchestrator.common.locks import Kind
 from orchestrator.core.errors import InternalError
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.service import store as module
 from orchestrator.service.assembly import Service
 from orchestrator.service.errors import NotFound, Unwritable
@@ -110,7 +109,7 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(
 ) -> None:
     failures, connect = [error], module._connect
 
-    def refuse(path: Path, lock: Kind) -> sqlite3.Connection:
+    def refuse(path: Path, lock: LockKind) -> sqlite3.Connection:
         if failures:
             raise failures.pop()
         return connect(path, lock)

@@ -201,7 +201,7 @@ class DevboxClient(Transfers):
 
 def main(words: Sequence[str]) -> NoReturn:
     """Run one command, and end the process with its exit status."""
-    options = _parser().parse_args(words)
+    options = parsers()["sweep workspace"].parse_args(words)
     try:
         status = options.run(DevboxClient(os.environ), options)
         sys.stdout.flush()
@@ -214,7 +214,8 @@ def main(words: Sequence[str]) -> NoReturn:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Make the parser of the command, and those of the commands below it, by the words that call them."""
     parser = argparse.ArgumentParser(
         prog="sweep workspace",
         description="Work in the devbox of the agent that this is called from. Paths in the devbox are absolute, or "
@@ -246,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path")
     command.add_argument("local", type=Path)
     command.set_defaults(run=lambda devbox, options: devbox.download(options.path, options.local))
-    return parser
+    return {each.prog: each for each in (parser, *commands.choices.values())}
 
 
 def _exec(devbox: DevboxClient, options: argparse.Namespace) -> int:

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.content import Contents, Listing, complaint, decoded
-from orchestrator.service.definitions.task_toml import FILE, Artifact, Collect, Mode, Table
+from orchestrator.service.definitions.task_toml import FILE, Artifact, Collect, Table
 from orchestrator.service.diagnostics import Report, hint, nearest, shown
 from orchestrator.service.scoring.contract import WEIGHT_TOLERANCE, ScorerType
 from orchestrator.service.store import Document
@@ -76,7 +77,7 @@ class ScoringPlan:
     `working_directory` is the environment's.
     """
 
-    mode: Mode = "shared"
+    mode: ScoringMode = ScoringMode.SHARED
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
     tests: Tests | None = None

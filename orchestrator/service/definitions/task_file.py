@@ -14,15 +14,9 @@ from typing import Final
 
 import orjson
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.content import MAX_TOML, Contents, Listing, Node, complaint, decoded, digest, is_utf8, listing
-from orchestrator.service.definitions import self_extracting
-from orchestrator.service.definitions.scoring_plan import (
-    MAX_TEXT_BYTES,
-    TESTS_PROGRAM,
-    ScorerTables,
-    ScoringPlan,
-    Tests,
-)
+from orchestrator.service.definitions import scoring_plan, self_extracting
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.diagnostics import Problem, Report, few, printable
 from orchestrator.service.environments.dockerfile import FILE as DOCKERFILE
@@ -129,7 +123,7 @@ class _Reading:
         )
 
     def _statement(self) -> str:
-        data = self._file(STATEMENT, MAX_TEXT_BYTES)
+        data = self._file(STATEMENT, scoring_plan.MAX_TEXT_BYTES)
         try:
             statement = decoded(data or b"")
         except OSError as error:
@@ -205,12 +199,12 @@ class _Reading:
             archive, working_directory=working_directory, variables=task.solution_env
         )
 
-    def _scoring(self, task: Task, working_directory: str) -> tuple[ScoringPlan, Document]:
+    def _scoring(self, task: Task, working_directory: str) -> tuple[scoring_plan.ScoringPlan, Document]:
         """Return the plan and the contract of the same scoring: tests/test.sh, or the [[scorers]] in its place."""
         files, tests, report = self._files.below("tests"), None, self._report
         images = [(FILE, "verifier.environment.docker_image")] if task.verifier_image is not None else []
         images += [(f"tests/{name}", "") for name in ("Dockerfile", *COMPOSE) if files.find(name)]
-        has_image = task.scoring_mode == "separate" and bool(images)
+        has_image = task.scoring_mode is ScoringMode.SEPARATE and bool(images)
         if has_image:
             why = "a verifier with an image of its own is not supported: let it use the environment's"
             self._refused.error(*images[0], why)
@@ -219,22 +213,22 @@ class _Reading:
             if task.verifier_env:
                 report.warn(FILE, "verifier.env", "ignored: it is for tests/test.sh, and [[scorers]] replaces that")
             types = self._context.custom_scorers
-            tables = ScorerTables(tests=files, contents=self._contents, custom_types=types, report=report)
+            tables = scoring_plan.ScorerTables(tests=files, contents=self._contents, custom_types=types, report=report)
             contract = tables.contract(task.scorers)
         elif task.has_steps:  # which was reported, and each of them has tests of its own
-            tests, contract = Tests(archive=b""), {"scoring_function_parameters": []}
+            tests, contract = scoring_plan.Tests(archive=b""), {"scoring_function_parameters": []}
         else:
-            if not _has_program(files, TESTS_PROGRAM):
+            if not _has_program(files, scoring_plan.TESTS_PROGRAM):
                 why = "is missing: write it, or describe [[scorers]] in task.toml"
-                report.error(f"tests/{TESTS_PROGRAM}", "", why)
-            archive = self._packed("tests", files, TESTS_PROGRAM, report.error)
-            tests = Tests(archive=archive, variables=task.verifier_env)
+                report.error(f"tests/{scoring_plan.TESTS_PROGRAM}", "", why)
+            archive = self._packed("tests", files, scoring_plan.TESTS_PROGRAM, report.error)
+            tests = scoring_plan.Tests(archive=archive, variables=task.verifier_env)
             script = self_extracting.tests_script(
                 archive, working_directory=working_directory, variables=task.verifier_env
             )
             scorer = {"type": "bash_script_scorer", "bash_script": script}
             contract = {"scoring_function_parameters": [{"name": "tests", "weight": 1.0, "scorer": scorer}]}
-        plan = ScoringPlan(
+        plan = scoring_plan.ScoringPlan(
             mode=task.scoring_mode,
             artifacts=task.artifacts,
             collect=task.collect,

@@ -9,8 +9,9 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.content import TomlError, parse_toml
 from orchestrator.service.definitions.self_extracting import TEMPLATE
 from orchestrator.service.diagnostics import Report, nearest, shown
@@ -21,7 +22,6 @@ from orchestrator.service.sandbox.prepared import Healthcheck
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]
 T = TypeVar("T")
-Mode = Literal["separate", "shared", "live"]
 """`separate`: a fresh box, and only those files of the agent that may cross. `shared`: a new box over the same files.
 `live`: the agent's own box, processes included."""
 
@@ -123,7 +123,7 @@ class Task:
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     solution_env: Mapping[str, str] = field(default_factory=dict)
     scorers: tuple[Table, ...] = ()
-    scoring_mode: Mode = "shared"
+    scoring_mode: ScoringMode = ScoringMode.SHARED
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
     verifier_image: str | None = None
@@ -341,18 +341,17 @@ class _TaskReader:
             return ()
         return tuple(value)
 
-    def _scoring_mode(self) -> Mode:
+    def _scoring_mode(self) -> ScoringMode:
         key = "verifier.environment_mode"
         mode, has_own = self._get(key), self._get("verifier.environment") is not None
         if mode is None:
-            return "separate" if has_own else "shared"
-        if mode not in ("separate", "shared", "live"):
+            return ScoringMode.SEPARATE if has_own else ScoringMode.SHARED
+        if mode not in tuple(ScoringMode):
             self._error(key, f'expected "separate", "shared" or "live", got {shown(mode)}')
-        elif mode != "separate" and has_own:
+            return ScoringMode.SEPARATE
+        if mode != ScoringMode.SEPARATE and has_own:
             self._error(key, f'[verifier.environment] needs "separate", got {shown(mode)}')
-        elif mode != "separate":
-            return "shared" if mode == "shared" else "live"
-        return "separate"
+        return ScoringMode(mode)
 
     def _crossing(self) -> tuple[tuple[Artifact, ...], tuple[Collect, ...]]:
         """Read the files that leave the agent's box, and the commands that write such files."""

@@ -72,14 +72,12 @@ Facts = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Changes that an agent made.
+    """Changes that an agent made and that scorers may meet.
 
-    `outside` are lines about what is not in its working directory and not in /tmp; `system` are the paths of programs,
-    modules and start-up files among all it changed that a scorer may load; `leading` are links, relative to the box's
-    root, that lead to where only scorers have files.
+    `system` are the paths of programs, modules and start-up files that a scorer may load; `leading` are links, relative
+    to the box's root, that lead to where only scorers have files.
     """
 
-    outside: tuple[str, ...] = ()
     system: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
 
@@ -155,7 +153,8 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     These are, NUL between their paths: `prepared.list` and `kept.list` (may have changed, or are gone; their content
     before is in the prepared tree or in `kept/`), `after.list` (may have changed, or are new), `new.list` (of these,
     the new ones); and as lines `left-out` (what is too large or too much for a patch, and why) and `changes.txt`
-    (`Changes.outside`). `environment` are the scenario's variables, PATH and PYTHONPATH among them. Raises OSError.
+    (what is not in the working directory and not in /tmp). `environment` are the scenario's variables, PATH and
+    PYTHONPATH among them. Raises OSError.
     """
     at, entries, where = marshal.loads((keep / "before").read_bytes())  # noqa: S302 - written above, and nobody else's
     work, loaded = directory.strip("/"), _Loaded.by(environment, directory, entries)
@@ -201,9 +200,7 @@ def compare(files: Path, *, directory: str, keep: Path, environment: Mapping[str
     if git:
         outside.append(f"changed {printable(directory.rstrip('/'))}/.git: {git} entries")
     _write(keep, lists, outside)
-    return Changes(
-        outside=tuple(sorted(outside.kept)), system=tuple(sorted(set(system.kept))), leading=tuple(sorted(leading))
-    )
+    return Changes(system=tuple(sorted(set(system.kept))), leading=tuple(sorted(leading)))
 
 
 def _facts(found: os.stat_result) -> Facts:

@@ -25,8 +25,7 @@ from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import InternalError, SweepError
 from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus, Isolation
-from orchestrator.service.devboxes import states
-from orchestrator.service.devboxes.boot import run_commands, run_scripts, settle_in, wait_healthy, write_mounts
+from orchestrator.service.devboxes import boot, states
 from orchestrator.service.devboxes.network import network_of, policy_of, way_out
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
@@ -263,7 +262,7 @@ class Fleet:
             folder=self._evidence / live.id,
             egress=live.egress,
             covers=self._covers,
-            settle_in=partial(settle_in, prepared=prepared, output=self.output),
+            settle_in=partial(boot.settle_in, prepared=prepared, output=self.output),
         )
         if live.egress is not None:
             await helpers.start(live.egress.serve, box)
@@ -276,11 +275,11 @@ class Fleet:
             "installed": None if request.install is None else [request.install.key],
         }
         await self._advance(live, DevboxStatus.INITIALIZING, shown)
-        await write_mounts(box, request.file_mounts)
-        await run_scripts(box, prepared.setup, self.output)
-        await run_commands(box, launch.commands, self.output)
+        await boot.write_mounts(box, request.file_mounts)
+        await boot.run_scripts(box, prepared.setup, self.output)
+        await boot.run_commands(box, launch.commands, self.output)
         if prepared.healthcheck is not None:
-            await wait_healthy(box, prepared.healthcheck, self.output)
+            await boot.wait_healthy(box, prepared.healthcheck, self.output)
         await self._advance(live, DevboxStatus.RUNNING, {})
         live.touch()
         return boxes
@@ -366,13 +365,6 @@ class Fleet:
             return devbox
         wanted = ", ".join(sorted(statuses))
         raise WaitExpired(f"Devbox {devbox_id} is {devbox.status} after {timeout:g} s, not yet: {wanted}.")
-
-    def box(self, devbox_id: str) -> Box:
-        """Return the box that stands for a running devbox. Raises as `boxes`."""
-        live = self._running(devbox_id)
-        live.touch()
-        assert live.boxes is not None
-        return live.boxes.front
 
     @contextmanager
     def using(self, devbox_id: str) -> Iterator[Box]:

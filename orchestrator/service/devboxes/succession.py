@@ -10,7 +10,6 @@ files where these are `shared`, over a fresh copy of the environment with what m
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.devboxes.differences import Changes, compare, remember
 from orchestrator.service.devboxes.remains import clear, empty, open_up, resolved, take
 from orchestrator.service.sandbox.commands import run
@@ -46,17 +46,6 @@ EVIDENCE_DISK_BYTES: Final = 8 << 30
 NOTHING: Final[Mapping[str, Sequence[str]]] = {}
 
 
-class Mode(StrEnum):
-    """The place where scorers run."""
-
-    SEPARATE = "separate"
-    """In a fresh box of the environment, with what may cross."""
-    SHARED = "shared"
-    """In a new box over the same files."""
-    LIVE = "live"
-    """In the agent's box as it is."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """The state in which an agent's box was left.
@@ -64,7 +53,7 @@ class Settled:
     `mode` says where scorers run now, `left` what still ran, `changes` what was changed (None: not noted).
     """
 
-    mode: Mode
+    mode: ScoringMode
     left: RemainingProcesses
     changes: Changes | None
 
@@ -149,7 +138,7 @@ class Succession:
                 self.is_marked = True
 
     async def settle(
-        self, wanted: Mode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
+        self, wanted: ScoringMode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
     ) -> Settled:
         """End what the agent left running, unless scorers are to meet it, and show the files read-only.
 
@@ -159,18 +148,18 @@ class Succession:
         """
         async with self._lock:
             before = self.settled
-            if before is not None and not (before.mode is Mode.LIVE and is_live_over):
+            if before is not None and not (before.mode is ScoringMode.LIVE and is_live_over):
                 return before
             if Capability.SUCCESSION not in self._provider.capabilities:
-                self.settled = Settled(mode=Mode.LIVE, left=RemainingProcesses(), changes=None)
+                self.settled = Settled(mode=ScoringMode.LIVE, left=RemainingProcesses(), changes=None)
                 return self.settled
             with _whole(self.agents):
                 left = before.left if before else await self.agents.remaining()
                 is_served = left.is_listening and not is_live_over
                 if is_served:
                     await _collect(self.agents, collect)
-                mode = Mode.LIVE if wanted is Mode.SHARED and is_served else wanted
-                if mode is not Mode.LIVE:
+                mode = ScoringMode.LIVE if wanted is ScoringMode.SHARED and is_served else wanted
+                if mode is not ScoringMode.LIVE:
                     await self.agents.retire()
                     self._is_retired = True
                     await anyio.to_thread.run_sync(self._open_up)
@@ -229,13 +218,13 @@ class Succession:
             if f"/{name}" not in but
         ]
 
-    async def lay_out(self, mode: Mode, crossing: Mapping[str, Sequence[str]] = NOTHING) -> None:
+    async def lay_out(self, mode: ScoringMode, crossing: Mapping[str, Sequence[str]] = NOTHING) -> None:
         """Make ready for a scoring that is not live. Raises BoxStartFailed and BoxDied.
 
         In a `separate` one, `crossing` are the paths that go from what was left to the same place in a fresh copy of
         the environment, each with the patterns of what in it does not.
         """
-        if mode is Mode.SEPARATE:
+        if mode is ScoringMode.SEPARATE:
             with _whole(self._holder):
                 moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
                 self._holder = await self._fresh()

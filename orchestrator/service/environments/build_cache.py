@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 #: Builds of one cache that run at the same time.
 MAX_BUILDS: Final = 4
-CLEAN_UP_LIMIT_S: Final = 60
 #: Days after which an entry of a user's cache that no process used is removed.
 KEPT_DAYS: Final = 30
 _DAY_S: Final = 86_400
@@ -140,7 +139,7 @@ class BuildCache(Generic[T]):
                         built = await build(await run_sync(self.open, name))
                         await run_sync(self._keep, name, built)
                     finally:
-                        with anyio.move_on_after(CLEAN_UP_LIMIT_S, shield=True):
+                        with anyio.CancelScope(shield=True):
                             await run_sync(self._close, name)
         return found
 

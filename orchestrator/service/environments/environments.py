@@ -23,18 +23,8 @@ from anyio.to_thread import run_sync
 
 from orchestrator.service.content import Contents, Listing, digest
 from orchestrator.service.diagnostics import Problem, text
+from orchestrator.service.environments import dockercopy, dockerfile, dockerlines
 from orchestrator.service.environments.build_cache import BuildCache, Built
-from orchestrator.service.environments.dockercopy import Context, Tree
-from orchestrator.service.environments.dockerfile import (
-    FILE,
-    INHERITED_PATH,
-    WORKING_DIRECTORY,
-    Copy,
-    Folder,
-    Run,
-    Step,
-)
-from orchestrator.service.environments.dockerlines import Mistake
 from orchestrator.service.environments.package_managers import covers
 from orchestrator.service.errors import NotFound
 from orchestrator.service.sandbox.commands import run
@@ -56,7 +46,6 @@ SETUP: Final = "setup.sh"
 COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
 #: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
 MAX_SOURCE_BYTES: Final = 1 << 20
-BOX_STOP_LIMIT_S: Final = 30
 _PATH_LIMIT_S: Final = 30
 #: Characters of a command's output, its end, that a message shows.
 _SHOWN_CHARS: Final = 2000
@@ -76,8 +65,8 @@ class Blueprint:
     id: str
     files: Listing
     content: str
-    steps: tuple[Step, ...] = ()
-    working_directory: str = WORKING_DIRECTORY
+    steps: tuple[dockerfile.Step, ...] = ()
+    working_directory: str = dockerfile.WORKING_DIRECTORY
     environment: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
     hosts: tuple[str, ...] = ()
@@ -88,13 +77,13 @@ class Blueprint:
     refusals: tuple[Problem, ...] = ()
 
 
-def copyable(files: Listing, contents: Contents, *, has_setup: bool) -> Context:
+def copyable(files: Listing, contents: Contents, *, has_setup: bool) -> dockercopy.Context:
     """Return the files of `environment/` that steps may copy. Raises Mistake and OSError."""
     if files.find("Dockerfile") is None:
-        return Context.of(files, without=frozenset({SETUP, ".dockerignore", *COMPOSE}))
+        return dockercopy.Context.of(files, without=frozenset({SETUP, ".dockerignore", *COMPOSE}))
     ignore = files.find(".dockerignore")
     rules = contents.read(ignore, MAX_SOURCE_BYTES).decode(errors="replace") if ignore and ignore.kind == "file" else ""
-    return Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=rules)
+    return dockercopy.Context.of(files, without=frozenset({SETUP} if has_setup else ()), ignore=rules)
 
 
 FindBlueprint = Callable[[str], Awaitable[Blueprint | None]]
@@ -186,23 +175,23 @@ class Environments:
 
 async def with_path(blueprint: Blueprint, provider: Provider) -> Blueprint:
     """Return the blueprint with $PATH filled in, which takes a box only where a line of the Dockerfile has it."""
-    runs = [step for step in blueprint.steps if isinstance(step, Run)]
+    runs = [step for step in blueprint.steps if isinstance(step, dockerfile.Run)]
     environments = [blueprint.environment, *(step.environment for step in runs)]
-    if not any(INHERITED_PATH in value for each in environments for value in each.values()):
+    if not any(dockerfile.INHERITED_PATH in value for each in environments for value in each.values()):
         return blueprint
 
     box = await provider.start(BoxSpec(id=f"build-{token_hex(6)}"))
     try:
         path = (await run(box, Command(argv=("printenv", "PATH")), timeout=_PATH_LIMIT_S)).stdout.decode().strip()
     finally:
-        with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
+        with anyio.CancelScope(shield=True):
             await box.stop()
 
     def filled(environment: Mapping[str, str]) -> dict[str, str]:
-        return {name: value.replace(INHERITED_PATH, path) for name, value in environment.items()}
+        return {name: value.replace(dockerfile.INHERITED_PATH, path) for name, value in environment.items()}
 
     steps = [
-        replace(step, environment=filled(step.environment)) if isinstance(step, Run) else step
+        replace(step, environment=filled(step.environment)) if isinstance(step, dockerfile.Run) else step
         for step in blueprint.steps
     ]
     return replace(blueprint, environment=filled(blueprint.environment), steps=tuple(steps))
@@ -220,27 +209,29 @@ class EnvironmentBuild:
         """Take all steps and return the tree. Raises BoxStartFailed naming the line that failed, and why; OSError."""
         blueprint = self.blueprint
         deadline = anyio.current_time() + blueprint.build_timeout
-        tree = Tree(self.folder / "tree-0")
+        tree = dockercopy.Tree(self.folder / "tree-0")
         await run_sync(tree.root.mkdir)
         try:
             has_setup = blueprint.setup is not None
             available = await run_sync(partial(copyable, blueprint.files, Contents(), has_setup=has_setup))
-        except Mistake as mistake:
+        except dockerlines.Mistake as mistake:
             raise BoxStartFailed(f"environment/.dockerignore: {mistake}") from None
         await run_sync(tree.make_folder, blueprint.working_directory)
 
-        for number, (is_run, steps) in enumerate(groupby(blueprint.steps, lambda step: isinstance(step, Run)), start=1):
+        for number, (is_run, steps) in enumerate(
+            groupby(blueprint.steps, lambda step: isinstance(step, dockerfile.Run)), start=1
+        ):
             if is_run:
-                runs = [step for step in steps if isinstance(step, Run)]
+                runs = [step for step in steps if isinstance(step, dockerfile.Run)]
                 tree = await self._run(runs, tree, self.folder / f"tree-{number}", deadline)
                 continue
             for step in steps:
                 try:
-                    if isinstance(step, Folder):
+                    if isinstance(step, dockerfile.Folder):
                         await run_sync(tree.make_folder, step.path)
-                    elif isinstance(step, Copy):
+                    elif isinstance(step, dockerfile.Copy):
                         await run_sync(tree.copy, step, available)
-                except (Mistake, OSError) as error:
+                except (dockerlines.Mistake, OSError) as error:
                     raise BoxStartFailed(f"{_name(step)}: {error}") from error
 
         if await run_sync(digest, blueprint.files.nodes) != blueprint.content:
@@ -248,7 +239,9 @@ class EnvironmentBuild:
         await run_sync(tree.remove_empty, _OWN)
         return tree.root
 
-    async def _run(self, runs: Sequence[Run], tree: Tree, after: Path, deadline: float) -> Tree:
+    async def _run(
+        self, runs: Sequence[dockerfile.Run], tree: dockercopy.Tree, after: Path, deadline: float
+    ) -> dockercopy.Tree:
         """Run commands in one box on the tree; return the tree that they left."""
         is_isolated = Capability.ISOLATED in self.provider.capabilities
         spec = BoxSpec(
@@ -269,12 +262,12 @@ class EnvironmentBuild:
             except (BoxDied, OSError) as error:
                 raise BoxStartFailed(f"{_name(runs[-1])}: its result could not be kept: {error}") from error
         finally:
-            with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
+            with anyio.CancelScope(shield=True):
                 await box.stop()
         await run_sync(remove, tree.root)
-        return Tree(after)
+        return dockercopy.Tree(after)
 
-    async def _run_one(self, box: Box, step: Run, deadline: float) -> None:
+    async def _run_one(self, box: Box, step: dockerfile.Run, deadline: float) -> None:
         command = Command(argv=step.argv, cwd=step.cwd, environment=step.environment)
         try:
             finished = await run(box, command, timeout=max(0.0, deadline - anyio.current_time()))
@@ -294,9 +287,9 @@ class EnvironmentBuild:
         raise BoxStartFailed(f"{_name(step)}: {why}")
 
 
-def _name(step: Step) -> str:
+def _name(step: dockerfile.Step) -> str:
     """Name a step by its file, its line and its words."""
     if not step.line:
         return "environment/"
-    words = f"WORKDIR {step.path}" if isinstance(step, Folder) else step.text
-    return f"{FILE}:{step.line}: {words}"
+    words = f"WORKDIR {step.path}" if isinstance(step, dockerfile.Folder) else step.text
+    return f"{dockerfile.FILE}:{step.line}: {words}"

@@ -63,7 +63,6 @@ from orchestrator.service.sandbox.safe_fs import Copier
 MOUNT: Final = "install_mount"
 MAX_KEY_CHARS: Final = 200
 INSTALL_LIMIT_S: Final = 3600
-BOX_STOP_LIMIT_S: Final = 30
 _MKDIR_LIMIT_S: Final = 30
 #: An install needs more than most agents do.
 _LEAST: Final = Resources(cpus=2.0, memory=4 * GIB, disk=16 * GIB, processes=4096)
@@ -227,7 +226,7 @@ class InstallBuild:
                 await self._run(box, settings)
                 await box.export(made, self.request.prefix)
             finally:
-                with anyio.move_on_after(BOX_STOP_LIMIT_S, shield=True):
+                with anyio.CancelScope(shield=True):
                     await box.stop()
         except (BoxStartFailed, BoxDied) as error:
             raise InstallFailed(f"its box ended: {error.message}") from error

@@ -16,10 +16,10 @@ import anyio
 import structlog
 from msgspec.structs import replace
 
-from orchestrator.core.protocol import RunState
+from orchestrator.core.protocol import RunState, ScoringMode
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.succession import Mode, Succession
+from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.errors import ServiceError
 from orchestrator.service.records import ContractResult, ScenarioRunRecord
 from orchestrator.service.runs import states
@@ -172,7 +172,7 @@ class Scorings:
             yield in_place, None
             return
         settled = await self._settlements.settle(run, scenario, boxes)
-        if settled.mode is Mode.LIVE:
+        if settled.mode is ScoringMode.LIVE:
             yield in_place, None
             return
         plan = scenario.plan
@@ -203,7 +203,7 @@ class Scorings:
                 broken = [each.broken for each in result.scoring_function_results if each.broken]
                 run = states.with_broken(replace(run, scoring_contract_result=result), broken)
             if reason:  # after a live scoring that came to nothing, the next one is in a box without the agent
-                was_live = run.scoring is not None and run.scoring.mode == Mode.LIVE
+                was_live = run.scoring is not None and run.scoring.mode == ScoringMode.LIVE
                 run = replace(run, faults=run.faults + 1, is_live_over=run.is_live_over or was_live)
             states.end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
             states.settle_benchmark_run(db, run.benchmark_run_id)

@@ -22,12 +22,13 @@ from typing import Final
 
 import anyio
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.scoring_plan import ScoringPlan, Tests
 from orchestrator.service.definitions.self_extracting import export
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.remains import put, read
-from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Settled, Succession
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Settled, Succession
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecord
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
@@ -53,7 +54,7 @@ FRESH: Final = {"PYTHONPYCACHEPREFIX": "/tmp/.pycache"}  # noqa: S108 - the box'
 class SettlementView(Record, frozen=True, kw_only=True):
     """The end of an agent as the wire shows it; the last four are null if the devbox was not noted before it began."""
 
-    mode: Mode
+    mode: ScoringMode
     processes_left: Mapping[str, int]
     exit_status: int | None
     system_changed: Sequence[str] | None
@@ -82,8 +83,8 @@ class Settlements:
         `scoring` is where its scorers are to run: a mode, or `declared`. `exit_status`, the agent's, is only passed on.
         Raises NotFound, and BadRequest for another word, and for a run or devbox that is over.
         """
-        if scoring not in {DECLARED, *Mode}:
-            raise BadRequest(f"scoring: expected one of {', '.join([DECLARED, *Mode])}, got {scoring!r}.")
+        if scoring not in {DECLARED, *ScoringMode}:
+            raise BadRequest(f"scoring: expected one of {', '.join([DECLARED, *ScoringMode])}, got {scoring!r}.")
         run = await self._store.write(lambda db: SCENARIO_RUNS.update(db, run_id, {"scoring_mode": scoring}))
         scenario = await scenario_as_begun(self._definitions, run)
         with self._fleet.boxes(run.devbox_id) as boxes:
@@ -105,12 +106,12 @@ class Settlements:
         A run that was scored live and could not be judged is judged in a new box: nothing of the agent's runs there.
         """
         plan, wanted = scenario.plan, run.scoring_mode
-        mode = Mode(plan.mode if wanted in {None, DECLARED} else wanted)
-        if mode is Mode.LIVE and run.is_live_over:
-            mode = Mode.SHARED
+        mode = ScoringMode(plan.mode if wanted in {None, DECLARED} else wanted)
+        if mode is ScoringMode.LIVE and run.is_live_over:
+            mode = ScoringMode.SHARED
         collect = [
             (Command(argv=("bash", "-c", each.command), environment={"HOME": HOME}), each.timeout)
-            for each in (plan.collect if mode is Mode.SEPARATE else ())
+            for each in (plan.collect if mode is ScoringMode.SEPARATE else ())
         ]
         with anyio.CancelScope(shield=True):
             settled = await boxes.settle(mode, collect, is_live_over=run.is_live_over)

@@ -40,27 +40,8 @@ from orchestrator.service.errors import BadRequest, NotFound
 from orchestrator.service.records import ContractResult, FunctionResult
 from orchestrator.service.sandbox.commands import run, wait_attended, write_file
 from orchestrator.service.sandbox.provider import Bind, Box, BoxDied, BoxStartFailed, Command
-from orchestrator.service.scoring.contract import (
-    AstGrep,
-    BashScript,
-    Checks,
-    CommandScorer,
-    Custom,
-    PythonScript,
-    Scorer,
-    TestBased,
-    TestFile,
-    read_contract,
-)
-from orchestrator.service.scoring.verdict import (
-    Ended,
-    Verdict,
-    judge_matches,
-    judge_printed,
-    judge_status,
-    result_of,
-    weigh,
-)
+from orchestrator.service.scoring import contract as contracts
+from orchestrator.service.scoring import verdict as verdicts
 
 AST_GREP: Final = "/opt/sweep/ast-grep"
 #: Variables of every scorer, whatever the scenario says.
@@ -100,9 +81,9 @@ class Program:
     argv: Sequence[str]
     script: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    files: Sequence[TestFile] = ()
+    files: Sequence[contracts.TestFile] = ()
     reads: Sequence[str] = ()
-    judge: Callable[[Ended], Verdict]
+    judge: Callable[[verdicts.Ended], verdicts.Verdict]
     python: str | None = None
 
 
@@ -120,7 +101,7 @@ class Place(Protocol):
     def path(self, path: str) -> str:
         """Translate a path of the devbox to one of the box that scores."""
 
-    async def run(self, program: Program, *, timeout: float) -> Ended:
+    async def run(self, program: Program, *, timeout: float) -> verdicts.Ended:
         """Run a program to its end, or end it after so many seconds.
 
         Raises BadRequest for what cannot be put there, BrokenByTested, and BoxDied.
@@ -142,7 +123,9 @@ class Scoring:
         Blocks for some hundred milliseconds the first time that a constraint is not met by the service's own Python:
         call it in a worker thread.
         """
-        read_contract(contract, Checks(custom_types=custom_types, python_problem=self._pythons.interpreters.problem))
+        contracts.read_contract(
+            contract, contracts.Checks(custom_types=custom_types, python_problem=self._pythons.interpreters.problem)
+        )
 
     async def binds(self, contract: Any) -> tuple[Bind, ...]:
         """Return what the box must have from its start: Python environments, built here if new, and ast-grep.
@@ -150,14 +133,14 @@ class Scoring:
         Raises BoxStartFailed when an environment cannot be built, with pip's own words.
         """
         binds: dict[str, Bind] = {}
-        for function in read_contract(contract):
+        for function in contracts.read_contract(contract):
             needed: tuple[Bind, ...] = ()
-            if isinstance(function.scorer, PythonScript):
+            if isinstance(function.scorer, contracts.PythonScript):
                 needed = await self._pythons.binds(
                     requirements=function.scorer.requirements_contents,
                     constraint=function.scorer.python_version_constraint,
                 )
-            elif isinstance(function.scorer, AstGrep):
+            elif isinstance(function.scorer, contracts.AstGrep):
                 needed = (Bind(source=await run_sync(_ast_grep), target=AST_GREP),)
             binds |= {bind.target: bind for bind in needed}
         return tuple(binds.values())
@@ -171,11 +154,11 @@ class Scoring:
         A scorer at fault is a function in state `error`, never an exception. Raises BoxDied if the devbox ends
         meanwhile.
         """
-        functions = read_contract(contract)
+        functions = contracts.read_contract(contract)
         deadline = anyio.current_time() + timeout
         results: list[FunctionResult] = []
 
-        async def program_for(scorer: Scorer) -> Program:
+        async def program_for(scorer: contracts.Scorer) -> Program:
             if anyio.current_time() >= deadline:
                 raise BadRequest("the time of the whole contract was used up before it could start")
             return tests or await program_of(scorer, place=place, pythons=self._pythons, custom=custom)
@@ -188,15 +171,15 @@ class Scoring:
                 ended = await place.run(program, timeout=max(0.0, deadline - anyio.current_time()))
                 verdict, output, python = program.judge(ended), ended.output, program.python
             except BrokenByTested as error:
-                verdict, output = Verdict(broken=error.message), f"{error.message}\n"
+                verdict, output = verdicts.Verdict(broken=error.message), f"{error.message}\n"
             except (BadRequest, NotFound, BoxStartFailed) as error:
-                verdict = Verdict(error=error.message)
+                verdict = verdicts.Verdict(error=error.message)
             seconds = anyio.current_time() - started
-            result = result_of(function.name, verdict, output=output, seconds=seconds, python=python)
+            result = verdicts.result_of(function.name, verdict, output=output, seconds=seconds, python=python)
             about = {"state": result.state, "score": result.score, "seconds": result.seconds}
             structlog.get_logger().info("scorer.ended", devbox=place.id, scorer=function.name, **about)
             results.append(result)
-        return weigh([function.weight for function in functions], results)
+        return verdicts.weigh([function.weight for function in functions], results)
 
 
 def _ast_grep() -> Path:
@@ -219,7 +202,7 @@ def _ast_grep() -> Path:
 
 
 async def program_of(
-    scorer: Scorer,
+    scorer: contracts.Scorer,
     *,
     place: Place,
     pythons: PythonEnvironments,
@@ -227,37 +210,39 @@ async def program_of(
 ) -> Program:
     """Return the program of a scorer. Raises BadRequest and BoxStartFailed for one that there is not any more."""
     match scorer:
-        case BashScript():
-            return Program(argv=BASH, script=scorer.bash_script, judge=judge_printed)
-        case CommandScorer():
-            return Program(argv=BASH, script=scorer.command, judge=judge_status)
-        case TestBased():
-            return Program(argv=BASH, script=scorer.test_command, files=scorer.test_files or (), judge=judge_status)
-        case Custom():
+        case contracts.BashScript():
+            return Program(argv=BASH, script=scorer.bash_script, judge=verdicts.judge_printed)
+        case contracts.CommandScorer():
+            return Program(argv=BASH, script=scorer.command, judge=verdicts.judge_status)
+        case contracts.TestBased():
+            return Program(
+                argv=BASH, script=scorer.test_command, files=scorer.test_files or (), judge=verdicts.judge_status
+            )
+        case contracts.Custom():
             script = await custom(scorer.custom_scorer_type)
             if script is None:
                 raise BadRequest(f"no scorer of type {scorer.custom_scorer_type!r} is registered any more")
             params = {} if scorer.scorer_params is None else scorer.scorer_params
             variables = {"RL_SCORER_CONTEXT": orjson.dumps(params).decode()}
-            return Program(argv=BASH, script=script, environment=variables, judge=judge_printed)
-        case PythonScript():
+            return Program(argv=BASH, script=script, environment=variables, judge=verdicts.judge_printed)
+        case contracts.PythonScript():
             program, version = await pythons.program(
                 requirements=scorer.requirements_contents, constraint=scorer.python_version_constraint
             )
             return Program(
                 argv=(place.path(program), "-I", "-c", _START),
                 script=scorer.python_script,
-                judge=partial(judge_printed, last_line_only=True),
+                judge=partial(verdicts.judge_printed, last_line_only=True),
                 python=version,
             )
-        case AstGrep():
+        case contracts.AstGrep():
             language = (f"--lang={scorer.lang}",) if scorer.lang else ()
             pattern = f"--pattern={unescape(scorer.pattern)}"
             # Without a configuration named here, the program reads the agent's sgconfig.yml; a broken one stops it.
             plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
             folder = place.path(scorer.search_directory)
             argv = (place.path(AST_GREP), "run", *plain, pattern, *language, "--", folder)
-            return Program(argv=argv, judge=judge_matches)
+            return Program(argv=argv, judge=verdicts.judge_matches)
 
 
 class _Ends:
@@ -293,7 +278,7 @@ class _Ends:
         return text.partition("\n")[2] if self._lost else text
 
 
-async def watch(box: Box, command: Command, *, timeout: float) -> Ended:
+async def watch(box: Box, command: Command, *, timeout: float) -> verdicts.Ended:
     """Run a command to its end, or kill it with all its descendants after `timeout` seconds. Raises BoxDied."""
     shown, stdout = _Ends(first=SHOWN_BYTES // 2, last=SHOWN_BYTES // 2), _Ends(first=0, last=SEARCHED_BYTES)
     process = await box.spawn(command)
@@ -308,7 +293,7 @@ async def watch(box: Box, command: Command, *, timeout: float) -> Ended:
         status = await wait_attended(
             process, lambda: collect(process.stdout, shown, stdout), lambda: collect(process.stderr, shown)
         )
-    return Ended(status=status, limit=timeout, stdout=stdout.end(), output=shown.whole())
+    return verdicts.Ended(status=status, limit=timeout, stdout=stdout.end(), output=shown.whole())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +317,7 @@ class InPlace:
     async def stop(self) -> None:
         await self.box.stop()
 
-    async def run(self, program: Program, *, timeout: float) -> Ended:
+    async def run(self, program: Program, *, timeout: float) -> verdicts.Ended:
         deadline, step = anyio.current_time() + timeout, min(timeout, _STEP_LIMIT_S)
         targets = [posixpath.join(self.working_directory, file.file_path) for file in program.files]
         # A link or a folder in the way would redirect or refuse the file; planted byte code would run instead of it.
@@ -353,7 +338,7 @@ class InPlace:
             with anyio.move_on_after(_TIDY_LIMIT_S, shield=True), suppress(BoxDied):
                 await self._clear([folder], timeout=_TIDY_LIMIT_S)
 
-    async def _watch(self, program: Program, argv: Sequence[str], deadline: float) -> Ended:
+    async def _watch(self, program: Program, argv: Sequence[str], deadline: float) -> verdicts.Ended:
         environment = {**EMPTIED, **program.environment}
         command = Command(argv=tuple(argv), cwd=self.working_directory, environment=environment)
         return await watch(self.box, command, timeout=max(0.0, deadline - anyio.current_time()))

@@ -80,7 +80,8 @@ class ChaosExecutions(Executions):
             try:
                 await self.wait(devbox_id, identity, timeout=seconds)
             except WaitExpired:
-                await self._fleet.box(devbox_id).stop()
+                with self._fleet.using(devbox_id) as box:
+                    await box.stop()
 
 
 class ChaosScoring(Scoring):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.service import records
 from orchestrator.service.content import digest, listing
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
@@ -355,7 +356,7 @@ def test_scoring_settings_of_a_scenario_never_reach_the_wire(scenario: Make) -> 
     plan = found.view["_scoring"]
     tests = plan.tests
     assert replace(plan, tests=None) == ScoringPlan(
-        mode="separate",
+        mode=ScoringMode.SEPARATE,
         artifacts=(
             Artifact(source="/app/out"),
             Artifact(source="log", destination="logs/it", exclude=("*.tmp",)),

@@ -246,7 +246,8 @@ async def test_a_devbox_that_dies_under_a_command_fails_at_once_and_the_command_
 
     async with anyio.create_task_group() as waits:
         waits.start_soon(wait)
-        await served.fleet.box(devbox.id).stop()
+        with served.fleet.using(devbox.id) as box:
+            await box.stop()
         ended = await served.reached(devbox.id, "failure")
     assert ended.failure_reason == "health_check_failed"
     assert "ended by itself" in (ended.model_extra or {})["failure_message"]
@@ -300,8 +301,8 @@ async def test_a_service_that_was_killed_leaves_failures_and_remembers_its_answe
         assert second.ended == [created.id]
         same = await second.client.devboxes.execute_async(created.id, command="sleep 1000", idempotency_key="e")
         assert (same.execution_id, same.status, same.exit_status) == (running.execution_id, "completed", 137)
-        with pytest.raises(BadRequest, match="is failure, not running"):
-            second.fleet.box(created.id)
+        with pytest.raises(BadRequest, match="is failure, not running"), second.fleet.using(created.id):
+            pass
 
 
 async def test_a_service_that_ends_shuts_its_devboxes_down(serve: "Serve", tmp_path: Path) -> None:

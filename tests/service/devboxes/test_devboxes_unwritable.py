@@ -46,9 +46,9 @@ async def test_an_end_that_cannot_be_written_is_written_as_soon_as_it_can(tmp_pa
             devbox = await fleet.create(DevboxRequest(), None)
             await fleet.wait_for_status(devbox.id, ["running"], 20)
             identity = await executions.start(devbox.id, CommandRequest(command="sleep 1000"), None)
-            box = fleet.box(devbox.id)
-            store.is_full = True
-            await box.stop()
+            with fleet.using(devbox.id) as box:
+                store.is_full = True
+                await box.stop()
             with pytest.raises(WaitExpired):
                 await fleet.wait_for_status(devbox.id, ["failure"], 0.3)
             store.is_full = False

@@ -81,7 +81,8 @@ async def test_a_stream_of_a_devbox_that_dies_ends(served: "Served") -> None:
         stream = await served.client.devboxes.executions.stream_stdout_updates(begun.execution_id, devbox_id=devbox.id)
         async for chunk in stream:
             seen.append(chunk.output)
-            await served.fleet.box(devbox.id).stop()
+            with served.fleet.using(devbox.id) as box:
+                await box.stop()
     assert seen == ["begun\n"]
 
 

@@ -8,9 +8,10 @@ from typing import Final
 
 import pytest
 
+from orchestrator.core.protocol import ScoringMode
 from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
-from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Mode, Succession
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Succession
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import read_file, run, write_file
 from orchestrator.service.sandbox.folders import VERIFIER
@@ -64,7 +65,7 @@ class Stage:
         """Output of a client's command."""
         return (await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=APP), timeout=30)).output
 
-    async def patch(self, mode: Mode = Mode.SHARED) -> tuple[bytes, list[str]]:
+    async def patch(self, mode: ScoringMode = ScoringMode.SHARED) -> tuple[bytes, list[str]]:
         """The patch, and what is told beside its pieces."""
         await self.boxes.settle(mode)
         script = settled_patching(LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=APP)
@@ -186,9 +187,8 @@ async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked
     await stage.work(
         "echo x >~/notes; echo y >~/.bashrc; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free; echo w >src/new.py"
     )
-    settled = await stage.boxes.settle(Mode.SHARED)
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
-    assert settled.changes.outside == ("new /home/user/.bashrc 2", "new /home/user/notes 2")
     assert settled.changes.system == ("/app/bin/python3", "/home/user/.bashrc")
     assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "new /home/user/.bashrc 2\nnew /home/user/notes 2\n"
 
@@ -200,7 +200,7 @@ async def test_an_agents_own_settings_are_no_start_up_files_and_those_of_tools_a
         "; echo 2 >~/.cache/myagent/package.json; mkdir -p ~/.config/pip; echo 3 >~/.config/pip/pip.conf"
         "; echo 4 >~/.config/git/config"
     )
-    settled = await stage.boxes.settle(Mode.SHARED)
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
     assert settled.changes.system == ("/home/user/.config/git/config", "/home/user/.config/pip/pip.conf")
 
@@ -212,7 +212,7 @@ async def test_a_changed_program_is_told_apart_in_a_virtual_environment_and_is_w
     (stage.root / "app/env/pyvenv.cfg").write_text("home = /usr/bin\n")
     await stage.begin()
     await stage.work("for folder in bin env/bin; do echo two >$folder/run; echo three >$folder/new; done")
-    settled = await stage.boxes.settle(Mode.SHARED)
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
     assert settled.changes.system == ("/app/env/bin/run",)
 
@@ -220,7 +220,7 @@ async def test_a_changed_program_is_told_apart_in_a_virtual_environment_and_is_w
 async def test_evidence_is_read_only_and_nothing_the_agent_wrote_at_home_is_run(stage: Stage) -> None:
     await stage.begin()
     await stage.work("echo 'echo forged' >~/.bash_profile; (setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
-    assert (await stage.boxes.settle(Mode.SHARED)).left.names == {"sleep": 1}
+    assert (await stage.boxes.settle(ScoringMode.SHARED)).left.names == {"sleep": 1}
     said = await run(stage.boxes.front, shell("echo x >/app/x; echo $HOME $KEY; pgrep -c sleep"), timeout=20)
     assert said.stdout == b"/evidence\n0\n"
     assert b"Read-only file system" in said.stderr
@@ -231,8 +231,8 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
     await stage.work(
         "echo mine >~/mine; echo out >/logs/artifacts/a; echo new >src/new.py; echo t >/tmp/t; echo l >/logs/x"
     )
-    await stage.boxes.settle(Mode.SEPARATE)
-    await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
+    await stage.boxes.settle(ScoringMode.SEPARATE)
+    await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
     async with stage.boxes.scoring_box(variables=("KEY",)) as box:
         found = await run(
             box, Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f | sort; echo $WORD $KEY")), timeout=20
@@ -248,9 +248,9 @@ async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stag
     await stage.work(
         "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /etc/passwd outside; echo no >src/old.py"
     )
-    await stage.boxes.settle(Mode.SEPARATE)
+    await stage.boxes.settle(ScoringMode.SEPARATE)
     await stage.boxes.lay_out(
-        Mode.SEPARATE, dict.fromkeys(("/app/result", "/app/outside", "/app/missing", "/app/deep"), ())
+        ScoringMode.SEPARATE, dict.fromkeys(("/app/result", "/app/outside", "/app/missing", "/app/deep"), ())
     )
     async with stage.boxes.scoring_box() as box:
         found = await run(box, shell("cd /app; cat deep/answer src/old.py; ls"), timeout=20)
@@ -260,9 +260,9 @@ async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stag
 async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_be_tried(stage: Stage) -> None:
     await stage.begin()
     await stage.work("echo new >src/old.py")
-    await stage.boxes.settle(Mode.SEPARATE)
+    await stage.boxes.settle(ScoringMode.SEPARATE)
     for _ in range(2):
-        await stage.boxes.lay_out(Mode.SEPARATE, {APP: ()})
+        await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
         async with stage.boxes.scoring_box() as box:
             assert (
                 await run(box, shell(f"cat /app/src/old.py; echo 1 >{VERIFIER}/reward.txt"), timeout=20)
@@ -277,8 +277,8 @@ async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage
     await stage.work(
         "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app /tmp"
     )
-    await stage.boxes.settle(Mode.SHARED)
-    await stage.boxes.lay_out(Mode.SHARED)
+    await stage.boxes.settle(ScoringMode.SHARED)
+    await stage.boxes.lay_out(ScoringMode.SHARED)
     given = stage.place / "given"
     given.mkdir(mode=0o755)
     (given / "test.sh").write_text("hidden")
@@ -295,10 +295,10 @@ async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage
 async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage) -> None:
     await stage.begin()
     await stage.work("(setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
-    assert (await stage.boxes.settle(Mode.LIVE)).left == RemainingProcesses(names={"sleep": 1})
+    assert (await stage.boxes.settle(ScoringMode.LIVE)).left == RemainingProcesses(names={"sleep": 1})
     assert (await run(stage.boxes.agents, shell("pgrep -c sleep"), timeout=20)).output == "1\n"
-    assert (await stage.boxes.settle(Mode.SHARED)).mode is Mode.LIVE
-    assert (await stage.boxes.settle(Mode.SHARED, is_live_over=True)).mode is Mode.SHARED
+    assert (await stage.boxes.settle(ScoringMode.SHARED)).mode is ScoringMode.LIVE
+    assert (await stage.boxes.settle(ScoringMode.SHARED, is_live_over=True)).mode is ScoringMode.SHARED
     assert await stage.boxes.agents.wait_dead() == "retired"
 
 
@@ -310,12 +310,12 @@ async def test_files_hidden_from_the_lists_are_named(stage: Stage) -> None:
         "echo z >'git~1/sol.py'; git config core.fsmonitor false; ln -s /tests/expected out; echo s >random.py"
     )
     _, told = await stage.patch()
-    settled = await stage.boxes.settle(Mode.SHARED)
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
     assert set(settled.changes.system) == {"/app/.git/config", "/app/out", "/app/random.py", "/home/user/.local"}
     assert "cut .git/x/sol.py: a file that is none of git's, in a folder of that name" in told
     assert "cut git~1/sol.py: git keeps no file of that name" in told
-    await stage.boxes.lay_out(Mode.SHARED)
+    await stage.boxes.lay_out(ScoringMode.SHARED)
     assert not (stage.boxes.files / "app/out").is_symlink()
 
 
