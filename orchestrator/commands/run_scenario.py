@@ -18,7 +18,8 @@ from orchestrator.core.errors import UsageError
 from orchestrator.core.events import Event
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.printable import printable_lines
-from orchestrator.core.records import Outcome, TrialKey
+from orchestrator.core.records import Outcome, TrialKey, path_part
+from orchestrator.core.retry_policy import Action
 from orchestrator.engine import concurrency, context, lifecycle, redact
 from orchestrator.rundir.journal import now
 from orchestrator.rundir.sweep_index import make_folder
@@ -73,7 +74,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             say(run_sweep.TOO_SHORT.format(", ".join(redactor.unmasked)))
         for notice in await run_sweep.notices_of(endpoint):
             say(notice)
-        folder = runs / f"scenario-{summary.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = runs / f"scenario-{path_part(summary.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
         await anyio.to_thread.run_sync(make_folder, folder)
         key = TrialKey(summary.id, config.arms[0].name, 1)
         ctx = run_sweep.make_context(
@@ -90,7 +91,9 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             limits=concurrency.Limits(devboxes=1, agents=1),
             redactor=redactor,
         )
-        await lifecycle.attempt(ctx, key)
+        while (decision := await lifecycle.attempt(ctx, key)) is not None and decision.action is Action.LATER:
+            say(f"  It is tried again in {duration(decision.delay)}.")
+            await anyio.sleep(decision.delay)
     log = context.attempt_folder(folder, key, summary.name, 1) / context.LOG
     if log.exists():
         print_log(log.read_text(errors="replace").rstrip())

@@ -45,17 +45,6 @@ class Stage(StrEnum):
     """The run is completed or canceled, and the devbox goes away."""
 
 
-#: The work of an attempt in each stage, for people.
-DOING: Final = {
-    Stage.START: "starting",
-    Stage.BOOT: "booting",
-    Stage.PREPARE: "installing",
-    Stage.SOLVE: "solving",
-    Stage.GATHER: "bringing files home",
-    Stage.SCORE: "scoring",
-    Stage.RELEASE: "releasing",
-}
-
 MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     None: frozenset({Stage.START}),
     Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.SCORE, Stage.RELEASE}),

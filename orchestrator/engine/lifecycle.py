@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
+import structlog
 
 from orchestrator.core import errors, events, retry_policy
 from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
@@ -95,6 +96,7 @@ def _take_up_later(
     verdict = _verdict(ctx, state, error, Stage.START)
     if verdict is not None:
         raise errors.SweepHalted(verdict)
+    structlog.get_logger().warning("resume.deferred", trial=str(state.key), error=error.message)
     ctx.delays[state.key] += 1
     return retry_policy.decide(error, its_rule, tries=ctx.delays[state.key], allowed=None, dice=ctx.dice())
 
@@ -189,6 +191,7 @@ async def _end_without_score(
         error, its_rule = errors.SweepHalted(verdict), retry_policy.rule(errors.SweepHalted())
     decision = decision_on(ctx, state, error, its_rule)
     if decision.action is retry_policy.Action.LATER:
+        structlog.get_logger().warning("start.deferred", trial=str(state.key), error=error.message)
         ctx.delays[state.key] += 1
         return decision
     if state.stage is not None:

@@ -387,9 +387,9 @@ async def score_again(ctx: Context, state: AttemptState, error: errors.SweepErro
 
 async def release(ctx: Context, state: AttemptState) -> Facts:
     """Complete a scored run, cancel any other; the devbox goes with it, or by itself where that gets no answer."""
-    run, left = state.run, ctx.ledger.under_way(state.key)
-    if run is None and left is not None and left.run is not None:  # it was not taken up yet
-        run = await ctx.endpoint.run(left.run)
+    run, trial = state.run, ctx.ledger.trials.get(state.key)
+    if run is None and trial is not None and trial.attempt is not None and trial.attempt.run is not None:
+        run = await ctx.endpoint.run(trial.attempt.run)  # an earlier process began it, and it was not taken up yet
     run = run or await _find_run(ctx, state)
     if run is None:
         return {}

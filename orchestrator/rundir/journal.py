@@ -42,15 +42,17 @@ _AWAITED: Final = {errno.EROFS: "it to be writable", errno.ENOENT: "it to be bac
     FULL, "room on its disk"
 )
 _FIX: Final = "Nothing was changed; `sweep repair` keeps what can be read."
-_BEGAN: Final = time.time() - time.monotonic()
+#: A clock that counts while the machine sleeps, where the system has one.
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BEGAN: Final = time.time() - time.clock_gettime(_CLOCK)
 
 
 def now() -> float:
-    """The time of an event in seconds since 1970: the wall clock's at the start of this process, and monotonic since.
+    """The time of an event in seconds since 1970: the wall clock's at the start of this process, and steady since.
 
     So sums of such times, for example devbox hours, never jump within the life of a process.
     """
-    return _BEGAN + time.monotonic()
+    return _BEGAN + time.clock_gettime(_CLOCK)
 
 
 def read_events(path: Path, offset: int = 0, lines: int = 0) -> Iterator[tuple[Event, int]]:

@@ -473,7 +473,7 @@ def _found(things: Mapping[Any, T], identity: Any) -> T:
 
 
 class MemorySink:
-    """Implements `engine.event_log.Sink` without a disk: events are in the ledger at once, at the loop's time.
+    """Implements `core.events.Sink` without a disk: events are in the ledger at once, at the loop's time.
 
     `sync` gives the seconds of the next sync. `append` waits as long as with a disk whose syncs take that long: for the
     sync under way and the next one, which all events that came meanwhile share.

@@ -1,8 +1,11 @@
 """Waiting while the endpoint refuses: it holds neither a devbox nor a worker, and no trial pays for it."""
 
-from orchestrator.core.errors import ScoringFault, Throttled, Unavailable
+import pytest
+
+from orchestrator.core.errors import Missing, ScoringFault, Throttled, Unavailable
 from orchestrator.core.events import StageEntered
-from orchestrator.core.records import Outcome
+from orchestrator.core.records import Outcome, TrialKey
+from orchestrator.engine.scheduler import ArmQueue
 from orchestrator.testing.fakes import Script
 
 from .conftest import MakeSweep
@@ -46,3 +49,27 @@ def test_a_trial_that_is_tried_again_waits_for_no_other(make_sweep: MakeSweep) -
     kinds = [(event.kind, getattr(event, "attempt", None)) for event in sweep.sink.events]
     assert kinds.index(("stage.entered", 2)) < kinds.index(("trial.finished", 1))
     assert sweep.ledger.outcomes == {Outcome.SCORED: 2}
+
+
+def test_a_retry_that_waits_for_room_in_its_arm_costs_no_turns_of_the_loop(make_sweep: MakeSweep) -> None:
+    """Two trials of an arm with one agent: the first is tried again at once, and the second works for an hour."""
+    arms = [{"agent": "command:work", "agents": 1}]
+    sweep = make_sweep(scenarios=2, devboxes=2, arms=arms, script=Script(failing_boots=1, solve=3600.0))
+    queue, takes = ArmQueue.take, 0
+
+    def counted(self: ArmQueue) -> TrialKey | None:
+        nonlocal takes
+        takes += 1
+        return queue(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArmQueue, "take", counted)
+        sweep.run()
+    assert sweep.ledger.outcomes == {Outcome.SCORED: 2}
+    assert takes < 50
+
+
+def test_a_start_that_something_is_missing_for_is_asked_for_less_and_less_often(make_sweep: MakeSweep) -> None:
+    script = Script(faults={"scenario": [Missing("no such folder")] * 10_000})
+    sweep = make_sweep(scenarios=1, script=script, unreachable=600.0).run()
+    assert sweep.endpoint.calls["scenario"] < 60

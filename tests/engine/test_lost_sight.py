@@ -121,6 +121,23 @@ def test_an_endpoint_that_stays_silent_stops_the_sweep_and_fails_nobody(make_swe
     assert not any(event.counted for event in sweep.events("attempt.ended"))
 
 
+def test_what_an_endpoint_fell_silent_under_is_taken_up_by_the_next_process(make_sweep: MakeSweep) -> None:
+    """The agent works for an hour, and the endpoint is away for the second half: nobody pays for it twice."""
+    first = make_sweep(scenarios=1, script=Script(solve=3600.0), unreachable=600.0)
+
+    async def disturb() -> None:
+        await anyio.sleep(1800)
+        first.endpoint.is_gone = True
+
+    first.run_beside(disturb)
+    assert first.stopping.reason is not None
+    first.endpoint.is_gone = False
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger).run()
+    assert second.ledger.outcomes == {Outcome.SCORED: 1}
+    assert len(second.endpoint.runs) == 1
+    assert [result["attempts"] for result in second.results] == [[{"attempt": 1, "failure": None}]]
+
+
 def test_an_agent_that_ended_while_nobody_looked_is_not_called_timed_out(make_sweep: MakeSweep) -> None:
     """Its end is on record in the devbox, and we come late: before anything is ended, the record is asked."""
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import anyio
 import pytest
 from msgspec import structs
 
-from orchestrator.core.errors import Unavailable
-from orchestrator.core.events import Event, StageEntered, StageFinished
+from orchestrator.core.errors import Missing, Unavailable
+from orchestrator.core.events import AttemptEnded, Event, StageEntered, StageFinished
 from orchestrator.core.ledger import Attempt, fold
 from orchestrator.core.records import Devbox, Outcome, ScenarioRun
 from orchestrator.core.stages import Stage
@@ -224,3 +225,78 @@ def test_trials_that_hold_a_devbox_go_first(make_sweep: MakeSweep) -> None:
     assert len(held) == 2
     assert set(pending[:2]) == held
     assert len(pending) == 4
+
+
+def left_in(stage: Stage, make_sweep: MakeSweep) -> Sweep:
+    """A sweep of one trial whose process ended in a stage."""
+    whole = make_sweep(scenarios=1).run().sink.events
+    count = next(n for n, event in enumerate(whole, 1) if isinstance(event, StageEntered) and event.stage is stage)
+    first = make_sweep(scenarios=1)
+    die_after(first, count)
+    return first
+
+
+def test_an_attempt_that_cannot_be_taken_up_for_now_is_taken_up_later_however_often(make_sweep: MakeSweep) -> None:
+    """Its agent may still work: it is neither given up nor begun anew."""
+    first = left_in(Stage.SOLVE, make_sweep)
+    first.endpoint.script.faults["scenario"] = [Unavailable("its catalog is being read")] * 200
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger, unreachable=1e6).run()
+    assert second.ledger.outcomes == {Outcome.SCORED: 1}
+    assert len(second.endpoint.runs) == 1
+
+
+@pytest.mark.parametrize("fault", [Unavailable("its catalog is being read"), Missing("no such folder")])
+def test_an_attempt_that_cannot_be_taken_up_for_long_stops_the_sweep_and_stays_as_it_is(
+    make_sweep: MakeSweep, fault: Unavailable | Missing
+) -> None:
+    first = left_in(Stage.SOLVE, make_sweep)
+    first.endpoint.script.faults["scenario"] = [fault] * 10_000
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger, unreachable=600.0).run()
+    assert second.stopping.reason is not None
+    assert not second.ledger.outcomes
+    first.endpoint.script.faults.clear()
+    third = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger).run()
+    assert third.ledger.outcomes == {Outcome.SCORED: 1}
+    assert len(third.endpoint.runs) == 1
+
+
+def test_a_stop_before_an_attempt_is_taken_up_releases_its_devbox(make_sweep: MakeSweep) -> None:
+    """The endpoint lists no runs and is slow to say what became of the run: only the journal knows it."""
+    first = left_in(Stage.SOLVE, make_sweep)
+    script = first.endpoint.script
+    script.faults["list_runs"] = [Unavailable("down")] * 1000
+    script.slow["run"] = 60.0
+    second = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger)
+
+    async def stop() -> None:
+        await anyio.sleep(30)
+        script.slow.clear()
+        second.stopping.cancel()
+
+    second.run_beside(stop)
+    assert second.endpoint.alive == 0
+
+
+def test_processes_that_end_while_scorers_run_use_up_no_scoring(make_sweep: MakeSweep) -> None:
+    first = left_in(Stage.SCORE, make_sweep)
+    for _ in range(2):
+        again = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger)
+        die_after(again, 1)
+        assert [event.stage for event in again.events("stage.entered")] == [Stage.SCORE]
+    first.endpoint.script.broken_scorings = 1
+    last = make_sweep(scenarios=1, endpoint=first.endpoint, ledger=first.ledger).run()
+    assert last.ledger.outcomes == {Outcome.SCORED: 1}
+
+
+def test_a_run_that_an_ended_attempt_started_without_knowing_its_id_is_ended_first(make_sweep: MakeSweep) -> None:
+    first = make_sweep(scenarios=2, devboxes=1)
+    whole = make_sweep(scenarios=1).run().sink.events
+    count = next(number for number, event in enumerate(whole) if event.kind == "run.started")
+    die_after(first, count + 1)
+    ledger = fold(first.sink.events[:count])
+    failure = {"class": "Interrupted", "message": "the sweep was stopped", "stage": "start"}
+    ledger.apply(AttemptEnded(trial=str(next(iter(ledger.trials))), attempt=1, failure=failure, counted=False))
+    second = make_sweep(scenarios=2, devboxes=1, endpoint=first.endpoint, ledger=ledger).run()
+    assert second.events("stray.found")
+    assert second.endpoint.most_alive == 1
+    assert second.ledger.outcomes == {Outcome.SCORED: 2}

@@ -14,13 +14,14 @@ import pytest
 
 from orchestrator.common.locks import LOCK
 from orchestrator.core.errors import JournalError, UsageError
-from orchestrator.core.events import SweepEnded, SweepOpened, to_line
+from orchestrator.core.events import SweepEnded, SweepOpened, TrialFinished, to_line
 from orchestrator.core.ledger import Ledger
 from orchestrator.rundir.append_file import Checksum
 from orchestrator.rundir.checkpoint import Folded, save
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked
 from orchestrator.rundir.journal import Reader
-from orchestrator.rundir.sweep_index import as_typed, find, find_running, find_unfinished, holder
+from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.sweep_index import as_typed, find, find_running, find_unfinished, holder, is_finished
 
 IDENTITY = {"sweep": "0190", "identity": {}, "config": {}, "scenarios": {}}
 
@@ -162,3 +163,14 @@ def test_a_journal_is_read_as_it_grows_and_a_torn_line_once_it_is_whole(tmp_path
         journal.write(b"what\n{}\n")
         with pytest.raises(JournalError, match=rf"line 4, byte {sum(map(len, lines))}"):
             reader.read()
+
+
+@pytest.mark.parametrize(("reason", "is_over"), [("finished", True), ("interrupted: SIGINT", False)])
+def test_a_sweep_that_was_stopped_is_not_finished_for_results_of_trials_that_are_no_longer_asked_for(
+    tmp_path: Path, reason: str, *, is_over: bool
+) -> None:
+    folder = make(tmp_path, "mine", trials=1)
+    finished = [TrialFinished(trial=f"{name}/a/1", attempt=1, result={}) for name in ("first", "second")]
+    lines = [to_line(event) for event in (*finished, SweepEnded(reason=reason))]
+    (folder / JOURNAL).write_bytes(b"".join(lines))
+    assert is_finished(folder, read_manifest(folder)) == is_over
