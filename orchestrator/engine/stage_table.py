@@ -155,6 +155,7 @@ def open_workspace(ctx: Context, state: AttemptState, devbox: records.Devbox, le
         left=left,
         redactor=ctx.redactor,
         vouch=vouch,
+        moving=ctx.silence.moving,
     )
 
 

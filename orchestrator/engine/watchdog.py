@@ -130,12 +130,17 @@ class Silence:
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
         """Raise TimeoutError after so many seconds in which the endpoint answered."""
-        with anyio.fail_after(seconds) as scope:
-            self._scopes.add(scope)
-            try:
-                yield
-            finally:
-                self._scopes.discard(scope)
+        with anyio.fail_after(seconds) as scope, self.moving(scope):
+            yield
+
+    @contextmanager
+    def moving(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """Move the deadline of a scope while the endpoint is silent."""
+        self._scopes.add(scope)
+        try:
+            yield
+        finally:
+            self._scopes.discard(scope)
 
     async def watch(self, give_up: Callable[[str], None]) -> None:
         """Move the deadlines while the endpoint is silent; call `give_up` with the reason when that takes too long.

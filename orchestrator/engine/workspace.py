@@ -13,7 +13,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from functools import cache
 from hashlib import sha256
 from math import inf
@@ -87,6 +87,7 @@ class DevboxWorkspace:
         left: Attempt | None = None,
         redactor: Redactor = NO_SECRETS,
         vouch: Vouch | None = None,
+        moving: Callable[[anyio.CancelScope], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._endpoint = endpoint
         self._devbox = devbox
@@ -97,6 +98,8 @@ class DevboxWorkspace:
         self._log = log
         self._redactor = redactor
         self._vouch = vouch
+        #: Moves the deadline of a command while the endpoint is silent.
+        self._moving = moving
         #: The folder in the devbox for our own steps.
         self.scratch = f"{devbox.home}/.sweep"
         self._execution = left.execution if left else None
@@ -177,7 +180,7 @@ class DevboxWorkspace:
                         await on_output(text)
 
         try:
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(timeout) as limit, self._moving(limit):
                 async with anyio.create_task_group() as tasks:
                     if on_output is not None:
                         tasks.start_soon(pass_on, on_output)
@@ -233,7 +236,7 @@ class DevboxWorkspace:
                 await self._execute({}, line, 1)
             else:
                 await self._begin(files, line, 1)
-        with anyio.move_on_after(time_limit + BACKSTOP_S):
+        with anyio.move_on_after(time_limit + BACKSTOP_S) as limit, self._moving(limit):
             return await self._watch(files, line)
         await self._kill(str(self._execution))
         ending = ""

@@ -121,6 +121,23 @@ def test_an_endpoint_that_stays_silent_stops_the_sweep_and_fails_nobody(make_swe
     assert not any(event.counted for event in sweep.events("attempt.ended"))
 
 
+def test_time_in_which_the_endpoint_is_silent_is_no_commands(make_sweep: MakeSweep) -> None:
+    """The patch takes 10 s, and may take a minute; in it the endpoint is away for two."""
+
+    class Away(MemoryEndpoint):
+        async def wait_completed(self, devbox_id: str, execution_id: str) -> Any:
+            if execution_id.endswith("/patch.sh"):
+                self.is_gone = True
+                await anyio.sleep(120)
+                self.is_gone = False
+                await anyio.sleep(10)
+            return await super().wait_completed(devbox_id, execution_id)
+
+    summaries = [ScenarioSummary(id="scn_0", name="scenario-0")]
+    (result,) = make_sweep(scenarios=1, endpoint=Away(summaries)).run().results
+    assert (result["outcome"], result["flags"]) == ("scored", [])
+
+
 def test_what_an_endpoint_fell_silent_under_is_taken_up_by_the_next_process(make_sweep: MakeSweep) -> None:
     """The agent works for an hour, and the endpoint is away for the second half: nobody pays for it twice."""
     first = make_sweep(scenarios=1, script=Script(solve=3600.0), unreachable=600.0)
