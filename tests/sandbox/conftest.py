@@ -13,10 +13,13 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.commands import Finished, run
-from orchestrator.service.sandbox.provider import BoxSpec, shell
+from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, shell
 from orchestrator.service.sandbox.providers import PROVIDERS
+from tests.sandbox.images import make_image, obstacle
 
 PATIENCE = 20.0
+#: The kind of box beside the providers of the table: the local one, on an image.
+IMAGE = "image"
 AnyProvider = BaseProvider[Any]
 
 
@@ -26,10 +29,11 @@ class Bench:
 
     provider: AnyProvider
     place: Path
+    image: ImageRoot | None = None
     boxes: list[AgentBox] = field(default_factory=list)
 
     async def boot(self, *, beside: AgentBox | None = None, **spec: Any) -> AgentBox:
-        given = BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", **spec})
+        given = BoxSpec(**{"id": f"dbx-{uuid.uuid4().hex[:8]}", "image": self.image, **spec})
         box = await self.provider.start(given, beside=beside)
         self.boxes.append(box)
         return box
@@ -65,13 +69,25 @@ async def prepared(isolation: Isolation, place: Path) -> AsyncIterator[AnyProvid
     await provider.close()
 
 
-@pytest.fixture(scope="module", params=list(PROVIDERS))
-async def any_provider(
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> ImageRoot:
+    """An unpacked image that the boxes of this machine can boot."""
+    if why := obstacle():
+        pytest.skip(why)
+    place = tmp_path_factory.mktemp("image")
+    place.chmod(0o700)
+    return make_image(place)
+
+
+@pytest.fixture(scope="module", params=[*PROVIDERS, IMAGE])
+async def any_kind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[AnyProvider]:
-    """Each provider of the table in turn."""
-    async for provider in prepared(request.param, tmp_path_factory.mktemp(request.param)):
-        yield provider
+) -> AsyncIterator[tuple[AnyProvider, ImageRoot | None]]:
+    """Each provider of the table in turn, and the boxes of images of the one that has walls."""
+    image = request.getfixturevalue("image") if request.param == IMAGE else None
+    isolation = Isolation.LOCAL if image is not None else request.param
+    async for provider in prepared(isolation, tmp_path_factory.mktemp(request.param)):
+        yield provider, image
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +102,9 @@ async def process_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
         yield provider
 
 
-async def opened(provider: AnyProvider, place: Path) -> AsyncIterator[Bench]:
+async def opened(provider: AnyProvider, place: Path, image: ImageRoot | None = None) -> AsyncIterator[Bench]:
     """A bench whose boxes are gone afterwards, with their files."""
-    bench = Bench(provider, place)
+    bench = Bench(provider, place, image)
     yield bench
     async with anyio.create_task_group() as stops:
         for box in bench.boxes:
@@ -110,7 +126,8 @@ async def process(process_provider: AnyProvider, tmp_path: Path) -> AsyncIterato
 
 
 @pytest.fixture
-async def bench(any_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
-    """A bench for each provider of the table."""
-    async for each in opened(any_provider, tmp_path):
+async def bench(any_kind: tuple[AnyProvider, ImageRoot | None], tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench for each kind of box."""
+    provider, image = any_kind
+    async for each in opened(provider, tmp_path, image):
         yield each

@@ -123,7 +123,7 @@ def test_the_network_is_shared_only_when_asked() -> None:
 
 def test_root_and_devices_are_sealed_after_all_mounts() -> None:
     mounts = [Mount(source="/a", target="/app", writable=True), Mount(source="/b", target="/opt/b")]
-    arguments = box_arguments(network=True, shared="/s", mounts=mounts, info=5)
+    arguments = box_arguments(network=True, shared="/s", mounts=mounts)
     seal = next(i for i, word in enumerate(arguments) if word == "--remount-ro" and arguments[i + 1] == "/")
     assert arguments[arguments.index("/app") - 2] == "--bind"
     assert arguments[arguments.index("/opt/b") - 2] == "--ro-bind"

@@ -148,7 +148,7 @@ async def test_files_that_others_remove_do_not_hide_what_a_box_writes(
         exceeded=lambda _: ended.set(),
         lost=lambda _: None,
         pids=tuple,
-        owner=os.geteuid(),
+        owners=range(os.geteuid(), os.geteuid() + 1),
     )
     watch.add(box)
     with anyio.fail_after(15):
@@ -176,7 +176,7 @@ async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: py
             exceeded=lambda _: ended.set(),
             lost=lambda _: None,
             pids=pids,
-            owner=os.geteuid(),
+            owners=range(os.geteuid(), os.geteuid() + 1),
         )
     )
     with anyio.fail_after(15):
@@ -187,7 +187,7 @@ async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: py
 def test_looking_at_a_thousand_descriptors_takes_milliseconds() -> None:
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1000)]
     started = time.process_time()
-    assert unlinked_usage(descendants(os.getpid())[:1], device=0, owner=0) == 0
+    assert unlinked_usage(descendants(os.getpid())[:1], device=0, owners=range(1)) == 0
     assert time.process_time() - started < 0.2
     for each in held:
         os.close(each)

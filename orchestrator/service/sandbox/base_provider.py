@@ -129,6 +129,10 @@ class AgentBox(ABC):
         if self._child is not None:
             await self._child.gone.wait()
 
+    async def unmount(self) -> None:
+        """Take down what is mounted over its folder, which goes next. Raises OSError."""
+        return
+
     @abstractmethod
     async def release(self) -> None:
         """Give back what the box was lent, after its end."""
@@ -158,16 +162,18 @@ class AgentBox(ABC):
         if self._booting.cancelled_caught or self._why is not None:
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
-        self._watch.add(
-            WatchedBox(
-                folder=self.folder.files,
-                limit=self.spec.resources.disk,
-                used=self._used,
-                exceeded=self.break_down,
-                lost=self.end,
-                pids=self.pids,
-                owner=os.geteuid() if self.folder.owner is None else self.folder.owner,
-            )
+        self._watch.add(self._watched())
+
+    def _watched(self) -> WatchedBox:
+        owner = os.geteuid() if self.folder.owner is None else self.folder.owner
+        return WatchedBox(
+            folder=self.folder.files,
+            limit=self.spec.resources.disk,
+            used=self._used,
+            exceeded=self.break_down,
+            lost=self.end,
+            pids=self.pids,
+            owners=range(owner, owner + 1),
         )
 
     def add_guest(self, guest: "AgentBox") -> None:
@@ -258,6 +264,7 @@ class AgentBox(ABC):
         await self._watch.discard(self.folder.files)
         try:
             await anyio.to_thread.run_sync(self.cgroup.remove)
+            await self.unmount()
             await anyio.to_thread.run_sync(self.folder.remove)
         except OSError as error:
             structlog.get_logger().error("devbox.files_left", devbox=self.id, error=str(error))

@@ -52,7 +52,8 @@ class TooManyFiles(OSError):
 class WatchedBox:
     """One box: its folder, its limit in bytes, what to call when it exceeds it, and when its folder is gone.
 
-    `pids` returns its processes of the moment, whose files belong to the host's user `owner`.
+    `pids` returns its processes of the moment, whose files belong to the host's users `owners`. `view` is the folder as
+    its processes see it, if that is on another device.
     """
 
     folder: Path
@@ -60,7 +61,8 @@ class WatchedBox:
     exceeded: Callable[[str], None]
     lost: Callable[[str], None]
     pids: Callable[[], Iterable[int]]
-    owner: int
+    owners: range
+    view: Path | None = None
     used: int = field(default=0)
 
 
@@ -142,20 +144,20 @@ def measure(box: WatchedBox) -> int:
     A file that gets a name between the two halves is counted twice, so a result above the limit is measured again.
     """
     try:
-        with tempfile.TemporaryFile(dir=box.folder) as file:
+        with tempfile.TemporaryFile(dir=box.view or box.folder) as file:
             device = os.fstat(file.fileno()).st_dev  # not always the folder's own, where file systems are stacked
     except OSError:  # the disk is full
-        device = box.folder.stat().st_dev
-    used = unlinked_usage(box.pids(), device=device, owner=box.owner) + disk_usage(box.folder)
+        device = (box.view or box.folder).stat().st_dev
+    used = unlinked_usage(box.pids(), device=device, owners=box.owners) + disk_usage(box.folder)
     if used <= box.limit:
         return used
-    return min(used, unlinked_usage(box.pids(), device=device, owner=box.owner) + disk_usage(box.folder))
+    return min(used, unlinked_usage(box.pids(), device=device, owners=box.owners) + disk_usage(box.folder))
 
 
-def unlinked_usage(pids: Iterable[int], *, device: int, owner: int) -> int:
+def unlinked_usage(pids: Iterable[int], *, device: int, owners: range) -> int:
     """Bytes of the unlinked files that the processes hold, each file once; of a process that ends meanwhile, none.
 
-    Only regular files on `device` that belong to the host's user `owner` count. Raises TooManyFiles.
+    Only regular files on `device` that belong to the host's users `owners` count. Raises TooManyFiles.
     """
     held: dict[int, int] = {}
     for number, path in enumerate(path for pid in pids for path in _held(pid)):
@@ -168,7 +170,7 @@ def unlinked_usage(pids: Iterable[int], *, device: int, owner: int) -> int:
         except OSError:
             continue
         is_unlinked = found.st_nlink == 0 and stat.S_ISREG(found.st_mode)
-        if is_unlinked and found.st_dev == device and found.st_uid == owner:
+        if is_unlinked and found.st_dev == device and found.st_uid in owners:
             held[found.st_ino] = found.st_blocks * 512
     return sum(held.values())
 

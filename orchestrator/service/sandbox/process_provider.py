@@ -124,6 +124,8 @@ class ProcessProvider(BaseProvider[Cgroups]):
         return shared.limits
 
     def make(self, spec: BoxSpec, shared: Cgroups, forget: Callable[[], object], beside: AgentBox | None) -> ProcessBox:
+        if spec.image is not None:
+            raise BoxStartFailed(f"devbox {spec.id}: without walls no box can be of an image")
         if beside is not None:
             raise BoxStartFailed(f"devbox {spec.id}: without walls no box can be started over another one's files")
         return ProcessBox(spec, self.state, shared, self.watch, forget)

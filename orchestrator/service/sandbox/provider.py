@@ -79,6 +79,17 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRoot:
+    """An unpacked image to boot a box from: the folders of its layers, from the lowest up.
+
+    Their files belong to users and groups 0 to 65,535, which are the box's own. They follow the rules of overlayfs with
+    the option `userxattr`, and no program changes them while a box runs.
+    """
+
+    layers: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoxSpec:
     """Everything a provider needs to boot one box.
 
@@ -86,6 +97,9 @@ class BoxSpec:
     folders; each of its top-level folders becomes one. /home/user, /tmp, /app, /tests, /solution, /logs and
     `working_directory` are the box's own and writable in any case, and exist. A bind at one of them covers it.
     `environment` reaches every command.
+
+    With an `image` the whole file system is the box's own and writable, its programs run as root, and any folder may be
+    the working directory. Without one it is the machine's own system, read-only.
     """
 
     id: str
@@ -95,6 +109,7 @@ class BoxSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
     binds: tuple[Bind, ...] = ()
+    image: ImageRoot | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +242,8 @@ class Provider(Protocol):
         """Boot a box. Raises BoxStartFailed, and SandboxUnavailable where this machine does not permit it at all.
 
         With `beside`, another box that has not been stopped, it runs as the same user and may use that one's files. Its
-        writes there count for that one, and it ends with it at the latest.
+        writes there count for that one, and it ends with it at the latest. If both are of the same image, they have
+        one file system.
         """
 
     async def close(self) -> None:

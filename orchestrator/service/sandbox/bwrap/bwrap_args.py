@@ -25,11 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.service.sandbox.bwrap.shared_files import HOSTNAME, UID, bound
+from orchestrator.service.sandbox.closure import AGENT_CODE, AGENT_PROGRAM, IN_BOX
 
 AGENT_PLACE = "/run/devbox"
 SHARED_MEMORY_BYTES = 64 << 20
 #: Links or folders in the host's root that belong to the system besides /usr.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+#: What a container engine grants to the root of a container.
+CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
+    *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+)
 #: UNIX, INET, INET6, NETLINK; any other family is answered as by a kernel that was built without it.
 FAMILIES = (1, 2, 10, 16)
 ENOSYS, EAFNOSUPPORT = 38, 97
@@ -100,15 +106,19 @@ def veils(hidden: Iterable[Path], binds: Mapping[str, Path], prefix: Path | None
     `binds` are the box's binds as {target: source}, `prefix` is HostPython's.
     """
     own = (Path("/usr"), *(Path("/", name) for name in ROOT_LINKS if not Path("/", name).is_symlink()))
-    shown = [(place, place) for place in (*own, *(() if prefix is None else (prefix,)))]
-    shown += [(source.resolve(), Path(target)) for target, source in binds.items()]
+    system = {os.fspath(place): place for place in (*own, *(() if prefix is None else (prefix,)))}
+    return bind_veils(hidden, {**system, **binds})
+
+
+def bind_veils(hidden: Iterable[Path], binds: Mapping[str, Path]) -> Iterator[str]:
+    """Places where an empty folder must cover one of the host's folders `hidden`, given the binds {target: source}."""
     for folder in hidden:
-        for source, target in shown:
-            if source in folder.parents and folder.is_dir():
-                yield os.fspath(target / folder.relative_to(source))
+        for target, source in binds.items():
+            if source.resolve() in folder.parents and folder.is_dir():
+                yield os.fspath(Path(target) / folder.relative_to(source.resolve()))
 
 
-def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: int) -> list[str]:
+def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount]) -> list[str]:
     """All arguments for one box, up to the command; `shared` is the folder that `shared_files.furnish` made."""
     arguments = isolation(network=network)
     for name in ("/home", "/run"):  # the mounts below them would create them closed
@@ -131,11 +141,36 @@ def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount], info: 
         arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
     for mount in mounts:
         arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
-    return [*arguments, "--remount-ro", "/", "--info-fd", str(info), "--chdir", "/"]
+    return [*arguments, "--remount-ro", "/", "--chdir", "/"]
+
+
+def image_arguments(*, network: bool, namespace: int, root: str, closure: str, mounts: Iterable[Mount]) -> list[str]:
+    """All arguments for one box of an image, whose file system is mounted at `root`, up to the command.
+
+    The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed.
+    """
+    arguments = [
+        *("--userns", str(namespace), "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *(() if network else ("--unshare-net",)),
+        *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--uid", "0", "--gid", "0"),
+        *("--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))),
+        *("--hostname", HOSTNAME, "--bind", root, "/", "--proc", "/proc", "--dev", "/dev"),
+        *("--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
+        *("--remount-ro", "/dev", "--ro-bind", closure, IN_BOX),
+    ]
+    if network:
+        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    for mount in mounts:
+        arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
+    return [*arguments, "--chdir", "/"]
 
 
 def agent_command(control: int, limits: str) -> Sequence[str]:
     return (f"{AGENT_PLACE}/agent", "-I", "-S", f"{AGENT_PLACE}/agent.pyc", str(control), limits)
+
+
+def image_agent_command(control: int, limits: str) -> Sequence[str]:
+    return (AGENT_PROGRAM, "-I", "-S", AGENT_CODE, str(control), limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,15 +26,19 @@ import structlog
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
+from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
+from orchestrator.service.sandbox.user_namespace import ID_COUNT
 
 TRIAL_TIMEOUT_S = 30.0
 #: Users of boxes: above the ranges of systemd, containers and sub-users, below 2^31.
 FIRST_USER, USER_COUNT = 1_900_000_000, 8192
+#: The end of the users of boxes of images, which have ID_COUNT each.
+LAST_USER = 1 << 31
 UID_MAP = Path("/proc/self/uid_map")
 ALTERNATIVE = f"or choose `--isolation {Isolation.NONE}`, which runs the code without a sandbox"
 #: A setting of the kernel, the value that forbids sandboxes, and the command that makes it allow them.
@@ -61,6 +65,18 @@ def user_range(uid_map: str) -> range:
     inside, _, count = max(rows, key=lambda row: row[2])
     last = inside + count - (2 if count > 2 else 1)
     return range(max(inside + 1, last - USER_COUNT), last)
+
+
+def id_starts(uid_map: str) -> range:
+    """First users of the ranges that boxes of images may have, given the text of /proc/self/uid_map; maybe none."""
+    first = FIRST_USER + ID_COUNT
+    rows = [[int(field) for field in line.split()] for line in uid_map.splitlines()]
+    ends = [min(inside + count, LAST_USER) for inside, _, count in rows if inside <= first]
+    return range(first, max(ends, default=first) - ID_COUNT + 1, ID_COUNT)
+
+
+def _own_ranges() -> range:
+    return id_starts(UID_MAP.read_text()) if os.geteuid() == 0 else range(0)
 
 
 class Users:
@@ -103,6 +119,7 @@ class BwrapHost:
     python: HostPython
     paths: SharedPaths
     guard: Guard
+    images: Images
     hidden: tuple[Path, ...] = ()
 
     @classmethod
@@ -127,6 +144,7 @@ class BwrapHost:
                 python=python,
                 paths=await spawner.run(partial(_admit_all, spawner, state, bubblewrap, python)),
                 guard=guard,
+                images=Images(state / "shared", IdRanges(_own_ranges())),
                 hidden=hidden,
             )
             await host.check()
@@ -167,7 +185,7 @@ class BwrapHost:
         return words if popen.returncode != 0 else None
 
     async def close(self) -> None:
-        for close in (self.spawner.close, self.guard.close, self.cgroups.close):
+        for close in (self.images.ranges.close, self.spawner.close, self.guard.close, self.cgroups.close):
             await anyio.to_thread.run_sync(close)
 
 

@@ -18,8 +18,10 @@ process that will be bubblewrap holds it. It also makes itself the first to be k
 
 import asyncio
 import ctypes
+import errno
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from orchestrator.service.sandbox.boxagent import EXPENDABLE
+from orchestrator.service.sandbox.bwrap.overlay import attach
 
 T = TypeVar("T")
 
@@ -102,6 +105,22 @@ class PrivateMounts:
             place = Path(mount.path)
             place.rmdir() if place.is_dir() else place.unlink()
 
+    def attach(self, mount: int) -> str:
+        """Attach a mount that is open to a path of its own, and return that. Raises OSError."""
+        self._count += 1
+        place = f"{MOUNT_ROOT}/{self._count}"
+        os.mkdir(place)  # noqa: PTH102
+        try:
+            attach(mount, place)
+        except OSError:
+            os.rmdir(place)  # noqa: PTH106
+            raise
+        return place
+
+    def detach(self, place: str) -> None:
+        self._check(self._libc.umount2(place.encode(), MNT_DETACH))
+        os.rmdir(place)  # noqa: PTH106
+
     def _mount(self, source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
         texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
         self._check(self._libc.mount(*texts, ctypes.c_ulong(flags), options.encode()))
@@ -135,6 +154,24 @@ class Spawner:
     def dismiss(self, source: Path) -> None:
         if self._mounts is not None:
             self._mounts.dismiss(source)
+
+    def attach(self, mount: int) -> str:
+        """Return the path at which the sandboxes, but no program of the host, find a mount. Call by `run`.
+
+        Raises OSError.
+        """
+        if self._mounts is None:
+            raise PermissionError(errno.EPERM, "this machine permits no mounts")
+        return self._mounts.attach(mount)
+
+    def detach(self, place: str) -> None:
+        """Take down what `attach` returned. Call by `run`. Raises OSError."""
+        if self._mounts is not None:
+            self._mounts.detach(place)
+
+    def outside(self, place: str) -> Path:
+        """Return the path by which this process opens what is at `place` in the sandboxes. Call by `run`."""
+        return Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/root{place}")
 
     def close(self) -> None:
         """End the thread; every sandbox that is left dies with it. Blocking."""

@@ -1,0 +1,194 @@
+"""A box whose file system is an image below a layer of its own.
+
+Its secret: one mount. The spawner's thread mounts the layers once, and everything goes through that mount: the box's
+programs, our own copies in and out, and the boxes beside it, which so share one file system. The layer's folder is only
+counted and removed, for the kernel allows nobody else to change it while it is mounted.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.sandbox.base_provider import AgentBox
+from orchestrator.service.sandbox.bwrap.bwrap_args import (
+    Mount,
+    bind_veils,
+    image_agent_command,
+    image_arguments,
+)
+from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
+from orchestrator.service.sandbox.bwrap.host import BwrapHost
+from orchestrator.service.sandbox.bwrap.image_files import OURS, make_folder, make_mount_point
+from orchestrator.service.sandbox.bwrap.overlay import open_overlay
+from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
+from orchestrator.service.sandbox.folders import OWN, BoxFolder
+from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed, ImageRoot
+from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
+from orchestrator.service.sandbox.user_namespace import ID_COUNT
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFolder(BoxFolder):
+    """The folder of a box of an image: `files` is the layer that it writes, `work` the kernel's."""
+
+    def create(self, spec: BoxSpec) -> None:
+        """Make the layer. Raises BoxStartFailed."""
+        try:
+            self.base.mkdir(mode=0o700, parents=True)
+            for name in ("files", "work"):
+                (self.base / name).mkdir()
+                (self.base / name).chmod(0o755)
+                os.chown(self.base / name, self.owner or 0, self.owner or 0)
+        except OSError as error:
+            raise BoxStartFailed(f"devbox {spec.id}: its folders could not be made: {error}") from error
+
+    def is_whole(self) -> bool:
+        return self.files.is_dir()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """A box's file system: the path that sandboxes find it at, and the one by which this process opens it."""
+
+    mounted: str
+    outside: Path
+
+
+class ImageBox(BwrapBox):
+    """A box of the `local` provider whose root is an image."""
+
+    def __init__(
+        self,
+        spec: BoxSpec,
+        image: ImageRoot,
+        host: BwrapHost,
+        watch: DiskWatch,
+        forget: Callable[[], object],
+        beside: AgentBox | None = None,
+    ) -> None:
+        """Raises BoxStartFailed."""
+        if beside is not None and not isinstance(beside, ImageBox):
+            raise BoxStartFailed(f"devbox {spec.id}: a box of an image can be started beside another such box only")
+        _refuse(spec, image)
+        first_id = host.images.ranges.lend() if beside is None else beside.first_id
+        folder = ImageFolder(base=host.state / "boxes" / spec.id, owner=first_id)
+        super().__init__(spec, folder, host, watch, forget, beside)
+        self.first_id: int = first_id
+        self._image = image
+        #: Whose file system it has, if not its own.
+        self._shared_with = beside if beside is not None and beside.spec.image == image else None
+        self._own_root: Root | None = None
+        self._anchors: list[str] = []
+
+    @property
+    def root(self) -> Root:
+        """Its file system. Raises BoxStartFailed if it has none, before its boot and after its end."""
+        found = self._own_root if self._shared_with is None else self._shared_with.root
+        if found is None:
+            raise BoxStartFailed(f"devbox {self.id}: it has no file system")
+        return found
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": PATH, "HOME": HOME, "USER": "root", "LOGNAME": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+
+    def place(self, path: str) -> Path:
+        return self.root.outside / path.strip("/")
+
+    async def export(self, target: Path, only: str = "") -> None:
+        binds = frozenset(bind.target.strip("/") for bind in self.spec.binds)
+        folders = [only] if only else _own_folders(self.spec)
+
+        def copy() -> None:
+            for folder in folders:
+                Copier(skip=binds, only=folder.strip("/")).copy(self.root.outside, target)
+
+        await anyio.to_thread.run_sync(copy)
+
+    async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        await self._host.images.prepare()
+        namespace = await self._host.images.ranges.open(self.first_id)
+        if self._shared_with is None:
+            await self._host.spawner.run(partial(self._mount, namespace))
+        await anyio.to_thread.run_sync(self._furnish)
+        return await super().launch(control, errors)
+
+    def _mount(self, namespace: int) -> None:
+        """In the spawner's thread. Raises OSError."""
+        mount = open_overlay(self._host.images.layers(self._image.layers), self.folder.base, namespace)
+        try:
+            mounted = self._host.spawner.attach(mount)
+        finally:
+            os.close(mount)
+        self._own_root = Root(mounted=mounted, outside=self._host.spawner.outside(mounted))
+
+    def _furnish(self) -> None:
+        """Make in the box what its spec asks for. Raises OSError and BoxStartFailed."""
+        root, spec = self.root.outside, self.spec
+        if spec.root is not None:
+            Copier(owner=self.first_id).copy(spec.root, root)
+        make_folder(root, spec.working_directory, self.first_id)
+        above = {folder for bind in spec.binds for folder in make_mount_point(root, bind, self.first_id)}
+        self._anchors = sorted(above)
+        self._used = disk_usage(self.folder.files)
+
+    def how_to_start(self, control: int, limits: str) -> BwrapStart:
+        namespace = self._host.images.ranges.opened(self.first_id)
+        arguments = image_arguments(
+            network=self.spec.network,
+            namespace=namespace,
+            root=self.root.mounted,
+            closure=f"{self._host.paths.shared}/{self._host.images.closure}",
+            mounts=self._mounts(),
+        )
+        command = image_agent_command(control, limits)
+        return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.first_id)
+
+    def give_back(self) -> None:
+        self._host.images.ranges.give_back(self.first_id)
+
+    async def unmount(self) -> None:
+        root, self._own_root = self._own_root, None
+        if root is not None:
+            await self._host.spawner.run(partial(self._host.spawner.detach, root.mounted))
+
+    def _mounts(self) -> Iterable[Mount]:
+        """Its binds; the folders above them are mounted onto themselves, so that it cannot move a bind away."""
+        for folder in self._anchors:
+            yield Mount(source=f"{self.root.mounted}/{folder}", target=f"/{folder}", writable=True)
+        yield from self.bound()
+        for place in bind_veils(self._host.hidden, {bind.target: bind.source for bind in self.spec.binds}):
+            yield Mount(source=f"{self._host.paths.shared}/nothing", target=place)
+
+    def _watched(self) -> WatchedBox:
+        users = range(self.first_id, self.first_id + ID_COUNT)
+        return replace(super()._watched(), owners=users, view=self.root.outside)
+
+
+def _own_folders(spec: BoxSpec) -> list[str]:
+    """The folders that an export is of: those of every box, the working directory, and the prepared root's."""
+    prepared = [] if spec.root is None else [f"/{place.name}" for place in sorted(spec.root.iterdir())]
+    found = sorted({*OWN, spec.working_directory, *prepared} - {"/"})
+    return [path for path in found if not any(f"{path}/".startswith(f"{above}/") for above in found if above != path)]
+
+
+def _refuse(spec: BoxSpec, image: ImageRoot) -> None:
+    """Raise BoxStartFailed for a spec that no box can have, naming what is wrong."""
+    for layer in image.layers:
+        if not layer.is_dir():
+            raise BoxStartFailed(f"devbox {spec.id}: its image lacks the layer {layer}; have the image fetched again")
+    prepared = [] if spec.root is None else [f"/{place.name}" for place in sorted(spec.root.iterdir())]
+    for path in (spec.working_directory, *prepared, *(bind.target for bind in spec.binds)):
+        parts = PurePosixPath(path).parts
+        if parts[:1] != ("/",) or ".." in parts or "\0" in path:
+            raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..' and NUL")
+        if f"/{'/'.join(parts[1:2])}" in OURS:
+            raise BoxStartFailed(f"devbox {spec.id}: {path} is not the image's: every devbox has its own /{parts[1]}")

@@ -1,0 +1,171 @@
+"""What boxes of images have besides the image: ranges of ids, our Python, and the folders that every box finds.
+
+Its secret: two layers of ours. The upper one covers what an image may have as a link to anywhere, so that our mounts
+meet folders and nothing of the box's own layer is spent on them; the lower one fills in what an image may lack, and
+leaves the image's own folders as they are. A user namespace takes an interpreter's start to make, and belongs to a
+range of ids, not to a box: it is kept for the next box of the range.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from orchestrator.service.sandbox.bwrap.overlay import open_inside
+from orchestrator.service.sandbox.bwrap.shared_files import WRITTEN
+from orchestrator.service.sandbox.closure import IN_BOX, make_closure
+from orchestrator.service.sandbox.folders import LOGS
+from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed
+from orchestrator.service.sandbox.safe_fs import FOLDER, remove
+from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
+
+#: Folders of the box that are not the image's: mounts of ours cover them.
+OURS: Final = (IN_BOX, "/dev", "/proc", "/sys")
+_COVERING: Final = (*OURS, "/tests", "/solution", *LOGS, "/tmp")  # noqa: S108
+_LACKING: Final = ("/app", HOME)
+_MODES: Final = {**dict.fromkeys(LOGS, 0o777), "/tmp": 0o1777}  # noqa: S108
+
+
+class IdRanges:
+    """Lends ranges of the host's ids, each with the user namespace that maps all ids of images to it."""
+
+    def __init__(self, starts: Iterable[int]) -> None:
+        self._free = list(reversed(list(starts)))
+        self._has_any = bool(self._free)
+        self._namespaces: dict[int, UserNamespace] = {}
+
+    def lend(self) -> int:
+        """Return the first id of a range. Raises BoxStartFailed."""
+        if not self._has_any:
+            raise BoxStartFailed(
+                "a devbox of an image needs 65,536 user ids of its own, which so far only a service that runs as root "
+                "has (and, in a container, with ids up to 2,147,483,647): start it as root"
+            )
+        if not self._free:
+            raise BoxStartFailed("no range of user ids is left for another devbox of an image; stop some first")
+        return self._free.pop()
+
+    def give_back(self, start: int) -> None:
+        self._free.append(start)
+
+    async def open(self, start: int) -> int:
+        """Return the open user namespace of a range that is lent. Raises BoxStartFailed."""
+        if start not in self._namespaces:
+            self._namespaces[start] = await UserNamespace.make(IdMap(user=start, group=start))
+        return self.opened(start)
+
+    def opened(self, start: int) -> int:
+        """Return what `open` has returned for a range."""
+        return self._namespaces[start].fd
+
+    def close(self) -> None:
+        while self._namespaces:
+            self._namespaces.popitem()[1].close()
+
+
+class Images:
+    """What the boxes of images share, below the folder `shared`."""
+
+    def __init__(self, shared: Path, ranges: IdRanges) -> None:
+        self.ranges = ranges
+        self._shared = shared
+        self._closure: Path | None = None
+        self._making = anyio.Lock()
+
+    async def prepare(self) -> None:
+        """Make the box's Python and our layers, once. Raises BoxStartFailed."""
+        async with self._making:
+            if self._closure is None:
+                await anyio.to_thread.run_sync(self._make_layers)
+                self._closure = await anyio.to_thread.run_sync(make_closure, self._shared / "closures")
+
+    @property
+    def closure(self) -> str:
+        """Path below `shared` of the box's Python."""
+        assert self._closure is not None
+        return os.fspath(self._closure.relative_to(self._shared))
+
+    def layers(self, image: Iterable[Path]) -> tuple[Path, ...]:
+        """Return all layers of a box of an image but its own, from the lowest up."""
+        return (self._shared / "lacking", *image, self._shared / "covering")
+
+    def _make_layers(self) -> None:
+        """Raises BoxStartFailed."""
+        try:
+            for name, folders in (("covering", _COVERING), ("lacking", _LACKING)):
+                remove(self._shared / name)
+                for folder in folders:
+                    place = self._shared / name / folder[1:]
+                    place.mkdir(parents=True)
+                    place.chmod(_MODES.get(folder, 0o755))
+                for above in (self._shared / name, *(self._shared / name).glob("*")):
+                    above.chmod(_MODES.get(f"/{above.name}", 0o755))
+            etc = self._shared / "covering/etc"
+            etc.mkdir()
+            etc.chmod(0o755)
+            for name in ("hosts", "hostname", "resolv.conf"):
+                (etc / name).write_text(WRITTEN[name])
+                (etc / name).chmod(0o644)
+        except OSError as error:
+            raise BoxStartFailed(f"the layers below images cannot be made: {error}") from error
+
+
+def make_folder(root: Path, path: str, owner: int) -> None:
+    """Make the folder `path` of a box, and those above it, where links lead inside the box only.
+
+    Raises OSError, and BoxStartFailed for a link to nowhere.
+    """
+    with ExitStack() as opened:
+        top = above = os.open(root, FOLDER)
+        opened.callback(os.close, top)
+        for place in (*reversed(PurePosixPath(path).parents[:-1]), PurePosixPath(path)):
+            try:
+                above = open_inside(top, str(place))
+            except FileNotFoundError:
+                try:
+                    _make_entry(above, place.name, owner, is_folder=True)
+                except FileExistsError:
+                    raise BoxStartFailed(
+                        f"{place} is a link to nowhere in the image, and {path} is to be a folder"
+                    ) from None
+                above = open_inside(top, str(place))
+            opened.callback(os.close, above)
+
+
+def make_mount_point(root: Path, bind: Bind, owner: int) -> list[str]:
+    """Make the place of a bind in a box, and return the folders above it, the upper ones first.
+
+    A link in its place gives way. Raises OSError, and BoxStartFailed for a link above it: bubblewrap would follow it.
+    """
+    *folders, name = PurePosixPath(bind.target).parts[1:]
+    with ExitStack() as opened:
+        above = os.open(root, FOLDER)
+        opened.callback(os.close, above)
+        for number, folder in enumerate(folders, start=1):
+            with suppress(FileExistsError):
+                _make_entry(above, folder, owner, is_folder=True)
+            if stat.S_ISLNK(os.lstat(folder, dir_fd=above).st_mode):
+                link = "/".join(("", *folders[:number]))
+                raise BoxStartFailed(f"{link} is a link in the image, and {bind.target} has to be mounted there")
+            above = os.open(folder, FOLDER, dir_fd=above)
+            opened.callback(os.close, above)
+        with suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.lstat(name, dir_fd=above).st_mode):
+                os.unlink(name, dir_fd=above)
+        with suppress(FileExistsError):
+            _make_entry(above, name, owner, is_folder=bind.source.is_dir())
+    return ["/".join(folders[:number]) for number in range(1, len(folders) + 1)]
+
+
+def _make_entry(folder: int, name: str, owner: int, *, is_folder: bool) -> None:
+    """Make a folder or an empty file. Raises OSError."""
+    if is_folder:
+        os.mkdir(name, 0o755, dir_fd=folder)
+    else:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder))
+    os.chown(name, owner, owner, dir_fd=folder, follow_symlinks=False)

@@ -1,0 +1,311 @@
+"""What is special about a box of an image: its file system, its users, and what is left of both."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from orchestrator.service.sandbox.bwrap.bwrap_args import CAPABILITIES
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, id_starts
+from orchestrator.service.sandbox.bwrap.image_box import ImageBox
+from orchestrator.service.sandbox.bwrap.image_files import IdRanges
+from orchestrator.service.sandbox.closure import IN_BOX, PROGRAM
+from orchestrator.service.sandbox.disk import measure
+from orchestrator.service.sandbox.process_provider import ProcessProvider
+from orchestrator.service.sandbox.provider import (
+    Bind,
+    BoxSpec,
+    BoxStartFailed,
+    Command,
+    ImageRoot,
+    Resources,
+)
+from orchestrator.service.sandbox.user_namespace import ID_COUNT
+from tests.processes import carrying
+from tests.sandbox.conftest import AnyProvider, opened
+from tests.sandbox.test_service_death import in_session, start_alone
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import Bench
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def imaged(local_provider: AnyProvider, image: ImageRoot, tmp_path: Path) -> AsyncIterator["Bench"]:
+    async for bench in opened(local_provider, tmp_path, image):
+        yield bench
+
+
+async def say(bench: "Bench", box: ImageBox, script: str) -> str:
+    return (await bench.run(box, script)).output
+
+
+async def boot(bench: "Bench", **spec: object) -> ImageBox:
+    box = await bench.boot(**spec)  # type: ignore[arg-type]
+    assert isinstance(box, ImageBox)
+    return box
+
+
+async def test_the_root_is_the_images_layers_and_the_upper_ones_count(imaged: "Bench") -> None:
+    box = await boot(imaged)
+    said = await say(imaged, box, "cat /etc/os-release /opt/kept; ls /opt; stat -c '%u %g' /var/www/page /bin/ls")
+    assert said == "ID=trial\nchange\nkept\n33 33\n0 0\n"
+
+
+async def test_every_place_of_the_image_can_be_written_and_the_image_stays(imaged: "Bench", image: ImageRoot) -> None:
+    box = await boot(imaged)
+    script = "echo new >/etc/new && rm /bin/seq && mkdir /opt/old && ls /opt/old && chown 33:33 /opt/kept && echo done"
+    assert await say(imaged, box, script) == "done\n"
+    assert not (image.layers[0] / "etc/new").exists()
+    assert (image.layers[0] / "usr/bin/seq").exists()
+    assert await say(imaged, await boot(imaged), "ls /etc/new /bin/seq") != "done"
+    assert (await imaged.run(await boot(imaged), "test ! -e /etc/new -a -e /bin/seq")).status == 0
+
+
+async def test_root_of_the_box_is_nobody_on_the_host_and_no_two_boxes_are_the_same(imaged: "Bench") -> None:
+    first, second = await boot(imaged), await boot(imaged)
+    for box in (first, second):
+        assert await say(imaged, box, "id -u; touch /made; chown 33:33 /made; stat -c %u /made") == "0\n33\n"
+        assert os.stat(box.folder.files / "made").st_uid == box.first_id + 33  # noqa: PTH116
+        assert os.stat(f"/proc/{max(box.pids())}").st_uid == box.first_id  # noqa: PTH116
+    assert abs(first.first_id - second.first_id) >= ID_COUNT
+
+
+async def test_root_of_the_box_has_a_containers_capabilities_and_no_way_to_more(imaged: "Bench") -> None:
+    box = await boot(imaged)
+    script = "grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status"
+    assert await say(imaged, box, script) == "CapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n"
+    assert len(CAPABILITIES) == 0xA80425FB.bit_count()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "mount -t tmpfs none /tmp",
+        "umount /proc",
+        f"umount {IN_BOX}",
+        f"mv {IN_BOX} /gone",
+        f"touch {IN_BOX}/x",
+        "unshare -U true",
+        "unshare -m true",
+        "mknod /disk b 254 0",
+        "echo 9 >/proc/sys/user/max_user_namespaces",
+        "touch /x && chown 65536 /x",
+    ],
+)
+async def test_what_root_of_the_box_must_not_do_is_refused(imaged: "Bench", deed: str) -> None:
+    assert (await imaged.run(await boot(imaged), deed)).status != 0
+
+
+async def test_a_box_of_an_empty_image_runs_our_python(imaged: "Bench") -> None:
+    (imaged.place / "empty").mkdir()
+    box = await boot(imaged, image=ImageRoot(layers=(imaged.place / "empty",)), working_directory="/srv/deep")
+    process = await box.spawn(Command(argv=(PROGRAM, "-c", "import os, ssl; print(os.getcwd(), os.getuid())")))
+    assert await process.stdout.receive() == b"/srv/deep 0\n"
+    assert await (await box.spawn(Command(argv=("true",)))).wait() == 127
+
+
+async def test_a_box_has_more_layers_than_one_page_of_options_holds(imaged: "Bench", image: ImageRoot) -> None:
+    layers = [imaged.place / f"a-layer-with-a-long-name-{number:064}" for number in range(150)]
+    for number, layer in enumerate(layers):
+        layer.mkdir()
+        (layer / f"file-{number}").write_text("")
+    box = await boot(imaged, image=ImageRoot(layers=(*image.layers, *layers)))
+    assert await say(imaged, box, "ls -d /file-* | wc -l") == "150\n"
+
+
+async def test_a_layer_that_is_gone_is_named(imaged: "Bench") -> None:
+    with pytest.raises(BoxStartFailed, match=r"lacks the layer /gone; have the image fetched again"):
+        await boot(imaged, image=ImageRoot(layers=(Path("/gone"),)))
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/.sweep", "/dev", "/sys/y"])
+async def test_folders_that_every_box_has_of_its_own_are_no_place_for_a_spec(imaged: "Bench", place: str) -> None:
+    with pytest.raises(BoxStartFailed, match=f"{place} is not the image's"):
+        await boot(imaged, working_directory=place)
+    with pytest.raises(BoxStartFailed, match=f"{place} is not the image's"):
+        await boot(imaged, binds=(Bind(source=imaged.place, target=place),))
+
+
+async def test_a_prepared_root_may_change_the_images_own_folders(imaged: "Bench") -> None:
+    (imaged.place / "root/etc").mkdir(parents=True)
+    (imaged.place / "root/etc/motd").write_text("hello\n")
+    box = await boot(imaged, root=imaged.place / "root")
+    assert await say(imaged, box, "cat /etc/motd; stat -c %u /etc/motd /etc; ls /etc/passwd") == (
+        "hello\n0\n0\n/etc/passwd\n"
+    )
+
+
+async def test_links_of_an_image_lead_no_copy_and_no_mount_out_of_the_box(imaged: "Bench", image: ImageRoot) -> None:
+    secret, hostile = imaged.place / "secret", imaged.place / "hostile"
+    for folder in (secret, hostile / "opt", imaged.place / "root/app"):
+        folder.mkdir(parents=True)
+    for name in ("tests", "logs", ".sweep", "proc", "dev", "opt/tools", "etc"):
+        (hostile / name).symlink_to(secret)
+    (hostile / "srv").symlink_to("/opt")
+    (hostile / "lost").symlink_to(secret)
+    (imaged.place / "root/app/x").write_text("")
+    spiked = ImageRoot(layers=(*image.layers, hostile))
+    binds = (Bind(source=imaged.place / "root", target="/opt/tools"),)
+    box = await boot(imaged, image=spiked, binds=binds, root=imaged.place / "root", working_directory="/srv/work")
+    assert await say(imaged, box, "ls /opt/tools/app; ls -d /logs/verifier /opt/work; cat /etc/hostname") == (
+        "x\n/logs/verifier\n/opt/work\ndevbox\n"
+    )
+    assert not list(secret.iterdir())
+    with pytest.raises(BoxStartFailed, match=r"/lost is a link to nowhere in the image, and /lost/x is to be a folder"):
+        await boot(imaged, image=spiked, working_directory="/lost/x")
+    with pytest.raises(BoxStartFailed, match=r"/srv is a link in the image, and /srv/a has to be mounted there"):
+        await boot(imaged, image=spiked, binds=(Bind(source=secret, target="/srv/a"),))
+
+
+async def test_a_box_cannot_move_a_bind_away(imaged: "Bench") -> None:
+    tools = imaged.place / "tools"
+    tools.mkdir()
+    (tools / "tool").write_text("ours")
+    box = await boot(imaged, binds=(Bind(source=tools, target="/opt/deep/tools"),))
+    script = "mv /opt/deep /opt/gone; mv /opt /gone; rm -rf /opt; cat /opt/deep/tools/tool"
+    assert (await say(imaged, box, script)).startswith("ours")
+    assert (tools / "tool").exists()
+
+
+async def test_boxes_of_one_image_beside_each_other_have_one_file_system(imaged: "Bench") -> None:
+    box = await boot(imaged)
+    await imaged.run(box, "echo changed >/etc/os-release; rm /bin/seq; echo mine >/tmp/file; chmod 600 /tmp/file")
+    await box.retire()
+    assert (box.place("/etc") / "os-release").read_text() == "changed\n"
+    assert not (box.place("/bin/seq")).exists()
+    other = await boot(imaged, beside=box)
+    assert await say(imaged, other, "cat /etc/os-release /tmp/file; ls /bin/seq 2>/dev/null") == "changed\nmine\n"
+    await imaged.run(other, "echo later >/app/file")
+    assert (box.place("/app") / "file").read_text() == "later\n"
+    await box.stop()
+    assert await other.wait_dead() == "stopped"
+
+
+async def test_a_box_of_another_image_beside_one_may_use_its_files(imaged: "Bench", image: ImageRoot) -> None:
+    box = await boot(imaged)
+    await imaged.run(box, "umask 077; echo first >/app/file")
+    await box.retire()
+    binds = (Bind(source=box.place("/app"), target="/app", is_writable=True),)
+    other = await boot(imaged, beside=box, binds=binds, image=ImageRoot(layers=image.layers[:1]))
+    assert await say(imaged, other, "cat /app/file /opt/kept; echo second >/app/file") == "first\nbase\n"
+    assert (box.place("/app") / "file").read_text() == "second\n"
+
+
+async def test_a_box_of_an_image_is_not_started_beside_one_of_the_machine(imaged: "Bench") -> None:
+    box = await imaged.boot(image=None)
+    with pytest.raises(BoxStartFailed, match="beside another such box only"):
+        await boot(imaged, beside=box)
+
+
+async def test_unlinked_files_of_every_user_in_a_box_count(imaged: "Bench") -> None:
+    box = await boot(imaged, resources=Resources(disk=100 << 20))
+    script = "import os, time; os.setuid({}); f = open('/tmp/{}', 'wb'); os.unlink(f.name); f.write(bytes(9_000_000)); "
+    script += "f.flush(); print(1, flush=True); time.sleep(1000)"
+    for user in (0, 33):
+        process = await box.spawn(Command(argv=(PROGRAM, "-c", script.format(user, user))))
+        assert await process.stdout.receive() == b"1\n"
+    assert measure(imaged.provider.watch._boxes[box.folder.files]) > 18_000_000
+
+
+async def test_what_a_box_writes_anywhere_counts_for_its_disk(imaged: "Bench") -> None:
+    box = await boot(imaged, resources=Resources(disk=20 << 20))
+    await box.spawn(
+        Command(argv=("bash", "-c", "head -c 15000000 /dev/zero >/usr/lib/a; cp /usr/lib/a /b; sleep 1000"))
+    )
+    with anyio.fail_after(20):
+        assert "out of disk" in await box.wait_dead()
+
+
+async def test_a_stopped_box_leaves_no_mount_and_its_ids_are_used_again(imaged: "Bench") -> None:
+    box = await boot(imaged)
+    first, outside = box.first_id, box.place("/")
+    await imaged.run(box, "mkdir -m 0 /closed; touch /opt/kept")
+    thread = Path(*outside.parts[:5])
+    assert _overlays(thread)
+    await box.stop()
+    assert not _overlays(thread)
+    assert not outside.exists()
+    again = await boot(imaged)
+    assert again.first_id == first
+
+
+def _overlays(thread: Path) -> list[str]:
+    """File systems of boxes of images that are mounted for a thread."""
+    return [line for line in (thread / "mountinfo").read_text().splitlines() if " - overlay devbox " in line]
+
+
+SERVICE = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.service.sandbox.provider import BoxSpec, Command, ImageRoot
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+
+async def main():
+    state = Path(sys.argv[1])
+    (state.parent / "empty").mkdir(exist_ok=True)
+    image = ImageRoot(layers=(state.parent / "empty",))
+    provider = BwrapProvider(state)
+    box = await provider.start(BoxSpec(id="first", image=image))
+    await box.spawn(Command(argv=("/.sweep/bin/agent", "-c", "import time; time.sleep(1000)", "MARKER")))
+    print("up", flush=True)
+    await asyncio.gather(*(provider.start(BoxSpec(id=f"victim-{n}", image=image)) for n in range(12)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("booting", [1, 4])
+async def test_a_killed_service_leaves_nothing_of_boxes_of_images(
+    booting: int, state: Path, marker: str, imaged: "Bench"
+) -> None:
+    service = start_alone(SERVICE.replace("MARKER", marker), state)
+    assert service.stdout is not None
+    with anyio.fail_after(60):
+        assert await anyio.to_thread.run_sync(service.stdout.readline) == b"up\n"
+    await until(lambda: len(list((state / "boxes").iterdir())) > booting, "boxes boot")
+    service.send_signal(signal.SIGKILL)
+    service.communicate()
+    await until(lambda: not in_session(service.pid), "nothing is left of those that booted")
+    await until(lambda: not carrying(marker), "nothing is left of those that ran")
+    following = BwrapProvider(state)
+    await following.start(BoxSpec(id="next", image=ImageRoot(layers=())))
+    assert [place.name for place in (state / "boxes").iterdir()] == ["next"]
+    await following.close()
+
+
+async def test_without_walls_there_is_no_box_of_an_image(process: "Bench") -> None:
+    assert isinstance(process.provider, ProcessProvider)
+    with pytest.raises(BoxStartFailed, match="without walls no box can be of an image"):
+        await process.boot(image=ImageRoot(layers=()))
+
+
+def test_a_service_that_has_no_ids_to_give_says_so() -> None:
+    with pytest.raises(BoxStartFailed, match=r"65,536 user ids of its own.*start it as root"):
+        IdRanges(()).lend()
+
+
+def test_ranges_of_ids_are_above_those_of_other_boxes_and_are_used_up_by_name() -> None:
+    starts = id_starts("         0          0 4294967295\n")
+    assert starts[0] >= FIRST_USER + USER_COUNT
+    assert starts[-1] + ID_COUNT <= 1 << 31
+    assert len(starts) > 3000
+    assert not id_starts("         0     100000      65536\n")
+    assert not id_starts("")
+    ranges = IdRanges(starts[:1])
+    assert ranges.lend() == starts[0]
+    with pytest.raises(BoxStartFailed, match="no range of user ids is left"):
+        ranges.lend()
+
+
+def test_a_spec_without_an_image_is_as_before() -> None:
+    assert BoxSpec(id="x").image is None
+    assert replace(BoxSpec(id="x"), image=ImageRoot(layers=())) != BoxSpec(id="x")
