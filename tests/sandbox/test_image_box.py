@@ -138,10 +138,20 @@ async def test_folders_that_every_box_has_of_its_own_are_no_place_for_a_spec(ima
 async def test_a_prepared_root_may_change_the_images_own_folders(imaged: "Bench") -> None:
     (imaged.place / "root/etc").mkdir(parents=True)
     (imaged.place / "root/etc/motd").write_text("hello\n")
+    (imaged.place / "root/etc/os-release").write_text("ID=other\n")
     box = await boot(imaged, root=imaged.place / "root")
-    assert await say(imaged, box, "cat /etc/motd; stat -c %u /etc/motd /etc; ls /etc/passwd") == (
-        "hello\n0\n0\n/etc/passwd\n"
+    assert await say(imaged, box, "cat /etc/motd /etc/os-release; stat -c %u /etc/motd /etc; ls /etc/passwd") == (
+        "hello\nID=other\n0\n0\n/etc/passwd\n"
     )
+
+
+@pytest.mark.parametrize("path", ["bin/tool", "opt/kept/tool"])
+async def test_a_prepared_root_that_does_not_fit_its_image_is_refused(imaged: "Bench", path: str) -> None:
+    (imaged.place / "root" / path).parent.mkdir(parents=True)
+    (imaged.place / "root" / path).write_text("")
+    name = path.split("/")[-2]
+    with pytest.raises(BoxStartFailed, match=f"{name} is a folder in one of them and none in the other"):
+        await boot(imaged, root=imaged.place / "root")
 
 
 async def test_links_of_an_image_lead_no_copy_and_no_mount_out_of_the_box(imaged: "Bench", image: ImageRoot) -> None:

@@ -41,12 +41,14 @@ class Copier:
     """Copies trees: folders, files (holes stay holes) and symbolic links, with modes and times; nothing else.
 
     The copy belongs to user and group `owner`, None meaning this process's own. Paths in `skip` (relative, such as
-    "home/user/x") are left out; with a path `only`, nothing else is copied but the folders above it.
+    "home/user/x") are left out; with a path `only`, nothing else is copied but the folders above it. If it `replaces`,
+    files and links that are in the way give way; else, and for folders, that is an error.
     """
 
     owner: int | None = None
     skip: frozenset[str] = frozenset()
     only: str = ""
+    replaces: bool = False
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy the content of folder `source` into folder `target`, which exists. Raises OSError."""
@@ -77,13 +79,20 @@ class Copier:
         elif stat.S_ISREG(found.st_mode):
             with _entered(name, FILE, source) as a:
                 if stat.S_ISREG(os.fstat(a).st_mode):
+                    self._make_way(target, name)
                     with _opened(os.open(name, NEW, 0o600, dir_fd=target)) as b:
                         _copy_bytes(a, b)
                         self._dress(b, found)
         elif stat.S_ISLNK(found.st_mode):
+            self._make_way(target, name)
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
             if self.owner is not None:
                 os.chown(name, self.owner, self.owner, dir_fd=target, follow_symlinks=False)
+
+    def _make_way(self, target: int, name: str) -> None:
+        if self.replaces:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=target)
 
     def _dress(self, fd: int, like: os.stat_result) -> None:
         if self.owner is not None:

@@ -134,7 +134,11 @@ class ImageBox(BwrapBox):
         """Make in the box what its spec asks for. Raises OSError and BoxStartFailed."""
         root, spec = self.root.outside, self.spec
         if spec.root is not None:
-            Copier(owner=self.first_id).copy(spec.root, root)
+            try:
+                Copier(owner=self.first_id, replaces=True).copy(spec.root, root)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                where = f"{error.filename} is a folder in one of them and none in the other"
+                raise BoxStartFailed(f"devbox {spec.id}: its prepared root does not fit its image: {where}") from None
         make_folder(root, spec.working_directory, self.first_id)
         above = {folder for bind in spec.binds for folder in make_mount_point(root, bind, self.first_id)}
         self._anchors = sorted(above)

@@ -90,9 +90,10 @@ def _view(folder: Path, namespace: int) -> int:
     try:
         attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0, 0, namespace)
         _call(MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes))
-    except OSError:
+    except OSError as error:
         os.close(tree)
-        raise
+        need = "layers with the ids of a box need Linux 5.19 and a file system that has idmapped mounts"
+        raise OSError(error.errno, f"{error.strerror} ({need})", os.fspath(folder)) from None
     return tree
 
 
