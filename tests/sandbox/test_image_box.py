@@ -200,6 +200,21 @@ async def test_boxes_of_one_image_beside_each_other_have_one_file_system(imaged:
     assert await other.wait_dead() == "stopped"
 
 
+async def test_what_a_box_did_to_our_folders_does_not_keep_another_from_its_files(imaged: "Bench") -> None:
+    for name in ("secret", "tests"):
+        (imaged.place / name).mkdir()
+    box = await boot(imaged)
+    await imaged.run(box, f"rm -r /tests /logs /solution; ln -s {imaged.place}/secret /tests; touch /solution")
+    await imaged.run(box, f"mkdir /logs; ln -s /etc /logs/verifier; chmod 0 /tmp; mv /app /away; ln -s / {IN_BOX}")
+    await box.retire()
+    (imaged.place / "tests/ours").write_text("")
+    binds = [Bind(source=imaged.place / "tests", target=target) for target in ("/tests/deep", "/logs/verifier")]
+    other = await boot(imaged, beside=box, binds=tuple(binds))
+    said = await say(imaged, other, "ls /tests /logs/verifier; stat -c %a /tmp /logs/artifacts; ls -d /solution/")
+    assert said == "/logs/verifier:\nours\n\n/tests:\ndeep\n1777\n777\n/solution/\n"
+    assert not list((imaged.place / "secret").iterdir())
+
+
 async def test_a_box_of_another_image_beside_one_may_use_its_files(imaged: "Bench", image: ImageRoot) -> None:
     box = await boot(imaged)
     await imaged.run(box, "umask 077; echo first >/app/file")

@@ -1,12 +1,15 @@
 """Rights that the kernel gives to programs that may ask: a program in a box may not."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
-from orchestrator.service.sandbox.provider import BoxSpec
+from orchestrator.service.sandbox.closure import PROGRAM
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.provider import BoxSpec, Command, ImageRoot
 
 pytestmark = pytest.mark.anyio
 Ask = Callable[[AgentBox, str], Awaitable[str]]
@@ -50,6 +53,12 @@ WAYS = {
     "to read what passes on a wire": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "to send packets of its own making": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)",
 }
+#: Those that root of a box of an image has, as in a container: they reach no further than its own file system and
+#: network.
+GRANTED = {
+    *("to be root", "to join a group", "to have any capability", "to change the root"),
+    "to send packets of its own making",
+}
 HEAD = """
 import ctypes, glob, os, resource, socket, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -82,3 +91,20 @@ async def box(local: BwrapProvider) -> AsyncIterator[AgentBox]:
 async def test_kernel_ways_to_more_rights_are_closed(box: AgentBox, tell: Ask, way: str) -> None:
     answer = await tell(box, HEAD.replace("{way}", way))
     assert answer.startswith("no"), answer
+
+
+@pytest.fixture(scope="module")
+async def image_box(local: BwrapProvider) -> AsyncIterator[AgentBox]:
+    """Of an image without any file: all that runs in it is our Python."""
+    if os.geteuid() != 0:
+        pytest.skip("so far only root's services boot images")
+    box = await local.start(BoxSpec(id="ways-up-image", image=ImageRoot(layers=())))
+    yield box
+    await box.stop()
+
+
+@pytest.mark.parametrize("way", WAYS.keys())
+async def test_root_of_an_image_has_the_ways_that_it_is_granted_and_no_other(image_box: AgentBox, way: str) -> None:
+    command = Command(argv=(PROGRAM, "-c", HEAD.replace("{way}", WAYS[way])))
+    answer = (await run(image_box, command, timeout=30)).output
+    assert answer.startswith("yes" if way in GRANTED else "no"), answer

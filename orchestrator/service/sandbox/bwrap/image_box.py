@@ -25,7 +25,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_args import (
 )
 from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
-from orchestrator.service.sandbox.bwrap.image_files import OURS, make_folder, make_mount_point
+from orchestrator.service.sandbox.bwrap.image_files import OURS, make_folder, make_mount_point, restore_folders
 from orchestrator.service.sandbox.bwrap.overlay import open_overlay
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
@@ -133,6 +133,8 @@ class ImageBox(BwrapBox):
     def _furnish(self) -> None:
         """Make in the box what its spec asks for. Raises OSError and BoxStartFailed."""
         root, spec = self.root.outside, self.spec
+        if self._shared_with is not None:
+            restore_folders(root, self.first_id)
         if spec.root is not None:
             try:
                 Copier(owner=self.first_id, replaces=True).copy(spec.root, root)

@@ -137,6 +137,24 @@ def make_folder(root: Path, path: str, owner: int) -> None:
             opened.callback(os.close, above)
 
 
+def restore_folders(root: Path, owner: int) -> None:
+    """Make the folders of our upper layer where a box has removed or replaced them. Raises OSError."""
+    for path in _COVERING:
+        with ExitStack() as opened:
+            above = os.open(root, FOLDER)
+            opened.callback(os.close, above)
+            for name in PurePosixPath(path).parts[1:]:
+                with suppress(FileNotFoundError):
+                    if not stat.S_ISDIR(os.lstat(name, dir_fd=above).st_mode):
+                        os.unlink(name, dir_fd=above)
+                with suppress(FileExistsError):
+                    _make_entry(above, name, owner, is_folder=True)
+                above = os.open(name, FOLDER, dir_fd=above)
+                opened.callback(os.close, above)
+            if path in _MODES:
+                os.chmod(f"/proc/self/fd/{above}", _MODES[path])  # noqa: PTH101
+
+
 def make_mount_point(root: Path, bind: Bind, owner: int) -> list[str]:
     """Make the place of a bind in a box, and return the folders above it, the upper ones first.
 
