@@ -15,7 +15,9 @@ from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, id_starts
 from orchestrator.service.sandbox.bwrap.image_box import ImageBox
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges
+from orchestrator.service.sandbox.bwrap.shared_files import WRITTEN
 from orchestrator.service.sandbox.closure import IN_BOX, PROGRAM
+from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.disk import measure
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import (
@@ -86,6 +88,13 @@ async def test_root_of_the_box_has_a_containers_capabilities_and_no_way_to_more(
     assert len(CAPABILITIES) == 0xA80425FB.bit_count()
 
 
+async def test_a_program_that_root_starts_as_another_user_has_no_capability(imaged: "Bench") -> None:
+    show = ("grep", "-E", "^Cap(Prm|Eff|Amb)", "/proc/self/status")
+    code = f"import os; os.setgroups([]); os.setgid(33); os.setuid(33); os.execvp('grep', {show})"
+    done = await run(await boot(imaged), Command(argv=(PROGRAM, "-c", code)), timeout=20)
+    assert [line.split()[1] for line in done.output.splitlines()] == ["0" * 16] * 3
+
+
 @pytest.mark.parametrize(
     "deed",
     [
@@ -120,6 +129,13 @@ async def test_a_box_has_more_layers_than_one_page_of_options_holds(imaged: "Ben
         (layer / f"file-{number}").write_text("")
     box = await boot(imaged, image=ImageRoot(layers=(*image.layers, *layers)))
     assert await say(imaged, box, "ls -d /file-* | wc -l") == "150\n"
+
+
+async def test_names_are_looked_up_as_on_the_host_when_the_network_is_on(imaged: "Bench") -> None:
+    there = await anyio.Path("/etc/resolv.conf").exists()
+    host = await anyio.Path("/etc/resolv.conf").read_text() if there else ""
+    assert await say(imaged, await boot(imaged, network=True), "cat /etc/resolv.conf") == host
+    assert await say(imaged, await boot(imaged), "cat /etc/resolv.conf; cat /etc/hosts") == WRITTEN["hosts"]
 
 
 async def test_a_layer_that_is_gone_is_named(imaged: "Bench") -> None:
