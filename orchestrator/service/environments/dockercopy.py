@@ -12,17 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from orchestrator.service.content import Listing, Node
+from orchestrator.service.environments.build_context import MAX_LINKS, MAX_PATTERNS, glob
 from orchestrator.service.environments.dockerfile import Copy
 from orchestrator.service.environments.dockerlines import Mistake
 from orchestrator.service.sandbox.folders import SYSTEM
-
-MAX_LINKS: Final = 40
-#: Patterns of a .dockerignore, and ** within one name of a pattern.
-MAX_PATTERNS: Final = 1000
-MAX_DEEP: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,47 +176,9 @@ class Tree:
         return self.root.joinpath(*done)
 
 
-def _pattern(glob: str) -> re.Pattern[str]:
-    """Compile a pattern of Docker's. Raises Mistake.
-
-    * and ? stay within a name, ** does not, [a-z] and [^a-z] are classes.
-
-    What stands between two wildcards is looked for once, where it comes first, which decides nothing for what follows;
-    trying all places would take an hour for a pattern of ten stars.
-    """
-    runs: list[list[str]] = [[]]
-    for name in glob.split("/"):
-        if name != "**":
-            runs[-1].append(_name_pattern(name))
-        elif runs[-1] or len(runs) == 1:
-            runs.append([])
-    first, *middle = ("".join(f"{name}/" for name in run) for run in runs[:-1]) if len(runs) > 1 else ("",)
-    last = "/".join(runs[-1])
-    if len(runs) > 1:
-        last = f"(?:[^/]*/)*{last}" if last else ".*"
+def _pattern(text: str) -> re.Pattern[str]:
+    """Compile a pattern of Docker's. Raises Mistake."""
     try:
-        return re.compile(first + "".join(f"(?>(?:[^/]*/)*?{run})" for run in middle) + last, re.DOTALL)
-    except re.error as error:
-        raise Mistake(f"the pattern {glob} is not valid: {error}") from None
-
-
-def _name_pattern(glob: str) -> str:
-    """Translate the part of a pattern between two slashes. Raises Mistake."""
-    if glob.count("**") > MAX_DEEP:
-        raise Mistake(f"the pattern {glob} has ** more than {MAX_DEEP} times within a name")
-    parts, at = [""], 0
-    while at < len(glob):
-        if glob.startswith("**", at):
-            parts[-1], at = parts[-1] + ".*", at + 2
-        elif glob[at] == "*":
-            parts, at = [*parts, ""], at + 1
-        elif glob[at] == "[" and (end := glob.find("]", at + 2)) > 0:
-            parts[-1], at = parts[-1] + f"(?!/)[{glob[at + 1 : end]}]", end + 1
-        elif glob[at] == "\\" and at + 1 < len(glob):
-            parts[-1], at = parts[-1] + re.escape(glob[at + 1]), at + 2
-        else:
-            parts[-1], at = parts[-1] + ("[^/]" if glob[at] == "?" else re.escape(glob[at])), at + 1
-    if len(parts) == 1:
-        return parts[0]
-    first, *middle, last = parts
-    return first + "".join(f"(?>[^/]*?{part})" for part in middle if part) + "[^/]*" + last
+        return glob(text)
+    except ValueError as error:
+        raise Mistake(str(error)) from None
