@@ -455,11 +455,11 @@ async def test_a_frame_of_the_wrong_shape_is_the_agents_failure(bench: Bench, se
 
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.02, 0.04, 0.06, 0.1])
 async def test_an_attempt_cancelled_while_it_starts_leaves_nothing(bench: Bench, delay: float) -> None:
-    files = open_files()
+    files, children = open_files(), living_children()
     with anyio.move_on_after(delay):
         await bench.run("import time\ndef MyAgent(prompt): time.sleep(600)")
     assert open_files() <= files
-    assert living_children() == []
+    assert living_children() == children
 
 
 async def test_a_request_of_the_wrong_shape_is_answered_with_an_error(bench: Bench) -> None:
@@ -740,7 +740,7 @@ IMPORTED: Final = """
 
 
 async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process_of_its_own(bench: Bench) -> None:
-    agent, loads = bench.load(IMPORTED), bench.folder / "my_agent.py.loads"
+    agent, loads, children = bench.load(IMPORTED), bench.folder / "my_agent.py.loads", living_children()
     for _ in range(2):
         await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
     await until(lambda: len(loads.read_text().split()) == 4, "four workers do not load")
@@ -749,7 +749,7 @@ async def test_attempts_that_follow_find_the_agent_loaded_and_each_has_a_process
     assert last in set(loads.read_text().split()[:4]) - set(earlier)
     assert len(set(earlier)) == 2
     await agent.aclose()
-    assert living_children() == []
+    assert living_children() == children
 
 
 async def test_a_worker_that_died_while_it_waited_is_not_used(bench: Bench) -> None:
