@@ -245,8 +245,17 @@ class UserCache(BuildCache[T]):
     Methods raise OSError, for folders that others could put programs in and for file systems without locks too.
     """
 
-    def __init__(self, cache: Path, folder: str, *, kind: str, tree: str, read: Callable[[Built], T]) -> None:
-        super().__init__(cache / folder, kind=kind, tree=tree, read=read)
+    def __init__(
+        self,
+        cache: Path,
+        folder: str,
+        *,
+        kind: str,
+        tree: str,
+        read: Callable[[Built], T],
+        measure: Callable[[Path], list[int]] = amount,
+    ) -> None:
+        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure)
         self._cache = cache
         self._held: dict[str, int] = {}
 

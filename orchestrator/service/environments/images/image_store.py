@@ -1,0 +1,299 @@
+"""The images of this machine's user: layers unpacked once, shared by all images that begin alike and all processes.
+
+Its secret: the layout below the cache folder. `layers/CHAIN/fs` is a layer as a kernel overlay reads it; CHAIN is a
+digest of it and of all layers below it (the chain id of image-spec, `config.md`), since what a hard link or a folder's
+mode means depends on those, and of the ids that its files have on this machine. `blobs/` has what is being downloaded,
+and `names/` says which layers an image has. A layer is made in a folder of its own and counts only with its
+description, which is written when all of it is on the disk.
+
+Names are short: the kernel takes the paths of all layers of an overlay in one page of memory.
+"""
+
+import fcntl
+import gzip
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import new, sha256
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+import anyio
+import msgspec
+import orjson
+import structlog
+import zstandard
+from anyio.to_thread import run_sync
+
+from orchestrator.core.errors import leaf
+from orchestrator.service.environments.build_cache import Built, UserCache
+from orchestrator.service.environments.images.manifest import (
+    BadImage,
+    Descriptor,
+    ImageConfig,
+    ImageError,
+    Manifest,
+    Platform,
+    check_layers,
+    ours,
+    read,
+)
+from orchestrator.service.environments.images.reference import Reference
+from orchestrator.service.environments.images.registry import Registries, Tell
+from orchestrator.service.environments.images.unpack import NO_ROOM
+from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
+
+#: Blobs that come at the same time.
+MAX_DOWNLOADS: Final = 4
+#: Characters of a digest in a folder's name.
+_NAME_CHARS: Final = 20
+_CHUNK_BYTES: Final = 1 << 18
+_POLL_S: Final = 0.25
+_UNPACK: Final = Path(__file__).with_name("unpack.py")
+#: Bytes that one layer may take, uncompressed.
+MAX_LAYER_BYTES: Final = 64 << 30
+
+
+Download = Callable[[Descriptor, Path, Tell], Awaitable[None]]
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is there: the digest of its manifest, its configuration, and chain names of its layers."""
+
+    reference: str
+    digest: str
+    config: ImageConfig
+    chains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """An image to start boxes from: `layers` are the folders of its layers, from the lowest up."""
+
+    image: Image
+    layers: tuple[Path, ...]
+
+
+class Source(Protocol):
+    """Where images come from: registries, or a file. Methods raise ImageError and OSError."""
+
+    async def manifest(self, reference: Reference, platform: Platform) -> tuple[str, Manifest]: ...
+
+    async def document(self, reference: Reference, blob: Descriptor) -> bytes: ...
+
+    async def download(self, reference: Reference, blob: Descriptor, target: Path, tell: Tell) -> None: ...
+
+
+@dataclass(slots=True)
+class ImageStore:
+    """The images below `cache/images`, with the ids of `namespace`."""
+
+    cache: Path
+    registries: Registries
+    namespace: UserNamespace
+    _layers: UserCache[Path] = field(init=False)
+    _downloads: anyio.CapacityLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._downloads = anyio.CapacityLimiter(MAX_DOWNLOADS)
+        self._layers = UserCache(
+            self.cache / "images",
+            "layers",
+            kind="layer",
+            tree="fs",
+            read=lambda built: built.tree,
+            measure=lambda _: [],
+        )
+
+    async def get(self, reference: Reference, *, tell: Tell = lambda _: None) -> Unpacked:
+        """Return an image, pulled now if it is not there whole.
+
+        `tell` is given the bytes that came, while they come. Raises ImageError and OSError.
+        """
+        image = await run_sync(self.find, reference)
+        if image is not None:
+            layers = [await run_sync(self._layers.find, chain) for chain in image.chains]
+            if None not in layers:
+                return Unpacked(image=image, layers=tuple(layer for layer in layers if layer is not None))
+        return await self.pull(reference, tell=tell)
+
+    def find(self, reference: Reference) -> Image | None:
+        """Return what is known of an image that was pulled once; its layers may be gone. Blocking. Raises OSError."""
+        try:
+            return msgspec.json.decode(self._name_file(reference).read_bytes(), type=Image)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    async def pull(
+        self, reference: Reference, *, source: Source | None = None, tell: Tell = lambda _: None
+    ) -> Unpacked:
+        """Ask the source, by default the registries, for the image, and get what is not there yet.
+
+        Raises ImageError and OSError.
+        """
+        source = source or self.registries
+        digest, manifest = await source.manifest(reference, ours())
+        data = await source.document(reference, manifest.config)
+        config = read(data, ImageConfig, f"the configuration of {reference}")
+        check_layers(manifest, config, str(reference))
+        chains = tuple(chain_names(config.rootfs.diff_ids, self.namespace.ids))
+        try:
+            layers = await self._layers_of(partial(source.download, reference), manifest, config, chains, tell)
+        except BaseExceptionGroup as group:
+            raise leaf(group) from None
+        image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
+        await run_sync(self._keep_name, reference, image)
+        return Unpacked(image=image, layers=layers)
+
+    async def _layers_of(
+        self, download: Download, manifest: Manifest, config: ImageConfig, chains: Sequence[str], tell: Tell
+    ) -> tuple[Path, ...]:
+        """Return the folders of the layers: the missing ones come side by side, and are unpacked from the lowest up."""
+        layers: list[Path] = []
+        async with anyio.create_task_group() as tasks:
+            arrivals = [anyio.Event() for _ in chains]
+            places = [self._blob(chain, blob) for chain, blob in zip(chains, manifest.layers, strict=True)]
+            for chain, blob, place, arrival in zip(chains, manifest.layers, places, arrivals, strict=True):
+                tasks.start_soon(self._download, download, chain, blob, place, tell, arrival)
+            for chain, diff_id, place, arrival in zip(chains, config.rootfs.diff_ids, places, arrivals, strict=True):
+                await arrival.wait()
+                layers.append(await self._layers.get(chain, partial(self._unpack, place, diff_id, tuple(layers))))
+                await run_sync(partial(place.unlink, missing_ok=True))
+        return tuple(layers)
+
+    async def _download(
+        self, download: Download, chain: str, blob: Descriptor, place: Path, tell: Tell, arrival: anyio.Event
+    ) -> None:
+        """Get the blob of a layer, unless that is there; one process gets it, and others wait for it."""
+        async with self._downloads, _locked(place.with_suffix(".lock")):
+            if await run_sync(self._layers.find, chain) is None:
+                await download(blob, place, tell)
+        arrival.set()
+
+    async def _unpack(self, blob: Path, diff_id: str, lowers: Sequence[Path], folder: Path) -> Built:
+        """Unpack a layer below `folder`. Raises BadImage and OSError."""
+        unpacker = await run_sync(self._start_unpacker, lowers, folder)
+        try:
+            found = await run_sync(_pour, blob, diff_id.partition(":")[0], unpacker, abandon_on_cancel=True)
+        finally:
+            unpacker.kill()
+            with anyio.CancelScope(shield=True):
+                said = await run_sync(_said, unpacker)
+        words = said.decode(errors="replace").strip()
+        if unpacker.returncode == NO_ROOM:
+            raise ImageError(
+                f"layer {diff_id} finds no room below {self.cache}: {words}; `sweep images prune` makes some"
+            )
+        if unpacker.returncode != 0:
+            await run_sync(partial(blob.unlink, missing_ok=True))
+            raise BadImage(f"layer {diff_id} cannot be unpacked: {words}")
+        if found != diff_id:
+            await run_sync(partial(blob.unlink, missing_ok=True))
+            raise BadImage(f"layer {diff_id} is not what its image says: its digest is {found}")
+        facts = orjson.loads(said)
+        structlog.get_logger().info("image.layer_unpacked", layer=diff_id, **facts)
+        return Built(tree=folder / "fs", facts={"diff_id": diff_id, **facts})
+
+    def _start_unpacker(self, lowers: Sequence[Path], folder: Path) -> "subprocess.Popen[bytes]":
+        folder.chmod(0o777)  # its namespace's root may be a stranger here; the folders above are closed to all others
+        opened = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for lower in lowers]
+        try:
+            limits = (self.namespace.fd, self.namespace.ids.count, MAX_LAYER_BYTES, *opened)
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", os.fspath(_UNPACK), *map(str, limits)],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(self.namespace.fd, *opened),
+            )
+        finally:
+            for lower in opened:
+                os.close(lower)
+
+    def _keep_name(self, reference: Reference, image: Image) -> None:
+        file = self._name_file(reference)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = file.with_name(f"{file.name}.{os.getpid()}")
+        draft.write_bytes(msgspec.json.encode(image))
+        draft.replace(file)
+
+    def _name_file(self, reference: Reference) -> Path:
+        return self.cache / "images/names" / f"{_short(str(reference))}.json"
+
+    def _blob(self, chain: str, blob: Descriptor) -> Path:
+        """Return where the blob of a layer comes to: one of another packing is another file."""
+        return self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}"
+
+
+def chain_names(diff_ids: Sequence[str], ids: IdMap) -> Iterator[str]:
+    """Yield a name for each layer and those below it; files of other ids are other files."""
+    chain = "" if ids == IdMap(user=0, group=0) else f"{ids.user} {ids.group} {ids.count}"
+    for diff_id in diff_ids:
+        chain = _short(f"{chain} {diff_id}")
+        yield chain
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:_NAME_CHARS]
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Hold a lock against other tasks and processes. Raises OSError."""
+
+    def take() -> IO[bytes] | None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
+
+    while (lock := await run_sync(take)) is None:  # noqa: ASYNC110 - another process has it
+        await anyio.sleep(_POLL_S)
+    with lock:
+        yield
+
+
+def _pour(blob: Path, algorithm: str, unpacker: "subprocess.Popen[bytes]") -> str:
+    """Give the program the archive in a blob; returns the archive's digest. Raises BadImage and OSError. Blocking."""
+    assert unpacker.stdin is not None
+    digest = new(algorithm, usedforsecurity=False)
+    try:
+        with blob.open("rb") as file, _archive(file) as archive, suppress(BrokenPipeError):
+            while piece := archive.read(_CHUNK_BYTES):
+                digest.update(piece)
+                unpacker.stdin.write(piece)
+            unpacker.stdin.close()
+            unpacker.wait()  # it is still writing
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        blob.unlink(missing_ok=True)
+        raise BadImage(f"the blob of a layer is damaged: {error}") from error
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+def _said(unpacker: "subprocess.Popen[bytes]") -> bytes:
+    """Return what an ended program printed. Blocking."""
+    with suppress(BrokenPipeError), unpacker:
+        assert unpacker.stdout is not None
+        return unpacker.stdout.read()
+    return b""
+
+
+def _archive(file: IO[bytes]) -> "IO[bytes] | gzip.GzipFile | zstandard.ZstdDecompressionReader":
+    """Open the archive in a blob, by its first bytes: media types are not always true."""
+    start = file.read(4)
+    file.seek(0)
+    if start[:2] == b"\x1f\x8b":
+        return gzip.open(file)
+    if start == b"\x28\xb5\x2f\xfd":
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return file

@@ -1,0 +1,35 @@
+"""A registry of ours, and a client of it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.service.environments.images.credentials import Credentials
+from orchestrator.service.environments.images.image_store import ImageStore
+from orchestrator.service.environments.images.registry import Registries
+from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
+
+from .registry_server import FakeRegistry, served
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with served(FakeRegistry()) as made:
+        yield made
+
+
+@pytest.fixture
+async def registries() -> AsyncIterator[Registries]:
+    async with Registries.open(credentials=Credentials(())) as made:
+        made.pause_s = 0.001
+        yield made
+
+
+@pytest.fixture
+async def store(registries: Registries, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    namespace = await UserNamespace.make(IdMap.own())
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    yield ImageStore(cache=cache, registries=registries, namespace=namespace)
+    namespace.close()
