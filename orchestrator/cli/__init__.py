@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import catalog, run, serve, sweeps
+from orchestrator.cli import catalog, images, run, serve, sweeps
 from orchestrator.cli.options import Group, add
 
 if TYPE_CHECKING:
@@ -41,8 +41,15 @@ add(benchmarks, catalog.list_benchmarks, "list")
 add(benchmarks, catalog.show_benchmark, "show")
 scenario = typer.Typer(cls=Group, help="Run one scenario at a time.", no_args_is_help=True)
 add(scenario, run.run_scenario, "run")
+of_images = typer.Typer(cls=Group, help="Get, list and remove container images.", no_args_is_help=True)
+add(of_images, images.list_images, "list")
+add(of_images, images.pull, "pull")
+add(of_images, images.load, "load")
+add(of_images, images.remove, "rm")
+add(of_images, images.prune, "prune")
 app.add_typer(agents, name="agents")
 app.add_typer(benchmarks, name="benchmarks")
+app.add_typer(of_images, name="images")
 app.add_typer(scenario, name="scenario")
 
 

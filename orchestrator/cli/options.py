@@ -145,6 +145,13 @@ def endpoint_of(context: typer.Context, settings: Mapping[str, Any]) -> config.E
     return config.validated(config.EndpointConfig, values, source=context.command_path, typed=given)
 
 
+def mirrors_of(context: typer.Context, settings: Mapping[str, Any]) -> Sequence[str]:
+    """The mirrors of registries, from the options of a command that takes no others. Raises UsageError."""
+    given = typed(context, settings)
+    values = {key: each.value for key, each in given.items()}
+    return config.validated(config.RegistryConfig, values, source=context.command_path, typed=given).registry_mirror
+
+
 def takes_format(command: Callable[..., _T]) -> Callable[..., _T]:
     """Give a command that takes `output` a flag for each output format for programs, such as `--json`."""
     own = signature(command)

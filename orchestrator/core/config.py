@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.core.toml_lines import line_of
 
 MAX_KEEP_ALIVE_S: Final = 48 * 3600
@@ -104,6 +105,13 @@ def _deadline(value: Any) -> Any:
     if isinstance(text, str):
         moment(text, datetime(1970, 1, 2))  # noqa: DTZ001 - whether it can be read does not depend on the day
     return text
+
+
+def _mirrors(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that each is a mirror. Raises ValueError."""
+    for each in value:
+        Mirror.parse(each)
+    return value
 
 
 Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
@@ -229,7 +237,25 @@ class EndpointConfig(Settings):
     ] = "file"
 
 
-class SweepConfig(EndpointConfig):
+class RegistryConfig(Settings):
+    """The settings that say where images are had."""
+
+    #: Only a mirror whose address says so is asked without TLS, or a registry on this machine.
+    registry_mirror: Annotated[
+        tuple[str, ...],
+        AfterValidator(_mirrors),
+        Option(
+            "Where",
+            "Another place to ask for the images of a registry, before the registry itself. Repeat it for more. For "
+            "`sweep images pull`: scenarios do not run on images yet.",
+            "REGISTRY=URL",
+            env="SWEEP_REGISTRY_MIRRORS",
+            otherwise="none",
+        ),
+    ] = ()
+
+
+class SweepConfig(EndpointConfig, RegistryConfig):
     """The settings of one sweep."""
 
     benchmark: str

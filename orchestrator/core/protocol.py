@@ -1,7 +1,10 @@
-"""Words that runner and service share: states of runs and devboxes, and kinds of isolation, scoring and locks."""
+"""Words that runner and service share: states of runs and devboxes, kinds of isolation, scoring and locks, mirrors."""
 
+import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Self
+from urllib.parse import urlsplit
 
 
 class RunState(StrEnum):
@@ -91,3 +94,25 @@ DEVBOX_BOOTING: Final = frozenset(
 )
 DEVBOX_DEAD: Final = frozenset({DevboxStatus.FAILURE, DevboxStatus.SHUTDOWN})
 DEVBOX_ALIVE: Final = tuple(status for status in DevboxStatus if status not in DEVBOX_DEAD)
+
+
+_REGISTRY: Final = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """Another place to ask for the images of `registry`: the base address `url`, without `/v2`."""
+
+    registry: str
+    url: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `docker.io=http://127.0.0.1:5000`. Raises ValueError with the form that is expected."""
+        registry, _, url = text.partition("=")
+        parts = urlsplit(url)
+        if not _REGISTRY.fullmatch(registry) or parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{text!r} is not a mirror. Write for example docker.io=https://mirror.example:5000")
+        if parts.username or parts.query or parts.fragment:
+            raise ValueError(f"the mirror of {registry} has a user, a query or a fragment in its address. Leave it out")
+        return cls(registry=registry, url=url.rstrip("/"))

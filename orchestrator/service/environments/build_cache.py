@@ -75,7 +75,7 @@ class BuildCache(Generic[T]):
 
     An entry is `folder/NAME/TREE` with its description `folder/NAME/KIND.json`. `read` makes the result of it, and may
     raise ValueError, KeyError or TypeError for an entry that is to be built again. `measure` says how much a tree
-    holds.
+    holds, and `remove_tree` removes a folder with all that a build put there.
     """
 
     def __init__(
@@ -86,12 +86,14 @@ class BuildCache(Generic[T]):
         tree: str,
         read: Callable[[Built], T],
         measure: Callable[[Path], list[int]] = amount,
+        remove_tree: Callable[[Path], None] = remove,
     ) -> None:
         self._folder = folder
         self._kind = kind
         self._tree = tree
         self._read = read
         self._measure = measure
+        self._remove_tree = remove_tree
         self._seats = anyio.Semaphore(MAX_BUILDS)
         self._flights: dict[str, _Flight] = {}
         self._whole: set[str] = set()
@@ -178,7 +180,7 @@ class BuildCache(Generic[T]):
         self._description(name).unlink(missing_ok=True)
         for left in (self._folder / name).iterdir():
             if left.is_dir() and not left.is_symlink():
-                remove(left)
+                self._remove_tree(left)
             elif left.name != _LOCK:
                 left.unlink()
         making = self._folder / name / _MAKING
@@ -201,7 +203,7 @@ class BuildCache(Generic[T]):
         """Remove the folder that was opened, and that of the entry if nothing is in it."""
         place = self._folder / name
         try:
-            remove(place / _MAKING)
+            self._remove_tree(place / _MAKING)
         except OSError as error:
             structlog.get_logger().warning(f"{self._kind}.not_removed", folder=str(place), error=str(error))
         with suppress(OSError):
@@ -215,13 +217,37 @@ class BuildCache(Generic[T]):
                     continue
                 with reserved:
                     if self.is_unused(place):
-                        self._description(place.name).unlink(missing_ok=True)
-                        # A process that wants to build here meanwhile makes a folder of its own.
-                        gone = place.rename(place.with_name(f"{place.name}-{token_hex(4)}"))
-                        remove(gone)
-                        structlog.get_logger().info(f"{self._kind}.pruned", folder=str(place))
+                        self._remove(place)
             except OSError as error:
                 structlog.get_logger().warning(f"{self._kind}.not_removed", folder=str(place), error=str(error))
+
+    def discard(self, name: str) -> bool:
+        """Remove an entry, or what is left of one; False if somebody builds or uses it. Blocking. Raises OSError."""
+        if (reserved := self.reserve(name)) is None:
+            return False
+        with reserved:
+            self._whole.discard(name)
+            self._remove(self._folder / name)
+        return True
+
+    def facts(self, name: str) -> Mapping[str, Any] | None:
+        """Return the description of an entry, without using it; None if there is none. Blocking. Raises OSError."""
+        try:
+            return msgspec.json.decode(self._description(name).read_bytes(), type=dict[str, Any])
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def names(self) -> list[str]:
+        """Return the names of all entries, and of what is left of others. Blocking. Raises OSError."""
+        return [place.name for place in self._folder.iterdir()] if self._folder.is_dir() else []
+
+    def _remove(self, place: Path) -> None:
+        """Remove the folder of a reserved entry. Raises OSError."""
+        self._description(place.name).unlink(missing_ok=True)
+        # A process that wants to build here meanwhile makes a folder of its own.
+        gone = place.rename(place.with_name(f"{place.name}-{token_hex(4)}"))
+        self._remove_tree(gone)
+        structlog.get_logger().info(f"{self._kind}.pruned", folder=str(place))
 
     def is_unused(self, place: Path) -> bool:
         """Tell whether a folder may go unless it is reserved. Blocking. Raises OSError."""
@@ -254,8 +280,9 @@ class UserCache(BuildCache[T]):
         tree: str,
         read: Callable[[Built], T],
         measure: Callable[[Path], list[int]] = amount,
+        remove_tree: Callable[[Path], None] = remove,
     ) -> None:
-        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure)
+        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure, remove_tree=remove_tree)
         self._cache = cache
         self._held: dict[str, int] = {}
 
@@ -264,8 +291,8 @@ class UserCache(BuildCache[T]):
         with self._guard:
             lock = self._held.get(name)
             if lock is None and self._description(name).exists():
-                self._check_private()
-                lock = _lock(self._folder / name, fcntl.LOCK_SH)
+                check_private(self._cache, self._folder)
+                lock = lock_folder(self._folder / name, fcntl.LOCK_SH)
             if lock is None:
                 return None
             with suppress(FileNotFoundError):  # removed by hand
@@ -281,8 +308,8 @@ class UserCache(BuildCache[T]):
     def reserve(self, name: str) -> ExitStack | None:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._check_private()
-        lock = _lock(self._folder / name, fcntl.LOCK_EX)
+        check_private(self._cache, self._folder)
+        lock = lock_folder(self._folder / name, fcntl.LOCK_EX)
         if lock is None:
             return None
         reserved = ExitStack()
@@ -295,25 +322,31 @@ class UserCache(BuildCache[T]):
         except (FileNotFoundError, NotADirectoryError):
             return place.is_dir()
 
-    def _check_private(self) -> None:
-        """Raises OSError for a folder that others could put programs in."""
-        for folder in (self._cache, self._folder):
-            found = folder.stat()
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-                raise PermissionError(
-                    f"{folder} belongs to somebody else or can be written by others: `chmod 700` it if it is yours, "
-                    "or set SWEEP_CACHE to another folder"
-                )
+
+def check_private(*folders: Path) -> None:
+    """Raises OSError for a folder that others could put programs in."""
+    for folder in folders:
+        found = folder.stat()
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+            raise PermissionError(
+                f"{folder} belongs to somebody else or can be written by others: `chmod 700` it if it is yours, "
+                "or set SWEEP_CACHE to another folder"
+            )
 
 
-def _lock(place: Path, kind: int) -> int | None:
-    """Return the place's lock as an open file; None if another process holds it. Raises OSError."""
+def lock_folder(place: Path, kind: int) -> int | None:
+    """Return the lock of a folder, made if it is not there, as an open file; None if another process holds it.
+
+    Raises OSError.
+    """
     while True:
-        place.mkdir(mode=0o700, exist_ok=True)
         try:
+            place.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:  # the place was removed meanwhile
-            continue
+        except (FileNotFoundError, FileExistsError):  # the place was removed meanwhile
+            if place.parent.is_dir() and (place.is_dir() or not os.path.lexists(place)):
+                continue
+            raise
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -27,9 +27,14 @@ async def registries() -> AsyncIterator[Registries]:
 
 
 @pytest.fixture
-async def store(registries: Registries, tmp_path: Path) -> AsyncIterator[ImageStore]:
-    namespace = await UserNamespace.make(IdMap.own())
+async def namespace() -> AsyncIterator[UserNamespace]:
+    made = await UserNamespace.make(IdMap.own())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(registries: Registries, namespace: UserNamespace, tmp_path: Path) -> ImageStore:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
-    yield ImageStore(cache=cache, registries=registries, namespace=namespace)
-    namespace.close()
+    return ImageStore(cache=cache, registries=registries, namespace=namespace)

@@ -112,12 +112,12 @@ class FakeRegistry:
         return Response(data[start:], status, media_type="application/octet-stream")
 
 
-def broken_off(data: bytes, after: int, status: int) -> Response:
-    """An answer that promises all of `data`, and ends after some of it."""
+def broken_off(data: bytes, after: int, status: int, *, pause_s: float = 0.01) -> Response:
+    """An answer that promises all of `data`, and ends a while after some of it."""
 
     async def some() -> AsyncIterator[bytes]:
         yield data[:after]
-        await anyio.sleep(0.01)
+        await anyio.sleep(pause_s)
         raise ConnectionResetError
 
     return StreamingResponse(some(), status, headers={"content-length": str(len(data))})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator.service.environments.images.reference import BadReference, Mirror, Reference, base_url
+from orchestrator.core.protocol import Mirror
+from orchestrator.service.environments.images.reference import BadReference, Reference, base_url
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -10,6 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.images.credentials import Credentials
 from orchestrator.service.environments.images.manifest import (
     BadImage,
@@ -19,7 +20,7 @@ from orchestrator.service.environments.images.manifest import (
     Platform,
     read,
 )
-from orchestrator.service.environments.images.reference import Mirror, Reference
+from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Refused, Registries, Unavailable
 
 from .registry_server import INDEX, PASSWORD, TOKEN, USER, FakeRegistry, broken_off, digest_of, served

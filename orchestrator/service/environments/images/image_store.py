@@ -15,12 +15,14 @@ import os
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import new, sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Final, Protocol
 
 import anyio
@@ -31,7 +33,7 @@ import zstandard
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
-from orchestrator.service.environments.build_cache import Built, UserCache
+from orchestrator.service.environments.build_cache import Built, UserCache, check_private, lock_folder
 from orchestrator.service.environments.images.manifest import (
     BadImage,
     Descriptor,
@@ -44,8 +46,9 @@ from orchestrator.service.environments.images.manifest import (
     read,
 )
 from orchestrator.service.environments.images.reference import Reference
-from orchestrator.service.environments.images.registry import Registries, Tell
+from orchestrator.service.environments.images.registry import NoSuchImage, Registries, Tell
 from orchestrator.service.environments.images.unpack import NO_ROOM
+from orchestrator.service.sandbox.safe_fs import remove
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 
 #: Blobs that come at the same time.
@@ -55,6 +58,7 @@ _NAME_CHARS: Final = 20
 _CHUNK_BYTES: Final = 1 << 18
 _POLL_S: Final = 0.25
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
+_EMPTY: Final = Path(__file__).with_name("empty.py")
 #: Bytes that one layer may take, uncompressed.
 MAX_LAYER_BYTES: Final = 64 << 30
 
@@ -89,6 +93,36 @@ class Source(Protocol):
     async def download(self, reference: Reference, blob: Descriptor, target: Path, tell: Tell) -> None: ...
 
 
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a pull has come: it is kept by the pull, and read while that works.
+
+    Bytes are those of blobs, packed as they come; layers count as ready once they are unpacked.
+    """
+
+    expected_bytes: int = 0
+    came_bytes: int = 0
+    layers: int = 0
+    ready: int = 0
+
+    def tell(self, came: int) -> None:
+        self.came_bytes += came
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an image takes: `size` of the files in its layers in bytes, and how much of it other images have too.
+
+    `used_at` is the time of its last use, in seconds since 1970.
+    """
+
+    reference: str
+    digest: str
+    size: int
+    shared: int
+    used_at: float
+
+
 @dataclass(slots=True)
 class ImageStore:
     """The images below `cache/images`, with the ids of `namespace`."""
@@ -108,19 +142,19 @@ class ImageStore:
             tree="fs",
             read=lambda built: built.tree,
             measure=lambda _: [],
+            remove_tree=partial(remove_layers, self.namespace),
         )
 
-    async def get(self, reference: Reference, *, tell: Tell = lambda _: None) -> Unpacked:
-        """Return an image, pulled now if it is not there whole.
-
-        `tell` is given the bytes that came, while they come. Raises ImageError and OSError.
-        """
+    async def get(self, reference: Reference, *, progress: Progress | None = None) -> Unpacked:
+        """Return an image, pulled now if it is not there whole. Raises ImageError and OSError."""
         image = await run_sync(self.find, reference)
         if image is not None:
             layers = [await run_sync(self._layers.find, chain) for chain in image.chains]
             if None not in layers:
+                with suppress(FileNotFoundError):
+                    await run_sync(os.utime, self._name_file(reference))
                 return Unpacked(image=image, layers=tuple(layer for layer in layers if layer is not None))
-        return await self.pull(reference, tell=tell)
+        return await self.pull(reference, progress=progress)
 
     def find(self, reference: Reference) -> Image | None:
         """Return what is known of an image that was pulled once; its layers may be gone. Blocking. Raises OSError."""
@@ -130,49 +164,60 @@ class ImageStore:
             return None
 
     async def pull(
-        self, reference: Reference, *, source: Source | None = None, tell: Tell = lambda _: None
+        self, reference: Reference, *, source: Source | None = None, progress: Progress | None = None
     ) -> Unpacked:
         """Ask the source, by default the registries, for the image, and get what is not there yet.
 
         Raises ImageError and OSError.
         """
-        source = source or self.registries
+        source, progress = source or self.registries, progress or Progress()
+        await run_sync(self._open_folder)
         digest, manifest = await source.manifest(reference, ours())
         data = await source.document(reference, manifest.config)
         config = read(data, ImageConfig, f"the configuration of {reference}")
         check_layers(manifest, config, str(reference))
         chains = tuple(chain_names(config.rootfs.diff_ids, self.namespace.ids))
         try:
-            layers = await self._layers_of(partial(source.download, reference), manifest, config, chains, tell)
+            layers = await self._layers_of(partial(source.download, reference), manifest, config, chains, progress)
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
         await run_sync(self._keep_name, reference, image)
         return Unpacked(image=image, layers=layers)
 
+    def _open_folder(self) -> None:
+        """Make the folder of all images one that nobody else can enter: it has programs that run as others (setuid)."""
+        self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(self.cache)
+        (self.cache / "images").mkdir(mode=0o700, exist_ok=True)
+        (self.cache / "images").chmod(0o700)
+
     async def _layers_of(
-        self, download: Download, manifest: Manifest, config: ImageConfig, chains: Sequence[str], tell: Tell
+        self, download: Download, manifest: Manifest, config: ImageConfig, chains: Sequence[str], progress: Progress
     ) -> tuple[Path, ...]:
         """Return the folders of the layers: the missing ones come side by side, and are unpacked from the lowest up."""
         layers: list[Path] = []
+        progress.layers = len(chains)
         async with anyio.create_task_group() as tasks:
             arrivals = [anyio.Event() for _ in chains]
             places = [self._blob(chain, blob) for chain, blob in zip(chains, manifest.layers, strict=True)]
             for chain, blob, place, arrival in zip(chains, manifest.layers, places, arrivals, strict=True):
-                tasks.start_soon(self._download, download, chain, blob, place, tell, arrival)
+                tasks.start_soon(self._download, download, chain, blob, place, progress, arrival)
             for chain, diff_id, place, arrival in zip(chains, config.rootfs.diff_ids, places, arrivals, strict=True):
                 await arrival.wait()
                 layers.append(await self._layers.get(chain, partial(self._unpack, place, diff_id, tuple(layers))))
-                await run_sync(partial(place.unlink, missing_ok=True))
+                await run_sync(_clear, place.parent)
+                progress.ready += 1
         return tuple(layers)
 
     async def _download(
-        self, download: Download, chain: str, blob: Descriptor, place: Path, tell: Tell, arrival: anyio.Event
+        self, download: Download, chain: str, blob: Descriptor, place: Path, progress: Progress, arrival: anyio.Event
     ) -> None:
         """Get the blob of a layer, unless that is there; one process gets it, and others wait for it."""
-        async with self._downloads, _locked(place.with_suffix(".lock")):
+        async with self._downloads, _locked(place.parent):
             if await run_sync(self._layers.find, chain) is None:
-                await download(blob, place, tell)
+                progress.expected_bytes += blob.size
+                await download(blob, place, progress.tell)
         arrival.set()
 
     async def _unpack(self, blob: Path, diff_id: str, lowers: Sequence[Path], folder: Path) -> Built:
@@ -219,16 +264,83 @@ class ImageStore:
     def _keep_name(self, reference: Reference, image: Image) -> None:
         file = self._name_file(reference)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.name}.{os.getpid()}")
+        draft = file.with_name(f"{file.name}-{token_hex(4)}")
         draft.write_bytes(msgspec.json.encode(image))
         draft.replace(file)
+
+    def usages(self) -> Sequence[Usage]:
+        """Return what each image takes, by name; layers that are gone count as nothing. Blocking. Raises OSError."""
+        images = self._images()
+        sizes = {chain: self._size_of(chain) for image in images for chain in image.chains}
+        owners = Counter(chain for image in images for chain in set(image.chains))
+        return [
+            Usage(
+                reference=image.reference,
+                digest=image.digest,
+                size=sum(sizes[chain] for chain in set(image.chains)),
+                shared=sum(sizes[chain] for chain in set(image.chains) if owners[chain] > 1),
+                used_at=self._name_file(Reference.parse(image.reference)).stat().st_mtime,
+            )
+            for image in images
+        ]
+
+    def size(self) -> int:
+        """Return the bytes of the files in all layers. Blocking. Raises OSError."""
+        return sum(map(self._size_of, self._layers.names()))
+
+    def remove(self, reference: Reference) -> bool:
+        """Remove an image, and the layers that no other one has; False if a process uses it.
+
+        Blocking. Raises NoSuchImage and OSError.
+        """
+        image = self.find(reference)
+        if image is None:
+            there = ", ".join(each.reference for each in self._images()) or "none"
+            raise NoSuchImage(f"{reference} is not here; there are: {there}")
+        others = {chain for each in self._images() if each.reference != image.reference for chain in each.chains}
+        own = [chain for chain in reversed(image.chains) if chain not in others]
+        for chain in own[:1]:
+            if not self._layers.discard(chain):
+                return False
+        self._name_file(reference).unlink(missing_ok=True)
+        for chain in own[1:]:
+            self._layers.discard(chain)
+        return True
+
+    def prune(self) -> Sequence[str]:
+        """Remove the images that no process uses, layers that no image has, and parts of downloads.
+
+        Return the names of those that are in use and stay. Blocking. Raises OSError.
+        """
+        in_use = [each.reference for each in self._images() if not self.remove(Reference.parse(each.reference))]
+        needed = {chain for image in self._images() for chain in image.chains}
+        for chain in self._layers.names():
+            if chain not in needed:
+                self._layers.discard(chain)
+        blobs = self.cache / "images/blobs"
+        for place in blobs.iterdir() if blobs.is_dir() else ():
+            _clear(place)
+        return in_use
+
+    def _images(self) -> Sequence[Image]:
+        """Return all images that have a name here, by name."""
+        found = []
+        for file in (self.cache / "images/names").glob("*.json"):
+            with suppress(FileNotFoundError, msgspec.DecodeError):  # removed meanwhile; of another version
+                found.append(msgspec.json.decode(file.read_bytes(), type=Image))
+        return sorted(found, key=lambda image: image.reference)
+
+    def _size_of(self, chain: str) -> int:
+        """Bytes of a layer's files; 0 for one that is gone."""
+        facts = self._layers.facts(chain)
+        return int(facts["bytes"]) if facts else 0
 
     def _name_file(self, reference: Reference) -> Path:
         return self.cache / "images/names" / f"{_short(str(reference))}.json"
 
     def _blob(self, chain: str, blob: Descriptor) -> Path:
         """Return where the blob of a layer comes to: one of another packing is another file."""
-        return self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}"
+        return self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
 
 
 def chain_names(diff_ids: Sequence[str], ids: IdMap) -> Iterator[str]:
@@ -239,28 +351,60 @@ def chain_names(diff_ids: Sequence[str], ids: IdMap) -> Iterator[str]:
         yield chain
 
 
+def remove_layers(namespace: UserNamespace, folder: Path) -> None:
+    """Remove a folder of ours with layers in it, whose files may be others'. Blocking. Raises OSError."""
+    try:
+        remove(folder)
+    except PermissionError:
+        for tree in (each for each in (folder, folder / "fs", folder / "making/fs") if each.name == "fs"):
+            with suppress(FileNotFoundError):
+                _empty(namespace, tree)
+        remove(folder)
+
+
+def _empty(namespace: UserNamespace, tree: Path) -> None:
+    """Remove what is in a folder, as the namespace's root. Raises OSError."""
+    opened = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", os.fspath(_EMPTY), str(namespace.fd), str(opened)],
+            pass_fds=(namespace.fd, opened),
+            check=True,
+            capture_output=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{tree} cannot be emptied: {error.stderr.decode(errors='replace').strip()}") from error
+    finally:
+        os.close(opened)
+
+
+def _clear(place: Path) -> None:
+    """Remove the folder of a blob, unless somebody is at work there. Blocking. Raises OSError."""
+    if (lock := lock_folder(place, fcntl.LOCK_EX)) is None:
+        return
+    try:
+        for left in place.iterdir():
+            left.unlink()
+        with suppress(OSError):  # somebody is there again
+            place.rmdir()
+    finally:
+        os.close(lock)
+
+
 def _short(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:_NAME_CHARS]
 
 
 @asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
-    """Hold a lock against other tasks and processes. Raises OSError."""
-
-    def take() -> IO[bytes] | None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return file
-
-    while (lock := await run_sync(take)) is None:  # noqa: ASYNC110 - another process has it
+async def _locked(place: Path) -> AsyncIterator[None]:
+    """Hold a folder against other tasks and processes. Raises OSError."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while (lock := await run_sync(lock_folder, place, fcntl.LOCK_EX)) is None:  # noqa: ASYNC110 - others have it
         await anyio.sleep(_POLL_S)
-    with lock:
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def _pour(blob: Path, algorithm: str, unpacker: "subprocess.Popen[bytes]") -> str:

@@ -84,25 +84,6 @@ class Reference:
         return f"{name}{tag}{f'@{self.digest}' if self.digest else ''}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mirror:
-    """Another place to ask for the images of `registry`: the base address `url`, without `/v2`."""
-
-    registry: str
-    url: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse `docker.io=http://127.0.0.1:5000`. Raises ValueError with the form that is expected."""
-        registry, _, url = text.partition("=")
-        parts = urlsplit(url)
-        if not _HOST.fullmatch(registry) or parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{text!r} is no mirror: write it as `docker.io=https://mirror.example:5000`")
-        if parts.username or parts.query or parts.fragment:
-            raise ValueError(f"the mirror of {registry} has a user, a query or a fragment in its address; leave it out")
-        return cls(registry=registry, url=url.rstrip("/"))
-
-
 def base_url(registry: str) -> str:
     """Return the address of a registry: plain HTTP for this machine's own loopback, TLS for all others."""
     host = _HUB_HOST if registry == DOCKER_HUB else registry

@@ -27,10 +27,11 @@ import httpx
 import structlog
 from anyio.to_thread import run_sync
 
+from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.images import manifest as documents
 from orchestrator.service.environments.images.credentials import Credentials, Login
 from orchestrator.service.environments.images.manifest import BadImage, Descriptor, ImageError, Manifest, Platform
-from orchestrator.service.environments.images.reference import DOCKER_HUB, Mirror, Reference, base_url, is_loopback
+from orchestrator.service.environments.images.reference import DOCKER_HUB, Reference, base_url, is_loopback
 from orchestrator.service.sandbox.egress.addresses import Resolver, is_public, looked_up
 
 T = TypeVar("T")
