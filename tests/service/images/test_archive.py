@@ -37,6 +37,15 @@ def saved(tags: list[str] | None) -> dict[str, bytes]:
     return {"config.json": CONFIG, "a/layer.tar": LAYER, "manifest.json": json.dumps(described).encode()}
 
 
+def saved_image(path: Path, tag: str, *layers: bytes) -> Path:
+    """An archive of `docker save` with one image."""
+    config = {"os": "linux", "rootfs": {"diff_ids": [digest_of(each) for each in layers]}}
+    files = {f"{number}.tar": each for number, each in enumerate(layers)}
+    described = [{"Config": "config.json", "RepoTags": [tag], "Layers": list(files)}]
+    documents = {"config.json": config, "manifest.json": described}
+    return written(path, files | {name: json.dumps(document).encode() for name, document in documents.items()})
+
+
 def layout(**annotations: str) -> dict[str, bytes]:
     """An OCI layout with an index in its index, as newer tools write it."""
     blob = packed(LAYER, "gzip")

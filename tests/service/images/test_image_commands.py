@@ -1,11 +1,8 @@
 """`sweep images` as it is typed: what it gets is listed, shared, kept while it is used, and gone when it is removed."""
 
-import io
-import json
 import os
 import pty
 import sys
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from tests.waiting import until
 
 from .layers import entry, layer
 from .registry_server import FakeRegistry, broken_off, digest_of
+from .test_archive import saved_image
 
 if TYPE_CHECKING:
     import subprocess
@@ -155,13 +153,7 @@ async def test_what_a_process_uses_stays_and_all_else_is_pruned(
 
 
 async def test_an_archive_is_taken_in_under_its_names(typed: Typed, tmp_path: Path) -> None:
-    config = json.dumps({"os": "linux", "rootfs": {"diff_ids": [digest_of(TOP)]}}).encode()
-    described = json.dumps([{"Config": "c.json", "RepoTags": ["mine:7"], "Layers": ["l.tar"]}]).encode()
-    with tarfile.open(tmp_path / "saved.tar", "w") as archive:
-        for name, data in {"c.json": config, "l.tar": TOP, "manifest.json": described}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+    saved_image(tmp_path / "saved.tar", "mine:7", TOP)
     await typed("load", str(tmp_path / "saved.tar"))
     assert [(image["reference"], image["size_bytes"]) for image in await typed.listed()] == [("mine:7", 1_000_000)]
 

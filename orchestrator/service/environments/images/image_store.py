@@ -1,10 +1,11 @@
 """The images of this machine's user: layers unpacked once, shared by all images that begin alike and all processes.
 
-Its secret: the layout below the cache folder. `layers/CHAIN/fs` is a layer as a kernel overlay reads it; CHAIN is a
+Its secret: the layout below the cache folder. `layers/CHAIN/l/fs` is a layer as a kernel overlay reads it; CHAIN is a
 digest of it and of all layers below it (the chain id of image-spec, `config.md`), since what a hard link or a folder's
 mode means depends on those, and of the ids that its files have on this machine. `blobs/` has what is being downloaded,
 and `names/` says which layers an image has. A layer is made in a folder of its own and counts only with its
-description, which is written when all of it is on the disk.
+description, which is written when all of it is on the disk. `fs` may belong to an id that a user was lent; `l` is his
+own, so that he can move it.
 
 Names are short: the kernel takes the paths of all layers of an overlay in one page of memory.
 """
@@ -56,6 +57,7 @@ MAX_DOWNLOADS: Final = 4
 #: Characters of a digest in a folder's name.
 _NAME_CHARS: Final = 20
 _CHUNK_BYTES: Final = 1 << 18
+_TREE: Final = "l"
 _POLL_S: Final = 0.25
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
 _EMPTY: Final = Path(__file__).with_name("empty.py")
@@ -139,8 +141,8 @@ class ImageStore:
             self.cache / "images",
             "layers",
             kind="layer",
-            tree="fs",
-            read=lambda built: built.tree,
+            tree=_TREE,
+            read=lambda built: built.tree / "fs",
             measure=lambda _: [],
             remove_tree=partial(remove_layers, self.namespace),
         )
@@ -242,16 +244,20 @@ class ImageStore:
             raise BadImage(f"layer {diff_id} is not what its image says: its digest is {found}")
         facts = orjson.loads(said)
         structlog.get_logger().info("image.layer_unpacked", layer=diff_id, **facts)
-        return Built(tree=folder / "fs", facts={"diff_id": diff_id, **facts})
+        return Built(tree=folder / _TREE, facts={"diff_id": diff_id, **facts})
 
     def _start_unpacker(self, lowers: Sequence[Path], folder: Path) -> "subprocess.Popen[bytes]":
-        folder.chmod(0o777)  # its namespace's root may be a stranger here; the folders above are closed to all others
+        tree = folder / _TREE
+        tree.mkdir()
+        # The namespace's root may be a stranger here; the folders above are closed to all others.
+        folder.chmod(0o711)
+        tree.chmod(0o777)
         opened = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for lower in lowers]
         try:
             limits = (self.namespace.fd, self.namespace.ids.count, MAX_LAYER_BYTES, *opened)
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", os.fspath(_UNPACK), *map(str, limits)],
-                cwd=folder,
+                cwd=tree,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -356,9 +362,10 @@ def remove_layers(namespace: UserNamespace, folder: Path) -> None:
     try:
         remove(folder)
     except PermissionError:
-        for tree in (each for each in (folder, folder / "fs", folder / "making/fs") if each.name == "fs"):
+        for place in (folder, folder / _TREE, folder / "making" / _TREE):
             with suppress(FileNotFoundError):
-                _empty(namespace, tree)
+                _empty(namespace, place / "fs")
+                (place / "fs").rmdir()
         remove(folder)
 
 
