@@ -97,6 +97,20 @@ def is_usage(found: object) -> TypeGuard[float]:
     return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < MAX_USAGE
 
 
+def known_usage(reported: object) -> dict[str, float]:
+    """The known numbers of a report, which may be anything."""
+    if not isinstance(reported, Mapping):
+        return {}
+    return {name: reported[name] for name in NUMBERS if is_usage(reported.get(name))}
+
+
+def known_reason(reported: object) -> str:
+    """The exit reason of a report, which may be anything; half of a surrogate pair in it becomes a `?`."""
+    if not isinstance(reported, str):
+        return ""
+    return reported.strip()[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()
+
+
 async def whole(pieces: AsyncGenerator[bytes, None], name: str, at_most: int) -> bytes:
     """Join the pieces of a file. Raises ValueError once there are more than `at_most` bytes."""
     data = bytearray()

@@ -89,11 +89,10 @@ class Redactor:
         return self._pattern.sub(hide, data)
 
     def text(self, text: str) -> str:
-        if self._pattern is None:
+        """A masked text that a journal can hold: half of a surrogate pair, which JSON can express, becomes a `?`."""
+        if self._pattern is None and text.isascii():
             return text
-        data = text.encode("utf-8", "surrogatepass")
-        masked = self.mask(data)
-        return text if masked is data else masked.decode("utf-8", "surrogatepass")
+        return self.mask(text.encode("utf-8", "replace")).decode("utf-8", "surrogatepass")
 
     def value(self, value: Any) -> Any:
         """A JSON-like value with all its strings masked, keys too; numbers and words of ours (enums) stay."""

@@ -726,6 +726,16 @@ async def test_returned_usage_wins_over_noted_usage(bench: Bench) -> None:
     )
 
 
+async def test_a_sum_that_is_too_large_is_no_usage_and_half_a_character_no_reason(bench: Bench) -> None:
+    code = """
+        def MyAgent(prompt, log):
+            for _ in range(2):
+                log.usage(input_tokens=9 * 10**14, turns=1)
+            return {"exit_reason": " \\ud83d oops "}
+    """
+    assert await bench.run(code) == Result(exit_status=0, usage={"turns": 2}, exit_reason="? oops")
+
+
 async def test_a_usage_that_there_is_not_is_the_agents_mistake(bench: Bench) -> None:
     result = await bench.run("def MyAgent(prompt, log): log.usage(tokens=1)")
     assert result.exit_status == 1

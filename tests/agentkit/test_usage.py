@@ -74,6 +74,15 @@ async def test_a_value_that_is_not_a_number_is_no_usage(workspace: LocalWorkspac
     assert await read(text, f'{{"n": {value}}}', workspace, tmp_path / "log") == ({}, "")
 
 
+async def test_a_sum_that_is_too_large_is_no_usage_and_half_a_character_no_reason(
+    workspace: LocalWorkspace, tmp_path: Path
+) -> None:
+    text = '[usage]\nturns = "$..n"\ncost_usd = "$..c"\nexit_reason = "$..why"'
+    log = json.dumps({"n": [{"n": 9 * 10**14}] * 2, "c": 1, "why": "\ud83d oops"})
+    document = text.replace("[usage]", '[usage]\nformat = "json"')
+    assert await read(document, log, workspace, tmp_path / "log") == ({"cost_usd": 1}, "? oops")
+
+
 @pytest.mark.parametrize(
     "log",
     [

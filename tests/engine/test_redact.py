@@ -147,6 +147,22 @@ def test_events_have_no_secrets_in_the_words_of_others() -> None:
     assert known.value({"outcome": Outcome.SCORED, "n": [1.5, None]}) == {"outcome": Outcome.SCORED, "n": [1.5, None]}
 
 
+@pytest.mark.parametrize("known", [NO_SECRETS, redactor("hunter2hunter2")])
+def test_half_a_character_in_the_words_of_others_reaches_no_journal(known: Redactor) -> None:
+    """JSON can express it and UTF-8 cannot: an agent or an endpoint may send it."""
+    sink = MemorySink(Ledger())
+    failure = {"class": "AgentCrashed", "message": "\ud83d 🙂 oops", "stage": "solve"}
+
+    async def append() -> None:
+        await MaskingSink(sink, known).append(
+            StageEntered(trial="scn/arm/1", attempt=1, stage=Stage.START),
+            AttemptEnded(trial="scn/arm/1", attempt=1, failure=failure, counted=True),
+        )
+
+    run_virtually(append)
+    assert "? 🙂 oops".encode() in to_line(sink.events[-1])
+
+
 def logged(path: Path, *pieces: bytes, known: Redactor = NO_SECRETS, **options: Any) -> AgentLog:
     async def write() -> AgentLog:
         async with AgentLog(path, known, **options) as log:

@@ -19,7 +19,7 @@ import jsonpath
 import orjson
 import structlog
 
-from orchestrator.agentkit.agent import MAX_REASON_CHARS, Workspace, is_usage
+from orchestrator.agentkit.agent import Workspace, is_usage, known_reason, known_usage
 from orchestrator.agentkit.file.definition import OUTPUT, Usage
 from orchestrator.core.errors import WorldError
 
@@ -69,8 +69,8 @@ async def read_usage(usage: Usage, log: Path, workspace: Workspace) -> tuple[Map
         troubles = [str(error)]
     for trouble in troubles:
         structlog.get_logger().warning("usage.unread", source=usage.source, error=trouble)
-    found = {name: finder.value for name, finder in numbers.items() if finder.value is not None}
-    return found, "".join(finder.value or "" for finder in words)[:MAX_REASON_CHARS]
+    found = {name: finder.value for name, finder in numbers.items()}
+    return known_usage(found), known_reason("".join(finder.value or "" for finder in words))
 
 
 class _Finder:

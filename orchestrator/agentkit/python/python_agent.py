@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final
 
 import anyio
 
-from orchestrator.agentkit.agent import MAX_REASON_CHARS, NUMBERS, Outputs, Result, Task, Where, Workspace, is_usage
+from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace, known_reason, known_usage
 from orchestrator.agentkit.file.command import as_bytes, tail
 from orchestrator.agentkit.python.worker import check_sizes
 from orchestrator.agentkit.worker_process import Frame, Header, Send, Worker
@@ -229,8 +229,8 @@ class PythonAgent:
         report = ended.report or {}
         return Result(
             exit_status=ended.exit_status,
-            usage={**noted.usage, **_usage(report.get("usage"))},
-            exit_reason=_exit_reason(report.get("exit_reason")) or noted.exit_reason,
+            usage=known_usage({**noted.usage, **known_usage(report.get("usage"))}),
+            exit_reason=known_reason(report.get("exit_reason")) or noted.exit_reason,
             message="" if ended.exit_status == 0 else tail(ended.output),
         )
 
@@ -269,19 +269,8 @@ class _Notes:
     exit_reason: str = ""
 
     def take(self, header: Header) -> None:
-        self.usage.update(_usage(header.get("usage")))
-        self.exit_reason = _exit_reason(header.get("exit_reason")) or self.exit_reason
-
-
-def _exit_reason(reported: object) -> str:
-    return reported.strip()[:MAX_REASON_CHARS] if isinstance(reported, str) else ""
-
-
-def _usage(reported: object) -> dict[str, float]:
-    """The known numbers of a report, which comes from the agent's process and may be anything."""
-    if not isinstance(reported, dict):
-        return {}
-    return {name: reported[name] for name in NUMBERS if is_usage(reported.get(name))}
+        self.usage.update(known_usage(header.get("usage")))
+        self.exit_reason = known_reason(header.get("exit_reason")) or self.exit_reason
 
 
 async def _answer(workspace: Workspace, request: Header, body: bytes, send: Send) -> Frame:
