@@ -76,8 +76,9 @@ def _limiter(rate: float | None) -> AsyncLimiter | None:
 class Doubt(_Around):
     """Passes a 401 or a 403 on when it is the third within a minute without a success in between.
 
-    A proxy may refuse us once; that is no reason to end a night. An endpoint does not move, so a redirection leads to
-    somebody else.
+    A proxy may refuse us once; that is no reason to end a night. It refuses all requests that are on their way then,
+    so a refusal counts only if its request was sent after the last one that counted. An endpoint does not move, so a
+    redirection leads to somebody else.
     """
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
@@ -85,6 +86,7 @@ class Doubt(_Around):
         self._refused_at: list[float] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        sent_at = time.monotonic()
         response = await self._inner.handle_async_request(request)
         if response.has_redirect_location:
             await response.aclose()
@@ -95,7 +97,9 @@ class Doubt(_Around):
                 self._refused_at.clear()
             return response
         now = time.monotonic()
-        self._refused_at = [*(at for at in self._refused_at if at > now - REFUSALS_WITHIN_S), now]
+        self._refused_at = [at for at in self._refused_at if at > now - REFUSALS_WITHIN_S]
+        if not self._refused_at or sent_at >= self._refused_at[-1]:
+            self._refused_at.append(now)
         if len(self._refused_at) >= REFUSALS:
             return response
         await response.aclose()

@@ -208,6 +208,24 @@ async def test_a_word_against_our_key_is_believed_when_it_comes_a_third_time_in_
     assert endpoint.calls[RUN_PATH] == 9
 
 
+async def test_requests_that_were_refused_together_were_refused_once(gateway: Gateway, endpoint: Misbehaving) -> None:
+    """A proxy that refuses for an instant refuses all that is on its way."""
+    together, arrived = 8, anyio.Event()
+
+    async def refuse(_: Request) -> Response:
+        if endpoint.calls[RUN_PATH] >= together:
+            arrived.set()
+        await arrived.wait()
+        return JSONResponse({"message": "not with this key"}, 403)
+
+    endpoint.on(RUN_PATH, *[refuse] * together, RUN)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(together):
+                tasks.start_soon(gateway.run, "scr_1")
+    assert endpoint.calls[RUN_PATH] == 2 * together
+
+
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("path", CALLS)
 async def test_an_answer_of_the_wrong_shape_is_nobodys_and_the_call_is_made_again(
