@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.loader import load
+from orchestrator.core.errors import Conflicted, DevboxLost, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,3 +105,35 @@ async def test_files_that_the_agents_file_names_are_collected_through_the_devbox
     assert await workspace.read(f"{host}/trajectory/one.jsonl", at_most=100) == b'{"n": 1}\n'
     assert agent.outputs.trajectory == ("~/.sweep-host/trajectory/*",)
     assert agent.outputs.artifacts == ("~/.sweep-host/artifacts/*",)
+
+
+async def test_a_file_that_cannot_be_copied_costs_no_other_file_and_not_the_agents_work(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    """One can be seen and not read, another cannot be looked at."""
+    agent = make(
+        tmp_path,
+        "echo report > report.md; ln -s $(printf %0300d) long.md",
+        'gather = { files = ["/proc/self/mem", "*.md"] }',
+    )
+    assert (await agent.solve(make_task(), workspace, ignore)).exit_status == 0
+    copied = [path.rpartition("/")[2].rpartition("-")[2] for path in workspace.written]
+    assert copied == ["report.md"]
+
+
+async def test_a_devbox_that_refuses_a_file_does_not_undo_the_agents_work(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask
+) -> None:
+    agent = make(tmp_path, "echo report > report.md", 'gather = { files = ["*.md"] }')
+    workspace.fault = Conflicted("the disk is full")
+    assert (await agent.solve(make_task(), workspace, ignore)).exit_status == 0
+
+
+@pytest.mark.parametrize("fault", [DevboxLost("it died"), Unauthorized("bad key")])
+async def test_a_lost_devbox_or_a_bad_key_is_seen_while_files_are_copied(
+    tmp_path: Path, workspace: LocalWorkspace, make_task: MakeTask, fault: Exception
+) -> None:
+    agent = make(tmp_path, "echo report > report.md", 'gather = { files = ["*.md"] }')
+    workspace.fault = fault
+    with pytest.raises(type(fault), match=str(fault)):
+        await agent.solve(make_task(), workspace, ignore)

@@ -10,19 +10,23 @@ one set of limits and one place where secrets are masked.
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from glob import glob
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final, Self
 
 import anyio
+import structlog
 
 from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import CommandAgent, as_bytes, tail
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
 from orchestrator.agentkit.worker_process import Worker
 from orchestrator.common import sweep_command
+from orchestrator.core.errors import DevboxLost, Unauthorized, WorldError
 
 #: Below the attempt's folder: its working folder, and the folder of the `sweep` command.
 WORK: Final = "work"
@@ -32,6 +36,8 @@ _SHARE: Final = ".sweep-host"
 #: Files to copy to the devbox, and bytes of one; collecting has further limits.
 _MAX_FILES: Final = 1000
 _MAX_FILE_BYTES: Final = 64 << 20
+#: For copying all of them.
+_SHARE_TIMEOUT_S: Final = 1800.0
 _SWEEP_SCRIPT: Final = """#!/bin/sh
 exec {command} "$@"
 """
@@ -93,8 +99,7 @@ class HostCommandAgent(CommandAgent):
             }
             worker = await Worker.start(Path(sys.executable), job, environment=environment)
             ended = await worker.run(log=log, started=task.started, time_limit=task.time_limit)
-        for name, file in await anyio.to_thread.run_sync(_files_to_share, self.definition, folder):
-            await workspace.write(f"{workspace.home}/{_SHARE}/{name}", await anyio.Path(file).read_bytes())
+        await _share(await anyio.to_thread.run_sync(_files_to_share, self.definition, folder), workspace)
         usage, reason = await self.report(task, workspace)
         message = "" if ended.exit_status == 0 else tail(ended.output)
         return Result(exit_status=ended.exit_status, usage=usage, exit_reason=reason, message=message)
@@ -140,8 +145,30 @@ def _files_to_share(definition: Definition, folder: Path) -> list[tuple[str, Pat
             if pattern != OUTPUT
             for path in glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)  # noqa: PTH207 - absolute too
         ]
-        files = [path for path in dict.fromkeys(paths) if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES]
-        newest = sorted(files, key=lambda path: path.stat().st_mtime_ns)[-_MAX_FILES:]
+        ages = {}
+        for path in dict.fromkeys(paths):
+            with suppress(OSError):
+                found = path.stat()
+                if S_ISREG(found.st_mode) and found.st_size <= _MAX_FILE_BYTES:
+                    ages[path] = found.st_mtime_ns
+        newest = sorted(ages, key=ages.__getitem__)[-_MAX_FILES:]
         for number, file in enumerate(newest):
             shared.append((f"{kind}/{number}-{file.name}" if number else f"{kind}/{file.name}", file))
     return shared
+
+
+async def _share(files: Iterable[tuple[str, Path]], workspace: Workspace) -> None:
+    """Copy files to the devbox, each to its path below `_SHARE`. Bounded.
+
+    One that cannot be copied is left out, with a warning in the log: the agent has done its work.
+    """
+    with anyio.move_on_after(_SHARE_TIMEOUT_S) as sharing:
+        for name, file in files:
+            try:
+                await workspace.write(f"{workspace.home}/{_SHARE}/{name}", await anyio.Path(file).read_bytes())
+            except (DevboxLost, Unauthorized):
+                raise
+            except (OSError, ValueError, WorldError) as error:
+                structlog.get_logger().warning("output.not_shared", file=str(file), error=str(error))
+    if sharing.cancelled_caught:
+        structlog.get_logger().warning("output.not_shared", error=f"it took longer than {_SHARE_TIMEOUT_S:g} s")
