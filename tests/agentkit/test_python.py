@@ -295,6 +295,21 @@ async def test_a_refusal_of_the_devbox_is_an_error_in_the_agent(bench: Bench) ->
     assert result.message.endswith("WorkspaceError: no such folder as /proc/x")
 
 
+async def test_a_refusal_that_python_has_an_odd_error_for_is_one_of_values(bench: Bench) -> None:
+    """The errors of Unicode are made of more than a message. The calls after it are answered as ever."""
+    bench.workspace.fault = UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+    code = """
+        def MyAgent(prompt, workspace):
+            for _ in range(2):
+                try:
+                    workspace.exec("true")
+                except ValueError as error:
+                    print(error)
+    """
+    assert (await bench.run(code, task=bench.make_task(time_limit=20))).exit_status == 0
+    assert bench.printed.count("surrogates not allowed") == 2
+
+
 @pytest.mark.parametrize("fault", [DevboxLost("it died"), Unauthorized("bad key"), AssertionError("ours")])
 async def test_faults_of_the_world_or_of_ours_are_not_the_agents(bench: Bench, fault: Exception) -> None:
     """It ends the agent and is raised as it is, even if the agent would have caught it."""

@@ -167,10 +167,7 @@ class WorkspaceClient(Transfers):
                 if answer is None or not answer.set_running_or_notify_cancel():
                     continue
                 if "error" in header:
-                    known = getattr(builtins, header["error"], None)
-                    if not (isinstance(known, type) and issubclass(known, (OSError, ValueError))):
-                        known = WorkspaceError
-                    answer.set_exception(known(header["message"]))
+                    answer.set_exception(_error(header["error"], header["message"]))
                 else:
                     answer.set_result((header, body))
 
@@ -255,6 +252,17 @@ async def _in_thread(call: Any, *arguments: Any) -> None:
     import asyncio
 
     await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
+
+
+def _error(name: str, message: str) -> Exception:
+    """The error of an answer: Python's own where it has one of that name for files and values."""
+    known = getattr(builtins, name, None)
+    if not (isinstance(known, type) and issubclass(known, (OSError, ValueError))):
+        return WorkspaceError(message)
+    try:
+        return known(message)
+    except TypeError:  # such as UnicodeEncodeError, which is made of more than a message
+        return ValueError(message)
 
 
 def _exec_result(answer: tuple[Header, bytes]) -> CommandResult:
