@@ -32,6 +32,7 @@ BY_CLASS: Final[Mapping[type[Exception], type[WorldError]]] = {
     httpx.CookieConflict: Refused,
     JSONDecodeError: Unavailable,
     UnicodeDecodeError: Unavailable,
+    UnicodeEncodeError: Refused,  # the request is at fault: half of a surrogate pair cannot be sent
 }
 FAILURES: Final[tuple[type[Exception], ...]] = (client.APIStatusError, *BY_CLASS)
 #: Characters of an endpoint's message that are kept.

@@ -16,6 +16,7 @@ from orchestrator.core.errors import (
     DevboxFailed,
     DevboxLost,
     Missing,
+    Refused,
     Throttled,
     Unauthorized,
     Unavailable,
@@ -186,6 +187,15 @@ async def test_a_redirection_is_not_followed(gateway: Gateway, endpoint: Misbeha
     endpoint.on(RUN_PATH, Response(status_code=302, headers={"location": f"{endpoint.url}/v1/login"}), RUN)
     assert (await gateway.run("scr_1")).state == "running"
     assert endpoint.calls["/login"] == 0
+
+
+async def test_a_request_that_cannot_be_sent_is_refused_at_once(gateway: Gateway, endpoint: Misbehaving) -> None:
+    """Half of a surrogate pair is a word of ours that UTF-8 cannot express; the endpoint is not asked."""
+    with anyio.fail_after(5), pytest.raises(Refused, match="surrogates not allowed"):
+        await gateway.execute("dbx_1", "echo \ud83d", key="k")
+    with anyio.fail_after(5), pytest.raises(Refused, match="surrogates not allowed"):
+        await gateway.write_file("dbx_1", "/\ud83d", b"x")
+    assert not endpoint.requests
 
 
 async def test_a_thing_that_was_not_asked_for_is_no_answer(gateway: Gateway, endpoint: Misbehaving) -> None:
