@@ -164,6 +164,7 @@ class _Conversation:
     collected: anyio.Event = field(default_factory=anyio.Event)
     received_all: anyio.Event = field(default_factory=anyio.Event)
     output: bytearray = field(default_factory=bytearray)
+    free: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(_REQUESTS_AT_ONCE))
     asked: dict[str, anyio.CancelScope] = field(default_factory=dict)
     report: Header | None = None
     is_loaded: bool = False
@@ -198,7 +199,6 @@ class _Conversation:
             tasks.cancel_scope.cancel()
 
     async def _listen(self, tasks: TaskGroup) -> None:
-        free = anyio.Semaphore(_REQUESTS_AT_ONCE)
         try:
             while True:
                 sizes = worker.decode_sizes(await self.reader.readexactly(worker.SIZES_BYTES))
@@ -218,8 +218,8 @@ class _Conversation:
                         if (asked := self.asked.get(repr(header.get("number")))) is not None:
                             asked.cancel()
                     case _:
-                        await free.acquire()
-                        tasks.start_soon(self._answer, header, body, free)
+                        asked = self.asked[repr(header.get("id"))] = anyio.CancelScope()
+                        tasks.start_soon(self._answer, header, body, asked)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # it has ended, which is seen elsewhere
         except (ValueError, TypeError, RecursionError) as error:
@@ -233,23 +233,24 @@ class _Conversation:
         self._note(f"the agent's process had not ended {self.linger:g} seconds after the agent, and was killed\n")
         self.scope.cancel()
 
-    async def _answer(self, header: Header, body: bytes, free: anyio.Semaphore) -> None:
+    async def _answer(self, header: Header, body: bytes, asked: anyio.CancelScope) -> None:
+        """Answer a request when it is its turn. Waiting is done here: the listener must get to the report."""
         number = header.get("id")
 
         async def send(piece: Header, body: bytes) -> None:
             await self._send({**piece, "id": number}, body)
 
         try:
-            with anyio.CancelScope() as self.asked[repr(number)]:
-                reply, data = await self.answer(header, body, send)
-                await self._send({**reply, "id": number}, data)
+            with asked:
+                async with self.free:
+                    reply, data = await self.answer(header, body, send)
+                    await self._send({**reply, "id": number}, data)
         except ConnectionError:
             pass  # the worker has ended
         except Exception as error:  # noqa: BLE001 - raised again by `ended`
             self._fail(error)
         finally:
             self.asked.pop(repr(number), None)
-            free.release()
 
     async def _send(self, header: Header, body: bytes) -> None:
         try:

@@ -437,6 +437,35 @@ async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> 
     assert "had not ended 0.2 seconds after the agent" in bench.printed
 
 
+async def test_requests_that_nobody_waits_for_do_not_hold_up_the_result(bench: Bench) -> None:
+    """More of them than are answered at once; those that were never begun can be given up too."""
+    code = """
+        import asyncio
+        async def MyAgent(prompt, workspace):
+            for _ in range(100):
+                asyncio.ensure_future(workspace.aexec("sleep 600"))
+            await asyncio.sleep(0)
+            return {"exit_reason": "done"}
+    """
+    result = await bench.run(code, task=bench.make_task(time_limit=30))
+    assert (result.exit_status, result.exit_reason) == (0, "done")
+
+
+async def test_requests_that_are_given_up_at_once_hold_up_no_other(bench: Bench) -> None:
+    code = """
+        import asyncio
+        async def MyAgent(prompt, workspace):
+            for _ in range(200):
+                asked = asyncio.ensure_future(workspace.aexec("sleep 600"))
+                await asyncio.sleep(0)
+                asked.cancel()
+                await asyncio.sleep(0)
+            print((await workspace.aexec("echo here")).stdout)
+    """
+    assert (await bench.run(code, task=bench.make_task(time_limit=30))).exit_status == 0
+    assert bench.printed.strip() == "here"
+
+
 async def test_garbage_on_the_socket_is_the_agents_failure(bench: Bench) -> None:
     code = """
         import os, stat, time
