@@ -7,6 +7,7 @@ that are unknown to us. Killing from here is only for a supervisor that does not
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from anyio.abc import Process, TaskGroup
 
 from orchestrator.agentkit.python import worker
 from orchestrator.common.locks import birth
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import UsageError, WorldError
 
 Header = Mapping[str, Any]
 Frame = tuple[Header, bytes]
@@ -34,6 +35,8 @@ LINGER_S: Final = 10.0
 _END_TIMEOUT_S: Final = 5.0
 _REQUESTS_AT_ONCE: Final = 64
 _TAIL_BYTES: Final = 8192
+#: An interpreter that is not there, not executable or not a program, or too large an environment for it.
+_USERS_MISTAKES: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC, errno.E2BIG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,24 +70,15 @@ class Worker:
 
     @classmethod
     async def start(cls, python: Path, job: Header, *, environment: Mapping[str, str]) -> Self:
-        """Start a worker. Raises UsageError if the interpreter cannot be started."""
-        ours, theirs = socket.socketpair()
-        with theirs, anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
-            reader, writer = await asyncio.open_connection(sock=ours)
-            try:
-                process = await anyio.open_process(
-                    [str(python), str(Path(worker.__file__).parent)],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,
-                )
-            except BaseException as error:
-                writer.transport.abort()
-                if isinstance(error, OSError):
-                    raise UsageError(f"{python}: this Python cannot be started: {error.strerror}") from error
-                raise
+        """Start a worker.
+
+        Raises UsageError if the interpreter is at fault, WorldError if this machine has no room for another process.
+        """
+        try:
+            process, reader, writer = await _start(python, environment)
+        except OSError as error:
+            words = f"{python}: this Python cannot be started: {error.strerror}"
+            raise (UsageError(words) if error.errno in _USERS_MISTAKES else WorldError(words)) from error
         writer.write(worker.encode_frame(dict(job)))
         return cls(process, reader, writer)
 
@@ -134,6 +128,28 @@ class Worker:
         """End a worker that is not needed. Bounded."""
         with anyio.CancelScope(shield=True):
             await self.run(log=lambda _: None, time_limit=0)
+
+
+async def _start(
+    python: Path, environment: Mapping[str, str]
+) -> tuple[Process, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Start the process of a worker, with our end of its socket. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    with theirs, anyio.CancelScope(shield=True):  # asyncio forgets a process whose start is cancelled
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            process = await anyio.open_process(
+                [str(python), str(Path(worker.__file__).parent)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            writer.transport.abort()
+            raise
+    return process, reader, writer
 
 
 async def end_process(pid: int, its_birth: str) -> None:

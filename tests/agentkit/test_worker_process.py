@@ -1,17 +1,20 @@
 """Processes behind the numbers that an earlier process of ours wrote down."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from orchestrator.agentkit.worker_process import Worker, end_process
 from orchestrator.common.locks import birth
+from orchestrator.core.errors import UsageError, WorldError
+from tests.processes import open_files
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -68,3 +71,44 @@ async def test_an_agent_and_all_it_starts_go_before_us_when_memory_runs_out(tmp_
     assert (await worker.run(log=printed.extend, time_limit=30)).exit_status == 0
     assert printed.split() == [b"900", b"1000", b"1000"]
     assert own_score() == ours
+
+
+@contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """Let this process open only so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    while held[-1] < highest:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + descriptors, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in held:
+            os.close(each)
+
+
+async def test_a_machine_without_room_for_a_process_is_not_the_users_mistake() -> None:
+    before, refusals = open_files(), list[str]()
+    for descriptors in range(10):
+        with room_for(descriptors):
+            try:
+                worker = await Worker.start(Path(sys.executable), {"op": "load"}, environment={})
+            except WorldError as error:
+                refusals.append(error.message)
+                continue
+        await worker.end()
+    assert 1 < len(refusals) < 10
+    assert {refusal.rpartition(": ")[2] for refusal in refusals} == {"Too many open files"}
+    assert open_files() == before
+
+
+async def test_a_python_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text("no program")
+    for mode in (0o600, 0o700):
+        script.chmod(mode)
+        with pytest.raises(UsageError, match="python: this Python cannot be started"):
+            await Worker.start(script, {"op": "load"}, environment={})

@@ -26,7 +26,7 @@ from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace,
 from orchestrator.agentkit.file.command import as_bytes, tail
 from orchestrator.agentkit.python.worker import check_sizes
 from orchestrator.agentkit.worker_process import Frame, Header, Send, Worker
-from orchestrator.core.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, leaf
+from orchestrator.core.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, WorldError, leaf
 
 #: The longest life of a devbox.
 MAX_TIMEOUT_S: Final = 48 * 3600.0
@@ -138,7 +138,7 @@ class _ReadyWorkers:
         await loaded.wait()
         async with self.lock:
             missing = SPARES - len(self.spares) if self.attempts > 1 and not self.is_closed else 0
-            with suppress(UsageError):  # the next attempt will say so
+            with suppress(UsageError, WorldError):  # the next attempt will say so
                 for _ in range(missing):
                     self.spares.append(await start())
 
