@@ -9,7 +9,7 @@ our deadlines without telling us. Here the caller's deadline bounds everything, 
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import httpx
@@ -84,6 +84,12 @@ async def hold(ask: Callable[[], Awaitable[T | None]]) -> T:
         if answer is not None:
             return answer
         await anyio.sleep(max(0.0, asked_at + 1.0 - anyio.current_time()))
+
+
+class Ask(Protocol):
+    """Calls until there is an answer, as `Calls` does."""
+
+    async def __call__(self, what: str, call: Callable[[], Awaitable[V]], read: Callable[[V], T]) -> T: ...
 
 
 class Calls:

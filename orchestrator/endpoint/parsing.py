@@ -99,6 +99,15 @@ def log_lines(answer: bytes) -> list[str]:
     return [f"{source} {level} {words}\n" for source, level, words in lines]
 
 
+def policy(view: types.NetworkPolicyView) -> types.NetworkPolicyView:
+    """Check a network policy. Raises what `shaped` takes for a wrong shape."""
+    _required(view.id, "a policy's id")
+    if not isinstance(view.egress.allow_all, bool):
+        raise TypeError("it does not say what the policy allows")
+    sorted(view.egress.allowed_hostnames)
+    return view
+
+
 def _required(value: T | None, what: str) -> T:
     if value is None or value == "":
         raise ValueError(f"it lacks {what}")

@@ -16,7 +16,7 @@ from orchestrator.core.errors import Conflicted, Refused, Unauthorized, UsageErr
 from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Needs, ScenarioRun, Settlement
 from orchestrator.endpoint import parsing
-from orchestrator.endpoint.calls import Calls, patiently, poll
+from orchestrator.endpoint.calls import Ask, Calls, poll
 from orchestrator.endpoint.protocols import SETTLEMENTS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class RunsApi(Calls):
 
     def __init__(self, client: AsyncRunloop, url: str) -> None:
         super().__init__(client, url)
-        self._policies = Policies(client)
+        self._policies = Policies(client, self._ask)
 
     async def start_benchmark_run(
         self, benchmark_id: str, *, name: str, metadata: Mapping[str, str], key: str
@@ -182,8 +182,9 @@ class Policies:
     the other's.
     """
 
-    def __init__(self, client: AsyncRunloop) -> None:
+    def __init__(self, client: AsyncRunloop, ask: Ask) -> None:
         self._client = client
+        self._ask = ask
         self._asking = anyio.Lock()
         self._ids: dict[str, str] = {}
         #: The reason of an endpoint that has no policies, once it gave it.
@@ -227,22 +228,24 @@ class Policies:
         self._ids[name] = policy.id
 
     async def _find(self, name: str) -> NetworkPolicyView | None:
-        async def walk() -> NetworkPolicyView | None:
-            async for policy in self._client.network_policies.list(
-                name=name, limit=PAGE_POLICIES, include_total_count=False
-            ):
-                if policy.name == name:
-                    return policy
-            return None
+        async def walk() -> list[NetworkPolicyView]:
+            page = await self._client.network_policies.list(name=name, limit=PAGE_POLICIES, include_total_count=False)
+            found = list[NetworkPolicyView]()
+            while True:
+                found += (policy for policy in parsing.items(page) if policy.name == name)
+                if found or not page.has_next_page():
+                    return found
+                page = await page.get_next_page()
 
-        return await patiently("looking for a network policy", walk)
+        found = await self._ask("looking for a network policy", walk, lambda found: [*map(parsing.policy, found)])
+        return next(iter(found), None)
 
     async def _make(self, name: str, hosts: list[str], *, is_open: bool) -> NetworkPolicyView:
         def make() -> Awaitable[NetworkPolicyView]:
             return self._client.network_policies.create(name=name, allow_all=is_open, allowed_hostnames=hosts)
 
         try:
-            return await patiently("making a network policy", make)
+            return await self._ask("making a network policy", make, parsing.policy)
         except Conflicted:
             found = await self._find(name)
             if found is None:

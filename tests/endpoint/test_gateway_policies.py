@@ -7,7 +7,7 @@ import anyio
 import orjson
 import pytest
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from orchestrator.core.errors import UsageError
 from orchestrator.core.records import Needs
@@ -96,6 +96,22 @@ async def test_a_changed_policy_is_not_used(gateway: Gateway, endpoint: Misbehav
     async with Gateway.open(endpoint.url, "secret", rate=None) as other:
         with pytest.raises(UsageError, match=r"npo_0 .* was changed by somebody; delete it"):
             await other.check(HOSTS)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_portal_in_between_is_not_the_endpoint(
+    gateway: Gateway, endpoint: Misbehaving, shelf: Shelf, launched: Profile, method: str
+) -> None:
+    portals = [HTMLResponse("<h1>Welcome to the hotel</h1>"), JSONResponse({}), JSONResponse({"network_policies": 5})]
+
+    async def answer(request: Request) -> Response:
+        return portals.pop() if portals and request.method == method else await shelf.answer(request)
+
+    endpoint.on(PATH, answer)
+    with anyio.fail_after(20):
+        await gateway.check(HOSTS)
+        assert (await launched(HOSTS))["network_policy_id"] == "npo_0"
+    assert not portals
 
 
 @pytest.mark.parametrize("status", [404, 405])
