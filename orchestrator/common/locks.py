@@ -185,10 +185,14 @@ def _write_note(folder: Path) -> None:
         note = os.open(folder / NOTE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise Held(f"{noted(folder) or 'another process'}, without a lock") from None
-    with os.fdopen(note, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(note, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk: a torn note would count as that of a live process
+        (folder / NOTE).unlink(missing_ok=True)
+        raise
 
 
 def _remove_stale_note(folder: Path) -> None:

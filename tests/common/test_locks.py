@@ -154,6 +154,19 @@ def test_the_quicker_process_keeps_the_folder(tmp_path: Path, monkeypatch: pytes
     assert Note.read(tmp_path / NOTE).host == "elsewhere"
 
 
+def test_a_full_disk_leaves_no_torn_note(tmp_path: Path) -> None:
+    """It would count as that of a live process, and keep everybody out."""
+    script = "import resource, sys; from pathlib import Path; from orchestrator.common.locks import hold\n"
+    script += "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+    script += "with hold(Path(sys.argv[1]), 'none'): print('held')"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stdout) == (1, "")
+    assert "File too large" in full.stderr
+    with hold(tmp_path, "none"):
+        pass
+
+
 def test_a_note_that_became_anothers_is_put_back(tmp_path: Path) -> None:
     note(tmp_path)
     locks._remove_stale_note(tmp_path)
