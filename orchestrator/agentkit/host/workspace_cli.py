@@ -31,6 +31,8 @@ ANSWER_TIMEOUT_S: Final = 60.0
 RETRY_FOR_S: Final = 120.0
 _BUSY: Final = frozenset({429, 502, 503, 504})
 _CHUNK_BYTES: Final = 1 << 20
+#: Before a stream that was cut off is asked for again.
+_CUT_PAUSE_S: Final = 0.1
 
 
 class _Misuse(WorkspaceError):
@@ -104,8 +106,7 @@ class DevboxClient(Transfers):
             answer = self._send("POST", "/download_file", json.dumps({"path": self._absolute(path)}).encode())
         except _RequestRefused as error:
             raise FileNotFoundError(str(error)) if error.status in {400, 404, 409} else error from None
-        while piece := answer.read(_CHUNK_BYTES):
-            yield piece
+        yield from _content(answer)
 
     def write(self, path: str, data: bytes) -> None:
         self.write_from(path, iter([data]))
@@ -142,7 +143,8 @@ class DevboxClient(Transfers):
         while time.monotonic() < ends_at:
             with suppress(OSError, http.client.HTTPException):
                 path = f"/executions/{execution}/stream_{name}_updates?offset={offset}"
-                for line in self._send("GET", path, timeout=None):
+                for line in _lines(self._send("GET", path, timeout=None)):
+                    ends_at = time.monotonic() + RETRY_FOR_S
                     if not line.startswith(b"data:"):
                         continue
                     chunk = json.loads(line.removeprefix(b"data:"))
@@ -155,6 +157,7 @@ class DevboxClient(Transfers):
                         self.kill(execution)
                         os._exit(128 + signal.SIGPIPE)
                 return
+            time.sleep(_CUT_PAUSE_S)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._send(method, path, json.dumps(body).encode()).read() or b"{}")
@@ -197,6 +200,26 @@ class DevboxClient(Transfers):
                 message = str(json.loads(text)["message"])
             raise _RequestRefused(answer.status, message)
         return answer
+
+
+def _content(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body of an answer, in pieces as they come. Raises IncompleteRead if it was cut off."""
+    left = answer.length
+    with answer:
+        while left != 0 and (piece := answer.read1(_CHUNK_BYTES)):
+            left = None if left is None else left - len(piece)
+            yield piece
+    if left:
+        raise http.client.IncompleteRead(b"", left)
+
+
+def _lines(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The lines of an answer. Raises IncompleteRead if it was cut off."""
+    rest = b""
+    for piece in _content(answer):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def main(words: Sequence[str]) -> NoReturn:
