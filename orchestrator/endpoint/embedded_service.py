@@ -80,19 +80,15 @@ class _Seeker:
     async def find_or_start(self) -> Address:
         """Find the service, or start it and wait for it.
 
-        Raises UsageError with the service's own words when it cannot start, Unavailable when it does not answer.
+        Raises UsageError with the service's own words when it cannot start, Unavailable when it does not answer, and
+        OSError.
         """
         child: Popen[bytes] | None = None
-        try:
-            with anyio.move_on_after(START_TIMEOUT_S):
-                while (address := await self._find()) is None:
-                    child = self._started(child)
-                    await anyio.sleep(0.03)
-                return address
-        except OSError as error:
-            raise UsageError(
-                f"{self.state}: the benchmark service cannot be kept here: {error.strerror}. Give another --runs."
-            ) from None
+        with anyio.move_on_after(START_TIMEOUT_S):
+            while (address := await self._find()) is None:
+                child = self._started(child)
+                await anyio.sleep(0.03)
+            return address
         raise Unavailable(
             f"The benchmark service in {self.state} did not answer for {START_TIMEOUT_S:g} s; see {LOG} there."
         )
@@ -161,7 +157,12 @@ class Service:
             command = _command(state, benchmarks, isolation, lock)
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
-                service = cls(address=await seeker.find_or_start())
+                try:
+                    service = cls(address=await seeker.find_or_start())
+                except OSError as error:
+                    raise UsageError(
+                        f"{state}: the benchmark service cannot be kept here: {error.strerror}. Give another --runs."
+                    ) from None
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(service._keep, seeker)
                     try:
@@ -192,8 +193,8 @@ class Service:
             await anyio.sleep(HEARTBEAT_S)
             try:
                 address = await seeker.find_or_start()
-            except Unavailable as error:  # it lives, and may answer other requests all the same
-                structlog.get_logger().warning("service.silent", error=error.message)
+            except (Unavailable, OSError) as error:  # it may live, and answer other requests all the same
+                structlog.get_logger().warning("service.silent", error=str(error))
                 continue
             except UsageError as error:
                 raise Unavailable(

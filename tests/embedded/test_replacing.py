@@ -10,8 +10,10 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from orchestrator.common.address import Address
+from orchestrator.common.locks import NOTE
 from orchestrator.core.errors import Unavailable, leaf
 from orchestrator.endpoint.embedded_service import Service, post, proven
 from tests.waiting import until
@@ -79,6 +81,18 @@ async def test_a_service_that_does_not_answer_for_a_while_is_waited_for(place: P
         assert await serves(service.address)
         assert place.services() == [pid]
         assert len(told) == 1
+
+
+async def test_a_look_that_fails_says_nothing_about_the_service(place: Place) -> None:
+    """A machine may have no open file left for an instant."""
+    async with place.open() as service:
+        pid, note = place.pid, place.state / NOTE
+        with capture_logs() as logged:
+            note.mkdir()
+            await until(lambda: any(each["event"] == "service.silent" for each in logged), lambda: str(logged))
+            note.rmdir()
+        assert await serves(service.address)
+        assert place.services() == [pid]
 
 
 async def test_a_sweep_ends_with_a_message_if_no_service_can_be_started_again(place: Place) -> None:
