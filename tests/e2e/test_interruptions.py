@@ -1,5 +1,6 @@
 """Sweeps that are cut short: by Ctrl-C, by Ctrl-C again, by a kill; and what the same command does afterwards."""
 
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]
 
 #: Solves the scenario, slowly enough to be caught at it.
 SLOW = "command:sleep 1; touch done"
-#: Works on this machine and in the devbox at once, for ever, until there is a file `go` here.
+#: Works on this machine and in the devbox at once, for as long as FOREVER says, until there is a file `go` here.
 PATIENT = """
 from pathlib import Path
 
@@ -26,15 +27,20 @@ class Patient:
 
     def run(self):
         if not Path("go").exists():
-            self.workspace.exec("exec sleep 31536042")
+            self.workspace.exec("exec sleep FOREVER")
         self.workspace.exec("touch done")
 """
-FOREVER = "31536042"
 
 
-def sleeping() -> list[int]:
-    """Agents that sleep for ever, as the machine sees them; the commands that started them name them too."""
-    return [pid for pid, words in carrying(f"sleep\0{FOREVER}").items() if "orchestrator" not in words]
+@pytest.fixture
+def forever() -> str:
+    """A year and some seconds, another number in each test: nobody else's agents are taken for a test's own."""
+    return str(31_536_000 + secrets.randbelow(30_000_000))
+
+
+def sleeping(seconds: str) -> list[int]:
+    """Agents that sleep for so long, as the machine sees them; the commands that started them name them too."""
+    return [pid for pid, words in carrying(f"sleep\0{seconds}").items() if "orchestrator" not in words]
 
 
 def keys(results: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
@@ -67,8 +73,8 @@ def test_a_killed_sweep_continues_where_it_was(served: "Desk", service: "Service
     assert len(executed) == len(set(executed)) == 6, "no agent is run twice"
 
 
-def test_a_second_process_with_the_same_name_learns_the_holder(served: "Desk") -> None:
-    command = ("run", "six", "--agent", f"command:exec sleep {FOREVER}", "--limit", "1", "--name", "mine")
+def test_a_second_process_with_the_same_name_learns_the_holder(served: "Desk", forever: str) -> None:
+    command = ("run", "six", "--agent", f"command:exec sleep {forever}", "--limit", "1", "--name", "mine")
     first = served.start(*command)
     first.wait_for("Starting mine")
     line = served.refused(*command)
@@ -78,6 +84,7 @@ def test_a_second_process_with_the_same_name_learns_the_holder(served: "Desk") -
     first.wait_for("Press Ctrl-C again")
     first.interrupt()
     assert first.end().status == 130
+    wait_until(lambda: not sleeping(forever), lambda: f"agents outlived their sweep: {sleeping(forever)}", seconds=5)
 
 
 def test_ctrl_c_lets_those_in_flight_finish_and_starts_no_more(served: "Desk", service: "Service") -> None:
@@ -109,13 +116,17 @@ def test_ctrl_c_when_nothing_is_pending_is_a_full_run(served: "Desk") -> None:
     assert len(served.results("runs/mine")) == 2
 
 
-@pytest.mark.parametrize("agent", ["./patient.py:Patient", f"command:exec sleep {FOREVER}"])
-def test_ctrl_c_twice_ends_the_agents_and_releases_the_devboxes(served: "Desk", service: "Service", agent: str) -> None:
+@pytest.mark.parametrize("agent", ["./patient.py:Patient", "command:exec sleep FOREVER"])
+def test_ctrl_c_twice_ends_the_agents_and_releases_the_devboxes(
+    served: "Desk", service: "Service", agent: str, forever: str
+) -> None:
     """Within ten seconds, whether they work here or in their devboxes; the interrupted trials have not failed."""
-    (served.folder / "patient.py").write_text(PATIENT)
-    command = ("run", "six", "--agent", agent, "--devboxes", "2", "--limit", "3", "--name", "mine")
+    (served.folder / "patient.py").write_text(PATIENT.replace("FOREVER", forever))
+    named = agent.replace("FOREVER", forever)
+    command = ("run", "six", "--agent", named, "--devboxes", "2", "--limit", "3", "--name", "mine")
     running = served.start(*command)
-    wait_until(lambda: len(sleeping()) >= 2, running)
+    running.wait_for("Starting mine")
+    wait_until(lambda: len(sleeping(forever)) >= 2, running)
     running.interrupt()
     running.wait_for("Press Ctrl-C again")
     running.interrupt()
@@ -124,7 +135,7 @@ def test_ctrl_c_twice_ends_the_agents_and_releases_the_devboxes(served: "Desk", 
     assert time.monotonic() - began < 10
     assert ended.status == 130, str(ended)
     assert not service.alive()
-    wait_until(lambda: not sleeping(), lambda: f"agents outlived their sweep: {sleeping()}", seconds=5)
+    wait_until(lambda: not sleeping(forever), lambda: f"agents outlived their sweep: {sleeping(forever)}", seconds=5)
     wait_until(lambda: not served.processes(), lambda: f"left behind: {served.processes()}", seconds=5)
     assert served.results("runs/mine") == []
     ends = served.journal("runs/mine", "attempt.ended")
@@ -154,11 +165,13 @@ def test_an_agent_in_its_devbox_works_on_while_nobody_looks(desk: "Desk") -> Non
         assert desk.log("runs/mine", result) == "asleep\nawake\n"
 
 
-def test_ctrl_c_ends_a_single_scenario_and_releases_its_devbox(served: "Desk", service: "Service") -> None:
-    running = served.start("scenario", "run", "ant", "--benchmark", "six", "--agent", f"command:exec sleep {FOREVER}")
-    wait_until(sleeping, running)
+def test_ctrl_c_ends_a_single_scenario_and_releases_its_devbox(
+    served: "Desk", service: "Service", forever: str
+) -> None:
+    running = served.start("scenario", "run", "ant", "--benchmark", "six", "--agent", f"command:exec sleep {forever}")
+    wait_until(lambda: sleeping(forever), running)
     running.interrupt()
     ended = running.end(20)
     assert ended.status == 130, str(ended)
     assert not service.alive()
-    wait_until(lambda: not sleeping(), lambda: f"agents outlived their run: {sleeping()}", seconds=5)
+    wait_until(lambda: not sleeping(forever), lambda: f"agents outlived their run: {sleeping(forever)}", seconds=5)
