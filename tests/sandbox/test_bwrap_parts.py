@@ -163,7 +163,7 @@ def test_an_invalid_answer_of_a_boxs_agent_is_refused(data: bytes) -> None:
 
 
 def test_an_order_is_length_and_fields() -> None:
-    assert spawn_frame(1, "/", ["a", ""], {"K": "v=w"}) == b"\0\0\0\x14spawn\x001\0/\x002\0a\0\0K=v=w"
+    assert spawn_frame(1, "/", "u", ["a", ""], {"K": "v=w"}) == b"\0\0\0\x16spawn\x001\0/\0u\x002\0a\0\0K=v=w"
 
 
 def test_a_copy_keeps_links_modes_times_and_holes(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from orchestrator.service.sandbox.provider import (
     Command,
     ImageRoot,
     Resources,
+    shell,
 )
 from orchestrator.service.sandbox.user_namespace import ID_COUNT
 from tests.processes import carrying
@@ -245,6 +246,69 @@ async def test_a_box_of_an_image_is_not_started_beside_one_of_the_machine(imaged
     box = await imaged.boot(image=None)
     with pytest.raises(BoxStartFailed, match="beside another such box only"):
         await boot(imaged, beside=box)
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("", "0 0 /root"),
+        ("www-data", "33 33 /var/www"),
+        ("33", "33 33 /var/www"),
+        ("4000", "4000 0 /"),
+        ("4000:5000", "4000 5000 /"),
+        ("www-data:0", "33 0 /var/www"),
+    ],
+)
+async def test_commands_run_as_the_specs_user_and_in_its_home(imaged: "Bench", user: str, said: str) -> None:
+    """Names and numbers mean what container engines make of them."""
+    box = await boot(imaged, user=user)
+    assert await say(imaged, box, "echo $(id -u) $(id -g) $HOME") == f"{said}\n"
+    plain = await run(box, Command(argv=("id", "-u"), is_plain=True), timeout=20)
+    assert plain.output == "0\n"
+
+
+async def test_a_user_that_the_image_lacks_is_named(imaged: "Bench") -> None:
+    done = await imaged.run(await boot(imaged, user="nemo"), "true")
+    assert (done.status, done.output) == (126, "user nemo: /etc/passwd has no such user\n")
+
+
+async def test_programs_of_another_user_end_with_their_command(imaged: "Bench", marker: str) -> None:
+    box = await boot(imaged, user="www-data")
+    process = await box.spawn(shell(f"export M={marker}; setsid sleep 1000 & exec sleep 1000"))
+    await until(lambda: len(carrying(marker)) >= 2, "the programs did not start")
+    await process.kill()
+    assert not carrying(marker)
+
+
+async def test_a_script_without_a_first_line_is_the_shells_for_every_user(imaged: "Bench") -> None:
+    box = await boot(imaged, user="www-data")
+    assert await say(imaged, box, "printf 'id -u' >/tmp/x; chmod 755 /tmp/x; /tmp/x; /tmp/none") != ""
+    done = await run(box, Command(argv=("/tmp/x",)), timeout=20)
+    assert (done.status, done.output) == (0, "33\n")
+    assert (await run(box, Command(argv=("nothing-here",)), timeout=20)).status == 127
+
+
+async def test_a_box_leaves_what_it_wrote_as_a_layer_with_the_ids_of_images(imaged: "Bench", image: ImageRoot) -> None:
+    """Owners, modes that lend rights, capabilities and removed files are what another box on top of it sees."""
+    place = imaged.place / "building"
+    box = await boot(imaged, layer=place)
+    script = "echo new >/made; chown 33:34 /made; chmod 6755 /made; ln /made /again; rm /opt/kept; mkdir /var/x"
+    assert await say(imaged, box, f"{script}; cp /bin/ls /l") == ""
+    give = (
+        "import os; os.setxattr('/l', 'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'))"
+    )
+    assert (await run(box, Command(argv=(PROGRAM, "-c", give)), timeout=20)).output == ""
+    await box.keep_layer(imaged.place / "kept")
+    await box.stop()
+    assert not place.exists()
+
+    made = (imaged.place / "kept/made").stat()
+    assert (made.st_uid, made.st_gid, oct(made.st_mode), made.st_nlink) == (33, 34, "0o106755", 2)
+    on_top = await boot(imaged, image=ImageRoot(layers=(*image.layers, imaged.place / "kept")))
+    shown = "stat -c '%u %g %a' /made /again /var/x; ls /opt; cat /made"
+    assert await say(imaged, on_top, shown) == "33 34 6755\n33 34 6755\n0 0 755\nnew\n"
+    read = "import os; print(os.getxattr('/l', 'security.capability').hex())"
+    assert (await run(on_top, Command(argv=(PROGRAM, "-c", read)), timeout=20)).output.startswith("01000002000400")
 
 
 async def test_unlinked_files_of_every_user_in_a_box_count(imaged: "Bench") -> None:

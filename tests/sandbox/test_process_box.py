@@ -133,7 +133,7 @@ async def test_a_host_that_goes_at_a_bad_moment_leaves_no_daemon(when: str, mark
     """No namespace ends the daemons with the agent here, and no helper of theirs is left."""
 
     def order(number: int, script: str) -> bytes:
-        return spawn_frame(number, "/tmp", ["sh", "-c", script], {"PATH": os.environ["PATH"], "M": marker})
+        return spawn_frame(number, "/tmp", "", ["sh", "-c", script], {"PATH": os.environ["PATH"], "M": marker})
 
     host, agent = socket.socketpair()
     with (

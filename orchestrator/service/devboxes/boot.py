@@ -53,14 +53,14 @@ async def run_scripts(box: Box, scripts: Iterable[str], output: Path) -> None:
     for script in scripts:
         file = f"/tmp/.setup-{token_hex(8)}/setup.sh"  # noqa: S108 - of the devbox
         await write_file(box, file, script.encode(), mode=0o755)
-        argv = ("bash", "-lc", _EXECUTE, box.path(file))
+        argv = (*box.shell, _EXECUTE, box.path(file))
         await _run_one(box, script, Command(argv=argv), output)
 
 
 async def run_commands(box: Box, commands: Iterable[str], output: Path) -> None:
     """Run the commands as users type them. Raises BadRequest saying what went wrong, and BoxDied."""
     for command in commands:
-        await _run_one(box, command, shell(command), output)
+        await _run_one(box, command, shell(command, words=box.shell), output)
 
 
 async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
@@ -68,7 +68,7 @@ async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
     started, failures = anyio.current_time(), 0
     while True:
         is_early = anyio.current_time() - started < check.start_period
-        command = Command(argv=("bash", "-c", check.command))
+        command = shell(check.command, words=box.shell)
         finished = await _run(box, check.command, command, output, timeout=check.timeout)
         if finished.status == 0:
             return

@@ -53,10 +53,10 @@ async def program_for(box: Box, command: str, *, execution_id: str, shell_name: 
         await write_file(box, path, command.encode())
         command = f". {shlex.quote(box.path(path))}"
     if shell_name is None:
-        return shell(command, stdin=stdin)
+        return shell(command, words=box.shell, stdin=stdin)
     name = sha256(shell_name.encode()).hexdigest()[:16]
     state = box.path(f"/tmp/.shell-{name}")  # noqa: S108 - the box's own /tmp
-    return Command(argv=("bash", "-lc", _CONTINUED, "bash", state, command), stdin=stdin)
+    return Command(argv=(*box.shell, _CONTINUED, "bash", state, command), stdin=stdin)
 
 
 class Turns:

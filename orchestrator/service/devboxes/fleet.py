@@ -251,6 +251,8 @@ class Fleet:
             working_directory=prepared.working_directory,
             environment={**prepared.environment, **prepared.secrets, **variables, **request.environment_variables},
             root=prepared.root,
+            image=prepared.image,
+            user=prepared.user,
             binds=(*prepared.binds, *self._covers),
         )
         box = await self._provider.start(spec)

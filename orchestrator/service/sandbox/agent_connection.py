@@ -98,10 +98,10 @@ def order_frame(verb: str, number: int, *fields: str) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def spawn_frame(number: int, folder: str, argv: Sequence[str], environment: Mapping[str, str]) -> bytes:
+def spawn_frame(number: int, folder: str, user: str, argv: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """Encode the order to start a program. Raises ValueError for a NUL inside a field."""
     variables = [f"{name}={value}" for name, value in environment.items()]
-    return order_frame("spawn", number, folder, str(len(argv)), *argv, *variables)
+    return order_frame("spawn", number, folder, user, str(len(argv)), *argv, *variables)
 
 
 class AgentProcess:
@@ -188,7 +188,9 @@ class AgentConnection:
         """The number of commands that have been started and have not ended."""
         return len(self._running)
 
-    def spawn(self, folder: str, argv: Sequence[str], environment: Mapping[str, str], *, stdin: bool) -> AgentProcess:
+    def spawn(
+        self, folder: str, argv: Sequence[str], environment: Mapping[str, str], *, user: str, stdin: bool
+    ) -> AgentProcess:
         """Order the start of a program. Raises BoxDied, and OSError when no file descriptor is free."""
         if not self._open:
             raise BoxDied(self.reason)
@@ -197,7 +199,7 @@ class AgentConnection:
         process = AgentProcess(self, self._last, pipes)
         theirs = tuple(pipe.theirs for pipe in pipes)
         try:
-            frame = spawn_frame(self._last, folder, argv, environment)
+            frame = spawn_frame(self._last, folder, user, argv, environment)
         except ValueError as error:
             os.write(theirs[-1], f"{error}\n".encode())
             _close_all(theirs)

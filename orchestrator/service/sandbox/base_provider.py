@@ -30,6 +30,7 @@ from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import NO_CGROUP, Cgroup, keep_expendable
 from orchestrator.service.sandbox.processes import ChildProcess, descendants
 from orchestrator.service.sandbox.provider import (
+    LOGIN_SHELL,
     Box,
     BoxDied,
     BoxSpec,
@@ -96,6 +97,10 @@ class AgentBox(ABC):
     @property
     def is_broken_from_inside(self) -> bool:
         return self._is_broken_from_inside
+
+    @property
+    def shell(self) -> tuple[str, ...]:
+        return LOGIN_SHELL
 
     def path(self, path: str) -> str:
         return path
@@ -214,7 +219,8 @@ class AgentBox(ABC):
         given = {} if command.is_plain else dict(self.spec.environment)
         environment = self.environment() | given | dict(command.environment)
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
-        return self._connection.spawn(self.path(str(folder)), command.argv, environment, stdin=command.stdin)
+        user = "" if command.is_plain else self.spec.user
+        return self._connection.spawn(self.path(str(folder)), command.argv, environment, user=user, stdin=command.stdin)
 
     async def listen(self, port: int) -> socket.socket:
         if self._why is not None or self._connection is None:
@@ -223,6 +229,9 @@ class AgentBox(ABC):
 
     async def export(self, target: Path, only: str = "") -> None:
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
+
+    async def keep_layer(self, target: Path) -> None:
+        raise NotImplementedError(f"devbox {self.id} is of no image: it has no layer for {target}")
 
     async def remaining(self) -> RemainingProcesses:
         return RemainingProcesses()

@@ -6,7 +6,7 @@ imports nothing that costs time or memory (C modules, not the wrappers above the
 not trusted: the host validates all that it sends.
 
 The host sends frames, four bytes of length and then fields joined by NUL, the first byte of a `spawn` carrying the
-command's pipes: `spawn ID CWD ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`, `listen ID PORT`. The answers are
+command's pipes: `spawn ID CWD USER ARGC ARG… KEY=VALUE…`, `interrupt ID`, `kill ID`, `listen ID PORT`. The answers are
 lines: `ready`, `exit ID STATUS`, and `listening ID ERRNO`, with a socket if ERRNO is 0: the host itself accepts the
 connections to it. Output never passes through here: the command holds the host's own pipe.
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 KILL_GRACE_S = 1.0
+#: Bytes that are read of /etc/passwd, or of /etc/group.
+TABLE_BYTES = 1 << 20
 BACKLOG = 128
 POLL_S = 0.01
 LINUX = sys.platform == "linux"
@@ -246,9 +248,9 @@ class Helper:
     """Starts one program, waits for its end, and ends its whole tree when told to."""
 
     def __init__(self, fields: list[bytes], fds: list[int]) -> None:
-        count = int(fields[1])
-        self.folder, self.argv = fields[0], fields[2 : 2 + count]
-        pairs = (field.partition(b"=") for field in fields[2 + count :])
+        count = int(fields[2])
+        self.folder, self.user, self.argv = fields[0], fields[1], fields[3 : 3 + count]
+        pairs = (field.partition(b"=") for field in fields[3 + count :])
         self.environment = {name: value for name, _, value in pairs}
         self.fds = fds
         self.program = 0
@@ -282,6 +284,13 @@ class Helper:
         except OSError as error:
             return report_failure(self.fds[-1], f"{os.fsdecode(self.folder)}: {error.strerror}")
         try:
+            user = find_user(self.user) if self.user else None
+        except (OSError, ValueError) as error:
+            return report_failure(self.fds[-1], f"user {os.fsdecode(self.user)}: {error}")
+        self.environment.setdefault(b"HOME", user.home if user else b"/root")
+        if user is not None:
+            return self.start_as(user, name)
+        try:
             self.program = self.execute(find_program(self.argv[0], self.environment.get(b"PATH", b"")))
         except FileNotFoundError:
             report_failure(self.fds[-1], f"{name}: command not found")
@@ -289,6 +298,39 @@ class Helper:
         except (OSError, ValueError, IndexError) as error:
             return report_failure(self.fds[-1], f"{name}: {getattr(error, 'strerror', None) or error}")
         return None
+
+    def start_as(self, user: "User", name: str) -> int | None:
+        """Start the program as another user of the box; this helper keeps the right to end it."""
+        self.program = os.fork()
+        if self.program:
+            return None
+        status = 126
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in (*IGNORED, signal.SIGXFSZ, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(self.fds[0] if len(self.fds) == 3 else os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(self.fds[-2], 1)
+            os.dup2(self.fds[-1], 2)
+            os.setgroups(user.groups)
+            os.setgid(user.group)
+            os.setuid(user.number)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            path = find_program(self.argv[0], self.environment.get(b"PATH", b""))
+            try:
+                os.execve(path, self.argv, self.environment)  # noqa: S606
+            except OSError as error:
+                if error.errno != 8:  # as in `execute`
+                    raise
+                os.execve(b"/bin/sh", [b"sh", path, *self.argv[1:]], self.environment)  # noqa: S606
+        except FileNotFoundError:
+            report_failure(2, f"{name}: command not found")
+            status = 127
+        except Exception as error:  # noqa: BLE001 a fork must not return
+            report_failure(2, f"{name}: {getattr(error, 'strerror', None) or error}")
+        finally:
+            os._exit(status)
 
     def execute(self, path: bytes) -> int:
         try:
@@ -311,6 +353,46 @@ class Helper:
             setsigmask=(),
             setsigdef=(*IGNORED, signal.SIGXFSZ, signal.SIGCHLD),
         )
+
+
+class User:
+    """A user of the box: numbers of the user, its group and further groups, and its home."""
+
+    def __init__(self, number: int, group: int, groups: list[int], home: bytes) -> None:
+        self.number, self.group, self.groups, self.home = number, group, groups, home
+
+
+def find_user(words: bytes) -> User:
+    """Look `user[:group]` up in the box's own files, names first, as container engines do. Raises OSError, ValueError.
+
+    A number need not be there; without a group, a user has those that the files give it.
+    """
+    name, _, group = words.partition(b":")
+    users, groups = read_table("/etc/passwd", 6), read_table("/etc/group", 4)
+    entry = next((row for row in users if row[0] == name), None) or next((row for row in users if row[2] == name), None)
+    if entry is None and not name.isdigit():
+        raise ValueError("/etc/passwd has no such user")
+    number, own = (int(entry[2]), int(entry[3])) if entry else (int(name), 0)
+    further = [int(row[2]) for row in groups if entry and entry[0] in row[3].split(b",")]
+    if group:
+        own = next((int(row[2]) for row in groups if row[0] == group), -1)
+        if own < 0 and not group.isdigit():
+            raise ValueError("/etc/group has no such group")
+        own, further = (int(group) if own < 0 else own), []
+    return User(number, own, further, entry[5] if entry and entry[5] else b"/")
+
+
+def read_table(path: str, columns: int) -> list[list[bytes]]:
+    """Return the rows of a file such as /etc/passwd that have so many columns; none if it is not there."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return []
+    try:
+        rows = [line.split(b":") for line in os.read(file, TABLE_BYTES).splitlines()]
+    finally:
+        os.close(file)
+    return [row for row in rows if len(row) >= columns]
 
 
 def find_program(name: bytes, path: bytes) -> bytes:

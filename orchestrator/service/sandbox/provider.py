@@ -98,8 +98,10 @@ class BoxSpec:
     `working_directory` are the box's own and writable in any case, and exist. A bind at one of them covers it.
     `environment` reaches every command.
 
-    With an `image` the whole file system is the box's own and writable, its programs run as root, and any folder may be
-    the working directory. Without one it is the machine's own system, read-only.
+    With an `image` the whole file system is the box's own and writable, and any folder may be the working directory.
+    Its programs run as root, or as the `user`: "name" or "name:group", or numbers instead, which the image's own
+    /etc/passwd and /etc/group explain. Its `layer` is an empty folder of the host for what it writes, if that is to be
+    kept (`Box.keep_layer`). Without an image it is the machine's own system, read-only.
     """
 
     id: str
@@ -110,6 +112,8 @@ class BoxSpec:
     root: Path | None = None
     binds: tuple[Bind, ...] = ()
     image: ImageRoot | None = None
+    user: str = ""
+    layer: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +130,8 @@ class Command:
 
     `argv[0]` is looked up on the box's PATH. `cwd` is absolute, or relative to the working directory; None is the
     working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
-    A program that `is_plain` is ours and gets no variable of the spec's environment: a PATH through folders that an
-    agent can write must not decide which `cat` writes a scorer's files.
+    A program that `is_plain` is ours: it runs as root where the box has one, and gets no variable of the spec's
+    environment: a PATH through folders that an agent can write must not decide which `cat` writes a scorer's files.
     """
 
     argv: tuple[str, ...]
@@ -137,11 +141,20 @@ class Command:
     is_plain: bool = False
 
 
+#: Words before a script, for a login shell as on a Runloop devbox.
+LOGIN_SHELL: Final = ("bash", "-lc")
+
+
 def shell(
-    script: str, *, cwd: str | None = None, environment: Mapping[str, str] | None = None, stdin: bool = False
+    script: str,
+    *,
+    words: tuple[str, ...] = LOGIN_SHELL,
+    cwd: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    stdin: bool = False,
 ) -> Command:
-    """Make a command of a script for a login shell, as on a Runloop devbox."""
-    return Command(argv=("bash", "-lc", script), cwd=cwd, environment=environment or {}, stdin=stdin)
+    """Make a command of a script, with the `words` of the box's shell before it (`Box.shell`)."""
+    return Command(argv=(*words, script), cwd=cwd, environment=environment or {}, stdin=stdin)
 
 
 class Process(Protocol):
@@ -196,6 +209,14 @@ class Box(Protocol):
         The caller closes it. Raises BoxDied, and OSError if the port is not available.
         """
 
+    @property
+    def shell(self) -> tuple[str, ...]:
+        """The words before a user's script.
+
+        A login shell on the machine's own system. On an image, whose start-up files would undo its variables, bash as
+        it is, or sh where there is no bash.
+        """
+
     def path(self, path: str) -> str:
         """Translate a path of the devbox to a path inside the box; the same, unless the provider is not ROOTED."""
 
@@ -213,6 +234,12 @@ class Box(Protocol):
 
     async def retire(self) -> None:
         """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
+
+    async def keep_layer(self, target: Path) -> None:
+        """End everything in it, and move what it has written to `target`, a layer for an `ImageRoot` on top of its own.
+
+        The spec has to name a `layer` in the same file system. Raises BoxDied and OSError.
+        """
 
     @property
     def is_broken_from_inside(self) -> bool:

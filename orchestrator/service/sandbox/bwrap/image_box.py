@@ -25,11 +25,17 @@ from orchestrator.service.sandbox.bwrap.bwrap_args import (
 )
 from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
-from orchestrator.service.sandbox.bwrap.image_files import OURS, make_folder, make_mount_point, restore_folders
+from orchestrator.service.sandbox.bwrap.image_files import (
+    OURS,
+    make_folder,
+    make_mount_point,
+    restore_folders,
+    restore_ids,
+)
 from orchestrator.service.sandbox.bwrap.overlay import open_overlay
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
-from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed, ImageRoot
+from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, ImageRoot
 from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
 from orchestrator.service.sandbox.user_namespace import ID_COUNT
 
@@ -80,7 +86,7 @@ class ImageBox(BwrapBox):
             raise BoxStartFailed(f"devbox {spec.id}: a box of an image can be started beside another such box only")
         _refuse(spec, image)
         first_id = host.images.ranges.lend() if beside is None else beside.first_id
-        folder = ImageFolder(base=host.state / "boxes" / spec.id, owner=first_id)
+        folder = ImageFolder(base=spec.layer or host.state / "boxes" / spec.id, owner=first_id)
         super().__init__(spec, folder, host, watch, forget, beside)
         self.first_id: int = first_id
         self._image = image
@@ -88,6 +94,7 @@ class ImageBox(BwrapBox):
         self._shared_with = beside if beside is not None and beside.spec.image == image else None
         self._own_root: Root | None = None
         self._anchors: list[str] = []
+        self._shell = ("sh", "-c")
 
     @property
     def root(self) -> Root:
@@ -98,7 +105,11 @@ class ImageBox(BwrapBox):
         return found
 
     def environment(self) -> dict[str, str]:
-        return {"PATH": PATH, "HOME": HOME, "USER": "root", "LOGNAME": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        return {"PATH": PATH}
+
+    @property
+    def shell(self) -> tuple[str, ...]:
+        return self._shell
 
     def place(self, path: str) -> Path:
         return self.root.outside / path.strip("/")
@@ -141,6 +152,8 @@ class ImageBox(BwrapBox):
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
                 where = f"{error.filename} is a folder in one of them and none in the other"
                 raise BoxStartFailed(f"devbox {spec.id}: its prepared root does not fit its image: {where}") from None
+        if any(os.path.lexists(root / folder / "bash") for folder in PATH[1:].split(":/")):
+            self._shell = ("bash", "-c")
         make_folder(root, spec.working_directory, self.first_id)
         above = {folder for bind in spec.binds for folder in make_mount_point(root, bind, self.first_id)}
         self._anchors = sorted(above)
@@ -157,6 +170,16 @@ class ImageBox(BwrapBox):
         )
         command = image_agent_command(control, limits)
         return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.first_id)
+
+    async def keep_layer(self, target: Path) -> None:
+        await self.retire()
+        await self.unmount()
+
+        def keep() -> None:
+            restore_ids(self.folder.files, self.first_id)
+            self.folder.files.rename(target)
+
+        await anyio.to_thread.run_sync(keep)
 
     def give_back(self) -> None:
         self._host.images.ranges.give_back(self.first_id)

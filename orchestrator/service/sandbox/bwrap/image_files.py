@@ -8,6 +8,7 @@ range of ids, not to a box: it is kept for the next box of the range.
 
 import os
 import stat
+import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
@@ -22,13 +23,15 @@ from orchestrator.service.sandbox.closure import IN_BOX, make_closure
 from orchestrator.service.sandbox.folders import LOGS
 from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import FOLDER, remove
-from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
+from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap, UserNamespace
 
 #: Folders of the box that are not the image's: mounts of ours cover them.
 OURS: Final = (IN_BOX, "/dev", "/proc", "/sys")
 _COVERING: Final = (*OURS, "/tests", "/solution", *LOGS, "/tmp")  # noqa: S108
 _LACKING: Final = ("/app", HOME)
-_MODES: Final = {**dict.fromkeys(LOGS, 0o777), "/tmp": 0o1777}  # noqa: S108
+_MODES: Final = {**dict.fromkeys(LOGS, 0o777), "/tmp": 0o1777, HOME: 0o1777}  # noqa: S108
+_CAPABILITY: Final = "security.capability"
+_VERSION_2: Final = 0x02000000
 
 
 class IdRanges:
@@ -153,6 +156,33 @@ def restore_folders(root: Path, owner: int) -> None:
                 opened.callback(os.close, above)
             if path in _MODES:
                 os.chmod(f"/proc/self/fd/{above}", _MODES[path])  # noqa: PTH101
+
+
+def restore_ids(root: Path, first: int) -> None:
+    """Give a layer that a box has written the ids of images again; nothing writes it any more. Raises OSError.
+
+    A change of owner takes a file's capabilities and its right to run as its owner, so both are set again.
+    """
+    for _, folders, files, folder in os.fwalk(root, follow_symlinks=False):
+        for name in (*folders, *files, "."):
+            found = os.lstat(name, dir_fd=folder)
+            if not first <= found.st_uid < first + ID_COUNT and not first <= found.st_gid < first + ID_COUNT:
+                continue  # a hard link to what was changed before
+            place = f"/proc/self/fd/{folder}/{name}"
+            capabilities = b""
+            with suppress(OSError):
+                capabilities = os.getxattr(place, _CAPABILITY, follow_symlinks=False)
+            os.chown(name, found.st_uid - first, found.st_gid - first, dir_fd=folder, follow_symlinks=False)
+            if found.st_mode & (stat.S_ISUID | stat.S_ISGID):
+                os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
+            if capabilities:
+                os.setxattr(place, _CAPABILITY, _of_root(capabilities), follow_symlinks=False)
+
+
+def _of_root(capabilities: bytes) -> bytes:
+    """Return a file's capabilities without the id that they were limited to (capabilities(7), versions 2 and 3)."""
+    (word,) = struct.unpack_from("<I", capabilities)
+    return struct.pack("<I", _VERSION_2 | word & 1) + capabilities[4:20]
 
 
 def make_mount_point(root: Path, bind: Bind, owner: int) -> list[str]:
