@@ -38,23 +38,23 @@ class Patterns:
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self._rules: list[tuple[re.Pattern[str], bool]] = []
+        self.rules: list[tuple[re.Pattern[str], bool]] = []
         for line in map(str.strip, (line for line in lines if not line.startswith("#"))):
             name = line.removeprefix("!").strip()
             if line == "!":
                 raise ValueError("the pattern ! names nothing: write what it takes back in, as in !keep.txt")
             if name:
-                if len(self._rules) == MAX_PATTERNS:
+                if len(self.rules) == MAX_PATTERNS:
                     raise ValueError(f"has more than {MAX_PATTERNS:,} patterns")
-                self._rules.append((glob(normal(name)), not line.startswith("!")))
+                self.rules.append((glob(normal(name)), not line.startswith("!")))
 
     def match(self, path: str) -> bool:
         """Tell whether a path is left out. What matched a folder matches all that is below it."""
         names = path.split("/")
-        above, verdict = [False] * len(self._rules), False
+        above, verdict = [False] * len(self.rules), False
         for count in range(1, len(names) + 1):
             here, verdict = "/".join(names[:count]), False
-            for number, (pattern, leaves_out) in enumerate(self._rules):
+            for number, (pattern, leaves_out) in enumerate(self.rules):
                 if not above[number] and leaves_out != verdict:
                     above[number] = pattern.fullmatch(here) is not None
                 verdict = leaves_out if above[number] else verdict

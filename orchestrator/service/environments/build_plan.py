@@ -93,7 +93,7 @@ _ONLY_FOR: Final[Mapping[str, tuple[MountKind, ...]]] = {
     "gid": ("cache", "secret"),
 }
 #: Where a here-document that opens with #! is seen by the command that it is.
-_SCRIPTS: Final = "/dev/pipes"
+_SCRIPTS: Final = "/run/scripts"
 
 _OCTAL_MODE: Final = re.compile(r"[0-7]{1,4}|0[0-7]{4}")
 _SYMBOLIC_MODE: Final = re.compile(r"[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")

@@ -18,7 +18,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final, Self
@@ -32,10 +32,10 @@ from orchestrator.service.sandbox.folders import OWN
 from orchestrator.service.sandbox.provider import HOME, Bind, Box, Command
 
 #: Where in the box the machine's own settings are, beside those of the user.
-_MACHINE: Final = "/run/settings"
+MACHINE: Final = "/run/settings"
 _FILES: Final[Mapping[str, str]] = {
-    "/etc/pip.conf": f"{_MACHINE}/pip/pip.conf",
-    "/etc/uv/uv.toml": f"{_MACHINE}/uv/uv.toml",
+    "/etc/pip.conf": f"{MACHINE}/pip/pip.conf",
+    "/etc/uv/uv.toml": f"{MACHINE}/uv/uv.toml",
     "~/.npmrc": f"{HOME}/.npmrc",
     "~/.pip/pip.conf": f"{HOME}/.pip/pip.conf",
     "~/.config/pip/pip.conf": f"{HOME}/.config/pip/pip.conf",
@@ -73,6 +73,9 @@ _MACHINES: Final = tuple(
     map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/dev", "/proc", "/sys", "/run"))
 )
 _BOXES: Final = frozenset(map(Path, ("/", "/home", *OWN)))
+#: apt's settings, and those of them that say how to reach package mirrors.
+_APT: Final = Path("/etc/apt/apt.conf.d")
+_APT_LINES: Final = re.compile(r"^\s*(Acquire::[\w:.-]*(?:Proxy|CaInfo|Verify)[\w:.-]*\s+\"[^\"]*\";)", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^\s*[#;].*$", re.MULTILINE)
 #: An index, with what may stand before its host: `https://name:word@host:port/`, and npm's `//host/:_authToken=`.
 _HOST: Final = re.compile(r"(?<![\w./:])(?:https?:)?//(?:([^\s/@'\"]+)@)?(\[[\da-fA-F:.]+\]|[\w.-]+)(:\d+)?")
@@ -157,7 +160,7 @@ class Settings:
         bypass = list(chain.from_iterable(map(_BYPASS.findall, texts)))
         bypass += [value for name, value in os.environ.items() if name.lower() in _BYPASSES]
         return cls(
-            variables={**variables, **_CACHES, "XDG_CONFIG_DIRS": _MACHINE},
+            variables={**variables, **_CACHES, "XDG_CONFIG_DIRS": MACHINE},
             binds=tuple(binds),
             hosts=tuple(dict.fromkeys(chain.from_iterable(_hosts(_PROXY.sub("", text)) for text in texts))),
             proxy=next((url for url in proxies if url and url.lower() not in {"null", "none", "false"}), None),
@@ -165,6 +168,49 @@ class Settings:
             has_index=any(_OWN_INDEX.search(text) for text in texts),
             secrets=tuple(dict.fromkeys(chain.from_iterable(map(_secrets, texts)))),
         )
+
+    @classmethod
+    def in_image(cls, copies: Path) -> Self:
+        """Read those of this machine for a box of an image, which has nothing of the machine and where root is at home.
+
+        Files of the machine that settings name, certificates first of all, are shown below one folder of ours, and the
+        settings name them there. Raises OSError.
+        """
+        own = cls.of_this_machine(copies)
+        shown: dict[str, str] = {}
+        binds = []
+        for name in dict.fromkeys(match[0] for value in own.variables.values() for match in _PATH.finditer(value)):
+            place = Path(name)
+            if _is_readable(place) and any(place.is_relative_to(folder) for folder in _MACHINES):
+                copy = copies / f"named-{len(shown)}"
+                shutil.copyfile(place, copy)
+                copy.chmod(0o644)
+                shown[name] = f"{MACHINE}/named/{len(shown)}-{place.name}"
+                binds.append(Bind(source=copy, target=shown[name]))
+        variables = {
+            name: _PATH.sub(lambda match: shown.get(match[0], match[0]), value)
+            for name, value in own.variables.items()
+            if not _is_folder_of_machine(value)
+        }
+        apt = [
+            line
+            for file in sorted(_APT.glob("*"))
+            if _is_readable(file)
+            for line in _APT_LINES.findall(file.read_text())
+        ]
+        if "SSL_CERT_FILE" in variables:
+            apt.append(f'Acquire::https::CaInfo "{variables["SSL_CERT_FILE"]}";')
+        if apt:
+            (copies / "apt.conf").write_text("".join(f"{line}\n" for line in apt))
+            (copies / "apt.conf").chmod(0o644)
+            binds.append(Bind(source=copies / "apt.conf", target=f"{MACHINE}/apt.conf"))
+            variables["APT_CONFIG"] = f"{MACHINE}/apt.conf"
+        at_home = [replace(bind, target=re.sub(f"^{re.escape(HOME)}/", "/root/", bind.target)) for bind in own.binds]
+        for bind in at_home:
+            if not bind.source.is_dir() and bind.source.parent == copies:
+                text = bind.source.read_text(errors="replace")
+                bind.source.write_text(_PATH.sub(lambda match: shown.get(match[0], match[0]), text))
+        return replace(own, variables=variables, binds=(*at_home, *binds))
 
     @classmethod
     def empty(cls, nothing: Path) -> Self:
@@ -229,6 +275,11 @@ def _in_prefixes() -> list[Path]:
     places = [prefix / name for prefix in prefixes for name in _IN_PREFIX]
     found = dict.fromkeys(place.resolve() for place in places if place.is_file())
     return [place for place in found if any(place.is_relative_to(prefix) for prefix in shown)]
+
+
+def _is_folder_of_machine(value: str) -> bool:
+    place = Path(value)
+    return place.is_dir() and any(place.is_relative_to(folder) for folder in _MACHINES)
 
 
 def _is_readable(file: Path) -> bool:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, ClassVar, Generic, TypeVar
@@ -230,7 +230,7 @@ class AgentBox(ABC):
     async def export(self, target: Path, only: str = "") -> None:
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
-    async def keep_layer(self, target: Path) -> None:
+    async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         raise NotImplementedError(f"devbox {self.id} is of no image: it has no layer for {target}")
 
     async def remaining(self) -> RemainingProcesses:

@@ -6,7 +6,7 @@ The other one, `listen`, is the only way out of a box whose network is off.
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -235,10 +235,11 @@ class Box(Protocol):
     async def retire(self) -> None:
         """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
 
-    async def keep_layer(self, target: Path) -> None:
+    async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         """End everything in it, and move what it has written to `target`, a layer for an `ImageRoot` on top of its own.
 
-        The spec has to name a `layer` in the same file system. Raises BoxDied and OSError.
+        What it wrote at the paths `without` is left out: they are as in the image. The spec has to name a `layer` in
+        the same file system. Raises BoxDied and OSError.
         """
 
     @property

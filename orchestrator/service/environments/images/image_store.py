@@ -34,7 +34,7 @@ import zstandard
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
-from orchestrator.service.environments.build_cache import Built, UserCache, check_private, lock_folder
+from orchestrator.service.environments.build_cache import Build, Built, UserCache, check_private, lock_folder
 from orchestrator.service.environments.images.manifest import (
     BadImage,
     Descriptor,
@@ -157,6 +157,15 @@ class ImageStore:
                     await run_sync(os.utime, self._name_file(reference))
                 return Unpacked(image=image, layers=tuple(layer for layer in layers if layer is not None))
         return await self.pull(reference, progress=progress)
+
+    async def layer(self, key: str, build: Build) -> Path:
+        """Return the folder of the layer that `key` names, made now by `build`, in a folder `l/fs`, if it is not there.
+
+        Raises what `build` raises, and OSError.
+        """
+        await run_sync(self._open_folder)
+        (name,) = chain_names([key], self.namespace.ids)
+        return await self._layers.get(name, build)
 
     def find(self, reference: Reference) -> Image | None:
         """Return what is known of an image that was pulled once; its layers may be gone. Blocking. Raises OSError."""

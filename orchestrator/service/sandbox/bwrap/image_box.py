@@ -7,7 +7,7 @@ counted and removed, for the kernel allows nobody else to change it while it is 
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
 from orchestrator.service.sandbox.bwrap.image_files import (
     OURS,
+    leave_out,
     make_folder,
     make_mount_point,
     restore_folders,
@@ -171,11 +172,12 @@ class ImageBox(BwrapBox):
         command = image_agent_command(control, limits)
         return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.first_id)
 
-    async def keep_layer(self, target: Path) -> None:
+    async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         await self.retire()
         await self.unmount()
 
         def keep() -> None:
+            leave_out(self.folder.files, without)
             restore_ids(self.folder.files, self.first_id)
             self.folder.files.rename(target)
 

@@ -158,6 +158,21 @@ def restore_folders(root: Path, owner: int) -> None:
                 os.chmod(f"/proc/self/fd/{above}", _MODES[path])  # noqa: PTH101
 
 
+def leave_out(layer: Path, paths: Iterable[str]) -> None:
+    """Remove paths of a box from the layer that it has written, whose links lead inside it only. Raises OSError."""
+    with ExitStack() as opened:
+        top = os.open(layer, FOLDER)
+        opened.callback(os.close, top)
+        for path in map(PurePosixPath, paths):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                above = open_inside(top, str(path.parent))
+                opened.callback(os.close, above)
+                if stat.S_ISDIR(os.lstat(path.name, dir_fd=above).st_mode):
+                    remove(Path(f"/proc/self/fd/{above}/{path.name}"))
+                else:
+                    os.unlink(path.name, dir_fd=above)
+
+
 def restore_ids(root: Path, first: int) -> None:
     """Give a layer that a box has written the ids of images again; nothing writes it any more. Raises OSError.
 

@@ -1,0 +1,448 @@
+"""Images built of Dockerfiles: each step in a box of what the steps before have left, and kept as a layer.
+
+Commands run in the same boxes as agents, with the network, and with this machine's settings of package managers, which
+no layer keeps. Copies are put in place by a program in such a box too: links and archives of strangers lead to nothing
+but that box. A layer is named by the chain of all that decided it, and shared by all scenarios of this machine's user,
+so that a step that many begin with is taken once.
+
+A step that failed fails at once for all who need it within the next hour: a benchmark has many trials of a scenario.
+"""
+
+import hashlib
+import os
+import posixpath
+import tarfile
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryFile
+from typing import IO, Any, Final
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import httpx
+import orjson
+import structlog
+from anyio.to_thread import run_sync
+
+from orchestrator.service.content import Node
+from orchestrator.service.environments.build_cache import Built
+from orchestrator.service.environments.build_context import BuildContext, Patterns
+from orchestrator.service.environments.build_outline import DockerfileError
+from orchestrator.service.environments.build_plan import plan_text
+from orchestrator.service.environments.build_steps import (
+    BaseImage,
+    BuildLayer,
+    BuildMount,
+    BuildPlan,
+    BuildStep,
+    CopyStep,
+    FetchStep,
+    FolderStep,
+    FromContext,
+    FromImage,
+    FromStage,
+    Origin,
+    RunStep,
+    StageConfig,
+    TextFile,
+)
+from orchestrator.service.environments.images.image_store import ImageStore, Unpacked
+from orchestrator.service.environments.images.manifest import Defaults, ImageError, ours
+from orchestrator.service.environments.images.reference import Reference
+from orchestrator.service.environments.layer_writer import FILE
+from orchestrator.service.environments.package_managers import MACHINE, Settings
+from orchestrator.service.sandbox.closure import PROGRAM
+from orchestrator.service.sandbox.commands import CHUNK_BYTES, Finished, ReadChunk, collect, run
+from orchestrator.service.sandbox.provider import (
+    GIB,
+    Box,
+    BoxDied,
+    BoxSpec,
+    BoxStartFailed,
+    Command,
+    ImageRoot,
+    Provider,
+    Resources,
+)
+from orchestrator.service.sandbox.safe_fs import disk_usage
+
+#: A build needs more than most scenarios do.
+_LEAST: Final = Resources(cpus=2.0, memory=4 * GIB, disk=32 * GIB, processes=8192)
+#: Bytes of a command's output in memory, each stream, and characters of its end in a message.
+_KEPT_BYTES: Final = 32 << 20
+_SHOWN_CHARS: Final = 2000
+#: Seconds for which a step that failed is not tried again.
+_FAILED_S: Final = 3600.0
+#: Where the scripts of a RUN are; the plan names them so.
+_SCRIPTS: Final = "/run/scripts"
+_MAX_FETCHED_BYTES: Final = 8 << 30
+_WRITER: Final = Path(__file__).with_name("layer_writer.py")
+_TREE: Final = "l"
+
+
+class BuildFailed(BoxStartFailed):
+    """A step of a Dockerfile failed; the message names its line and shows the end of its output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSource:
+    """A Dockerfile's `text`, its name in messages, and the files that it may copy; `timeout` is for all its commands.
+
+    `timeout` is in seconds, and `limit` names it in messages.
+    """
+
+    text: str
+    file: str
+    context: BuildContext
+    resources: Resources
+    timeout: float
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """An image that was built, ready for boxes, and how its containers start."""
+
+    root: ImageRoot
+    config: StageConfig
+
+
+class ImageBuilds:
+    """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it."""
+
+    def __init__(self, store: ImageStore, provider: Provider) -> None:
+        self._store = store
+        self._provider = provider
+        self._failed: dict[str, tuple[float, str]] = {}
+
+    async def build(self, source: BuildSource) -> BuiltImage:
+        """Build the last stage of a Dockerfile, as far as its layers are not there yet.
+
+        Raises BuildFailed, BoxStartFailed for what does not depend on the Dockerfile, and OSError.
+        """
+        images: dict[str, Unpacked] = {}
+        while True:
+            known = {reference: _base_image(image) for reference, image in images.items()}
+            read = partial(plan_text, source.text, source.context, file=source.file, platform=str(ours()), images=known)
+            try:
+                plan = await run_sync(read)
+                missing = [each for each in plan.images if each.reference not in images]
+                if not missing:
+                    return await self._carry_out(source, plan, images)
+                for each in missing:
+                    images[each.reference] = await self._image(each)
+            except (DockerfileError, ImageError) as error:
+                raise BuildFailed(f"{error}") from None
+
+    async def _image(self, wanted: FromImage) -> Unpacked:
+        """Get an image for this machine. Raises ImageError and OSError."""
+        if wanted.platform != str(ours()):
+            raise ImageError(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
+        return await self._store.get(Reference.parse(wanted.reference))
+
+    async def _carry_out(self, source: BuildSource, plan: BuildPlan, images: Mapping[str, Unpacked]) -> BuiltImage:
+        build = _Build(
+            source=source,
+            images=images,
+            store=self._store,
+            provider=self._provider,
+            failed=self._failed,
+            deadline=anyio.current_time() + source.timeout,
+        )
+        for stage in plan.stages:
+            layers = build.layers_of(stage.base)
+            for layer in stage.layers:
+                layers = (*layers, await build.layer(layer, layers))
+            build.stages[stage.number] = layers
+        target = plan.target
+        return BuiltImage(root=ImageRoot(layers=build.stages[target.number]), config=target.config)
+
+
+def _base_image(image: Unpacked) -> BaseImage:
+    """Return what a plan has to know of an image."""
+    given = image.image.config.config or Defaults()
+    pairs = (each.partition("=") for each in given.env or ())
+    usual = StageConfig()
+    return BaseImage(
+        digest=image.image.digest,
+        config=StageConfig(
+            environment={name: value for name, _, value in pairs},
+            working_directory=given.working_dir,
+            user=given.user,
+            shell=tuple(given.shell or usual.shell),
+            entrypoint=None if given.entrypoint is None else tuple(given.entrypoint),
+            command=None if given.cmd is None else tuple(given.cmd),
+            labels=given.labels or {},
+            ports=tuple(given.exposed_ports or ()),
+            volumes=tuple(given.volumes or ()),
+            stop_signal=given.stop_signal,
+            on_build=tuple(given.on_build or ()),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Build:
+    """One build: what it has so far, in `stages` by their numbers."""
+
+    source: BuildSource
+    images: Mapping[str, Unpacked]
+    store: ImageStore
+    provider: Provider
+    failed: dict[str, tuple[float, str]]
+    deadline: float
+    stages: dict[int, tuple[Path, ...]] = field(default_factory=dict)
+
+    def layers_of(self, origin: Origin) -> tuple[Path, ...]:
+        match origin:
+            case FromImage(reference=reference):
+                return self.images[reference].layers
+            case FromStage(number=number):
+                return self.stages[number]
+            case _:
+                return ()
+
+    async def layer(self, layer: BuildLayer, below: tuple[Path, ...]) -> Path:
+        """Return the folder of a layer, made now if it is not there. Raises BuildFailed, BoxStartFailed and OSError."""
+        at, why = self.failed.get(layer.key, (0.0, ""))
+        if why and anyio.current_time() - at < _FAILED_S:
+            raise BuildFailed(why)
+        try:
+            return await self.store.layer(layer.key, partial(self._make, layer, below))
+        except BuildFailed as error:
+            self.failed[layer.key] = (anyio.current_time(), error.message)
+            raise
+
+    async def _make(self, layer: BuildLayer, below: tuple[Path, ...], folder: Path) -> Built:
+        """Make a layer in the empty `folder`."""
+        started = anyio.current_time()
+        first = layer.steps[0]
+        tree = folder / _TREE
+        await run_sync(tree.mkdir)
+        if isinstance(first, RunStep):
+            await self._run(first, below, folder, tree / "fs")
+        else:
+            await self._put_all(layer.steps, below, folder, tree / "fs")
+        size = await run_sync(disk_usage, tree)
+        about = {"line": first.line, "seconds": round(anyio.current_time() - started, 3), "bytes": size}
+        structlog.get_logger().info("image.layer_built", file=self.source.file, step=first.text[:200], **about)
+        return Built(tree=tree, facts={"key": layer.key, "entries": 0, "bytes": size, "notes": {}})
+
+    @asynccontextmanager
+    async def _box(self, step: BuildStep, layers: tuple[Path, ...], **spec: Any) -> AsyncIterator[Box]:
+        """Start a box for a step, and stop it at the end. Raises BuildFailed for one that ends by itself."""
+        asked, least = self.source.resources, _LEAST
+        resources = Resources(
+            cpus=max(asked.cpus, least.cpus),
+            memory=max(asked.memory, least.memory),
+            disk=max(asked.disk, least.disk),
+            processes=max(asked.processes, least.processes),
+        )
+        given = BoxSpec(id=f"build-{token_hex(6)}", resources=resources, image=ImageRoot(layers=layers), **spec)
+        box = await self.provider.start(given)
+        try:
+            yield box
+        except BoxDied as error:
+            raise BuildFailed(f"{self._name(step)}: its box ended: {error.message}") from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await box.stop()
+
+    def _name(self, step: BuildStep) -> str:
+        """Name a step by its file, its line and its words."""
+        return f"{self.source.file}:{step.line}: {step.text}" if step.line else self.source.file
+
+    async def _run(self, step: RunStep, below: tuple[Path, ...], folder: Path, target: Path) -> None:
+        """Take a RUN. Raises BuildFailed and OSError."""
+        settings = await run_sync(Settings.in_image, folder / "settings")
+        secrets = [mount for mount in step.mounts if mount.kind == "secret" and mount.is_required]
+        if secrets:
+            raise BuildFailed(f"{self._name(step)}: the secret {secrets[0].id} is required, and builds here have none")
+        box = self._box(
+            step,
+            below,
+            network=step.network != "none",
+            working_directory=step.cwd,
+            environment={**settings.variables, **step.environment},
+            user=step.user,
+            binds=settings.binds,
+            layer=folder / "box",
+        )
+        async with box as running:
+            apart = [MACHINE, *(bind.target for bind in settings.binds)]
+            for mount in step.mounts:
+                if mount.kind != "secret":
+                    apart.append(mount.target)
+                    await self._mount(running, step, mount, folder)
+            if step.files:
+                apart.append(_SCRIPTS)
+                order = {"target": f"{_SCRIPTS}/", "mode": "755"}
+                texts = [replace(each, name=posixpath.basename(each.name)) for each in step.files]
+                await self._write(running, step, order, await run_sync(_packed, folder, (), texts))
+            command = Command(argv=step.argv, cwd=step.cwd)
+            finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
+            if finished.status != 0:
+                raise BuildFailed(f"{self._name(step)}: {self._why(finished)}")
+            await running.keep_layer(target, without=apart)
+
+    def _left(self) -> float:
+        return self.deadline - anyio.current_time()
+
+    def _why(self, finished: Finished) -> str:
+        how = f"ended with status {finished.status}"
+        if finished.is_timed_out:
+            how = f"ran out of time ({self.source.limit} = {self.source.timeout:g}, for all lines together)"
+        output = finished.output.strip()[-_SHOWN_CHARS:]
+        return f"{how}\n{output}" if output else f"{how}, without output"
+
+    async def _mount(self, box: Box, step: RunStep, mount: BuildMount, folder: Path) -> None:
+        """Put what a mount shows in its place; what is there afterwards is left out of the layer. Raises BuildFailed.
+
+        A cache begins anew each time.
+        """
+        source = mount.source
+        order = {"target": f"{mount.target}/" if source.is_folder else mount.target}
+        if isinstance(mount.origin, FromStage | FromImage):
+            copy = CopyStep(line=step.line, text=step.text, origin=mount.origin, sources=(source,), target=mount.target)
+            await self._cross(box, copy, order)
+        else:
+            files = [(name, node, not source.is_folder) for name, node in source.files]
+            await self._write(box, step, order, await run_sync(_packed, folder, files, ()))
+
+    async def _put_all(self, steps: Iterable[BuildStep], below: tuple[Path, ...], folder: Path, target: Path) -> None:
+        """Take copies and folders in a row. Raises BuildFailed and OSError."""
+        first, *_ = steps = tuple(steps)
+        async with self._box(first, below, working_directory="/", layer=folder / "box") as box:
+            for step in steps:
+                match step:
+                    case FolderStep():
+                        await self._write(box, step, {"folder": step.path, "owner": step.owner}, BytesIO())
+                    case CopyStep():
+                        await self._copy(box, step, folder)
+                    case FetchStep():
+                        await self._fetch(box, step, folder)
+            await box.keep_layer(target)
+
+    async def _copy(self, box: Box, step: CopyStep, folder: Path) -> None:
+        """Take a COPY, or an ADD of files. Raises BuildFailed, BoxDied and OSError."""
+        order = _order(step)
+        if not isinstance(step.origin, FromContext) and step.sources:
+            await self._cross(box, step, order)
+        files = [(name, node, not source.is_folder) for source in step.sources for name, node in source.files]
+        if files or step.texts:
+            await self._write(box, step, order, await run_sync(_packed, folder, files, step.texts))
+        elif isinstance(step.origin, FromContext):  # a folder that is empty
+            await self._write(box, step, {"folder": step.target, "owner": step.owner}, BytesIO())
+
+    async def _cross(self, box: Box, step: CopyStep, order: Mapping[str, Any]) -> None:
+        """Copy from another stage or image: out of a box of it, and into this one. Raises BuildFailed, BoxDied."""
+        question = {
+            "sources": [each.path for each in step.sources],
+            "exclude": [(pattern.pattern, leaves_out) for pattern, leaves_out in Patterns(step.exclude).rules],
+            "keeps_parents": step.keeps_parents,
+        }
+        async with self._box(step, self.layers_of(step.origin), working_directory="/") as source:
+            packer = await source.spawn(_program(question))
+
+            async def read(_size: int) -> bytes:
+                try:
+                    return await packer.stdout.receive(CHUNK_BYTES)
+                except anyio.EndOfStream:
+                    return b""
+
+            await self._write(box, step, order, read)
+            words = bytearray()
+            await collect(packer.stderr, words, _SHOWN_CHARS)
+            if await packer.wait() != 0:
+                raise BuildFailed(f"{self._name(step)}: {words.decode(errors='replace').strip()}")
+
+    async def _write(self, box: Box, step: BuildStep, order: Mapping[str, Any], archive: IO[bytes] | ReadChunk) -> None:
+        """Have an archive put in place. Raises BuildFailed and BoxDied."""
+        read = archive if callable(archive) else partial(run_sync, archive.read)
+        command = replace(_program(order), stdin=True)
+        finished = await run(box, command, timeout=max(0.0, self._left()), stdin=read)
+        if finished.status != 0:
+            raise BuildFailed(f"{self._name(step)}: {finished.output.strip() or self._why(finished)}")
+
+    async def _fetch(self, box: Box, step: FetchStep, folder: Path) -> None:
+        """Take an ADD of an address. Raises BuildFailed and OSError."""
+        if step.is_git:
+            raise BuildFailed(f"{self._name(step)}: a repository cannot be added here: clone it by a RUN")
+        place = folder / "fetched"
+        algorithm, _, expected = step.checksum.partition(":")
+        digest = hashlib.new(algorithm or "sha256")
+        size = 0
+        try:
+            with anyio.fail_after(max(0.0, self._left())):
+                async with (
+                    httpx.AsyncClient(follow_redirects=True, timeout=60) as http,
+                    http.stream("GET", step.url) as answer,
+                ):
+                    answer.raise_for_status()
+                    async with await anyio.open_file(place, "wb") as file:
+                        async for piece in answer.aiter_bytes(CHUNK_BYTES):
+                            size += len(piece)
+                            if size > _MAX_FETCHED_BYTES:
+                                raise BuildFailed(f"{self._name(step)}: it has more than {_MAX_FETCHED_BYTES:,} bytes")
+                            digest.update(piece)
+                            await file.write(piece)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise BuildFailed(f"{self._name(step)}: {error or 'it took too long'}") from error
+        if expected and digest.hexdigest() != expected:
+            raise BuildFailed(f"{self._name(step)}: its checksum is {algorithm}:{digest.hexdigest()}")
+        name = posixpath.basename(unquote(urlsplit(step.url).path)) or "index.html"
+        node = Node(path=name, kind="file", place=str(place), size=size)
+        order = {**_order(step), "mode": step.mode or "600"}
+        await self._write(box, step, order, await run_sync(_packed, folder, [(name, node, True)], ()))
+
+
+def _order(step: CopyStep | FetchStep) -> dict[str, Any]:
+    """Make what our program in a box is told of a copy."""
+    return {
+        "target": step.target,
+        "owner": step.owner,
+        "mode": step.mode,
+        "is_linked": step.is_linked,
+        "is_unpacking": step.is_unpacking,
+    }
+
+
+def _packed(folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterable[TextFile]) -> IO[bytes]:
+    """Return an archive, as our program in a box reads it, in a file that has no name; the third says what was named.
+
+    Raises OSError.
+    """
+    packed = TemporaryFile(dir=folder)  # noqa: SIM115 - its reader closes it
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, node, is_source in files:
+            entry = tarfile.TarInfo(name)
+            entry.mode = node.mode
+            if node.kind == "folder":
+                entry.type = tarfile.DIRTYPE
+                archive.addfile(entry)
+            elif node.kind == "link":
+                entry.type, entry.linkname = tarfile.SYMTYPE, node.target
+                archive.addfile(entry)
+            else:
+                entry.pax_headers = {FILE: "1"} if is_source else {}
+                with node.source.open("rb") as file:
+                    entry.size = os.fstat(file.fileno()).st_size
+                    archive.addfile(entry, file)
+        for text in texts:
+            entry = tarfile.TarInfo(text.name)
+            data = text.text.encode()
+            entry.mode, entry.size, entry.pax_headers = 0o644, len(data), {FILE: "1"}
+            archive.addfile(entry, BytesIO(data))
+    packed.seek(0)
+    return packed
+
+
+def _program(order: Mapping[str, Any]) -> Command:
+    """Make the command for our program in a box."""
+    words = (PROGRAM, "-I", "-S", "-c", _WRITER.read_text(), orjson.dumps(order).decode())
+    return Command(argv=words, cwd="/", is_plain=True)

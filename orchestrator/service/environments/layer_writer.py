@@ -1,0 +1,255 @@
+"""Run as a program in a box, by the box's own Python: puts files into the box's file system, or packs some of it.
+
+    layer_writer.py ORDER
+
+ORDER is a JSON object. With a `folder`, that is made, with those above it. With `sources`, these are packed as a tar
+archive on the standard output. Else the archive on the standard input is put to `target`, as COPY and ADD do it.
+
+In an archive, a name is the path below the target. A member with the header SWEEP.file was named as a source itself: it
+may be the target, and with `unpack` its content goes to the target if it is an archive.
+
+Its secret: it is root of a box and reads what strangers wrote, links and archives among it; what they lead to is in the
+box. Standard library only.
+"""
+
+import glob
+import json
+import os
+import posixpath
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+FILE = "SWEEP.file"
+_BITS = {"r": 4, "w": 2, "x": 1}
+_SHIFTS = {"u": 6, "g": 3, "o": 0}
+
+
+class RefusedError(Exception):
+    """The order cannot be carried out; the message says why."""
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    try:
+        if "sources" in order:
+            pack(order)
+        elif "folder" in order:
+            Writer(order).make_folder(order["folder"])
+        else:
+            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+                Writer(order).put_all(archive)
+    except (RefusedError, OSError, tarfile.TarError) as error:
+        sys.exit(str(error))
+
+
+class Writer:
+    """Puts the members of one archive below one target."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.target: str = order.get("target", "/")
+        self.mode: str = order.get("mode", "")
+        self.is_linked: bool = order.get("is_linked", False)
+        self.is_unpacking: bool = order.get("is_unpacking", False)
+        self.owner = find_owner(order.get("owner", ""))
+
+    def put_all(self, archive: tarfile.TarFile) -> None:
+        if self.target.endswith("/"):
+            self.make_folder(self.target)
+        for entry in archive:
+            source = archive.extractfile(entry) if entry.isfile() else None
+            if entry.pax_headers.get(FILE) and source is not None:
+                self.put_source(entry, source)
+            else:
+                self.put(posixpath.join(self.target, entry.name), entry, source)
+
+    def put_source(self, entry: tarfile.TarInfo, source: IO[bytes]) -> None:
+        is_target = not self.target.endswith("/") and not os.path.isdir(self.target)
+        place = self.target if is_target else posixpath.join(self.target, entry.name)
+        if not self.is_unpacking:
+            self.put(place, entry, source)
+            return
+        with tempfile.TemporaryFile(dir="/tmp") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.seek(0)
+            try:
+                unpacked = tarfile.open(fileobj=copy, mode="r:*")  # noqa: SIM115
+            except tarfile.ReadError:
+                copy.seek(0)
+                self.put(place, entry, copy)
+                return
+            with unpacked:
+                self.unpack(unpacked)
+
+    def unpack(self, archive: tarfile.TarFile) -> None:
+        self.make_folder(self.target)
+        for entry in archive:
+            if entry.ischr() or entry.isblk():
+                continue
+            if self.owner is not None:
+                entry.uid, entry.gid = self.owner
+            entry.uname = entry.gname = ""
+            archive.extraction_filter = lambda member, _: member
+            archive.extract(entry, self.target, numeric_owner=True)
+
+    def put(self, place: str, entry: tarfile.TarInfo, source: IO[bytes] | None) -> None:
+        """Put one file, folder or link. A folder that is there stays, with the new one's owner and mode."""
+        if entry.isdir():
+            self.make_folder(place)
+        else:
+            self.make_folder(posixpath.dirname(place))
+            if os.path.isdir(place) and not os.path.islink(place):
+                raise RefusedError(f"{place} is a folder, and a file is to be put there")
+            if os.path.lexists(place):
+                os.unlink(place)
+            if source is not None:
+                with open(place, "xb") as file:
+                    shutil.copyfileobj(source, file)
+            elif entry.issym():
+                os.symlink(entry.linkname, place)
+            else:
+                return
+        user, group = self.owner or (entry.uid, entry.gid)
+        os.chown(place, user, group, follow_symlinks=entry.isdir())
+        if not entry.issym():
+            os.chmod(place, changed_mode(entry.mode, self.mode, is_folder=entry.isdir()))
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and those above it, unless they are there."""
+        place = "/"
+        for name in filter(None, path.split("/")):
+            place = posixpath.join(place, name)
+            if self.is_linked and os.path.islink(place):
+                os.unlink(place)
+            if os.path.isdir(place):
+                continue
+            if os.path.lexists(place):
+                raise RefusedError(f"{place} is no folder, and {path} is to be one")
+            os.mkdir(place)
+            os.chmod(place, 0o755)  # noqa: S103
+            if self.owner is not None:
+                os.chown(place, *self.owner)
+
+
+def find_owner(words: str) -> tuple[int, int] | None:
+    """Return the numbers of `user[:group]`, whose names the box's own files explain; None if it is empty."""
+    if not words:
+        return None
+    name, _, group = words.partition(":")
+    user = _row("/etc/passwd", name)
+    if user is None and not name.isdigit():
+        raise RefusedError(f"there is no user {name} in /etc/passwd")
+    number = int(user[2]) if user else int(name)
+    if not group:
+        return number, int(user[3]) if user else number
+    found = _row("/etc/group", group)
+    if found is None and not group.isdigit():
+        raise RefusedError(f"there is no group {group} in /etc/group")
+    return number, int(found[2]) if found else int(group)
+
+
+def _row(table: str, name: str) -> list[str] | None:
+    try:
+        with open(table, encoding="utf-8", errors="replace") as file:
+            rows = [line.rstrip("\n").split(":") for line in file]
+    except FileNotFoundError:
+        return None
+    whole = [row for row in rows if len(row) >= 4]
+    return next((row for row in whole if row[0] == name), None) or next((row for row in whole if row[2] == name), None)
+
+
+def changed_mode(mode: int, change: str, *, is_folder: bool) -> int:
+    """Apply the value of --chmod: an octal mode, or changes as chmod(1) takes them."""
+    if not change:
+        return mode
+    if change.isdigit():
+        return int(change, 8)
+    for clause in change.split(","):
+        found = re.fullmatch(r"([ugoa]*)((?:[-+=][rwxXstugo]*)+)", clause)
+        assert found is not None  # the plan has checked it
+        who = found[1].replace("a", "ugo") or "ugo"
+        for sign, letters in re.findall(r"([-+=])([rwxXstugo]*)", found[2]):
+            bits = _bits(mode, who, letters, is_folder=is_folder)
+            mask = sum(7 << _SHIFTS[each] for each in set(who))
+            mode = mode & ~bits if sign == "-" else (mode | bits if sign == "+" else mode & ~mask | bits)
+    return mode
+
+
+def _bits(mode: int, who: str, letters: str, *, is_folder: bool) -> int:
+    bits = 0
+    for each in set(who):
+        shift = _SHIFTS[each]
+        for letter in letters:
+            if letter in _BITS:
+                bits |= _BITS[letter] << shift
+            elif letter == "X" and (is_folder or mode & 0o111):
+                bits |= 1 << shift
+            elif letter in _SHIFTS:
+                bits |= (mode >> _SHIFTS[letter] & 7) << shift
+            elif letter == "s":
+                bits |= {"u": stat.S_ISUID, "g": stat.S_ISGID, "o": 0}[each]
+            elif letter == "t":
+                bits |= stat.S_ISVTX
+    return bits
+
+
+def pack(order: dict[str, Any]) -> None:
+    """Pack what the sources mean, patterns filled in and links that are named followed."""
+    apart = [(re.compile(pattern, re.DOTALL), leaves_out) for pattern, leaves_out in order["exclude"]]
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for source in order["sources"]:
+            matches = [source]
+            if glob.has_magic(source):
+                matches = sorted(glob.glob(source, include_hidden=True))
+            elif not os.path.lexists(source):
+                raise RefusedError(f"{source} is not there")
+            for match in matches:
+                real = os.path.realpath(match)
+                pivot = source.partition("/./")[0] if "/./" in source else "/"
+                base = posixpath.relpath(match, pivot) if order["keeps_parents"] else posixpath.basename(match)
+                if not os.path.isdir(real):
+                    _add(archive, real, base, {FILE: "1"})
+                    continue
+                for path, name in _below(real):
+                    if not _is_left_out(name, apart):
+                        _add(archive, path, posixpath.join(base, name) if order["keeps_parents"] else name, {})
+
+
+def _below(folder: str) -> Iterator[tuple[str, str]]:
+    for above, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            path = posixpath.join(above, name)
+            yield path, posixpath.relpath(path, folder)
+
+
+def _is_left_out(name: str, apart: list[tuple[re.Pattern[str], bool]]) -> bool:
+    verdict = False
+    for pattern, leaves_out in apart:
+        parts = name.split("/")
+        if any(pattern.fullmatch("/".join(parts[:count])) for count in range(1, len(parts) + 1)):
+            verdict = leaves_out
+    return verdict
+
+
+def _add(archive: tarfile.TarFile, path: str, name: str, headers: dict[str, str]) -> None:
+    entry = archive.gettarinfo(path, arcname=name)
+    if not (entry.isfile() or entry.isdir() or entry.issym() or entry.islnk()):
+        return
+    if entry.islnk():  # two names of one file are two files where they go
+        entry.type, entry.size = tarfile.REGTYPE, os.stat(path).st_size
+    entry.uname = entry.gname = ""
+    entry.pax_headers = headers
+    if entry.isfile():
+        with open(path, "rb") as file:
+            archive.addfile(entry, file)
+    else:
+        archive.addfile(entry)
+
+
+if __name__ == "__main__":
+    main()
