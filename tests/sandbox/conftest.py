@@ -15,11 +15,11 @@ from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, shell
 from orchestrator.service.sandbox.providers import PROVIDERS
-from tests.sandbox.images import make_image, obstacle
+from tests.sandbox.images import make_image
 
 PATIENCE = 20.0
-#: The kind of box beside the providers of the table: the local one, on an image.
-IMAGE = "image"
+#: Kinds of box beside the providers of the table: the local one, on these base images.
+IMAGES = ("debian", "busybox", "musl")
 AnyProvider = BaseProvider[Any]
 
 
@@ -71,20 +71,22 @@ async def prepared(isolation: Isolation, place: Path) -> AsyncIterator[AnyProvid
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> ImageRoot:
-    """An unpacked image that the boxes of this machine can boot."""
-    if why := obstacle():
-        pytest.skip(why)
-    place = tmp_path_factory.mktemp("image")
+    """An unpacked Debian that the boxes of this machine can boot, with what tests of boxes look for."""
+    return unpacked("debian", tmp_path_factory)
+
+
+def unpacked(name: str, places: pytest.TempPathFactory) -> ImageRoot:
+    place = places.mktemp(name)
     place.chmod(0o700)
-    return make_image(place)
+    return make_image(name, place)
 
 
-@pytest.fixture(scope="module", params=[*PROVIDERS, IMAGE])
+@pytest.fixture(scope="module", params=[*PROVIDERS, *IMAGES])
 async def any_kind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[AnyProvider, ImageRoot | None]]:
     """Each provider of the table in turn, and the boxes of images of the one that has walls."""
-    image = request.getfixturevalue("image") if request.param == IMAGE else None
+    image = unpacked(request.param, tmp_path_factory) if request.param in IMAGES else None
     isolation = Isolation.LOCAL if image is not None else request.param
     async for provider in prepared(isolation, tmp_path_factory.mktemp(request.param)):
         yield provider, image
