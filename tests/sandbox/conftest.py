@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.agent_connection import AgentProcess
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, shell
@@ -39,7 +40,10 @@ class Bench:
         return box
 
     async def run(self, box: AgentBox, script: str, *, timeout: float = PATIENCE, **how: Any) -> Finished:
-        return await run(box, shell(script, **how), timeout=timeout)
+        return await run(box, shell(script, words=box.shell, **how), timeout=timeout)
+
+    async def start(self, box: AgentBox, script: str, **how: Any) -> AgentProcess:
+        return await box.spawn(shell(script, words=box.shell, **how))
 
 
 @pytest.fixture

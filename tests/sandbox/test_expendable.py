@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.service.sandbox.boxagent import EXPENDABLE, FIRST_TO_GO
-from orchestrator.service.sandbox.provider import shell
 
 if TYPE_CHECKING:
     from orchestrator.service.sandbox.base_provider import AgentBox
@@ -57,7 +56,7 @@ async def test_every_process_of_a_box_goes_before_the_service(bench: "Bench") ->
     box = await bench.boot()
     idle = descendants(box)
     assert {score(pid) for pid in idle} == {max(before, EXPENDABLE)}
-    process = await box.spawn(shell("(setsid sleep 1000 &) ; sleep 1000 & echo up; wait"))
+    process = await bench.start(box, "(setsid sleep 1000 &) ; sleep 1000 & echo up; wait")
     await process.stdout.receive()
     commands = set(descendants(box)) - set(idle)
     assert len(commands) >= 3
