@@ -1,10 +1,12 @@
 """Registries are asked over real sockets: what they send is checked, and no trouble on the way is the end of a pull."""
 
 import json
+import os
 from base64 import b64encode
 from ipaddress import ip_address
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from starlette.requests import Request
@@ -36,6 +38,11 @@ def named(registry: FakeRegistry, rest: str = "x:1") -> Reference:
 
 def descriptor(data: bytes = DATA, **changes: object) -> Descriptor:
     return Descriptor(**({"digest": digest_of(data), "size": len(data)} | changes))  # type: ignore[arg-type]
+
+
+def is_open(file: Path) -> bool:
+    """Tell whether this process has a file open."""
+    return str(file) in {os.path.realpath(each.path) for each in os.scandir("/proc/self/fd")}
 
 
 async def test_an_image_is_found_with_its_configuration_and_layers(
@@ -119,6 +126,16 @@ async def test_a_download_that_broke_off_goes_on_where_it_was(
     assert sum(came) == len(DATA)
     assert [headers.get("range") for headers in registry.asked("blobs")] == [None, "bytes=300000-", "bytes=500000-"]
     assert not (tmp_path / "blob.part").exists()
+
+
+async def test_a_download_that_is_cancelled_closes_what_it_has(
+    registry: FakeRegistry, registries: Registries, tmp_path: Path
+) -> None:
+    registry.add_blob(DATA)
+    with anyio.CancelScope() as scope:
+        await registries.download(named(registry), descriptor(), tmp_path / "blob", lambda _: scope.cancel())
+    assert (tmp_path / "blob.part").stat().st_size > 0
+    assert not is_open(tmp_path / "blob.part")
 
 
 async def test_a_later_process_goes_on_with_what_an_earlier_one_got(

@@ -205,7 +205,8 @@ class Registries:
                 attempt = attempt + 1 if sink.size == before else 0
                 await self._pause(place, attempt, trouble)
             finally:
-                await run_sync(sink.close)
+                with anyio.CancelScope(shield=True):
+                    await run_sync(sink.close)
 
     @asynccontextmanager
     async def _answer(self, place: Origin, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
