@@ -1,17 +1,14 @@
 """The devbox half of the service on a loopback port, and the published client that speaks to it."""
 
-import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import pytest
-import uvicorn
 from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
 from runloop_api_client.types import DevboxView
 
@@ -27,6 +24,7 @@ from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
+from tests.serving import serving
 
 PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": BwrapProvider}
 
@@ -86,7 +84,7 @@ def serve(provider_type: Callable[[Path], Provider]) -> Serve:
             activity = Activity()
             app = application(routes=routes(fleet, executions), token="t", activity=activity)
             try:
-                async with _listening(app) as url, _client(url) as client, fleet:
+                async with serving(app) as url, _client(url) as client, fleet:
                     yield Served(
                         client=client,
                         fleet=fleet,
@@ -125,27 +123,6 @@ async def _blueprints(blueprint_id: str) -> Prepared:
     if blueprint_id != "bpt_known":
         raise NotFound(f"There is no blueprint with id {blueprint_id!r}.")
     return Prepared(working_directory="/app", environment={"FROM": "blueprint"}, setup=("echo set up > marker",))
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def _listening(app: Any) -> AsyncIterator[str]:
-    """With the protocol named, so that small replies leave at once: asyncio turns delays off for such sockets only."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(4096)
-        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
 
 
 @asynccontextmanager

@@ -2,18 +2,18 @@
 
 import json
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from socket import socket
 
 import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.serving import serving
 
 from .layers import packed
 
@@ -33,7 +33,7 @@ class FakeRegistry:
     `fault` is asked before each answer, with the request; its answer, if it has one, is given instead.
     """
 
-    port: int = 0
+    url: str = ""
     private: bool = False
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
@@ -42,11 +42,7 @@ class FakeRegistry:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
+        return self.url.removeprefix("http://")
 
     def add_blob(self, data: bytes) -> dict[str, object]:
         """Keep a blob; returns its descriptor."""
@@ -123,24 +119,10 @@ def broken_off(data: bytes, after: int, status: int, *, pause_s: float = 0.01) -
     return StreamingResponse(some(), status, headers={"content-length": str(len(data))})
 
 
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
 async def served(registry: FakeRegistry) -> AsyncIterator[FakeRegistry]:
     app = Starlette(
         routes=[Route("/token", registry.answer, methods=["GET", "POST"]), Route("/v2/{rest:path}", registry.answer)]
     )
-    with socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        registry.port = listener.getsockname()[1]
-        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
-            try:
-                yield registry
-            finally:
-                server.should_exit = True
+    async with serving(app) as registry.url:
+        yield registry
