@@ -4,12 +4,9 @@ import os
 import pty
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import anyio
-import orjson
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,39 +18,14 @@ from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox.user_namespace import UserNamespace
 from tests.waiting import until
 
+from .conftest import Typed
 from .layers import entry, layer
 from .registry_server import FakeRegistry, broken_off, digest_of
 from .test_archive import saved_image
 
-if TYPE_CHECKING:
-    import subprocess
-
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 BASE = layer(entry("base", data=b"b" * 3_000_000))
 TOP = layer(entry("top", data=b"t" * 1_000_000))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Typed:
-    """Types commands; their images are in `cache`."""
-
-    cache: Path
-
-    async def __call__(self, *words: str, status: int = 0, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-        env = {**os.environ, "SWEEP_CACHE": str(self.cache), "HOME": str(self.cache), **environment}
-        ended = await anyio.run_process([*sweep_command(), "images", *words], env=env, check=False)
-        assert ended.returncode == status, ended
-        assert b"Traceback" not in ended.stderr
-        return ended
-
-    async def listed(self) -> list[dict[str, Any]]:
-        return [orjson.loads(line) for line in (await self("list", "--json")).stdout.splitlines()]
-
-
-@pytest.fixture
-def typed(tmp_path: Path) -> Typed:
-    (tmp_path / "cache").mkdir(mode=0o700)
-    return Typed(cache=tmp_path / "cache")
 
 
 @pytest.fixture

@@ -1,0 +1,71 @@
+"""Boxes of images that have less than tests of boxes take for granted: other C libraries, no shell, no file at all."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.service.sandbox.closure import PROGRAM
+from orchestrator.service.sandbox.commands import Finished, run
+from orchestrator.service.sandbox.provider import Command
+from tests.images.base_images import RECIPES, base_image
+from tests.sandbox.conftest import PATIENCE, AnyProvider, Bench, opened
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root]
+
+
+@pytest.fixture(params=[*RECIPES, "empty"])
+async def bare(request: pytest.FixtureRequest, local_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench whose boxes have one of the base images and nothing on it."""
+    async for bench in opened(local_provider, tmp_path, base_image(request.param).root):
+        yield bench
+
+
+async def ran(bench: Bench, *argv: str) -> Finished:
+    return await run(await bench.boot(), Command(argv=argv), timeout=PATIENCE)
+
+
+async def test_our_python_runs_in_every_image_and_starts_itself(bare: Bench) -> None:
+    code = "import ctypes, sqlite3, ssl, subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'exit(3)']))"
+    assert (await ran(bare, PROGRAM, "-c", code)).status == 3
+
+
+async def test_a_program_that_no_image_has_is_127_and_named(bare: Bench) -> None:
+    done = await ran(bare, "no-such-program")
+    assert (done.status, done.output) == (127, "no-such-program: command not found\n")
+
+
+@pytest.mark.parametrize("bare", RECIPES, indirect=True)
+async def test_the_shell_of_an_image_runs_its_programs_in_a_pipe(bare: Bench) -> None:
+    done = await bare.run(await bare.boot(), "seq 5 | tail -n 1 && id -u && echo a >/new && cat /new && exit 4")
+    assert (done.status, done.output) == (4, "5\n0\na\n")
+
+
+@pytest.mark.parametrize("name", ["busybox", "musl"])
+async def test_the_shell_is_sh_where_there_is_no_bash(name: str, local_provider: AnyProvider, tmp_path: Path) -> None:
+    async for bench in opened(local_provider, tmp_path, base_image(name).root):
+        assert (await bench.boot()).shell == ("sh", "-c")
+
+
+async def test_a_program_of_musl_finds_users_and_hosts(local_provider: AnyProvider, tmp_path: Path) -> None:
+    """It reads /etc/passwd, /etc/hosts and /etc/resolv.conf by itself, and never our C library's files."""
+    async for bench in opened(local_provider, tmp_path, base_image("musl").root):
+        assert (await ran(bench, "lookup", "localhost")).output == "root 127.0.0.1\n"
+        assert (await bench.run(await bench.boot(network=True), "lookup localhost")).output == "root 127.0.0.1\n"
+        box = await bench.boot(user="www-data")
+        assert (await bench.run(box, "lookup 127.0.0.1")).output == "www-data 127.0.0.1\n"
+
+
+async def test_dpkg_of_debian_installs_packages_in_a_box(local_provider: AnyProvider, tmp_path: Path) -> None:
+    """It changes owners, syncs what it writes, and runs scripts as root."""
+    script = """
+        mkdir -p /build/DEBIAN /build/srv && echo hello >/build/srv/file && chown 33:33 /build/srv/file
+        printf 'Package: ours\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n' >/build/DEBIAN/control
+        printf '#!/bin/sh\nuseradd --system --create-home ours\n' >/build/DEBIAN/postinst
+        chmod 755 /build/DEBIAN/postinst && dpkg-deb --build /build /ours.deb && apt-get install -qq /ours.deb || exit 1
+    """
+    async for bench in opened(local_provider, tmp_path, base_image("debian").root):
+        box = await bench.boot()
+        done = await bench.run(box, script, timeout=60)
+        assert done.status == 0, done
+        assert (await bench.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == "www-data\nours\n"
