@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
+from orchestrator.core.config import EndpointConfig
 from orchestrator.view.formats import Format
 
 
@@ -19,7 +20,7 @@ def list_benchmarks(
     """List the benchmarks: the bundled ones, or an endpoint's."""
     from orchestrator.commands import benchmarks
 
-    place = dict(options.endpoint_of(context, settings))
+    place = dict(options.settings_of(context, settings, EndpointConfig))
     anyio.run(lambda: benchmarks.list_benchmarks(**place, runs=runs, output=output))
 
 
@@ -36,7 +37,7 @@ def show_benchmark(
     """List a benchmark's scenarios with their ids and time limits."""
     from orchestrator.commands import benchmarks
 
-    place = dict(options.endpoint_of(context, settings))
+    place = dict(options.settings_of(context, settings, EndpointConfig))
     anyio.run(lambda: benchmarks.show(benchmark, **place, runs=runs, output=output))
 
 
@@ -58,7 +59,7 @@ def check(
     """
     from orchestrator.commands import benchmarks
 
-    place = options.endpoint_of(context, settings)
+    place = options.settings_of(context, settings, EndpointConfig)
     options.end_with(lambda: benchmarks.check(benchmark, place, is_static=static, runs=runs))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import options
+from orchestrator.core.config import RegistryConfig
 from orchestrator.view.formats import Format
 
 References = Annotated[
@@ -37,7 +38,7 @@ def pull(context: typer.Context, references: References, *, output: Format, **se
     """
     from orchestrator.commands import images
 
-    mirrors = options.mirrors_of(context, settings)
+    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
     options.end_with(lambda: images.pull(references, mirrors, output), output)
 
 

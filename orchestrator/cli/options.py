@@ -19,6 +19,7 @@ from orchestrator.view import formats
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=config.Settings)
 
 RUNS: Final = config.RUNS
 Runs = Annotated[
@@ -138,18 +139,11 @@ def typed(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, conf
     return found
 
 
-def endpoint_of(context: typer.Context, settings: Mapping[str, Any]) -> config.EndpointConfig:
-    """The place where benchmarks are served, from the options of a command that takes no others. Raises UsageError."""
-    given = typed(context, settings)
+def settings_of(context: typer.Context, settings: Mapping[str, Any], kind: type[_S]) -> _S:
+    """The settings of one `kind`, from the options of a command that takes no sweep.toml. Raises UsageError."""
+    given = {key: each for key, each in typed(context, settings).items() if key in kind.model_fields}
     values = {key: each.value for key, each in given.items()}
-    return config.validated(config.EndpointConfig, values, source=context.command_path, typed=given)
-
-
-def mirrors_of(context: typer.Context, settings: Mapping[str, Any]) -> Sequence[str]:
-    """The mirrors of registries, from the options of a command that takes no others. Raises UsageError."""
-    given = typed(context, settings)
-    values = {key: each.value for key, each in given.items()}
-    return config.validated(config.RegistryConfig, values, source=context.command_path, typed=given).registry_mirror
+    return config.validated(kind, values, source=context.command_path, typed=given)
 
 
 def takes_format(command: Callable[..., _T]) -> Callable[..., _T]:

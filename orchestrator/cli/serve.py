@@ -6,11 +6,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from orchestrator.cli import options
+from orchestrator.core.config import EndpointConfig, RegistryConfig
 
 STATE: Final = Path("~/.local/state/sweep/service")
 
 
-@options.takes_settings("isolation", "lock")
+@options.takes_settings("isolation", "lock", "registry_mirror")
 def serve(
     context: typer.Context,
     *,
@@ -101,7 +102,8 @@ def serve(
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.commands import serve
 
-    place = options.endpoint_of(context, settings)
+    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    place = options.settings_of(context, settings, EndpointConfig)
     options.end_with(
         lambda: serve.run(
             host=host,
@@ -116,6 +118,7 @@ def serve(
             chaos=chaos,
             secret_names=secret or [],
             allowed_hosts=allow_host or [],
+            mirrors=mirrors,
             is_quiet=quiet,
         )
     )

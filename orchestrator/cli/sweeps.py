@@ -7,6 +7,7 @@ import anyio
 import typer
 
 from orchestrator.cli import options
+from orchestrator.core.config import EndpointConfig
 from orchestrator.view.formats import Format
 
 
@@ -110,7 +111,7 @@ def reap(
     """
     from orchestrator.commands import reap
 
-    endpoint = options.endpoint_of(context, settings).endpoint
+    endpoint = options.settings_of(context, settings, EndpointConfig).endpoint
     raise typer.Exit(anyio.run(lambda: reap.run(endpoint, runs=runs, sweep=sweep, is_sure=yes, output=output)))
 
 

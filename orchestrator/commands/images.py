@@ -18,11 +18,16 @@ from orchestrator.core.printable import counted
 from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.images.archive import Archive
-from orchestrator.service.environments.images.image_store import ImageStore, Progress, Source, Unpacked, Usage
+from orchestrator.service.environments.images.image_store import (
+    ImageStore,
+    Progress,
+    Source,
+    Unpacked,
+    Usage,
+    open_images,
+)
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
-from orchestrator.service.environments.images.registry import Registries
-from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 from orchestrator.view import console
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
@@ -38,12 +43,8 @@ async def opened(mirrors: Sequence[str] = ()) -> AsyncIterator[ImageStore]:
     """Open this user's images. Raises SweepError, also for what the disk refuses."""
     if not structlog.is_configured():
         logging_setup.to_stream(level=30)
-    namespace = await UserNamespace.make(IdMap.own())
-    try:
-        async with Registries.open(mirrors=[Mirror.parse(each) for each in mirrors]) as registries:
-            yield ImageStore(cache=cache_folder(), registries=registries, namespace=namespace)
-    finally:
-        namespace.close()
+    async with open_images(cache_folder(), [Mirror.parse(each) for each in mirrors]) as store:
+        yield store
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from orchestrator.common import logging_setup
 from orchestrator.common.address import Address
 from orchestrator.common.locks import RISK
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.assembly import Seams
 from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
@@ -35,6 +35,7 @@ async def run(
     secret_names: Sequence[str],
     allowed_hosts: Sequence[str],
     lock: LockKind,
+    mirrors: Sequence[str],
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""
@@ -66,6 +67,7 @@ async def run(
                 secret_names=secret_names,
                 allowed_hosts=allowed_hosts,
                 lock=lock,
+                mirrors=[Mirror.parse(each) for each in mirrors],
                 task_status=task_status,
             )
 

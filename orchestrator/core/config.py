@@ -246,8 +246,7 @@ class RegistryConfig(Settings):
         AfterValidator(_mirrors),
         Option(
             "Where",
-            "Another place to ask for the images of a registry, before the registry itself. Repeat it for more. For "
-            "`sweep images pull`: scenarios do not run on images yet.",
+            "Another place to ask for the images of a registry, before the registry itself. Repeat it for more.",
             "REGISTRY=URL",
             env="SWEEP_REGISTRY_MIRRORS",
             otherwise="none",

@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
@@ -87,11 +87,14 @@ class _Parts:
         folders: Sequence[Path],
         seams: Seams,
         given: Mapping[str, str],
+        mirrors: Sequence[Mirror],
     ) -> None:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(folders)
-        environments = Environments(find_blueprint=catalog.blueprint, provider=provider, cache=cache)
+        self.environments = Environments(
+            find_blueprint=catalog.blueprint, provider=provider, cache=cache, shared=cache_folder(), mirrors=mirrors
+        )
         self.definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         self.policies = NetworkPolicies(store, provider.capabilities)
         self.installs = Installs(cache=cache_folder(), provider=provider)
@@ -99,7 +102,7 @@ class _Parts:
             store=store,
             provider=seams.provider(provider),
             state=state,
-            blueprints=environments.prepare,
+            blueprints=self.environments.prepare,
             on_end=end_runs_of,
             installs=self.installs,
         )
@@ -119,7 +122,7 @@ class _Parts:
             definitions=self.definitions,
             fleet=self.fleet,
             executions=self.executions,
-            environments=environments,
+            environments=self.environments,
             scoring=scoring,
             scorings=self.scorings,
             dialect=seams.dialect,
@@ -165,10 +168,12 @@ class Service:
         seams: Seams = SOUND,
         secret_names: Sequence[str] = (),
         lock: LockKind = "file",
+        mirrors: Sequence[Mirror] = (),
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
-        `secret_names` are the variables of this process that clients may have, by name.
+        `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
+        before their registries.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
@@ -180,7 +185,7 @@ class Service:
             Store.open(state / "service.sqlite", lock) as store,
             open_provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
         ):
-            parts = _Parts(store, provider, state, benchmarks, seams, given)
+            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors)
             features = {
                 "installs": parts.installs.is_possible,
                 "settlements": Capability.SUCCESSION in provider.capabilities,
@@ -202,7 +207,7 @@ class Service:
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)
-            async with parts.scorings, parts.fleet:
+            async with parts.environments, parts.scorings, parts.fleet:
                 try:
                     yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
                 finally:

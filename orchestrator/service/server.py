@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.common.address import Address
 from orchestrator.core.errors import UsageError, leaf
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.assembly import SOUND, Seams, Service
 from orchestrator.service.http.gate import BoundedHeads, BrowserGate, HostNames, Strangers, is_loopback
 from orchestrator.service.state_folder import Home, forget_address, hold_lock, publish
@@ -57,6 +57,7 @@ async def serve(
     secret_names: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
     lock: LockKind = "file",
+    mirrors: Sequence[Mirror] = (),
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
@@ -87,6 +88,7 @@ async def serve(
                         seams=seams,
                         secret_names=secret_names,
                         lock=lock,
+                        mirrors=mirrors,
                     ) as service,
                 ):
                     names = HostNames(host=host, others=frozenset(map(str.lower, allowed_hosts)))

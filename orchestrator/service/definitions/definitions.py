@@ -5,7 +5,6 @@ cannot be changed here. No other module asks either source, so that no route for
 """
 
 import hashlib
-import posixpath
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -20,7 +19,6 @@ from orchestrator.service.definitions.index import CatalogEntry
 from orchestrator.service.definitions.merged_list import MergedList, fill, reader
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
 from orchestrator.service.errors import BadRequest, NotFound
-from orchestrator.service.sandbox.provider import HOME
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import (
     BENCHMARKS,
@@ -392,10 +390,8 @@ def _digested(db: sqlite3.Connection, scenario: Document, scripts: Mapping[str, 
     values |= {"agent_timeout_sec": stored.metadata.get("agent_timeout_sec")}
     values |= {f"custom scorer {kind}": script for kind, script in own.items()}
     parts = {name: _hash(value) for name, value in values.items()}
-    directory = (stored.environment.working_directory if stored.environment else None) or ""
-    plan = ScoringPlan(working_directory=posixpath.normpath(posixpath.join(HOME, directory)))
     metadata = {**stored.metadata, "digest": _hash(parts)}
-    return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own, "_scoring": plan}
+    return {**scenario, "metadata": metadata, "_parts": parts, "_scorers": own, "_scoring": ScoringPlan()}
 
 
 def _hash(value: Any) -> str:

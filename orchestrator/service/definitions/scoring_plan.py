@@ -74,14 +74,12 @@ class ScoringPlan:
     """The value of the key `_scoring` of a scenario's document.
 
     `tests` is None where the contract has other scorers: `[[scorers]]`, or those of a client.
-    `working_directory` is the environment's.
     """
 
     mode: ScoringMode = ScoringMode.SHARED
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
     tests: Tests | None = None
-    working_directory: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,8 +52,7 @@ if [[ -n $$root ]]; then # the paths in scripts follow
     done
 fi
 $exports
-cd -- "$$root"$working_directory
-""")
+$enter""")
 _SOLVE: Final = """\
 export DEBIAN_FRONTEND=noninteractive
 exec "$root/solution/solve.sh"
@@ -171,7 +170,8 @@ def _head(archive: bytes, folder: str, purpose: str, working_directory: str, var
         purpose=purpose,
         archive=base64.encodebytes(archive).decode().rstrip("\n"),
         exports="\n".join(export(name, value) for name, value in variables.items()),
-        working_directory=shlex.quote(working_directory),
+        # an image's own is where the script is started
+        enter=f'cd -- "$root"{shlex.quote(working_directory)}\n' if working_directory else "",
     )
 
 

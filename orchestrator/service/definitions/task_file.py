@@ -19,10 +19,11 @@ from orchestrator.service.content import MAX_TOML, Contents, Listing, Node, comp
 from orchestrator.service.definitions import scoring_plan, self_extracting
 from orchestrator.service.definitions.task_toml import FILE, Task, read_task
 from orchestrator.service.diagnostics import Problem, Report, few, printable
-from orchestrator.service.environments.dockerfile import FILE as DOCKERFILE
-from orchestrator.service.environments.dockerfile import WORKING_DIRECTORY, Copy, Recipe, read_dockerfile
-from orchestrator.service.environments.dockerlines import Mistake
-from orchestrator.service.environments.environments import COMPOSE, MAX_SOURCE_BYTES, SETUP, Blueprint, copyable
+from orchestrator.service.environments.build_outline import DockerfileError
+from orchestrator.service.environments.build_plan import plan_text
+from orchestrator.service.environments.environments import COMPOSE, MAX_SOURCE_BYTES, SETUP, Blueprint, ImageRecipe
+from orchestrator.service.environments.images.manifest import ours
+from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.service.sandbox.folders import SYSTEM
 from orchestrator.service.sandbox.provider import Resources
 from orchestrator.service.store import Document
@@ -33,8 +34,12 @@ PARTS: Final = (FILE, STATEMENT, "environment", "tests", "solution")
 #: In Harbor's tasks, the work of an agent before it begins.
 TRAJECTORY: Final = "trajectory.json"
 SOLUTION_PROGRAM: Final = "solve.sh"
+DOCKERFILE: Final = "environment/Dockerfile"
+IGNORE: Final = ".dockerignore"
+#: Where the files of an environment without an image go.
+WORKING_DIRECTORY: Final = "/app"
 #: Changes when the same environment would be built in another way.
-_BLUEPRINT_VERSION: Final = 1
+_BLUEPRINT_VERSION: Final = 2
 _MIB: Final = 1 << 20
 
 
@@ -110,6 +115,10 @@ class _Reading:
             self._report.warn("environment/", "", "has no files: the working directory starts empty")
         building = Report()
         blueprint = read_blueprint(task, environment, building, self._contents)
+        if blueprint.image is None and (task.user or task.verifier_user):
+            why = "ignored: without an image everything runs as one user"
+            self._report.warn(FILE, "agent.user, verifier.user", why)
+            task = replace(task, notes=(*task.notes, f"{FILE}: agent.user, verifier.user: {why}"))
         whole, view = self._view(identity, task, statement, blueprint)
         return Scenario(
             name=self._name,
@@ -152,7 +161,9 @@ class _Reading:
 
     def _view(self, identity: str, task: Task, statement: str, blueprint: Blueprint) -> tuple[str, Document]:
         """Return the scenario's digest, and the document of it that `Catalog.scenario` describes."""
-        environment: Document = {"blueprint_id": blueprint.id, "working_directory": blueprint.working_directory}
+        environment: Document = {"blueprint_id": blueprint.id}
+        if blueprint.working_directory:  # else it is the image's
+            environment["working_directory"] = blueprint.working_directory
         if task.launch_parameters:
             environment |= {"launch_parameters": task.launch_parameters}
         solution = self._solution(task, blueprint.working_directory)
@@ -233,7 +244,6 @@ class _Reading:
             artifacts=task.artifacts,
             collect=task.collect,
             tests=tests,
-            working_directory=working_directory,
         )
         return plan, contract
 
@@ -300,11 +310,12 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     for key, why in task.refusals:
         if key.startswith("environment."):
             own.error(FILE, key, why)
-    if task.workdir and task.workdir.split("/")[1] in SYSTEM:
+    image = _image(task, files, contents, own)
+    if image is None and task.workdir and task.workdir.split("/")[1] in SYSTEM:
         own.error(FILE, "environment.workdir", f"{task.workdir} is the system's and read-only in a devbox; use /app")
-
-    recipe = _recipe(task, files, contents, own)
-    setup = _setup(files, recipe, contents, own)
+    setup = _text(files, SETUP, contents, own) if image is None else None
+    if setup is not None and (mistake := self_extracting.first_line_mistake(setup.encode())):
+        own.error(f"environment/{SETUP}", "line 1", mistake)
     if files.size > resources.disk:  # and so it is not read
         why = f"has {files.size:,} bytes, and a devbox's disk {resources.disk:,}"
         own.error("environment/", "", f"{why}: raise environment.storage_mb in {FILE}")
@@ -314,20 +325,22 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
         _hash(files.nodes, contents, own, "environment/")
     report.problems += own.problems
 
-    working_directory = task.workdir or recipe.working_directory
-    environment = {**recipe.environment, **task.variables}
+    working_directory = task.workdir or ("" if image else WORKING_DIRECTORY)
     content = digest(files.nodes, contents.digests)
-    known = [_BLUEPRINT_VERSION, content, working_directory, environment]
+    known = [_BLUEPRINT_VERSION, content, working_directory, task.variables]
     known += [task.network, setup, resources, task.build_timeout, *task.hosts]
+    known += [image.text, image.ignore, task.user, task.verifier_user] if image else []
     known += [task.healthcheck] if task.healthcheck else []
     known += [str(error) for error in own.errors]  # or what can be built elsewhere would be taken for it
     return Blueprint(
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
         files=files,
         content=content,
-        steps=recipe.steps,
+        image=image,
+        agent_user=task.user,
+        verifier_user=task.verifier_user,
         working_directory=working_directory,
-        environment=environment,
+        environment=task.variables,
         network=task.network,
         hosts=task.hosts,
         setup=setup,
@@ -338,8 +351,12 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
     )
 
 
-def _recipe(task: Task, files: Listing, contents: Contents, report: Report) -> Recipe:
-    """Read the Dockerfile; without one, the files of `environment/` appear in the working directory."""
+def _image(task: Task, files: Listing, contents: Contents, report: Report) -> ImageRecipe | None:
+    """Read how the environment's image is made; None where the machine's own system is enough.
+
+    An image that is named is fetched, and the files of `environment/` are put into its working directory unless they
+    are those of a Dockerfile, which is for those who build that image.
+    """
     for name in COMPOSE:
         if files.find(name):
             why = "several containers are not supported: describe one in a Dockerfile"
@@ -348,46 +365,32 @@ def _recipe(task: Task, files: Listing, contents: Contents, report: Report) -> R
         report.error(f"environment/{path}", "", why)
 
     dockerfile = _text(files, "Dockerfile", contents, report)
-    if dockerfile is None:
-        if task.docker_image:
-            report.error(
-                FILE,
-                "environment.docker_image",
-                f"{task.docker_image} cannot be fetched: put what it holds into environment/, with a Dockerfile if it "
-                "takes more than copying, and leave the key out",
-            )
-        target = task.workdir or WORKING_DIRECTORY
-        copy = Copy(line=0, text="", sources=(".",), target=target, is_folder=True)
-        return Recipe(steps=(copy,), working_directory=target)
-
     if task.docker_image:
-        report.note(FILE, "environment.docker_image", "not fetched: the environment is built from the Dockerfile")
-    recipe = read_dockerfile(dockerfile, report)
-    has_setup = files.find(SETUP) is not None and not recipe.owns_setup
-    try:
-        available = copyable(files, contents, has_setup=has_setup)
-    except (Mistake, OSError) as error:
-        report.error("environment/.dockerignore", "", str(error) if isinstance(error, Mistake) else complaint(error))
-        return recipe
-    for step in recipe.steps:
-        if isinstance(step, Copy):
-            try:
-                available.select(step)
-            except Mistake as mistake:
-                report.error(DOCKERFILE, f"line {step.line}", f"{step.text}: {mistake}")
-    return recipe
-
-
-def _setup(files: Listing, recipe: Recipe, contents: Contents, report: Report) -> str | None:
-    """Read the script that runs in each devbox; None if the Dockerfile uses it."""
-    if recipe.owns_setup:
-        if files.find(SETUP):
-            report.note(f"environment/{SETUP}", "", "the Dockerfile uses it, so it does not run again in the devbox")
+        try:
+            Reference.parse(task.docker_image)
+        except BadReference as error:
+            report.error(FILE, "environment.docker_image", str(error))
+            return None
+        lines = [f"FROM {task.docker_image}"]
+        if dockerfile is None and files.nodes:
+            lines += [*([f"WORKDIR {task.workdir}"] if task.workdir else []), "COPY . ./"]
+        return ImageRecipe(text="\n".join(lines), file=f"{FILE}: environment.docker_image")
+    if dockerfile is None:
         return None
-    script = _text(files, SETUP, contents, report)
-    if script is not None and (mistake := self_extracting.first_line_mistake(script.encode())):
-        report.error(f"environment/{SETUP}", "line 1", mistake)
-    return script
+    ignore = next((name for name in (f"Dockerfile{IGNORE}", IGNORE) if files.find(name)), "")
+    rules = (_text(files, ignore, contents, report) or "") if ignore else ""
+    recipe = ImageRecipe(text=dockerfile, file=DOCKERFILE, ignore=rules)
+    try:
+        context = recipe.context(files, contents)
+    except ValueError as error:
+        report.error(f"environment/{ignore}", "", str(error))
+        return recipe
+    try:
+        plan_text(dockerfile, context, file=DOCKERFILE, platform=str(ours()))
+    except DockerfileError as error:
+        for line, mistake in error.mistakes:
+            report.error(DOCKERFILE, f"line {line}", mistake)
+    return recipe
 
 
 def _hash(nodes: Iterable[Node], contents: Contents, report: Report, base: str = "") -> None:

@@ -42,8 +42,6 @@ _KNOWN: Final[Mapping[str, Collection[str]]] = {
 }
 #: Keys that have no effect here and change no score; `_TaskReader._refusals` has those that would.
 _NOTED: Final = {
-    "agent.user": "everything runs as one user",
-    "verifier.user": "everything runs as one user",
     "environment.skills_dir": "agents are not told of it",
 }
 #: Keys that a verifier's environment may have with other values, or that are judged elsewhere.
@@ -118,6 +116,8 @@ class Task:
     workdir: str | None = None
     healthcheck: Healthcheck | None = None
     docker_image: str | None = None
+    user: str = ""
+    verifier_user: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     verifier_env: Mapping[str, str] = field(default_factory=dict)
@@ -188,6 +188,8 @@ class _TaskReader:
             workdir=self._workdir(),
             healthcheck=self._healthcheck(),
             docker_image=self._value("environment.docker_image", str, "a string"),
+            user=self._user("agent.user"),
+            verifier_user=self._user("verifier.user"),
             variables=variables,
             verifier_env=self._script_env("verifier.env"),
             solution_env=self._script_env("solution.env"),
@@ -256,6 +258,14 @@ class _TaskReader:
             self._error(older, f'expected a size such as "512M" or "2G", got {shown(text)}')
             return None
         return size
+
+    def _user(self, key: str) -> str:
+        """Read a user of the image, by name or number."""
+        value = self._get(key)
+        if value is None or (isinstance(value, int | str) and not isinstance(value, bool) and str(value)):
+            return "" if value is None else str(value)
+        self._error(key, f"expected the name or number of a user, got {shown(value)}")
+        return ""
 
     def _label(self, key: str) -> str | None:
         """Read a label. Metadata is free in Harbor: a value that is not a string is shown as one."""

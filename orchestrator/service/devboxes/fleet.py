@@ -252,7 +252,7 @@ class Fleet:
             environment={**prepared.environment, **prepared.secrets, **variables, **request.environment_variables},
             root=prepared.root,
             image=prepared.image,
-            user=prepared.user,
+            user=prepared.agent_user,
             binds=(*prepared.binds, *self._covers),
         )
         box = await self._provider.start(spec)

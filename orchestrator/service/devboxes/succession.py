@@ -342,6 +342,7 @@ class Succession:
                 self._spec,
                 id=self._next("scoring"),
                 root=None,
+                user=self._prepared.verifier_user,
                 environment=self._environment(variables),
                 binds=(*self._covers, *(self._judged() if judged is None else judged), *given),
             ),

@@ -29,6 +29,7 @@ import orjson
 import structlog
 from anyio.to_thread import run_sync
 
+from orchestrator.core.errors import leaf
 from orchestrator.service.content import Node
 from orchestrator.service.environments.build_cache import Built
 from orchestrator.service.environments.build_context import BuildContext, Patterns
@@ -353,19 +354,26 @@ class _Build:
                 try:
                     return await packer.stdout.receive(CHUNK_BYTES)
                 except anyio.EndOfStream:
-                    return b""
+                    pass
+                words = bytearray()
+                await collect(packer.stderr, words, _SHOWN_CHARS)
+                if await packer.wait() != 0:
+                    raise BuildFailed(f"{self._name(step)}: {words.decode(errors='replace').strip()}")
+                return b""
 
-            await self._write(box, step, order, read)
-            words = bytearray()
-            await collect(packer.stderr, words, _SHOWN_CHARS)
-            if await packer.wait() != 0:
-                raise BuildFailed(f"{self._name(step)}: {words.decode(errors='replace').strip()}")
+            try:
+                await self._write(box, step, order, read)
+            except BaseExceptionGroup as group:  # of the tasks that read and feed
+                raise leaf(group) from None
 
     async def _write(self, box: Box, step: BuildStep, order: Mapping[str, Any], archive: IO[bytes] | ReadChunk) -> None:
         """Have an archive put in place. Raises BuildFailed and BoxDied."""
-        read = archive if callable(archive) else partial(run_sync, archive.read)
-        command = replace(_program(order), stdin=True)
-        finished = await run(box, command, timeout=max(0.0, self._left()), stdin=read)
+        command, limit = replace(_program(order), stdin=True), max(0.0, self._left())
+        if callable(archive):
+            finished = await run(box, command, timeout=limit, stdin=archive)
+        else:
+            with archive:
+                finished = await run(box, command, timeout=limit, stdin=partial(run_sync, archive.read))
         if finished.status != 0:
             raise BuildFailed(f"{self._name(step)}: {finished.output.strip() or self._why(finished)}")
 

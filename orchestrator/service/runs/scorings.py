@@ -178,7 +178,7 @@ class Scorings:
         plan = scenario.plan
         folder = await anyio.to_thread.run_sync(partial(tempfile.mkdtemp, prefix="scoring-", dir=self._folder))
         try:
-            await boxes.lay_out(settled.mode, crossing(plan))
+            await boxes.lay_out(settled.mode, crossing(plan, boxes.working_directory))
             place = Apart(
                 boxes=boxes,
                 plan=plan,

@@ -134,11 +134,11 @@ def _system_changed(settled: Settled) -> Sequence[str] | None:
     return None if settled.changes is None else settled.changes.system[:SHOWN]
 
 
-def crossing(plan: ScoringPlan) -> Mapping[str, Sequence[str]]:
+def crossing(plan: ScoringPlan, working_directory: str) -> Mapping[str, Sequence[str]]:
     """Return what crosses to a separate scoring, artifacts or else the working directory, with what in it does not."""
     if not plan.artifacts:
-        return {plan.working_directory: ()}
-    return {posixpath.join(plan.working_directory, each.source): each.exclude for each in plan.artifacts}
+        return {working_directory: ()}
+    return {posixpath.join(working_directory, each.source): each.exclude for each in plan.artifacts}
 
 
 def tests_program(tests: Tests) -> Program:

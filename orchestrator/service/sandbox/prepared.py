@@ -31,16 +31,18 @@ class Healthcheck:
 class Prepared:
     """A prepared environment; two with one `name` are the same, and "" names none.
 
-    `root` is a tree in the form of `BoxSpec.root`, `image` and `user` are those of `BoxSpec`. `setup` are scripts,
-    executed as files in the devbox's working directory before the launch commands; the `healthcheck` comes after these.
-    `resources` apply when the launch parameters set none. Without `network`, only `hosts` may be reached, in the form
-    of `egress.rules`. `secrets` are variables of the user who runs it: they reach the agent's box, and no scorer.
+    `root` is a tree in the form of `BoxSpec.root`, `image` is that of `BoxSpec`. The agent and the steps of the
+    environment run as one user of the image, scorers as another or the same. `setup` are scripts, executed as files in
+    the devbox's working directory before the launch commands; the `healthcheck` comes after these. `resources` apply
+    when the launch parameters set none. Without `network`, only `hosts` may be reached, in the form of `egress.rules`.
+    `secrets` are variables of the user who runs it: they reach the agent's box, and no scorer.
     """
 
     name: str = ""
     root: Path | None = None
     image: ImageRoot | None = None
-    user: str = ""
+    agent_user: str = ""
+    verifier_user: str = ""
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)

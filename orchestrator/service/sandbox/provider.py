@@ -36,6 +36,8 @@ class Capability(StrEnum):
     """No file, process or user of the host or of another box is visible; the system is read-only."""
     ROOTED = "rooted"
     """Absolute paths such as /app, /tests and /logs are the box's own."""
+    IMAGES = "images"
+    """Boxes of images can be booted, which are root's own."""
     NETWORK_OFF = "network_off"
     """The network can be switched off."""
     NETWORK_ON = "network_on"

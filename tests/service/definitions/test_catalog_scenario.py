@@ -362,7 +362,6 @@ def test_scoring_settings_of_a_scenario_never_reach_the_wire(scenario: Make) -> 
             Artifact(source="log", destination="logs/it", exclude=("*.tmp",)),
         ),
         collect=(Collect(command="pg_dump > /app/out/dump", timeout=60.0), Collect(command="true", timeout=3.0)),
-        working_directory="/srv/it",
     )
     assert tests.variables == {"LEVEL": "a b", "TOKEN": "${TOKEN}"}
     assert copy.deepcopy(plan) == plan

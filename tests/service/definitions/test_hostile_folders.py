@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.content import MAX_TOML, TomlError, Unfit, listing, parse_toml, read_file
+from orchestrator.service.content import MAX_TOML, Contents, TomlError, Unfit, listing, parse_toml, read_file
 from orchestrator.service.definitions.catalog import Catalog, problems
 from orchestrator.service.definitions.index import identify
-from orchestrator.service.environments.dockercopy import Context
-from orchestrator.service.environments.dockerlines import Mistake
+from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.errors import BadRequest
 
 pytestmark = pytest.mark.anyio
@@ -325,13 +324,13 @@ def test_patterns_with_many_stars_are_matched_in_no_time(tmp_path: Path, pattern
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
     files, started = listing(tmp_path, tmp_path), time.process_time()
-    kept = Context.of(files, ignore=pattern).files
-    assert (kept.nodes, time.process_time() - started < 1) == (files.nodes, True)
+    kept = BuildContext(files, Contents(), ignore=pattern)
+    assert (len(kept), time.process_time() - started < 1) == (len(files.nodes), True)
 
 
 def test_an_ignore_file_of_thousands_of_patterns_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="more than 1,000 patterns"):
-        Context.of(listing(tmp_path, tmp_path), ignore="a\n" * 2000)
+    with pytest.raises(ValueError, match="more than 1,000 patterns"):
+        BuildContext(listing(tmp_path, tmp_path), Contents(), ignore="a\n" * 2000)
 
 
 def test_a_file_that_agent_and_tests_share_is_found_without_reading_what_differs_in_size(scenario: Make) -> None:

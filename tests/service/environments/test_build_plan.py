@@ -229,8 +229,8 @@ def test_here_documents_are_scripts_of_the_shell_or_of_the_program_they_name(rea
     )
     first, second, third = runs(planned)
     assert first.argv[-1] == "echo $A\n  two\n"
-    assert second.argv[-1] == "/dev/pipes/END"
-    assert second.files == (TextFile(name="/dev/pipes/END", text="#!/usr/bin/env python3\nprint(1)\n"),)
+    assert second.argv[-1] == "/run/scripts/END"
+    assert second.files == (TextFile(name="/run/scripts/END", text="#!/usr/bin/env python3\nprint(1)\n"),)
     assert third.argv[-1] == "cat > a << 'X' && cat <<Y\nx\nX\ny\nY"
 
 

@@ -34,6 +34,7 @@ import zstandard
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
+from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.build_cache import Build, Built, UserCache, check_private, lock_folder
 from orchestrator.service.environments.images.manifest import (
     BadImage,
@@ -356,6 +357,17 @@ class ImageStore:
     def _blob(self, chain: str, blob: Descriptor) -> Path:
         """Return where the blob of a layer comes to: one of another packing is another file."""
         return self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
+
+
+@asynccontextmanager
+async def open_images(cache: Path, mirrors: Sequence[Mirror] = ()) -> AsyncIterator[ImageStore]:
+    """Open this user's images below `cache`; `mirrors` are asked before the registries. Raises BoxStartFailed."""
+    namespace = await UserNamespace.make(IdMap.own())
+    try:
+        async with Registries.open(mirrors=mirrors) as registries:
+            yield ImageStore(cache=cache, registries=registries, namespace=namespace)
+    finally:
+        namespace.close()
 
 
 def chain_names(diff_ids: Sequence[str], ids: IdMap) -> Iterator[str]:

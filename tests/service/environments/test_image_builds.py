@@ -1,0 +1,282 @@
+"""Images of Dockerfiles: what each instruction leaves in a box, what is built once, and what a failure says."""
+
+import tarfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from secrets import token_hex
+
+import anyio
+import pytest
+import structlog
+
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.environments.build_context import BuildContext
+from orchestrator.service.environments.image_builds import BuildFailed, BuildSource, BuiltImage, ImageBuilds
+from orchestrator.service.environments.images.archive import Archive
+from orchestrator.service.environments.images.image_store import ImageStore, open_images
+from orchestrator.service.environments.images.manifest import ours
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.provider import BoxSpec, Provider, Resources, shell
+from orchestrator.service.sandbox.providers import open_provider
+from tests.images.base_images import base_image
+from tests.images.packing import PackedImage
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root]
+Build = Callable[..., Awaitable[BuiltImage]]
+
+
+@dataclass(slots=True)
+class Workshop:
+    """A store that has the image `busybox`, builds into it, and looks at what came out."""
+
+    store: ImageStore
+    provider: Provider
+    place: Path
+    builds: ImageBuilds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.builds = ImageBuilds(self.store, self.provider)
+
+    async def build(
+        self, text: str, files: dict[str, str | bytes] | None = None, *, timeout: float = 60.0, ignore: str = ""
+    ) -> BuiltImage:
+        folder = self.place / token_hex(4)
+        folder.mkdir()
+        for name, content in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return await self.builds.build(
+            BuildSource(
+                text=text,
+                file="environment/Dockerfile",
+                context=BuildContext.read(folder, ignore=ignore),
+                resources=Resources(),
+                timeout=timeout,
+                limit="build_timeout_sec",
+            )
+        )
+
+    async def say(self, image: BuiltImage, script: str) -> str:
+        """Run a script as the image says, and return its output."""
+        spec = BoxSpec(
+            id=f"look-{token_hex(4)}",
+            image=image.root,
+            user=image.config.user,
+            environment=image.config.environment,
+            working_directory=image.config.working_directory or "/",
+        )
+        box = await self.provider.start(spec)
+        try:
+            return (await run(box, shell(script, words=box.shell), timeout=30)).output
+        finally:
+            await box.stop()
+
+
+@pytest.fixture(scope="module")
+async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Workshop]:
+    place = tmp_path_factory.mktemp("builds")
+    place.chmod(0o700)
+    PackedImage.of(base_image("busybox")).save(place / "busybox.tar", "busybox:latest")
+    async with (
+        open_images(place / "cache") as store,
+        open_provider(Isolation.LOCAL, place / "state", ()) as provider,
+    ):
+        archive = Archive.read(place / "busybox.tar", ours())
+        for image in archive.images:
+            await store.pull(image.reference, source=archive)
+        yield Workshop(store, provider, place)
+
+
+async def test_instructions_leave_what_a_container_engine_leaves(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox
+ARG LEVEL=two
+ENV NAME=world LEVEL=$LEVEL
+RUN mkdir -p /opt/tool && echo made >/opt/tool/file && chown 33:33 /opt/tool/file && chmod 4711 /opt/tool/file
+WORKDIR /srv/app
+COPY --chown=www-data:www-data --chmod=640 main.py ./
+COPY sub /srv/app/copied/
+COPY <<END said.txt
+hello $NAME
+END
+RUN <<END
+set -e
+echo "in $PWD" >where
+END
+RUN rm /opt/tool/file.none 2>/dev/null || echo "$LEVEL" >level
+USER www-data
+CMD ["sleep", "1"]
+"""
+    image = await shop.build(dockerfile, {"main.py": "print()\n", "sub/a": "a", "sub/deep/b": "b"})
+    assert image.config.working_directory == "/srv/app"
+    assert (image.config.user, image.config.environment["NAME"]) == ("www-data", "world")
+    said = await shop.say(
+        image,
+        "id -u; pwd; stat -c '%u:%g %a' /opt/tool/file main.py copied/deep; cat said.txt where level copied/deep/b",
+    )
+    assert said == "33\n/srv/app\n33:33 4711\n33:33 640\n0:0 755\nhello world\nin /srv/app\ntwo\nb"
+
+
+async def test_stages_are_built_apart_and_copied_from(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox AS maker
+RUN mkdir -p /out/bin && echo tool >/out/bin/tool && ln -s bin/tool /out/link && chown -R 33:33 /out && echo >/out/skip
+FROM busybox AS unused
+RUN exit 7
+FROM scratch AS bare
+COPY --from=maker /out/bin/tool /only
+FROM busybox
+COPY --from=maker --exclude=skip /out /got
+COPY --from=maker /out/b*/t??l /picked/
+COPY --from=bare /only /only
+COPY --from=busybox /etc/passwd /users
+"""
+    image = await shop.build(dockerfile)
+    said = await shop.say(
+        image, "ls /got /picked; readlink /got/link; stat -c %u /got/bin/tool; cat /only; head -1 /users"
+    )
+    assert said.splitlines()[:8] == ["/got:", "bin", "link", "", "/picked:", "tool", "bin/tool", "33"]
+    assert said.endswith("tool\nroot:x:0:0:root:/root:/bin/sh\n")
+
+
+async def test_archives_are_unpacked_by_add_and_copied_by_copy(shop: Workshop) -> None:
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("inner/file")
+        entry.size, entry.uid, entry.mode = 2, 33, 0o600
+        archive.addfile(entry, BytesIO(b"in"))
+    dockerfile = "FROM busybox\nADD a.tgz plain.txt /added/\nCOPY a.tgz /copied/\n"
+    image = await shop.build(dockerfile, {"a.tgz": packed.getvalue(), "plain.txt": "no archive"})
+    said = await shop.say(image, "ls /added /copied; stat -c '%u %a' /added/inner/file; cat /added/plain.txt")
+    assert said == "/added:\ninner\nplain.txt\n\n/copied:\na.tgz\n33 600\nno archive"
+
+
+async def test_a_target_is_a_folder_where_docker_takes_it_for_one(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox
+RUN mkdir /there && ln -s /there /way
+COPY one /there
+COPY one /new
+COPY one two /many/
+COPY tree /way
+COPY one /way/linked
+"""
+    image = await shop.build(dockerfile, {"one": "1", "two": "2", "tree/x": "x"})
+    assert await shop.say(image, "ls -F /there /many; cat /new; readlink /way") == (
+        "/many:\none\ntwo\n\n/there:\nlinked\none\nx\n1/there\n"
+    )
+
+
+async def test_what_a_command_is_shown_is_in_no_layer(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox AS maker
+RUN mkdir /m && echo made >/m/file
+FROM busybox
+RUN mkdir /kept && echo kept >/kept/file
+RUN --mount=type=bind,source=data,target=/kept --mount=type=bind,from=maker,source=/m,target=/m \\
+    --mount=type=cache,target=/cache --mount=type=tmpfs,target=/scratch \\
+    cat /kept/d /m/file >/seen && echo c >/cache/c && echo s >/scratch/s && env >/env
+RUN <<EOF
+#!/bin/sh
+echo "$0" >/script
+EOF
+"""
+    image = await shop.build(dockerfile, {"data/d": "data\n"})
+    said = await shop.say(image, "cat /seen /kept/* /script; ls -d /m /cache /scratch /run/* 2>/dev/null; ls /kept")
+    assert said == "data\nmade\nkept\n/run/scripts/EOF\nfile\n"
+
+
+async def test_a_step_is_taken_once_for_all_files_that_begin_alike(shop: Workshop) -> None:
+    marker = token_hex(8)
+    first = await shop.build(
+        f"FROM busybox\nRUN echo {marker} && cat /proc/sys/kernel/random/uuid >/id\nRUN echo a >/a\n"
+    )
+    second = await shop.build(
+        f"from  busybox\n# other words\nRUN  echo {marker} && cat /proc/sys/kernel/random/uuid >/id\n"
+    )
+    assert first.root.layers[:2] == second.root.layers
+    assert await shop.say(first, "cat /id") == await shop.say(second, "cat /id")
+
+
+async def test_files_decide_what_is_built_again_and_their_times_do_not(shop: Workshop) -> None:
+    dockerfile = f"FROM busybox\nCOPY f /{token_hex(4)}\n"
+    first, again = await shop.build(dockerfile, {"f": "1"}), await shop.build(dockerfile, {"f": "1"})
+    other = await shop.build(dockerfile, {"f": "2"})
+    assert first.root == again.root != other.root
+
+
+async def test_many_who_need_a_step_at_once_get_one_build(shop: Workshop) -> None:
+    dockerfile = f"FROM busybox\nRUN echo {token_hex(8)}; cat /proc/sys/kernel/random/uuid >/id\n"
+    found: list[BuiltImage] = []
+
+    async def ask() -> None:
+        found.append(await shop.build(dockerfile))
+
+    with structlog.testing.capture_logs() as logs:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(ask)
+    assert len({each.root for each in found}) == 1
+    assert [each["event"] for each in logs].count("image.layer_built") == 1
+
+
+async def test_a_failed_step_names_its_line_shows_its_end_and_is_not_tried_again(shop: Workshop) -> None:
+    flag = token_hex(4)
+    dockerfile = f"FROM busybox\n# why\nRUN echo {flag}; echo broken >&2; exit 3\n"
+    for _ in range(2):
+        with pytest.raises(BuildFailed) as failure:
+            await shop.build(dockerfile)
+        assert failure.value.message.startswith("environment/Dockerfile:3: RUN echo")
+        assert failure.value.message.endswith(f"ended with status 3\n{flag}\nbroken")
+    with structlog.testing.capture_logs() as logs, pytest.raises(BuildFailed):
+        await shop.build(dockerfile)
+    assert logs == []
+
+
+async def test_commands_share_one_time_limit(shop: Workshop) -> None:
+    with pytest.raises(BuildFailed, match=r"Dockerfile:2: RUN sleep 60.*: ran out of time \(build_timeout_sec = 0.5"):
+        await shop.build(f"FROM busybox\nRUN sleep 60 # {token_hex(4)}\n", timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "why"),
+    [
+        ("FROM busybox\nRUN --mount=type=secret,id=key,required=true true\n", "the secret key is required"),
+        ("FROM busybox\nCOPY --from=busybox /none /x\n", "Dockerfile:2: .*/none is not there"),
+        ("FROM busybox\nCOPY --chown=nemo f /x\n", "there is no user nemo in /etc/passwd"),
+        ("FROM busybox\nCOPY f /bin\nCOPY f /etc/passwd/x\n", "/etc/passwd is no folder"),
+        ("FROM busybox\nUSER nemo\nRUN true\n", "user nemo: /etc/passwd has no such user"),
+        ("FROM 127.0.0.1:9/none/such\n", "127.0.0.1:9/none/such"),
+        ("FROM --platform=linux/riscv64 busybox\n", "it is wanted for linux/riscv64"),
+        ("FROM busybox\nADD https://127.0.0.1:9/x /x\n", "Dockerfile:2: ADD"),
+    ],
+)
+async def test_what_cannot_be_built_is_named(shop: Workshop, dockerfile: str, why: str) -> None:
+    with pytest.raises(BuildFailed, match=f"(?s){why}"):
+        await shop.build(dockerfile, {"f": "f"})
+
+
+async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, target in (("up", f"../../../../../..{tmp_path}"), ("direct", str(tmp_path))):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+        entry = tarfile.TarInfo(f"../../../../../..{outside}")
+        entry.size = 4
+        archive.addfile(entry, BytesIO(b"evil"))
+    dockerfile = f"""\
+FROM busybox
+ADD a.tar /x/
+COPY evil /x/up/outside
+COPY evil /x/direct/outside
+RUN ln -s {tmp_path} /y
+COPY evil /y/outside
+"""
+    await shop.build(dockerfile, {"a.tar": packed.getvalue(), "evil": "evil"})
+    assert outside.read_text() == "mine"
