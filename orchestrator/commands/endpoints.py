@@ -49,7 +49,10 @@ class Where:
 def where(
     benchmark: str, *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind = "file"
 ) -> tuple[Where, str]:
-    """Find the source of a benchmark, and its name there: for a path, the embedded service. Raises UsageError."""
+    """Find the source of a benchmark, and its name there: for a path, the embedded service.
+
+    Raises UsageError, also for a folder without a benchmark, with several, and with a broken one.
+    """
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
@@ -59,28 +62,25 @@ def where(
             f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint and RUNLOOP_BASE_URL "
             "to serve it here."
         )
-    folder = path.expanduser().resolve()
-    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), _name_of(folder)
-
-
-def _name_of(folder: Path) -> str:
-    """Read the name of the benchmark in a folder. Raises UsageError for none in it, several, and a broken one."""
     from orchestrator.service.definitions.index import benchmark_folders, read_benchmark
     from orchestrator.service.diagnostics import printable, text
 
+    folder = path.expanduser().resolve()
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder.")
     if printable(folder) != str(folder):
         raise UsageError(f"{printable(folder)}: the path is not UTF-8, as what is written of a sweep is: rename it.")
     found = benchmark_folders(folder)
-    if len(found) == 1:
-        file = read_benchmark(found[0])
-        if file.errors:
-            raise UsageError(f"{file.boundary}: {text(file.errors)}. Fix it; `sweep check` says more.")
-        return file.name
-    if found:
+    if not found:
+        raise UsageError(
+            f"{folder} holds no scenario: a scenario is a folder with a task.toml. `sweep check` says more."
+        )
+    if len(found) > 1:
         raise UsageError(f"{folder} holds several benchmarks; name one: {', '.join(str(each) for each in found)}.")
-    raise UsageError(f"{folder} holds no scenario: a scenario is a folder with a task.toml. `sweep check` says more.")
+    file = read_benchmark(found[0])
+    if file.errors:
+        raise UsageError(f"{file.boundary}: {text(file.errors)}. Fix it; `sweep check` says more.")
+    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), file.name
 
 
 @asynccontextmanager

@@ -18,14 +18,7 @@ from orchestrator.core.printable import counted
 from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.images.archive import Archive
-from orchestrator.service.environments.images.image_store import (
-    ImageStore,
-    Progress,
-    Source,
-    Unpacked,
-    Usage,
-    open_images,
-)
+from orchestrator.service.environments.images.image_store import ImageStore, Progress, Source, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.view import console
@@ -65,26 +58,18 @@ async def list_images(output: Format) -> int:
     if not usages and not output.is_for_programs:
         say("No image is here. `sweep images pull REF` gets one.")
         return EXIT_OK
-    print_rows([_row(each, output) for each in usages], output)
+    rows: list[dict[str, object]] = []
+    for each in usages:
+        used_at = datetime.fromtimestamp(each.used_at, UTC)
+        if output.is_for_programs:
+            sizes = {"digest": each.digest, "size_bytes": each.size, "shared_bytes": each.shared}
+            when = used_at.isoformat(timespec="seconds")
+        else:
+            sizes = {"size": _megabytes(each.size), "shared": _megabytes(each.shared)}
+            when = used_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        rows.append({"reference": each.reference, **sizes, "last_used": when})
+    print_rows(rows, output)
     return EXIT_OK
-
-
-def _row(usage: Usage, output: Format) -> dict[str, object]:
-    used_at = datetime.fromtimestamp(usage.used_at, UTC)
-    if output.is_for_programs:
-        return {
-            "reference": usage.reference,
-            "digest": usage.digest,
-            "size_bytes": usage.size,
-            "shared_bytes": usage.shared,
-            "last_used": used_at.isoformat(timespec="seconds"),
-        }
-    return {
-        "reference": usage.reference,
-        "size": _megabytes(usage.size),
-        "shared": _megabytes(usage.shared),
-        "last_used": used_at.astimezone().strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 async def pull(references: Sequence[str], mirrors: Sequence[str], output: Format) -> int:
@@ -118,21 +103,18 @@ async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | 
             continue
         seconds = time.monotonic() - began
         if output.is_for_programs:
-            print_record(_record(got, progress, seconds), output)
+            record = {
+                "reference": got.image.reference,
+                "digest": got.image.digest,
+                "layers": len(got.layers),
+                "came_bytes": progress.came_bytes,
+                "seconds": round(seconds, 3),
+            }
+            print_record(record, output)
         else:
             came = f"{_megabytes(progress.came_bytes)} came" if progress.came_bytes else "nothing had to come"
             say(f"{reference}: {counted(len(got.layers), 'layer')}, {came}, {seconds:.1f} s.")
     return code
-
-
-def _record(got: Unpacked, progress: Progress, seconds: float) -> dict[str, object]:
-    return {
-        "reference": got.image.reference,
-        "digest": got.image.digest,
-        "layers": len(got.layers),
-        "came_bytes": progress.came_bytes,
-        "seconds": round(seconds, 3),
-    }
 
 
 @asynccontextmanager

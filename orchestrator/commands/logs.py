@@ -77,7 +77,12 @@ async def run(folder: Path, scenario: str | None, query: LogQuery, *, is_followe
         for line in _list(folder, plan, reader.ledger):
             say(line)
         return
-    summary = _find_scenario(plan, scenario)
+    summary = next((each for each in plan.scenarios if scenario in {each.id, each.name}), None)
+    if summary is None:
+        names = [each.name for each in plan.scenarios]
+        near = get_close_matches(scenario, names, 3)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:10])}."
+        raise UsageError(f"There is no scenario {scenario!r} in it. {hint}")
     arm = plan.arms[0] if query.arm is None and len(plan.arms) == 1 else query.arm
     if arm is None or arm not in plan.arms:
         problem = "Say which arm" if arm is None else f"There is no arm {arm!r}"
@@ -139,16 +144,6 @@ async def _copy(path: Path, at: int, printer: Printer) -> int:
             await anyio.to_thread.run_sync(printer.write, piece, abandon_on_cancel=True)
             at += len(piece)
     return at
-
-
-def _find_scenario(plan: Plan, wanted: str) -> ScenarioSummary:
-    for summary in plan.scenarios:
-        if wanted in {summary.id, summary.name}:
-            return summary
-    names = [summary.name for summary in plan.scenarios]
-    near = get_close_matches(wanted, names, 3)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:10])}."
-    raise UsageError(f"There is no scenario {wanted!r} in it. {hint}")
 
 
 def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, query: LogQuery, trial: Trial | None) -> Path:

@@ -102,14 +102,28 @@ async def _reap(endpoint: Endpoint, runs: Path, sweep: str | None, *, is_sure: b
     is_wanted = bool(ready) and (is_sure or (is_told and await _ask(ready)))
     code = EXIT_OK
     for each in found:
-        refused = None
+        refused, local = None, each.local
         if is_wanted and each in ready:
             try:
                 refused = await release(endpoint, each)
             except SweepError as error:
                 refused = [error.message]
         if output.is_for_programs:
-            print_record(_record(endpoint.url, each, refused), output)
+            record = {
+                "event": "sweep",
+                "endpoint": endpoint.url,
+                "sweep": each.sweep,
+                "folder": str(local.folder) if local else None,
+                "in_use_by": local.at_work.name if local and local.at_work else None,
+                "trials": len(local.plan) if local else None,
+                "done": local.done if local else None,
+                "runs": each.runs,
+                "devboxes": each.devboxes,
+                "benchmark_runs": each.benchmark_runs,
+                "released": None if refused is None else not refused,
+                "refused": refused or [],
+            }
+            print_record(record, output)
         elif refused is not None:
             say(f"Sweep {each.sweep}: {'; '.join(refused) or 'released'}.")
         code = max(code, EXIT_FAILED if refused else EXIT_OK)
@@ -168,24 +182,6 @@ def _purpose(orphans: Orphans, metadata: Mapping[str, str]) -> str:
         return trial  # another program's metadata may have a `sweep` too
     names = {scenario.id: scenario.name for scenario in orphans.local.plan.scenarios} if orphans.local else {}
     return f"{names.get(key.scenario, key.scenario)} {key.arm} #{key.number}, attempt {attempt}"
-
-
-def _record(url: str, orphans: Orphans, refused: Sequence[str] | None) -> dict[str, object]:
-    local = orphans.local
-    return {
-        "event": "sweep",
-        "endpoint": url,
-        "sweep": orphans.sweep,
-        "folder": str(local.folder) if local else None,
-        "in_use_by": local.at_work.name if local and local.at_work else None,
-        "trials": len(local.plan) if local else None,
-        "done": local.done if local else None,
-        "runs": orphans.runs,
-        "devboxes": orphans.devboxes,
-        "benchmark_runs": orphans.benchmark_runs,
-        "released": None if refused is None else not refused,
-        "refused": refused or [],
-    }
 
 
 async def find_orphans(endpoint: Resources, runs: Path) -> tuple[list[Orphans], int]:

@@ -1,7 +1,7 @@
 """One scenario by itself, reported step by step: the documented single-run flow."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -45,8 +45,26 @@ class Teller:
     def append_nowait(self, *batch: Event) -> None:
         for event in batch:
             self._ledger.apply(structs.replace(event, at=now()))
-            for line in _tell(event):
-                say(line)
+            match event:
+                case events.StageEntered():
+                    say(f"{event.stage} …")
+                case events.RunStarted():
+                    say(f"  scenario run {event.run}, devbox {event.devbox}")
+                case events.ExecutionStarted():
+                    say(f"  the agent works in the devbox, execution {event.execution}")
+                case events.StageFinished():
+                    told = [(name, fact) for name, fact in event.facts.items() if fact not in ({}, [], None, "")]
+                    facts = "".join(f", {name} {fact}" for name, fact in told if name not in _UNTOLD)
+                    say(f"  {event.stage} done in {duration(event.seconds)}{facts}")
+                case events.AttemptEnded():
+                    for line in printable_lines(f"  {event.failure['class']}: {event.failure['message']}"):
+                        say(line)
+                case events.TrialFinished():
+                    say(f"{event.result['outcome']}, score {number(event.result['score'])}")
+                    for scorer in event.result["scorers"]:
+                        say(f"  {scorer['name']} {number(scorer['score'])}")
+                case _:
+                    pass
 
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
@@ -99,27 +117,3 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         print_log(log.read_text(errors="replace").rstrip())
     say(f"Files: {log.parent}")
     return EXIT_OK if ledger.trials[key].outcome is Outcome.SCORED else EXIT_FAILED
-
-
-def _tell(event: Event) -> Iterator[str]:
-    match event:
-        case events.StageEntered():
-            yield f"{event.stage} …"
-        case events.RunStarted():
-            yield f"  scenario run {event.run}, devbox {event.devbox}"
-        case events.ExecutionStarted():
-            yield f"  the agent works in the devbox, execution {event.execution}"
-        case events.StageFinished():
-            facts = "".join(
-                f", {name} {value}"
-                for name, value in event.facts.items()
-                if name not in _UNTOLD and value not in ({}, [], None, "")
-            )
-            yield f"  {event.stage} done in {duration(event.seconds)}{facts}"
-        case events.AttemptEnded():
-            yield from printable_lines(f"  {event.failure['class']}: {event.failure['message']}")
-        case events.TrialFinished():
-            yield f"{event.result['outcome']}, score {number(event.result['score'])}"
-            yield from (f"  {each['name']} {number(each['score'])}" for each in event.result["scorers"])
-        case _:
-            pass

@@ -466,9 +466,20 @@ def resolve(
         inside = merged.get(table, {}) if table else merged
         if isinstance(inside, Mapping):  # other values are refused below, by their key
             merged |= {table: {**inside, name: each.value}} if table else {name: each.value}
-    arms = merged.get("arms", ())
-    if isinstance(arms, list | tuple):
-        merged["arms"] = _with_names(arms)
+
+    # each arm without a name gets one; different arms that would have the same are numbered
+    if isinstance(arms := merged.get("arms", ()), list | tuple):
+        taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
+        named = merged["arms"] = list(arms)
+        for position, arm in enumerate(arms):
+            if not isinstance(arm, Mapping) or arm.get("name"):
+                continue
+            name = arm_name(str(arm.get("agent", "")), arm.get("model"))
+            if arm not in arms[:position]:
+                numbered = (f"{name}-{number}" for number in count(2))
+                name = next(each for each in chain([name], numbered) if each not in taken)
+            taken.add(name)
+            named[position] = dict(arm) | {"name": name}
     return validated(SweepConfig, merged, source=source, typed=typed)
 
 
@@ -478,23 +489,6 @@ def validated(model: type[_M], settings: Mapping[str, Any], *, source: Path | st
         return model.model_validate(settings)
     except ValidationError as error:
         raise UsageError("; ".join(_explain(problem, source, typed) for problem in error.errors()) + ".") from None
-
-
-def _with_names(arms: list[Any] | tuple[Any, ...]) -> list[Any]:
-    """Give each arm without a name one; different arms that would have the same are numbered."""
-    taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
-    named: list[Any] = []
-    for position, arm in enumerate(arms):
-        if isinstance(arm, Mapping) and not arm.get("name"):
-            name = arm_name(str(arm.get("agent", "")), arm.get("model"))
-            if arm not in arms[:position]:
-                numbered = (f"{name}-{number}" for number in count(2))
-                name = next(each for each in chain([name], numbered) if each not in taken)
-            taken.add(name)
-            named.append(dict(arm) | {"name": name})
-        else:
-            named.append(arm)
-    return named
 
 
 def _explain(problem: Any, source: Path | str, typed: Mapping[str, Typed]) -> str:

@@ -65,8 +65,20 @@ def parse(retry: Sequence[str], only: Sequence[str]) -> Selection:
 
     Raises UsageError for an unknown failure, and for an empty list, which must not mean everything.
     """
-    failures = [name for each in _split("--retry", retry) for name in _named_like_flags(each)]
-    return Selection(retry=frozenset(failures), only=tuple(_split("--only", only)))
+    classes = {_flag(cls.__name__): cls for root in _ROOTS for cls in _tree(root)}
+    wanted: set[str] = set()
+    for name in _split("--retry", retry):
+        flag = _flag(name)
+        if flag in classes:
+            wanted |= {_flag(cls.__name__) for cls in _tree(classes[flag])}
+        elif flag in set(Flag):
+            wanted.add(flag)
+        else:
+            known = [cls.__name__ for cls in classes.values()]
+            near = get_close_matches(name, [*known, *Flag], 3)
+            hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join([*sorted(known), *Flag])}."
+            raise UsageError(f"--retry {name}: unknown failure class or flag. {hint}")
+    return Selection(retry=frozenset(wanted), only=tuple(_split("--only", only)))
 
 
 def _split(option: str, lists: Sequence[str]) -> list[str]:
@@ -74,20 +86,6 @@ def _split(option: str, lists: Sequence[str]) -> list[str]:
     if lists and not found:
         raise UsageError(f"{option} names nothing: name something, or leave it out.")
     return found
-
-
-def _named_like_flags(name: str) -> list[str]:
-    """A failure with its subclasses, or a flag, by their names as flags. Raises UsageError with close names."""
-    classes = {_flag(cls.__name__): cls for root in _ROOTS for cls in _tree(root)}
-    flag = _flag(name)
-    if flag in classes:
-        return [_flag(cls.__name__) for cls in _tree(classes[flag])]
-    if flag in set(Flag):
-        return [flag]
-    known = [cls.__name__ for cls in classes.values()]
-    near = get_close_matches(name, [*known, *Flag], 3)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join([*sorted(known), *Flag])}."
-    raise UsageError(f"--retry {name}: unknown failure class or flag. {hint}")
 
 
 def _tree(root: type[SweepError]) -> Iterator[type[SweepError]]:
@@ -112,13 +110,22 @@ def decisions(plan: Plan, ledger: Ledger, selection: Selection) -> Iterator[Tria
     """The decision on every trial, in the plan's order. Raises UsageError as `named` does."""
     ids, kinds = named(plan, selection), KINDS.intersection(selection.only)
     unsupported = {scenario.id for scenario in plan.scenarios if scenario.unsupported}
+    given = " and ".join(
+        option for option, words in (("--retry", selection.retry), ("--only", selection.only)) if words
+    )
     for key in plan:
         trial, attempt = ledger.trials.get(key) or Trial(), ledger.under_way(key)
         is_failed, is_unscored = trial.outcome is Outcome.FAILED, trial.outcome is not Outcome.SCORED
         is_of_kind = ("failed" in kinds and is_failed) or ("unscored" in kinds and is_unscored)
         is_selected = not selection.only or key.scenario in ids or is_of_kind
         if trial.outcome is not None:
-            action, why = _decide_finished(trial, selection, is_selected=is_selected)
+            action, kind = TrialAction.KEEP, _flag(trial.failure or "")
+            why = f"failed with {trial.failure}" if trial.failure else str(trial.outcome)
+            if flags := [flag for flag in trial.flags if flag != kind]:
+                why = f"{why} ({', '.join(flags)})"
+            is_asked = is_selected and (not selection.retry or not selection.retry.isdisjoint({*trial.flags, kind}))
+            if selection and is_asked:
+                action, why = TrialAction.AGAIN, f"{why}: matches {given}"
         elif not is_selected:
             action = TrialAction.LEAVE
             why = f"not in --only; in flight: {attempt.stage}" if attempt else "not in --only"
@@ -131,14 +138,3 @@ def decisions(plan: Plan, ledger: Ledger, selection: Selection) -> Iterator[Tria
         if action in {TrialAction.RUN, TrialAction.AGAIN} and key.scenario in unsupported:
             why = f"{why}; it cannot run here"
         yield TrialDecision(trial=key, action=action, why=why)
-
-
-def _decide_finished(trial: Trial, selection: Selection, *, is_selected: bool) -> tuple[TrialAction, str]:
-    ended, kind = f"failed with {trial.failure}" if trial.failure else str(trial.outcome), _flag(trial.failure or "")
-    if flags := [flag for flag in trial.flags if flag != kind]:
-        ended = f"{ended} ({', '.join(flags)})"
-    is_asked = is_selected and (not selection.retry or not selection.retry.isdisjoint({*trial.flags, kind}))
-    if not selection or not is_asked:
-        return TrialAction.KEEP, ended
-    options = [option for option, words in (("--retry", selection.retry), ("--only", selection.only)) if words]
-    return TrialAction.AGAIN, f"{ended}: matches {' and '.join(options)}"

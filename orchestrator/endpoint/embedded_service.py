@@ -114,11 +114,21 @@ class _Seeker:
         if holder(self.state) is not None:
             return None
         if child is not None and child.returncode > 0:
-            raise UsageError(f"The benchmark service cannot start: {_last_words(self.state)}")
+            log_file = self.state / LOG
+            words = log_file.read_text(errors="replace").rpartition(_STARTED)[2].splitlines()[1:]
+            why = words[-1].removeprefix("sweep: ") if words else f"it ended without a word; see {log_file}."
+            raise UsageError(f"The benchmark service cannot start: {why}")
         for folder in (self.state.parent, self.state):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.children.append(_spawn(self.command, self.state, self.hidden))
-        return self.children[-1]
+        kept = [name for name in os.environ if not name.startswith("RUNLOOP_") and name not in self.hidden]
+        environment = {name: os.environ[name] for name in kept}
+        with (self.state / LOG).open("ab") as log:
+            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {_STARTED} {os.getpid()}\n".encode())
+            log.flush()  # a full disk refuses here, where it can be said
+            # In its own session, so that a Ctrl-C meant for us does not reach it.
+            child = Popen(self.command, stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
+        self.children.append(child)
+        return child
 
     def disown(self, found: Address | None) -> None:
         """Let the service that was found outlive us; end any other that we started."""
@@ -222,18 +232,3 @@ def _command(state: Path, benchmarks: Sequence[Path], isolation: Isolation, lock
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]
     return command
-
-
-def _spawn(command: Sequence[str], state: Path, hidden: Collection[str]) -> Popen[bytes]:
-    """Start the service in its own session, so that a Ctrl-C meant for us does not reach it. Raises OSError."""
-    kept = [name for name in os.environ if not name.startswith("RUNLOOP_") and name not in hidden]
-    environment = {name: os.environ[name] for name in kept}
-    with (state / LOG).open("ab") as log:
-        log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {_STARTED} {os.getpid()}\n".encode())
-        log.flush()  # a full disk refuses here, where it can be said
-        return Popen(command, stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
-
-
-def _last_words(state: Path) -> str:
-    words = (state / LOG).read_text(errors="replace").rpartition(_STARTED)[2].splitlines()[1:]
-    return words[-1].removeprefix("sweep: ") if words else f"it ended without a word; see {state / LOG}."

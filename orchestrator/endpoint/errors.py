@@ -62,16 +62,15 @@ def translated(what: str) -> Iterator[None]:
 
 
 def translate(error: Exception, what: str) -> WorldError:
-    """Make our error of a failure of the client; `what` is as in `translated`."""
-    if isinstance(error, client.APIStatusError):
-        return _by_status(error, what)
-    cls = next(BY_CLASS[base] for base in type(error).__mro__ if base in BY_CLASS)
-    cause = error.__cause__ or error
-    return cls(f"{what}: {type(cause).__name__}: {cause}")
+    """Make our error of a failure of the client, by its class or HTTP status; `what` is as in `translated`.
 
+    A refusal counts only as a JSON object, as endpoints make it: any proxy says 404.
+    """
+    if not isinstance(error, client.APIStatusError):
+        cls = next(BY_CLASS[base] for base in type(error).__mro__ if base in BY_CLASS)
+        cause = error.__cause__ or error
+        return cls(f"{what}: {type(cause).__name__}: {cause}")
 
-def _by_status(error: client.APIStatusError, what: str) -> WorldError:
-    """Choose by the HTTP status. A refusal counts only as a JSON object, as endpoints make it: any proxy says 404."""
     status, body = error.response.status_code, error.body
     if isinstance(body, Mapping) and isinstance(body.get("message"), str):
         words = str(body["message"])[:MAX_MESSAGE]

@@ -185,6 +185,15 @@ def run(view: types.ScenarioRunView) -> records.ScenarioRun:
         )
         for each in (result.scoring_function_results or [] if result else [])
     ]
+    judgement = None
+    if said := (view.model_extra or {}).get("scoring"):
+        judgement = records.Judgement(
+            mode=str(said.get("mode") or ""),
+            was_live=bool(said.get("was_live")),
+            processes_left=said.get("processes_left") or {},
+            system_changed=tuple(said.get("system_changed") or ()),
+            broken=str(said.get("broken") or ""),
+        )
     return records.ScenarioRun(
         id=_required(view.id, "a run's id"),
         scenario_id=view.scenario_id,
@@ -192,21 +201,9 @@ def run(view: types.ScenarioRunView) -> records.ScenarioRun:
         state=_required(view.state, "a run's state"),
         score=result.score if result else None,
         scorers=tuple(scorers),
-        judgement=_judgement((view.model_extra or {}).get("scoring")),
+        judgement=judgement,
         benchmark_run_id=view.benchmark_run_id,
         metadata=view.metadata or {},
-    )
-
-
-def _judgement(view: Mapping[str, Any] | None) -> records.Judgement | None:
-    if not view:
-        return None
-    return records.Judgement(
-        mode=str(view.get("mode") or ""),
-        was_live=bool(view.get("was_live")),
-        processes_left=view.get("processes_left") or {},
-        system_changed=tuple(view.get("system_changed") or ()),
-        broken=str(view.get("broken") or ""),
     )
 
 

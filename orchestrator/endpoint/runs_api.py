@@ -208,24 +208,22 @@ class Policies:
         hosts = [] if needs.is_closed or needs.is_open else sorted(set(needs.hosts))
         name = f"sweep-{sha256(dumps([needs.is_open, hosts])).hexdigest()[:16]}"
         async with self._asking:
-            if name not in self._ids and not self._refusal:
-                await self._provide(name, hosts, is_open=needs.is_open)
-        return self._ids.get(name)
-
-    async def _provide(self, name: str, hosts: list[str], *, is_open: bool) -> None:
-        try:
-            policy = await self._find(name) or await self._make(name, hosts, is_open=is_open)
-        except (Conflicted, Unauthorized):
-            raise
-        except Refused as error:
-            self._refusal = error.message
-            if hosts:  # else the user asked for this network, and `check` refuses the sweep
-                structlog.get_logger().warning("network.as_it_is", hosts=hosts, error=error.message)
-            return
-        egress = policy.egress
-        if egress.allow_all != is_open or sorted(egress.allowed_hostnames) != hosts:
-            raise Conflicted(f"network policy {policy.id} ({name}) was changed by somebody; delete it.")
-        self._ids[name] = policy.id
+            if name in self._ids or self._refusal:
+                return self._ids.get(name)
+            try:
+                policy = await self._find(name) or await self._make(name, hosts, is_open=needs.is_open)
+            except (Conflicted, Unauthorized):
+                raise
+            except Refused as error:
+                self._refusal = error.message
+                if hosts:  # else the user asked for this network, and `check` refuses the sweep
+                    structlog.get_logger().warning("network.as_it_is", hosts=hosts, error=error.message)
+                return None
+            egress = policy.egress
+            if egress.allow_all != needs.is_open or sorted(egress.allowed_hostnames) != hosts:
+                raise Conflicted(f"network policy {policy.id} ({name}) was changed by somebody; delete it.")
+            self._ids[name] = policy.id
+            return policy.id
 
     async def _find(self, name: str) -> NetworkPolicyView | None:
         async def walk() -> list[NetworkPolicyView]:

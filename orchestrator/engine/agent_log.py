@@ -109,26 +109,22 @@ class AgentLog:
         """Write a piece at the end; after a failure all of it may be written again."""
         assert self._file is not None, "the log is not open"
         if self.length + len(piece) > self._limit:
-            self._cut(self._file)
+            # Cut out the middle. The end is copied to a place that does not overlap it, so this may be repeated.
+            kept = self._limit * 3 // 16
+            before = len(_note(self._left_out)) if self._left_out else 0
+            left_out = self._left_out + self.length - kept - self._head - before
+            self._file.seek(self.length - kept)
+            end = bytearray()
+            while len(end) < kept and (read := self._file.read(kept - len(end))):
+                end += read
+            self._file.seek(self._head)
+            write_all(self._file, _note(left_out) + end)
+            self._file.truncate()
+            self.length, self._left_out = self._file.tell(), left_out
+            self.cuts += 1
         self._file.seek(self.length)
         write_all(self._file, piece)
         self.length += len(piece)
-
-    def _cut(self, file: FileIO) -> None:
-        """Cut out the middle. The end is copied to a place that does not overlap it, so this may be repeated."""
-        kept = self._limit * 3 // 16
-        before = len(_note(self._left_out)) if self._left_out else 0
-        left_out = self._left_out + self.length - kept - self._head - before
-        note = _note(left_out)
-        file.seek(self.length - kept)
-        end = bytearray()
-        while len(end) < kept and (read := file.read(kept - len(end))):
-            end += read
-        file.seek(self._head)
-        write_all(file, note + end)
-        file.truncate()
-        self.length, self._left_out = file.tell(), left_out
-        self.cuts += 1
 
 
 def is_cut(path: Path) -> bool:

@@ -205,26 +205,24 @@ def _guises(value: str) -> Iterator[bytes]:
             for text in (decoded, decoded.upper(), decoded.lower()):
                 yield text.encode()
                 yield from (text.encode("utf-16-le"), text.encode("utf-16-be"))
-    yield from (guise for guise in _escaped(value) if len(guise) >= MIN_BYTES)
+
+    # between the quotes of other languages
+    text = plain.decode("utf-8", "replace")
+    jsons = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+    jsons += [jsons[0].replace("/", "\\/"), json.dumps(jsons[0])[1:-1], json.dumps(jsons[1])[1:-1]]
+    urls = [quote(plain, safe=safe) for safe in ("", "/")] + [quote_plus(plain)]
+    urls += [re.sub("%..", lambda code: code[0].lower(), url) for url in urls]
+    shells = [shlex.quote(text)[1:-1] if shlex.quote(text) != text else text, text.replace("'", "'\\''")]
+    shells += [re.sub(r'(["\\$`])', r"\\\1", text), re.sub(r"([^\w@%+=:,./\n-])", r"\\\1", text)]
+    pythons = [repr(text)[1:-1], repr(plain)[2:-1], ascii(text)[1:-1]]
+    guises = (each.encode() for each in (*jsons, *urls, *shells, *pythons))
+    yield from (guise for guise in guises if len(guise) >= MIN_BYTES)
 
 
 def _is_word(value: str) -> bool:
     """Tell if `value` is a common word: a program's name, a placeholder, a yes or no."""
     is_plain = value.isalpha() and (value.islower() or value.isupper() or value.istitle())
     return len(value) < MIN_CHARACTERS_IN_FILES or (is_plain and len(value) <= MAX_WORD_CHARACTERS)
-
-
-def _escaped(value: str) -> Iterable[bytes]:
-    """Spellings of `value` between the quotes of other languages."""
-    text = _encoded(value).decode("utf-8", "replace")
-    jsons = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
-    jsons += [jsons[0].replace("/", "\\/"), json.dumps(jsons[0])[1:-1], json.dumps(jsons[1])[1:-1]]
-    urls = [quote(_encoded(value), safe=safe) for safe in ("", "/")] + [quote_plus(_encoded(value))]
-    urls += [re.sub("%..", lambda code: code[0].lower(), url) for url in urls]
-    shells = [shlex.quote(text)[1:-1] if shlex.quote(text) != text else text, text.replace("'", "'\\''")]
-    shells += [re.sub(r'(["\\$`])', r"\\\1", text), re.sub(r"([^\w@%+=:,./\n-])", r"\\\1", text)]
-    pythons = [repr(text)[1:-1], repr(_encoded(value))[2:-1], ascii(text)[1:-1]]
-    return (guise.encode() for guise in (*jsons, *urls, *shells, *pythons))
 
 
 def _base64s(plain: bytes) -> Iterator[bytes]:

@@ -50,22 +50,6 @@ class Folded:
 
 def save(folder: Path, state: Ledger, folded: Folded) -> None:
     """Save the fold of a journal. After OSError the earlier checkpoint is still there."""
-    write_atomically(folder / CHECKPOINT, _dump(state, folded))
-
-
-def load(folder: Path, state: Ledger) -> Folded | None:
-    """Fill an empty ledger from the checkpoint if journal and code are still the same; else leave it empty."""
-    try:
-        with (folder / CHECKPOINT).open("rb") as file:
-            return _load(file, folder / JOURNAL, state)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # noqa: BLE001 - a checkpoint is disposable, and the file may have any content
-        structlog.get_logger().debug("checkpoint.ignored", folder=str(folder), reason=repr(error))
-        return None
-
-
-def _dump(state: Ledger, folded: Folded) -> Iterator[bytes]:
     header = {
         "schema": SCHEMA,
         "code": _code(),
@@ -84,12 +68,27 @@ def _dump(state: Ledger, folded: Folded) -> Iterator[bytes]:
             else:
                 yield name, entries
 
-    hashed = sha256()
-    for row in rows():
-        data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-        hashed.update(data)
-        yield data
-    yield hashed.hexdigest().encode()
+    def lines() -> Iterator[bytes]:
+        hashed = sha256()
+        for row in rows():
+            data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+            hashed.update(data)
+            yield data
+        yield hashed.hexdigest().encode()
+
+    write_atomically(folder / CHECKPOINT, lines())
+
+
+def load(folder: Path, state: Ledger) -> Folded | None:
+    """Fill an empty ledger from the checkpoint if journal and code are still the same; else leave it empty."""
+    try:
+        with (folder / CHECKPOINT).open("rb") as file:
+            return _load(file, folder / JOURNAL, state)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001 - a checkpoint is disposable, and the file may have any content
+        structlog.get_logger().debug("checkpoint.ignored", folder=str(folder), reason=repr(error))
+        return None
 
 
 def _load(file: BufferedReader, journal: Path, state: Ledger) -> Folded:

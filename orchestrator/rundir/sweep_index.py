@@ -177,7 +177,13 @@ def choose_folder(
     JournalError when the disk refuses.
     """
     found = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
-    path = found.path or (runs / config.name if config.name else _new_path(runs, plan))
+    path = found.path or (runs / config.name if config.name else None)
+    if path is None:  # `<benchmark>-<arm>-<date>-<time>`, with a number after it if that is taken
+        arm = plan.arms[0] if len(plan.arms) == 1 else f"{len(plan.arms)}-arms"
+        kind = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.benchmark}-{arm}").strip("._+-")[:_MAX_NAME]
+        stem = f"{kind or 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
+        path = next(runs / name for name in names if not (runs / name).exists())
     make_folder(path)
     try:
         with locked(path, config.lock):  # two processes must not both write a manifest
@@ -279,6 +285,9 @@ def _write(path: Path, config: SweepConfig, plan: Plan, identity: dict[str, Any]
         manifest = read_manifest(path)
         check_same(path, manifest, identity, place_of(endpoint, config.isolation), plan)
     else:
+        git_commit = None
+        with suppress(OSError, SubprocessError):
+            git_commit = check_output(["git", "rev-parse", "HEAD"], stderr=DEVNULL, text=True, timeout=5).strip()
         manifest = Manifest(
             schema=manifests.SCHEMA,
             sweep=str(_uuid7()),
@@ -286,7 +295,7 @@ def _write(path: Path, config: SweepConfig, plan: Plan, identity: dict[str, Any]
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
             python=platform.python_version(),
-            git_commit=_git_commit(),
+            git_commit=git_commit,
             endpoint=endpoint or manifests.EMBEDDED,
             identity=identity,
             config={},
@@ -303,23 +312,6 @@ def _write(path: Path, config: SweepConfig, plan: Plan, identity: dict[str, Any]
     )
     manifests.write_manifest(path, manifest)
     return RunFolder(path=path, sweep=manifest.sweep, is_resumed=is_resumed)
-
-
-def _new_path(runs: Path, plan: Plan) -> Path:
-    """`<benchmark>-<arm>-<date>-<time>`, with a number after it if that is taken."""
-    arm = plan.arms[0] if len(plan.arms) == 1 else f"{len(plan.arms)}-arms"
-    kind = re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{plan.benchmark}-{arm}").strip("._+-")[:_MAX_NAME]
-    stem = f"{kind or 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
-    return next(runs / name for name in names if not (runs / name).exists())
-
-
-def _git_commit() -> str | None:
-    """The commit of the current folder, if git has one."""
-    try:
-        return check_output(["git", "rev-parse", "HEAD"], stderr=DEVNULL, text=True, timeout=5).strip()
-    except (OSError, SubprocessError):
-        return None
 
 
 def _uuid7() -> uuid.UUID:

@@ -204,7 +204,16 @@ def _lines(title: str, findings: Sequence[Finding]) -> Iterator["_Line"]:
     """Yield the most frequent findings, each with its command."""
     if findings:
         yield _Line(f"{title}:")
-    found = _with_examples(findings)
+    messages = Counter(each.kind for each in findings)
+    kinds: dict[object, Finding] = {}
+    for number, each in enumerate(findings):  # in a class with many messages the most frequent one stands for all
+        at = each.kind if messages[each.kind] > MESSAGES_OF_A_CLASS else number
+        if at not in kinds:
+            kinds[at] = each if at == number else replace(each, kind=f"{each.kind}, for example")
+        else:
+            arms = {arm: kinds[at].arms.get(arm, 0) + each.arms.get(arm, 0) for arm in [*kinds[at].arms, *each.arms]}
+            kinds[at] = replace(kinds[at], count=kinds[at].count + each.count, arms=arms)
+    found = sorted(kinds.values(), key=lambda finding: -finding.count)
     width = len(str(found[0].count)) if found else 0
     for each in found[:LISTED]:
         of_arms = ", ".join(f"{arm} {count}" for arm, count in each.arms.items())
@@ -215,20 +224,6 @@ def _lines(title: str, findings: Sequence[Finding]) -> Iterator["_Line"]:
     if len(found) > LISTED:
         others = "another" if len(found) == LISTED + 1 else f"{len(found) - LISTED} others"
         yield _Line(f"and {others}", f"  {'':{width}}  ")
-
-
-def _with_examples(findings: Sequence[Finding]) -> list[Finding]:
-    """Sort by frequency; in a class with many messages the most frequent one stands for all."""
-    messages = Counter(each.kind for each in findings)
-    found: dict[object, Finding] = {}
-    for number, each in enumerate(findings):
-        at = each.kind if messages[each.kind] > MESSAGES_OF_A_CLASS else number
-        if at not in found:
-            found[at] = each if at == number else replace(each, kind=f"{each.kind}, for example")
-        else:
-            arms = {arm: found[at].arms.get(arm, 0) + each.arms.get(arm, 0) for arm in [*found[at].arms, *each.arms]}
-            found[at] = replace(found[at], count=found[at].count + each.count, arms=arms)
-    return sorted(found.values(), key=lambda finding: -finding.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,19 +248,6 @@ class _Arms:
     summaries: Sequence[ArmSummary]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reached, used = self._columns()
-        wide = options.update(max_width=10_000)
-        longest = max((len(printable(each.arm)) for each in self.summaries), default=0)
-        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM_WIDTH))):
-            whole = self._table(reached | used, gap)
-            if Measurement.get(console, wide, whole).maximum - folded <= options.max_width:
-                yield whole
-                return
-        yield self._table(reached, "\n")
-        yield self._table(used, "\n")
-
-    def _columns(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Return the columns of results and of usage; cost and tokens only if agents report them."""
         reached = {
             "scored": [f"{each.scored}/{each.planned}" for each in self.summaries],
             "failed": [str(each.failed) for each in self.summaries],
@@ -276,11 +258,21 @@ class _Arms:
         }
         used = {}
         costs, tokens = [each.cost for each in self.summaries], [each.tokens for each in self.summaries]
-        if any(costs):
+        if any(costs):  # an agent may report neither
             used["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
         if any(tokens):
             used["tokens"] = ["-" if count is None else amount(count) for count in tokens]
-        return reached, used | {"agent|time": [duration(each.agent_seconds) for each in self.summaries]}
+        used["agent|time"] = [duration(each.agent_seconds) for each in self.summaries]
+
+        wide = options.update(max_width=10_000)
+        longest = max((len(printable(each.arm)) for each in self.summaries), default=0)
+        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM_WIDTH))):
+            whole = self._table(reached | used, gap)
+            if Measurement.get(console, wide, whole).maximum - folded <= options.max_width:
+                yield whole
+                return
+        yield self._table(reached, "\n")
+        yield self._table(used, "\n")
 
     def _table(self, columns: Mapping[str, Sequence[str]], gap: str) -> Table:
         """Build a table; `gap` separates the two parts of a heading."""

@@ -112,14 +112,24 @@ class _Proxy:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = self._refusal(request)
-        if response is None:
+        given = request.headers.get("authorization", "").encode()
+        # as received, not decoded; an unusual byte in it matches nothing
+        path = bytes(scope.get("raw_path") or b"").decode("latin-1")
+        allowed = f"/v1/devboxes/{re.escape(self.devbox_id)}{_ALLOWED.get(request.method, '$^')}"
+        response: Response
+        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            response = _no(401, "this key is not that of a running attempt")
+        elif re.fullmatch(allowed, path) is None:
+            response = _no(403, f"{request.method} {path}: this key is for working in devbox {self.devbox_id} only")
+        elif unknown := sorted(set(request.query_params) - _QUERY):
+            response = _no(400, f"unknown query parameters: {', '.join(unknown)}")
+        else:
             url, key = self.upstream()
             headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
             has_body = "content-length" in headers or "transfer-encoding" in request.headers
             forwarded = self.http.build_request(
                 request.method,
-                url.rstrip("/") + _raw_path(request),
+                url.rstrip("/") + path,
                 params=list(request.query_params.multi_items()),
                 headers={**headers, "authorization": f"Bearer {key}"},
                 content=request.stream() if has_body else None,
@@ -131,18 +141,6 @@ class _Proxy:
             except httpx.HTTPError as error:
                 response = _no(502, f"the endpoint cannot be reached: {type(error).__name__}")
         await response(scope, receive, send)
-
-    def _refusal(self, request: Request) -> Response | None:
-        """The answer to a request that is not forwarded; None for one that is."""
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
-            return _no(401, "this key is not that of a running attempt")
-        path = _raw_path(request)
-        pattern = f"/v1/devboxes/{re.escape(self.devbox_id)}{_ALLOWED.get(request.method, '$^')}"
-        if re.fullmatch(pattern, path) is None:
-            return _no(403, f"{request.method} {path}: this key is for working in devbox {self.devbox_id} only")
-        unknown = sorted(set(request.query_params) - _QUERY)
-        return _no(400, f"unknown query parameters: {', '.join(unknown)}") if unknown else None
 
 
 class _Forwarded(StreamingResponse):
@@ -161,12 +159,6 @@ class _Forwarded(StreamingResponse):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._answer.aclose()
-
-
-def _raw_path(request: Request) -> str:
-    """The path as received, not decoded; an unusual byte in it matches nothing."""
-    path: bytes = request.scope.get("raw_path") or b""
-    return path.decode("latin-1")
 
 
 def _no(status: int, message: str) -> Response:

@@ -105,13 +105,17 @@ class BuildContext:
 
         files: list[tuple[str, Node]] = []
         for path, node in matches:
-            self._check(node)
+            for faulty, why in self._faults:
+                if not node.path or faulty == node.path or faulty.startswith(f"{node.path}/"):
+                    raise NotInContextError(f"{printable(faulty)} {why}")
             place = posixpath.basename(path) if node.kind != "folder" else ""
             if keeps_parents:
                 place = path.removeprefix(pivot).lstrip("/")
             files += [(place, node)] if place else []
             if node.kind == "folder":
-                files += [(posixpath.join(place, inner), each) for inner, each in self._below(node)]
+                start = f"{node.path}/" if node.path else ""
+                below = [(inner, each) for inner, each in self._nodes.items() if inner.startswith(start)]
+                files += [(posixpath.join(place, inner[len(start) :]), each) for inner, each in below]
         return CopySource(
             path=name,
             is_folder=keeps_parents or [node.kind for _, node in matches] != ["file"],
@@ -155,17 +159,6 @@ class BuildContext:
         if source.removeprefix("/").startswith("../"):
             return f"{source} leads out of the context, the folder whose files may be copied: move the file into it"
         return f"{source} is not in the context; {hint(path, list(self._nodes), 'commit it, or leave out the line')}"
-
-    def _check(self, node: Node) -> None:
-        """Raise NotInContextError for a source with something in it that cannot be copied."""
-        for path, why in self._faults:
-            if not node.path or path == node.path or path.startswith(f"{node.path}/"):
-                raise NotInContextError(f"{printable(path)} {why}")
-
-    def _below(self, folder: Node) -> Iterator[tuple[str, Node]]:
-        """Yield what is below a folder, with paths relative to it."""
-        start = f"{folder.path}/" if folder.path else ""
-        return ((path[len(start) :], node) for path, node in self._nodes.items() if path.startswith(start))
 
 
 def normal(path: str) -> str:

@@ -10,7 +10,7 @@ fix; `Mistakes` knows the line.
 import csv
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -36,7 +36,7 @@ MAX_FILLED_CHARS: Final = 1 << 21
 #: Steps of a match of `${NAME#pattern}` at worst, and how many take as long as a character.
 _MAX_MATCHING: Final = 1e7
 _STEPS_PER_CHAR: Final = 50
-#: Characters of one message.
+#: Characters of one message; a longer one loses its middle.
 _MESSAGE_CHARS: Final = 500
 _INSTRUCTIONS: Final = (
     *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER"),
@@ -64,15 +64,13 @@ class DockerfileError(Exception):
 
     def __init__(self, file: str, mistakes: Sequence[tuple[int, str]]) -> None:
         self.file = file
-        self.mistakes = tuple((line, printable(_shortened(why))) for line, why in mistakes)
+        half = _MESSAGE_CHARS // 2
+        self.mistakes = tuple(
+            (line, printable(why if len(why) <= 2 * half else f"{why[:half]} … {why[-half:]}"))
+            for line, why in mistakes
+        )
         named = "; ".join(f"{printable(file)}:{line}: {why}" for line, why in self.mistakes[:NAMED])
         super().__init__(named + (f"; and {len(mistakes) - NAMED} more" if len(mistakes) > NAMED else ""))
-
-
-def _shortened(text: str) -> str:
-    """Return a message without the middle of a long word in it."""
-    half = _MESSAGE_CHARS // 2
-    return text if len(text) <= _MESSAGE_CHARS else f"{text[:half]} … {text[-half:]}"
 
 
 class Mistakes:
@@ -147,7 +145,10 @@ class Outline:
         self.platform = platform
         self.build_args = build_args
         self.images = images
-        self.arguments = {**_platform_arguments(platform), **build_args}
+        system, architecture, variant, *_ = *platform.split("/"), "", ""
+        facts = {"PLATFORM": platform, "OS": system, "ARCH": architecture, "VARIANT": variant}
+        usual = {f"{whose}{name}": value for whose in ("TARGET", "BUILD") for name, value in facts.items()}
+        self.arguments = {**usual, **build_args}
         self.drafts: list[Draft] = []
         self._names: dict[str, int] = {}
         self._mistakes = mistakes
@@ -181,9 +182,28 @@ class Outline:
         name = words[2].lower() if is_named else ""
         if is_named and (not _STAGE_NAME.fullmatch(name) or name in {"scratch", "context"}):
             raise ValueError(f"{words[2]} is no name for a stage: use letters, digits, _, - and ., a letter first")
-        base = self._base(instruction)
+
+        flags = flags_of(instruction)
+        word = self.words.fill(words[0], self.arguments)
+        if not word:
+            raise ValueError(f"{words[0]} is empty: give ARG a default before this line")
+        if word.isdecimal():
+            raise ValueError(f"{word} is no image: give the stage a name, FROM … AS name, and write FROM name")
+        platform = self.words.fill(flags.get("platform", [""])[0], self.arguments) or self.platform
+        if not _PLATFORM.fullmatch(platform):
+            raise ValueError(f"--platform={platform}: expected an operating system and an architecture: linux/amd64")
+        base: Base = FromImage(reference=word, platform=platform)
+        on_build: Sequence[str] = ()
+        if word.lower() in self._names:
+            base = FromStage(number=self._names[word.lower()])
+            on_build = [rest_of(each) for each in self.drafts[base.number].instructions if each.name == "ONBUILD"]
+        elif word == "scratch":
+            base = FromNothing()
+        elif word in self.images:
+            on_build = self.images[word].config.on_build
+
         draft = Draft(number=number, name=name, opening=instruction, base=base, instructions=[])
-        for line in self._triggers(base):
+        for line in on_build:
             trigger = parse_trigger(line)
             trigger.start_line = instruction.start_line
             draft.instructions.append(trigger)
@@ -192,29 +212,6 @@ class Outline:
             raise ValueError(f"the ONBUILD lines of its base make more than {MAX_INSTRUCTIONS:,} instructions in all")
         if name:
             self._names[name] = number
-
-    def _base(self, instruction: DockerfileInstruction) -> Base:
-        """Return what a FROM line starts from. Raises ValueError."""
-        flags = flags_of(instruction)
-        word = self.words.fill(instruction.args[0], self.arguments)
-        if not word:
-            raise ValueError(f"{instruction.args[0]} is empty: give ARG a default before this line")
-        if word.isdecimal():
-            raise ValueError(f"{word} is no image: give the stage a name, FROM … AS name, and write FROM name")
-        platform = self.words.fill(flags.get("platform", [""])[0], self.arguments) or self.platform
-        if not _PLATFORM.fullmatch(platform):
-            raise ValueError(f"--platform={platform}: expected an operating system and an architecture: linux/amd64")
-        if word.lower() in self._names:
-            return FromStage(number=self._names[word.lower()])
-        return FromNothing() if word == "scratch" else FromImage(reference=word, platform=platform)
-
-    def _triggers(self, base: Base) -> Iterable[str]:
-        """Return the ONBUILD lines of a base."""
-        if isinstance(base, FromImage):
-            return self.images[base.reference].config.on_build if base.reference in self.images else ()
-        if isinstance(base, FromStage):
-            return [rest_of(each) for each in self.drafts[base.number].instructions if each.name == "ONBUILD"]
-        return ()
 
     def origin(self, word: str, number: int) -> Base:
         """Return what `--from=WORD` means in a stage. Raises ValueError."""
@@ -233,8 +230,16 @@ class Outline:
 
     def needed(self, target: str | None) -> list[Draft]:
         """Return the stages that a target needs, each after those it needs. Raises DockerfileError."""
+        first = len(self.drafts) - 1
+        if target is not None:
+            first = self._names.get(target.lower(), int(target) if target.isdecimal() else len(self.drafts))
+        if first >= len(self.drafts):
+            there = [*self._names, *(str(draft.number) for draft in self.drafts)]
+            line = self.drafts[0].opening.start_line
+            self._mistakes.add(line, f"there is no stage {clipped(str(target))} to build; {accepted(there)}")
+            self._mistakes.check()
         graph: dict[int, list[int]] = {}
-        left = [self._target(target)]
+        left = [first]
         while left:
             number = left.pop()
             if number not in graph:
@@ -248,17 +253,6 @@ class Outline:
             self._mistakes.check()
             raise
         return [self.drafts[number] for number in order]
-
-    def _target(self, target: str | None) -> int:
-        if target is None:
-            return len(self.drafts) - 1
-        number = self._names.get(target.lower(), int(target) if target.isdecimal() else len(self.drafts))
-        if number >= len(self.drafts):
-            there = [*self._names, *(str(draft.number) for draft in self.drafts)]
-            line = self.drafts[0].opening.start_line
-            self._mistakes.add(line, f"there is no stage {clipped(target)} to build; {accepted(there)}")
-            self._mistakes.check()
-        return number
 
     def _dependencies(self, draft: Draft) -> Iterator[int]:
         """Yield the stages that a stage starts from and reads; what is wrong with them is found when it is read."""
@@ -373,13 +367,6 @@ def parse_trigger(line: str) -> DockerfileInstruction:
 def rest_of(instruction: DockerfileInstruction) -> str:
     """Return an ONBUILD without its first word."""
     return instruction.original.strip()[len(instruction.name) :].strip()
-
-
-def _platform_arguments(platform: str) -> dict[str, str]:
-    """Return the arguments that every build has."""
-    system, architecture, variant, *_ = *platform.split("/"), "", ""
-    facts = {"PLATFORM": platform, "OS": system, "ARCH": architecture, "VARIANT": variant}
-    return {f"{whose}{name}": value for whose in ("TARGET", "BUILD") for name, value in facts.items()}
 
 
 def accepted(words: Collection[str]) -> str:

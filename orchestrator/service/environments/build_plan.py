@@ -461,9 +461,13 @@ class _StageReader:
         heredocs = {each.name: each for each in instruction.heredocs}
         sources, texts = [], []
         for word in instruction.args[:-1]:
-            heredoc = parse_heredoc(word) if heredocs else None
-            if heredoc is not None and heredoc.name in heredocs:
-                texts.append(self._text(heredocs[heredoc.name]))
+            named = parse_heredoc(word) if heredocs else None
+            if named is not None and named.name in heredocs:
+                heredoc = heredocs[named.name]
+                text = _body(heredoc)
+                if heredoc.expand:
+                    text = self._outline.words.fill_text(text, self._variables)
+                texts.append(TextFile(name=heredoc.name, text=text))
             else:
                 sources.append(self._fill(word))
         return sources, texts
@@ -504,12 +508,6 @@ class _StageReader:
         is_folder = is_folder or posixpath.basename(path) in {"", ".", ".."}
         whole = self._absolute(path)
         return f"{whole.rstrip('/')}/" if is_folder else whole
-
-    def _text(self, heredoc: DockerfileHeredoc) -> TextFile:
-        body = _body(heredoc)
-        return TextFile(
-            name=heredoc.name, text=self._outline.words.fill_text(body, self._variables) if heredoc.expand else body
-        )
 
 
 def _place(instruction: DockerfileInstruction) -> Any:

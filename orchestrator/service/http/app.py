@@ -232,20 +232,18 @@ class _Doorkeeper:
         path = scope.get("path")
         if scope["type"] != "http" or path in OPEN_PATHS:
             await self._app(scope, receive, send)
-        elif refusal := self._refusal(scope):
+            return
+        given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")
+        if not hmac.compare_digest(given, self._expected):
+            refusal = failure(401, "A bearer token of this service is needed.", {"www-authenticate": "Bearer"})
             await refusal(scope, receive, send)
+            return
+        if connection := scope.get("extensions", {}).get(KNOWN):
+            connection["call"]()
+        if self._activity.is_ending:
+            await failure(503, "The service is ending.", {"retry-after": _RETRY_AFTER})(scope, receive, send)
         elif path in IDLE_PATHS:
             await self._app(scope, receive, send)
         else:
             with self._activity.request():
                 await self._app(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, self._expected):
-            return failure(401, "A bearer token of this service is needed.", {"www-authenticate": "Bearer"})
-        if connection := scope.get("extensions", {}).get(KNOWN):
-            connection["call"]()
-        if self._activity.is_ending:
-            return failure(503, "The service is ending.", {"retry-after": _RETRY_AFTER})
-        return None

@@ -1,11 +1,9 @@
 """Routes of files in devboxes. A relative path starts at the home of the devbox's user, as published."""
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar, Final
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -75,12 +73,18 @@ class _Files:
     async def upload(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise BadRequest("The body is not valid: expected multipart/form-data.")
-        async with _form(wire.bounded(request, MAX_UPLOAD_BYTES)) as form:
+        try:
+            form = await wire.bounded(request, MAX_UPLOAD_BYTES).form(max_files=1, max_fields=_MAX_FIELDS)
+        except OSError as error:  # its files are on our disk meanwhile
+            raise Unwritable(f"The file cannot be kept on its way to the devbox: {error}") from None
+        try:
             path, file = form.get("path"), form.get("file")
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
             with self._fleet.using(wire.path_id(request)) as box:
                 await write_file(box, in_home(_path(path, "path")), file.read, timeout=math.inf)
+        finally:
+            await form.close()
         return wire.reply({})
 
     async def download(self, request: Request) -> Response:
@@ -109,19 +113,6 @@ class _Sent(StreamingResponse):
                 await super().__call__(scope, receive, send)
         finally:
             await self._opened.close()
-
-
-@asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    """The form of a request, its files on our disk meanwhile. Raises Unwritable where that is full."""
-    try:
-        form = await request.form(max_files=1, max_fields=_MAX_FIELDS)
-    except OSError as error:
-        raise Unwritable(f"The file cannot be kept on its way to the devbox: {error}") from None
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def _path(path: str, key: str) -> str:

@@ -13,12 +13,12 @@ protocol itself refuses has the shape of every other failure.
 import asyncio
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -49,15 +49,24 @@ class HostNames:
 
     def include(self, header: str) -> bool:
         """Tell whether a Host header has one of them."""
+        if not header.isprintable() or set(header) & set("@/?#\\, "):
+            return False
         try:
-            name = _host(header)
+            found = urlsplit(f"//{header}")
+            port = found.port
         except ValueError:
             return False
+        if not found.hostname or port == 0:
+            return False
+        name = found.hostname.rstrip(".")
         if name in self.others:
             return True
         if is_loopback(self.host):
             return is_loopback(name)
-        return _is_address(name) or "." not in name or name in {self.host.lower(), *map(str.lower, self.machine)}
+        with suppress(ValueError):
+            ipaddress.ip_address(name)
+            return True
+        return "." not in name or name in {self.host.lower(), *map(str.lower, self.machine)}
 
 
 class BrowserGate:
@@ -68,22 +77,22 @@ class BrowserGate:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, headers: Headers) -> Response | None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        own = {f"http{s}://{host.lower()}" for s in ("", "s") for host in hosts}
+        answer = self._app
         if len(hosts) > 1 or not all(map(self._names.include, hosts)):
-            return failure(
+            answer = failure(
                 403,
                 f"This service does not answer to the name {', '.join(hosts)!r}. Use the address that it printed, "
                 "or start it with --allow-host NAME.",
             )
-        if not {origin.lower() for origin in origins} <= {
-            f"http{s}://{host.lower()}" for s in ("", "s") for host in hosts
-        }:
-            return failure(403, f"This service answers no web page, and {', '.join(origins)!r} has sent this.")
-        return None
+        elif not {origin.lower() for origin in origins} <= own:
+            answer = failure(403, f"This service answers no web page, and {', '.join(origins)!r} has sent this.")
+        await answer(scope, receive, send)
 
 
 def is_loopback(host: str) -> bool:
@@ -92,24 +101,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _host(header: str) -> str:
-    """Return the name in a Host header. Raises ValueError, also for what is no port."""
-    if not header.isprintable() or set(header) & set("@/?#\\, "):
-        raise ValueError(header)
-    found = urlsplit(f"//{header}")
-    if not found.hostname or found.port == 0:
-        raise ValueError(header)
-    return found.hostname.rstrip(".")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class Strangers:

@@ -156,10 +156,19 @@ class RequestFaults:
             possible = frozenset() if route.path == SHUTDOWN else possible
             request = f"{scope['method']} {scope['path']}"
             return self._dice.throw(kind, possible, request=request, route=kind, path=scope["path"])
-        rule = _parse(asked)
-        if rule.fault not in possible:
+        name, _, text = asked.strip().partition("=")
+        if name not in _OF_REQUESTS:
+            raise BadRequest(f"{HEADER}: unknown fault {name!r}; known: {', '.join(sorted(_OF_REQUESTS))}.")
+        takes = FAULTS[name].takes
+        if text and takes is None:
+            raise BadRequest(f"{HEADER}: {name} takes no number, got {text!r}.")
+        try:
+            rule = FaultRule.model_validate({"fault": name, **({takes: float(text)} if text else {})})
+        except ValueError:
+            raise BadRequest(f"{HEADER}: {name} takes {takes}, a number of at least 0, got {text!r}.") from None
+        if name not in possible:
             return None
-        log_injected(rule.fault, route=kind, path=scope["path"], asked=asked)
+        log_injected(name, route=kind, path=scope["path"], asked=asked)
         return rule
 
 
@@ -193,19 +202,3 @@ class _Pages:
 def _cursor(scope: Scope) -> str | None:
     """Return the id after which a request continues a list."""
     return QueryParams(scope["query_string"]).get("starting_after") or None
-
-
-def _parse(asked: str) -> FaultRule:
-    """Parse the header's value. Raises BadRequest for a text that names no fault of requests."""
-    name, _, text = asked.strip().partition("=")
-    if name not in _OF_REQUESTS:
-        raise BadRequest(f"{HEADER}: unknown fault {name!r}; known: {', '.join(sorted(_OF_REQUESTS))}.")
-    takes = FAULTS[name].takes
-    if not text:
-        return FaultRule.model_validate({"fault": name})
-    if takes is None:
-        raise BadRequest(f"{HEADER}: {name} takes no number, got {text!r}.")
-    try:
-        return FaultRule.model_validate({"fault": name, takes: float(text)})
-    except ValueError:
-        raise BadRequest(f"{HEADER}: {name} takes {takes}, a number of at least 0, got {text!r}.") from None

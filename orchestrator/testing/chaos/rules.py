@@ -146,11 +146,19 @@ def read_rules(path: Path) -> Rules:
     tables, lines = document.get("rules"), text.splitlines()
     found: list[tuple[int | None, str, str]] = [(None, key, words) for key, words in _faulty(_File, document)]
     for number, table in enumerate(tables if isinstance(tables, list) else ()):
-        problems = _faulty(FaultRule, table) or _misfits(FaultRule.model_validate(table))
+        problems = _faulty(FaultRule, table)
+        if not problems:  # then there may be keys that this fault does not take
+            rule = FaultRule.model_validate(table)
+            fault = FAULTS[rule.fault]
+            instead = f", but {fault.takes}" if fault.takes else ""
+            misfits = sorted(rule.model_fields_set & NUMBERS - {fault.takes})
+            problems = [(key, f"{rule.fault} does not take it{instead}") for key in misfits]
+            if fault.seam is not Seam.REQUEST and "route" in rule.model_fields_set:
+                problems.append(("route", f"{rule.fault} does not happen to a request"))
         found += [(number, key, words) for key, words in problems]
     complaints: list[str] = []
-    for rule, key, words in found:
-        place, line = key if rule is None else f"rules.{rule + 1}.{key}".rstrip("."), _line(lines, rule, key)
+    for at, key, words in found:
+        place, line = key if at is None else f"rules.{at + 1}.{key}".rstrip("."), _line(lines, at, key)
         complaints.append(f"--chaos {path}" + (f", line {line}" if line else "") + f": {place}: {words}")
     if complaints:
         raise UsageError("; ".join(complaints))
@@ -175,19 +183,6 @@ def _faulty(model: type[BaseModel], table: Any) -> list[tuple[str, str]]:
         elif problem["type"] == "string_pattern_mismatch":
             words = f"expected GET or POST and a path, such as 'POST /v1/scenarios/*', got {problem['input']!r}"
         found.append((key, words))
-    return found
-
-
-def _misfits(rule: FaultRule) -> list[tuple[str, str]]:
-    """Return the keys of a rule that its fault does not take, each with the reason."""
-    fault = FAULTS[rule.fault]
-    instead = f", but {fault.takes}" if fault.takes else ""
-    found = [
-        (key, f"{rule.fault} does not take it{instead}")
-        for key in sorted(rule.model_fields_set & NUMBERS - {fault.takes})
-    ]
-    if fault.seam is not Seam.REQUEST and "route" in rule.model_fields_set:
-        found.append(("route", f"{rule.fault} does not happen to a request"))
     return found
 
 

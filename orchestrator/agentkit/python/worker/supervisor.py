@@ -29,10 +29,24 @@ _OOM_SCORE_AGENT, _OOM_SCORE_SUPERVISOR = 1000, 900
 
 
 def main() -> None:
-    """Fork a child that does the job of the first frame, and supervise it."""
+    """Fork a child that leads a process group and does the job of the first frame; end with its status.
+
+    Standard input is a socket: when its other end is closed, the tree is ended.
+    """
     control = os.dup(0)  # not inherited by what the agent starts
     _use_as_stdin(os.devnull)
-    _fork(control)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _raise_oom_score(_OOM_SCORE_SUPERVISOR)
+    supervisor = os.getpid()
+    child = os.fork()
+    if child != 0:
+        os._exit(_supervise(child, control))
+
+    os.setpgid(0, 0)
+    _raise_oom_score(_OOM_SCORE_AGENT)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(128 + signal.SIGKILL)
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -51,24 +65,6 @@ def _use_as_stdin(path: str) -> None:
     file = os.open(path, os.O_RDONLY)
     os.dup2(file, 0)
     os.close(file)
-
-
-def _fork(control: int) -> None:
-    """Return in a child that leads a process group; the parent supervises it and ends with its status.
-
-    `control` is a socket: when its other end is closed, the tree is ended.
-    """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _raise_oom_score(_OOM_SCORE_SUPERVISOR)
-    supervisor = os.getpid()
-    child = os.fork()
-    if child != 0:
-        os._exit(_supervise(child, control))
-    os.setpgid(0, 0)
-    _raise_oom_score(_OOM_SCORE_AGENT)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(128 + signal.SIGKILL)
 
 
 def _raise_oom_score(score: int) -> None:
@@ -103,8 +99,21 @@ def _supervise(child: int, control: int) -> int:
             with contextlib.suppress(BlockingIOError):
                 os.read(awake, 4096)
             ended.update(_reap())
-    _kill_all(child)
-    return ended[child]
+
+    # Kill every descendant, however it detached itself. The children of a killed process become ours, so it is enough
+    # to kill our own until none is left.
+    pause = 0.0005
+    while True:
+        _kill(os.killpg, child)
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
+            for pid in file.read().split():
+                _kill(os.kill, int(pid))
+        try:
+            _reap()
+        except ChildProcessError:
+            return ended[child]
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
 
 
 def _reap() -> dict[int, int]:
@@ -120,25 +129,6 @@ def _reap() -> dict[int, int]:
         if pid == 0:
             return ended
         ended[pid] = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
-def _kill_all(child: int) -> None:
-    """Kill every descendant, however it detached itself.
-
-    The children of a killed process become ours, so it is enough to kill our own until none is left.
-    """
-    pause = 0.0005
-    while True:
-        _kill(os.killpg, child)
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
-            for pid in file.read().split():
-                _kill(os.kill, int(pid))
-        try:
-            _reap()
-        except ChildProcessError:
-            return
-        time.sleep(pause)
-        pause = min(pause * 2, 0.1)
 
 
 def _kill(send: Callable[[int, int], None], pid: int) -> None:

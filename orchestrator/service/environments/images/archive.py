@@ -74,7 +74,13 @@ class Archive:
         members: dict[str, str] = {}
         for tags, manifest, parts in found:
             members |= parts
-            images += [SavedImage(reference=_named(tag, file), manifest=manifest) for tag in tags or ("",)]
+            for tag in tags or ("",):
+                is_whole = "/" in tag or ":" in tag
+                try:
+                    name = Reference.parse(tag if is_whole else f"{file.name.split('.')[0].lower()}:{tag or 'latest'}")
+                except BadReference as error:
+                    raise ImageError(f"{file}: {error}") from error
+                images.append(SavedImage(reference=name, manifest=manifest))
         return cls(file=file, images=tuple(images), members=members)
 
     async def manifest(self, reference: Reference, platform: Platform) -> tuple[str, Manifest]:
@@ -169,13 +175,3 @@ def _part(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     if part is None:
         raise BadImage(f"the archive has no file {name!r}, which it describes")
     return part
-
-
-def _named(tag: str, file: Path) -> Reference:
-    """Return the name of an image; one without a whole name is called as its file."""
-    try:
-        return Reference.parse(
-            tag if "/" in tag or ":" in tag else f"{file.name.split('.')[0].lower()}:{tag or 'latest'}"
-        )
-    except BadReference as error:
-        raise ImageError(f"{file}: {error}") from error

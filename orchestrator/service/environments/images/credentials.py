@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,14 @@ class Credentials:
     """Logins by registry, from `files`; those that are not there are skipped."""
 
     def __init__(self, files: tuple[Path, ...] | None = None) -> None:
-        self._files = tuple(_usual_files(os.environ)) if files is None else files
+        if files is None:
+            home = Path(os.environ.get("HOME") or "/nonexistent")
+            folders = [Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")]
+            if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+                folders.insert(0, Path(runtime))
+            docker = Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+            files = (docker, *(folder / "containers/auth.json" for folder in folders))
+        self._files = files
         self._found: dict[str, Login | None] = {}
         self._lock = anyio.Lock()
 
@@ -72,14 +79,6 @@ class Credentials:
             except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
                 structlog.get_logger().warning("image.credentials_unreadable", file=str(file), error=str(error))
         return None
-
-
-def _usual_files(environment: Mapping[str, str]) -> Iterator[Path]:
-    home = Path(environment.get("HOME") or "/nonexistent")
-    yield Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "containers/auth.json"
-    yield Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json"
 
 
 def _read(entry: Mapping[str, Any]) -> Login | None:

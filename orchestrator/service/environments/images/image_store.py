@@ -17,8 +17,8 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import new, sha256
@@ -212,7 +212,10 @@ class ImageStore:
         progress.layers = len(chains)
         async with anyio.create_task_group() as tasks:
             arrivals = [anyio.Event() for _ in chains]
-            places = [self._blob(chain, blob) for chain, blob in zip(chains, manifest.layers, strict=True)]
+            places = [  # a blob of another packing is another file
+                self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
+                for chain, blob in zip(chains, manifest.layers, strict=True)
+            ]
             for chain, blob, place, arrival in zip(chains, manifest.layers, places, arrivals, strict=True):
                 tasks.start_soon(self._download, download, chain, blob, place, progress, arrival)
             for chain, diff_id, place, arrival in zip(chains, config.rootfs.diff_ids, places, arrivals, strict=True):
@@ -226,10 +229,16 @@ class ImageStore:
         self, download: Download, chain: str, blob: Descriptor, place: Path, progress: Progress, arrival: anyio.Event
     ) -> None:
         """Get the blob of a layer, unless that is there; one process gets it, and others wait for it."""
-        async with self._downloads, _locked(place.parent):
-            if await run_sync(self._layers.find, chain) is None:
-                progress.expected_bytes += blob.size
-                await download(blob, place, progress.tell)
+        async with self._downloads:
+            place.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while (lock := await run_sync(lock_folder, place.parent, fcntl.LOCK_EX)) is None:  # noqa: ASYNC110
+                await anyio.sleep(_POLL_S)
+            try:
+                if await run_sync(self._layers.find, chain) is None:
+                    progress.expected_bytes += blob.size
+                    await download(blob, place, progress.tell)
+            finally:
+                os.close(lock)
         arrival.set()
 
     async def _unpack(self, blob: Path, diff_id: str, lowers: Sequence[Path], folder: Path) -> Built:
@@ -354,10 +363,6 @@ class ImageStore:
     def _name_file(self, reference: Reference) -> Path:
         return self.cache / "images/names" / f"{_short(str(reference))}.json"
 
-    def _blob(self, chain: str, blob: Descriptor) -> Path:
-        """Return where the blob of a layer comes to: one of another packing is another file."""
-        return self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
-
 
 @asynccontextmanager
 async def open_images(cache: Path, mirrors: Sequence[Mirror] = ()) -> AsyncIterator[ImageStore]:
@@ -421,18 +426,6 @@ def _clear(place: Path) -> None:
 
 def _short(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:_NAME_CHARS]
-
-
-@asynccontextmanager
-async def _locked(place: Path) -> AsyncIterator[None]:
-    """Hold a folder against other tasks and processes. Raises OSError."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    while (lock := await run_sync(lock_folder, place, fcntl.LOCK_EX)) is None:  # noqa: ASYNC110 - others have it
-        await anyio.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _pour(blob: Path, algorithm: str, unpacker: "subprocess.Popen[bytes]") -> str:

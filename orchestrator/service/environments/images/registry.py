@@ -118,7 +118,23 @@ class Registries:
 
     async def manifest(self, reference: Reference, platform: Platform) -> tuple[str, Manifest]:
         """Return the digest and the manifest of an image for one platform. Raises ImageError."""
-        return await self._at_each(reference, lambda place: self._manifest(place, reference, platform))
+        accept = ", ".join((*documents.INDEX_TYPES, *documents.MANIFEST_TYPES))
+
+        async def fetch(place: Origin) -> tuple[str, Manifest]:
+            version, what = reference.version, f"{reference} of {place.host}"
+            while True:
+                data, kind = await self._read(place, f"manifests/{version}", accept=accept)
+                if ":" in version:
+                    documents.check_digest(data, version, what)
+                kind = kind or str(documents.read(data, dict, what).get("mediaType", ""))
+                if kind in documents.MANIFEST_TYPES:
+                    return f"sha256:{new('sha256', data).hexdigest()}", documents.read(data, Manifest, what)
+                if kind not in documents.INDEX_TYPES or ":" in version != ":" in reference.version:
+                    raise BadImage(f"{what} is of a kind that cannot be run: {kind or 'unknown'}")
+                index = documents.read(data, documents.ImageIndex, what)
+                version = documents.select(index, platform, str(reference)).digest
+
+        return await self._at_each(reference, fetch)
 
     async def document(self, reference: Reference, blob: Descriptor) -> bytes:
         """Return a small blob, such as a configuration. Raises ImageError."""
@@ -154,22 +170,6 @@ class Registries:
             own,
         ]
 
-    async def _manifest(self, place: Origin, reference: Reference, platform: Platform) -> tuple[str, Manifest]:
-        accept = ", ".join((*documents.INDEX_TYPES, *documents.MANIFEST_TYPES))
-        version, what = reference.version, f"{reference} of {place.host}"
-        while True:
-            data, kind = await self._read(place, f"manifests/{version}", accept=accept)
-            if ":" in version:
-                documents.check_digest(data, version, what)
-            kind = kind or str(documents.read(data, dict, what).get("mediaType", ""))
-            if kind in documents.MANIFEST_TYPES:
-                return f"sha256:{new('sha256', data).hexdigest()}", documents.read(data, Manifest, what)
-            if kind not in documents.INDEX_TYPES or ":" in version != ":" in reference.version:
-                raise BadImage(f"{what} is of a kind that cannot be run: {kind or 'unknown'}")
-            version = documents.select(
-                documents.read(data, documents.ImageIndex, what), platform, str(reference)
-            ).digest
-
     async def _read(self, place: Origin, path: str, **headers: str) -> tuple[bytes, str]:
         """Read a whole document; returns it and its media type."""
         for attempt in count():
@@ -193,7 +193,8 @@ class Registries:
             before = sink.size
             try:
                 if sink.size < blob.size:
-                    async with self._answer(place, f"blobs/{blob.digest}", _range(sink.size)) as answer:
+                    headers = {"range": f"bytes={sink.size}-"} if sink.size else {}
+                    async with self._answer(place, f"blobs/{blob.digest}", headers) as answer:
                         if answer.status_code != httpx.codes.PARTIAL_CONTENT and sink.size:
                             tell(-sink.size)
                             await run_sync(sink.restart)
@@ -349,10 +350,6 @@ class _Sink:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _range(start: int) -> dict[str, str]:
-    return {"range": f"bytes={start}-"} if start else {}
 
 
 async def _refusal(place: Origin, answer: httpx.Response) -> ImageError:

@@ -26,7 +26,7 @@ import stat
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -160,7 +160,8 @@ class Layer:
                 if links > MAX_LINKS:
                     raise BadLayerError(f"{path!r} leads through too many links") from None
                 start = "/" if target.startswith("/") else done
-                done, todo = "/", [*_parts(os.path.join(start, target)), *todo]
+                beyond = os.path.normpath(os.path.join(start, target)).split("/")
+                done, todo = "/", [*filter(None, beyond), *todo]
             elif stat.S_ISDIR(mode):
                 done = place
             else:
@@ -268,9 +269,12 @@ class Layer:
     def dress(self, path: str, entry: tarfile.TarInfo) -> None:
         """Give an entry its owner, attributes, mode and time, in the order in which each keeps the next."""
         self.own(path, entry.uid, entry.gid)
-        for name, value in _attributes(entry.pax_headers):
+        for key, value in entry.pax_headers.items():
+            name = key.removeprefix(PAX_ATTRIBUTE)
+            if name == key or not name.startswith(GOOD_ATTRIBUTES) or name.startswith("user.overlay."):
+                continue
             try:
-                os.setxattr(path, name, value, follow_symlinks=False)
+                os.setxattr(path, name, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
             except OSError:
                 self.notes["attributes left out"] += 1
         if not entry.issym():
@@ -296,17 +300,6 @@ class Layer:
         for path in sorted(self.folders, reverse=True):
             if os.path.isdir(path) and not os.path.islink(path):
                 self.dress(path, self.folders[path])
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in os.path.normpath(path).split("/") if part]
-
-
-def _attributes(headers: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-    for key, value in headers.items():
-        name = key.removeprefix(PAX_ATTRIBUTE)
-        if name != key and name.startswith(GOOD_ATTRIBUTES) and not name.startswith("user.overlay."):
-            yield name, value.encode("utf-8", "surrogateescape")
 
 
 def check(result: int) -> None:
