@@ -216,7 +216,7 @@ class Box(Protocol):
         """The words before a user's script.
 
         A login shell on the machine's own system. On an image, whose start-up files would undo its variables, bash as
-        it is, or sh where there is no bash.
+        it is, or ours where it has none.
         """
 
     def path(self, path: str) -> str:
