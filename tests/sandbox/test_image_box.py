@@ -120,7 +120,7 @@ async def test_a_box_of_an_empty_image_runs_our_python(imaged: "Bench") -> None:
     box = await boot(imaged, image=ImageRoot(layers=(imaged.place / "empty",)), working_directory="/srv/deep")
     process = await box.spawn(Command(argv=(PROGRAM, "-c", "import os, ssl; print(os.getcwd(), os.getuid())")))
     assert await process.stdout.receive() == b"/srv/deep 0\n"
-    assert await (await box.spawn(Command(argv=("/bin/true",)))).wait() == 127
+    assert await (await box.spawn(Command(argv=("true",)))).wait() == 127
 
 
 async def test_a_box_has_more_layers_than_one_page_of_options_holds(imaged: "Bench", image: ImageRoot) -> None:

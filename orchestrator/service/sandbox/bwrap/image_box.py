@@ -111,11 +111,11 @@ class ImageBox(BwrapBox):
         return {"PATH": PATH}
 
     def variables(self, command: Command) -> dict[str, str]:
-        """Our own steps use our tools. Users find these where the image has no bash, after all that it has."""
+        """Our own steps use our tools. So do scripts that our bash runs, for what the image lacks."""
         found = super().variables(command)
         if command.is_plain:
             found["PATH"] = f"{TOOLS}:{found['PATH']}"
-        elif not self._has_bash:
+        elif not self._has_bash and command.argv[: len(self.shell)] == self.shell:
             found["PATH"] = f"{found['PATH']}:{TOOLS}"
         return found
 
