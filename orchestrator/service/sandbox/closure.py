@@ -34,16 +34,23 @@ TOOLS: Final = f"{IN_BOX}/tools/bin"
 AST_GREP: Final = f"{TOOLS}/ast-grep"
 #: The folder in a box of all libraries and the loader.
 LIBRARIES: Final = f"{IN_BOX}/so"
+#: An empty folder in a box, the place of what agents are installed with (`environments.toolchain`).
+TOOLCHAIN: Final = f"{IN_BOX}/toolchain"
 #: What our own steps in a box start: the shells, and programs.
 _TOOLS: Final = (
     *("bash", "sh", "ast-grep", "awk", "base64", "basename", "cat", "chmod", "cmp", "comm", "cp", "cut", "date", "dd"),
     *("diff", "dirname", "env", "false", "find", "flock", "git", "grep", "gzip", "head", "id", "ln", "ls", "mkdir"),
-    *("mktemp", "mv", "od", "printenv", "readlink", "rm", "rmdir", "sed", "sha256sum", "sleep", "sort", "split"),
-    *("stat", "tail", "tar", "tee", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "xargs"),
+    *("mktemp", "mv", "od", "patchelf", "printenv", "readlink", "rm", "rmdir", "sed", "sha256sum", "sleep", "sort"),
+    *("split", "stat", "tail", "tar", "tee", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "xargs"),
 )
-#: Parts of the standard library that no program in a box needs: tests, windows, and what installs packages.
+#: Beside what these need, what programs that are published for any Linux system may ask of it.
+_PORTABLE: Final = (
+    *("libatomic.so.1", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libresolv.so.2"),
+    *("librt.so.1", "libstdc++.so.6", "libutil.so.1", "libz.so.1"),
+)
+#: Parts of the standard library that no program in a box needs: tests, windows, and packages that were installed.
 _LEFT_OUT: Final = (
-    *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "lib2to3", "pydoc_data"),
+    *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "lib2to3", "pydoc_data"),
     *("site-packages", "dist-packages", "config-*", "__pycache__", "_tkinter*.so", "_test*.so", "_ctypes_test*.so"),
     *("xxlimited*.so", "*.a", "EXTERNALLY-MANAGED"),
 )
@@ -87,7 +94,7 @@ def _name() -> str:
     The libraries of tools are none of it: with those of the time it was made they go on working.
     """
     program, tools = _interpreter(), _tools()
-    digest = sha256(f"2 {sys.version} {_stdlib()} {sorted(tools)}".encode())
+    digest = sha256(f"3 {sys.version} {_stdlib()} {sorted(tools)}".encode())
     for file in sorted({AGENT, program, *elf.libraries(program).values(), *tools.values()}):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:20]
@@ -106,7 +113,9 @@ def _build(tree: Path) -> None:
     if shared.is_dir() and not shared.is_relative_to(_stdlib()):
         shutil.copytree(shared, modules / "lib-dynload", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
     shutil.copy(_interpreter(), program)
-    (tree / AGENT_PROGRAM.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
+    for link in (AGENT_PROGRAM, f"{IN_BOX}/bin/python3"):
+        (tree / link.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
+    (tree / TOOLCHAIN.removeprefix(f"{IN_BOX}/")).mkdir()
 
     programs, extensions, needed = [program], [], elf.libraries(_interpreter())
     for extension in (modules / "lib-dynload").glob("*.so"):
@@ -133,6 +142,8 @@ def _build(tree: Path) -> None:
             shutil.copy(source, tools / name)
             copies[source] = name
 
+    beside = needed["libc.so.6"].parent if "libc.so.6" in needed else Path("/nonexistent")
+    needed = {name: (beside / name).resolve() for name in _PORTABLE if (beside / name).exists()} | needed
     libraries = tree / LIBRARIES.removeprefix(f"{IN_BOX}/")
     libraries.mkdir()
     for name, source in needed.items():

@@ -35,7 +35,7 @@ from orchestrator.service.sandbox.bwrap.image_files import (
     restore_ids,
 )
 from orchestrator.service.sandbox.bwrap.overlay import open_overlay
-from orchestrator.service.sandbox.closure import TOOLS
+from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
 from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, Command, ImageRoot
@@ -117,6 +117,7 @@ class ImageBox(BwrapBox):
             found["PATH"] = f"{TOOLS}:{found['PATH']}"
         elif not self._has_bash and command.argv[: len(self.shell)] == self.shell:
             found["PATH"] = f"{found['PATH']}:{TOOLS}"
+            found.setdefault("SHELL", self.shell[0])  # agents look here for a shell to work with
         return found
 
     @property
@@ -166,7 +167,8 @@ class ImageBox(BwrapBox):
                 raise BoxStartFailed(f"devbox {spec.id}: its prepared root does not fit its image: {where}") from None
         self._has_bash = has_program(root, "bash", spec.environment.get("PATH", PATH))
         make_folder(root, spec.working_directory, self.first_id)
-        above = {folder for bind in spec.binds for folder in make_mount_point(root, bind, self.first_id)}
+        binds = [bind for bind in spec.binds if bind.target != TOOLCHAIN]  # its place is in our own folder
+        above = {folder for bind in binds for folder in make_mount_point(root, bind, self.first_id)}
         self._anchors = sorted(above)
         self._used = disk_usage(self.folder.files)
 
@@ -227,7 +229,8 @@ def _refuse(spec: BoxSpec, image: ImageRoot) -> None:
         if not layer.is_dir():
             raise BoxStartFailed(f"devbox {spec.id}: its image lacks the layer {layer}; have the image fetched again")
     prepared = [] if spec.root is None else [f"/{place.name}" for place in sorted(spec.root.iterdir())]
-    for path in (spec.working_directory, *prepared, *(bind.target for bind in spec.binds)):
+    bound = [bind.target for bind in spec.binds if bind.target != TOOLCHAIN]
+    for path in (spec.working_directory, *prepared, *bound):
         parts = PurePosixPath(path).parts
         if parts[:1] != ("/",) or ".." in parts or "\0" in path:
             raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..' and NUL")
