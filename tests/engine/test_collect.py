@@ -69,7 +69,7 @@ class Box:
 
     def _here(self, script: str) -> str:
         """Without what the scripts add for devboxes whose PATH an agent may have changed."""
-        return script.replace("PATH=/usr/local/bin:/usr/bin:/bin:$PATH", "")
+        return script.replace("PATH=/.sweep/tools/bin:/usr/local/bin:/usr/bin:/bin:$PATH", "")
 
     @property
     def _places(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
-from orchestrator.service.sandbox.closure import IN_BOX, PROGRAM, make_closure
+from orchestrator.service.sandbox.closure import AST_GREP, IN_BOX, PROGRAM, TOOLS, make_closure
 
 #: All that scorers' scripts import of what is not Python itself.
 MODULES = "ssl, sqlite3, ctypes, json, lzma, bz2, zlib, hashlib, uuid, socket, decimal, unittest, xml.etree.ElementTree"
@@ -27,6 +27,10 @@ def sandbox() -> list[str]:
     return command
 
 
+def there(closure: Path, path: str) -> Path:
+    return closure / path.removeprefix(f"{IN_BOX}/")
+
+
 def run_in_nothing(sandbox: list[str], closure: Path, code: str) -> str:
     folders = ["--ro-bind", str(closure), IN_BOX, "--proc", "/proc", "--dev", "/dev"]
     command = [*sandbox, *folders, PROGRAM, "-I", "-c", code]
@@ -42,6 +46,40 @@ def test_it_runs_with_all_its_modules(sandbox: list[str], closure: Path) -> None
 def test_its_programs_start_each_other(sandbox: list[str], closure: Path) -> None:
     code = "import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', 'print(2)'], text=True))"
     assert run_in_nothing(sandbox, closure, code) == "2"
+
+
+def test_its_tools_are_of_this_machine_and_need_nothing_else(sandbox: list[str], closure: Path) -> None:
+    assert {"bash", "sh", "cat", "find", "tar", "timeout"} <= {tool.name for tool in there(closure, TOOLS).iterdir()}
+    code = f"""import os, subprocess
+for tool in os.listdir({TOOLS!r}):
+    done = subprocess.run([f"{TOOLS}/{{tool}}", "--version"], stdin=subprocess.DEVNULL, capture_output=True, env={{}})
+    if done.returncode in (126, 127):
+        print(tool, done.stderr)"""
+    assert not run_in_nothing(sandbox, closure, code)
+
+
+def test_git_works_by_what_it_has_built_in(sandbox: list[str], closure: Path) -> None:
+    if not (there(closure, TOOLS) / "git").exists():
+        pytest.skip("this machine has no git")
+    script = """set -e; mkdir -p /work/sub; cd /work; git init -q --template=; echo a >sub/f; git add .
+git -c user.name=x -c user.email=x@y commit -q -m one; echo b >sub/f; git diff >/patch; git checkout -q .
+git apply --check /patch; git apply /patch; cat sub/f; git hash-object sub/f; git status --short"""
+    code = f"import subprocess; subprocess.run(['{TOOLS}/sh', '-c', {script!r}], env={{'PATH': {TOOLS!r}}}, check=True)"
+    said = run_in_nothing(sandbox, closure, code)
+    assert said == "b\n61780798228d17af2d34fce4cfbdf35556832472\n M sub/f"
+
+
+def test_ast_grep_searches_in_any_root(sandbox: list[str], closure: Path) -> None:
+    search = [AST_GREP, "run", "--pattern", "f($A)", "--lang", "py", "/x.py"]
+    code = f"import subprocess; open('/x.py', 'w').write('f(1)'); print(subprocess.check_output({search}, text=True))"
+    assert "f(1)" in run_in_nothing(sandbox, closure, code)
+
+
+def test_no_file_of_the_root_has_the_loader_load_more(sandbox: list[str], closure: Path) -> None:
+    code = """import os, subprocess; os.mkdir('/etc'); open('/etc/ld.so.preload', 'w').write('/evil.so')
+open('/evil.so', 'w').write('')"""
+    code += f"; done = subprocess.run(['{TOOLS}/true'], capture_output=True); print(done.returncode, done.stderr)"
+    assert run_in_nothing(sandbox, closure, code) == "0 b''"
 
 
 def test_nothing_of_the_root_is_loaded(sandbox: list[str], closure: Path) -> None:

@@ -2,7 +2,7 @@
 # Functions that snapshot, patch and pack share; they are sent in front of each.
 # Given: scratch directory home traces most_files most_bytes largest
 # shellcheck disable=SC2154
-PATH=/usr/local/bin:/usr/bin:/bin:$PATH
+PATH=/.sweep/tools/bin:/usr/local/bin:/usr/bin:/bin:$PATH # a devbox of an image has programs of ours
 exec 2>/dev/null </dev/null
 exec 9>"$scratch/lock" && flock -w 20 9 # not every endpoint takes a second order for the first
 snapshot=$scratch/snapshot

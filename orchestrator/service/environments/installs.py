@@ -1,6 +1,7 @@
 """Software that agents need in their devboxes, installed once and shown to every devbox that needs it.
 
 An install is made from the bare machine and its settings, whatever environment asks for it, and all share that layer.
+For devboxes of images it is made on the bare machine too, but of our own toolchain, which is shown to them beside it.
 Where it cannot be made so, and an environment brings programs on its PATH, it is made once more with these, for that
 environment alone and without the settings. A build continues when the devbox that asked for it is gone: the next
 attempt finds it done. Its failure is that of all that wait for it, and of none that comes later.
@@ -24,8 +25,9 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, Self
@@ -35,9 +37,11 @@ import orjson
 import structlog
 from anyio.to_thread import run_sync
 
+from orchestrator.service.environments import toolchain
 from orchestrator.service.environments.build_cache import Built, UserCache
 from orchestrator.service.environments.package_managers import Settings
 from orchestrator.service.errors import BadRequest, SandboxError
+from orchestrator.service.sandbox.closure import TOOLCHAIN
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.dialing import Upstream
@@ -135,6 +139,11 @@ class InstallRequest:
         return cls(key=key, script=script, prefix=prefix, environment=dict(environment), hosts=tuple(hosts))
 
 
+TOOLS: Final = InstallRequest(
+    key=hashlib.sha256(toolchain.SCRIPT.encode()).hexdigest(), script=toolchain.SCRIPT, prefix=toolchain.PREFIX
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brought:
     """An environment's programs: its tree `root`, known by `name`, and the variables by which they are found."""
@@ -174,10 +183,14 @@ def _folders(environment: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallBuild:
-    """One way to make an install: from the bare machine, or with the programs that an environment `brought`."""
+    """One way to make an install: from the bare machine, or with the programs that an environment `brought`.
+
+    For devboxes of images it is made with `tools`: our own Python, and the layer of the toolchain, if there is one yet.
+    """
 
     request: InstallRequest
-    brought: Brought | None
+    brought: Brought | None = None
+    tools: tuple[Bind, ...] | None = None
     resources: Resources
     provider: Provider
     resolve: Resolver | None = None
@@ -192,6 +205,8 @@ class InstallBuild:
         machine = [platform.machine(), sys.version, sys.base_prefix, release, stats]
         brought = [self.brought.name, dict(self.brought.environment)] if self.brought is not None else []
         known = [_VERSION, self.request.key, self.request.prefix, brought, self.provider.name, machine]
+        if self.tools is not None:
+            known.append([bind.source.parent.name for bind in self.tools])
         return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
     async def carry_out(self, folder: Path) -> Built:
@@ -203,6 +218,8 @@ class InstallBuild:
         await run_sync(made.mkdir)
         if self.brought is None:
             settings = await run_sync(Settings.of_this_machine, folder / "settings")
+            if self.tools is not None:
+                settings = await run_sync(settings.for_programs, toolchain.PATH)
         else:
             base, root = self.brought.name, folder / "brought"
             settings = await run_sync(Settings.empty, folder / "nothing")
@@ -218,12 +235,15 @@ class InstallBuild:
             ),
             environment={} if self.brought is None else self.brought.environment,
             root=root,
-            binds=settings.binds,
+            binds=(*settings.binds, *(self.tools or ())),
+            closure=self.tools is not None,
         )
         try:
             box = await self.provider.start(spec)
             try:
                 await self._run(box, settings)
+                if self.tools is not None:
+                    await self._make_independent(box)
                 await box.export(made, self.request.prefix)
             finally:
                 with anyio.CancelScope(shield=True):
@@ -292,6 +312,15 @@ class InstallBuild:
         command = shell(self.request.script, cwd=HOME, environment=environment)
         return await run(box, command, timeout=INSTALL_LIMIT_S, keep=_KEPT_BYTES)
 
+    async def _make_independent(self, box: Box) -> None:
+        """Raises InstallFailed, BoxDied and OSError."""
+        command = await run_sync(toolchain.make_independent, self.request.prefix)
+        finished = await run(box, command, timeout=INSTALL_LIMIT_S)
+        if finished.status != 0:
+            raise InstallFailed(f"its programs cannot be made to run on any image: {finished.output[-_SHOWN_CHARS:]}")
+        if finished.stderr:
+            structlog.get_logger().warning("install.bound", install=self.request.key, files=finished.output.strip())
+
     def _finish(self, made: Path, settings: Settings) -> Path:
         """Return the folder at the prefix, which no link may stand for, without tokens and readable by all.
 
@@ -337,17 +366,22 @@ class Installs:
 
         `tell` is given messages on the progress, for people. Raises InstallFailed.
         """
-        brought = await run_sync(Brought.of, prepared)
-        builds = [
-            InstallBuild(
-                request=request,
-                brought=each,
-                resources=prepared.resources or Resources(),
-                provider=self._provider,
-                resolve=self._resolve,
-            )
-            for each in ((None,) if brought is None else (None, brought))
-        ]
+        make = partial(
+            InstallBuild, resources=prepared.resources or Resources(), provider=self._provider, resolve=self._resolve
+        )
+        if prepared.image is None:
+            brought = await run_sync(Brought.of, prepared)
+            builds = [make(request=request), *([] if brought is None else [make(request=request, brought=brought)])]
+            return await self._add(builds, prepared, request.prefix, start_soon, tell)
+        prepared = await self._add([make(request=TOOLS, tools=())], prepared, TOOLCHAIN, start_soon, tell)
+        return await self._add(
+            [make(request=request, tools=prepared.binds[-1:])], prepared, request.prefix, start_soon, tell
+        )
+
+    async def _add(
+        self, builds: Sequence[InstallBuild], prepared: Prepared, place: str, start_soon: StartSoon, tell: Tell
+    ) -> Prepared:
+        """Return the environment with the layer at `place`, made now if it never was. Raises InstallFailed."""
         layer: Path | None = None
         try:
             for build in builds:
@@ -356,7 +390,7 @@ class Installs:
             raise InstallFailed(f"{_FAILED}: {error}") from error
 
         if layer is None:
-            await tell(f"What belongs at {request.prefix} is being installed, once for all devboxes that need it.")
+            await tell(f"What belongs at {place} is being installed, once for all devboxes that need it.")
             failures = []
             for build in builds:
                 made = await self._make(build, start_soon)
@@ -367,8 +401,8 @@ class Installs:
                 failures.append(f"{with_what}{made}")
             else:
                 raise InstallFailed(f"{_FAILED}: {chr(10).join(failures)}")
-        await tell(f"What belongs at {request.prefix} is there.")
-        return replace(prepared, binds=(*prepared.binds, Bind(source=layer, target=request.prefix)))
+        await tell(f"What belongs at {place} is there.")
+        return replace(prepared, binds=(*prepared.binds, Bind(source=layer, target=place)))
 
     async def _make(self, build: InstallBuild, start_soon: StartSoon) -> Path | str:
         """Return the layer, or why it was not made."""

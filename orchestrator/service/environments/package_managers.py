@@ -217,6 +217,17 @@ class Settings:
         """Make those for a box that runs programs of a scenario; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
 
+    def for_programs(self, path: str) -> Self:
+        """Return those for other programs than the machine's own, found by `path`. Blocking.
+
+        The settings that the machine's npm finds beside itself are named to the other one.
+        """
+        variables = {**self.variables, "PATH": path}
+        found = [place for place in _in_prefixes() if place.match("etc/npmrc") and _is_readable(place)]
+        if found:
+            variables["npm_config_globalconfig"] = os.fspath(found[0])
+        return replace(self, variables=variables)
+
     async def index_hosts(self, box: Box) -> tuple[str, ...]:
         """Return rules for the hosts of package indexes: those that are named here, and the tools' own. Raises BoxDied.
 

@@ -112,6 +112,11 @@ class AgentBox(ABC):
     def environment(self) -> dict[str, str]:
         """Variables of every command, before the spec's and its own."""
 
+    def variables(self, command: Command) -> dict[str, str]:
+        """All variables of a command."""
+        given = {} if command.is_plain else dict(self.spec.environment)
+        return self.environment() | given | dict(command.environment)
+
     def prepare(self) -> None:
         """Make what the box needs before it boots. Blocking."""
         self.folder.create(self.spec)
@@ -216,11 +221,10 @@ class AgentBox(ABC):
     async def spawn(self, command: Command) -> AgentProcess:
         if self._why is not None or self._connection is None:
             raise BoxDied(f"devbox {self.id}: {self._why}")
-        given = {} if command.is_plain else dict(self.spec.environment)
-        environment = self.environment() | given | dict(command.environment)
+        variables = self.variables(command)
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
         user = "" if command.is_plain else self.spec.user
-        return self._connection.spawn(self.path(str(folder)), command.argv, environment, user=user, stdin=command.stdin)
+        return self._connection.spawn(self.path(str(folder)), command.argv, variables, user=user, stdin=command.stdin)
 
     async def listen(self, port: int) -> socket.socket:
         if self._why is not None or self._connection is None:

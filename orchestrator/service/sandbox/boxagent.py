@@ -38,6 +38,8 @@ LIBC = ctypes.CDLL(None)
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_SCOPE_ABSTRACT_SOCKETS = 444, 446, 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_GET_NO_NEW_PRIVS = 1, 4, 36, 39
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGTSTP)
+#: What runs a script without `#!`: the box's shell, or ours where it has none.
+SHELLS = (b"/bin/sh", b"/.sweep/tools/bin/sh")
 #: Scores, up to 1000, by which the kernel chooses the process to kill when memory runs out: boxes before all else, and
 #: in a box its commands before the agent. The service and its parents keep their own scores.
 EXPENDABLE, FIRST_TO_GO = 900, 1000
@@ -292,8 +294,8 @@ class Helper:
             return self.start_as(user, name)
         try:
             self.program = self.execute(find_program(self.argv[0], self.environment.get(b"PATH", b"")))
-        except FileNotFoundError:
-            report_failure(self.fds[-1], f"{name}: command not found")
+        except FileNotFoundError as error:
+            report_failure(self.fds[-1], f"{name}: {what_is_missing(error)}")
             return 127
         except (OSError, ValueError, IndexError) as error:
             return report_failure(self.fds[-1], f"{name}: {getattr(error, 'strerror', None) or error}")
@@ -323,9 +325,9 @@ class Helper:
             except OSError as error:
                 if error.errno != 8:  # as in `execute`
                     raise
-                os.execve(b"/bin/sh", [b"sh", path, *self.argv[1:]], self.environment)  # noqa: S606
-        except FileNotFoundError:
-            report_failure(2, f"{name}: command not found")
+                os.execve(shell_program(), [b"sh", path, *self.argv[1:]], self.environment)  # noqa: S606
+        except FileNotFoundError as error:
+            report_failure(2, f"{name}: {what_is_missing(error)}")
             status = 127
         except Exception as error:  # noqa: BLE001 a fork must not return
             report_failure(2, f"{name}: {getattr(error, 'strerror', None) or error}")
@@ -338,7 +340,7 @@ class Helper:
         except OSError as error:
             if error.errno != 8:  # ENOEXEC: a script without #! is the shell's, as everywhere
                 raise
-            return self.spawn(b"/bin/sh", [b"sh", path, *self.argv[1:]])
+            return self.spawn(shell_program(), [b"sh", path, *self.argv[1:]])
 
     def spawn(self, path: bytes, argv: list[bytes]) -> int:
         outputs = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self.fds[-2:], start=1)]
@@ -410,6 +412,22 @@ def find_program(name: bytes, path: bytes) -> bytes:
     if forbidden is None:
         raise FileNotFoundError
     return forbidden
+
+
+def shell_program() -> bytes:
+    return next((path for path in SHELLS if os.access(path, os.X_OK)), SHELLS[0])
+
+
+def what_is_missing(error: FileNotFoundError) -> str:
+    """Say what is not there: the program that was to be started, or what a program that is there needs to run."""
+    try:
+        with open(error.filename, "rb") as file:  # noqa: PTH123
+            first = file.readline(256)
+    except (OSError, TypeError):
+        return "command not found"
+    if first.startswith(b"#!"):
+        return f"its #! line asks for {os.fsdecode(first[2:].strip())}, which is not there"
+    return "its loader, which it names as a program of another system, is not there"
 
 
 def report_failure(stream: int, words: str) -> int:

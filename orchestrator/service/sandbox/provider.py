@@ -103,7 +103,8 @@ class BoxSpec:
     With an `image` the whole file system is the box's own and writable, and any folder may be the working directory.
     Its programs run as root, or as the `user`: "name" or "name:group", or numbers instead, which the image's own
     /etc/passwd and /etc/group explain. Its `layer` is an empty folder of the host for what it writes, if that is to be
-    kept (`Box.keep_layer`). Without an image it is the machine's own system, read-only.
+    kept (`Box.keep_layer`). Without an image it is the machine's own system, read-only; with the `closure` it has our
+    own programs at the place where a box of an image has them.
     """
 
     id: str
@@ -116,6 +117,7 @@ class BoxSpec:
     image: ImageRoot | None = None
     user: str = ""
     layer: Path | None = None
+    closure: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +218,7 @@ class Box(Protocol):
         """The words before a user's script.
 
         A login shell on the machine's own system. On an image, whose start-up files would undo its variables, bash as
-        it is, or sh where there is no bash.
+        it is, or ours where it has none.
         """
 
     def path(self, path: str) -> str:

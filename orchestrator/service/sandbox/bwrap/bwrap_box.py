@@ -20,6 +20,7 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, seccomp_filter, veils
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
 from orchestrator.service.sandbox.bwrap.shared_files import USER
+from orchestrator.service.sandbox.closure import IN_BOX
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
@@ -153,6 +154,11 @@ class HostBox(BwrapBox):
         path = self._host.python.path
         return {"PATH": path, "HOME": HOME, "USER": USER, "LOGNAME": USER, "LANG": "C.UTF-8", "TERM": "dumb"}
 
+    async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        if self.spec.closure:
+            await self._host.images.prepare()
+        return await super().launch(control, errors)
+
     def how_to_start(self, control: int, limits: str) -> BwrapStart:
         arguments = box_arguments(network=self.spec.network, shared=self._host.paths.shared, mounts=self._mounts())
         return BwrapStart(arguments=arguments, command=agent_command(control, limits), user=self.folder.owner)
@@ -168,6 +174,8 @@ class HostBox(BwrapBox):
             inside.append(os.fspath(prefix or ""))
         for own in (*self.folder.tops(), *self.folder.anchors(inside)):
             yield Mount(source=f"{paths.boxes}/{self.id}/files/{own}", target=f"/{own}", writable=True)
+        if self.spec.closure:
+            yield Mount(source=f"{paths.shared}/{self._host.images.closure}", target=IN_BOX)
         yield from self.bound()
         if paths.prefix is not None:  # after a bind that may contain its folder
             yield Mount(source=paths.prefix, target=os.fspath(prefix or ""))

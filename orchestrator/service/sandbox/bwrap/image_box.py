@@ -27,6 +27,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
 from orchestrator.service.sandbox.bwrap.image_files import (
     OURS,
+    has_program,
     leave_out,
     make_folder,
     make_mount_point,
@@ -34,9 +35,10 @@ from orchestrator.service.sandbox.bwrap.image_files import (
     restore_ids,
 )
 from orchestrator.service.sandbox.bwrap.overlay import open_overlay
+from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
-from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, ImageRoot
+from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, Command, ImageRoot
 from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
 from orchestrator.service.sandbox.user_namespace import ID_COUNT
 
@@ -95,7 +97,7 @@ class ImageBox(BwrapBox):
         self._shared_with = beside if beside is not None and beside.spec.image == image else None
         self._own_root: Root | None = None
         self._anchors: list[str] = []
-        self._shell = ("sh", "-c")
+        self._has_bash = True
 
     @property
     def root(self) -> Root:
@@ -108,9 +110,19 @@ class ImageBox(BwrapBox):
     def environment(self) -> dict[str, str]:
         return {"PATH": PATH}
 
+    def variables(self, command: Command) -> dict[str, str]:
+        """Our own steps use our tools. So do scripts that our bash runs, for what the image lacks."""
+        found = super().variables(command)
+        if command.is_plain:
+            found["PATH"] = f"{TOOLS}:{found['PATH']}"
+        elif not self._has_bash and command.argv[: len(self.shell)] == self.shell:
+            found["PATH"] = f"{found['PATH']}:{TOOLS}"
+            found.setdefault("SHELL", self.shell[0])  # agents look here for a shell to work with
+        return found
+
     @property
     def shell(self) -> tuple[str, ...]:
-        return self._shell
+        return ("bash" if self._has_bash else f"{TOOLS}/bash", "-c")
 
     def place(self, path: str) -> Path:
         return self.root.outside / path.strip("/")
@@ -153,10 +165,10 @@ class ImageBox(BwrapBox):
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
                 where = f"{error.filename} is a folder in one of them and none in the other"
                 raise BoxStartFailed(f"devbox {spec.id}: its prepared root does not fit its image: {where}") from None
-        if any(os.path.lexists(root / folder / "bash") for folder in PATH[1:].split(":/")):
-            self._shell = ("bash", "-c")
+        self._has_bash = has_program(root, "bash", spec.environment.get("PATH", PATH))
         make_folder(root, spec.working_directory, self.first_id)
-        above = {folder for bind in spec.binds for folder in make_mount_point(root, bind, self.first_id)}
+        binds = [bind for bind in spec.binds if bind.target != TOOLCHAIN]  # its place is in our own folder
+        above = {folder for bind in binds for folder in make_mount_point(root, bind, self.first_id)}
         self._anchors = sorted(above)
         self._used = disk_usage(self.folder.files)
 
@@ -217,7 +229,8 @@ def _refuse(spec: BoxSpec, image: ImageRoot) -> None:
         if not layer.is_dir():
             raise BoxStartFailed(f"devbox {spec.id}: its image lacks the layer {layer}; have the image fetched again")
     prepared = [] if spec.root is None else [f"/{place.name}" for place in sorted(spec.root.iterdir())]
-    for path in (spec.working_directory, *prepared, *(bind.target for bind in spec.binds)):
+    bound = [bind.target for bind in spec.binds if bind.target != TOOLCHAIN]
+    for path in (spec.working_directory, *prepared, *bound):
         parts = PurePosixPath(path).parts
         if parts[:1] != ("/",) or ".." in parts or "\0" in path:
             raise BoxStartFailed(f"devbox {spec.id}: {path!r} is not an absolute path without '..' and NUL")

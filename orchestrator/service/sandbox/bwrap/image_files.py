@@ -118,6 +118,23 @@ class Images:
             raise BoxStartFailed(f"the layers below images cannot be made: {error}") from error
 
 
+def has_program(root: Path, name: str, path: str) -> bool:
+    """Tell whether a program of that name is in the folders of a PATH of a box, whose links lead inside it only."""
+    top = os.open(root, FOLDER)
+    try:
+        for folder in path.split(":"):
+            with suppress(OSError):
+                opened = open_inside(top, folder)
+                try:
+                    os.lstat(name, dir_fd=opened)
+                finally:
+                    os.close(opened)
+                return True
+        return False
+    finally:
+        os.close(top)
+
+
 def make_folder(root: Path, path: str, owner: int) -> None:
     """Make the folder `path` of a box, and those above it, where links lead inside the box only.
 
