@@ -75,6 +75,8 @@ def base_image(name: str) -> BaseImage:
 
 @cache
 def _found(name: str) -> BaseImage | str:
+    if os.geteuid() != 0:
+        return "so far only root's services boot images"
     if name == "empty":
         return BaseImage(name=name)
     try:
@@ -85,8 +87,6 @@ def _found(name: str) -> BaseImage | str:
 
 def _layer(name: str, recipe: Recipe) -> Layer:
     """Return the layer of an image, made now unless it is there."""
-    if os.geteuid() != 0:
-        raise ObstacleError("only root can make its files")
     usual = os.environ.get("XDG_CACHE_HOME", "")
     place = (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep-tests/images"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _key(recipe: Recipe) -> str:
     try:
         versions = _said("dpkg-query", "--show", *recipe.packages)
     except ObstacleError:
-        raise ObstacleError(f"it needs Debian's {', '.join(recipe.packages)}: apt-get install them") from None
+        raise ObstacleError(f"this machine lacks one of Debian's {', '.join(recipe.packages)}") from None
     digest = sha256(f"{versions} {platform.machine()} {_archive()}".encode())
     for file in (Path(__file__), MUSL_PROGRAM):
         digest.update(file.read_bytes())
@@ -133,12 +133,11 @@ def _archive() -> tuple[str, str]:
     raise ObstacleError(f"apt knows no archive of this machine's release {release}")
 
 
-def _debian(tree: Path, *more: str) -> None:
-    """The smallest Debian that apt works in, with `more` packages, and as apt is set up here."""
+def _debian(tree: Path) -> None:
+    """The smallest Debian that apt works in, set up as apt is here."""
     release, archive = _archive()
-    include = [f"--include={','.join(more)}"] if more else []
     # In a namespace of its own no mount outlives it.
-    _said("unshare", "--mount", "debootstrap", "--variant=minbase", *include, release, str(tree), archive)
+    _said("unshare", "--mount", "debootstrap", "--variant=minbase", release, str(tree), archive)
     _said("chroot", str(tree), "apt-get", "clean")
     for name in _LEFT_OUT:
         shutil.rmtree(tree / name)
@@ -207,6 +206,6 @@ def _said(*command: str) -> str:
     except FileNotFoundError as error:
         raise ObstacleError(f"this machine has no {command[0]}") from error
     if done.returncode != 0:
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-        raise ObstacleError(f"{shlex.join(command)}: {''.join(last)}")
+        words = (done.stdout + done.stderr).strip()
+        raise ObstacleError(words.splitlines()[-1] if words else f"`{shlex.join(command)}` failed")
     return done.stdout

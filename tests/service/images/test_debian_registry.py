@@ -18,7 +18,7 @@ from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Registries
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, shell
-from tests.images.base_images import RECIPES, base_image
+from tests.images.base_images import RECIPES, BaseImage, base_image
 from tests.images.debian_registry import DebianRegistry
 from tests.images.packing import PackedImage, digest_of
 from tests.images.token_server import IDENTITY_TOKEN, PASSWORD, USER
@@ -29,7 +29,7 @@ from .layers import entry, layer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 NAMES = [*RECIPES, "empty"]
-EMPTY = base_image("empty")
+EMPTY = BaseImage(name="empty")
 SMALL = PackedImage.of(EMPTY, layer(entry("small", data=b"small")))
 LARGE = os.urandom(20_000_000)
 
