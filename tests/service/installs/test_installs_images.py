@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from orchestrator.agentkit.file.definition import read_definition
@@ -61,7 +60,7 @@ async def test_an_agent_runs_in_an_image_that_has_nothing(agent: str, shop: Shop
     prepared = await shop.add(request, Prepared(image=empty))
     box = await shop.provider.start(BoxSpec(id="agent", image=empty, binds=prepared.binds))
     try:
-            command = f"export SWEEP_AGENT_PREFIX={PREFIX} PATH={PREFIX}/bin:$PATH\n{AGENTS[agent]}"
+        command = f"export SWEEP_AGENT_PREFIX={PREFIX} PATH={PREFIX}/bin:$PATH\n{AGENTS[agent]}"
         done = await run(box, shell(command, words=box.shell, environment=definition.env.constants), timeout=60)
         assert done.status == 0, done.output
     finally:
