@@ -126,9 +126,9 @@ def forget_the_statement(scenario: Path) -> str:
     return "instruction.md"
 
 
-def need_root(scenario: Path) -> str:
-    (scenario / "environment" / "Dockerfile").write_text("FROM debian\nCOPY . /app\nRUN apt-get install -y jq\n")
-    return "environment/Dockerfile: line 3: RUN: apt-get needs root"
+def copy_nothing(scenario: Path) -> str:
+    (scenario / "environment" / "Dockerfile").write_text("FROM debian\nCOPY none /app\n")
+    return "environment/Dockerfile: line 2: COPY: none is not in the context"
 
 
 BREAKAGES = (
@@ -138,7 +138,7 @@ BREAKAGES = (
     misspell_a_scorer,
     forget_the_tests,
     forget_the_statement,
-    need_root,
+    copy_nothing,
 )
 
 

@@ -22,7 +22,7 @@ def write_bench(folder: Path) -> Path:
     for name in ("ant", "fox"):
         write_scenario(folder / name)
     write_scenario(folder / "bee", task="[environment]\ngpus = 1\n")
-    (write_scenario(folder / "cat") / "environment/Dockerfile").write_text("FROM debian:12\nRUN apt-get install x\n")
+    (write_scenario(folder / "cat") / "environment/Dockerfile").write_text("FROM debian:12\nCOPY none /x\n")
     (write_scenario(folder / "dog") / "task.toml").write_text("[agent\n")
     return folder
 
@@ -38,7 +38,7 @@ def test_scenarios_that_cannot_run_are_one_failed_trial_each_and_stop_nothing(de
     failures = {name: results[name]["failure"] for name in ("bee", "cat", "dog")}
     assert {failure["class"] for failure in failures.values()} == {"Unsupported"}
     assert failures["bee"] == {"class": "Unsupported", "message": GPUS, "stage": "start"}
-    assert failures["cat"]["message"].startswith("environment/Dockerfile: line 2: RUN: apt-get needs root")
+    assert failures["cat"]["message"].startswith("environment/Dockerfile: line 2: COPY: none is not in the context")
     assert failures["dog"]["message"].startswith("task.toml: is not TOML")
     assert [results[name]["attempts"] for name in failures] == [[], [], []]
     assert not [event for event in desk.journal("runs/mine", "stage.entered") if "bee" in event["trial"]]

@@ -73,7 +73,7 @@ def test_a_key_that_nobody_knows_is_harbors_and_only_warned_of(scenario: Make) -
 def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario: Make) -> None:
     task = """\
     [environment]
-    docker_image = "org/image"
+    docker_image = "Org/image"
     gpus = 1
     os = "windows"
     """
@@ -82,7 +82,7 @@ def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario:
     assert {key: message.split(":")[0] for key, message in errors.items()} == {
         ("task.toml", "environment.gpus"): "devboxes have none",
         ("task.toml", "environment.os"): "devboxes run Linux only",
-        ("task.toml", "environment.docker_image"): "org/image cannot be fetched",
+        ("task.toml", "environment.docker_image"): "Org/image is no name of an image",
         ("environment/docker-compose.yaml", ""): "several containers are not supported",
     }
 
@@ -152,10 +152,10 @@ def test_unsupported_keys_that_change_no_score_are_warned_of_and_noted(scenario:
     around = ScenarioContext(benchmark="b", boundary=folder.parent)
     notes = read_scenario("scn", folder, around).view["metadata"]["notes"]
     assert notes.splitlines() == [
-        "task.toml: agent.user: ignored: everything runs as one user",
         "task.toml: environment.skills_dir: ignored: agents are not told of it",
         "task.toml: environment.odd: unknown key, ignored",
         "task.toml: environment.cpus: asks for more than a devbox can have; it gets 16",
+        "task.toml: agent.user, verifier.user: ignored: without an image everything runs as one user",
     ]
     assert len(found(folder, "warning")) == 4
 
