@@ -18,6 +18,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, Command, shell
 from orchestrator.service.server import serve
+from tests.sandbox.conftest import image  # noqa: F401
 
 PATIENCE = 30.0
 Boot = Callable[..., Awaitable[AgentBox]]

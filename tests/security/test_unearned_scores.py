@@ -5,8 +5,10 @@ The answer of the scenarios here is a number that no agent can know, so that eve
 
 import textwrap
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -15,6 +17,10 @@ import pytest
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.assembly import Service
+from orchestrator.service.runs import start_request
+from orchestrator.service.runs.start_request import environment_of
+from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.provider import ImageRoot
 from tests.waiting import poll
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -209,9 +215,19 @@ class Desk:
         return (await poll(ask, lambda answer: answer.json()["state"] not in going, "it is not scored")).json()
 
 
-@pytest.fixture(scope="module")
-async def desk(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
-    place = tmp_path_factory.mktemp("unearned")
+@pytest.fixture(scope="module", params=["system", "image"])
+async def desk(
+    request: pytest.FixtureRequest, sandboxes: None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Desk]:
+    """A desk whose devboxes are of the machine's own system, and one whose are of an image."""
+    image = request.getfixturevalue("image") if request.param == "image" else None
+    async with opened(tmp_path_factory.mktemp("unearned"), image) as each:
+        yield each
+
+
+@asynccontextmanager
+async def opened(place: Path, image: ImageRoot | None) -> AsyncIterator[Desk]:
+    """Open a desk with its files in the folder `place`."""
     for name, files in FILES.items():
         common = {
             "instruction.md": "Make calc.answer() return the right number.",
@@ -222,15 +238,20 @@ async def desk(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> Asy
             file = place / "bench" / name / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-    (place / "state").mkdir()
-    async with Service.open(
-        state=place / "state", benchmarks=[place / "bench"], isolation=Isolation.LOCAL, token=TOKEN
-    ) as service:
-        headers = {"authorization": f"Bearer {TOKEN}"}
-        transport = httpx.ASGITransport(app=service.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=headers, timeout=60) as http:
-            listed = (await http.get("/v1/scenarios")).json()["scenarios"]
-            yield Desk(http, {each["name"]: each["id"] for each in listed})
+    state, bench = place / "state", place / "bench"
+    state.mkdir()
+
+    async def with_image(*given: Any) -> Prepared:
+        return replace(await environment_of(*given), image=image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_request, "environment_of", with_image)
+        async with Service.open(state=state, benchmarks=[bench], isolation=Isolation.LOCAL, token=TOKEN) as service:
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            transport = httpx.ASGITransport(app=service.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=headers, timeout=60) as http:
+                listed = (await http.get("/v1/scenarios")).json()["scenarios"]
+                yield Desk(http, {each["name"]: each["id"] for each in listed})
 
 
 def scores(view: Mapping[str, Any]) -> dict[str, float]:

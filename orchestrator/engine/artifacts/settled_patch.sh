@@ -3,6 +3,7 @@
 # Given: scratch directory evidence prepared file piece
 # shellcheck disable=SC2154,SC2015
 PATH=/usr/local/bin:/usr/bin:/bin
+[ ! -d /.sweep/tools/bin ] || PATH=/.sweep/tools/bin # the others are those of an image, and the agent's to change
 exec 2>/dev/null </dev/null
 exec 9>"$scratch/lock" && flock -w 20 9
 made=$scratch/made

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from orchestrator.service.sandbox.safe_fs import remove, walk
+from orchestrator.service.sandbox.safe_fs import mirror, remove, walk
 
 _MOST_LINKS: Final = 40
 
@@ -71,13 +71,16 @@ def empty(root: Path, path: str) -> None:
 def take(root: Path, path: str, source: Path, *, exclude: Sequence[str] = ()) -> None:
     """Move a file or folder of another box here, in the place of what is there, but for what a pattern of tar excludes.
 
-    Raises OSError.
+    From another file system it is copied, as far as it is not the same already. Raises OSError.
     """
     pure = PurePosixPath(path)
     parent = _folder(root, str(pure.parent))
-    _clear(parent / pure.name)
     target = parent / pure.name
-    source.rename(target)
+    if source.lstat().st_dev == parent.stat().st_dev:
+        _clear(target)
+        source.rename(target)
+    else:
+        mirror(source, target)
     found = [each for each, _ in walk(target)] if exclude and target.is_dir() and not target.is_symlink() else []
     for each in found:
         if any(fnmatchcase(part, pattern) for pattern in exclude for part in (each, PurePosixPath(each).name)):

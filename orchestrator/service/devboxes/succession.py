@@ -5,6 +5,10 @@ processes end, its files stay. An *evidence box* shows them read-only to clients
 new HOME. Scorers run in *scoring boxes*, a new one for each scoring function: over the agent's
 files where these are `shared`, over a fresh copy of the environment with what may cross moved into it where they are
 `separate`. Only `live` scorers meet the agent's processes, in its own box.
+
+A box of the machine's own system gets the folders with those files one by one. One of an image has the whole file
+system of the box whose files it is over, with an empty /tmp and /tests; where it shows evidence, nothing of it can be
+written, and the programs are ours.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -58,10 +62,11 @@ class Settled:
     changes: Changes | None
 
 
-async def _collect(box: Box, commands: Sequence[tuple[Command, float]]) -> None:
-    """Run commands, each within so many seconds. A file that one fails to make does not cross, and the tests say so."""
-    for command, timeout in commands:
-        await run(box, command, timeout=timeout)
+async def _collect(box: Box, scripts: Sequence[tuple[str, float]]) -> None:
+    """Run scripts, each within so many seconds. A file that one fails to make does not cross, and the tests say so."""
+    program, variables = ("bash", {"HOME": HOME}) if box.tools is None else (f"{box.tools}/bash", {})
+    for script, timeout in scripts:
+        await run(box, Command(argv=(program, "-c", script), environment=variables), timeout=timeout)
 
 
 @contextmanager
@@ -109,6 +114,11 @@ class Succession:
     def working_directory(self) -> str:
         return self._spec.working_directory
 
+    @property
+    def tools(self) -> str | None:
+        """See `Box.tools`."""
+        return self.agents.tools
+
     async def wait_dead(self) -> tuple[str, bool]:
         """Wait until the box that stands for the devbox has ended, and no other takes its place.
 
@@ -128,8 +138,8 @@ class Succession:
             remove(self._folder)
             self._folder.mkdir()
             self._folder.chmod(0o755)
-            files, directory = self.agents.place("/"), self.working_directory
-            remember(files, directory=directory, prepared=self._prepared.root, keep=self._folder)
+            written, directory = self.agents.written, self.working_directory
+            remember(written, directory=directory, prepared=self._prepared.root, keep=self._folder)
 
         async with self._lock:
             if self.settled is None and Capability.SUCCESSION in self._provider.capabilities:
@@ -138,11 +148,11 @@ class Succession:
                 self.is_marked = True
 
     async def settle(
-        self, wanted: ScoringMode, collect: Sequence[tuple[Command, float]] = (), *, is_live_over: bool = False
+        self, wanted: ScoringMode, collect: Sequence[tuple[str, float]] = (), *, is_live_over: bool = False
     ) -> Settled:
         """End what the agent left running, unless scorers are to meet it, and show the files read-only.
 
-        The commands `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
+        The scripts `collect` write what is to cross to a separate scoring, each within so many seconds: beside a
         server that the agent left, else when nothing of the agent's runs any more. Who comes again gets the same
         answer; what was `live` is made what is wanted when that is over. Raises BoxDied and BoxStartFailed.
         """
@@ -164,7 +174,7 @@ class Succession:
                     self._is_retired = True
                     await anyio.to_thread.run_sync(self._open_up)
                     if collect and not is_served:
-                        async with self.scoring_box(judged=self._tops(is_writable=True)) as box:
+                        async with self.scoring_box(is_whole=True) as box:
                             await _collect(box, collect)
                 changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
                 await self.show()
@@ -173,7 +183,7 @@ class Succession:
 
     def _compare(self) -> Changes:
         directory, environment = self.working_directory, self._prepared.environment
-        return compare(self.agents.place("/"), directory=directory, keep=self._folder, environment=environment)
+        return compare(self.agents.written, directory=directory, keep=self._folder, environment=environment)
 
     def _open_up(self) -> None:
         """Open the folders that an agent may have closed; what our own steps kept in its home goes."""
@@ -190,16 +200,18 @@ class Succession:
         findings = [Bind(source=self._folder, target=EVIDENCE)] if self.is_marked else []
         if self._prepared.root is not None:
             findings.append(Bind(source=self._prepared.root, target=PREPARED))
-        self.front = await self._provider.start(
-            BoxSpec(
-                id=self._next("evidence"),
-                resources=replace(self._spec.resources, disk=EVIDENCE_DISK_BYTES),
-                working_directory=SCRATCH,
-                environment={"HOME": SCRATCH, "TMPDIR": SCRATCH},
-                binds=(*self._covers, *self._tops(is_writable=False), *findings),
-            ),
-            beside=self._holder,
+        spec = BoxSpec(
+            id=self._next("evidence"),
+            resources=replace(self._spec.resources, disk=EVIDENCE_DISK_BYTES),
+            working_directory=SCRATCH,
+            environment={"HOME": SCRATCH, "TMPDIR": SCRATCH, **({"PATH": self.tools} if self.tools else {})},
+            binds=(*self._covers, *findings),
         )
+        if self._spec.image is None:
+            spec = replace(spec, binds=(*spec.binds, *self._tops(is_writable=False)))
+        else:
+            spec = replace(spec, image=self._spec.image, is_read_only=True, scratch=(SCRATCH,))
+        self.front = await self._provider.start(spec, beside=self._holder)
         if last is not self.agents:
             await last.retire()
 
@@ -253,16 +265,16 @@ class Succession:
 
     async def _fresh(self) -> Box:
         """Start a box of the environment as the agent's was before it began, and retire it: nothing runs any more."""
-        box = await self._provider.start(
-            replace(
-                self._spec,
-                id=self._next("fresh"),
-                root=self._prepared.root,
-                environment=self._environment(),
-                binds=tuple(self._covers),
-            ),
-            beside=self.agents,
+        identity = self._next("fresh")
+        spec = replace(
+            self._spec,
+            id=identity,
+            root=self._prepared.root,
+            environment=self._environment(),
+            binds=tuple(self._covers),
+            layer=None if self._spec.image is None else self._folder.with_name(identity),
         )
+        box = await self._provider.start(spec, beside=self.agents)
         try:
             async with self._let_out(box):
                 await self._settle_in(box)
@@ -314,37 +326,40 @@ class Succession:
         if not await self._holder.is_whole():
             raise BoxDied(f"devbox {self.agents.id}: its files were removed from the host")
 
-    def _judged(self) -> Sequence[Bind]:
-        """Bind the files that are judged. The agent's /tmp stays away, but for a working directory in it."""
-        if self._holder is not self.agents:
-            return self._tops(is_writable=True, but=("/tests",))
-        binds = [*self._tops(is_writable=True, but=("/tests", "/tmp"))]  # noqa: S108 - the box's
-        if PurePosixPath(self.working_directory).is_relative_to("/tmp"):  # noqa: S108
+    def _judged(self, *, is_whole: bool) -> BoxSpec:
+        """Describe a box over the files that are judged: all of them, or all but /tests and the agent's /tmp.
+
+        A working directory in /tmp comes along all the same.
+        """
+        binds: list[Bind] = []
+        is_hidden = not is_whole and self._holder is self.agents
+        if is_hidden and PurePosixPath(self.working_directory).is_relative_to("/tmp"):  # noqa: S108
             place = self.files / self.working_directory.strip("/")
             binds.append(Bind(source=place, target=self.working_directory, is_writable=True))
-        return binds
+        left_out = (*(() if is_whole else ("/tests",)), *(("/tmp",) if is_hidden else ()))  # noqa: S108
+        if self._spec.image is not None:
+            return replace(self._spec, root=None, binds=(*self._covers, *binds), scratch=left_out)
+        tops = self._tops(is_writable=True, but=left_out)
+        return replace(self._spec, root=None, binds=(*self._covers, *tops, *binds))
 
     @asynccontextmanager
     async def scoring_box(
-        self,
-        given: Sequence[Bind] = (),
-        variables: Collection[str] = (),
-        *,
-        judged: Sequence[Bind] | None = None,
+        self, given: Sequence[Bind] = (), variables: Collection[str] = (), *, is_whole: bool = False
     ) -> AsyncIterator[Box]:
         """Start a box over the files as they are, with `given` files and the way out; /tmp has nothing of the agent's.
 
-        Of the variables of the agent's box it has those of the environment, and by name those that the scenario asks
-        for. Everything in it ends with the context. Raises BoxStartFailed.
+        If it `is_whole`, /tmp is the agent's. Of the variables of the agent's box it has those of the environment, and
+        by name those that the scenario asks for. Everything in it ends with the context. Raises BoxStartFailed.
         """
+        judged = self._judged(is_whole=is_whole)
+        environment, identity = self._environment(variables), self._next("scoring")
         box = await self._provider.start(
             replace(
-                self._spec,
-                id=self._next("scoring"),
-                root=None,
+                judged,
+                id=identity,
                 user=self._prepared.verifier_user,
-                environment=self._environment(variables),
-                binds=(*self._covers, *(self._judged() if judged is None else judged), *given),
+                environment=environment,
+                binds=(*judged.binds, *given),
             ),
             beside=self._holder,
         )

@@ -11,6 +11,9 @@ build script would run here, outside the sandbox. In requirements a source distr
 version control address would do the same, and `-r`, `-c` and `${VARIABLE}` read files and the environment of the
 service: these are refused by line.
 
+In a box of an image an environment runs on the Python of the box agent (`closure`), which is the service's own: nothing
+of the machine's is there.
+
 The interpreters are this machine's, the service's own first. Others are looked for only when a constraint asks for
 them: finding out an interpreter's version means running it, some ten milliseconds each. Names without a version
 (`python3`) are passed over on the PATH: shims stand behind them.
@@ -37,6 +40,7 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.service.environments.build_cache import BuildCache, Built
+from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.provider import Bind, BoxStartFailed
 
 #: Where the box sees an environment: one fixed folder each, named like its folder in the cache.
@@ -60,6 +64,7 @@ else:
 """
 #: How a program of the environment begins: shell that starts the Python beside it, which takes this for a string.
 _BESIDE: Final = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"\n\' \'\'\'\n'
+_HOME: Final = os.path.dirname(PROGRAM)  # noqa: PTH120
 _NAME: Final = re.compile(r"python3\.\d+")
 _PYENV: Final = "~/.pyenv"
 _USUAL: Final = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "~/.local/bin")
@@ -190,10 +195,12 @@ class PythonBuild:
 
     interpreter: Interpreter
     requirements: str
+    is_image: bool = False
 
     @property
     def name(self) -> str:
-        key = orjson.dumps([self.interpreter.version, str(self.interpreter.program), self.requirements.strip()])
+        program = PROGRAM if self.is_image else str(self.interpreter.program)
+        key = orjson.dumps([self.interpreter.version, program, self.requirements.strip()])
         return sha256(key).hexdigest()[:20]
 
     async def carry_out(self, folder: Path) -> Built:
@@ -217,6 +224,8 @@ class PythonBuild:
                 wanted = ("install", "--only-binary", ":all:", "--requirement", str(listed))
                 await _run([*python, "-c", _GUARD, pip, *quiet, *wanted], "filled")
             await run_sync(_make_relocatable, tree)
+            if self.is_image:
+                await run_sync(_rebase, tree)
         if scope.cancelled_caught:
             raise BoxStartFailed(f"The scorer's Python environment was not built within {BUILD_LIMIT_S} s.")
         log.info("scoring.python_built", environment=self.name)
@@ -236,28 +245,38 @@ class PythonEnvironments:
             cache / "python", kind="python", tree="files", read=lambda built: built.tree, measure=_measure
         )
 
-    async def binds(self, *, requirements: str | None, constraint: str | None) -> tuple[Bind, ...]:
-        """Return what the box must see of an environment, which is built unless it is there.
+    async def binds(
+        self, *, requirements: str | None, constraint: str | None, is_image: bool = False
+    ) -> tuple[Bind, ...]:
+        """Return what a box, of an image or not, must see of an environment, which is built unless it is there.
 
         Raises BoxStartFailed with pip's own words.
         """
-        build = await self._plan(requirements, constraint)
+        build = await self._plan(requirements, constraint, is_image=is_image)
         tree = await self._cache.get(build.name, build.carry_out)
         environment, interpreter = Bind(source=tree, target=f"{IN_BOX}/{build.name}"), build.interpreter
-        if interpreter == self.interpreters.own or interpreter.prefix.is_relative_to("/usr"):
+        if is_image or interpreter == self.interpreters.own or interpreter.prefix.is_relative_to("/usr"):
             return (environment,)
         return environment, Bind(source=interpreter.prefix, target=str(interpreter.prefix))
 
-    async def program(self, *, requirements: str | None, constraint: str | None) -> tuple[str, str]:
+    async def program(
+        self, *, requirements: str | None, constraint: str | None, is_image: bool = False
+    ) -> tuple[str, str]:
         """Return the path of the interpreter in the box, and its version. Raises BoxStartFailed if there is none."""
-        build = await self._plan(requirements, constraint)
+        build = await self._plan(requirements, constraint, is_image=is_image)
         return f"{IN_BOX}/{build.name}/bin/python", build.interpreter.version
 
-    async def _plan(self, requirements: str | None, constraint: str | None) -> PythonBuild:
+    async def _plan(self, requirements: str | None, constraint: str | None, *, is_image: bool) -> PythonBuild:
         found = await run_sync(self.interpreters.find, constraint)
         if found is None:
             raise BoxStartFailed(f"No installed Python meets {constraint!r}.")
-        return PythonBuild(interpreter=found, requirements=requirements or "")
+        own = self.interpreters.own
+        if is_image and found != own:
+            raise BoxStartFailed(
+                f"In a devbox of an image a scorer's Python is this service's, {own.version}, which does not meet "
+                f"{constraint!r}: start the service with one that does."
+            )
+        return PythonBuild(interpreter=found, requirements=requirements or "", is_image=is_image)
 
 
 def _measure(tree: Path) -> list[int]:
@@ -287,6 +306,15 @@ def _make_relocatable(tree: Path) -> None:
             program.write_bytes(_BESIDE + rest)
         elif first == b"#!/bin/sh" and here in lines[0]:
             program.write_bytes(_BESIDE + lines[2])
+
+
+def _rebase(tree: Path) -> None:
+    """Have the environment run on the Python of boxes of images."""
+    settings, link = tree / "pyvenv.cfg", tree / "bin/python"
+    lines = settings.read_text().splitlines()
+    settings.write_text("".join(f"{line}\n" for line in lines if not line.startswith("home ")) + f"home = {_HOME}\n")
+    link.unlink()
+    link.symlink_to(PROGRAM)
 
 
 def check_requirements(contents: str) -> None:

@@ -145,7 +145,7 @@ class ScenarioRuns:
 
         async def prepare() -> Prepared:
             base = await start_request.outwait(environment)
-            binds = await self._scoring.binds(scenario.scoring_contract)
+            binds = await self._scoring.binds(scenario.scoring_contract, is_image=base.image is not None)
             return replace(base, secrets=secrets, binds=(*base.binds, *binds))
 
         return prepare

@@ -183,10 +183,10 @@ class Scorings:
                 boxes=boxes,
                 plan=plan,
                 folder=Path(folder),
-                binds=await self._scoring.binds(scenario.scoring_contract),
+                binds=await self._scoring.binds(scenario.scoring_contract, is_image=boxes.tools is not None),
                 variables=scenario.required_environment_variables or (),
             )
-            yield place, None if plan.tests is None else tests_program(plan.tests)
+            yield place, None if plan.tests is None else tests_program(plan.tests, boxes.tools)
             await boxes.show()
         finally:
             with anyio.CancelScope(shield=True):

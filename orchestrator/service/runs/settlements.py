@@ -34,9 +34,9 @@ from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecor
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
 from orchestrator.service.runs.states import RUN_MOVES
 from orchestrator.service.sandbox.folders import VERIFIER
-from orchestrator.service.sandbox.provider import HOME, Bind, BoxDied, Command
+from orchestrator.service.sandbox.provider import Bind, BoxDied, Command
 from orchestrator.service.scoring.rewards import JSON_FILE, MAX_REWARD_BYTES, TEXT_FILE
-from orchestrator.service.scoring.scoring import BASH, EMPTIED, BrokenByTested, Program, mode_of, watch
+from orchestrator.service.scoring.scoring import EMPTIED, BrokenByTested, Program, bash, mode_of, watch
 from orchestrator.service.scoring.verdict import Ended, judge_rewards
 from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 
@@ -109,10 +109,7 @@ class Settlements:
         mode = ScoringMode(plan.mode if wanted in {None, DECLARED} else wanted)
         if mode is ScoringMode.LIVE and run.is_live_over:
             mode = ScoringMode.SHARED
-        collect = [
-            (Command(argv=("bash", "-c", each.command), environment={"HOME": HOME}), each.timeout)
-            for each in (plan.collect if mode is ScoringMode.SEPARATE else ())
-        ]
+        collect = [(each.command, each.timeout) for each in (plan.collect if mode is ScoringMode.SEPARATE else ())]
         with anyio.CancelScope(shield=True):
             settled = await boxes.settle(mode, collect, is_live_over=run.is_live_over)
             scoring = ScoringRecord(
@@ -141,11 +138,11 @@ def crossing(plan: ScoringPlan, working_directory: str) -> Mapping[str, Sequence
     return {posixpath.join(working_directory, each.source): each.exclude for each in plan.artifacts}
 
 
-def tests_program(tests: Tests) -> Program:
+def tests_program(tests: Tests, tools: str | None) -> Program:
     """Make the program of a scenario whose scorer is its tests/, run in the working directory."""
     exports = "".join(f"{export(name, value)}\n" for name, value in tests.variables.items())
     return Program(
-        argv=BASH,
+        argv=bash(tools),
         script=f"{exports}{TESTS}/{tests.program}\n",
         reads=tuple(f"{VERIFIER}/{name}" for name in (JSON_FILE, TEXT_FILE)),
         judge=judge_rewards,
@@ -169,6 +166,10 @@ class Apart:
     @property
     def id(self) -> str:
         return self.boxes.agents.id
+
+    @property
+    def tools(self) -> str | None:
+        return self.boxes.tools
 
     def path(self, path: str) -> str:
         return path

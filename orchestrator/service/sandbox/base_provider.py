@@ -39,6 +39,7 @@ from orchestrator.service.sandbox.provider import (
     Command,
     Limit,
     RemainingProcesses,
+    Written,
 )
 from orchestrator.service.sandbox.safe_fs import disk_usage
 
@@ -107,6 +108,14 @@ class AgentBox(ABC):
 
     def place(self, path: str) -> Path:
         return self.folder.files / path.strip("/")
+
+    @property
+    def written(self) -> Written:
+        return Written(own=self.folder.files)
+
+    @property
+    def tools(self) -> str | None:
+        return None
 
     @abstractmethod
     def environment(self) -> dict[str, str]:

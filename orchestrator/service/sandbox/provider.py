@@ -102,9 +102,13 @@ class BoxSpec:
 
     With an `image` the whole file system is the box's own and writable, and any folder may be the working directory.
     Its programs run as root, or as the `user`: "name" or "name:group", or numbers instead, which the image's own
-    /etc/passwd and /etc/group explain. Its `layer` is an empty folder of the host for what it writes, if that is to be
-    kept (`Box.keep_layer`). Without an image it is the machine's own system, read-only; with the `closure` it has our
-    own programs at the place where a box of an image has them.
+    /etc/passwd and /etc/group explain. Its `layer` is a folder of the host, not there yet, for what it writes: to keep
+    that (`Box.keep_layer`), or to have a file system of its own beside another box. Without an image it is the
+    machine's own system, read-only; with the `closure` it has our own programs at the place where a box of an image has
+    them.
+
+    A box of an image that has the file system of another one may be `is_read_only`. Its `scratch` folders are new,
+    empty, writable for everybody, and its own.
     """
 
     id: str
@@ -118,6 +122,19 @@ class BoxSpec:
     user: str = ""
     layer: Path | None = None
     closure: bool = False
+    is_read_only: bool = False
+    scratch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """The folder of the host that a box writes, and of an image the layers below it, from the highest down.
+
+    They follow the rules of overlayfs with the option `userxattr`.
+    """
+
+    own: Path
+    lowers: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +250,14 @@ class Box(Protocol):
     def place(self, path: str) -> Path:
         """Path on the host of the box's own `path`, whatever is there; no caller may open it before `retire`."""
 
+    @property
+    def written(self) -> Written:
+        """What it has written, as it is on the disk: few files, where all of an image may be many."""
+
+    @property
+    def tools(self) -> str | None:
+        """Path in it of the folder with programs of ours that nothing in it can change; None: the system's are such."""
+
     async def remaining(self) -> RemainingProcesses:
         """Processes in it besides the running commands that were started by `spawn`."""
 
@@ -275,7 +300,7 @@ class Provider(Protocol):
 
         With `beside`, another box that has not been stopped, it runs as the same user and may use that one's files. Its
         writes there count for that one, and it ends with it at the latest. If both are of the same image, they have
-        one file system.
+        one file system, unless the spec names a `layer`. Links and files on the way to its binds give way in that.
         """
 
     async def close(self) -> None:

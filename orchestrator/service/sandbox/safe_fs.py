@@ -75,14 +75,14 @@ class Copier:
                     raise
             with _entered(name, FOLDER, source) as a, _opened(os.open(name, FOLDER, dir_fd=target)) as b:
                 self._folder(a, b, path, depth + 1)
-                self._dress(b, found)
+                _dress(b, found, self.owner, self.owner)
         elif stat.S_ISREG(found.st_mode):
             with _entered(name, FILE, source) as a:
                 if stat.S_ISREG(os.fstat(a).st_mode):
                     self._make_way(target, name)
                     with _opened(os.open(name, NEW, 0o600, dir_fd=target)) as b:
                         _copy_bytes(a, b)
-                        self._dress(b, found)
+                        _dress(b, found, self.owner, self.owner)
         elif stat.S_ISLNK(found.st_mode):
             self._make_way(target, name)
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
@@ -94,11 +94,63 @@ class Copier:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=target)
 
-    def _dress(self, fd: int, like: os.stat_result) -> None:
-        if self.owner is not None:
-            os.fchown(fd, self.owner, self.owner)
-        os.fchmod(fd, like.st_mode & MODE_BITS)
-        os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+def mirror(source: Path, target: Path) -> None:
+    """Make `target` what `source` is: a folder, file or link, owners included; what is neither is left out.
+
+    A file whose number and times are the same at both places is one file, which both are views of, and stays. The
+    folders above them exist; no program writes in either meanwhile. Raises OSError.
+    """
+    with _opened(os.open(source.parent, FOLDER)) as a, _opened(os.open(target.parent, FOLDER)) as b:
+        _mirror(a, source.name, b, target.name, 0)
+
+
+def _mirror(source: int, name: str, target: int, target_name: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise TooDeep
+    found, is_folder = os.lstat(name, dir_fd=source), False
+    with suppress(FileNotFoundError):
+        there = os.lstat(target_name, dir_fd=target)
+        is_folder = stat.S_ISDIR(there.st_mode) and stat.S_ISDIR(found.st_mode)
+        if not is_folder:
+            if _identity(there) == _identity(found):
+                return
+            _remove_entry(target, target_name)
+    if stat.S_ISDIR(found.st_mode):
+        if not is_folder:
+            os.mkdir(target_name, 0o700, dir_fd=target)
+        with _entered(name, FOLDER, source) as a, _opened(os.open(target_name, FOLDER, dir_fd=target)) as b:
+            names = _names(a)
+            for gone in set(_names(b)) - set(names):
+                _remove_entry(b, gone)
+            for each in names:
+                _mirror(a, each, b, each, depth + 1)
+            _dress(b, found, found.st_uid, found.st_gid)
+    elif stat.S_ISREG(found.st_mode):
+        with _entered(name, FILE, source) as a, _opened(os.open(target_name, NEW, 0o600, dir_fd=target)) as b:
+            _copy_bytes(a, b)
+            _dress(b, found, found.st_uid, found.st_gid)
+    elif stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), target_name, dir_fd=target)
+        os.chown(target_name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_uid, found.st_gid
+
+
+def _remove_entry(folder: int, name: str) -> None:
+    if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+        remove(Path(f"/proc/self/fd/{folder}/{name}"))
+    else:
+        os.unlink(name, dir_fd=folder)
+
+
+def _dress(fd: int, like: os.stat_result, user: int | None, group: int | None) -> None:
+    if user is not None and group is not None:
+        os.fchown(fd, user, group)
+    os.fchmod(fd, like.st_mode & MODE_BITS)
+    os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))
 
 
 def disk_usage(root: Path) -> int:

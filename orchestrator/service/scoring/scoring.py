@@ -7,7 +7,7 @@ a shell or Python read a file are empty; Python runs isolated (`-I`), with the w
 path: a script may import the agent's modules, which cannot pass for modules of the standard library or of the
 requirements. Test files replace what stands in their place, links included, and the byte code beside them. PATH and
 PYTHONPATH are as the scenario set them, because its tests may need them; our own steps, which put files in place, do
-not use them.
+not use them. In a box of an image, whose programs its root can change, what starts is ours: bash, Python, ast-grep.
 
 Of what a program prints, people get the first and last part, and we the end of stdout. Not by `commands.run`, which
 keeps the beginning of each stream apart: a score is the last thing that a scorer prints, and a person wants to read
@@ -48,7 +48,6 @@ AST_GREP: Final = "/opt/sweep/ast-grep"
 EMPTIED: Final = dict.fromkeys(
     ("BASH_ENV", "CDPATH", "ENV", "LD_AUDIT", "LD_PRELOAD", "PYTHONHOME", "PYTHONSTARTUP"), ""
 )
-BASH: Final = ("/bin/bash", "--noprofile", "--norc")
 #: Runs the script named by the first argument as `__main__`, with the environment's programs first on the PATH.
 _START: Final = """\
 import os, sys
@@ -98,6 +97,10 @@ class Place(Protocol):
     def id(self) -> str:
         """The id of the devbox."""
 
+    @property
+    def tools(self) -> str | None:
+        """See `Box.tools`."""
+
     def path(self, path: str) -> str:
         """Translate a path of the devbox to one of the box that scores."""
 
@@ -127,10 +130,10 @@ class Scoring:
             contract, contracts.Checks(custom_types=custom_types, python_problem=self._pythons.interpreters.problem)
         )
 
-    async def binds(self, contract: Any) -> tuple[Bind, ...]:
-        """Return what the box must have from its start: Python environments, built here if new, and ast-grep.
+    async def binds(self, contract: Any, *, is_image: bool = False) -> tuple[Bind, ...]:
+        """Return what a box, of an image or not, must have from its start: Python environments, and ast-grep.
 
-        Raises BoxStartFailed when an environment cannot be built, with pip's own words.
+        Environments are built if new. Raises BoxStartFailed when one cannot be, with pip's own words.
         """
         binds: dict[str, Bind] = {}
         for function in contracts.read_contract(contract):
@@ -139,8 +142,9 @@ class Scoring:
                 needed = await self._pythons.binds(
                     requirements=function.scorer.requirements_contents,
                     constraint=function.scorer.python_version_constraint,
+                    is_image=is_image,
                 )
-            elif isinstance(function.scorer, contracts.AstGrep):
+            elif isinstance(function.scorer, contracts.AstGrep) and not is_image:
                 needed = (Bind(source=await run_sync(_ast_grep), target=AST_GREP),)
             binds |= {bind.target: bind for bind in needed}
         return tuple(binds.values())
@@ -182,6 +186,11 @@ class Scoring:
         return verdicts.weigh([function.weight for function in functions], results)
 
 
+def bash(tools: str | None) -> tuple[str, ...]:
+    """Return the words before a script's path that start bash without any file of a user's; `tools` are a box's."""
+    return (f"{tools or '/bin'}/bash", "--noprofile", "--norc")
+
+
 def _ast_grep() -> Path:
     """Return the program of the package `ast-grep-cli`. Raises BoxStartFailed if it is not there."""
     from importlib.metadata import PackageNotFoundError, files  # slow to import, and few contracts search
@@ -211,12 +220,15 @@ async def program_of(
     """Return the program of a scorer. Raises BadRequest and BoxStartFailed for one that there is not any more."""
     match scorer:
         case contracts.BashScript():
-            return Program(argv=BASH, script=scorer.bash_script, judge=verdicts.judge_printed)
+            return Program(argv=bash(place.tools), script=scorer.bash_script, judge=verdicts.judge_printed)
         case contracts.CommandScorer():
-            return Program(argv=BASH, script=scorer.command, judge=verdicts.judge_status)
+            return Program(argv=bash(place.tools), script=scorer.command, judge=verdicts.judge_status)
         case contracts.TestBased():
             return Program(
-                argv=BASH, script=scorer.test_command, files=scorer.test_files or (), judge=verdicts.judge_status
+                argv=bash(place.tools),
+                script=scorer.test_command,
+                files=scorer.test_files or (),
+                judge=verdicts.judge_status,
             )
         case contracts.Custom():
             script = await custom(scorer.custom_scorer_type)
@@ -224,10 +236,12 @@ async def program_of(
                 raise BadRequest(f"no scorer of type {scorer.custom_scorer_type!r} is registered any more")
             params = {} if scorer.scorer_params is None else scorer.scorer_params
             variables = {"RL_SCORER_CONTEXT": orjson.dumps(params).decode()}
-            return Program(argv=BASH, script=script, environment=variables, judge=verdicts.judge_printed)
+            return Program(argv=bash(place.tools), script=script, environment=variables, judge=verdicts.judge_printed)
         case contracts.PythonScript():
             program, version = await pythons.program(
-                requirements=scorer.requirements_contents, constraint=scorer.python_version_constraint
+                requirements=scorer.requirements_contents,
+                constraint=scorer.python_version_constraint,
+                is_image=place.tools is not None,
             )
             return Program(
                 argv=(place.path(program), "-I", "-c", _START),
@@ -241,7 +255,8 @@ async def program_of(
             # Without a configuration named here, the program reads the agent's sgconfig.yml; a broken one stops it.
             plain = ("--config", "/dev/null", "--color", "never", "--heading", "never")
             folder = place.path(scorer.search_directory)
-            argv = (place.path(AST_GREP), "run", *plain, pattern, *language, "--", folder)
+            program = place.path(AST_GREP) if place.tools is None else f"{place.tools}/ast-grep"
+            argv = (program, "run", *plain, pattern, *language, "--", folder)
             return Program(argv=argv, judge=verdicts.judge_matches)
 
 
@@ -310,6 +325,10 @@ class InPlace:
     @property
     def id(self) -> str:
         return self.box.id
+
+    @property
+    def tools(self) -> str | None:
+        return self.box.tools
 
     def path(self, path: str) -> str:
         return self.box.path(path)

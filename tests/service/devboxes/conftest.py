@@ -24,6 +24,7 @@ from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
+from tests.sandbox.conftest import image  # noqa: F401
 from tests.serving import serving
 
 PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": BwrapProvider}

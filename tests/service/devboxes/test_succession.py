@@ -13,14 +13,17 @@ from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
 from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Succession
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.bwrap.image_box import PATH
+from orchestrator.service.sandbox.closure import TOOLS
 from orchestrator.service.sandbox.commands import read_file, run, write_file
 from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.prepared import Prepared
-from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, RemainingProcesses, shell
+from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, ImageRoot, RemainingProcesses, shell
 
 pytestmark = pytest.mark.anyio
 APP: Final = "/app"
 LIMIT: Final = 64 << 20
+COUNT_SLEEPERS: Final = "grep -lx sleep /proc/[0-9]*/comm | wc -l"
 
 
 @dataclass(slots=True)
@@ -30,13 +33,27 @@ class Stage:
     provider: BwrapProvider
     root: Path
     place: Path
+    image: ImageRoot | None = None
+    directory: str = APP
     boxes: Succession = field(init=False)
+
+    @property
+    def home(self) -> str:
+        return "/home/user" if self.image is None else "/root"
 
     async def begin(self, *, setup: str = "true", environment: dict[str, str] | None = None) -> None:
         """Boot it, run its setup, and let the agent begin."""
-        prepared = Prepared(root=self.root, working_directory=APP, environment=environment or {})
+        if self.image is not None and environment is None:  # the image has no git of its own
+            environment = {"PATH": f"{PATH}:{TOOLS}"}
+        prepared = Prepared(
+            root=self.root, image=self.image, working_directory=self.directory, environment=environment or {}
+        )
         spec = BoxSpec(
-            id="dbx_1", working_directory=APP, root=self.root, environment={**(environment or {}), "KEY": "k"}
+            id="dbx_1",
+            working_directory=self.directory,
+            root=self.root,
+            image=self.image,
+            environment={**(environment or {}), "KEY": "k"},
         )
         box = await self.provider.start(spec)
 
@@ -63,12 +80,16 @@ class Stage:
 
     async def look(self, script: str) -> str:
         """Output of a client's command."""
-        return (await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=APP), timeout=30)).output
+        return (
+            await run(self.boxes.front, Command(argv=("bash", "-c", script), cwd=self.directory), timeout=30)
+        ).output
 
     async def patch(self, mode: ScoringMode = ScoringMode.SHARED) -> tuple[bytes, list[str]]:
         """The patch, and what is told beside its pieces."""
         await self.boxes.settle(mode)
-        script = settled_patching(LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=APP)
+        script = settled_patching(
+            LIMIT, evidence=EVIDENCE, prepared=PREPARED, scratch=SCRATCH, directory=self.directory
+        )
         front = self.boxes.front
         await write_file(front, f"{SCRATCH}/patch.sh", script.encode())
         done = await run(front, Command(argv=("bash", f"{SCRATCH}/patch.sh")), timeout=60)
@@ -79,15 +100,17 @@ class Stage:
         return data, [line for line in lines if not line.startswith("piece ")]
 
 
-@pytest.fixture
-async def stage(sandboxes: None, tmp_path: Path) -> AsyncIterator[Stage]:
+@pytest.fixture(params=["system", "image"])
+async def stage(request: pytest.FixtureRequest, sandboxes: None, tmp_path: Path) -> AsyncIterator[Stage]:
+    """A stage for each kind of root."""
+    image = request.getfixturevalue("image") if request.param == "image" else None
     (tmp_path / "state").mkdir()
     (tmp_path / "root/app/src").mkdir(parents=True)
     (tmp_path / "root/app/src/old.py").write_text("one\ntwo\n")
     (tmp_path / "root/app/gone.txt").write_text("to be removed\n")
     (tmp_path / "root/app/.gitignore").write_text("build/\n")
     provider = BwrapProvider(tmp_path / "state")
-    yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path)
+    yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path, image=image)
     await provider.close()
 
 
@@ -189,8 +212,8 @@ async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked
     )
     settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
-    assert settled.changes.system == ("/app/bin/python3", "/home/user/.bashrc")
-    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "new /home/user/.bashrc 2\nnew /home/user/notes 2\n"
+    assert settled.changes.system == ("/app/bin/python3", f"{stage.home}/.bashrc")
+    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == f"new {stage.home}/.bashrc 2\nnew {stage.home}/notes 2\n"
 
 
 async def test_an_agents_own_settings_are_no_start_up_files_and_those_of_tools_are(stage: Stage) -> None:
@@ -202,7 +225,7 @@ async def test_an_agents_own_settings_are_no_start_up_files_and_those_of_tools_a
     )
     settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
-    assert settled.changes.system == ("/home/user/.config/git/config", "/home/user/.config/pip/pip.conf")
+    assert settled.changes.system == (f"{stage.home}/.config/git/config", f"{stage.home}/.config/pip/pip.conf")
 
 
 async def test_a_changed_program_is_told_apart_in_a_virtual_environment_and_is_work_elsewhere(stage: Stage) -> None:
@@ -221,13 +244,13 @@ async def test_evidence_is_read_only_and_nothing_the_agent_wrote_at_home_is_run(
     await stage.begin()
     await stage.work("echo 'echo forged' >~/.bash_profile; (setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
     assert (await stage.boxes.settle(ScoringMode.SHARED)).left.names == {"sleep": 1}
-    said = await run(stage.boxes.front, shell("echo x >/app/x; echo $HOME $KEY; pgrep -c sleep"), timeout=20)
+    said = await run(stage.boxes.front, shell(f"echo x >/app/x; echo $HOME $KEY; {COUNT_SLEEPERS}"), timeout=20)
     assert said.stdout == b"/evidence\n0\n"
     assert b"Read-only file system" in said.stderr
 
 
 async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stage) -> None:
-    await stage.begin(setup="echo made >/home/user/by-setup", environment={"WORD": "w"})
+    await stage.begin(setup="echo made >~/by-setup", environment={"WORD": "w"})
     await stage.work(
         "echo mine >~/mine; echo out >/logs/artifacts/a; echo new >src/new.py; echo t >/tmp/t; echo l >/logs/x"
     )
@@ -237,16 +260,17 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
         found = await run(
             box, Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f | sort; echo $WORD $KEY")), timeout=20
         )
-    assert found.output.split() == [
+    assert sorted(found.output.split()) == [
         *("/app/.gitignore", "/app/gone.txt", "/app/src/new.py", "/app/src/old.py"),
-        *("/home/user/by-setup", "/logs/artifacts/a", "w", "k"),
+        *sorted([f"{stage.home}/by-setup", "/logs/artifacts/a"]),
+        *("k", "w"),
     ]
 
 
 async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
-        "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /etc/passwd outside; echo no >src/old.py"
+        "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /proc/version outside; echo no >src/old.py"
     )
     await stage.boxes.settle(ScoringMode.SEPARATE)
     await stage.boxes.lay_out(
@@ -296,7 +320,7 @@ async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage)
     await stage.begin()
     await stage.work("(setsid sleep 1000 >/dev/null 2>&1 </dev/null &); sleep 0.2")
     assert (await stage.boxes.settle(ScoringMode.LIVE)).left == RemainingProcesses(names={"sleep": 1})
-    assert (await run(stage.boxes.agents, shell("pgrep -c sleep"), timeout=20)).output == "1\n"
+    assert (await run(stage.boxes.agents, shell(COUNT_SLEEPERS), timeout=20)).output == "1\n"
     assert (await stage.boxes.settle(ScoringMode.SHARED)).mode is ScoringMode.LIVE
     assert (await stage.boxes.settle(ScoringMode.SHARED, is_live_over=True)).mode is ScoringMode.SHARED
     assert await stage.boxes.agents.wait_dead() == "retired"
@@ -312,7 +336,7 @@ async def test_files_hidden_from_the_lists_are_named(stage: Stage) -> None:
     _, told = await stage.patch()
     settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
-    assert set(settled.changes.system) == {"/app/.git/config", "/app/out", "/app/random.py", "/home/user/.local"}
+    assert set(settled.changes.system) == {"/app/.git/config", "/app/out", "/app/random.py", f"{stage.home}/.local"}
     assert "cut .git/x/sol.py: a file that is none of git's, in a folder of that name" in told
     assert "cut git~1/sol.py: git keeps no file of that name" in told
     await stage.boxes.lay_out(ScoringMode.SHARED)

@@ -144,7 +144,9 @@ def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount]) -> lis
     return [*arguments, "--remount-ro", "/", "--chdir", "/"]
 
 
-def image_arguments(*, network: bool, namespace: int, root: str, closure: str, mounts: Iterable[Mount]) -> list[str]:
+def image_arguments(
+    *, network: bool, namespace: int, root: str, closure: str, mounts: Iterable[Mount], is_read_only: bool
+) -> list[str]:
     """All arguments for one box of an image, whose file system is mounted at `root`, up to the command.
 
     The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed.
@@ -154,7 +156,17 @@ def image_arguments(*, network: bool, namespace: int, root: str, closure: str, m
         *(() if network else ("--unshare-net",)),
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--uid", "0", "--gid", "0"),
         *("--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))),
-        *("--hostname", HOSTNAME, "--bind", root, "/", "--proc", "/proc", "--dev", "/dev"),
+        *(
+            "--hostname",
+            HOSTNAME,
+            "--ro-bind" if is_read_only else "--bind",
+            root,
+            "/",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+        ),
         *("--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
         *("--remount-ro", "/dev", "--ro-bind", closure, IN_BOX),
     ]

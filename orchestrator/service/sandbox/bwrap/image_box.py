@@ -38,7 +38,7 @@ from orchestrator.service.sandbox.bwrap.overlay import open_overlay
 from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
-from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, Command, ImageRoot
+from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed, Command, ImageRoot, Written
 from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
 from orchestrator.service.sandbox.user_namespace import ID_COUNT
 
@@ -94,7 +94,8 @@ class ImageBox(BwrapBox):
         self.first_id: int = first_id
         self._image = image
         #: Whose file system it has, if not its own.
-        self._shared_with = beside if beside is not None and beside.spec.image == image else None
+        is_shared = beside is not None and beside.spec.image == image and spec.layer is None
+        self._shared_with = beside if is_shared else None
         self._own_root: Root | None = None
         self._anchors: list[str] = []
         self._has_bash = True
@@ -126,6 +127,17 @@ class ImageBox(BwrapBox):
 
     def place(self, path: str) -> Path:
         return self.root.outside / path.strip("/")
+
+    @property
+    def written(self) -> Written:
+        if self._shared_with is not None:
+            return self._shared_with.written
+        lowers = self._host.images.layers(self._image.layers)
+        return Written(own=self.folder.files, lowers=lowers[::-1])
+
+    @property
+    def tools(self) -> str | None:
+        return TOOLS
 
     async def export(self, target: Path, only: str = "") -> None:
         binds = frozenset(bind.target.strip("/") for bind in self.spec.binds)
@@ -166,9 +178,18 @@ class ImageBox(BwrapBox):
                 where = f"{error.filename} is a folder in one of them and none in the other"
                 raise BoxStartFailed(f"devbox {spec.id}: its prepared root does not fit its image: {where}") from None
         self._has_bash = has_program(root, "bash", spec.environment.get("PATH", PATH))
+        make = partial(make_mount_point, root, owner=self.first_id, gives_way=self._shared_with is not None)
+        if spec.scratch:
+            os.chown(self.folder.base, self.first_id, self.first_id)
+        for number, path in enumerate(spec.scratch):
+            place = self.folder.files / str(number)
+            place.mkdir()
+            place.chmod(0o1777)
+            os.chown(place, self.first_id, self.first_id)
+            make(Bind(source=place, target=path))
         make_folder(root, spec.working_directory, self.first_id)
         binds = [bind for bind in spec.binds if bind.target != TOOLCHAIN]  # its place is in our own folder
-        above = {folder for bind in binds for folder in make_mount_point(root, bind, self.first_id)}
+        above = {folder for bind in binds for folder in make(bind)}
         self._anchors = sorted(above)
         self._used = disk_usage(self.folder.files)
 
@@ -180,6 +201,7 @@ class ImageBox(BwrapBox):
             root=self.root.mounted,
             closure=f"{self._host.paths.shared}/{self._host.images.closure}",
             mounts=self._mounts(),
+            is_read_only=self.spec.is_read_only,
         )
         command = image_agent_command(control, limits)
         return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.first_id)
@@ -206,7 +228,11 @@ class ImageBox(BwrapBox):
     def _mounts(self) -> Iterable[Mount]:
         """Its binds; the folders above them are mounted onto themselves, so that it cannot move a bind away."""
         for folder in self._anchors:
-            yield Mount(source=f"{self.root.mounted}/{folder}", target=f"/{folder}", writable=True)
+            yield Mount(
+                source=f"{self.root.mounted}/{folder}", target=f"/{folder}", writable=not self.spec.is_read_only
+            )
+        for number, path in enumerate(self.spec.scratch):
+            yield Mount(source=f"{self._host.paths.boxes}/{self.id}/files/{number}", target=path, writable=True)
         yield from self.bound()
         for place in bind_veils(self._host.hidden, {bind.target: bind.source for bind in self.spec.binds}):
             yield Mount(source=f"{self._host.paths.shared}/nothing", target=place)

@@ -217,16 +217,19 @@ def _of_root(capabilities: bytes) -> bytes:
     return struct.pack("<I", _VERSION_2 | word & 1) + capabilities[4:20]
 
 
-def make_mount_point(root: Path, bind: Bind, owner: int) -> list[str]:
+def make_mount_point(root: Path, bind: Bind, *, owner: int, gives_way: bool = False) -> list[str]:
     """Make the place of a bind in a box, and return the folders above it, the upper ones first.
 
-    A link in its place gives way. Raises OSError, and BoxStartFailed for a link above it: bubblewrap would follow it.
+    A link in its place gives way; if it `gives_way`, so does all that is in the way. Raises OSError, and BoxStartFailed
+    for a link above it: bubblewrap would follow it.
     """
     *folders, name = PurePosixPath(bind.target).parts[1:]
     with ExitStack() as opened:
         above = os.open(root, FOLDER)
         opened.callback(os.close, above)
         for number, folder in enumerate(folders, start=1):
+            if gives_way:
+                _clear_way(above, folder, is_folder=True)
             with suppress(FileExistsError):
                 _make_entry(above, folder, owner, is_folder=True)
             if stat.S_ISLNK(os.lstat(folder, dir_fd=above).st_mode):
@@ -234,12 +237,25 @@ def make_mount_point(root: Path, bind: Bind, owner: int) -> list[str]:
                 raise BoxStartFailed(f"{link} is a link in the image, and {bind.target} has to be mounted there")
             above = os.open(folder, FOLDER, dir_fd=above)
             opened.callback(os.close, above)
+        is_folder = bind.source.is_dir()
+        if gives_way:
+            _clear_way(above, name, is_folder=is_folder)
         with suppress(FileNotFoundError):
             if stat.S_ISLNK(os.lstat(name, dir_fd=above).st_mode):
                 os.unlink(name, dir_fd=above)
         with suppress(FileExistsError):
-            _make_entry(above, name, owner, is_folder=bind.source.is_dir())
+            _make_entry(above, name, owner, is_folder=is_folder)
     return ["/".join(folders[:number]) for number in range(1, len(folders) + 1)]
+
+
+def _clear_way(folder: int, name: str, *, is_folder: bool) -> None:
+    """Remove what is neither missing nor a folder, or a file, as it has to be. Raises OSError."""
+    with suppress(FileNotFoundError):
+        mode = os.lstat(name, dir_fd=folder).st_mode
+        if not stat.S_ISDIR(mode) and (is_folder or not stat.S_ISREG(mode)):
+            os.unlink(name, dir_fd=folder)
+        elif stat.S_ISDIR(mode) and not is_folder:
+            remove(Path(f"/proc/self/fd/{folder}/{name}"))
 
 
 def _make_entry(folder: int, name: str, owner: int, *, is_folder: bool) -> None:
