@@ -357,7 +357,8 @@ def _image(task: Task, files: Listing, contents: Contents, report: Report) -> Im
     An image that is named is fetched, and the files of `environment/` are put into its working directory unless they
     are those of a Dockerfile, which is for those who build that image.
     """
-    for name in COMPOSE:
+    has_dockerfile = files.find("Dockerfile") is not None
+    for name in COMPOSE[:1] if has_dockerfile else COMPOSE:  # another name may be a file of the task, as anywhere
         if files.find(name):
             why = "several containers are not supported: describe one in a Dockerfile"
             report.error(f"environment/{name}", "", why)
