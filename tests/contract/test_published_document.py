@@ -104,6 +104,7 @@ ADDED: Final[Mapping[str, Mapping[str, str]]] = {
         "failure_message": "the failure in words",
         "isolation": "where it came from",
         "enforced_limits": "what the kernel really holds it to",
+        "network": "what it reaches, and how",
         "home": "its user's folder, as commands in it see it",
         "working_directory": "where commands start",
     },

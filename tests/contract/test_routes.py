@@ -43,6 +43,7 @@ EXTRAS = {
     "seconds",  # of a scoring function's result: how long it took
     "isolation",  # of a devbox: where it came from
     "enforced_limits",  # of a devbox: what the kernel really holds it to
+    "network",  # of a devbox: what it reaches, and how
     "home",  # of a devbox: its user's folder, as commands in it see it
     "working_directory",  # of a devbox: where commands start
     "installed",  # of a devbox: the keys of the installs that are in it

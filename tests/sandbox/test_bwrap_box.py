@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.provider import Bind, BoxStartFailed, Command
+from orchestrator.service.sandbox.provider import Bind, BoxNetwork, BoxStartFailed, Command
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Bench
@@ -103,14 +103,14 @@ async def test_without_network_the_hosts_loopback_is_out_of_reach(local: "Bench"
 async def test_with_network_the_hosts_loopback_is_within_reach(local: "Bench") -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        done = await local.run(await local.boot(network=True), f"exec 3<>/dev/tcp/127.0.0.1/{port}; echo $?")
+        done = await local.run(await local.boot(network=BoxNetwork.HOST), f"exec 3<>/dev/tcp/127.0.0.1/{port}; echo $?")
     assert done.stdout == b"0\n"
 
 
 async def test_names_are_resolved_only_with_network(local: "Bench") -> None:
     assert (await local.run(await local.boot(), "cat /etc/resolv.conf")).output == ""
     ours = await anyio.run_process("cat /etc/resolv.conf 2>/dev/null || true")
-    assert (await local.run(await local.boot(network=True), "cat /etc/resolv.conf")).stdout == ours.stdout
+    assert (await local.run(await local.boot(network=BoxNetwork.HOST), "cat /etc/resolv.conf")).stdout == ours.stdout
 
 
 async def test_the_state_folder_may_be_closed_to_everybody_else(local: "Bench") -> None:

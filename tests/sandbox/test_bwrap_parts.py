@@ -17,12 +17,12 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.agent_connection import AnswerParser, Exited, Ready, WireError, spawn_frame
 from orchestrator.service.sandbox.bwrap import host
-from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, isolation
+from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, Mount, box_arguments, networking
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, Users, explain, user_range
 from orchestrator.service.sandbox.bwrap.shared_files import Bubblewrap, copy_for_others, find_bubblewrap
 from orchestrator.service.sandbox.bwrap.spawner import Spawner
-from orchestrator.service.sandbox.provider import BoxSpec
+from orchestrator.service.sandbox.provider import BoxNetwork, BoxSpec
 from orchestrator.service.sandbox.providers import check
 from orchestrator.service.sandbox.safe_fs import MAX_DEPTH, Copier, TooDeep, disk_usage, remove
 
@@ -116,14 +116,14 @@ async def test_asking_the_machine_leaves_no_process_and_no_thread() -> None:
     assert not [name for name in started if name.startswith("devbox-spawner")]
 
 
-def test_the_network_is_shared_only_when_asked() -> None:
-    assert "--unshare-net" in isolation(network=False)
-    assert "--unshare-net" not in isolation(network=True)
+def test_the_machines_network_is_shared_only_when_asked() -> None:
+    own = {network for network in BoxNetwork if "--unshare-net" in networking(network, "/s")}
+    assert own == {BoxNetwork.NONE, BoxNetwork.PUBLIC}
 
 
 def test_root_and_devices_are_sealed_after_all_mounts() -> None:
     mounts = [Mount(source="/a", target="/app", writable=True), Mount(source="/b", target="/opt/b")]
-    arguments = box_arguments(network=True, shared="/s", mounts=mounts)
+    arguments = box_arguments(network=BoxNetwork.HOST, shared="/s", mounts=mounts)
     seal = next(i for i, word in enumerate(arguments) if word == "--remount-ro" and arguments[i + 1] == "/")
     assert arguments[arguments.index("/app") - 2] == "--bind"
     assert arguments[arguments.index("/opt/b") - 2] == "--ro-bind"

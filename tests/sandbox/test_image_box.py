@@ -22,6 +22,7 @@ from orchestrator.service.sandbox.disk import measure
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import (
     Bind,
+    BoxNetwork,
     BoxSpec,
     BoxStartFailed,
     Command,
@@ -135,7 +136,7 @@ async def test_a_box_has_more_layers_than_one_page_of_options_holds(imaged: "Ben
 async def test_names_are_looked_up_as_on_the_host_when_the_network_is_on(imaged: "Bench") -> None:
     there = await anyio.Path("/etc/resolv.conf").exists()
     host = await anyio.Path("/etc/resolv.conf").read_text() if there else ""
-    assert await say(imaged, await boot(imaged, network=True), "cat /etc/resolv.conf") == host
+    assert await say(imaged, await boot(imaged, network=BoxNetwork.HOST), "cat /etc/resolv.conf") == host
     assert await say(imaged, await boot(imaged), "cat /etc/resolv.conf; cat /etc/hosts") == WRITTEN["hosts"]
 
 

@@ -14,7 +14,7 @@ from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_args import ALLOW, RETURN, HostPython, seccomp_filter, veils
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.spawner import JOIN_SESSION_KEYRING, KEYCTL, Spawner
-from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed
+from orchestrator.service.sandbox.provider import Bind, BoxNetwork, BoxSpec, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import ENTRY_BYTES, disk_usage
 
 pytestmark = pytest.mark.anyio
@@ -140,7 +140,7 @@ for family in (40, 38, 31, 17):
         print(error.errno)
 print(ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)))
 """
-    assert await tell(await boot(network=True), code) == "97\n97\n97\n97\n-1\n"
+    assert await tell(await boot(network=BoxNetwork.HOST), code) == "97\n97\n97\n97\n-1\n"
 
 
 def test_the_filter_ends_every_path_with_a_verdict() -> None:
@@ -162,7 +162,7 @@ async def test_abstract_sockets_of_the_host_are_fenced_off_even_with_the_network
         listener.listen()
         own = "a = s(); a.bind(z + 'own'); a.listen(); s().connect(z + 'own'); print('own')"
         code = f"import socket; s = lambda: socket.socket(socket.AF_UNIX); z = chr(0); {own}; s().connect(z + '{name}')"
-        answer = await tell(await boot(network=True), code)
+        answer = await tell(await boot(network=BoxNetwork.HOST), code)
     assert answer.startswith("own\n")
     assert "PermissionError" in answer or "Operation not permitted" in answer
 

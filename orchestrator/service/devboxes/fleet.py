@@ -26,7 +26,7 @@ from msgspec.structs import replace as replaced
 from orchestrator.core.errors import InternalError, SweepError
 from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus, Isolation
 from orchestrator.service.devboxes import boot, states
-from orchestrator.service.devboxes.network import network_of, policy_of, way_out
+from orchestrator.service.devboxes.network import box_network, described, network_of, policy_of, way_out
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
 from orchestrator.service.devboxes.states import End, failure, failure_reason, shutdown
@@ -242,12 +242,13 @@ class Fleet:
         request, launch = live.order.request, live.order.launch
         prepared = await self._prepared(live, prepare)
         network = network_of(prepared, *live.order.policies, self._provider.capabilities)
-        live.egress = way_out(network, devbox_id=live.id, output=self.output, resolve=self._resolve)
+        given = box_network(network, self._provider.capabilities)
+        live.egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
         variables = {} if live.egress is None else live.egress.variables
         spec = BoxSpec(
             id=live.id,
             resources=launch.resources or prepared.resources or Resources(),
-            network=network.is_open,
+            network=given,
             working_directory=prepared.working_directory,
             environment={**prepared.environment, **prepared.secrets, **variables, **request.environment_variables},
             root=prepared.root,
@@ -272,6 +273,7 @@ class Fleet:
         shown = {
             "isolation": Isolation(self._provider.name),
             "enforced_limits": sorted(box.enforced),
+            "network": described(network, given),
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
             "installed": None if request.install is None else [request.install.key],

@@ -19,15 +19,16 @@ from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.service.devboxes.output import LogEntry, append_setup
 from orchestrator.service.errors import BadRequest, NotSupported
 from orchestrator.service.records import EgressRules, NetworkPolicyRecord
-from orchestrator.service.sandbox.egress.addresses import Resolver
+from orchestrator.service.sandbox.egress.addresses import Resolver, address_of, is_public
 from orchestrator.service.sandbox.egress.proxy import Egress, EgressVerdict
-from orchestrator.service.sandbox.egress.rules import Network, Rules, check_hosts
+from orchestrator.service.sandbox.egress.rules import LOCALHOST, Network, Rule, Rules, check_hosts, is_address
 from orchestrator.service.sandbox.prepared import Prepared
-from orchestrator.service.sandbox.provider import Capability
+from orchestrator.service.sandbox.provider import BoxNetwork, Capability
 from orchestrator.service.store import DEVBOXES, NETWORK_POLICIES, Filters, ListQuery, Page, Store, now_ms
 
 _FLAGS: Final = ("allow_agent_gateway", "allow_devbox_to_devbox", "allow_mcp_gateway", "allow_runloop_mirrors")
 _KEY: Final = "launch_parameters.network_policy_id"
+PROXIED: Final = "Devboxes reach the internet by a proxy, for HTTP and HTTPS alone: {}."
 UNLIMITED: Final = (
     "devboxes without isolation cannot be kept from the network. "
     "Start the service with isolation, or use a policy with allow_all."
@@ -135,7 +136,7 @@ def policy_of(db: sqlite3.Connection, identity: str | None, capabilities: frozen
     if policy is None:
         raise BadRequest(f"{_KEY}: there is no network policy with id {identity!r}.")
     if policy.egress.allow_all:
-        return Network(is_open=True)
+        return Network(is_open=Capability.NETWORK_ON in capabilities, is_public=True)
     if Capability.EGRESS not in capabilities:
         raise BadRequest(f"{_KEY}: {UNLIMITED}")
     return Network(hosts=tuple(policy.egress.allowed_hostnames))
@@ -159,12 +160,34 @@ def network_of(
     return Network(is_open=network.is_open or network.is_public)
 
 
-def way_out(network: Network, *, devbox_id: str, output: Path, resolve: Resolver | None) -> Egress | None:
-    """Make the way out of a devbox, None where there is none or the whole network is open."""
-    if network.is_open or not (network.is_public or network.hosts):
+def box_network(network: Network, capabilities: frozenset[Capability]) -> BoxNetwork:
+    """Choose the network of a devbox's boxes; what it does not give is the way out's."""
+    if network.is_open:
+        return BoxNetwork.HOST
+    return BoxNetwork.PUBLIC if network.is_public and Capability.PUBLIC in capabilities else BoxNetwork.NONE
+
+
+def described(network: Network, given: BoxNetwork) -> str:
+    """Name what a devbox reaches: "none", named "hosts", the public hosts by "proxy" or as "public", or as "host"."""
+    if given is not BoxNetwork.NONE:
+        return given
+    return "proxy" if network.is_public else "hosts" if network.hosts else "none"
+
+
+def way_out(
+    network: Network, given: BoxNetwork, *, devbox_id: str, output: Path, resolve: Resolver | None
+) -> Egress | None:
+    """Make the way out of a devbox to what the network `given` to its boxes does not reach, None if that is nothing."""
+    hosts = [host for host in network.hosts if given is BoxNetwork.NONE or _is_near(Rule.parse(host).host)]
+    if given is BoxNetwork.HOST or not (hosts or (network.is_public and given is BoxNetwork.NONE)):
         return None
-    rules = Rules.parse(network.hosts, is_public=network.is_public)
+    rules = Rules.parse(hosts, is_public=network.is_public)
     return Egress(rules, partial(_tell, devbox_id, output), resolve)
+
+
+def _is_near(host: str) -> bool:
+    """Tell whether a rule names this machine or its neighbours; where a mere name leads is public by the rules."""
+    return host == LOCALHOST or (is_address(host) and not is_public(address_of(host)))
 
 
 async def _tell(devbox_id: str, output: Path, verdict: EgressVerdict, host: str) -> None:

@@ -63,6 +63,7 @@ from orchestrator.service.sandbox.provider import (
     GIB,
     Box,
     BoxDied,
+    BoxNetwork,
     BoxSpec,
     BoxStartFailed,
     Command,
@@ -267,7 +268,7 @@ class _Build:
         box = self._box(
             step,
             below,
-            network=step.network != "none",
+            network=BoxNetwork.NONE if step.network == "none" else BoxNetwork.HOST,
             working_directory=step.cwd,
             environment={**settings.variables, **step.environment},
             user=step.user,

@@ -136,8 +136,8 @@ class AgentBox(ABC):
         """Start the agent with the socket `control`; errors before it is ready go to `errors`."""
 
     @abstractmethod
-    def on_ready(self) -> None:
-        """Called when the agent is ready; no program of the user has run yet."""
+    async def on_ready(self) -> None:
+        """Called when the agent is ready; no program of the user has run yet. Raises BoxStartFailed."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -215,7 +215,7 @@ class AgentBox(ABC):
                 errors.seek(0)
                 words = errors.read(4096).decode(errors="replace").strip()
                 raise BoxStartFailed(f"devbox {self.id}: {words or self._why}")
-        self.on_ready()
+        await self.on_ready()
 
     def _limit(self) -> None:
         try:
@@ -362,7 +362,9 @@ class BaseProvider(ABC, Generic[S]):
     """A provider whose boxes live below `state`, a folder that one service owns; `S` is what the boxes share."""
 
     name: ClassVar[str]
-    capabilities: ClassVar[frozenset[Capability]]
+    capabilities: frozenset[Capability]
+    #: Why its boxes lack a network of their own with the internet, though they have walls; "" if they do not lack it.
+    no_public: str = ""
 
     def __init__(self, state: Path) -> None:
         self.state = state.absolute()

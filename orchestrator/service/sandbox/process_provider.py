@@ -87,7 +87,7 @@ class ProcessBox(AgentBox):
 
         return await anyio.to_thread.run_sync(start)
 
-    def on_ready(self) -> None:
+    async def on_ready(self) -> None:
         """Nothing to do: the supervisor's socket is all that is held."""
 
     def kill(self) -> None:

@@ -41,7 +41,9 @@ class Capability(StrEnum):
     NETWORK_OFF = "network_off"
     """The network can be switched off."""
     NETWORK_ON = "network_on"
-    """The network can be switched on."""
+    """The machine's own network can be had."""
+    PUBLIC = "public"
+    """A box can have a network of its own from which it reaches the internet, and nothing else."""
     EGRESS = "egress"
     """A box whose network is off can still reach named hosts: `Box.listen` opens its own loopback to the service."""
     TREE_KILL = "tree_kill"
@@ -50,6 +52,14 @@ class Capability(StrEnum):
     """No process is left when the service is killed with SIGKILL."""
     SUCCESSION = "succession"
     """A box can be retired, and others started beside it over its files."""
+
+
+class BoxNetwork(StrEnum):
+    """The network of a box: loopback alone, the internet from a network of its own, or the machine's (NETWORK_ON)."""
+
+    NONE = "none"
+    PUBLIC = "public"
+    HOST = "host"
 
 
 class Limit(StrEnum):
@@ -113,7 +123,7 @@ class BoxSpec:
 
     id: str
     resources: Resources = Resources()
-    network: bool = False
+    network: BoxNetwork = BoxNetwork.NONE
     working_directory: str = HOME
     environment: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None

@@ -15,6 +15,7 @@ from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
+from orchestrator.service.sandbox.provider import Capability
 from orchestrator.service.state_folder import needing
 
 MakeProvider = Callable[[Path, Sequence[Path]], BaseProvider[Any]]
@@ -28,8 +29,12 @@ PROVIDERS: Final[Mapping[Isolation, MakeProvider]] = {
 
 
 @asynccontextmanager
-async def open_provider(isolation: Isolation, state: Path, hidden: Sequence[Path]) -> AsyncIterator[BaseProvider[Any]]:
+async def open_provider(
+    isolation: Isolation, state: Path, hidden: Sequence[Path], *, lends_network: bool = False
+) -> AsyncIterator[BaseProvider[Any]]:
     """Open a provider that can boot devboxes, and stop every box on leaving.
+
+    Unless it `lends_network`, one with walls does not declare NETWORK_ON.
 
     Raises SandboxUnavailable now, not once for each devbox of the night, and UsageError for a `state` that cannot be
     written.
@@ -38,6 +43,8 @@ async def open_provider(isolation: Isolation, state: Path, hidden: Sequence[Path
     try:
         with needing(state):
             await provider.prepare()
+        if Capability.ISOLATED in provider.capabilities and not lends_network:
+            provider.capabilities -= {Capability.NETWORK_ON}
         yield provider
     finally:
         await provider.close()

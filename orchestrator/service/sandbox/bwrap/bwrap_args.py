@@ -26,8 +26,11 @@ from pathlib import Path
 
 from orchestrator.service.sandbox.bwrap.shared_files import HOSTNAME, UID, bound
 from orchestrator.service.sandbox.closure import AGENT_CODE, AGENT_PROGRAM, IN_BOX
+from orchestrator.service.sandbox.provider import BoxNetwork
 
 AGENT_PLACE = "/run/devbox"
+#: The file that names a box's resolver; and the one of boxes on the internet, in the folder of what every box reads.
+RESOLVER, PUBLIC_RESOLVER = "/etc/resolv.conf", "resolv.conf"
 SHARED_MEMORY_BYTES = 64 << 20
 #: Links or folders in the host's root that belong to the system besides /usr.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -78,14 +81,24 @@ class Mount:
     writable: bool = False
 
 
-def isolation(*, network: bool) -> list[str]:
-    """The namespaces and privileges; the trial of the machine uses them too."""
+def isolation() -> list[str]:
+    """The namespaces and privileges, without the network's; the trial of the machine uses them too."""
     return [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-        *(() if network else ("--unshare-net",)),
         *("--disable-userns", "--die-with-parent", "--new-session", "--as-pid-1"),
         *("--cap-drop", "ALL", "--clearenv", "--uid", str(UID), "--gid", str(UID), "--hostname", HOSTNAME),
     ]
+
+
+def networking(network: BoxNetwork, shared: str) -> list[str]:
+    """The network, after all that covers /etc; `shared` is the folder of what every box of the machine reads."""
+    match network:
+        case BoxNetwork.NONE:
+            return ["--unshare-net"]
+        case BoxNetwork.PUBLIC:
+            return ["--unshare-net", "--ro-bind", f"{shared}/{PUBLIC_RESOLVER}", RESOLVER]
+        case BoxNetwork.HOST:
+            return ["--ro-bind-try", RESOLVER, RESOLVER]
 
 
 def system() -> list[str]:
@@ -118,9 +131,9 @@ def bind_veils(hidden: Iterable[Path], binds: Mapping[str, Path]) -> Iterator[st
                 yield os.fspath(Path(target) / folder.relative_to(source.resolve()))
 
 
-def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount]) -> list[str]:
+def box_arguments(*, network: BoxNetwork, shared: str, mounts: Iterable[Mount]) -> list[str]:
     """All arguments for one box, up to the command; `shared` is the folder that `shared_files.furnish` made."""
-    arguments = isolation(network=network)
+    arguments = isolation()
     for name in ("/home", "/run"):  # the mounts below them would create them closed
         arguments += ["--perms", "0755", "--dir", name]
     arguments += [*system(), "--proc", "/proc", "--dev", "/dev"]
@@ -137,23 +150,29 @@ def box_arguments(*, network: bool, shared: str, mounts: Iterable[Mount]) -> lis
     ]
     for name in bound():
         arguments += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]
-    if network:
-        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    arguments += networking(network, shared)
     for mount in mounts:
         arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
     return [*arguments, "--remount-ro", "/", "--chdir", "/"]
 
 
 def image_arguments(
-    *, network: bool, namespace: int, root: str, closure: str, mounts: Iterable[Mount], is_read_only: bool
+    *,
+    network: BoxNetwork,
+    namespace: int,
+    root: str,
+    shared: str,
+    closure: str,
+    mounts: Iterable[Mount],
+    is_read_only: bool,
 ) -> list[str]:
     """All arguments for one box of an image, whose file system is mounted at `root`, up to the command.
 
-    The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed.
+    The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed. `closure` is the
+    path of the box's Python below `shared`.
     """
     arguments = [
         *("--userns", str(namespace), "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-        *(() if network else ("--unshare-net",)),
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--uid", "0", "--gid", "0"),
         *("--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))),
         *(
@@ -168,10 +187,9 @@ def image_arguments(
             "/dev",
         ),
         *("--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
-        *("--remount-ro", "/dev", "--ro-bind", closure, IN_BOX),
+        *("--remount-ro", "/dev", "--ro-bind", f"{shared}/{closure}", IN_BOX),
+        *networking(network, shared),
     ]
-    if network:
-        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
     for mount in mounts:
         arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
     return [*arguments, "--chdir", "/"]

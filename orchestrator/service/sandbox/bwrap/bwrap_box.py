@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -25,7 +25,18 @@ from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
 from orchestrator.service.sandbox.processes import Pidfd, remaining_processes
-from orchestrator.service.sandbox.provider import HOME, Bind, BoxSpec, Limit, RemainingProcesses
+from orchestrator.service.sandbox.provider import (
+    HOME,
+    Bind,
+    BoxNetwork,
+    BoxSpec,
+    BoxStartFailed,
+    Limit,
+    RemainingProcesses,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.service.sandbox.bwrap.public_network import Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,7 @@ class BwrapBox(AgentBox):
         self._host = host
         self._info = -1
         self._root: Pidfd | None = None
+        self._link: Link | None = None
         self._admitted: list[Bind] = []
 
     @abstractmethod
@@ -76,6 +88,8 @@ class BwrapBox(AgentBox):
         self.cgroup = self._host.cgroups.create(self.id, self.spec.resources)
 
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        if self.spec.network is BoxNetwork.PUBLIC and self._host.public is None:
+            raise BoxStartFailed(f"devbox {self.id}: this machine gives no box a network on the internet")
         self._info = os.memfd_create("devbox-info")
         return await self._host.spawner.run(partial(self._launch, control, errors))
 
@@ -96,10 +110,18 @@ class BwrapBox(AgentBox):
             self._admitted.append(bind)
             yield Mount(source=source, target=bind.target, writable=bind.is_writable)
 
-    def on_ready(self) -> None:
+    async def on_ready(self) -> None:
         info = json.loads(os.pread(self._info, 4096, 0))
         self._root = Pidfd(info["child-pid"])
         self._close_info()
+        if self.spec.network is BoxNetwork.PUBLIC:
+            assert self._host.public is not None
+            lost = partial(self.end, "its connection to the internet was lost")
+            self._link = await self._host.public.connect(self._root.pid, self.folder.owner, lost)
+
+    def pids(self) -> Iterable[int]:
+        link = () if self._link is None or self._link.gone.is_set() else (self._link.pid,)
+        return (*super().pids(), *link)
 
     async def remaining(self) -> RemainingProcesses:
         if self._root is None or self._connection is None or self._why is not None:
@@ -107,6 +129,8 @@ class BwrapBox(AgentBox):
         return await anyio.to_thread.run_sync(remaining_processes, self._root.pid, self._connection.running)
 
     def kill(self) -> None:
+        if self._link is not None:
+            self._link.close()
         if self._root is not None:
             self._root.kill()
         elif self._child is not None:
@@ -115,6 +139,8 @@ class BwrapBox(AgentBox):
     async def wait_gone(self) -> None:
         if self._root is not None:
             await self._root.gone.wait()
+        if self._link is not None:
+            await self._link.gone.wait()
         await super().wait_gone()
 
     async def release(self) -> None:

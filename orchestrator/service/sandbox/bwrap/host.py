@@ -27,6 +27,7 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
+from orchestrator.service.sandbox.bwrap.public_network import PublicNetworks
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
@@ -120,6 +121,7 @@ class BwrapHost:
     paths: SharedPaths
     guard: Guard
     images: Images
+    public: PublicNetworks | None
     hidden: tuple[Path, ...] = ()
 
     @classmethod
@@ -145,6 +147,7 @@ class BwrapHost:
                 paths=await spawner.run(partial(_admit_all, spawner, state, bubblewrap, python)),
                 guard=guard,
                 images=Images(state / "shared", IdRanges(_own_ranges())),
+                public=await PublicNetworks.find(spawner, guard, state / "shared"),
                 hidden=hidden,
             )
             await host.check()
@@ -166,8 +169,8 @@ class BwrapHost:
             raise explain(words)
 
     def _trial(self, user: int | None) -> str | None:
-        arguments = [self.paths.program, *isolation(network=False), *system(), "--ro-bind", self.paths.shared, "/mnt"]
-        arguments += ["--proc", "/proc", "--dev", "/dev"]
+        arguments = [self.paths.program, *isolation(), *system(), "--ro-bind", self.paths.shared, "/mnt"]
+        arguments += ["--unshare-net", "--proc", "/proc", "--dev", "/dev"]
         with tempfile.TemporaryFile() as errors, in_memory(seccomp_filter()) as calls:
             arguments += ["--seccomp", str(calls.fileno()), "/bin/sh", "-c", ":"]
             try:

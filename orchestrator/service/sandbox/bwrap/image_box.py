@@ -199,7 +199,8 @@ class ImageBox(BwrapBox):
             network=self.spec.network,
             namespace=namespace,
             root=self.root.mounted,
-            closure=f"{self._host.paths.shared}/{self._host.images.closure}",
+            shared=self._host.paths.shared,
+            closure=self._host.images.closure,
             mounts=self._mounts(),
             is_read_only=self.spec.is_read_only,
         )

@@ -20,6 +20,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -117,6 +118,15 @@ class PrivateMounts:
             raise
         return place
 
+    def open_device(self, device: Path) -> None:
+        """Cover a device by one of the same number that every user may open. Raises OSError."""
+        place = f"{MOUNT_ROOT}/{device.name}"
+        os.mkdir(place)  # noqa: PTH102
+        self._mount("devices", place, "tmpfs", MS_NOSUID, "mode=0711,size=64k")
+        os.mknod(f"{place}/{device.name}", stat.S_IFCHR, device.stat().st_rdev)
+        os.chmod(f"{place}/{device.name}", 0o666)  # noqa: PTH101, S103
+        self._mount(f"{place}/{device.name}", os.fspath(device), None, MS_BIND)
+
     def detach(self, place: str) -> None:
         self._check(self._libc.umount2(place.encode(), MNT_DETACH))
         os.rmdir(place)  # noqa: PTH106
@@ -168,6 +178,11 @@ class Spawner:
         """Take down what `attach` returned. Call by `run`. Raises OSError."""
         if self._mounts is not None:
             self._mounts.detach(place)
+
+    def open_device(self, device: Path) -> None:
+        """Let the programs that are started, whoever's they are, open a device. Call by `run`. Raises OSError."""
+        if self._mounts is not None:
+            self._mounts.open_device(device)
 
     def outside(self, place: str) -> Path:
         """Return the path by which this process opens what is at `place` in the sandboxes. Call by `run`."""

@@ -6,12 +6,13 @@ are public to some supported versions), counts multicast as public, and does not
 addresses, or the networks of its interfaces; so the public ranges are listed here, the same for every version.
 """
 
+import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,7 @@ _NEAR_6: Final = 32
 _GATEWAY: Final = 0x2
 _ROUTES_4: Final = Path("/proc/net/route")
 _ROUTES_6: Final = Path("/proc/net/ipv6_route")
+_OWN_4: Final = Path("/proc/net/fib_trie")
 
 
 def is_public(address: IPAddress) -> bool:
@@ -88,6 +90,13 @@ def is_global(address: IPAddress) -> bool:
         return not any(address in network for network in _CLOSED_4)
     is_closed = any(address in network for network in _CLOSED_6) and not any(address in each for each in _OPEN_6)
     return address in _UNICAST_6 and not is_closed
+
+
+def closed_networks() -> list[IPv4Network]:
+    """Return all of IPv4 that is not on the internet, or this machine's, or near it. Raises OSError."""
+    own = re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", _OWN_4.read_text())
+    near = [network for network in near_networks(_ROUTES_4.read_text(), "") if isinstance(network, IPv4Network)]
+    return list(collapse_addresses([*_CLOSED_4, *near, *map(IPv4Network, own)]))
 
 
 def _translated(address: IPv6Address) -> IPv4Address:
