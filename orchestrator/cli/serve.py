@@ -1,7 +1,7 @@
 """`sweep serve` and `sweep workspace`: the service, and the command that agents on this machine call."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -70,6 +70,13 @@ def serve(
             "are allowed already. Repeat it for more.",
         ),
     ] = None,
+    network: Annotated[
+        Literal["auto", "host"],
+        typer.Option(
+            help="What a policy that allows all opens to devboxes: the internet (auto), or this machine's own network, "
+            "with its loopback and its neighbours (host)."
+        ),
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only; print no address.")] = False,
     **settings: Any,
 ) -> None:
@@ -113,6 +120,7 @@ def serve(
             benchmarks=benchmarks or [],
             isolation=place.isolation,
             lock=place.lock,
+            lends_network=network == "host",
             linger=linger,
             is_foreign=foreign,
             chaos=chaos,

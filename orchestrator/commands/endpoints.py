@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from threading import Thread
@@ -44,19 +45,28 @@ class Where:
     isolation: Isolation
     runs: Path
     lock: LockKind = "file"
+    #: Devboxes of the embedded service may have this machine's network.
+    lends_network: bool = False
 
 
 def where(
-    benchmark: str, *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind = "file"
+    benchmark: str,
+    *,
+    endpoint: str | None,
+    isolation: Isolation,
+    runs: Path,
+    lock: LockKind = "file",
+    lends_network: bool = False,
 ) -> tuple[Where, str]:
     """Find the source of a benchmark, and its name there: for a path, the embedded service.
 
     Raises UsageError, also for a folder without a benchmark, with several, and with a broken one.
     """
+    make = partial(Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network)
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
-        return Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock), benchmark
+        return make(endpoint=endpoint, folders=(BUNDLED,)), benchmark
     if endpoint:
         raise UsageError(
             f"{benchmark} is a folder that {endpoint} cannot see: leave out --endpoint and RUNLOOP_BASE_URL "
@@ -80,7 +90,7 @@ def where(
     file = read_benchmark(found[0])
     if file.errors:
         raise UsageError(f"{file.boundary}: {text(file.errors)}. Fix it; `sweep check` says more.")
-    return Where(endpoint=None, folders=(folder,), isolation=isolation, runs=runs, lock=lock), file.name
+    return make(endpoint=None, folders=(folder,)), file.name
 
 
 @asynccontextmanager
@@ -103,7 +113,12 @@ async def open_endpoint(
         if place.endpoint is None:
             service = await stack.enter_async_context(
                 Service.open(
-                    place.runs, benchmarks=place.folders, isolation=place.isolation, hidden=hidden, lock=place.lock
+                    place.runs,
+                    benchmarks=place.folders,
+                    isolation=place.isolation,
+                    hidden=hidden,
+                    lock=place.lock,
+                    lends_network=place.lends_network,
                 )
             )
             url, token = service.address.url, service.address.token

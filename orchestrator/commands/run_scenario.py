@@ -70,7 +70,12 @@ class Teller:
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
     place, name = where(
-        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+        config.benchmark,
+        endpoint=config.endpoint,
+        isolation=config.isolation,
+        runs=runs,
+        lock=config.lock,
+        lends_network=config.network == "host",
     )
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)
@@ -90,7 +95,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             say(notice)
         if redactor.unmasked:
             say(run_sweep.TOO_SHORT.format(", ".join(redactor.unmasked)))
-        for notice in await run_sweep.notices_of(endpoint):
+        for notice in await run_sweep.notices_of(endpoint, config, [summary]):
             say(notice)
         folder = runs / f"scenario-{path_part(summary.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
         await anyio.to_thread.run_sync(make_folder, folder)

@@ -180,7 +180,12 @@ async def _run(
     begun: Callable[[Path], None],
 ) -> int:
     place, name = where(
-        config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs, lock=config.lock
+        config.benchmark,
+        endpoint=config.endpoint,
+        isolation=config.isolation,
+        runs=runs,
+        lock=config.lock,
+        lends_network=config.network == "host",
     )
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
@@ -195,7 +200,7 @@ async def _run(
         plan = await make_plan(config, benchmark, arms, endpoint)
         named(plan, again)  # a mistake in it costs nothing yet
         await check_needs(config, arms, endpoint)
-        told = await notices_of(endpoint)
+        told = await notices_of(endpoint, config, plan.scenarios)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
@@ -329,10 +334,13 @@ def _named(names: Sequence[str], shown: int = SHOWN) -> str:
     return printable(f"{', '.join(names[:shown])}{more}")
 
 
-async def notices_of(endpoint: Endpoint) -> Sequence[str]:
+async def notices_of(
+    endpoint: Endpoint, config: SweepConfig, scenarios: Sequence[records.ScenarioSummary]
+) -> Sequence[str]:
     """The endpoint's own notices; none if it does not answer soon."""
+    is_online = config.network == "agent" and any(INTERNET in each.network for each in scenarios)
     with suppress(errors.WorldError), anyio.move_on_after(GREETING_S):
-        return await endpoint.notices()
+        return await endpoint.notices(is_online=is_online)
     return ()
 
 

@@ -36,6 +36,7 @@ async def run(
     allowed_hosts: Sequence[str],
     lock: LockKind,
     mirrors: Sequence[str],
+    lends_network: bool,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""
@@ -68,6 +69,7 @@ async def run(
                 allowed_hosts=allowed_hosts,
                 lock=lock,
                 mirrors=[Mirror.parse(each) for each in mirrors],
+                lends_network=lends_network,
                 task_status=task_status,
             )
 

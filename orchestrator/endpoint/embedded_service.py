@@ -1,7 +1,8 @@
 """The service that a sweep starts for itself: found if it runs, started if it does not, proven before it is trusted.
 
-One service per set of benchmark folders, below the runs folder. It is in a session of its own and outlives us for a
-while, so that the next process finds what an interrupted one left in it.
+One service per set of benchmark folders, below the runs folder, and another for sweeps with the machine's own network.
+It is in a session of its own and outlives us for a while, so that the next process finds what an interrupted one left
+in it.
 
 Its secret: it is looked for not once but every few seconds, as long as we live. The process that finds it dead starts
 another, and all others find that one, under a new address and a new token. Keeping the old ones would hand the token to
@@ -40,6 +41,8 @@ START_TIMEOUT_S: Final = 60.0
 #: Seconds that it may take to answer the questions of one look.
 ANSWER_S: Final = 10.0
 _STARTED: Final = "started by"
+#: The word for a service whose devboxes may have the machine's network.
+_LENDING: Final = "host"
 
 
 async def proven(http: httpx.AsyncClient, state: Path) -> Address | None:
@@ -155,6 +158,7 @@ class Service:
         isolation: Isolation,
         hidden: Collection[str] = (),
         lock: LockKind = "file",
+        lends_network: bool = False,
     ) -> AsyncIterator[Self]:
         """Find or start the service; keep it running; afterwards ask it to end if nothing is in flight in it.
 
@@ -162,9 +166,9 @@ class Service:
         Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
         started again.
         """
-        state, service = state_folder(runs, benchmarks, isolation), None
+        state, service = state_folder(runs, benchmarks, isolation, lends_network=lends_network), None
         async with loopback_client() as http:
-            command = _command(state, benchmarks, isolation, lock)
+            command = _command(state, benchmarks, isolation, lock, lends_network=lends_network)
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
                 try:
@@ -221,14 +225,19 @@ def loopback_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, trust_env=False, timeout=ANSWER_S)
 
 
-def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: Isolation) -> Path:
-    what = "\n".join([isolation, *(str(folder.resolve()) for folder in benchmarks)])
+def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: Isolation, *, lends_network: bool = False) -> Path:
+    mode = [*([_LENDING] if lends_network else []), isolation]
+    what = "\n".join([*mode, *(str(folder.resolve()) for folder in benchmarks)])
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 
 
-def _command(state: Path, benchmarks: Sequence[Path], isolation: Isolation, lock: LockKind) -> list[str]:
+def _command(
+    state: Path, benchmarks: Sequence[Path], isolation: Isolation, lock: LockKind, *, lends_network: bool
+) -> list[str]:
     command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation]
     command += ["--port", "0", "--linger", str(LINGER_S), "--lock", lock, "--quiet"]
+    if lends_network:
+        command += ["--network", _LENDING]
     for folder in benchmarks:
         command += ["--benchmarks", str(folder)]
     return command

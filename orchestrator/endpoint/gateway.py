@@ -64,8 +64,8 @@ class Gateway(RunsApi, DevboxesApi):
         self._url = self._client.base_url = url
         self._client.bearer_token = token
 
-    async def notices(self) -> Sequence[str]:
-        return parsing.notices(await self._own_facts())
+    async def notices(self, *, is_online: bool) -> Sequence[str]:
+        return parsing.notices(await self._own_facts(), is_online=is_online)
 
     async def at_work(self, sweep: str, client: str) -> list[str]:
         try:

@@ -234,8 +234,10 @@ def at_work(view: Mapping[str, Any]) -> list[str]:
     return list(map(str, view["at_work"]))
 
 
-def notices(view: Mapping[str, Any]) -> list[str]:
-    return [text for text in view.get("notices") or () if isinstance(text, str)]
+def notices(view: Mapping[str, Any], *, is_online: bool) -> list[str]:
+    """Return the sentences of a service for all its users, and those for users of the internet if that `is_online`."""
+    names = ("notices", "internet_notices") if is_online else ("notices",)
+    return [text for name in names for text in view.get(name) or () if isinstance(text, str)]
 
 
 def secret_names(view: types.SecretListView) -> frozenset[str]:

@@ -13,6 +13,8 @@ from orchestrator.core import records
 
 #: The feature of an endpoint that can keep apart what is the agent's and what is the scorers'.
 SETTLEMENTS: Final = "settlements"
+#: The same, of one whose devboxes may have its machine's own network.
+HOST_NETWORK: Final = "host_network"
 
 
 class Definitions(Protocol):
@@ -189,8 +191,11 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
     async def features(self) -> frozenset[str]:
         """Its abilities beyond the published protocol, such as `installs`; none, for a foreign endpoint."""
 
-    async def notices(self) -> Sequence[str]:
-        """Sentences that its users should read before they use its devboxes; none, for a foreign endpoint."""
+    async def notices(self, *, is_online: bool) -> Sequence[str]:
+        """Sentences that its users should read before they use its devboxes; none, for a foreign endpoint.
+
+        With `is_online`, some of these devboxes are to reach the internet.
+        """
 
     async def at_work(self, sweep: str, client: str) -> list[str]:
         """Say that this client works on a sweep; returns the other clients that said so lately.

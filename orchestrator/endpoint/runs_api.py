@@ -17,7 +17,7 @@ from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Needs, ScenarioRun, Settlement
 from orchestrator.endpoint import parsing
 from orchestrator.endpoint.calls import Ask, Calls, poll
-from orchestrator.endpoint.protocols import SETTLEMENTS
+from orchestrator.endpoint.protocols import HOST_NETWORK, SETTLEMENTS
 
 if TYPE_CHECKING:
     from runloop_api_client.types.shared_params.run_profile import RunProfile
@@ -75,6 +75,12 @@ class RunsApi(Calls):
                 raise
 
     async def check(self, needs: Needs) -> None:
+        features = await self.features() if needs.is_open else frozenset()
+        if features and HOST_NETWORK not in features:
+            raise UsageError(
+                f"--network host cannot be had of {self._url}: it does not lend its machine's network. Start it with "
+                "`sweep serve --network host`, or leave the option out."
+            )
         await self._policies.check(needs)
 
     async def start_run(

@@ -27,7 +27,7 @@ from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.network import NetworkPolicies
+from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
@@ -165,6 +165,7 @@ class Service:
         benchmarks: Sequence[Path],
         isolation: Isolation,
         token: str,
+        lends_network: bool = False,
         seams: Seams = SOUND,
         secret_names: Sequence[str] = (),
         lock: LockKind = "file",
@@ -173,7 +174,8 @@ class Service:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
         `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
-        before their registries.
+        before their registries. With `lends_network`, a policy that allows all gives a devbox the network of this
+        machine, and not only the internet.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
@@ -183,12 +185,15 @@ class Service:
             home = Home(state)
         async with (
             Store.open(state / "service.sqlite", lock) as store,
-            open_provider(isolation, state / "devboxes", hidden=(state, *benchmarks)) as provider,
+            open_provider(
+                isolation, state / "devboxes", hidden=(state, *benchmarks), lends_network=lends_network
+            ) as provider,
         ):
             parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors)
             features = {
                 "installs": parts.installs.is_possible,
                 "settlements": Capability.SUCCESSION in provider.capabilities,
+                "host_network": Capability.NETWORK_ON in provider.capabilities,
             }
             facts = sweep.Facts(
                 instance=instance,
@@ -196,9 +201,12 @@ class Service:
                 capabilities=tuple(sorted(provider.capabilities)),
                 features=tuple(name for name, is_there in features.items() if is_there),
                 notices=tuple(unlimited(provider.enforced)),
+                internet_notices=(PROXIED.format(provider.no_public),) if provider.no_public else (),
             )
             for notice in facts.notices:
                 structlog.get_logger().warning("devboxes.unlimited", notice=notice)
+            for notice in facts.internet_notices:
+                structlog.get_logger().info("devboxes.proxied", notice=notice)
             routes = [*sweep.SecretRoutes(given).routes(), *parts.routes()]
             if seams.has_own_routes:
                 own = sweep.SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)

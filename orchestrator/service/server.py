@@ -58,6 +58,7 @@ async def serve(
     allowed_hosts: Sequence[str] = (),
     lock: LockKind = "file",
     mirrors: Sequence[Mirror] = (),
+    lends_network: bool = False,
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
@@ -89,6 +90,7 @@ async def serve(
                         secret_names=secret_names,
                         lock=lock,
                         mirrors=mirrors,
+                        lends_network=lends_network,
                     ) as service,
                 ):
                     names = HostNames(host=host, others=frozenset(map(str.lower, allowed_hosts)))

@@ -112,7 +112,7 @@ class MemoryEndpoint:
     async def leave(self, client: str) -> None:
         self.clients.pop(client, None)
 
-    async def notices(self) -> Sequence[str]:
+    async def notices(self, *, is_online: bool) -> Sequence[str]:  # noqa: ARG002 - it says nothing
         return ()
 
     async def secret_names(self) -> frozenset[str]:

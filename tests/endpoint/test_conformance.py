@@ -735,4 +735,4 @@ async def test_clients_learn_of_each_other_where_the_endpoint_knows(subject: Sub
 
 async def test_needs_of_nothing_are_met(subject: Subject) -> None:
     await subject.endpoint.check(Needs())
-    assert all(isinstance(notice, str) for notice in await subject.endpoint.notices())
+    assert all(isinstance(notice, str) for notice in await subject.endpoint.notices(is_online=True))

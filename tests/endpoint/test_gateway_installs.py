@@ -75,9 +75,11 @@ async def test_an_install_that_failed_is_the_agents_failure(gateway: Gateway, en
 
 
 async def test_notices_come_from_a_service_of_ours_and_from_no_other(gateway: Gateway, endpoint: Misbehaving) -> None:
-    assert list(await gateway.notices()) == []
-    endpoint.on("/sweep", {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3]})
+    assert list(await gateway.notices(is_online=True)) == []
+    facts = {"service": "sweep", "features": [], "notices": ["Mind the gap.", 3], "internet_notices": ["By a proxy."]}
+    endpoint.on("/sweep", facts)
     async with Gateway.open(endpoint.url, "token", rate=None) as another:
-        assert list(await another.notices()) == ["Mind the gap."]
+        assert list(await another.notices(is_online=False)) == ["Mind the gap."]
+        assert list(await another.notices(is_online=True)) == ["Mind the gap.", "By a proxy."]
         assert await another.features() == frozenset()
     assert endpoint.calls["/sweep"] == 2

@@ -127,6 +127,16 @@ async def test_an_endpoint_without_policies_is_asked_once_and_hosts_are_left_to_
     assert endpoint.calls[PATH] == 1
 
 
+async def test_a_service_of_ours_that_does_not_lend_its_network_is_not_asked_for_it(
+    gateway: Gateway, endpoint: Misbehaving, shelf: Shelf
+) -> None:
+    endpoint.on("/sweep", {"service": "sweep", "features": ["installs"]})
+    with pytest.raises(UsageError, match=r"--network host cannot be had of .*`sweep serve --network host`"):
+        await gateway.check(Needs(is_open=True))
+    await gateway.check(Needs(is_closed=True))
+    assert [each["allow_all"] for each in shelf.made] == [False]
+
+
 async def test_hosts_that_an_endpoint_refuses_by_name_are_the_users_to_mend(
     gateway: Gateway, endpoint: Misbehaving
 ) -> None:

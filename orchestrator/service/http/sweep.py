@@ -33,7 +33,8 @@ MAX_NONCE: Final = 256
 class Facts:
     """The service's words about itself.
 
-    `features` are what it does for clients beyond the published protocol, `notices` sentences for who starts a sweep.
+    `features` are what it does for clients beyond the published protocol, `notices` sentences for who starts a sweep,
+    and `internet_notices` for who starts one with scenarios that ask for the internet.
     """
 
     instance: str
@@ -41,6 +42,7 @@ class Facts:
     capabilities: tuple[str, ...]
     features: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    internet_notices: tuple[str, ...] = ()
 
 
 class _ClientBody(wire.Body):

@@ -13,14 +13,17 @@ from runloop_api_client import AsyncRunloop
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.assembly import Service
 
-Serve = Callable[[Isolation], AbstractAsyncContextManager[AsyncRunloop]]
+Serve = Callable[..., AbstractAsyncContextManager[AsyncRunloop]]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
     @asynccontextmanager
-    async def serve(isolation: Isolation) -> AsyncIterator[AsyncRunloop]:
-        async with Service.open(state=tmp_path, benchmarks=(), isolation=isolation, token="t") as service:
+    async def serve(isolation: Isolation, *, lends_network: bool = False) -> AsyncIterator[AsyncRunloop]:
+        opened = Service.open(
+            state=tmp_path, benchmarks=(), isolation=isolation, token="t", lends_network=lends_network
+        )
+        async with opened as service:
             http = httpx.AsyncClient(transport=httpx.ASGITransport(service.app))
             async with AsyncRunloop(bearer_token="t", base_url="http://s", max_retries=0, http_client=http) as client:
                 yield client

@@ -12,7 +12,7 @@ from orchestrator.core.protocol import Isolation
 
 pytestmark = pytest.mark.anyio
 Running = Callable[[AsyncRunloop, str], Awaitable[str]]
-Serve = Callable[[Isolation], AbstractAsyncContextManager[AsyncRunloop]]
+Serve = Callable[..., AbstractAsyncContextManager[AsyncRunloop]]
 
 
 async def devbox_with(client: AsyncRunloop, running: Running, policy: str) -> str:
@@ -102,16 +102,22 @@ async def test_a_devbox_keeps_its_policy_and_what_it_reached_is_counted(
     assert (await client.network_policies.delete(policy.id)).id == policy.id
 
 
-async def test_a_policy_of_nothing_closes_and_one_of_everything_opens(
-    client: AsyncRunloop, running: Running, greeting: int
+async def test_a_policy_of_nothing_closes_and_one_of_everything_opens_this_machine_where_it_is_lent(
+    serve: Serve, running: Running, greeting: int, sandboxes: None
 ) -> None:
-    closed = await client.network_policies.create(name="closed")
-    opened = await client.network_policies.create(name="open", allow_all=True)
-    fetch = f"env | grep -i proxy; curl -sS http://127.0.0.1:{greeting}/"
-    for policy, expected in ((closed, "Failed to connect"), (opened, "hello")):
-        devbox = await devbox_with(client, running, policy.id)
-        assert expected in await said_in(client, devbox, fetch)
-        assert await counts_of(client, devbox) == (None, None)
+    fetch = f"env | grep -i proxy; curl -sS --noproxy '*' http://127.0.0.1:{greeting}/"
+    async with serve(Isolation.LOCAL, lends_network=True) as client:
+        closed = await client.network_policies.create(name="closed")
+        opened = await client.network_policies.create(name="open", allow_all=True)
+        for policy, network, expected in ((closed, "none", "Failed to connect"), (opened, "host", "hello")):
+            devbox = await devbox_with(client, running, policy.id)
+            assert expected in await said_in(client, devbox, fetch)
+            assert await counts_of(client, devbox) == (None, None)
+            assert dict(await client.devboxes.retrieve(devbox))["network"] == network
+    async with serve(Isolation.LOCAL) as client:
+        devbox = await devbox_with(client, running, opened.id)
+        assert "Failed to connect" in await said_in(client, devbox, fetch)
+        assert dict(await client.devboxes.retrieve(devbox))["network"] in {"public", "proxy"}
 
 
 async def test_a_devbox_with_an_unknown_policy_is_not_created(client: AsyncRunloop) -> None:
