@@ -21,6 +21,7 @@
     │   ├── AgentCrashed        it ended with a status other than 0
     │   └── AgentTimedOut       it used up its time
     ├── Unsupported             the scenario cannot run there: it was not tried
+    ├── EnvironmentFailed       the scenario's image cannot be built, or does not exist
     ├── ScoringFault            a scorer's: scored again, the agent is not run again
     ├── SweepCanceled           somebody else canceled our benchmark run: an order to stop
     ├── SweepHalted             the other trials would fail in the same way: stop, and name the fix
@@ -137,6 +138,10 @@ class AgentTimedOut(AgentError):
 
 class Unsupported(SweepError):
     """The endpoint lacks something that a scenario needs, or the definition cannot be read."""
+
+
+class EnvironmentFailed(SweepError):
+    """The image that the scenario's devboxes start from cannot be built, or does not exist."""
 
 
 class ScoringFault(SweepError):

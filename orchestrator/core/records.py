@@ -207,6 +207,7 @@ class Devbox:
     working_directory: str | None = None
     installed: frozenset[str] = frozenset()
     failed_install: str | None = None
+    has_failed_environment: bool = False
     reached: Mapping[str, int] | None = None
     refused: Mapping[str, int] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)

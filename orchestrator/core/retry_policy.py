@@ -74,6 +74,7 @@ RULES: Final[Mapping[type[SweepError], RetryRule]] = {
     errors.AgentError: RetryRule(action=Action.GIVE_UP),
     errors.AgentSetupFailed: RetryRule(action=Action.NEW_ATTEMPT),
     errors.Unsupported: RetryRule(action=Action.GIVE_UP),
+    errors.EnvironmentFailed: RetryRule(action=Action.GIVE_UP),
     errors.ScoringFault: RetryRule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),
     errors.SweepError: RetryRule(action=Action.STOP),
 }

@@ -10,7 +10,15 @@ from runloop_api_client import AsyncAPIResponse
 from runloop_api_client.types import DevboxView
 from runloop_api_client.types.devbox_async_execution_detail_view import DevboxAsyncExecutionDetailView
 
-from orchestrator.core.errors import AgentSetupFailed, Conflicted, DevboxFailed, DevboxLost, Missing, Unavailable
+from orchestrator.core.errors import (
+    AgentSetupFailed,
+    Conflicted,
+    DevboxFailed,
+    DevboxLost,
+    EnvironmentFailed,
+    Missing,
+    Unavailable,
+)
 from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_BOOTING, DEVBOX_DEAD
 from orchestrator.core.records import Devbox, Execution
 from orchestrator.endpoint import parsing
@@ -43,6 +51,8 @@ class DevboxesApi(Calls):
         reason = devbox.failure or devbox.status
         if devbox.failed_install is not None:  # it would fail in every devbox
             raise AgentSetupFailed(reason)
+        if devbox.has_failed_environment:
+            raise EnvironmentFailed(reason)
         raise DevboxFailed(f"devbox {devbox_id} never ran: {reason}")
 
     async def devbox(self, devbox_id: str) -> Devbox:

@@ -255,6 +255,7 @@ def devbox(view: types.DevboxView) -> records.Devbox:
         working_directory=extra.get("working_directory"),
         installed=frozenset(extra.get("installed") or ()),
         failed_install=extra.get("failed_install"),
+        has_failed_environment=bool(extra.get("has_failed_environment")),
         reached=extra.get("reached"),
         refused=extra.get("refused"),
         metadata=view.metadata or {},

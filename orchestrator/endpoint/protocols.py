@@ -129,7 +129,10 @@ class Devboxes(Protocol):
     """Devboxes, from their boot to their end."""
 
     async def wait_running(self, devbox_id: str) -> records.Devbox:
-        """Wait until the devbox runs. Raises DevboxFailed if it never will, AgentSetupFailed if its install failed."""
+        """Wait until the devbox runs. Raises DevboxFailed if it never will.
+
+        Raises AgentSetupFailed if its install failed, and EnvironmentFailed if what it starts from did.
+        """
 
     async def devbox(self, devbox_id: str) -> records.Devbox: ...
 

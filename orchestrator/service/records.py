@@ -75,6 +75,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     working_directory: str | None = None
     installed: Sequence[str] | None = None
     failed_install: str | None = None
+    has_failed_environment: bool = False
     reached: Mapping[str, int] | None = None
     refused: Mapping[str, int] | None = None
     shutdown_reason: str | None = None

@@ -39,6 +39,7 @@ ADDED: Final[Mapping[str, frozenset[str]]] = {
         "refused",
         "installed",
         "failed_install",
+        "has_failed_environment",
     }
     | {"broken_by_agent"},
 }

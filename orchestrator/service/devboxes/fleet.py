@@ -31,6 +31,7 @@ from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_h
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
 from orchestrator.service.devboxes.states import End, failure, failure_reason, shutdown
 from orchestrator.service.devboxes.succession import Succession
+from orchestrator.service.environments.image_builds import BuildFailed
 from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
 from orchestrator.service.environments.package_managers import covers
 from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
@@ -226,6 +227,8 @@ class Fleet:
         except InstallFailed as error:
             install = live.order.request.install
             return failure("execution_failed", error.message, install=install.key if install else None)
+        except BuildFailed as error:
+            return replace(failure("execution_failed", error.message), is_of_environment=True)
         except (BoxStartFailed, BoxDied) as error:
             return failure(failure_reason(error.message), error.message)
         except SweepError as error:

@@ -41,13 +41,15 @@ OnEnd = Callable[[sqlite3.Connection, DevboxRecord], None]
 class End:
     """The end of a devbox: its last status, the published reason, words for people, and the key of a failed install.
 
-    `is_by_agent` means that it broke from inside while its agent was there.
+    `is_of_environment` means that what it starts from cannot be built, for no devbox at all. `is_by_agent` means that
+    it broke from inside while its agent was there.
     """
 
     status: DevboxStatus
     reason: str
     message: str | None = None
     install: str | None = None
+    is_of_environment: bool = False
     is_by_agent: bool = False
 
 
@@ -83,6 +85,7 @@ def ended(devbox: DevboxRecord, end: End, *, at: int) -> DevboxRecord:
         "end_time_ms": at,
         "end_message": end.message,
         "failed_install": end.install,
+        "has_failed_environment": end.is_of_environment,
         "broken_by_agent": end.is_by_agent,
     }
     if end.status is DevboxStatus.SHUTDOWN:

@@ -53,8 +53,9 @@ from orchestrator.service.environments.build_steps import (
     TextFile,
 )
 from orchestrator.service.environments.images.image_store import ImageStore, Unpacked
-from orchestrator.service.environments.images.manifest import Defaults, ImageError, ours
-from orchestrator.service.environments.images.reference import Reference
+from orchestrator.service.environments.images.manifest import BadImage, Defaults, ImageError, ours
+from orchestrator.service.environments.images.reference import BadReference, Reference
+from orchestrator.service.environments.images.registry import NoSuchImage
 from orchestrator.service.environments.layer_writer import FILE
 from orchestrator.service.environments.package_managers import MACHINE, Settings
 from orchestrator.service.sandbox.closure import PROGRAM
@@ -125,7 +126,7 @@ class ImageBuilds:
     async def build(self, source: BuildSource) -> BuiltImage:
         """Build the last stage of a Dockerfile, as far as its layers are not there yet.
 
-        Raises BuildFailed, BoxStartFailed for what does not depend on the Dockerfile, and OSError.
+        Raises BuildFailed, BoxStartFailed for what may be otherwise the next time, and OSError.
         """
         images: dict[str, Unpacked] = {}
         while True:
@@ -138,13 +139,15 @@ class ImageBuilds:
                     return await self._carry_out(source, plan, images)
                 for each in missing:
                     images[each.reference] = await self._image(each)
-            except (DockerfileError, ImageError) as error:
-                raise BuildFailed(f"{error}") from None
+            except (DockerfileError, BadReference, NoSuchImage, BadImage) as error:
+                raise BuildFailed(str(error)) from None
+            except ImageError as error:  # it may be had later
+                raise BoxStartFailed(error.message) from None
 
     async def _image(self, wanted: FromImage) -> Unpacked:
         """Get an image for this machine. Raises ImageError and OSError."""
         if wanted.platform != str(ours()):
-            raise ImageError(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
+            raise NoSuchImage(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
         return await self._store.get(Reference.parse(wanted.reference))
 
     async def _carry_out(self, source: BuildSource, plan: BuildPlan, images: Mapping[str, Unpacked]) -> BuiltImage:

@@ -82,7 +82,7 @@ def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario:
     assert {key: message.split(":")[0] for key, message in errors.items()} == {
         ("task.toml", "environment.gpus"): "devboxes have none",
         ("task.toml", "environment.os"): "devboxes run Linux only",
-        ("task.toml", "environment.docker_image"): "Org/image is no name of an image",
+        ("task.toml", "environment.docker_image"): "'Org/image' names no image",
         ("environment/docker-compose.yaml", ""): "several containers are not supported",
     }
 

@@ -248,7 +248,7 @@ async def test_commands_share_one_time_limit(shop: Workshop) -> None:
         ("FROM busybox\nCOPY --chown=nemo f /x\n", "there is no user nemo in /etc/passwd"),
         ("FROM busybox\nCOPY f /bin\nCOPY f /etc/passwd/x\n", "/etc/passwd is no folder"),
         ("FROM busybox\nUSER nemo\nRUN true\n", "user nemo: /etc/passwd has no such user"),
-        ("FROM 127.0.0.1:9/none/such\n", "127.0.0.1:9/none/such"),
+        ("FROM Busy\n", "'Busy' names no image"),
         ("FROM --platform=linux/riscv64 busybox\n", "it is wanted for linux/riscv64"),
         ("FROM busybox\nADD https://127.0.0.1:9/x /x\n", "Dockerfile:2: ADD"),
     ],
