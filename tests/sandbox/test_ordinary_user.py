@@ -1,0 +1,21 @@
+"""Boxes of images for an ordinary user's service: what is claimed of root's holds for his too."""
+
+import sys
+
+import pytest
+
+from tests.ordinary_user import SOURCES, OrdinaryUser
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+CLAIMS = ("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "service/images/test_owners.py")
+
+
+@pytest.mark.parametrize("is_lent_ids", [True], ids=["lent ids"])
+def test_boxes_of_images_are_as_roots_are(*, is_lent_ids: bool) -> None:
+    with OrdinaryUser.make(is_lent_ids=is_lent_ids) as user:
+        options = ["-p", "tests.sandbox.in_own_ids", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "image"]
+        files = [str(SOURCES / "tests" / name) for name in CLAIMS]
+        words = [sys.executable, "-m", "pytest", "--rootdir", str(SOURCES), *options, *files]
+        done = user.run(["env", "-C", str(SOURCES), *words], timeout=600)
+    print(done.stdout[-20_000:], done.stderr[-2000:])  # noqa: T201 - shown if it fails
+    assert done.returncode == 0
