@@ -40,6 +40,7 @@ from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.runs.states import OURS, Dialect, end_runs_of
 from orchestrator.service.sandbox.limits import unlimited
+from orchestrator.service.sandbox.own_ids import shortcomings
 from orchestrator.service.sandbox.provider import Capability, Provider
 from orchestrator.service.sandbox.providers import open_provider
 from orchestrator.service.scoring.scoring import Scoring
@@ -195,10 +196,10 @@ class Service:
                 isolation=isolation,
                 capabilities=tuple(sorted(provider.capabilities)),
                 features=tuple(name for name, is_there in features.items() if is_there),
-                notices=tuple(unlimited(provider.enforced)),
+                notices=(*unlimited(provider.enforced), *shortcomings()),
             )
             for notice in facts.notices:
-                structlog.get_logger().warning("devboxes.unlimited", notice=notice)
+                structlog.get_logger().warning("devboxes.limited", notice=notice)
             routes = [*sweep.SecretRoutes(given).routes(), *parts.routes()]
             if seams.has_own_routes:
                 own = sweep.SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)

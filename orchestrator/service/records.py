@@ -52,6 +52,7 @@ class Transition(Record, frozen=True, kw_only=True):
 class DevboxRecord(Record, frozen=True, kw_only=True):
     """A devbox. `end_time_ms` is published as null while there is none, unlike what else may be missing.
 
+    It `has_one_user` if those of its image do not exist here; else this is missing.
     `reached` and `refused` count what its way out let through and what not, by host.
     """
 
@@ -69,6 +70,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     blueprint_id: str | None = None
     isolation: Isolation | None = None
     enforced_limits: Sequence[str] | None = None
+    has_one_user: bool | None = None
     home: str | None = None
     working_directory: str | None = None
     installed: Sequence[str] | None = None

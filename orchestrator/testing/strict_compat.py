@@ -30,7 +30,16 @@ ADDED: Final[Mapping[str, frozenset[str]]] = {
     BENCHMARK_RUNS.prefix: frozenset({"pending_scenarios", "scenario_runs"}),
     SCENARIO_RUNS.prefix: frozenset({"failure_reason", "scoring"}),
     DEVBOXES.prefix: PLACES
-    | {"failure_message", "isolation", "enforced_limits", "reached", "refused", "installed", "failed_install"}
+    | {
+        "failure_message",
+        "isolation",
+        "enforced_limits",
+        "has_one_user",
+        "reached",
+        "refused",
+        "installed",
+        "failed_install",
+    }
     | {"broken_by_agent"},
 }
 ADDED_TO_FUNCTIONS: Final = frozenset({"seconds", "python", "rewards", "broken"})

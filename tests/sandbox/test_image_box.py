@@ -48,6 +48,15 @@ async def imaged(local_provider: AnyProvider, image: ImageRoot, tmp_path: Path) 
 
 
 @pytest.fixture
+def one_id() -> IdMap:
+    """The one id that files have here, whatever they have in their image."""
+    ids = IdMap.own()
+    if ids.is_whole:
+        pytest.skip("this user has the ids of images")
+    return ids
+
+
+@pytest.fixture
 def many_ids() -> IdMap:
     """The ids of images that files have here."""
     ids = IdMap.own()
@@ -69,7 +78,8 @@ async def boot(bench: "Bench", **spec: object) -> ImageBox:
 async def test_the_root_is_the_images_layers_and_the_upper_ones_count(imaged: "Bench") -> None:
     box = await boot(imaged)
     said = await say(imaged, box, "cat /opt/kept; ls /opt; stat -c '%u %g' /var/www/page /bin/ls")
-    assert said == "upper\nkept\n33 33\n0 0\n"
+    owner = "33 33" if box.ids.is_whole else "0 0"
+    assert said == f"upper\nkept\n{owner}\n0 0\n"
 
 
 async def test_every_place_of_the_image_can_be_written_and_the_image_stays(imaged: "Bench", image: ImageRoot) -> None:
@@ -106,7 +116,7 @@ async def test_root_of_the_box_has_a_containers_capabilities_and_no_way_to_more(
     assert len(CAPABILITIES) == 0xA80425FB.bit_count()
 
 
-async def test_a_program_that_root_starts_as_another_user_has_no_capability(imaged: "Bench") -> None:
+async def test_a_program_that_root_starts_as_another_user_has_no_capability(imaged: "Bench", many_ids: IdMap) -> None:
     show = ("grep", "-E", "^Cap(Prm|Eff|Amb)", "/proc/self/status")
     code = f"import os; os.setgroups([]); os.setgid(33); os.setuid(33); os.execvp('grep', {show})"
     done = await run(await boot(imaged), Command(argv=(PROGRAM, "-c", code)), timeout=20)
@@ -123,13 +133,38 @@ async def test_a_program_that_root_starts_as_another_user_has_no_capability(imag
         f"touch {IN_BOX}/x",
         "unshare -U true",
         "unshare -m true",
-        "mknod /disk b 254 0",
+        "mknod /disk b 254 0 && test -e /disk",
         "echo 9 >/proc/sys/user/max_user_namespaces",
-        "touch /x && chown 65536 /x",
+        "touch /x && chown 65536 /x && test $(stat -c %u /x) != 0",
     ],
 )
 async def test_what_root_of_the_box_must_not_do_is_refused(imaged: "Bench", deed: str) -> None:
     assert (await imaged.run(await boot(imaged), deed)).status != 0
+
+
+async def test_a_box_with_one_user_says_that_owners_are_changed_and_installs_go_on(
+    imaged: "Bench", one_id: IdMap
+) -> None:
+    box = await boot(imaged)
+    script = (
+        "touch /x && chown 33:34 /x && chown :5 /x && ln -s x /y && chown -h 33 /y && mknod /disk b 254 0 && mkfifo /p"
+    )
+    assert await say(imaged, box, f"{script}; echo $?; stat -c '%u %g %F' /x /p; ls /disk") == (
+        "0\n0 0 regular empty file\n0 0 fifo\nls: cannot access '/disk': No such file or directory\n"
+    )
+    code = "import os; os.setgroups([33]); os.setresgid(33, 33, 33); os.setresuid(33, 33, 33); print(os.getuid())"
+    assert (await run(box, Command(argv=(PROGRAM, "-c", code)), timeout=20)).output == "0\n"
+    assert await say(imaged, box, "cat /etc/apt/apt.conf.d/*") == 'APT::Sandbox::User "root";\n'
+
+
+async def test_a_box_with_one_user_runs_nothing_as_another(imaged: "Bench", one_id: IdMap) -> None:
+    for user in ("root", "0:0"):
+        assert await say(imaged, await boot(imaged, user=user), "id -u") == "0\n"
+    for user in ("www-data", "33", "root:5"):
+        with pytest.raises(
+            BoxStartFailed, match=f"run as '{user}', and there is one user only: /etc/subuid has no line"
+        ):
+            await boot(imaged, user=user)
 
 
 async def test_a_box_of_an_empty_image_runs_our_python(imaged: "Bench") -> None:
@@ -276,7 +311,9 @@ async def test_a_box_of_an_image_is_not_started_beside_one_of_the_machine(imaged
         ("www-data:0", "33 0 /var/www"),
     ],
 )
-async def test_commands_run_as_the_specs_user_and_in_its_home(imaged: "Bench", user: str, said: str) -> None:
+async def test_commands_run_as_the_specs_user_and_in_its_home(
+    imaged: "Bench", user: str, said: str, many_ids: IdMap
+) -> None:
     """Names and numbers mean what container engines make of them."""
     box = await boot(imaged, user=user)
     assert await say(imaged, box, "echo $(id -u) $(id -g) $HOME") == f"{said}\n"
@@ -284,12 +321,12 @@ async def test_commands_run_as_the_specs_user_and_in_its_home(imaged: "Bench", u
     assert plain.output == "0\n"
 
 
-async def test_a_user_that_the_image_lacks_is_named(imaged: "Bench") -> None:
+async def test_a_user_that_the_image_lacks_is_named(imaged: "Bench", many_ids: IdMap) -> None:
     done = await imaged.run(await boot(imaged, user="nemo"), "true")
     assert (done.status, done.output) == (126, "user nemo: /etc/passwd has no such user\n")
 
 
-async def test_programs_of_another_user_end_with_their_command(imaged: "Bench", marker: str) -> None:
+async def test_programs_of_another_user_end_with_their_command(imaged: "Bench", marker: str, many_ids: IdMap) -> None:
     box = await boot(imaged, user="www-data")
     process = await box.spawn(shell(f"export M={marker}; setsid sleep 1000 & exec sleep 1000"))
     await until(lambda: len(carrying(marker)) >= 2, "the programs did not start")
@@ -297,7 +334,7 @@ async def test_programs_of_another_user_end_with_their_command(imaged: "Bench", 
     assert not carrying(marker)
 
 
-async def test_a_script_without_a_first_line_is_the_shells_for_every_user(imaged: "Bench") -> None:
+async def test_a_script_without_a_first_line_is_the_shells_for_every_user(imaged: "Bench", many_ids: IdMap) -> None:
     box = await boot(imaged, user="www-data")
     assert await say(imaged, box, "printf 'id -u' >/tmp/x; chmod 755 /tmp/x; /tmp/x; /tmp/none") != ""
     done = await run(box, Command(argv=("/tmp/x",)), timeout=20)

@@ -272,6 +272,7 @@ class Fleet:
         shown = {
             "isolation": Isolation(self._provider.name),
             "enforced_limits": sorted(box.enforced),
+            "has_one_user": True if box.has_one_user else None,
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
             "installed": None if request.install is None else [request.install.key],

@@ -15,6 +15,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,15 @@ class OwnIds:
 
 #: This process's; credentials are a process's own too.
 STATE: Final = OwnIds()
+
+
+def shortcomings() -> Iterator[str]:
+    """Yield a notice where boxes of images have one user."""
+    if STATE.user is not None and STATE.lack:
+        yield (
+            "Devboxes of images have one user here, root. Installing packages works; programs that need another user "
+            f"do not. For all users: {STATE.lack}."
+        )
 
 
 def become_root(place: Path) -> None:

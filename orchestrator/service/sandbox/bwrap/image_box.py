@@ -22,6 +22,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_args import (
     bind_veils,
     image_agent_command,
     image_arguments,
+    seccomp_filter,
 )
 from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
@@ -38,6 +39,7 @@ from orchestrator.service.sandbox.bwrap.overlay import open_overlay
 from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
+from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed, Command, ImageRoot, Written
 from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from orchestrator.service.sandbox.user_namespace import IdMap
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: What may be asked for where a box has one user.
+ROOT = ("", *(f"{user}{group}" for user in ("root", "0") for group in ("", ":root", ":0")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,10 @@ class ImageBox(BwrapBox):
         if beside is not None and not isinstance(beside, ImageBox):
             raise BoxStartFailed(f"devbox {spec.id}: a box of an image can be started beside another such box only")
         _refuse(spec, image)
+        if not host.images.ranges.own.is_whole and spec.user not in ROOT:
+            raise BoxStartFailed(
+                f"devbox {spec.id}: its programs are to run as {spec.user!r}, and there is one user only: {STATE.lack}"
+            )
         ids = host.images.ranges.lend() if beside is None else beside.ids
         folder = ImageFolder(base=spec.layer or host.state / "boxes" / spec.id, owner=ids.user or None)
         super().__init__(spec, folder, host, watch, forget, beside)
@@ -125,6 +133,10 @@ class ImageBox(BwrapBox):
             found["PATH"] = f"{found['PATH']}:{TOOLS}"
             found.setdefault("SHELL", self.shell[0])  # agents look here for a shell to work with
         return found
+
+    @property
+    def has_one_user(self) -> bool:
+        return not self.ids.is_whole
 
     @property
     def shell(self) -> tuple[str, ...]:
@@ -209,7 +221,8 @@ class ImageBox(BwrapBox):
             is_read_only=self.spec.is_read_only,
         )
         command = image_agent_command(control, limits)
-        return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.folder.owner)
+        calls = seccomp_filter(has_one_user=self.has_one_user)
+        return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.folder.owner, calls=calls)
 
     async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         await self.retire()

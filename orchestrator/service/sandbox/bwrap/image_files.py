@@ -123,6 +123,9 @@ class Images:
                 (etc / name).write_text(WRITTEN[name])
                 (etc / name).chmod(0o644)
             own = self.ranges.own
+            if not own.is_whole:
+                (etc / "apt/apt.conf.d").mkdir(parents=True)
+                (etc / "apt/apt.conf.d/99one-user").write_text('APT::Sandbox::User "root";\n')
             for place in self._shared.glob("[cl]*ing/**/*"):
                 os.chown(place, own.user, own.group)
         except OSError as error:
