@@ -44,7 +44,7 @@ def make_image(name: str, place: Path) -> ImageRoot:
 
 
 def base_root(name: str) -> ImageRoot:
-    """Return a base image with the ids that this process's user has; skip the test, with a reason, where there is none."""
+    """Return a base image with the ids that this process's user has; skip the test where there is none."""
     return base_image(name).root if STATE.user is None or name == "empty" else _own_copy(name)
 
 

@@ -5,16 +5,23 @@ import sys
 
 import pytest
 
+from tests.images.base_images import RECIPES
 from tests.ordinary_user import NAME, SOURCES, OrdinaryUser
+from tests.sandbox.images import pack_images
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-CLAIMS = ("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "service/images/test_owners.py")
+CLAIMS = (
+    *("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "sandbox/test_base_image_boxes.py"),
+    "service/images/test_owners.py",
+)
 
 
 @pytest.mark.parametrize("is_lent_ids", [True, False], ids=["lent ids", "one id"])
 def test_boxes_of_images_are_as_roots_are(*, is_lent_ids: bool) -> None:
     with OrdinaryUser.make(is_lent_ids=is_lent_ids) as user:
-        options = ["-p", "tests.sandbox.in_own_ids", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "image"]
+        pack_images(user.home, *RECIPES)
+        options = "-p tests.sandbox.in_own_ids -p no:cacheprovider -p no:xdist -k".split()
+        options.append("debian or image or owners")
         files = [str(SOURCES / "tests" / name) for name in CLAIMS]
         words = [sys.executable, "-m", "pytest", "--rootdir", str(SOURCES), *options, *files]
         done = user.run(["env", "-C", str(SOURCES), *words], timeout=600)
