@@ -8,6 +8,7 @@ import pytest
 from orchestrator.service.sandbox.closure import PROGRAM, TOOLS
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import Command
+from orchestrator.service.sandbox.user_namespace import IdMap
 from tests.images.base_images import RECIPES
 from tests.sandbox.conftest import PATIENCE, AnyProvider, Bench, opened
 from tests.sandbox.images import base_root
@@ -55,6 +56,8 @@ async def test_a_program_of_musl_finds_users_and_hosts(local_provider: AnyProvid
     async for bench in opened(local_provider, tmp_path, base_root("musl")):
         assert (await ran(bench, "lookup", "localhost")).output == "root 127.0.0.1\n"
         assert (await bench.run(await bench.boot(network=True), "lookup localhost")).output == "root 127.0.0.1\n"
+        if not IdMap.own().is_whole:
+            continue
         box = await bench.boot(user="www-data")
         assert (await bench.run(box, "lookup 127.0.0.1")).output == "www-data 127.0.0.1\n"
 
@@ -71,4 +74,5 @@ async def test_dpkg_of_debian_installs_packages_in_a_box(local_provider: AnyProv
         box = await bench.boot()
         done = await bench.run(box, script, timeout=60)
         assert done.status == 0, done
-        assert (await bench.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == "www-data\nours\n"
+        owners = "www-data\nours\n" if IdMap.own().is_whole else "root\nroot\n"
+        assert (await bench.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == owners

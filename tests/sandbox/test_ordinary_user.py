@@ -20,7 +20,7 @@ CLAIMS = (
 def test_boxes_of_images_are_as_roots_are(*, is_lent_ids: bool) -> None:
     with OrdinaryUser.make(is_lent_ids=is_lent_ids) as user:
         pack_images(user.home, *RECIPES)
-        options = "-p tests.sandbox.in_own_ids -p no:cacheprovider -p no:xdist -k".split()
+        options = ["-p", "tests.sandbox.in_own_ids", "-p", "no:cacheprovider", "-p", "no:xdist", "-k"]
         options.append("debian or image or owners")
         files = [str(SOURCES / "tests" / name) for name in CLAIMS]
         words = [sys.executable, "-m", "pytest", "--rootdir", str(SOURCES), *options, *files]
