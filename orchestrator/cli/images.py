@@ -19,6 +19,7 @@ def list_images(*, output: Format) -> None:
     """List the images that are here: their size, how much of it they share with others, and their last use."""
     from orchestrator.commands import images
 
+    images.be_root()
     options.end_with(lambda: images.list_images(output), output)
 
 
@@ -39,6 +40,7 @@ def pull(context: typer.Context, references: References, *, output: Format, **se
     from orchestrator.commands import images
 
     mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    images.be_root()
     options.end_with(lambda: images.pull(references, mirrors, output), output)
 
 
@@ -54,6 +56,7 @@ def load(
     """
     from orchestrator.commands import images
 
+    images.be_root()
     options.end_with(lambda: images.load(file, output), output)
 
 
@@ -61,6 +64,7 @@ def remove(references: References) -> None:
     """Remove images, and the layers that no other image has. An image that a running process uses stays."""
     from orchestrator.commands import images
 
+    images.be_root()
     options.end_with(lambda: images.remove(references))
 
 
@@ -68,4 +72,5 @@ def prune() -> None:
     """Remove every image that no running process uses, and parts of downloads."""
     from orchestrator.commands import images
 
+    images.be_root()
     options.end_with(images.prune)

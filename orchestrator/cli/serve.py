@@ -111,6 +111,7 @@ def serve(
 
     mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
     place = options.settings_of(context, settings, EndpointConfig)
+    serve.be_root(state, place.isolation)
     options.end_with(
         lambda: serve.run(
             host=host,

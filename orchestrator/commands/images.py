@@ -21,6 +21,7 @@ from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, Progress, Source, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
+from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.view import console
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
@@ -29,6 +30,11 @@ REDRAW_S: Final = 0.2
 _MB: Final = 1_000_000
 #: Columns without a terminal to measure.
 _PLAIN_WIDTH: Final = 80
+
+
+def be_root() -> None:
+    """Let an ordinary user's images have the owners that his service's have; call it before there are threads."""
+    become_root(cache_folder())
 
 
 @asynccontextmanager

@@ -14,11 +14,18 @@ from orchestrator.common.locks import RISK
 from orchestrator.core.errors import UsageError
 from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.assembly import Seams
+from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.service.server import serve
 from orchestrator.testing.chaos.plug_in import misbehaving
 from orchestrator.testing.chaos.rules import read_rules
 from orchestrator.testing.strict_compat import strict
 from orchestrator.view.console import say
+
+
+def be_root(state: Path, isolation: Isolation) -> None:
+    """Let an ordinary user's service start boxes of images; call it before the process has threads."""
+    if isolation is Isolation.LOCAL:
+        become_root(state.expanduser().absolute())
 
 
 async def run(

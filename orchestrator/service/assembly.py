@@ -40,6 +40,7 @@ from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.runs.states import OURS, Dialect, end_runs_of
 from orchestrator.service.sandbox.limits import unlimited
+from orchestrator.service.sandbox.own_ids import shortcomings
 from orchestrator.service.sandbox.provider import Capability, Provider
 from orchestrator.service.sandbox.providers import open_provider
 from orchestrator.service.scoring.scoring import Scoring
@@ -200,11 +201,11 @@ class Service:
                 isolation=isolation,
                 capabilities=tuple(sorted(provider.capabilities)),
                 features=tuple(name for name, is_there in features.items() if is_there),
-                notices=tuple(unlimited(provider.enforced)),
+                notices=(*unlimited(provider.enforced), *shortcomings()),
                 internet_notices=(PROXIED.format(provider.no_public),) if provider.no_public else (),
             )
             for notice in facts.notices:
-                structlog.get_logger().warning("devboxes.unlimited", notice=notice)
+                structlog.get_logger().warning("devboxes.limited", notice=notice)
             for notice in facts.internet_notices:
                 structlog.get_logger().info("devboxes.proxied", notice=notice)
             routes = [*sweep.SecretRoutes(given).routes(), *parts.routes()]

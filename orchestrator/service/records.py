@@ -52,8 +52,9 @@ class Transition(Record, frozen=True, kw_only=True):
 class DevboxRecord(Record, frozen=True, kw_only=True):
     """A devbox. `end_time_ms` is published as null while there is none, unlike what else may be missing.
 
-    `network` says what it reaches, in the words of `devboxes.network.described`; `reached` and `refused` count what its
-    way out let through and what not, by host.
+    It `has_one_user` if those of its image do not exist here; else this is missing. `network` says what it reaches, in
+    the words of `devboxes.network.described`; `reached` and `refused` count what its way out let through and what not,
+    by host.
     """
 
     id: str
@@ -71,6 +72,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     isolation: Isolation | None = None
     enforced_limits: Sequence[str] | None = None
     network: str | None = None
+    has_one_user: bool | None = None
     home: str | None = None
     working_directory: str | None = None
     installed: Sequence[str] | None = None

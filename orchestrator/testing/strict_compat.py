@@ -35,6 +35,7 @@ ADDED: Final[Mapping[str, frozenset[str]]] = {
         "isolation",
         "enforced_limits",
         "network",
+        "has_one_user",
         "reached",
         "refused",
         "installed",

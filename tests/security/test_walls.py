@@ -143,8 +143,10 @@ print(ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)))
     assert await tell(await boot(network=BoxNetwork.HOST), code) == "97\n97\n97\n97\n-1\n"
 
 
-def test_the_filter_ends_every_path_with_a_verdict() -> None:
-    code = [seccomp_filter()[start : start + 8] for start in range(0, len(seccomp_filter()), 8)]
+@pytest.mark.parametrize("has_one_user", [False, True])
+def test_the_filter_ends_every_path_with_a_verdict(*, has_one_user: bool) -> None:
+    made = seccomp_filter(has_one_user=has_one_user)
+    code = [made[start : start + 8] for start in range(0, len(made), 8)]
     assert code[-1][:2] == RETURN.to_bytes(2, "little")
     for at, each in enumerate(code):
         operation, yes, no = int.from_bytes(each[:2], "little"), each[2], each[3]

@@ -277,6 +277,7 @@ class Fleet:
             "isolation": Isolation(self._provider.name),
             "enforced_limits": sorted(box.enforced),
             "network": described(network, given),
+            "has_one_user": True if box.has_one_user else None,
             "home": box.path(HOME),
             "working_directory": box.path(prepared.working_directory),
             "installed": None if request.install is None else [request.install.key],

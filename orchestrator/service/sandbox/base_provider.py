@@ -96,6 +96,10 @@ class AgentBox(ABC):
         return self.cgroup.enforced | {Limit.DISK}
 
     @property
+    def has_one_user(self) -> bool:
+        return False
+
+    @property
     def is_broken_from_inside(self) -> bool:
         return self._is_broken_from_inside
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import Limit, Resources
 
 CPU_PERIOD_US = 100_000
@@ -41,7 +42,7 @@ def unlimited(enforced: AbstractSet[Limit]) -> Iterator[str]:
     missing = [name for limit, name in names.items() if limit not in enforced]
     if not missing:
         return
-    ways = [] if {Limit.MEMORY, Limit.CPU} <= enforced else [_AS_ROOT if os.geteuid() == 0 else _AS_USER]
+    ways = [] if {Limit.MEMORY, Limit.CPU} <= enforced else [_AS_USER if os.geteuid() or STATE.user else _AS_ROOT]
     ways += [] if Limit.PROCESSES in enforced else [_IN_SANDBOXES]
     yield f"One devbox can take all there is of {', '.join(missing)} here. For limits: {'; '.join(ways)}."
 

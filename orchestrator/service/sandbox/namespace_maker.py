@@ -7,6 +7,7 @@ standard input. Standard library only.
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 CLONE_NEWUSER = 0x10000000
 PR_SET_DUMPABLE = 4
@@ -17,7 +18,8 @@ def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.argv[1:]:
         user, group = map(int, sys.argv[1:])
-        os.setgroups([])
+        with suppress(PermissionError):  # the root of one id keeps them
+            os.setgroups([])
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
     libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)

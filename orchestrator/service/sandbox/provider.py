@@ -282,6 +282,10 @@ class Box(Protocol):
         """
 
     @property
+    def has_one_user(self) -> bool:
+        """Tells whether its image's users do not exist in it: changes of owners and users do nothing, and succeed."""
+
+    @property
     def is_broken_from_inside(self) -> bool:
         """Tells whether the box's own programs ended it: memory or disk was used up, or its agent gave up."""
 

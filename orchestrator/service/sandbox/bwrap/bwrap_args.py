@@ -14,15 +14,20 @@ here. Everything else that Linux offers to a process without capabilities is all
 kernel may run programs of another instruction set beside its own, with other numbers for the same calls, so each known
 set is judged by its own table.
 
+A box with one user is told that every change of an owner or of a user is done, and that devices are made: package
+managers insist on that, and nearly always nothing depends on it. The filter cannot keep up the lie: nothing is changed.
+
 Pure; all paths passed in are names that bubblewrap itself can open.
 """
 
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from orchestrator.service.sandbox.bwrap.shared_files import HOSTNAME, UID, bound
 from orchestrator.service.sandbox.closure import AGENT_CODE, AGENT_PROGRAM, IN_BOX
@@ -43,9 +48,9 @@ CAPABILITIES = (
 FAMILIES = (1, 2, 10, 16)
 ENOSYS, EAFNOSUPPORT = 38, 97
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
-LOAD, JUMP_EQUAL, JUMP_FROM, RETURN = 0x20, 0x15, 0x35, 0x06
-#: Offsets in struct seccomp_data: number of the call, instruction set, first argument.
-NUMBER, MACHINE, ARGUMENT = 0, 4, 16
+LOAD, JUMP_EQUAL, JUMP_FROM, RETURN, AND = 0x20, 0x15, 0x35, 0x06, 0x54
+#: Offsets in struct seccomp_data: number of the call, instruction set, first argument; bytes of an argument.
+NUMBER, MACHINE, ARGUMENT, ARGUMENT_BYTES = 0, 4, 16, 8
 IO_URING_SETUP = 425
 #: On x86_64, numbers from here on are a third set of the same calls.
 X32 = 0x40000000
@@ -207,36 +212,83 @@ def image_agent_command(control: int, limits: str) -> Sequence[str]:
 class SyscallTable:
     """One instruction set: the kernel's number for it, the number of `socket`, and the calls that fail with ENOSYS.
 
+    `owners` are the calls that change an owner, a user, a group or capabilities; `nodes` are mknodat and maybe mknod.
     `beyond` is the first number that none of its calls has.
     """
 
     machine: int
     socket: int
     missing: tuple[int, ...]
+    owners: tuple[int, ...]
+    nodes: tuple[int, ...]
     beyond: int = 0xFFFFFFFF
 
 
-#: add_key, request_key, keyctl; on the old sets also socketcall, which hides its arguments.
+_OWNERS_64: Final = (92, 93, 94, 105, 106, 113, 114, 116, 117, 119, 122, 123, 126, 260)
+_OWNERS_GENERIC: Final = (54, 55, 91, 143, 144, 145, 146, 147, 149, 151, 152, 159)
+_OWNERS_32: Final = (
+    *(16, 23, 46, 70, 71, 81, 95, 138, 139, 164, 170, 182, 185, 198, 203, 204, 206, 207, 208, 210),
+    *(212, 213, 214, 215, 216),
+)
+#: Missing are add_key, request_key, keyctl; on the old sets also socketcall, which hides its arguments.
 TABLES = (
-    SyscallTable(machine=0xC000003E, socket=41, missing=(248, 249, 250, IO_URING_SETUP), beyond=X32),  # x86_64
-    SyscallTable(machine=0xC00000B7, socket=198, missing=(217, 218, 219, IO_URING_SETUP)),  # aarch64
-    SyscallTable(machine=0xC00000F3, socket=198, missing=(217, 218, 219, IO_URING_SETUP)),  # riscv64
-    SyscallTable(machine=0x40000003, socket=359, missing=(286, 287, 288, 102, IO_URING_SETUP)),  # i386
-    SyscallTable(machine=0x40000028, socket=281, missing=(309, 310, 311, 102, IO_URING_SETUP)),  # arm
+    SyscallTable(  # x86_64
+        machine=0xC000003E,
+        socket=41,
+        missing=(248, 249, 250, IO_URING_SETUP),
+        owners=_OWNERS_64,
+        nodes=(259, 133),
+        beyond=X32,
+    ),
+    SyscallTable(  # aarch64
+        machine=0xC00000B7,
+        socket=198,
+        missing=(217, 218, 219, IO_URING_SETUP),
+        owners=_OWNERS_GENERIC,
+        nodes=(33,),
+    ),
+    SyscallTable(  # riscv64
+        machine=0xC00000F3,
+        socket=198,
+        missing=(217, 218, 219, IO_URING_SETUP),
+        owners=_OWNERS_GENERIC,
+        nodes=(33,),
+    ),
+    SyscallTable(  # i386
+        machine=0x40000003,
+        socket=359,
+        missing=(286, 287, 288, 102, IO_URING_SETUP),
+        owners=(*_OWNERS_32, 298),
+        nodes=(297, 14),
+    ),
+    SyscallTable(  # arm
+        machine=0x40000028,
+        socket=281,
+        missing=(309, 310, 311, 102, IO_URING_SETUP),
+        owners=(*_OWNERS_32, 325),
+        nodes=(324, 14),
+    ),
 )
 
 BpfInstruction = tuple[int, int, int, int]
 """Operation, instructions to skip if it holds, instructions to skip if it does not, operand."""
 
 
-def seccomp_filter() -> bytes:
+def seccomp_filter(*, has_one_user: bool = False) -> bytes:
     """Return the filter in the form of bubblewrap's `--seccomp`. Instruction sets without a table are not filtered."""
     refuse: BpfInstruction = (RETURN, 0, 0, ERRNO | ENOSYS)
+    pretend: BpfInstruction = (RETURN, 0, 0, ERRNO)
     code: list[BpfInstruction] = [(LOAD, 0, 0, MACHINE)]
     for table in TABLES:
         calls: list[BpfInstruction] = [(LOAD, 0, 0, NUMBER), (JUMP_FROM, 0, 1, table.beyond), refuse]
         for number in table.missing:
             calls += [(JUMP_EQUAL, 0, 1, number), refuse]
+        for number in table.owners if has_one_user else ():
+            calls += [(JUMP_EQUAL, 0, 1, number), pretend]
+        for number, mode in zip(table.nodes if has_one_user else (), (2, 1), strict=False):
+            calls += [(JUMP_EQUAL, 0, 6, number), (LOAD, 0, 0, ARGUMENT + mode * ARGUMENT_BYTES)]
+            calls += [(AND, 0, 0, 0o170000), (JUMP_EQUAL, 1, 0, stat.S_IFCHR), (JUMP_EQUAL, 0, 1, stat.S_IFBLK)]
+            calls += [pretend, (RETURN, 0, 0, ALLOW)]
         calls += [(JUMP_EQUAL, 0, len(FAMILIES) + 2, table.socket), (LOAD, 0, 0, ARGUMENT)]
         calls += [(JUMP_EQUAL, len(FAMILIES) - place, 0, family) for place, family in enumerate(FAMILIES)]
         calls += [(RETURN, 0, 0, ERRNO | EAFNOSUPPORT), (RETURN, 0, 0, ALLOW)]

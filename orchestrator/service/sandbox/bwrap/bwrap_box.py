@@ -9,7 +9,7 @@ import os
 import subprocess
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
@@ -41,12 +41,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BwrapStart:
-    """How a box is started: arguments for bubblewrap, the command, open files to pass on, and the host's user."""
+    """How a box is started: arguments for bubblewrap, the command, open files to pass on, and the host's user.
+
+    `calls` is the filter of its system calls.
+    """
 
     arguments: Sequence[str]
     command: Sequence[str]
     fds: tuple[int, ...] = ()
     user: int | None
+    calls: bytes = field(default_factory=seccomp_filter)
 
 
 class BwrapBox(AgentBox):
@@ -97,7 +101,7 @@ class BwrapBox(AgentBox):
         how = self.how_to_start(control, box_rlimits(self.spec.resources, processes=True))
         # On bubblewrap's command line every program in the box could read them.
         hidden = b"".join(os.fsencode(word) + b"\0" for word in (*how.arguments, "--info-fd", str(self._info)))
-        with in_memory(hidden) as given, in_memory(seccomp_filter()) as calls:
+        with in_memory(hidden) as given, in_memory(how.calls) as calls:
             program = self._host.paths.program
             words = [program, "--args", str(given.fileno()), "--seccomp", str(calls.fileno()), *how.command]
             fds = (control, self._info, given.fileno(), calls.fileno(), *how.fds)

@@ -5,14 +5,16 @@ everything a sandbox opens is named by the spawner's private mounts, never by th
 
 As root, every box runs as a user of its own from a range in which no account exists. User 1000 of the box is then a
 stranger to the host and to every other box, even for a program that gets out, and what the kernel counts per user
-(pipes, keys, watches) it counts per box. An ordinary user has one identity to give, its own, and so has the root of a
-user namespace that maps no other. "nobody" would not do: other services run as it, and file systems reserve blocks.
+(pipes, keys, watches) it counts per box. An ordinary user who is lent ids gives these (`own_ids`); one who is not has
+one identity to give, its own, and so has the root of a user namespace that maps no other. "nobody" would not do: other
+services run as it, and file systems reserve blocks.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +33,10 @@ from orchestrator.service.sandbox.bwrap.public_network import PublicNetworks
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
 from orchestrator.service.sandbox.limits import Cgroups
+from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.sandbox.user_namespace import ID_COUNT
+from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap
 
 TRIAL_TIMEOUT_S = 30.0
 #: Users of boxes: above the ranges of systemd, containers and sub-users, below 2^31.
@@ -74,10 +77,6 @@ def id_starts(uid_map: str) -> range:
     rows = [[int(field) for field in line.split()] for line in uid_map.splitlines()]
     ends = [min(inside + count, LAST_USER) for inside, _, count in rows if inside <= first]
     return range(first, max(ends, default=first) - ID_COUNT + 1, ID_COUNT)
-
-
-def _own_ranges() -> range:
-    return id_starts(UID_MAP.read_text()) if os.geteuid() == 0 else range(0)
 
 
 class Users:
@@ -146,7 +145,7 @@ class BwrapHost:
                 python=python,
                 paths=await spawner.run(partial(_admit_all, spawner, state, bubblewrap, python)),
                 guard=guard,
-                images=Images(state / "shared", IdRanges(_own_ranges())),
+                images=Images(state / "shared", _ranges()),
                 public=await PublicNetworks.find(spawner, guard, state / "shared"),
                 hidden=hidden,
             )
@@ -235,14 +234,27 @@ def explain(words: str, *, settings: Path = Path("/proc/sys"), container: bool |
     bubblewrap names the system call that failed; the rule of this machine that made it fail is read from /proc.
     """
     said = words.strip() or "it ended without a word"
-    fixes: list[str] = []
-    for name, forbidding, command in RULES:
-        with suppress(OSError):
-            if (settings / name).read_text().strip() == forbidding:
-                fixes.append(f"as root, `{command}`")
+    fixes = list(_forbidding(settings))
     if "source path" in said:
         fixes.append("put the state folder where other users can reach it, or start as an ordinary user")
     if any(sign.exists() for sign in CONTAINER_SIGNS) if container is None else container:
         fixes.append(f"start the container with `{CONTAINER_FLAGS}`")
     fixes.append("allow unprivileged user namespaces to bwrap")
     return SandboxUnavailable(f"this machine does not permit sandboxes ({said}): {fixes[0]}; {ALTERNATIVE}")
+
+
+def _forbidding(settings: Path = Path("/proc/sys")) -> Iterator[str]:
+    """Yield a fix for each rule of this machine that forbids sandboxes."""
+    for name, forbidding, command in RULES:
+        with suppress(OSError):
+            if (settings / name).read_text().strip() == forbidding:
+                yield f"as root, `{command}`"
+
+
+def _ranges() -> IdRanges:
+    if os.geteuid() == 0:
+        return IdRanges(id_starts(UID_MAP.read_text()), IdMap.own())
+    fix = next(_forbidding(), "allow user namespaces, and overlays in them, to ordinary users")
+    words = STATE.obstacle or "nothing was tried: `sweep serve` does that"
+    obstacle = f"this machine permits no devboxes of images to an ordinary user ({words}): {fix}, or start as root"
+    return IdRanges((), IdMap.own(), obstacle)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_args import (
     bind_veils,
     image_agent_command,
     image_arguments,
+    seccomp_filter,
 )
 from orchestrator.service.sandbox.bwrap.bwrap_box import BwrapBox, BwrapStart
 from orchestrator.service.sandbox.bwrap.host import BwrapHost
@@ -38,11 +39,16 @@ from orchestrator.service.sandbox.bwrap.overlay import open_overlay
 from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
+from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed, Command, ImageRoot, Written
 from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
-from orchestrator.service.sandbox.user_namespace import ID_COUNT
+
+if TYPE_CHECKING:
+    from orchestrator.service.sandbox.user_namespace import IdMap
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: What may be asked for where a box has one user.
+ROOT = ("", *(f"{user}{group}" for user in ("root", "0") for group in ("", ":root", ":0")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +94,17 @@ class ImageBox(BwrapBox):
         if beside is not None and not isinstance(beside, ImageBox):
             raise BoxStartFailed(f"devbox {spec.id}: a box of an image can be started beside another such box only")
         _refuse(spec, image)
-        first_id = host.images.ranges.lend() if beside is None else beside.first_id
-        folder = ImageFolder(base=spec.layer or host.state / "boxes" / spec.id, owner=first_id)
+        if not host.images.ranges.own.is_whole and spec.user not in ROOT:
+            raise BoxStartFailed(
+                f"devbox {spec.id}: its programs are to run as {spec.user!r}, and there is one user only: {STATE.lack}"
+            )
+        ids = host.images.ranges.lend() if beside is None else beside.ids
+        folder = ImageFolder(base=spec.layer or host.state / "boxes" / spec.id, owner=ids.user or None)
         super().__init__(spec, folder, host, watch, forget, beside)
-        self.first_id: int = first_id
+        self.ids: IdMap = ids
+        self.first_id: int = ids.user
+        #: Whether files of images have other ids on this machine than in this box.
+        self._is_moved = ids != host.images.ranges.own
         self._image = image
         #: Whose file system it has, if not its own.
         is_shared = beside is not None and beside.spec.image == image and spec.layer is None
@@ -120,6 +133,10 @@ class ImageBox(BwrapBox):
             found["PATH"] = f"{found['PATH']}:{TOOLS}"
             found.setdefault("SHELL", self.shell[0])  # agents look here for a shell to work with
         return found
+
+    @property
+    def has_one_user(self) -> bool:
+        return not self.ids.is_whole
 
     @property
     def shell(self) -> tuple[str, ...]:
@@ -151,13 +168,13 @@ class ImageBox(BwrapBox):
 
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         await self._host.images.prepare()
-        namespace = await self._host.images.ranges.open(self.first_id)
+        namespace = await self._host.images.ranges.open(self.ids)
         if self._shared_with is None:
-            await self._host.spawner.run(partial(self._mount, namespace))
+            await self._host.spawner.run(partial(self._mount, namespace if self._is_moved else None))
         await anyio.to_thread.run_sync(self._furnish)
         return await super().launch(control, errors)
 
-    def _mount(self, namespace: int) -> None:
+    def _mount(self, namespace: int | None) -> None:
         """In the spawner's thread. Raises OSError."""
         mount = open_overlay(self._host.images.layers(self._image.layers), self.folder.base, namespace)
         try:
@@ -194,7 +211,7 @@ class ImageBox(BwrapBox):
         self._used = disk_usage(self.folder.files)
 
     def how_to_start(self, control: int, limits: str) -> BwrapStart:
-        namespace = self._host.images.ranges.opened(self.first_id)
+        namespace = self._host.images.ranges.opened(self.ids)
         arguments = image_arguments(
             network=self.spec.network,
             namespace=namespace,
@@ -205,7 +222,8 @@ class ImageBox(BwrapBox):
             is_read_only=self.spec.is_read_only,
         )
         command = image_agent_command(control, limits)
-        return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.first_id)
+        calls = seccomp_filter(has_one_user=self.has_one_user)
+        return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.folder.owner, calls=calls)
 
     async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         await self.retire()
@@ -213,13 +231,14 @@ class ImageBox(BwrapBox):
 
         def keep() -> None:
             leave_out(self.folder.files, without)
-            restore_ids(self.folder.files, self.first_id)
+            if self._is_moved:
+                restore_ids(self.folder.files, self.first_id)
             self.folder.files.rename(target)
 
         await anyio.to_thread.run_sync(keep)
 
     def give_back(self) -> None:
-        self._host.images.ranges.give_back(self.first_id)
+        self._host.images.ranges.give_back(self.ids)
 
     async def unmount(self) -> None:
         root, self._own_root = self._own_root, None
@@ -239,7 +258,7 @@ class ImageBox(BwrapBox):
             yield Mount(source=f"{self._host.paths.shared}/nothing", target=place)
 
     def _watched(self) -> WatchedBox:
-        users = range(self.first_id, self.first_id + ID_COUNT)
+        users = range(self.ids.user, self.ids.user + self.ids.count)
         return replace(super()._watched(), owners=users, view=self.root.outside)
 
 

@@ -35,36 +35,44 @@ _VERSION_2: Final = 0x02000000
 
 
 class IdRanges:
-    """Lends ranges of the host's ids, each with the user namespace that maps all ids of images to it."""
+    """Lends ranges of the host's ids, each with the user namespace that maps all ids of images to it.
 
-    def __init__(self, starts: Iterable[int]) -> None:
-        self._free = list(reversed(list(starts)))
-        self._has_any = bool(self._free)
-        self._namespaces: dict[int, UserNamespace] = {}
+    Where there are no such ranges, all boxes have the ids that the files of images have on this machine.
+    """
 
-    def lend(self) -> int:
-        """Return the first id of a range. Raises BoxStartFailed."""
-        if not self._has_any:
-            raise BoxStartFailed(
-                "a devbox of an image needs 65,536 user ids of its own, which so far only a service that runs as root "
-                "has (and, in a container, with ids up to 2,147,483,647): start it as root"
-            )
+    def __init__(self, starts: Iterable[int], own: IdMap, obstacle: str = "") -> None:
+        """`starts` are the first ids of the ranges; with an `obstacle`, nothing is lent."""
+        self.own = own
+        self._free = [IdMap(user=start, group=start) for start in reversed(list(starts))]
+        self._is_shared = not self._free
+        self._obstacle = obstacle
+        self._namespaces: dict[IdMap, UserNamespace] = {}
+        self._making = anyio.Lock()
+
+    def lend(self) -> IdMap:
+        """Return the ids of a box. Raises BoxStartFailed."""
+        if self._obstacle:
+            raise BoxStartFailed(self._obstacle)
+        if self._is_shared:
+            return self.own
         if not self._free:
             raise BoxStartFailed("no range of user ids is left for another devbox of an image; stop some first")
         return self._free.pop()
 
-    def give_back(self, start: int) -> None:
-        self._free.append(start)
+    def give_back(self, ids: IdMap) -> None:
+        if not self._is_shared:
+            self._free.append(ids)
 
-    async def open(self, start: int) -> int:
-        """Return the open user namespace of a range that is lent. Raises BoxStartFailed."""
-        if start not in self._namespaces:
-            self._namespaces[start] = await UserNamespace.make(IdMap(user=start, group=start))
-        return self.opened(start)
+    async def open(self, ids: IdMap) -> int:
+        """Return the open user namespace of ids that are lent. Raises BoxStartFailed."""
+        async with self._making:
+            if ids not in self._namespaces:
+                self._namespaces[ids] = await UserNamespace.make(ids)
+        return self.opened(ids)
 
-    def opened(self, start: int) -> int:
-        """Return what `open` has returned for a range."""
-        return self._namespaces[start].fd
+    def opened(self, ids: IdMap) -> int:
+        """Return what `open` has returned for these ids."""
+        return self._namespaces[ids].fd
 
     def close(self) -> None:
         while self._namespaces:
@@ -114,6 +122,12 @@ class Images:
             for name in ("hosts", "hostname", "resolv.conf"):
                 (etc / name).write_text(WRITTEN[name])
                 (etc / name).chmod(0o644)
+            own = self.ranges.own
+            if not own.is_whole:
+                (etc / "apt/apt.conf.d").mkdir(parents=True)
+                (etc / "apt/apt.conf.d/99one-user").write_text('APT::Sandbox::User "root";\n')
+            for place in self._shared.glob("[cl]*ing/**/*"):
+                os.chown(place, own.user, own.group)
         except OSError as error:
             raise BoxStartFailed(f"the layers below images cannot be made: {error}") from error
 

@@ -3,8 +3,9 @@
 Its secret: the newer calls for mounts (fsopen(2), open_tree(2), mount_setattr(2)), which the C library of many machines
 does not offer. Layers stay on the disk with the ids of the image, and each box sees them moved into its own range
 (idmapped mounts). One such view of the folder that contains a layer serves all layers in it, since each mount costs
-time. The views are never attached, so that nothing is left of them once the overlay holds its own copies. Each layer is
-given by a call of its own: mount(2) takes all its options on one page, room for few layers.
+time. The views are never attached, so that nothing is left of them once the overlay holds its own copies. Only the
+machine's root may make them; layers that have a box's ids already need none. Each layer is given by a call of its own:
+mount(2) takes all its options on one page, room for few layers.
 
 A box's layer is mounted `volatile`: nobody needs it after a crash of the machine, and fsync costs a fraction.
 """
@@ -38,10 +39,11 @@ def _call(number: int, *arguments: int | bytes | None) -> int:
     return result
 
 
-def open_overlay(layers: Sequence[Path], own: Path, namespace: int) -> int:
+def open_overlay(layers: Sequence[Path], own: Path, namespace: int | None) -> int:
     """Return an overlay, not attached yet: `layers` from the lowest up, with the ids of the user namespace `namespace`.
 
-    The folder `own` holds the folders `files`, which is written, and `work`. Raises OSError, with the kernel's words.
+    With None they keep their ids. The folder `own` holds the folders `files`, which is written, and `work`.
+    Raises OSError, with the kernel's words.
     """
     with ExitStack() as opened:
         views: dict[Path, int] = {}
@@ -84,8 +86,10 @@ def open_inside(root: int, path: str) -> int:
     return _call(OPENAT2, root, os.fsencode(path), how, len(how))
 
 
-def _view(folder: Path, namespace: int) -> int:
+def _view(folder: Path, namespace: int | None) -> int:
     """Return a read-only view of a folder with the ids of a user namespace. Raises OSError."""
+    if namespace is None:
+        return os.open(folder, os.O_PATH | os.O_DIRECTORY)
     tree = _call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE)
     try:
         attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0, 0, namespace)
