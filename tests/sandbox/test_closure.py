@@ -1,12 +1,13 @@
 """The service's Python runs in a root that has nothing: no library, no loader, no shell."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
-from orchestrator.service.sandbox.closure import AST_GREP, IN_BOX, PROGRAM, TOOLS, make_closure
+from orchestrator.service.sandbox.closure import AST_GREP, IN_BOX, LIBRARIES, PROGRAM, TOOLS, make_closure
 
 #: All that scorers' scripts import of what is not Python itself.
 MODULES = "ssl, sqlite3, ctypes, json, lzma, bz2, zlib, hashlib, uuid, socket, decimal, unittest, xml.etree.ElementTree"
@@ -80,6 +81,18 @@ def test_no_file_of_the_root_has_the_loader_load_more(sandbox: list[str], closur
 open('/evil.so', 'w').write('')"""
     code += f"; done = subprocess.run(['{TOOLS}/true'], capture_output=True); print(done.returncode, done.stderr)"
     assert run_in_nothing(sandbox, closure, code) == "0 b''"
+
+
+def test_no_file_of_the_root_has_the_c_library_load_more(sandbox: list[str], closure: Path) -> None:
+    code = f"""import glob, os, shutil, subprocess
+for folder in ('/etc', '/lib', '/usr/lib/{os.uname().machine}-linux-gnu', '/lib64'):
+    os.makedirs(folder)
+    shutil.copy(glob.glob('{LIBRARIES}/libm.so.*')[0], folder + '/libnss_evil.so.2')
+open('/etc/nsswitch.conf', 'w').write('passwd: evil files\\n')
+open('/etc/passwd', 'w').write('x:x:7:7::/there:/x')
+script = 'echo ~x; while read -r line; do case $line in *evil*) echo $line ;; esac; done </proc/$$/maps'
+print(subprocess.check_output(['{TOOLS}/bash', '-c', script], text=True))"""
+    assert run_in_nothing(sandbox, closure, code) == "/there"
 
 
 def test_nothing_of_the_root_is_loaded(sandbox: list[str], closure: Path) -> None:

@@ -94,7 +94,7 @@ def _name() -> str:
     The libraries of tools are none of it: with those of the time it was made they go on working.
     """
     program, tools = _interpreter(), _tools()
-    digest = sha256(f"3 {sys.version} {_stdlib()} {sorted(tools)}".encode())
+    digest = sha256(f"4 {sys.version} {_stdlib()} {sorted(tools)}".encode())
     for file in sorted({AGENT, program, *elf.libraries(program).values(), *tools.values()}):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:20]
@@ -149,7 +149,7 @@ def _build(tree: Path) -> None:
     for name, source in needed.items():
         shutil.copy(source, libraries / name)
     others = [library for library in libraries.iterdir() if library.name != elf.LOADER]
-    elf.separate(libraries / elf.LOADER)
+    elf.separate(libraries, LIBRARIES)
     elf.patch(LIBRARIES, programs=programs, others=[*extensions, *others])
 
     # The folder is read-only where it is used, so the compiled form of a module must be there and fit for good.

@@ -3,8 +3,8 @@
 Its secret: two fields of ELF files. A program names its loader (PT_INTERP), and a program or library the folders of its
 libraries (DT_RPATH); both are set to one folder of ours. Starting the loader with the program as an argument would do
 for one program, but each that starts itself again would start the loader. The older DT_RPATH also serves what the
-libraries themselves need. Libraries have the names that are asked for (SONAME). The loader itself names two files of
-the root, one with libraries to load into every program: our copy names none that is there.
+libraries themselves need. Libraries have the names that are asked for (SONAME). The loader and the C library also name
+files of the root that say which further libraries to load: our copies name files in that folder.
 """
 
 import os
@@ -21,9 +21,10 @@ LOADER: Final = "ld.so"
 #: A library with its path, or the loader alone, as ldd(1) prints them.
 _NEEDED: Final = re.compile(r"^\s*(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x", re.MULTILINE)
 _MISSING: Final = re.compile(r"^\s*(\S+) => not found", re.MULTILINE)
-#: Files of a root that glibc's loader reads. They are replaced in it by a shorter name.
-_READ_BY_LOADER: Final = (b"/etc/ld.so.preload", b"/etc/ld.so.cache")
-_NOTHING: Final = b"/.nothing"
+_C_LIBRARY: Final = "libc.so.6"
+#: Files of a root that name libraries to load, and names in the folder of libraries, which have no more bytes there.
+_READ: Final = {b"/etc/ld.so.preload": "none", b"/etc/ld.so.cache": "none", b"/etc/nsswitch.conf": "nss"}
+_NSS: Final = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files dns\n"
 _LIMIT_S: Final = 300
 #: Files that patchelf is given at a time.
 _BATCH: Final = 100
@@ -64,12 +65,17 @@ def libraries(file: Path) -> dict[str, Path]:
     return found
 
 
-def separate(loader: Path) -> None:
-    """Have a copied loader read no file of the root that it runs in. Raises OSError."""
-    data = loader.read_bytes()
-    for name in _READ_BY_LOADER:
-        data = data.replace(name + b"\0", _NOTHING.ljust(len(name) + 1, b"\0"))
-    loader.write_bytes(data)
+def separate(libraries: Path, folder: str) -> None:
+    """Have the copies of loader and C library in `libraries` load nothing that a file of their root names.
+
+    Their programs find them in `folder`. Raises OSError.
+    """
+    (libraries / _READ[b"/etc/nsswitch.conf"]).write_text(_NSS)
+    for place in filter(Path.exists, (libraries / LOADER, libraries / _C_LIBRARY)):
+        data = place.read_bytes()
+        for name, ours in _READ.items():
+            data = data.replace(name + b"\0", f"{folder}/{ours}".encode().ljust(len(name) + 1, b"\0"))
+        place.write_bytes(data)
 
 
 def patch(folder: str, *, programs: Sequence[Path], others: Iterable[Path] = ()) -> None:

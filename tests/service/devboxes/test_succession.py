@@ -58,7 +58,7 @@ class Stage:
         box = await self.provider.start(spec)
 
         async def settle_in(fresh: Box) -> None:
-            await run(fresh, shell(setup), timeout=20)
+            await run(fresh, shell(setup, words=fresh.shell), timeout=20)
 
         self.boxes = Succession(
             provider=self.provider,
@@ -75,7 +75,7 @@ class Stage:
 
     async def work(self, script: str) -> None:
         """The agent works."""
-        done = await run(self.boxes.agents, shell(script), timeout=30)
+        done = await run(self.boxes.agents, shell(script, words=self.boxes.agents.shell), timeout=30)
         assert done.status == 0, done.output
 
     async def look(self, script: str) -> str:
@@ -208,12 +208,15 @@ async def test_files_that_were_swapped_with_their_times_set_back_are_seen(stage:
 async def test_changes_outside_are_listed_and_files_that_scorers_load_are_marked(stage: Stage) -> None:
     await stage.begin(environment={"PATH": "/app/bin:/opt/tool:/usr/bin:/bin"})
     await stage.work(
-        "echo x >~/notes; echo y >~/.bashrc; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free; echo w >src/new.py"
+        "echo x >~/notes; echo y >~/.bash_login; mkdir -p bin; echo z >bin/python3; echo t >/tmp/free"
+        "; echo w >src/new.py"
     )
     settled = await stage.boxes.settle(ScoringMode.SHARED)
     assert settled.changes is not None
-    assert settled.changes.system == ("/app/bin/python3", f"{stage.home}/.bashrc")
-    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == f"new {stage.home}/.bashrc 2\nnew {stage.home}/notes 2\n"
+    assert settled.changes.system == ("/app/bin/python3", f"{stage.home}/.bash_login")
+    assert (
+        await stage.look(f"cat {EVIDENCE}/changes.txt") == f"new {stage.home}/.bash_login 2\nnew {stage.home}/notes 2\n"
+    )
 
 
 async def test_an_agents_own_settings_are_no_start_up_files_and_those_of_tools_are(stage: Stage) -> None:
@@ -258,7 +261,9 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
     await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
     async with stage.boxes.scoring_box(variables=("KEY",)) as box:
         found = await run(
-            box, Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f | sort; echo $WORD $KEY")), timeout=20
+            box,
+            Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f ! -name '.[bp]*'; echo $WORD $KEY")),
+            timeout=20,
         )
     assert sorted(found.output.split()) == [
         *("/app/.gitignore", "/app/gone.txt", "/app/src/new.py", "/app/src/old.py"),
