@@ -1,10 +1,11 @@
 """A real registry: Debian's docker-registry on a free port of loopback, with a folder of its own."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,32 +14,48 @@ import httpx
 import pytest
 
 from orchestrator.service.environments.images.reference import Reference
-from tests.images.packing import MANIFEST, PackedImage
-from tests.images.token_server import ISSUER, SERVICE, TokenServer
+from tests.images.packing import INDEX, MANIFEST, PackedImage, digest_of
 from tests.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebianRegistry:
-    """A running one; `tokens` if it wants tokens. Its log is in the file `log`."""
+    """A running one. Its log is in the file `log`; `authorization` is ours to push to a repository."""
 
     host: str
     log: Path
-    tokens: TokenServer | None = None
+    authorization: Callable[[str], str]
 
     def push(self, name: str, image: PackedImage) -> Reference:
         """Push an image under the name `REPOSITORY:TAG`, and return its whole one. Blocking."""
-        repository, _, tag = name.rpartition(":")
-        token = self.tokens.token(repository, "pull", "push") if self.tokens else ""
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        with httpx.Client(base_url=f"http://{self.host}/v2/{repository}/", headers=headers, trust_env=False) as http:
+        with self._client(name) as http:
             for digest, data in image.blobs.items():
                 place = http.post("blobs/uploads/").raise_for_status().headers["location"]
                 put = http.put(httpx.URL(place).copy_merge_params({"digest": digest}), content=data)
                 put.raise_for_status()
-            kind = {"content-type": MANIFEST}
-            http.put(f"manifests/{tag}", content=image.manifest, headers=kind).raise_for_status()
+        return self._name(name, image.manifest, MANIFEST)
+
+    def push_index(self, name: str, images: Mapping[str, PackedImage]) -> Reference:
+        """Push images of several architectures under one name. Blocking."""
+        entries = []
+        for architecture, image in images.items():
+            self.push(f"{name}-{architecture}", image)
+            described = {"mediaType": MANIFEST, "digest": digest_of(image.manifest), "size": len(image.manifest)}
+            entries.append({**described, "platform": {"os": "linux", "architecture": architecture}})
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+        return self._name(name, json.dumps(index).encode(), INDEX)
+
+    def _name(self, name: str, document: bytes, kind: str) -> Reference:
+        with self._client(name) as http:
+            path = f"manifests/{name.rpartition(':')[2]}"
+            http.put(path, content=document, headers={"content-type": kind}).raise_for_status()
         return Reference.parse(f"{self.host}/{name}")
+
+    def _client(self, name: str) -> httpx.Client:
+        repository = name.rpartition(":")[0]
+        given = self.authorization(repository)
+        headers = {"authorization": given} if given else {}
+        return httpx.Client(base_url=f"http://{self.host}/v2/{repository}/", headers=headers, trust_env=False)
 
     def answered(self, digest: str) -> Sequence[int]:
         """Return the status of each answer so far to a request for a blob."""
@@ -48,8 +65,10 @@ class DebianRegistry:
 
 
 @contextmanager
-def debian_registry(place: Path, *, tokens: TokenServer | None = None, realm: str = "") -> Iterator[DebianRegistry]:
-    """Run one in the folder `place`; with `tokens`, visitors get theirs at `realm`. Skips where it is not installed."""
+def debian_registry(
+    place: Path, *, auth: Mapping[str, object] | None = None, authorization: Callable[[str], str] = lambda _: ""
+) -> Iterator[DebianRegistry]:
+    """Run one in the folder `place`, with this part of its configuration; skip the test where it is not installed."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("a real registry needs docker-registry (Debian package docker-registry)")
@@ -59,21 +78,22 @@ def debian_registry(place: Path, *, tokens: TokenServer | None = None, realm: st
         "storage": {"filesystem": {"rootdirectory": str(place / "files")}},
         "http": {"addr": "127.0.0.1:0", "secret": "of the tests"},
     }
-    if tokens is not None:
-        trust = {"service": SERVICE, "issuer": ISSUER, "rootcertbundle": str(tokens.certificate)}
-        settings["auth"] = {"token": {"realm": realm, **trust}}
+    if auth is not None:
+        settings["auth"] = auth
     (place / "config.yml").write_text(json.dumps(settings))  # YAML has JSON in it
     log = place / "log"
     with log.open("wb") as file:
-        command = [program, "serve", str(place / "config.yml")]
-        process = subprocess.Popen(command, env={}, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        command = ["setpriv", "--pdeathsig", "KILL", program, "serve", str(place / "config.yml")]
+        process = subprocess.Popen(
+            command, env={"PATH": os.defpath}, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
     try:
         listening = wait_until(
             lambda: re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text()) or process.poll() is not None,
             log.read_text,
         )
         assert isinstance(listening, re.Match), log.read_text()
-        yield DebianRegistry(host=listening[1], log=log, tokens=tokens)
+        yield DebianRegistry(host=listening[1], log=log, authorization=authorization)
     finally:
         process.kill()
         process.wait()

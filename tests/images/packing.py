@@ -14,6 +14,7 @@ from tests.images.base_images import BaseImage
 
 CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
 PLAIN_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -60,6 +60,15 @@ class TokenServer:
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/token", self._answer, methods=["GET", "POST"])])
 
+    def settings(self, realm: str) -> dict[str, object]:
+        """The part of a registry's configuration that sends its visitors to the address `realm`."""
+        certificate = str(self.certificate)
+        return {"token": {"realm": realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": certificate}}
+
+    def authorization(self, name: str) -> str:
+        """The header with which a repository is pushed to. Blocking."""
+        return f"Bearer {self.token(name, 'pull', 'push')}"
+
     def token(self, name: str, *actions: str, lifetime_s: int = _LIFETIME_S) -> str:
         """Return a token for what may be done with the repository of this name. Blocking."""
         now = int(time.time())

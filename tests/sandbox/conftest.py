@@ -86,14 +86,13 @@ def unpacked(name: str, places: pytest.TempPathFactory) -> ImageRoot:
 
 
 @pytest.fixture(scope="module", params=[*PROVIDERS, *IMAGES])
-async def any_kind(
+def any_kind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[AnyProvider, ImageRoot | None]]:
+) -> tuple[AnyProvider, ImageRoot | None]:
     """Each provider of the table in turn, and the boxes of images of the one that has walls."""
     image = unpacked(request.param, tmp_path_factory) if request.param in IMAGES else None
-    isolation = Isolation.LOCAL if image is not None else request.param
-    async for provider in prepared(isolation, tmp_path_factory.mktemp(request.param)):
-        yield provider, image
+    fixtures = {Isolation.LOCAL: "local_provider", Isolation.NONE: "process_provider"}
+    return request.getfixturevalue(fixtures[Isolation.LOCAL if image else request.param]), image
 
 
 @pytest.fixture(scope="module")

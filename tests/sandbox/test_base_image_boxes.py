@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.sandbox.closure import PROGRAM, TOOLS
+from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import Finished, run
-from orchestrator.service.sandbox.provider import Command
+from orchestrator.service.sandbox.provider import BoxNetwork, Command
 from orchestrator.service.sandbox.user_namespace import IdMap
 from tests.images.base_images import RECIPES
 from tests.sandbox.conftest import PATIENCE, AnyProvider, Bench, opened
@@ -37,32 +37,30 @@ async def test_a_program_that_no_image_has_is_127_and_named(bare: Bench) -> None
     assert (done.status, done.output) == (127, "no-such-program: command not found\n")
 
 
-@pytest.mark.parametrize("bare", RECIPES, indirect=True)
-async def test_the_shell_of_an_image_runs_its_programs_in_a_pipe(bare: Bench) -> None:
-    done = await bare.run(await bare.boot(), "seq 5 | tail -n 1 && id -u && echo a >/new && cat /new && exit 4")
+async def test_a_users_script_runs_in_every_image(bare: Bench) -> None:
+    done = await bare.run(await bare.boot(), "echo 5 | tail -n 1 && id -u && echo a >/new && cat /new && exit 4")
     assert (done.status, done.output) == (4, "5\n0\na\n")
 
 
-@pytest.mark.parametrize("name", ["busybox", "musl"])
-async def test_the_shell_is_our_bash_where_there_is_none(
-    name: str, local_provider: AnyProvider, tmp_path: Path
-) -> None:
-    async for bench in opened(local_provider, tmp_path, base_root(name)):
-        assert (await bench.boot()).shell == (f"{TOOLS}/bash", "-c")
+@pytest.mark.parametrize("bare", RECIPES, indirect=True)
+async def test_an_images_own_shell_runs_its_own_programs(bare: Bench) -> None:
+    done = await ran(bare, "sh", "-c", "seq 5 | tail -n 1; readlink -f /proc/$$/exe | grep -c sweep; exit 4")
+    assert (done.status, done.output) == (4, "5\n0\n")
 
 
-async def test_a_program_of_musl_finds_users_and_hosts(local_provider: AnyProvider, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bare", ["musl"], indirect=True)
+async def test_a_program_of_musl_finds_users_and_hosts(bare: Bench) -> None:
     """It reads /etc/passwd, /etc/hosts and /etc/resolv.conf by itself, and never our C library's files."""
-    async for bench in opened(local_provider, tmp_path, base_root("musl")):
-        assert (await ran(bench, "lookup", "localhost")).output == "root 127.0.0.1\n"
-        assert (await bench.run(await bench.boot(network=True), "lookup localhost")).output == "root 127.0.0.1\n"
-        if not IdMap.own().is_whole:
-            continue
-        box = await bench.boot(user="www-data")
-        assert (await bench.run(box, "lookup 127.0.0.1")).output == "www-data 127.0.0.1\n"
+    assert (await ran(bare, "lookup", "localhost")).output == "root 127.0.0.1\n"
+    assert (await bare.run(await bare.boot(network=BoxNetwork.HOST), "lookup localhost")).output == "root 127.0.0.1\n"
+    if not IdMap.own().is_whole:
+        return
+    box = await bare.boot(user="www-data")
+    assert (await bare.run(box, "lookup 127.0.0.1")).output == "www-data 127.0.0.1\n"
 
 
-async def test_dpkg_of_debian_installs_packages_in_a_box(local_provider: AnyProvider, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bare", ["debian"], indirect=True)
+async def test_dpkg_of_debian_installs_packages_in_a_box(bare: Bench) -> None:
     """It changes owners, syncs what it writes, and runs scripts as root."""
     script = """
         mkdir -p /build/DEBIAN /build/srv && echo hello >/build/srv/file && chown 33:33 /build/srv/file
@@ -70,9 +68,8 @@ async def test_dpkg_of_debian_installs_packages_in_a_box(local_provider: AnyProv
         printf '#!/bin/sh\nuseradd --system --create-home ours\n' >/build/DEBIAN/postinst
         chmod 755 /build/DEBIAN/postinst && dpkg-deb --build /build /ours.deb && apt-get install -qq /ours.deb || exit 1
     """
-    async for bench in opened(local_provider, tmp_path, base_root("debian")):
-        box = await bench.boot()
-        done = await bench.run(box, script, timeout=60)
-        assert done.status == 0, done
-        owners = "www-data\nours\n" if IdMap.own().is_whole else "root\nroot\n"
-        assert (await bench.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == owners
+    box = await bare.boot()
+    done = await bare.run(box, script, timeout=60)
+    assert done.status == 0, done
+    owners = "www-data\nours\n" if IdMap.own().is_whole else "root\nroot\n"
+    assert (await bare.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == owners

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from orchestrator.service.environments.images.image_store import ImageStore
 from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 from tests.images.debian_registry import DebianRegistry, debian_registry
-from tests.images.token_server import TokenServer
+from tests.images.token_server import PASSWORD, USER, TokenServer
 from tests.serving import serving
 
 from .registry_server import FakeRegistry, served
+
+#: The password of the tests' user, as htpasswd(1) keeps it.
+HASHED = f"{USER}:$2b$04$rGZtOae8IJD7tGvKpstCf.nNX3a4e9R9Uiq3OaXPuXnjtSunwox7O\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +85,28 @@ def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRe
 
 
 @pytest.fixture(scope="module")
-async def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DebianRegistry]:
-    """One that wants tokens, with the server that has them."""
-    place = tmp_path_factory.mktemp("registry")
-    tokens = TokenServer.make(place / "tokens")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenServer:
+    return TokenServer.make(tmp_path_factory.mktemp("tokens") / "server")
+
+
+@pytest.fixture(scope="module")
+async def closed_registry(
+    tokens: TokenServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DebianRegistry]:
+    """One that wants tokens."""
+    place = tmp_path_factory.mktemp("registry") / "closed"
     async with serving(tokens.app) as url:
-        with debian_registry(place / "closed", tokens=tokens, realm=f"{url}/token") as registry:
+        auth = tokens.settings(f"{url}/token")
+        with debian_registry(place, auth=auth, authorization=tokens.authorization) as registry:
             yield registry
+
+
+@pytest.fixture(scope="module")
+def simple_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistry]:
+    """One that wants a name and a password with each request."""
+    place = tmp_path_factory.mktemp("registry")
+    (place / "passwords").write_text(HASHED)
+    auth = {"htpasswd": {"realm": "tests", "path": str(place / "passwords")}}
+    given = f"Basic {b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
+    with debian_registry(place / "simple", auth=auth, authorization=lambda _: given) as registry:
+        yield registry

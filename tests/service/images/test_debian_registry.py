@@ -15,13 +15,13 @@ from orchestrator.service.environments.images.credentials import TOKEN_USER, Cre
 from orchestrator.service.environments.images.image_store import ImageStore
 from orchestrator.service.environments.images.manifest import Descriptor, ours
 from orchestrator.service.environments.images.reference import Reference
-from orchestrator.service.environments.images.registry import NoSuchImage, Registries
+from orchestrator.service.environments.images.registry import NoSuchImage, Refused, Registries
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, shell
 from tests.images.base_images import RECIPES, BaseImage, base_image
 from tests.images.debian_registry import DebianRegistry
 from tests.images.packing import PackedImage, digest_of
-from tests.images.token_server import IDENTITY_TOKEN, PASSWORD, USER
+from tests.images.token_server import IDENTITY_TOKEN, PASSWORD, USER, TokenServer
 from tests.sandbox.conftest import prepared
 
 from .conftest import Typed
@@ -99,6 +99,14 @@ async def test_an_image_is_pulled_by_its_name_and_by_its_digest(open_registry: D
     assert {image["reference"] for image in await typed.listed()} == {str(reference), by_digest}
 
 
+async def test_of_several_architectures_that_of_this_machine_is_pulled(
+    open_registry: DebianRegistry, store: ImageStore
+) -> None:
+    images = {"z80": PackedImage.of(EMPTY, layer(entry("other"))), ours().architecture: SMALL}
+    pulled = await store.get(open_registry.push_index("several:1", images))
+    assert pulled.image.digest == digest_of(SMALL.manifest)
+
+
 async def test_what_is_not_there_is_named_with_the_registrys_words(
     open_registry: DebianRegistry, store: ImageStore
 ) -> None:
@@ -123,13 +131,32 @@ async def test_a_download_that_was_broken_off_goes_on_where_it_was(
     assert open_registry.answered(blob.digest)[-1] == 206
 
 
+@pytest.fixture(params=["closed_registry", "simple_registry"])
+def registry_with_logins(request: pytest.FixtureRequest) -> DebianRegistry:
+    found: DebianRegistry = request.getfixturevalue(request.param)
+    return found
+
+
 async def test_with_a_login_a_private_image_is_pulled(
-    closed_registry: DebianRegistry, typed: Typed, tmp_path: Path
+    registry_with_logins: DebianRegistry, typed: Typed, tmp_path: Path
 ) -> None:
-    reference = closed_registry.push("team/busybox:1", PackedImage.of(base_image("busybox")))
-    home = logged_in(tmp_path / "home", closed_registry)
+    registry = registry_with_logins
+    reference = registry.push("team/small:1", SMALL)
+    home = logged_in(tmp_path / "home", registry)
     await typed("pull", str(reference), HOME=str(home), DOCKER_CONFIG="")
     assert [image["reference"] for image in await typed.listed()] == [str(reference)]
+
+
+async def test_a_registry_without_tokens_says_too_how_to_log_in(
+    simple_registry: DebianRegistry, registries: Registries, tmp_path: Path
+) -> None:
+    reference = simple_registry.push("team/small:1", SMALL)
+    with pytest.raises(Refused, match=f"wants a login.*`docker login {simple_registry.host}`"):
+        await registries.manifest(reference, ours())
+    home = logged_in(tmp_path / "home", simple_registry, password="wrong")
+    registries.credentials = Credentials((home / ".docker/config.json",))
+    with pytest.raises(Refused, match=f"`docker login {simple_registry.host}`"):
+        await registries.manifest(reference, ours())
 
 
 async def test_a_wrong_password_is_an_error_that_says_how_to_log_in(
@@ -168,12 +195,11 @@ async def test_an_identity_token_is_a_login_too(
 
 
 async def test_a_token_that_has_expired_is_exchanged_for_a_new_one(
-    closed_registry: DebianRegistry, store: ImageStore, tmp_path: Path
+    closed_registry: DebianRegistry, tokens: TokenServer, store: ImageStore, tmp_path: Path
 ) -> None:
     home = logged_in(tmp_path / "home", closed_registry)
     store.registries.credentials = Credentials((home / ".docker/config.json",))
-    assert closed_registry.tokens is not None
-    old = closed_registry.tokens.token("team/small", "pull", lifetime_s=-200)
+    old = tokens.token("team/small", "pull", lifetime_s=-200)
     store.registries._authorizations[f"http://{closed_registry.host}", "team/small"] = f"Bearer {old}"
     pulled = await store.get(closed_registry.push("team/small:3", SMALL))
     assert (pulled.layers[0] / "small").read_text() == "small"
