@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.sandbox.closure import PROGRAM
+from orchestrator.service.sandbox.closure import PROGRAM, TOOLS
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import Command
 from tests.images.base_images import RECIPES, base_image
@@ -42,9 +42,11 @@ async def test_the_shell_of_an_image_runs_its_programs_in_a_pipe(bare: Bench) ->
 
 
 @pytest.mark.parametrize("name", ["busybox", "musl"])
-async def test_the_shell_is_sh_where_there_is_no_bash(name: str, local_provider: AnyProvider, tmp_path: Path) -> None:
+async def test_the_shell_is_our_bash_where_there_is_none(
+    name: str, local_provider: AnyProvider, tmp_path: Path
+) -> None:
     async for bench in opened(local_provider, tmp_path, base_image(name).root):
-        assert (await bench.boot()).shell == ("sh", "-c")
+        assert (await bench.boot()).shell == (f"{TOOLS}/bash", "-c")
 
 
 async def test_a_program_of_musl_finds_users_and_hosts(local_provider: AnyProvider, tmp_path: Path) -> None:
