@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.service.sandbox.closure import PROGRAM
+from orchestrator.service.sandbox.closure import PROGRAM, TOOLS
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import BoxNetwork, Command
 from orchestrator.service.sandbox.user_namespace import IdMap
@@ -46,6 +46,11 @@ async def test_a_users_script_runs_in_every_image(bare: Bench) -> None:
 async def test_an_images_own_shell_runs_its_own_programs(bare: Bench) -> None:
     done = await ran(bare, "sh", "-c", "seq 5 | tail -n 1; readlink -f /proc/$$/exe | grep -c sweep; exit 4")
     assert (done.status, done.output) == (4, "5\n0\n")
+
+
+@pytest.mark.parametrize("bare", ["busybox", "musl"], indirect=True)
+async def test_the_shell_is_our_bash_where_there_is_none(bare: Bench) -> None:
+    assert (await bare.boot()).shell == (f"{TOOLS}/bash", "-c")
 
 
 @pytest.mark.parametrize("bare", ["musl"], indirect=True)

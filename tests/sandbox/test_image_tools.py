@@ -1,4 +1,4 @@
-"""Our own steps work in a box of an image that has nothing, and use nothing that an agent put there."""
+"""Our own steps work in a box of an image that has little or nothing, and use nothing that an agent put there."""
 
 import io
 import tarfile
@@ -19,18 +19,20 @@ from orchestrator.service.sandbox.bwrap.image_box import PATH, ImageBox
 from orchestrator.service.sandbox.closure import TOOLS
 from orchestrator.service.sandbox.commands import Download, Finished, read_file, run, write_file
 from orchestrator.service.sandbox.provider import Command, ImageRoot, shell
+from tests.images.base_images import base_image
 from tests.sandbox.conftest import AnyProvider, Bench, opened
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.root]
 WRAPPER = Path(scripts.__file__).parents[1] / "agent_wrapper.sh"
 PLACES: Mapping[str, str] = {"scratch": "/home/user/.sweep", "directory": "/app", "home": "/home/user"}
 
 
-@pytest.fixture
-async def bare(local_provider: AnyProvider, image: ImageRoot, tmp_path: Path) -> AsyncIterator[Bench]:
-    """Boxes of an image without any file."""
-    (tmp_path / "empty").mkdir()
-    async for bench in opened(local_provider, tmp_path, ImageRoot(layers=(tmp_path / "empty",))):
+@pytest.fixture(params=["busybox", "musl", "empty"])
+async def bare(request: pytest.FixtureRequest, local_provider: AnyProvider, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Boxes of an image without bash, whose upper layer is the test's."""
+    (tmp_path / "upper").mkdir()
+    layers = (*base_image(request.param).root.layers, tmp_path / "upper")
+    async for bench in opened(local_provider, tmp_path, ImageRoot(layers=layers)):
         yield bench
 
 
@@ -76,9 +78,8 @@ async def test_files_are_written_and_read(bare: Bench) -> None:
 
 async def test_a_users_script_is_for_bash_and_finds_our_programs_behind_the_images(bare: Bench) -> None:
     box = await boot(bare, environment={"PATH": "/mine"})
-    assert await say(
-        box, "shopt -q login_shell || echo $PATH; [[ a == a ]] && timeout 5 bash -c 'sh -c id' | head -c 5"
-    ) == (f"/mine:{TOOLS}\nuid=0")
+    script = "shopt -q login_shell || echo $PATH; [[ a == a ]] && timeout 5 bash -c 'sh -c id' | head -c 5"
+    assert await say(box, script) == f"/mine:{TOOLS}\nuid=0"
 
 
 async def test_where_the_image_has_bash_nothing_is_added(imaged: Bench) -> None:
@@ -87,6 +88,7 @@ async def test_where_the_image_has_bash_nothing_is_added(imaged: Bench) -> None:
     assert await say(box, "echo $PATH; type -p bash") == f"{PATH}\n/usr/bin/bash\n"
 
 
+@pytest.mark.parametrize("bare", ["empty"], indirect=True)
 async def test_bash_may_be_anywhere_on_the_images_path(bare: Bench) -> None:
     assert bare.image is not None
     (bare.image.layers[0] / "opt/sh").mkdir(parents=True)
@@ -188,3 +190,14 @@ async def test_a_solution_is_unpacked_and_executed(bare: Bench) -> None:
     script = solution_script(archive, working_directory="/app", variables={"X": "1"})
     await write_file(box, "/app/reference", script.encode())
     assert await say(box, "bash /app/reference; cat /app/done") == "solved\n"
+
+
+async def test_an_agent_of_another_user_works_with_what_is_written_for_it(imaged: Bench) -> None:
+    box = await boot(imaged, user="www-data")
+    for name, content in {"command": b"id -un", "run": WRAPPER.read_bytes(), "env": b""}.items():
+        await write_file(box, f"/home/user/.sweep/agent/{name}", content, as_user=True)
+    assert await say(box, "bash /home/user/.sweep/agent/run 9 /dev/null /app") == "www-data\n"
+    assert await say(box, "ls /home/user/.sweep/agent") == "command\nmarker\nrun\nstatus\n"
+    with pytest.raises(BadRequest, match="Permission denied"):
+        await write_file(box, "/etc/new", b"", as_user=True)
+    await write_file(box, "/etc/new", b"")

@@ -52,7 +52,7 @@ async def run_scripts(box: Box, scripts: Iterable[str], output: Path) -> None:
     """
     for script in scripts:
         file = f"/tmp/.setup-{token_hex(8)}/setup.sh"  # noqa: S108 - of the devbox
-        await write_file(box, file, script.encode(), mode=0o755)
+        await write_file(box, file, script.encode(), mode=0o755, as_user=True)
         argv = (*box.shell, _EXECUTE, box.path(file))
         await _run_one(box, script, Command(argv=argv), output)
 

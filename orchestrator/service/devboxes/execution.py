@@ -50,7 +50,7 @@ async def program_for(box: Box, command: str, *, execution_id: str, shell_name: 
     """Make the program that runs `command` in the working directory, or where the named shell is. Raises BoxDied."""
     if len(command.encode()) > MAX_ARGUMENT_BYTES:
         path = f"/tmp/.command-{execution_id}"  # noqa: S108 - the box's own /tmp
-        await write_file(box, path, command.encode())
+        await write_file(box, path, command.encode(), as_user=True)
         command = f". {shlex.quote(box.path(path))}"
     if shell_name is None:
         return shell(command, words=box.shell, stdin=stdin)

@@ -41,7 +41,6 @@ from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
 from orchestrator.service.sandbox.prepared import Prepare, Prepared
 from orchestrator.service.sandbox.provider import (
-    HOME,
     Bind,
     Box,
     BoxDied,
@@ -278,7 +277,7 @@ class Fleet:
             "enforced_limits": sorted(box.enforced),
             "network": described(network, given),
             "has_one_user": True if box.has_one_user else None,
-            "home": box.path(HOME),
+            "home": box.path(await boxes.find_home()),
             "working_directory": box.path(prepared.working_directory),
             "installed": None if request.install is None else [request.install.key],
         }

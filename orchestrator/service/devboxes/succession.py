@@ -38,6 +38,7 @@ from orchestrator.service.sandbox.provider import (
     Command,
     Provider,
     RemainingProcesses,
+    shell,
 )
 from orchestrator.service.sandbox.safe_fs import remove
 
@@ -47,6 +48,7 @@ PREPARED: Final = "/run/prepared"
 SCRATCH: Final = "/evidence"
 #: Room of an evidence box, whatever the devbox has: a patch takes twice the changed files.
 EVIDENCE_DISK_BYTES: Final = 8 << 30
+_ASK_LIMIT_S: Final = 30.0
 NOTHING: Final[Mapping[str, Sequence[str]]] = {}
 
 
@@ -106,6 +108,8 @@ class Succession:
         self._is_retired = False
         #: The box that commands of clients run in, and the agent's.
         self.front = self.agents = box
+        #: The home of the agent's programs, or ours where an image's user has none to write in.
+        self.home = HOME
         #: Whether an agent may have begun: what becomes of its box from then on is its own doing.
         self.is_marked = False
         self.settled: Settled | None = None
@@ -118,6 +122,14 @@ class Succession:
     def tools(self) -> str | None:
         """See `Box.tools`."""
         return self.agents.tools
+
+    async def find_home(self) -> str:
+        """Return where the agent's programs keep their files, as a path of the devbox. Raises BoxDied."""
+        if self._spec.image is not None:
+            script = '[ ! -d "$HOME" ] || [ ! -w "$HOME" ] || [ "$HOME" = / ] || printf %s "$HOME"'
+            found = await run(self.agents, shell(script, words=self.agents.shell), timeout=_ASK_LIMIT_S)
+            self.home = found.stdout.decode(errors="replace") or HOME
+        return self.home
 
     async def wait_dead(self) -> tuple[str, bool]:
         """Wait until the box that stands for the devbox has ended, and no other takes its place.
@@ -187,8 +199,8 @@ class Succession:
 
     def _open_up(self) -> None:
         """Open the folders that an agent may have closed; what our own steps kept in its home goes."""
-        clear(self.agents.place("/"), f"{HOME}/.sweep")
-        for path in (HOME, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
+        clear(self.agents.place("/"), f"{self.home}/.sweep")
+        for path in (self.home, "/logs", "/logs/agent", ARTIFACTS, self._spec.working_directory):
             open_up(self.agents.place("/"), path)
 
     async def show(self) -> None:

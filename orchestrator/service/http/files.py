@@ -67,7 +67,8 @@ class _Files:
     async def write(self, request: Request) -> Response:
         body = await wire.parse(request, _WriteBody)
         with self._fleet.using(wire.path_id(request)) as box:
-            await write_file(box, in_home(_path(body.file_path, "file_path")), body.contents.encode())
+            path = in_home(_path(body.file_path, "file_path"))
+            await write_file(box, path, body.contents.encode(), as_user=True)
         return wire.reply({"devbox_id": wire.path_id(request), "exit_status": 0, "stdout": "", "stderr": ""})
 
     async def upload(self, request: Request) -> Response:
@@ -82,7 +83,8 @@ class _Files:
             if not isinstance(path, str) or not isinstance(file, UploadFile):
                 raise BadRequest("The body is not valid: expected the multipart fields 'path' (text) and 'file'.")
             with self._fleet.using(wire.path_id(request)) as box:
-                await write_file(box, in_home(_path(path, "path")), file.read, timeout=math.inf)
+                place = in_home(_path(path, "path"))
+                await write_file(box, place, file.read, timeout=math.inf, as_user=True)
         finally:
             await form.close()
         return wire.reply({})

@@ -236,7 +236,7 @@ class AgentBox(ABC):
             raise BoxDied(f"devbox {self.id}: {self._why}")
         variables = self.variables(command)
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
-        user = "" if command.is_plain else self.spec.user
+        user = "" if command.is_plain and not command.as_user else self.spec.user
         return self._connection.spawn(self.path(str(folder)), command.argv, variables, user=user, stdin=command.stdin)
 
     async def listen(self, port: int) -> socket.socket:

@@ -117,15 +117,23 @@ async def _feed(stream: ByteSendStream | None, data: bytes | ReadChunk) -> None:
 
 
 async def write_file(
-    box: Box, path: str, data: bytes | ReadChunk, *, mode: int | None = None, timeout: float = 120
+    box: Box,
+    path: str,
+    data: bytes | ReadChunk,
+    *,
+    mode: int | None = None,
+    timeout: float = 120,
+    as_user: bool = False,
 ) -> None:
     """Write a file in the box, with its missing folders; a relative path starts at the working directory.
 
-    Without a mode, an existing file keeps its own, and a new one gets 644. Raises BadRequest with the program's own
-    message when it cannot be written, and BoxDied.
+    Without a mode, an existing file keeps its own, and a new one gets 644. It is written by root where the box has one,
+    or else `as_user`, like what its user's programs write. Raises BadRequest with the program's own message when it
+    cannot be written, and BoxDied.
     """
     argv = ("sh", "-c", _WRITE, "write_file", _argument(box, path), "" if mode is None else f"{mode:o}")
-    finished = await run(box, Command(argv=argv, stdin=True, is_plain=True), stdin=data, timeout=timeout)
+    command = Command(argv=argv, stdin=True, is_plain=True, as_user=as_user)
+    finished = await run(box, command, stdin=data, timeout=timeout)
     if finished.status != 0:
         raise BadRequest(f"{path}: cannot be written in devbox {box.id}: {_reason(finished)}")
 

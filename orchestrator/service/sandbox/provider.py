@@ -163,6 +163,7 @@ class Command:
     working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
     A program that `is_plain` is ours: it runs as root where the box has one, and gets no variable of the spec's
     environment: a PATH through folders that an agent can write must not decide which `cat` writes a scorer's files.
+    With `as_user` it runs as the box's user all the same.
     """
 
     argv: tuple[str, ...]
@@ -170,6 +171,7 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     stdin: bool = False
     is_plain: bool = False
+    as_user: bool = False
 
 
 #: Words before a script, for a login shell as on a Runloop devbox.

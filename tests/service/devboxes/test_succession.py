@@ -18,7 +18,16 @@ from orchestrator.service.sandbox.closure import TOOLS
 from orchestrator.service.sandbox.commands import read_file, run, write_file
 from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.prepared import Prepared
-from orchestrator.service.sandbox.provider import Bind, Box, BoxSpec, Command, ImageRoot, RemainingProcesses, shell
+from orchestrator.service.sandbox.provider import (
+    HOME,
+    Bind,
+    Box,
+    BoxSpec,
+    Command,
+    ImageRoot,
+    RemainingProcesses,
+    shell,
+)
 
 pytestmark = pytest.mark.anyio
 APP: Final = "/app"
@@ -41,7 +50,7 @@ class Stage:
     def home(self) -> str:
         return "/home/user" if self.image is None else "/root"
 
-    async def begin(self, *, setup: str = "true", environment: dict[str, str] | None = None) -> None:
+    async def begin(self, *, setup: str = "true", environment: dict[str, str] | None = None, user: str = "") -> None:
         """Boot it, run its setup, and let the agent begin."""
         if self.image is not None and environment is None:  # the image has no git of its own
             environment = {"PATH": f"{PATH}:{TOOLS}"}
@@ -54,6 +63,7 @@ class Stage:
             root=self.root,
             image=self.image,
             environment={**(environment or {}), "KEY": "k"},
+            user=user,
         )
         box = await self.provider.start(spec)
 
@@ -370,3 +380,19 @@ def test_links_lead_where_they_would_in_the_box(tmp_path: Path) -> None:
     assert resolved(root, "/app/up/passwd") is None
     assert resolved(root, "/app/loop") is None
     assert put(root, "/app/abs/__init__.py", b"", 0o644) == "/app/real/__init__.py"
+
+
+async def test_the_home_of_an_agent_is_its_users_where_that_can_be_written(stage: Stage) -> None:
+    """What our own steps keep there goes when the agent's box is settled."""
+    await stage.begin()
+    assert await stage.boxes.find_home() == stage.home
+    await stage.work('mkdir -p "$HOME/.sweep/agent" && echo kept >"$HOME/kept"')
+    await stage.boxes.settle(ScoringMode.SHARED)
+    assert await stage.look(f"ls -A {stage.home} | grep -e sweep -e kept") == "kept\n"
+
+
+async def test_an_agent_whose_user_has_no_home_to_write_in_has_ours(stage: Stage) -> None:
+    if stage.image is None:
+        pytest.skip("the machine's own system has one user")
+    await stage.begin(user="www-data")
+    assert await stage.boxes.find_home() == HOME
