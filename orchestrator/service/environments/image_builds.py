@@ -294,6 +294,7 @@ class _Build:
             if finished.status != 0:
                 raise BuildFailed(f"{self._name(step)}: {self._why(finished)}")
             await running.keep_layer(target, without=apart)
+        await run_sync(settings.strike_out, target)
 
     def _left(self) -> float:
         return self.deadline - anyio.current_time()
