@@ -88,7 +88,7 @@ def _found(name: str) -> BaseImage | str:
 def _layer(name: str, recipe: Recipe) -> Layer:
     """Return the layer of an image, made now unless it is there."""
     usual = os.environ.get("XDG_CACHE_HOME", "")
-    place = (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep-tests/images"
+    place = (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep-tests/base-images"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.chmod(0o700)  # files of an image may run as their owner, root
     folder = place / f"{name}-{_key(recipe)}"

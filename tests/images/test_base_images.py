@@ -22,4 +22,4 @@ def test_processes_that_need_an_image_at_once_make_it_once(tmp_path: Path) -> No
     ]
     assert len({process.communicate()[0] for process in processes}) == 1
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert len([*(tmp_path / "sweep-tests/images").iterdir()]) == 2, "the image and its lock"
+    assert len([*(tmp_path / "sweep-tests/base-images").iterdir()]) == 2, "the image and its lock"
