@@ -1,5 +1,6 @@
 """A service that is killed while it builds an image leaves nothing, and the next one builds what is missing."""
 
+import asyncio
 import secrets
 import signal
 import subprocess
@@ -20,9 +21,9 @@ from orchestrator.service.sandbox.providers import open_provider
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 from tests.processes import carrying
-from tests.waiting import until
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 VICTIM = """
@@ -61,7 +62,7 @@ async def build(place: Path, dockerfile: str) -> str:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
-async def test_a_killed_build_leaves_no_process_and_no_half_layer(tmp_path: Path, seconds: float) -> None:
+def test_a_killed_build_leaves_no_process_and_no_half_layer(tmp_path: Path, seconds: float) -> None:
     """Whether a command runs then, or what it left becomes a layer; layers that were whole are not built again."""
     tmp_path.chmod(0o700)
     PackedImage.of(base_image("busybox")).save(tmp_path / "base.tar", "busybox:latest")
@@ -72,20 +73,21 @@ async def test_a_killed_build_leaves_no_process_and_no_half_layer(tmp_path: Path
     dockerfile = f"FROM busybox\nRUN {step} >/first\nRUN {slow}\n"
     victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(tmp_path), dockerfile], cwd=Path(__file__).parents[3])
     try:
-        await until(lambda: bool(others(marker, victim.pid)), "the second command did not begin", seconds=60)
+        wait_until(lambda: others(marker), "the second command did not begin", seconds=60)
     finally:
         victim.send_signal(signal.SIGKILL)
         victim.wait()
-    await until(lambda: not others(marker, victim.pid), "something outlived its service")
+    wait_until(lambda: not others(marker), "something outlived its service")
 
     layers = tmp_path / "cache/images/layers"
     whole = [place.name for place in layers.iterdir() if (place / "layer.json").exists()]
     assert len(whole) == 2, "the base, and what the first command left"
-    said = await build(tmp_path, dockerfile)
+    said = asyncio.run(build(tmp_path, dockerfile))
     assert said.endswith("2\n")
     assert not list(layers.glob("*/making"))
-    assert said == await build(tmp_path, dockerfile)
+    assert said == asyncio.run(build(tmp_path, dockerfile))
 
 
-def others(marker: str, pid: int) -> list[int]:
-    return [each for each in carrying(marker) if each != pid]
+def others(marker: str) -> list[str]:
+    """Processes of the build, without the service that was told of it."""
+    return [words for words in carrying(marker).values() if "test_builds_killed" not in words]
