@@ -12,7 +12,7 @@ from tests.sandbox.images import pack_images
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 CLAIMS = (
     *("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "sandbox/test_base_image_boxes.py"),
-    "service/images/test_owners.py",
+    *("sandbox/test_public_network.py", "service/images/test_owners.py"),
 )
 
 

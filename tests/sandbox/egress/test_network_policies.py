@@ -5,10 +5,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError, NotFoundError
 
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.bwrap import bwrap_provider, public_network
 
 pytestmark = pytest.mark.anyio
 Running = Callable[[AsyncRunloop, str], Awaitable[str]]
@@ -118,6 +120,22 @@ async def test_a_policy_of_nothing_closes_and_one_of_everything_opens_this_machi
         devbox = await devbox_with(client, running, opened.id)
         assert "Failed to connect" in await said_in(client, devbox, fetch)
         assert dict(await client.devboxes.retrieve(devbox))["network"] in {"public", "proxy"}
+
+
+async def test_where_boxes_have_no_internet_of_their_own_the_proxy_serves_and_that_is_said(
+    serve: Serve, running: Running, greeting: int, sandboxes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (public_network, bwrap_provider):
+        monkeypatch.setattr(module, "PROGRAM", "slirp4nobody")
+    async with serve(Isolation.LOCAL) as client:
+        facts = (await client.get("/v1/sweep", cast_to=httpx.Response)).json()
+        told = "Devboxes reach the internet by a proxy, for HTTP and HTTPS alone: slirp4nobody is not installed here."
+        assert facts["internet_notices"] == [told]
+        policy = await client.network_policies.create(name="open", allow_all=True)
+        devbox = await devbox_with(client, running, policy.id)
+        assert dict(await client.devboxes.retrieve(devbox))["network"] == "proxy"
+        fetch = f"curl -sS --noproxy '' http://127.0.0.1:{greeting}/"
+        assert "It may reach: every public host" in await said_in(client, devbox, fetch)
 
 
 async def test_a_devbox_with_an_unknown_policy_is_not_created(client: AsyncRunloop) -> None:

@@ -19,8 +19,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
@@ -117,8 +117,8 @@ class PublicNetworks:
         """
         try:
             closed = [each for each in closed_networks() if not each.subnet_of(VIRTUAL)]
-            with anyio.fail_after(_LIMIT_S), _namespaces(root) as (owner, network):
-                async with _routes_refused(owner, network, user, closed) as inside:
+            with anyio.fail_after(_LIMIT_S):
+                async with _routes_refused(root, user, closed) as inside:
                     link = await self._start(inside, user, lost)
             try:
                 _filter(link.pid, packet_filter(closed))
@@ -157,7 +157,7 @@ class PublicNetworks:
                     await link.end()
             if not is_ready:
                 errors.seek(0)
-                raise OSError(errors.read(4096).decode(errors="replace").strip())
+                raise OSError("; ".join(errors.read(4096).decode(errors="replace").split("\n")).rstrip("; "))
             return link
 
 
@@ -192,33 +192,22 @@ def _filter(pid: int, code: bytes) -> None:
         os.close(tap)
 
 
-@contextmanager
-def _namespaces(root: int) -> Iterator[tuple[int, int]]:
-    """Open the network namespace of a process, and the user namespace that owns it: (owner, network)."""
-    network = os.open(f"/proc/{root}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        owner = fcntl.ioctl(network, _NS_GET_USERNS)
-        try:
-            yield owner, network
-        finally:
-            os.close(owner)
-    finally:
-        os.close(network)
-
-
 @asynccontextmanager
-async def _routes_refused(
-    owner: int, network: int, user: int | None, closed: Iterable[IPv4Network]
-) -> AsyncIterator[int]:
-    """Refuse routes to networks; yields a process in the namespaces, which `user` can follow there. Raises OSError."""
-    given = ("" if user is None else str(user), str(owner), str(network), *map(str, closed))
-    maker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", os.fspath(_MAKER), *given),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=(owner, network),
-    )
+async def _routes_refused(root: int, user: int | None, closed: Iterable[IPv4Network]) -> AsyncIterator[int]:
+    """Refuse routes to networks; yields a process in the box's namespaces, which `user` can follow. Raises OSError."""
+    with ExitStack() as opened:
+        network = os.open(f"/proc/{root}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, network)
+        owner = fcntl.ioctl(network, _NS_GET_USERNS)
+        opened.callback(os.close, owner)
+        given = ("" if user is None else str(user), str(owner), str(network), *map(str, closed))
+        maker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", os.fspath(_MAKER), *given),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(owner, network),
+        )
     assert maker.stdin is not None
     assert maker.stdout is not None
     assert maker.stderr is not None
