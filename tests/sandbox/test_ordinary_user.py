@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.images.base_images import RECIPES
-from tests.ordinary_user import NAME, SOURCES, OrdinaryUser
+from tests.ordinary_user import NAME, SOURCES, USER, OrdinaryUser
 from tests.sandbox.images import pack_images
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -37,3 +37,39 @@ def test_the_service_says_at_its_start_that_boxes_have_one_user_and_how_to_get_a
     assert done.returncode == 0, done.stderr
     said = f"Devboxes of images have one user here, root.*/etc/subuid has no line that lends {NAME} 65,536 ids"
     assert bool(re.search(said, done.stderr)) is not is_lent_ids
+
+
+REFUSED = """
+import os
+from pathlib import Path
+import anyio
+from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.own_ids import become_root
+from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, ImageRoot
+
+async def main():
+    provider = BwrapProvider(Path("state"))
+    await (await provider.start(BoxSpec(id="host"))).stop()
+    try:
+        await provider.start(BoxSpec(id="image", image=ImageRoot(layers=())))
+    except BoxStartFailed as error:
+        print(error)
+    await provider.close()
+
+become_root(Path("/proc/nowhere"))
+print(os.geteuid(), len(os.listdir("/proc/self/task")))
+anyio.run(main)
+"""
+
+
+def test_where_a_machine_permits_no_overlay_he_stays_himself_and_is_told_when_he_wants_an_image(
+    sandboxes: None,
+) -> None:
+    with OrdinaryUser.make(is_lent_ids=True) as user:
+        done = user.run(["env", f"PYTHONPATH={SOURCES}", sys.executable, "-c", REFUSED], timeout=60)
+    first, *told = done.stdout.splitlines()
+    assert first == f"{USER} 1", done.stderr
+    assert re.match(
+        r"this machine permits no devboxes of images to an ordinary user \(.*/proc/nowhere.*\): .*start as root",
+        told[0],
+    )

@@ -75,7 +75,7 @@ class BuildCache(Generic[T]):
 
     An entry is `folder/NAME/TREE` with its description `folder/NAME/KIND.json`. `read` makes the result of it, and may
     raise ValueError, KeyError or TypeError for an entry that is to be built again. `measure` says how much a tree
-    holds, and `remove_tree` removes a folder with all that a build put there.
+    holds.
     """
 
     def __init__(
@@ -86,14 +86,12 @@ class BuildCache(Generic[T]):
         tree: str,
         read: Callable[[Built], T],
         measure: Callable[[Path], list[int]] = amount,
-        remove_tree: Callable[[Path], None] = remove,
     ) -> None:
         self._folder = folder
         self._kind = kind
         self._tree = tree
         self._read = read
         self._measure = measure
-        self._remove_tree = remove_tree
         self._seats = anyio.Semaphore(MAX_BUILDS)
         self._flights: dict[str, _Flight] = {}
         self._whole: set[str] = set()
@@ -180,7 +178,7 @@ class BuildCache(Generic[T]):
         self._description(name).unlink(missing_ok=True)
         for left in (self._folder / name).iterdir():
             if left.is_dir() and not left.is_symlink():
-                self._remove_tree(left)
+                remove(left)
             elif left.name != _LOCK:
                 left.unlink()
         making = self._folder / name / _MAKING
@@ -203,7 +201,7 @@ class BuildCache(Generic[T]):
         """Remove the folder that was opened, and that of the entry if nothing is in it."""
         place = self._folder / name
         try:
-            self._remove_tree(place / _MAKING)
+            remove(place / _MAKING)
         except OSError as error:
             structlog.get_logger().warning(f"{self._kind}.not_removed", folder=str(place), error=str(error))
         with suppress(OSError):
@@ -246,7 +244,7 @@ class BuildCache(Generic[T]):
         self._description(place.name).unlink(missing_ok=True)
         # A process that wants to build here meanwhile makes a folder of its own.
         gone = place.rename(place.with_name(f"{place.name}-{token_hex(4)}"))
-        self._remove_tree(gone)
+        remove(gone)
         structlog.get_logger().info(f"{self._kind}.pruned", folder=str(place))
 
     def is_unused(self, place: Path) -> bool:
@@ -280,9 +278,8 @@ class UserCache(BuildCache[T]):
         tree: str,
         read: Callable[[Built], T],
         measure: Callable[[Path], list[int]] = amount,
-        remove_tree: Callable[[Path], None] = remove,
     ) -> None:
-        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure, remove_tree=remove_tree)
+        super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure)
         self._cache = cache
         self._held: dict[str, int] = {}
 

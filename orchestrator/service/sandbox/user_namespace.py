@@ -29,19 +29,24 @@ _MAKER: Final = Path(__file__).with_name("namespace_maker.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdMap:
-    """Ids 0 to `count` - 1 of a namespace are the host's users from `user` and groups from `group` on."""
+    """Ids 0 to `count` - 1 of a namespace are this process's users from `user` and groups from `group` on.
+
+    `outside` is what the machine calls that user.
+    """
 
     user: int
     group: int
     count: int = ID_COUNT
+    outside: int = 0
 
     @classmethod
     def own(cls) -> Self:
         """Return the ids that files of images have here: all ids of images if this process has them, else its own."""
-        users, groups = (_start(Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid"))
-        if os.geteuid() == 0 and users is not None and users == groups:
-            return cls(user=users, group=users)
-        return cls(user=os.geteuid(), group=os.getegid(), count=1)
+        users, groups = (_rows(Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid"))
+        for start, outside, count in users if os.geteuid() == 0 else ():
+            if count >= ID_COUNT and any(first == start and number >= ID_COUNT for first, _, number in groups):
+                return cls(user=start, group=start, outside=outside)
+        return cls(user=os.geteuid(), group=os.getegid(), count=1, outside=users[0][1])
 
     @property
     def is_whole(self) -> bool:
@@ -49,10 +54,9 @@ class IdMap:
         return self.count == ID_COUNT
 
 
-def _start(map_: str) -> int | None:
-    """Return the first of ID_COUNT ids in the text of /proc/self/uid_map; None if there are not so many in a row."""
-    rows = [[int(field) for field in line.split()] for line in map_.splitlines()]
-    return next((inside for inside, _, count in rows if count >= ID_COUNT), None)
+def _rows(map_: str) -> list[list[int]]:
+    """Return the text of /proc/self/uid_map as rows of [first id, what that is outside, count]."""
+    return [[int(field) for field in line.split()] for line in map_.splitlines()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

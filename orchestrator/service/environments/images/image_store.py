@@ -50,7 +50,6 @@ from orchestrator.service.environments.images.manifest import (
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Registries, Tell
 from orchestrator.service.environments.images.unpack import NO_ROOM
-from orchestrator.service.sandbox.safe_fs import remove
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 
 #: Blobs that come at the same time.
@@ -61,7 +60,6 @@ _CHUNK_BYTES: Final = 1 << 18
 _TREE: Final = "l"
 _POLL_S: Final = 0.25
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
-_EMPTY: Final = Path(__file__).with_name("empty.py")
 #: Bytes that one layer may take, uncompressed.
 MAX_LAYER_BYTES: Final = 64 << 30
 
@@ -145,7 +143,6 @@ class ImageStore:
             tree=_TREE,
             read=lambda built: built.tree / "fs",
             measure=lambda _: [],
-            remove_tree=partial(remove_layers, self.namespace),
         )
 
     async def get(self, reference: Reference, *, progress: Progress | None = None) -> Unpacked:
@@ -377,38 +374,10 @@ async def open_images(cache: Path, mirrors: Sequence[Mirror] = ()) -> AsyncItera
 
 def chain_names(diff_ids: Sequence[str], ids: IdMap) -> Iterator[str]:
     """Yield a name for each layer and those below it; files of other ids are other files."""
-    chain = "" if ids == IdMap(user=0, group=0) else f"{ids.user} {ids.group} {ids.count}"
+    chain = "" if ids == IdMap(user=0, group=0) else f"{ids.user} {ids.group} {ids.count} {ids.outside}"
     for diff_id in diff_ids:
         chain = _short(f"{chain} {diff_id}")
         yield chain
-
-
-def remove_layers(namespace: UserNamespace, folder: Path) -> None:
-    """Remove a folder of ours with layers in it, whose files may be others'. Blocking. Raises OSError."""
-    try:
-        remove(folder)
-    except PermissionError:
-        for place in (folder, folder / _TREE, folder / "making" / _TREE):
-            with suppress(FileNotFoundError):
-                _empty(namespace, place / "fs")
-                (place / "fs").rmdir()
-        remove(folder)
-
-
-def _empty(namespace: UserNamespace, tree: Path) -> None:
-    """Remove what is in a folder, as the namespace's root. Raises OSError."""
-    opened = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        subprocess.run(
-            [sys.executable, "-I", "-S", os.fspath(_EMPTY), str(namespace.fd), str(opened)],
-            pass_fds=(namespace.fd, opened),
-            check=True,
-            capture_output=True,
-        )
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"{tree} cannot be emptied: {error.stderr.decode(errors='replace').strip()}") from error
-    finally:
-        os.close(opened)
 
 
 def _clear(place: Path) -> None:
