@@ -109,6 +109,11 @@ async def test_a_script_without_a_first_line_is_run_by_the_shell(bench: "Bench")
     assert (await read_all(process.stdout), await process.wait()) == (b"ran well\n", 0)
 
 
+async def test_a_command_has_no_open_file_but_its_own(bench: "Bench") -> None:
+    said = (await bench.run(await bench.boot(), "cd /proc/self/fd && echo *")).output
+    assert set(said.split()) <= {"0", "1", "2", "3"}, "3 is the folder that is listed"
+
+
 async def test_stdin_reaches_the_program_and_its_end_too(bench: "Bench") -> None:
     process = await (await bench.boot()).spawn(Command(argv=("sha256sum",), stdin=True))
     assert process.stdin is not None

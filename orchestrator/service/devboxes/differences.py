@@ -75,7 +75,7 @@ _SETTINGS: Final = frozenset({"conftest.py", "pytest.ini", "tox.ini", "setup.cfg
 _HIDDEN: Final = re.compile(r"/(tests|run|proc|logs/verifier|evidence)(/|$)")
 _SYSTEM: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt)(/|$)")
 #: What is no work even where the working directory is the root.
-_NO_WORK: Final = re.compile(r"(usr|bin|sbin|lib\w*|etc|var|run|boot|dev|proc|sys|logs|tests|solution)(/|$)")
+_NO_WORK: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt|etc|var|run|boot|dev|proc|sys|logs|tests|solution)(/|$)")
 #: The PATH of a box of an image that names none.
 _IMAGE_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -358,11 +358,16 @@ def _facts(found: os.stat_result) -> Facts:
     return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
+def is_work(path: str) -> bool:
+    """Tell whether a path, relative to the box's root, is work where that root is the working directory."""
+    return not _NO_WORK.match(path)
+
+
 def _in_work(path: str, directory: str) -> str | None:
     """Return the path relative to the working directory; None if it is not in there, or the system's."""
     folder = directory.strip("/")
     if not folder:
-        return None if _NO_WORK.match(path) else path
+        return path if is_work(path) else None
     return path.removeprefix(folder + "/") if path.startswith(folder + "/") else None
 
 

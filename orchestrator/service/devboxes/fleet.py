@@ -309,6 +309,8 @@ class Fleet:
 
     async def _advance(self, live: _Live, status: DevboxStatus, shown: Mapping[str, Any]) -> None:
         """Record the next status; a devbox that was shut down meanwhile is not booted further."""
+        if live.status not in DEVBOX_DEAD:
+            live.status = status  # who reads the row comes before this task goes on
         devbox = await self._rows.advance(live.id, status, shown)
         live.status = devbox.status
         self._changes.announce(live.id)

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 
 from orchestrator.core.protocol import ScoringMode
-from orchestrator.service.devboxes.differences import Changes, compare, remember
+from orchestrator.service.devboxes.differences import Changes, compare, is_work, remember
 from orchestrator.service.devboxes.remains import clear, empty, open_up, resolved, take
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.egress.proxy import Egress
@@ -253,7 +253,7 @@ class Succession:
                 moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
                 self._holder = await self._fresh()
                 for path, source in moves.items():
-                    move = partial(take, self.files, path, source, exclude=crossing.get(path, ()))
+                    move = partial(take, self.files, path, source, exclude=crossing.get(path, crossing.get("/", ())))
                     await anyio.to_thread.run_sync(move)
         with _whole(self._holder):
             await anyio.to_thread.run_sync(self._drop_leading)
@@ -320,9 +320,15 @@ class Succession:
             clear(self.files, f"/{path}")
 
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
-        """Find the real place of each path; one inside another goes with it."""
+        """Find the real place of each path; one inside another goes with it.
+
+        Of a whole root what is work crosses, as far as it is in nobody's home.
+        """
         root = self._holder.place("/")
         wanted = {str(PurePosixPath(path)) for path in paths}
+        if "/" in wanted:
+            tops = {place.name for place in root.iterdir() if is_work(place.name)} - {"home", "root", "tmp"}
+            wanted = (wanted - {"/"}) | {f"/{name}" for name in tops}
         outermost = [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
         found = {path: place for path in outermost if (place := resolved(root, path)) is not None}
         real = set(found.values())

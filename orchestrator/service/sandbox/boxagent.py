@@ -50,6 +50,8 @@ ORDERS = {KILL, INTERRUPT, signal.SIGCHLD}
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)  # noqa: FBT003
+    os.closerange(3, control.fileno())  # what the sandbox was made with is nothing for commands
+    os.closerange(control.fileno() + 1, 1024)
     set_rlimits(sys.argv[2])
     raise_oom_score(EXPENDABLE)
     protect()

@@ -228,6 +228,21 @@ async def test_a_separate_scoring_is_over_a_new_layer_with_what_crosses(stage: S
     assert await stage.look("cat /usr/bin/tool code.py") == "tool\none\nset\ntwo\n"
 
 
+async def test_of_a_root_that_is_the_working_directory_all_work_crosses_and_nothing_of_the_system(stage: Stage) -> None:
+    stage.directory = "/"
+    await stage.begin()
+    await stage.work(
+        "echo x >/data; mkdir -p /srv/y; echo y >/srv/y/z; echo two >/app/code.py; echo t >/usr/bin/tool; echo h >~/h"
+        "; echo e >/etc/e; echo u >/home/u; echo out >/logs/artifacts/a"
+    )
+    await stage.boxes.settle(ScoringMode.SEPARATE)
+    await stage.boxes.lay_out(ScoringMode.SEPARATE, {"/": ()})
+    async with stage.boxes.scoring_box() as box:
+        show = "cat /data /srv/y/z /app/code.py /usr/bin/tool /logs/artifacts/a; ls ~/h /etc/e /home/u"
+        said = await run(box, Command(argv=("bash", "-c", show)), timeout=20)
+        assert said.stdout == b"x\ny\ntwo\ntool\nout\n"
+
+
 async def test_files_that_did_not_change_are_not_copied_when_they_cross(stage: Stage) -> None:
     await stage.begin()
     await stage.work("echo two >code.py")

@@ -13,22 +13,23 @@ from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
-from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, Provider, shell
+from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, ImageRoot, Provider, shell
 from orchestrator.service.scoring.scoring import InPlace, Scoring
 from orchestrator.service.store import Document
+from tests.sandbox.conftest import image  # noqa: F401
 
 APP = "/app"
 Boot = Callable[..., Awaitable[Box]]
 Score = Callable[..., Awaitable[FunctionResult]]
 
 
-@pytest.fixture(params=["local", "process"])
+@pytest.fixture(params=["local", "process", "image"])
 async def provider(request: pytest.FixtureRequest, obstacle: str, tmp_path: Path) -> AsyncIterator[Provider]:
     state = tmp_path / "devboxes"
     state.mkdir()
-    if request.param == "local" and obstacle:
+    if request.param != "process" and obstacle:
         pytest.skip(obstacle)
-    provider = BwrapProvider(state) if request.param == "local" else ProcessProvider(state)
+    provider = ProcessProvider(state) if request.param == "process" else BwrapProvider(state)
     try:
         yield provider
     finally:
@@ -42,13 +43,25 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Scoring:
 
 
 @pytest.fixture
-def boot(provider: Provider, scoring: Scoring) -> Boot:
+def root(request: pytest.FixtureRequest, provider: Provider) -> ImageRoot | None:
+    """The image of the boxes, where they have one."""
+    is_image = request.node.callspec.params["provider"] == "image"
+    return request.getfixturevalue("image") if is_image else None
+
+
+@pytest.fixture
+def boot(provider: Provider, root: ImageRoot | None, scoring: Scoring) -> Boot:
     """Start a box that has what a contract needs."""
 
     async def start(contract: Document, **environment: str) -> Box:
-        binds = await scoring.binds(contract)
-        identity = f"dbx_{uuid.uuid4().hex[:12]}"
-        return await provider.start(BoxSpec(id=identity, working_directory=APP, environment=environment, binds=binds))
+        spec = BoxSpec(
+            id=f"dbx_{uuid.uuid4().hex[:12]}",
+            working_directory=APP,
+            environment=environment,
+            binds=await scoring.binds(contract, is_image=root is not None),
+            image=root,
+        )
+        return await provider.start(spec)
 
     return start
 

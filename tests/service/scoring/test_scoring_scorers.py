@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.service.records import FunctionResult
 from orchestrator.service.sandbox.commands import run, write_file
-from orchestrator.service.sandbox.provider import Box, BoxDied, Capability, Provider, shell
+from orchestrator.service.sandbox.provider import Box, BoxDied, BoxStartFailed, Capability, ImageRoot, Provider, shell
 from orchestrator.service.scoring.scoring import InPlace, Scoring
 from orchestrator.service.store import Document
 
@@ -171,9 +171,16 @@ async def test_requirements_of_a_python_script_are_there_for_it_and_for_programs
     assert result.score == 0.25
 
 
-async def test_a_python_script_runs_with_the_version_it_asks_for(score: Score, other_python: str) -> None:
+async def test_a_python_script_runs_with_the_version_it_asks_for(
+    score: Score, other_python: str, root: ImageRoot | None
+) -> None:
     script = "import platform\nprint(platform.python_version())\nprint(1)"
-    result = await score(python(script, python_version_constraint=f"=={other_python}"))
+    scorer = python(script, python_version_constraint=f"=={other_python}")
+    if root is not None:
+        with pytest.raises(BoxStartFailed, match=rf"image a scorer's Python is this service's.*'=={other_python}'"):
+            await score(scorer)
+        return
+    result = await score(scorer)
     assert result.score == 1.0, result.output
     assert result.python == other_python
     assert result.output.startswith(other_python)

@@ -176,21 +176,12 @@ def image_arguments(
     The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed. `closure` is the
     path of the box's Python below `shared`.
     """
+    bind = "--ro-bind" if is_read_only else "--bind"
     arguments = [
         *("--userns", str(namespace), "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--uid", "0", "--gid", "0"),
         *("--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))),
-        *(
-            "--hostname",
-            HOSTNAME,
-            "--ro-bind" if is_read_only else "--bind",
-            root,
-            "/",
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-        ),
+        *("--hostname", HOSTNAME, bind, root, "/", "--proc", "/proc", "--dev", "/dev"),
         *("--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
         *("--remount-ro", "/dev", "--ro-bind", f"{shared}/{closure}", IN_BOX),
         *networking(network, shared),
