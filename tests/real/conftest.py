@@ -64,12 +64,23 @@ def is_answered(*command: str) -> bool:
         return False
 
 
-def run_real(desk: Desk, agent: str, *words: str, environment: dict[str, str]) -> dict[str, Any]:
-    """Run an agent on the scenario; the line of its result, once it is scored."""
-    settings = {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)}
-    cache = os.environ.get("SWEEP_CACHE") or str(Path.home() / ".cache" / "sweep-tests")
-    command = ("run", "bugfix-mini", "--include", SCENARIO, "--agent", agent, "--name", "mine", *words)
-    ended = desk.start(*command, environment=settings | {"SWEEP_CACHE": cache} | environment).end(INSTALLING)
+def settings() -> dict[str, str]:
+    """The tester's settings for package indexes, and the place where installs are kept."""
+    found = {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)}
+    return {**found, "SWEEP_CACHE": os.environ.get("SWEEP_CACHE") or str(Path.home() / ".cache" / "sweep-tests")}
+
+
+def run_real(
+    desk: Desk,
+    agent: str,
+    *words: str,
+    environment: dict[str, str],
+    benchmark: str = "bugfix-mini",
+    scenario: str = SCENARIO,
+) -> dict[str, Any]:
+    """Run an agent on a scenario; the line of its result, once it is scored."""
+    command = ("run", benchmark, "--include", scenario, "--agent", agent, "--name", "mine", *words)
+    ended = desk.start(*command, environment=settings() | environment).end(INSTALLING)
     assert ended.status == 0, str(ended)
     (result,) = desk.results("runs/mine")
     assert result["outcome"] == "scored", f"{ended}\n{result}"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.closure import PROGRAM, TOOLS
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.provider import BoxNetwork, Command
 from orchestrator.service.sandbox.user_namespace import IdMap
 from tests.images.base_images import RECIPES
-from tests.sandbox.conftest import PATIENCE, AnyProvider, Bench, opened
+from tests.sandbox.conftest import PATIENCE, AnyProvider, Bench, opened, prepared
 from tests.sandbox.images import base_root
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -78,3 +79,12 @@ async def test_dpkg_of_debian_installs_packages_in_a_box(bare: Bench) -> None:
     assert done.status == 0, done
     owners = "www-data\nours\n" if IdMap.own().is_whole else "root\nroot\n"
     assert (await bare.run(box, "stat -c '%U' /srv/file /home/ours; dpkg --audit")).output == owners
+
+
+async def test_an_image_without_certificates_has_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Agents need them to speak to their hosts. The user's own choice counts."""
+    (tmp_path / "chosen.pem").write_text("chosen\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "chosen.pem"))
+    async for provider in prepared(Isolation.LOCAL, tmp_path):
+        async for bench in opened(provider, tmp_path, base_root("busybox")):
+            assert (await ran(bench, "cat", "/etc/ssl/certs/ca-certificates.crt")).output == "chosen\n"

@@ -6,7 +6,8 @@ of their own get the folder of ours besides; all others look where the program d
 
 Our own Python runs this file in the box that made the install, because the files are not trusted: `independence.py
 FOLDER PLACE`, with all that is in FOLDER, which will be at PLACE. Programs linked to another C library, and for other
-machines, stay as they are.
+machines, stay as they are. It fails, and names them, if there are links to programs of the machine: a virtual
+environment of another Python than ours is one.
 """
 
 import os
@@ -26,6 +27,8 @@ LINE_BYTES = 256
 
 
 def main(folder: Path, place: str) -> None:
+    if links := list(links_out(folder, place)):
+        sys.exit("\n".join(f"{link} leads to {os.readlink(link)}, which an image may not have" for link in links))  # noqa: PTH115
     for file in files(folder):
         with file.open("rb") as opened:
             first = opened.readline(LINE_BYTES)
@@ -35,6 +38,16 @@ def main(folder: Path, place: str) -> None:
             line = interpreted(os.fsdecode(first[2:]).split(), folder, place)
             if line:
                 rewrite(file, len(first), line)
+
+
+def links_out(folder: Path, place: str) -> Iterator[Path]:
+    """Yield the links to programs that are neither in the folder nor ours."""
+    for above, folders, names in os.walk(folder):
+        for link in (Path(above, name) for name in (*folders, *names)):
+            target = os.readlink(link) if link.is_symlink() else ""  # noqa: PTH115
+            is_program = os.path.isabs(target) and link.is_file() and os.access(link, os.X_OK)  # noqa: PTH117
+            if is_program and not target.startswith((f"{OURS}/", f"{place}/", f"{folder}/")):
+                yield link
 
 
 def files(folder: Path) -> Iterator[Path]:

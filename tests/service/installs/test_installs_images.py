@@ -10,7 +10,7 @@ import pytest
 from orchestrator.agentkit.file.definition import read_definition
 from orchestrator.agentkit.loader import builtin_folder
 from orchestrator.service.environments import installs
-from orchestrator.service.environments.installs import InstallRequest
+from orchestrator.service.environments.installs import InstallFailed, InstallRequest
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.closure import IN_BOX, TOOLCHAIN
 from orchestrator.service.sandbox.commands import run
@@ -112,6 +112,13 @@ async def test_the_toolchain_is_first_where_an_agent_is_installed(shop: Shop, st
     prepared = await shop.add(wanted(script), Prepared(image=ImageRoot(layers=())))
     found = (shop.layer(prepared) / "found").read_text().splitlines()
     assert found == [f"{TOOLCHAIN}/bin/node", f"{IN_BOX}/bin/python3", "/usr/bin/bash"]
+
+
+async def test_an_install_that_leads_to_programs_of_the_machine_is_refused_by_name(shop: Shop, stand_in: None) -> None:
+    script = "ln -s /etc/hosts $SWEEP_AGENT_PREFIX/hosts; ln -s /bin/cat $SWEEP_AGENT_PREFIX/other; ln -s other cat"
+    words = r"cannot be made to run on any image: \S+/other leads to /bin/cat, which an image may not have$"
+    with pytest.raises(InstallFailed, match=words):
+        await shop.add(wanted(script), Prepared(image=ImageRoot(layers=())))
 
 
 @pytest.fixture

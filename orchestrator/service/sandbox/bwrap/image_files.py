@@ -7,6 +7,8 @@ range of ids, not to a box: it is kept for the next box of the range.
 """
 
 import os
+import shutil
+import ssl
 import stat
 import struct
 from collections.abc import Iterable
@@ -28,8 +30,10 @@ from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap, UserNam
 #: Folders of the box that are not the image's: mounts of ours cover them.
 OURS: Final = (IN_BOX, "/dev", "/proc", "/sys")
 _COVERING: Final = (*OURS, "/tests", "/solution", *LOGS, "/tmp")  # noqa: S108
-_LACKING: Final = ("/app", HOME)
+_LACKING: Final = ("/app", HOME, "/etc/ssl", "/etc/ssl/certs")
 _MODES: Final = {**dict.fromkeys(LOGS, 0o777), "/tmp": 0o1777, HOME: 0o1777}  # noqa: S108
+#: Where an image without trusted certificates has this machine's, for agents that speak to their hosts by TLS.
+_CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _CAPABILITY: Final = "security.capability"
 _VERSION_2: Final = 0x02000000
 
@@ -122,6 +126,11 @@ class Images:
             for name in ("hosts", "hostname", "resolv.conf"):
                 (etc / name).write_text(WRITTEN[name])
                 (etc / name).chmod(0o644)
+            certificates = next((place for place in _certificates() if place.is_file()), None)
+            if certificates is not None:
+                place = self._shared / f"lacking{_CERTIFICATES}"
+                shutil.copyfile(certificates, place)
+                place.chmod(0o644)
             own = self.ranges.own
             if not own.is_whole:
                 (etc / "apt/apt.conf.d").mkdir(parents=True)
@@ -130,6 +139,12 @@ class Images:
                 os.chown(place, own.user, own.group)
         except OSError as error:
             raise BoxStartFailed(f"the layers below images cannot be made: {error}") from error
+
+
+def _certificates() -> Iterable[Path]:
+    """Return the files where this machine may have its trusted certificates, the user's choice first."""
+    given = (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile)
+    return map(Path, (*filter(None, given), _CERTIFICATES, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"))
 
 
 def has_program(root: Path, name: str, path: str) -> bool:
