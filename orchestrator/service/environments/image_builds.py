@@ -67,6 +67,7 @@ from orchestrator.service.sandbox.provider import (
     BoxNetwork,
     BoxSpec,
     BoxStartFailed,
+    Capability,
     Command,
     ImageRoot,
     Provider,
@@ -271,7 +272,7 @@ class _Build:
         box = self._box(
             step,
             below,
-            network=BoxNetwork.NONE if step.network == "none" else BoxNetwork.HOST,
+            network=BoxNetwork.NONE if step.network == "none" else self._network(settings),
             working_directory=step.cwd,
             environment={**settings.variables, **step.environment},
             user=step.user,
@@ -295,6 +296,11 @@ class _Build:
                 raise BuildFailed(f"{self._name(step)}: {self._why(finished)}")
             await running.keep_layer(target, without=apart)
         await run_sync(settings.strike_out, target)
+
+    def _network(self, settings: Settings) -> BoxNetwork:
+        """Return the network of commands: package mirrors may be neighbours of this machine, or on it."""
+        has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
+        return BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
 
     def _left(self) -> float:
         return self.deadline - anyio.current_time()

@@ -79,6 +79,7 @@ _APT_LINES: Final = re.compile(r"^\s*(Acquire::[\w:.-]*(?:Proxy|CaInfo|Verify)[\
 _COMMENT: Final = re.compile(r"^\s*[#;].*$", re.MULTILINE)
 #: An index, with what may stand before its host: `https://name:word@host:port/`, and npm's `//host/:_authToken=`.
 _HOST: Final = re.compile(r"(?<![\w./:])(?:https?:)?//(?:([^\s/@'\"]+)@)?(\[[\da-fA-F:.]+\]|[\w.-]+)(:\d+)?")
+_LOOPBACK: Final = re.compile(r"(^|//|@)(localhost|127\.[\d.]+|\[::1\])(:|/|$)")
 #: Hosts that pip and uv may get from without a certificate: they are asked for files, too.
 _TRUSTED: Final = re.compile(
     r"(?:trusted|allow-insecure|insecure)[_-]host\s*=\s*(\[[^\]]*\]|[^\n]+(?:\n[ \t]+[^\n]+)*)", re.IGNORECASE
@@ -129,6 +130,12 @@ class Settings:
     bypass: str = ""
     has_index: bool = False
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """True if an index or proxy is on this machine's loopback."""
+        named = (*self.hosts, *([self.proxy] if self.proxy else []))
+        return any(_LOOPBACK.search(each) for each in named)
 
     @classmethod
     def of_this_machine(cls, copies: Path) -> Self:

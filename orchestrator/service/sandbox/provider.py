@@ -55,10 +55,14 @@ class Capability(StrEnum):
 
 
 class BoxNetwork(StrEnum):
-    """The network of a box: loopback alone, the internet from a network of its own, or the machine's (NETWORK_ON)."""
+    """The network of a box: loopback alone, others reached from a network of its own, or the machine's (NETWORK_ON).
+
+    Of others, PUBLIC has the internet, and NEIGHBOURS the machine's neighbours too, but not the machine.
+    """
 
     NONE = "none"
     PUBLIC = "public"
+    NEIGHBOURS = "neighbours"
     HOST = "host"
 
 

@@ -1,5 +1,6 @@
 """Images of Dockerfiles: what each instruction leaves in a box, what is built once, and what a failure says."""
 
+import socket
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.sandbox.commands import run
-from orchestrator.service.sandbox.provider import BoxSpec, Provider, Resources, shell
+from orchestrator.service.sandbox.provider import BoxSpec, Capability, Provider, Resources, shell
 from orchestrator.service.sandbox.providers import open_provider
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
@@ -256,6 +257,17 @@ async def test_commands_share_one_time_limit(shop: Workshop) -> None:
 async def test_what_cannot_be_built_is_named(shop: Workshop, dockerfile: str, why: str) -> None:
     with pytest.raises(BuildFailed, match=f"(?s){why}"):
         await shop.build(dockerfile, {"f": "f"})
+
+
+async def test_commands_do_not_find_what_listens_on_this_machine(shop: Workshop) -> None:
+    if Capability.PUBLIC not in shop.provider.capabilities:
+        pytest.skip("this machine gives no box a network of its own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        image = await shop.build(
+            f"FROM busybox\nRUN nc -w 2 127.0.0.1 {port} </dev/null && echo in >/got || echo out >/got\n"
+        )
+    assert await shop.say(image, "cat /got") == "out\n"
 
 
 async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def networking(network: BoxNetwork, shared: str) -> list[str]:
     match network:
         case BoxNetwork.NONE:
             return ["--unshare-net"]
-        case BoxNetwork.PUBLIC:
+        case BoxNetwork.PUBLIC | BoxNetwork.NEIGHBOURS:
             return ["--unshare-net", "--ro-bind", f"{shared}/{PUBLIC_RESOLVER}", RESOLVER]
         case BoxNetwork.HOST:
             return ["--ro-bind-try", RESOLVER, RESOLVER]

@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from ipaddress import IPv4Network
+from typing import IO, TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -22,6 +23,7 @@ from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
 from orchestrator.service.sandbox.bwrap.shared_files import USER
 from orchestrator.service.sandbox.closure import IN_BOX
 from orchestrator.service.sandbox.disk import DiskWatch
+from orchestrator.service.sandbox.egress.addresses import closed_networks, own_networks
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import box_rlimits
 from orchestrator.service.sandbox.processes import Pidfd, remaining_processes
@@ -37,6 +39,13 @@ from orchestrator.service.sandbox.provider import (
 
 if TYPE_CHECKING:
     from orchestrator.service.sandbox.bwrap.public_network import Link
+
+
+#: What boxes with a network of their own do not reach.
+_UNREACHABLE: Final[Mapping[BoxNetwork, Callable[[], list[IPv4Network]]]] = {
+    BoxNetwork.PUBLIC: closed_networks,
+    BoxNetwork.NEIGHBOURS: own_networks,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +101,7 @@ class BwrapBox(AgentBox):
         self.cgroup = self._host.cgroups.create(self.id, self.spec.resources)
 
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        if self.spec.network is BoxNetwork.PUBLIC and self._host.public is None:
+        if self.spec.network in _UNREACHABLE and self._host.public is None:
             raise BoxStartFailed(f"devbox {self.id}: this machine gives no box a network on the internet")
         self._info = os.memfd_create("devbox-info")
         return await self._host.spawner.run(partial(self._launch, control, errors))
@@ -118,10 +127,11 @@ class BwrapBox(AgentBox):
         info = json.loads(os.pread(self._info, 4096, 0))
         self._root = Pidfd(info["child-pid"])
         self._close_info()
-        if self.spec.network is BoxNetwork.PUBLIC:
+        unreachable = _UNREACHABLE.get(self.spec.network)
+        if unreachable is not None:
             assert self._host.public is not None
             lost = partial(self.end, "its connection to the internet was lost")
-            self._link = await self._host.public.connect(self._root.pid, self.folder.owner, lost)
+            self._link = await self._host.public.connect(self._root.pid, self.folder.owner, lost, unreachable())
 
     def pids(self) -> Iterable[int]:
         link = () if self._link is None or self._link.gone.is_set() else (self._link.pid,)

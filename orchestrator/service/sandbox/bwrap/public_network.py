@@ -32,7 +32,6 @@ import anyio.to_thread
 
 from orchestrator.service.sandbox.bwrap.bwrap_args import JUMP_EQUAL, LOAD, PUBLIC_RESOLVER, RETURN
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
-from orchestrator.service.sandbox.egress.addresses import closed_networks
 from orchestrator.service.sandbox.processes import ChildProcess
 from orchestrator.service.sandbox.provider import BoxStartFailed
 
@@ -110,13 +109,16 @@ class PublicNetworks:
             await spawner.run(partial(spawner.open_device, TUN))
         return cls(program=program, spawner=spawner, guard=guard)
 
-    async def connect(self, root: int, user: int | None, lost: Callable[[], object]) -> Link:
+    async def connect(
+        self, root: int, user: int | None, lost: Callable[[], object], unreachable: Iterable[IPv4Network]
+    ) -> Link:
         """Connect the box whose process 1 is the host's `root`, and which runs as the host's `user`.
 
-        `lost` is called when the connection ends before it is closed. Raises BoxStartFailed; then nothing is left.
+        It finds nothing of the networks `unreachable`. `lost` is called when the connection ends before it is closed.
+        Raises BoxStartFailed; then nothing is left.
         """
         try:
-            closed = [each for each in closed_networks() if not each.subnet_of(VIRTUAL)]
+            closed = [each for each in unreachable if not each.subnet_of(VIRTUAL)]
             with anyio.fail_after(_LIMIT_S):
                 async with _routes_refused(root, user, closed) as inside:
                     link = await self._start(inside, user, lost)

@@ -41,6 +41,11 @@ _CLOSED_4: Final = tuple(
         ),
     )
 )
+#: Of these, what is no neighbour: the machine itself, no host at all, and the metadata of clouds.
+_OWN_RANGES: Final = (
+    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
+    *("168.63.129.16/32", "192.80.8.124/32"),
+)
 #: The only part of IPv6 that is assigned to hosts on the internet (iana.org/assignments/ipv6-address-space).
 _UNICAST_6: Final = IPv6Network("2000::/3")
 #: Parts of it that are not global in IANA's IPv6 Special-Purpose Address Registry (iana-ipv6-special-registry), or lead
@@ -94,9 +99,14 @@ def is_global(address: IPAddress) -> bool:
 
 def closed_networks() -> list[IPv4Network]:
     """Return all of IPv4 that is not on the internet, or this machine's, or near it. Raises OSError."""
-    own = re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", _OWN_4.read_text())
     near = [network for network in near_networks(_ROUTES_4.read_text(), "") if isinstance(network, IPv4Network)]
-    return list(collapse_addresses([*_CLOSED_4, *near, *map(IPv4Network, own)]))
+    return list(collapse_addresses([*_CLOSED_4, *near, *own_networks()]))
+
+
+def own_networks() -> list[IPv4Network]:
+    """Return all of IPv4 that is this machine's, or no host's, or a cloud's words to its machines. Raises OSError."""
+    own = re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", _OWN_4.read_text())
+    return list(collapse_addresses([*map(IPv4Network, _OWN_RANGES), *map(IPv4Network, own)]))
 
 
 def _translated(address: IPv6Address) -> IPv4Address:
