@@ -1,4 +1,4 @@
-"""`sweep benchmarks`, `check`, `agents` and `docs`: the commands that explain what there is."""
+"""`sweep benchmarks`, `check`, `doctor`, `agents` and `docs`: the commands that explain what there is."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
-from orchestrator.core.config import EndpointConfig
+from orchestrator.core.config import EndpointConfig, RegistryConfig
 from orchestrator.view.formats import Format
 
 
@@ -61,6 +61,28 @@ def check(
 
     place = options.settings_of(context, settings, EndpointConfig)
     options.end_with(lambda: benchmarks.check(benchmark, place, is_static=static, runs=runs))
+
+
+@options.takes_format
+@options.takes_settings("registry_mirror")
+def doctor(
+    context: typer.Context,
+    *,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no registry.")] = False,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Try what this machine permits: sandboxes, images, limits, network, room. Each gap is named with its command.
+
+    A check is ok, limited or missing. What can be tried is tried, with the parts that sweeps use, and nothing of it
+    stays. The exit code is 1 if no devbox with walls can be had here.
+    """
+    from orchestrator.commands import doctor
+
+    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    doctor.be_root(runs)
+    options.end_with(lambda: doctor.examine(runs, mirrors, is_offline=offline, output=output), output)
 
 
 @options.takes_format
