@@ -41,6 +41,7 @@ def show_benchmark(
     anyio.run(lambda: benchmarks.show(benchmark, **place, runs=runs, output=output))
 
 
+@options.takes_format
 @options.takes_settings("isolation", "lock")
 def check(
     context: typer.Context,
@@ -51,16 +52,17 @@ def check(
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
     runs: options.Runs = options.RUNS,
+    output: Format,
     **settings: Any,
 ) -> None:
     """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
 
     Each mistake is reported with file and key. The exit code is 1 if there is any. The runs are kept like any sweep.
     """
-    from orchestrator.commands import benchmarks
+    from orchestrator.commands import check
 
     place = options.settings_of(context, settings, EndpointConfig)
-    options.end_with(lambda: benchmarks.check(benchmark, place, is_static=static, runs=runs))
+    options.end_with(lambda: check.check(benchmark, place, is_static=static, runs=runs, output=output), output)
 
 
 @options.takes_format

@@ -163,12 +163,13 @@ async def _sandboxes() -> AsyncIterator[Examined]:
         yield Examined(check="internet", found=found, follows="Devboxes that may have it reach the public internet.")
         return
     is_there = shutil.which(CONNECTOR) is not None
-    tun = None if TUN.exists() else "modprobe tun; for a container: --device /dev/net/tun"
+    tun = None if os.access(TUN, os.R_OK | os.W_OK) else f"sudo chmod 666 {TUN}"
+    tun = tun if TUN.exists() else "modprobe tun, or start the container with --device /dev/net/tun"
     follows = PROXIED.partition(":")[0] + "."
     yield Examined(
         check="internet",
         state=State.LIMITED,
-        found=no_public,
+        found=" ".join(no_public.split()),
         follows=follows,
         fix=tun if is_there else _install(CONNECTOR),
     )
@@ -238,7 +239,8 @@ async def _overlays(runs: Path, cache: Path, first: int | None) -> Sequence[Exam
     finally:
         namespace.close()
         await run_sync(spawner.close)
-    found = f"an overlay was mounted, with ids of its own, of {cache} ({_file_system(cache)})"
+    own_ids = "" if first is None else ", with ids of its own"
+    found = f"an overlay was mounted of {cache} ({_file_system(cache)}){own_ids}"
     above = f"an overlay can write in {runs} ({_file_system(runs)})"
     return [
         Examined(check="layers of images", found=found, follows="Devboxes share the layers of images."),
