@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 of_sweeps = (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
-for each in (*of_sweeps, catalog.check, serve.serve, catalog.docs):
+for each in (*of_sweeps, catalog.check, catalog.doctor, serve.serve, catalog.docs):
     add(app, each)
 #: Its words are its own affair.
 EVERYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}

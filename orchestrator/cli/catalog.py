@@ -1,4 +1,4 @@
-"""`sweep benchmarks`, `check`, `agents` and `docs`: the commands that explain what there is."""
+"""`sweep benchmarks`, `check`, `doctor`, `agents` and `docs`: the commands that explain what there is."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
-from orchestrator.core.config import EndpointConfig
+from orchestrator.core.config import EndpointConfig, RegistryConfig
 from orchestrator.view.formats import Format
 
 
@@ -41,6 +41,7 @@ def show_benchmark(
     anyio.run(lambda: benchmarks.show(benchmark, **place, runs=runs, output=output))
 
 
+@options.takes_format
 @options.takes_settings("isolation", "lock")
 def check(
     context: typer.Context,
@@ -51,16 +52,39 @@ def check(
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
     runs: options.Runs = options.RUNS,
+    output: Format,
     **settings: Any,
 ) -> None:
     """Check a benchmark's definitions, then prove it: the reference solution scores 1.0, doing nothing scores less.
 
     Each mistake is reported with file and key. The exit code is 1 if there is any. The runs are kept like any sweep.
     """
-    from orchestrator.commands import benchmarks
+    from orchestrator.commands import check
 
     place = options.settings_of(context, settings, EndpointConfig)
-    options.end_with(lambda: benchmarks.check(benchmark, place, is_static=static, runs=runs))
+    options.end_with(lambda: check.check(benchmark, place, is_static=static, runs=runs, output=output), output)
+
+
+@options.takes_format
+@options.takes_settings("registry_mirror")
+def doctor(
+    context: typer.Context,
+    *,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no registry.")] = False,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Try what this machine permits: sandboxes, images, limits, network, room. Each gap is named with its command.
+
+    A check is ok, limited or missing. What can be tried is tried, with the parts that sweeps use, and nothing of it
+    stays. The exit code is 1 if no devbox with walls can be had here.
+    """
+    from orchestrator.commands import doctor
+
+    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    doctor.be_root(runs)
+    options.end_with(lambda: doctor.examine(runs, mirrors, is_offline=offline, output=output), output)
 
 
 @options.takes_format

@@ -26,7 +26,7 @@ def list_images(*, output: Format) -> None:
 @options.takes_format
 @options.takes_settings("registry_mirror")
 def pull(context: typer.Context, references: References, *, output: Format, **settings: Any) -> None:
-    """Get images from their registries, as new as they are there.
+    """Get images from their registries, as new as they are there. One that Docker or Podman has here comes from it.
 
     What is here already does not come again. A download that broke off is continued by the next pull. Logins are those
     of `docker login` and `podman login`.

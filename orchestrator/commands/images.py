@@ -98,7 +98,7 @@ async def load(file: Path, output: Format) -> int:
 async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | None, output: Format) -> int:
     code = EXIT_OK
     for reference in wanted:
-        progress, began = Progress(), time.monotonic()
+        progress, began = Progress(origin="" if source is None else "the archive"), time.monotonic()
         try:
             async with _shown(str(reference), progress, output):
                 with _explained(str(reference)):
@@ -113,12 +113,14 @@ async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | 
                 "reference": got.image.reference,
                 "digest": got.image.digest,
                 "layers": len(got.layers),
+                "origin": progress.origin,
                 "came_bytes": progress.came_bytes,
                 "seconds": round(seconds, 3),
             }
             print_record(record, output)
         else:
-            came = f"{_megabytes(progress.came_bytes)} came" if progress.came_bytes else "nothing had to come"
+            came = f"{_megabytes(progress.came_bytes)} came from {progress.origin}"
+            came = came if progress.came_bytes else "nothing had to come"
             say(f"{reference}: {counted(len(got.layers), 'layer')}, {came}, {seconds:.1f} s.")
     return code
 

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.images.base_images import base_image
+from tests.images.packing import PackedImage
+
 from .conftest import reward, write_scenario
 
 if TYPE_CHECKING:
@@ -186,3 +189,24 @@ def test_the_bundled_benchmark_is_listed_without_an_endpoint(desk: "Desk") -> No
     assert lines[0].split() == ["id", "name", "agent", "timeout", "scorer", "timeout"]
     assert len(lines) == 27
     assert any(line.split()[1] == "sqlite-orders-double-count" for line in lines)
+
+
+@pytest.mark.root
+def test_a_benchmark_on_images_is_proved_as_any_other(desk: "Desk") -> None:
+    """The image comes from an archive; one environment is the image, the other is built on it."""
+    if desk.isolation == "none":
+        pytest.skip("images need devboxes with walls")
+    PackedImage.of(base_image("busybox")).save(desk.folder / "busybox.tar", "busybox:latest")
+    cache = {"SWEEP_CACHE": str(desk.folder / "cache")}
+    desk.sweep("images", "load", "busybox.tar", environment=cache)
+    named = '[environment]\ndocker_image = "busybox"\nworkdir = "/app"\n'
+    write_scenario(desk.folder / "mine" / "named", task=named)
+    built = write_scenario(
+        desk.folder / "mine" / "built", solution="id -u >/srv/done\n", test=reward("test -e /srv/done")
+    )
+    (built / "environment/Dockerfile").write_text("FROM busybox\nRUN mkdir -p /srv\nWORKDIR /srv\n")
+    ended = desk.sweep("check", "./mine", environment=cache)
+    assert ended.out.splitlines()[-1] == "mine: sound"
+    (built / "tests/test.sh").write_text(reward("true"))
+    again = desk.sweep("check", "./mine", status=1, environment=cache)
+    assert "built: doing nothing scores 1" in again.out

@@ -31,7 +31,7 @@ from orchestrator.service.definitions.self_extracting import MAX_UNPACKED_BYTES
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
-from orchestrator.service.environments.environments import Blueprint
+from orchestrator.service.environments.environments import Blueprint, ImageRecipe
 from orchestrator.service.errors import Away, BadRequest
 from orchestrator.service.store import Document
 
@@ -299,14 +299,47 @@ def _stub(entry: CatalogEntry, reason: str, digest: str = "") -> Document:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedScenario:
+    """A scenario that was read for a check; files of `problems` are relative to its folder, which is `name`.
+
+    `image` is how the image of its environment is made; `users` are those of task.toml that are not the image's own.
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    image: ImageRecipe | None = None
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check found in a folder: its scenarios, and the `problems` beside them, whose files are relative to it."""
+
+    scenarios: tuple[CheckedScenario, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
 def problems(folder: Path) -> list[Problem]:
     """Return all mistakes in a scenario, a benchmark or a folder of benchmarks; files relative to it. Blocking."""
+    found = checked(folder)
+    inside = [
+        each._replace(file=os.path.join(scenario.name, each.file) if scenario.name != "." else each.file)  # noqa: PTH118
+        for scenario in found.scenarios
+        for each in scenario.problems
+    ]
+    return [*found.problems, *inside]
+
+
+def checked(folder: Path) -> Checked:
+    """Read a scenario, a benchmark or a folder of benchmarks. Blocking."""
     if not folder.is_dir():
-        return [Problem("error", printable(folder), "", "is not a folder")]
+        return Checked(problems=(Problem("error", printable(folder), "", "is not a folder"),))
     if index.is_closed(folder):
-        return [Problem("error", printable(folder), "", "cannot be read: Permission denied")]
+        return Checked(problems=(Problem("error", printable(folder), "", "cannot be read: Permission denied"),))
     home = folder.resolve()
     found: list[Problem] = []
+    scenarios: list[CheckedScenario] = []
 
     def add(base: Path, inside: Iterable[Problem]) -> None:
         """Add problems of a folder further down, or further up."""
@@ -320,22 +353,33 @@ def problems(folder: Path) -> list[Problem]:
         if index.is_closed(each):
             add(home, [Problem("error", printable(each.name), "", "cannot be read: Permission denied")])
     if not benchmarks and not found:
-        return [Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}")]
+        return Checked(problems=(Problem("error", str(folder), "", f"has no scenario: no folder in it has a {TASK}"),))
     for benchmark in benchmarks:
         file = index.read_benchmark(benchmark)
         add(file.boundary, file.problems)
-        scenarios, others = index.scenario_folders(benchmark)
-        for scenario in scenarios:
+        inside, others = index.scenario_folders(benchmark)
+        for place in inside:
+            name = printable(os.path.relpath(place, home))
             try:
-                files = listing(scenario, file.boundary)
-                add(scenario, (*read_scenario("", scenario, file.context, files).problems, *_leaks(files)))
+                files = listing(place, file.boundary)
+                scenario = read_scenario("", place, file.context, files)
             except OSError as error:
-                add(scenario, [Problem("error", "", "", complaint(error))])
+                problem = Problem("error", "", "", complaint(error))
+                scenarios.append(CheckedScenario(name=name, problems=(problem,)))
+                continue
+            scenarios.append(
+                CheckedScenario(
+                    name=name,
+                    problems=(*scenario.problems, *_leaks(files)),
+                    image=scenario.blueprint.image,
+                    users=tuple(filter(None, (scenario.blueprint.agent_user, scenario.blueprint.verifier_user))),
+                )
+            )
         for each in others:
             if os.path.lexists(each / STATEMENT):
                 why = "is missing, so the folder is not a scenario"
                 add(benchmark, [Problem("warning", f"{each.name}/{TASK}", "", why)])
-    return found
+    return Checked(scenarios=tuple(scenarios), problems=tuple(found))
 
 
 def _leaks(files: Listing) -> Iterator[Problem]:

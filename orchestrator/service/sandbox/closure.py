@@ -76,7 +76,8 @@ def make_closure(place: Path) -> Path:
     return tree
 
 
-def _interpreter() -> Path:
+def interpreter() -> Path:
+    """Return the program that runs this service, without a virtual environment around it."""
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
@@ -93,7 +94,7 @@ def _name() -> str:
 
     The libraries of tools are none of it: with those of the time it was made they go on working.
     """
-    program, tools = _interpreter(), _tools()
+    program, tools = interpreter(), _tools()
     digest = sha256(f"4 {sys.version} {_stdlib()} {sorted(tools)}".encode())
     for file in sorted({AGENT, program, *elf.libraries(program).values(), *tools.values()}):
         digest.update(file.read_bytes())
@@ -112,12 +113,12 @@ def _build(tree: Path) -> None:
     shared = Path(sysconfig.get_config_var("DESTSHARED") or "/nonexistent")
     if shared.is_dir() and not shared.is_relative_to(_stdlib()):
         shutil.copytree(shared, modules / "lib-dynload", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
-    shutil.copy(_interpreter(), program)
+    shutil.copy(interpreter(), program)
     for link in (AGENT_PROGRAM, f"{IN_BOX}/bin/python3"):
         (tree / link.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
     (tree / TOOLCHAIN.removeprefix(f"{IN_BOX}/")).mkdir()
 
-    programs, extensions, needed = [program], [], elf.libraries(_interpreter())
+    programs, extensions, needed = [program], [], elf.libraries(interpreter())
     for extension in (modules / "lib-dynload").glob("*.so"):
         try:
             needed |= elf.libraries(extension)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore
-from orchestrator.service.environments.images.manifest import BadImage, ImageError, Platform
+from orchestrator.service.environments.images.manifest import BadImage, ImageError, Platform, ours
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage
 
@@ -39,7 +39,8 @@ def saved(tags: list[str] | None) -> dict[str, bytes]:
 
 def saved_image(path: Path, tag: str, *layers: bytes) -> Path:
     """An archive of `docker save` with one image."""
-    config = {"os": "linux", "rootfs": {"diff_ids": [digest_of(each) for each in layers]}}
+    rootfs = {"diff_ids": [digest_of(each) for each in layers]}
+    config = {"os": "linux", "architecture": ours().architecture, "rootfs": rootfs}
     files = {f"{number}.tar": each for number, each in enumerate(layers)}
     described = [{"Config": "config.json", "RepoTags": [tag], "Layers": list(files)}]
     documents = {"config.json": config, "manifest.json": described}

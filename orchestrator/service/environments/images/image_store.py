@@ -36,6 +36,7 @@ from anyio.to_thread import run_sync
 from orchestrator.core.errors import leaf
 from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.build_cache import Build, Built, UserCache, check_private, lock_folder
+from orchestrator.service.environments.images import engine
 from orchestrator.service.environments.images.manifest import (
     BadImage,
     Descriptor,
@@ -98,9 +99,11 @@ class Source(Protocol):
 class Progress:
     """How far a pull has come: it is kept by the pull, and read while that works.
 
-    Bytes are those of blobs, packed as they come; layers count as ready once they are unpacked.
+    Bytes are those of blobs, packed as they come; layers count as ready once they are unpacked. `origin` says where
+    they come from, once that is known.
     """
 
+    origin: str = ""
     expected_bytes: int = 0
     came_bytes: int = 0
     layers: int = 0
@@ -126,11 +129,12 @@ class Usage:
 
 @dataclass(slots=True)
 class ImageStore:
-    """The images below `cache/images`, with the ids of `namespace`."""
+    """The images below `cache/images`, with the ids of `namespace`; `engines` are sockets of this machine's engines."""
 
     cache: Path
     registries: Registries
     namespace: UserNamespace
+    engines: Sequence[Path] = ()
     _layers: UserCache[Path] = field(init=False)
     _downloads: anyio.CapacityLimiter = field(init=False)
 
@@ -175,12 +179,45 @@ class ImageStore:
     async def pull(
         self, reference: Reference, *, source: Source | None = None, progress: Progress | None = None
     ) -> Unpacked:
-        """Ask the source, by default the registries, for the image, and get what is not there yet.
+        """Get what is not there yet of an image from the source, by default from wherever it can be had.
 
-        Raises ImageError and OSError.
+        An image that is not here is looked for in this machine's engines, then in the registries. For one that is here
+        already the registries are asked first: they may have a newer one. Raises ImageError and OSError.
         """
-        source, progress = source or self.registries, progress or Progress()
+        progress = progress or Progress()
         await run_sync(self._open_folder)
+        if source is not None:
+            return await self._pull(reference, source, progress)
+        is_new = await run_sync(self.find, reference) is None
+        if is_new and (found := await self._pull_saved(reference, progress)):
+            return found
+        progress.origin = "its registry"
+        try:
+            return await self._pull(reference, self.registries, progress)
+        except ImageError:
+            if not is_new and (found := await self._pull_saved(reference, progress)):
+                return found
+            raise
+
+    async def _pull_saved(self, reference: Reference, progress: Progress) -> Unpacked | None:
+        """Get an image from an engine of this machine; None if none has it. Raises ImageError and OSError."""
+        place = self.cache / "images/blobs" / f"saved-{token_hex(8)}"
+        for socket in self.engines:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            lock = await run_sync(lock_folder, place, fcntl.LOCK_EX)
+            assert lock is not None
+            try:
+                if archive := await engine.save(socket, reference, place / "archive"):
+                    progress.origin = f"the engine at {socket}"
+                    return await self._pull(reference, archive, progress)
+            finally:
+                os.close(lock)
+                with anyio.CancelScope(shield=True):
+                    await run_sync(_clear, place)
+        return None
+
+    async def _pull(self, reference: Reference, source: Source, progress: Progress) -> Unpacked:
+        """Raises ImageError and OSError."""
         digest, manifest = await source.manifest(reference, ours())
         data = await source.document(reference, manifest.config)
         config = read(data, ImageConfig, f"the configuration of {reference}")
@@ -192,6 +229,7 @@ class ImageStore:
             raise leaf(group) from None
         image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
         await run_sync(self._keep_name, reference, image)
+        structlog.get_logger().info("image.pulled", reference=str(reference), digest=digest, origin=progress.origin)
         return Unpacked(image=image, layers=layers)
 
     def _open_folder(self) -> None:
@@ -367,7 +405,7 @@ async def open_images(cache: Path, mirrors: Sequence[Mirror] = ()) -> AsyncItera
     namespace = await UserNamespace.make(IdMap.own())
     try:
         async with Registries.open(mirrors=mirrors) as registries:
-            yield ImageStore(cache=cache, registries=registries, namespace=namespace)
+            yield ImageStore(cache=cache, registries=registries, namespace=namespace, engines=engine.sockets())
     finally:
         namespace.close()
 

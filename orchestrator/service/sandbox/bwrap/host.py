@@ -234,13 +234,18 @@ def explain(words: str, *, settings: Path = Path("/proc/sys"), container: bool |
     bubblewrap names the system call that failed; the rule of this machine that made it fail is read from /proc.
     """
     said = words.strip() or "it ended without a word"
-    fixes = list(_forbidding(settings))
-    if "source path" in said:
-        fixes.append("put the state folder where other users can reach it, or start as an ordinary user")
+    fix = next(fixes(said, settings=settings, container=container))
+    return SandboxUnavailable(f"this machine does not permit sandboxes ({said}): {fix}; {ALTERNATIVE}")
+
+
+def fixes(words: str, *, settings: Path = Path("/proc/sys"), container: bool | None = None) -> Iterator[str]:
+    """Yield what may mend a machine where a trial sandbox failed with the message `words`, the likeliest first."""
+    yield from _forbidding(settings)
+    if "source path" in words:
+        yield "put the state folder where other users can reach it, or start as an ordinary user"
     if any(sign.exists() for sign in CONTAINER_SIGNS) if container is None else container:
-        fixes.append(f"start the container with `{CONTAINER_FLAGS}`")
-    fixes.append("allow unprivileged user namespaces to bwrap")
-    return SandboxUnavailable(f"this machine does not permit sandboxes ({said}): {fixes[0]}; {ALTERNATIVE}")
+        yield f"start the container with `{CONTAINER_FLAGS}`"
+    yield "allow unprivileged user namespaces to bwrap"
 
 
 def _forbidding(settings: Path = Path("/proc/sys")) -> Iterator[str]:
