@@ -39,7 +39,7 @@ from orchestrator.service.records import Created, DevboxRecord
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
-from orchestrator.service.sandbox.prepared import Prepare, Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -77,6 +77,7 @@ class _Live:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: DevboxStatus = DevboxStatus.PROVISIONING
+    preparation: Preparation = field(default_factory=Preparation)
     boxes: Succession | None = None
     egress: Egress | None = None
     users: int = 0
@@ -106,7 +107,7 @@ class Fleet:
         store: Store,
         provider: Provider,
         state: Path,
-        blueprints: Callable[[str], Awaitable[Prepared]],
+        blueprints: Callable[[str, Preparation], Awaitable[Prepared]],
         on_end: states.OnEnd = lambda _db, _devbox: None,
         installs: Installs | None = None,
         resolve: Resolver | None = None,
@@ -196,8 +197,6 @@ class Fleet:
             raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
 
         live = _Live(id=devbox_id, order=order)
-        if order.launch.idle is None:
-            live.scope.deadline = anyio.current_time() + order.launch.keep_alive
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
@@ -216,6 +215,7 @@ class Fleet:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._stop, live)
                     tasks.start_soon(self._record_end, live, end)
+            live.preparation.held.close()
             self._ended[live.id] = self._live.pop(live.id).status
             live.gone.set()
 
@@ -243,6 +243,8 @@ class Fleet:
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
         request, launch = live.order.request, live.order.launch
         prepared = await self._prepared(live, prepare)
+        if launch.idle is None:  # from now on: what it waits for, such as an image, is not its own life
+            live.scope.deadline = anyio.current_time() + launch.keep_alive
         network = network_of(prepared, *live.order.policies, self._provider.capabilities)
         given = box_network(network, self._provider.capabilities)
         live.egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
@@ -295,9 +297,9 @@ class Fleet:
         """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""
         install, blueprint_id = live.order.request.install, live.order.request.blueprint_id
         if prepare is not None:
-            prepared = await prepare()
+            prepared = await prepare(live.preparation)
         else:
-            prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id)
+            prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id, live.preparation)
         if install is None or self._installs is None:
             return prepared
 

@@ -20,7 +20,7 @@ from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.devboxes import routes
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
-from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
@@ -116,7 +116,7 @@ CHECKS = {
 }
 
 
-async def _blueprints(blueprint_id: str) -> Prepared:
+async def _blueprints(blueprint_id: str, _preparation: Preparation) -> Prepared:
     if blueprint_id in CHECKS:
         return Prepared(working_directory="/app", setup=("echo set up > marker",), healthcheck=CHECKS[blueprint_id])
     if blueprint_id == "bpt_python":
