@@ -186,6 +186,7 @@ async def _run(
         runs=runs,
         lock=config.lock,
         lends_network=config.network == "host",
+        images=config,
     )
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()

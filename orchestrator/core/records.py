@@ -197,7 +197,7 @@ class Devbox:
     `home` and `working_directory` are paths as commands in it see them; the latter is None where it does not say.
     `installed` are the keys of the installs that it has, `failed_install` is the key of the one that failed its boot.
     `reached` and `refused` count the connections to each host that its rules allowed and refused; None where the
-    endpoint does not count.
+    endpoint does not count. `preparing` says what it waits for before it boots, such as an image; mostly nothing.
     """
 
     id: str
@@ -210,6 +210,7 @@ class Devbox:
     has_failed_environment: bool = False
     reached: Mapping[str, int] | None = None
     refused: Mapping[str, int] | None = None
+    preparing: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -258,6 +258,7 @@ def devbox(view: types.DevboxView) -> records.Devbox:
         has_failed_environment=bool(extra.get("has_failed_environment")),
         reached=extra.get("reached"),
         refused=extra.get("refused"),
+        preparing=str(extra.get("preparing") or ""),
         metadata=view.metadata or {},
     )
 

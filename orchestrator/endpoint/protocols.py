@@ -6,7 +6,7 @@ deadline of its own. A `key` makes a call safe to repeat: the endpoint has its e
 protocol that you need. `tests/endpoint/test_conformance.py` holds every implementation to all of them.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from orchestrator.core import records
@@ -128,9 +128,12 @@ class Runs(Protocol):
 class Devboxes(Protocol):
     """Devboxes, from their boot to their end."""
 
-    async def wait_running(self, devbox_id: str) -> records.Devbox:
+    async def wait_running(
+        self, devbox_id: str, *, preparing: Callable[[str], None] = lambda _: None
+    ) -> records.Devbox:
         """Wait until the devbox runs. Raises DevboxFailed if it never will.
 
+        `preparing` is called every now and then while the devbox waits for something before it boots, with what it is.
         Raises AgentSetupFailed if its install failed, and EnvironmentFailed if what it starts from did.
         """
 

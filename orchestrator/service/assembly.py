@@ -89,12 +89,18 @@ class _Parts:
         seams: Seams,
         given: Mapping[str, str],
         mirrors: Sequence[Mirror],
+        image_budget: int | None,
     ) -> None:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(folders)
         self.environments = Environments(
-            find_blueprint=catalog.blueprint, provider=provider, cache=cache, shared=cache_folder(), mirrors=mirrors
+            find_blueprint=catalog.blueprint,
+            provider=provider,
+            cache=cache,
+            shared=cache_folder(),
+            mirrors=mirrors,
+            budget=image_budget,
         )
         self.definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         self.policies = NetworkPolicies(store, provider.capabilities)
@@ -171,12 +177,13 @@ class Service:
         secret_names: Sequence[str] = (),
         lock: LockKind = "file",
         mirrors: Sequence[Mirror] = (),
+        image_budget: int | None = None,
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
         `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
-        before their registries. With `lends_network`, a policy that allows all gives a devbox the network of this
-        machine, and not only the internet.
+        before their registries, and `image_budget` are the bytes that these may take. With `lends_network`, a policy
+        that allows all gives a devbox the network of this machine, and not only the internet.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
@@ -190,7 +197,7 @@ class Service:
                 isolation, state / "devboxes", hidden=(state, *benchmarks), lends_network=lends_network
             ) as provider,
         ):
-            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors)
+            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget)
             features = {
                 "installs": parts.installs.is_possible,
                 "settlements": Capability.SUCCESSION in provider.capabilities,

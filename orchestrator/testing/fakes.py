@@ -25,6 +25,8 @@ T = TypeVar("T")
 class Script:
     """Behaviour of an endpoint. Times are seconds; `faults` are raised by the named call, one a call, in order."""
 
+    #: Seconds for which devboxes wait for an image before they boot.
+    preparing: float = 0.0
     boot: float = 10.0
     solve: float = 60.0
     #: Arms whose agents take another time.
@@ -304,8 +306,17 @@ class MemoryEndpoint:
         elif run.state == "failed":
             self._end(run, "failed")
 
-    async def wait_running(self, devbox_id: str) -> records.Devbox:
+    async def wait_running(
+        self,
+        devbox_id: str,
+        *,
+        preparing: Callable[[str], None] = lambda _: None,
+    ) -> records.Devbox:
         await self._call("wait_running")
+        ready_at = anyio.current_time() + self.script.preparing
+        while anyio.current_time() < ready_at:
+            preparing("pulling an image")
+            await anyio.sleep(20)
         if _found(self.devboxes, devbox_id).status == "provisioning":
             await anyio.sleep(self.script.boot)
         if self.devboxes[devbox_id].status == "provisioning":

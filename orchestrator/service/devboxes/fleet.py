@@ -83,9 +83,10 @@ class _Live:
     users: int = 0
 
     @property
-    def counts(self) -> Mapping[str, Mapping[str, int]]:
-        """The counts of its way out so far, if it has one, by the names of the record's fields."""
-        return {} if self.egress is None else self.egress.counters.document()
+    def shown(self) -> Mapping[str, Any]:
+        """What its record gets at its end, or never: the counts of its way out, and what it waits for."""
+        counts = {} if self.egress is None else self.egress.counters.document()
+        return counts if self.boxes is not None else {**counts, "preparing": self.preparation.doing() or None}
 
     def touch(self) -> None:
         """Start the idle time again; the keep-alive of a devbox without an idle setting goes on."""
@@ -243,6 +244,7 @@ class Fleet:
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
         request, launch = live.order.request, live.order.launch
         prepared = await self._prepared(live, prepare)
+        live.preparation.doing = str
         if launch.idle is None:  # from now on: what it waits for, such as an image, is not its own life
             live.scope.deadline = anyio.current_time() + launch.keep_alive
         network = network_of(prepared, *live.order.policies, self._provider.capabilities)
@@ -330,7 +332,7 @@ class Fleet:
 
     async def _record_end(self, live: _Live, end: End) -> None:
         """Record an end: a full disk must not leave a devbox that looks alive. A closing service gives up."""
-        record = partial(self._rows.end, live.id, end, live.counts)
+        record = partial(self._rows.end, live.id, end, {} if live.egress is None else live.egress.counters.document())
         with suppress(Unwritable):
             devbox = await insist(record, is_over=lambda: self._tasks is None)
             live.status = devbox.status
@@ -340,21 +342,18 @@ class Fleet:
 
     async def retrieve(self, devbox_id: str) -> DevboxRecord:
         """Raises NotFound."""
-        counted = self._counting()
-        return counted(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
+        completed = self._completing()
+        return completed(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
 
     async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page[DevboxRecord]:
-        counted = self._counting()
+        completed = self._completing()
         page = await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
-        return replace(page, items=list(map(counted, page.items)))
+        return replace(page, items=list(map(completed, page.items)))
 
-    def _counting(self) -> Callable[[DevboxRecord], DevboxRecord]:
-        """Make a function that adds the counts of its way out to a devbox that lives now.
-
-        Its record gets them at the end.
-        """
+    def _completing(self) -> Callable[[DevboxRecord], DevboxRecord]:
+        """Make a function that adds to a devbox that lives now what its record does not have yet."""
         living = self._live.copy()
-        return lambda devbox: replaced(devbox, **living[devbox.id].counts) if devbox.id in living else devbox
+        return lambda devbox: replaced(devbox, **living[devbox.id].shown) if devbox.id in living else devbox
 
     async def update(self, devbox_id: str, changes: Mapping[str, Any]) -> DevboxRecord:
         """Replace the fields given (`name`, `metadata`). Raises NotFound."""

@@ -77,7 +77,7 @@ class Preparations:
                 each.state = "ready"
             except SweepError as error:
                 each.state, each.failure = "failed", error.message
-            except Exception as error:  # one environment's trouble is not that of the others
+            except Exception as error:  # noqa: BLE001 - one environment's trouble is not that of the others
                 structlog.get_logger().exception("environment.preparation_crashed", blueprint=each.blueprint_id)
                 each.state, each.failure = "failed", repr(error)
             each.seconds = round(anyio.current_time() - began, 3)
