@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-of_sweeps = (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
+of_sweeps = (run.run, run.resume, images.prepare, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
 for each in (*of_sweeps, catalog.check, serve.serve, catalog.docs):
     add(app, each)
 #: Its words are its own affair.

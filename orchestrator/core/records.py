@@ -77,7 +77,8 @@ class ScenarioSummary:
     """A scenario as the plan needs it. `digest` changes when its content does; empty where unknown.
 
     `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` is the
-    reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without.
+    reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without. Two
+    with one `environment` start from the same; it is empty where that is not known.
     """
 
     id: str
@@ -88,6 +89,28 @@ class ScenarioSummary:
     network: tuple[str, ...] = ()
     unsupported: str = ""
     notes: tuple[str, ...] = ()
+    environment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """How far an environment is: waiting, preparing, ready or failed. `message` says what goes on, or why it failed."""
+
+    environment: str
+    state: str
+    message: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomEstimate:
+    """The room that images want and have, in bytes; of `images` so many are `here`, and some of `unknown` size."""
+
+    images: int = 0
+    here: int = 0
+    unknown: int = 0
+    wanted: int = 0
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

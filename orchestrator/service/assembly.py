@@ -31,6 +31,7 @@ from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
+from orchestrator.service.environments.preparations import Preparations
 from orchestrator.service.http import benchmarks, devboxes, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads
@@ -200,6 +201,7 @@ class Service:
             parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget)
             features = {
                 "installs": parts.installs.is_possible,
+                "preparations": Capability.IMAGES in provider.capabilities,
                 "settlements": Capability.SUCCESSION in provider.capabilities,
                 "host_network": Capability.NETWORK_ON in provider.capabilities,
             }
@@ -219,7 +221,10 @@ class Service:
             if seams.has_own_routes:
                 own = sweep.SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
                 ends = sweep.SettlementRoutes(parts.settlements, parts.executions)
-                routes = [*own.routes(), *ends.routes(), *routes]
+                early = sweep.PreparationRoutes(
+                    Preparations(parts.environments, parts.fleet.start_soon), parts.environments
+                )
+                routes = [*own.routes(), *ends.routes(), *early.routes(), *routes]
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)

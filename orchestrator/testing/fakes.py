@@ -78,6 +78,8 @@ class MemoryEndpoint:
         #: The commands by the ids of their executions, and the executions that have ended.
         self.executions: dict[str, str] = {}
         self._ended: dict[str, records.Execution] = {}
+        #: The environments that were to be prepared before they were needed, in this order.
+        self.prepared: list[str] = []
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
@@ -105,6 +107,14 @@ class MemoryEndpoint:
 
     async def features(self) -> frozenset[str]:
         return frozenset()
+
+    async def prepare(self, environments: Sequence[str], *, is_begun: bool = False) -> Sequence[records.Preparation]:
+        await self._call("prepare")
+        self.prepared += [] if is_begun else environments
+        return [records.Preparation(environment=each, state="ready") for each in environments]
+
+    async def room_for(self, environments: Sequence[str]) -> records.RoomEstimate:
+        return records.RoomEstimate(images=len(environments), unknown=len(environments))
 
     async def at_work(self, sweep: str, client: str) -> list[str]:
         await self._call("at_work")

@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.reference import Reference
-from orchestrator.service.errors import NotFound
+from orchestrator.service.environments.room_estimate import RoomEstimate, estimate
+from orchestrator.service.errors import Away, NotFound
 from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.provider import BoxStartFailed, Capability, Provider, Resources
 
@@ -191,16 +192,36 @@ class Environments:
             raise
         return prepared
 
+    async def room_for(self, blueprint_ids: Sequence[str]) -> RoomEstimate:
+        """Say how much room the images of environments want. Raises BoxStartFailed."""
+        recipes: dict[Reference, str] = {}
+        for identity in dict.fromkeys(blueprint_ids):
+            with suppress(Away):
+                blueprint = await self._find_blueprint(identity)
+                if blueprint is not None and blueprint.image is not None and not blueprint.refusals:
+                    recipes[built_reference(blueprint.image.name, identity)] = blueprint.image.text
+        if not recipes or Capability.IMAGES not in self._provider.capabilities:
+            return RoomEstimate()
+        try:
+            return await estimate((await self._opened_builds()).store, recipes)
+        except OSError as error:
+            raise BoxStartFailed(f"The room for images could not be estimated: {error}") from error
+
+    async def _opened_builds(self) -> ImageBuilds:
+        """Raises BoxStartFailed."""
+        async with self._opening:
+            if self._builds is None:
+                store = await self._opened.enter_async_context(self._open_images())
+                self._builds = ImageBuilds(store, self._provider)
+            return self._builds
+
     async def _prepare_image(self, blueprint: Blueprint, recipe: ImageRecipe, preparation: Preparation) -> Prepared:
         """Raises BoxStartFailed and OSError."""
         if Capability.IMAGES not in self._provider.capabilities:
             raise BoxStartFailed(
                 f"{recipe.file} asks for an image, which needs devboxes with walls: leave out --isolation none"
             )
-        async with self._opening:
-            if self._builds is None:
-                store = await self._opened.enter_async_context(self._open_images())
-                self._builds = ImageBuilds(store, self._provider)
+        builds = await self._opened_builds()
         started = anyio.current_time()
         source = BuildSource(
             text=recipe.text,
@@ -211,7 +232,7 @@ class Environments:
             timeout=blueprint.build_timeout,
             limit="environment.build_timeout_sec in task.toml",
         )
-        built = await self._builds.build(source, preparation)
+        built = await builds.build(source, preparation)
         await run_sync(_check_unchanged, blueprint)
         seconds = round(anyio.current_time() - started, 3)
         structlog.get_logger().info("environment.built", blueprint=blueprint.id, seconds=seconds)

@@ -129,7 +129,7 @@ class ImageBuilds:
     """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it."""
 
     def __init__(self, store: ImageStore, provider: Provider) -> None:
-        self._store = store
+        self.store = store
         self._provider = provider
         self._failed: dict[str, tuple[float, str]] = {}
 
@@ -139,7 +139,7 @@ class ImageBuilds:
         Raises BuildFailed, BoxStartFailed for what may be otherwise the next time, and OSError.
         """
         while True:
-            lease = self._store.lease()
+            lease = self.store.lease()
             undo = preparation.held.enter_context(ExitStack())
             undo.callback(lease.end, lease)
             try:
@@ -157,9 +157,9 @@ class ImageBuilds:
 
     async def hold(self, root: ImageRoot, preparation: Preparation) -> bool:
         """Keep the layers of an image that was built; False if it is not whole any more. Raises OSError."""
-        lease = self._store.lease()
+        lease = self.store.lease()
         preparation.held.callback(lease.end, lease)
-        return await self._store.hold([layer.parents[1].name for layer in root.layers], lease) is not None
+        return await self.store.hold([layer.parents[1].name for layer in root.layers], lease) is not None
 
     async def _build(self, source: BuildSource, preparation: Preparation, lease: Lease) -> BuiltImage:
         """Raises as `build`, and NoRoomYet, ImageError and DockerfileError."""
@@ -180,7 +180,7 @@ class ImageBuilds:
             raise NoSuchImage(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
         progress = Progress()
         preparation.doing = lambda: f"pulling {wanted.reference}: {progress}"
-        return await self._store.get(Reference.parse(wanted.reference), lease=lease, progress=progress)
+        return await self.store.get(Reference.parse(wanted.reference), lease=lease, progress=progress)
 
     async def _carry_out(
         self,
@@ -193,7 +193,7 @@ class ImageBuilds:
         build = _Build(
             source=source,
             images=images,
-            store=self._store,
+            store=self.store,
             provider=self._provider,
             failed=self._failed,
             deadline=anyio.current_time() + source.timeout,
@@ -201,8 +201,8 @@ class ImageBuilds:
             lease=lease,
         )
         layers = [layer for stage in plan.stages for layer in stage.layers]
-        new = [layer for layer in layers if not await run_sync(self._store.has_layer, layer.key)]
-        async with self._store.room(self._need_of(new), what=str(source.reference), keep=frozenset(lease.chains)):
+        new = [layer for layer in layers if not await run_sync(self.store.has_layer, layer.key)]
+        async with self.store.room(self._need_of(new), what=str(source.reference), keep=frozenset(lease.chains)):
             for stage in plan.stages:
                 below = build.layers_of(stage.base)
                 for layer in stage.layers:
@@ -211,12 +211,12 @@ class ImageBuilds:
         target = plan.target
         root = ImageRoot(layers=build.stages[target.number])
         if layers:
-            await run_sync(self._store.keep_built, source.reference, target.key, root.layers)
+            await run_sync(self.store.keep_built, source.reference, target.key, root.layers)
         return BuiltImage(root=root, config=target.config)
 
     def _need_of(self, layers: Iterable[BuildLayer]) -> Need:
         """Estimate what layers take that are to be built: files that are copied are known, commands a guess."""
-        run = min(_RUN_BYTES, (self._store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
+        run = min(_RUN_BYTES, (self.store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
         steps = [step for layer in layers for step in layer.steps]
         copied = sum(
             node.size

@@ -45,20 +45,20 @@ class Preparations:
         self._turns = anyio.CapacityLimiter(MAX_AT_ONCE)
         self._all: dict[str, Prepared] = {}
 
-    def begin(self, blueprint_ids: Iterable[str], *, is_fresh: bool = False) -> None:
-        """Prepare environments, in this order, but those that are being prepared; with `is_fresh`, build them anew."""
+    def begin(self, blueprint_ids: Iterable[str]) -> None:
+        """Prepare environments, in this order, but those that are being prepared."""
         batch = []
         for identity in dict.fromkeys(blueprint_ids):
             known = self._all.get(identity)
             if known is None or known.state in {"ready", "failed"}:
                 each = self._all[identity] = Prepared(blueprint_id=identity)
-                each.preparation.is_fresh = is_fresh
                 batch.append(each)
         if batch:
             self._start_soon(self._carry_out, batch)
 
-    def all(self) -> Sequence[Prepared]:
-        return list(self._all.values())
+    def of(self, blueprint_ids: Iterable[str]) -> Sequence[Prepared]:
+        """Return how far environments are, of those that were ever asked for."""
+        return [self._all[identity] for identity in blueprint_ids if identity in self._all]
 
     async def _carry_out(self, batch: Sequence[Prepared]) -> None:
         try:

@@ -471,9 +471,14 @@ class ImageStore:
             for image in images
         ]
 
-    def size(self) -> int:
-        """Return the bytes of the files in all layers. Blocking. Raises OSError."""
-        return sum(map(self._size_of, self._layers.names()))
+    def size(self, chains: Iterable[str] | None = None) -> int:
+        """Return the bytes of the files in all layers, or in some. Blocking. Raises OSError."""
+        return sum(map(self._size_of, self._layers.names() if chains is None else chains))
+
+    def capacity(self) -> int:
+        """Return the bytes that all images may take together. Blocking. Raises OSError."""
+        self._open_folder()
+        return self.size() - self._room.shortage(self.size(), 0)
 
     def remove(self, reference: Reference) -> bool:
         """Remove an image, and the layers that no other one has; False if a process uses it.
