@@ -104,13 +104,22 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoomEstimate:
-    """The room that images want and have, in bytes; of `images` so many are `here`, and some of `unknown` size."""
+    """The room that images want and have, in bytes; of `images` so many are `here`, and some of `unknown` size.
+
+    `wanted` is for all together, as far as they are known.
+    """
 
     images: int = 0
     here: int = 0
     unknown: int = 0
     wanted: int = 0
     room: int = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Tell if images must make room for each other, as it seems."""
+        known = self.images - self.unknown
+        return (self.unknown > 0 and not known) or self.wanted * self.images > self.room * known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
