@@ -49,7 +49,7 @@ class LiveStatus:
             found.append("New work waits: the endpoint grants no run for now.")
         if self.ctx is not None and self.ctx.preparing:
             first, *others = self.ctx.preparing.values()
-            more = f", and {counted(len(others), 'other')} wait too" if others else ""
+            more = f", and {counted(len(others), 'other')} too" if others else ""
             found.append(f"A devbox waits for its image: {first}{more}.")
         silent = self.ctx.silence.seconds if self.ctx is not None else 0.0
         if silent:

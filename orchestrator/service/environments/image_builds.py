@@ -202,7 +202,8 @@ class ImageBuilds:
         )
         layers = [layer for stage in plan.stages for layer in stage.layers]
         new = [layer for layer in layers if not await run_sync(self.store.has_layer, layer.key)]
-        async with self.store.room(self._need_of(new), what=str(source.reference), keep=frozenset(lease.chains)):
+        need = await run_sync(self._need_of, new)
+        async with self.store.room(need, what=str(source.reference), keep=frozenset(lease.chains)):
             for stage in plan.stages:
                 below = build.layers_of(stage.base)
                 for layer in stage.layers:
@@ -215,8 +216,13 @@ class ImageBuilds:
         return BuiltImage(root=root, config=target.config)
 
     def _need_of(self, layers: Iterable[BuildLayer]) -> Need:
-        """Estimate what layers take that are to be built: files that are copied are known, commands a guess."""
-        run = min(_RUN_BYTES, (self.store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
+        """Estimate what layers take that are to be built: of files that are copied it is known.
+
+        A command is expected to leave as much as others did, on average. Blocking. Raises OSError.
+        """
+        left = [int(facts["bytes"]) for facts in self.store.layer_facts() if facts.get("is_run")]
+        guess = min(_RUN_BYTES, (self.store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
+        run = sum(left) // len(left) if left else guess
         steps = [step for layer in layers for step in layer.steps]
         copied = sum(
             node.size
@@ -301,7 +307,8 @@ class _Build:
         size = await run_sync(disk_usage, tree)
         about = {"line": first.line, "seconds": round(anyio.current_time() - started, 3), "bytes": size}
         structlog.get_logger().info("image.layer_built", file=self.source.file, step=first.text[:200], **about)
-        return Built(tree=tree, facts={"key": layer.key, "entries": 0, "bytes": size, "notes": {}})
+        facts = {"key": layer.key, "is_run": isinstance(first, RunStep), "entries": 0, "bytes": size, "notes": {}}
+        return Built(tree=tree, facts=facts)
 
     @asynccontextmanager
     async def _box(self, step: BuildStep, layers: tuple[Path, ...], **spec: Any) -> AsyncIterator[Box]:

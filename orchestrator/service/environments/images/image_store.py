@@ -20,14 +20,14 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import new, sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import anyio
 import msgspec
@@ -282,7 +282,7 @@ class ImageStore:
         finally:
             with anyio.CancelScope(shield=True):
                 await run_sync(note.close)
-                await run_sync(self._come_back, keep)
+                await run_sync(self.come_back, keep)
 
     def _make_room(self, need: Need, what: str, keep: Collection[str]) -> ExitStack:
         """Return the note of what is about to be written. Blocking. Raises NoRoomYet, NoRoom and OSError."""
@@ -308,8 +308,8 @@ class ImageStore:
             note.enter_context(self._room.noted(size))
         return note
 
-    def _come_back(self, keep: Collection[str]) -> None:
-        """Come back below the budget after more was written than was expected. Blocking."""
+    def come_back(self, keep: Collection[str] = ()) -> None:
+        """Come back below the budget after more was written than was expected, by what nobody uses now. Blocking."""
         if self.budget is not None:
             with suppress(OSError), self._room.deciding():
                 self._evict(lambda: self._room.shortage(self.size(), 0) > 0, keep)
@@ -475,6 +475,12 @@ class ImageStore:
         """Return the bytes of the files in all layers, or in some. Blocking. Raises OSError."""
         return sum(map(self._size_of, self._layers.names() if chains is None else chains))
 
+    def layer_facts(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the descriptions of all layers. Blocking. Raises OSError."""
+        for chain in self._layers.names():
+            if (facts := self._layers.facts(chain)) is not None:
+                yield facts
+
     def capacity(self) -> int:
         """Return the bytes that all images may take together. Blocking. Raises OSError."""
         self._open_folder()
@@ -545,7 +551,9 @@ async def open_images(
     namespace = await UserNamespace.make(IdMap.own())
     try:
         async with Registries.open(mirrors=mirrors) as registries:
-            yield ImageStore(cache=cache, registries=registries, namespace=namespace, budget=budget)
+            store = ImageStore(cache=cache, registries=registries, namespace=namespace, budget=budget)
+            yield store
+            await run_sync(store.come_back)
     finally:
         namespace.close()
 
