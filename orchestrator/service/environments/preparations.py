@@ -20,7 +20,7 @@ State = Literal["waiting", "preparing", "ready", "failed"]
 
 
 @dataclass(slots=True, kw_only=True)
-class Prepared:
+class EarlyPreparation:
     """How far one environment is; `seconds` it took, and `message` says what goes on, or why it failed."""
 
     blueprint_id: str
@@ -43,7 +43,7 @@ class Preparations:
         self._environments = environments
         self._start_soon = start_soon
         self._turns = anyio.CapacityLimiter(MAX_AT_ONCE)
-        self._all: dict[str, Prepared] = {}
+        self._all: dict[str, EarlyPreparation] = {}
 
     def begin(self, blueprint_ids: Iterable[str]) -> None:
         """Prepare environments, in this order, but those that are being prepared."""
@@ -51,16 +51,16 @@ class Preparations:
         for identity in dict.fromkeys(blueprint_ids):
             known = self._all.get(identity)
             if known is None or known.state in {"ready", "failed"}:
-                each = self._all[identity] = Prepared(blueprint_id=identity)
+                each = self._all[identity] = EarlyPreparation(blueprint_id=identity)
                 batch.append(each)
         if batch:
             self._start_soon(self._carry_out, batch)
 
-    def of(self, blueprint_ids: Iterable[str]) -> Sequence[Prepared]:
+    def of(self, blueprint_ids: Iterable[str]) -> Sequence[EarlyPreparation]:
         """Return how far environments are, of those that were ever asked for."""
         return [self._all[identity] for identity in blueprint_ids if identity in self._all]
 
-    async def _carry_out(self, batch: Sequence[Prepared]) -> None:
+    async def _carry_out(self, batch: Sequence[EarlyPreparation]) -> None:
         try:
             async with anyio.create_task_group() as tasks:
                 for each in batch:
@@ -69,7 +69,7 @@ class Preparations:
             for each in batch:
                 each.preparation.held.close()
 
-    async def _prepare(self, each: Prepared) -> None:
+    async def _prepare(self, each: EarlyPreparation) -> None:
         async with self._turns:
             began, each.state = anyio.current_time(), "preparing"
             try:
