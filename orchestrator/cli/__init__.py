@@ -45,6 +45,7 @@ of_images = typer.Typer(cls=Group, help="Get, list and remove container images."
 add(of_images, images.list_images, "list")
 add(of_images, images.pull, "pull")
 add(of_images, images.load, "load")
+add(of_images, images.build, "build")
 add(of_images, images.remove, "rm")
 add(of_images, images.prune, "prune")
 app.add_typer(agents, name="agents")

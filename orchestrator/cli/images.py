@@ -24,7 +24,7 @@ def list_images(*, output: Format) -> None:
 
 
 @options.takes_format
-@options.takes_settings("registry_mirror")
+@options.takes_settings("registry_mirror", "image_cache")
 def pull(context: typer.Context, references: References, *, output: Format, **settings: Any) -> None:
     """Get images from their registries, as new as they are there.
 
@@ -39,9 +39,36 @@ def pull(context: typer.Context, references: References, *, output: Format, **se
     """
     from orchestrator.commands import images
 
-    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    given = options.settings_of(context, settings, RegistryConfig)
     images.be_root()
-    options.end_with(lambda: images.pull(references, mirrors, output), output)
+    options.end_with(lambda: images.pull(references, given, output), output)
+
+
+@options.takes_format
+@options.takes_settings("registry_mirror", "image_cache")
+def build(
+    context: typer.Context,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A folder with a Dockerfile, or a scenario's, whose environment/ has it."),
+    ],
+    *,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Take each step anew, also where its layer is here.")
+    ] = False,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Build an image of a Dockerfile and the files beside it. It gets the name localhost/built/FOLDER:latest.
+
+    A step that fails is named with its line and the end of its output. The Dockerfile of a scenario is built even if
+    its task.toml has a docker_image.
+    """
+    from orchestrator.commands import images
+
+    given = options.settings_of(context, settings, RegistryConfig)
+    images.be_root()
+    options.end_with(lambda: images.build(path, given, is_rebuilt=rebuild, output=output), output)
 
 
 @options.takes_format

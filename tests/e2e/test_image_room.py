@@ -92,3 +92,19 @@ def test_images_are_prepared_before_a_sweep_and_those_that_fail_are_named(desk: 
     ended = desk.sweep("prepare", "./mine", "--include", "task-*", *ROOM, "--runs", "elsewhere", status=1)
     assert "has not that much left while other images are in use" in ended.out
     assert ended.out.count(": ready") == 2
+
+
+def test_an_image_is_built_of_a_folder_and_a_step_that_fails_is_shown(desk: "Desk") -> None:
+    write_tasks(desk, 1)
+    (desk.folder / "plain").mkdir()
+    (desk.folder / "plain/file").write_text("content")
+    (desk.folder / "plain/Dockerfile").write_text("FROM busybox\nCOPY file /file\nRUN grep content /file\n")
+    ended = desk.sweep("images", "build", "plain")
+    assert ended.out.startswith("localhost/built/plain:latest: 3 layers, ")
+    assert (
+        desk.sweep("images", "build", "mine/task-0", "--json").json[0]["reference"] == "localhost/built/task-0:latest"
+    )
+    (desk.folder / "plain/file").write_text("other")
+    ended = desk.sweep("images", "build", "plain", "--rebuild", status=1)
+    assert "plain/Dockerfile:3: RUN grep content /file: ended with status 1" in ended.err
+    assert "has no Dockerfile" in desk.refused("images", "build", ".")

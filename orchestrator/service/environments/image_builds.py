@@ -126,9 +126,13 @@ class BuiltImage:
 
 
 class ImageBuilds:
-    """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it."""
+    """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it.
 
-    def __init__(self, store: ImageStore, provider: Provider) -> None:
+    One that `is_rebuilding` makes every layer anew that nobody uses.
+    """
+
+    def __init__(self, store: ImageStore, provider: Provider, *, is_rebuilding: bool = False) -> None:
+        self._is_rebuilding = is_rebuilding
         self.store = store
         self._provider = provider
         self._failed: dict[str, tuple[float, str]] = {}
@@ -201,6 +205,9 @@ class ImageBuilds:
             lease=lease,
         )
         layers = [layer for stage in plan.stages for layer in stage.layers]
+        if self._is_rebuilding:
+            for layer in reversed(layers):
+                await run_sync(self.store.discard_layer, layer.key)
         new = [layer for layer in layers if not await run_sync(self.store.has_layer, layer.key)]
         need = await run_sync(self._need_of, new)
         async with self.store.room(need, what=str(source.reference), keep=frozenset(lease.chains)):

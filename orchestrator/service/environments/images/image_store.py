@@ -215,6 +215,10 @@ class ImageStore:
         """Tell whether the layer that `key` names was made. Blocking. Raises OSError."""
         return self._layers.facts(self._chain_of(key)) is not None
 
+    def discard_layer(self, key: str) -> bool:
+        """Remove the layer that `key` names; False if it is in use. Blocking. Raises OSError."""
+        return self._layers.discard(self._chain_of(key))
+
     def keep_built(self, reference: Reference, key: str, layers: Sequence[Path]) -> None:
         """Give an image that was built a name. Blocking. Raises NoRoom where it takes more than all may; OSError."""
         chains = tuple(layer.parents[1].name for layer in layers)
