@@ -162,8 +162,12 @@ class ImageBuilds:
     async def hold(self, root: ImageRoot, preparation: Preparation) -> bool:
         """Keep the layers of an image that was built; False if it is not whole any more. Raises OSError."""
         lease = self.store.lease()
-        preparation.held.callback(lease.end, lease)
-        return await self.store.hold([layer.parents[1].name for layer in root.layers], lease) is not None
+        with ExitStack() as undo:
+            undo.callback(lease.end, lease)
+            if await self.store.hold([layer.parents[1].name for layer in root.layers], lease) is None:
+                return False
+            preparation.held.push(undo.pop_all())
+        return True
 
     async def _build(self, source: BuildSource, preparation: Preparation, lease: Lease) -> BuiltImage:
         """Raises as `build`, and NoRoomYet, ImageError and DockerfileError."""
@@ -220,6 +224,7 @@ class ImageBuilds:
         root = ImageRoot(layers=build.stages[target.number])
         if layers:
             await run_sync(self.store.keep_built, source.reference, target.key, root.layers)
+        self.store.narrow(lease, root.layers)  # not those of other stages
         return BuiltImage(root=root, config=target.config)
 
     def _need_of(self, layers: Iterable[BuildLayer]) -> Need:

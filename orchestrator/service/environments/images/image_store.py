@@ -185,6 +185,11 @@ class ImageStore:
         self._leases.add(lease)
         return lease
 
+    def narrow(self, lease: Lease, layers: Iterable[Path]) -> None:
+        """Let a lease hold these layers only."""
+        kept, lease.chains = lease.chains, {layer.parents[1].name for layer in layers}
+        self._layers.release(kept.difference(*(each.chains for each in self._leases)))
+
     async def hold(self, chains: Collection[str], lease: Lease | None = None) -> tuple[Path, ...] | None:
         """Return the folders of layers; None if one of them is not there. Raises OSError."""
         (lease or self._kept).chains.update(chains)  # before the look: another lease of them may end
