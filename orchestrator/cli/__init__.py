@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-of_sweeps = (run.run, run.resume, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
+of_sweeps = (run.run, run.resume, images.prepare, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
 for each in (*of_sweeps, catalog.check, catalog.doctor, serve.serve, catalog.docs):
     add(app, each)
 #: Its words are its own affair.
@@ -45,6 +45,7 @@ of_images = typer.Typer(cls=Group, help="Get, list and remove container images."
 add(of_images, images.list_images, "list")
 add(of_images, images.pull, "pull")
 add(of_images, images.load, "load")
+add(of_images, images.build, "build")
 add(of_images, images.remove, "rm")
 add(of_images, images.prune, "prune")
 app.add_typer(agents, name="agents")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import options
-from orchestrator.core.config import RegistryConfig
+from orchestrator.core.config import EndpointConfig, RegistryConfig
 from orchestrator.view.formats import Format
 
 References = Annotated[
@@ -24,7 +24,7 @@ def list_images(*, output: Format) -> None:
 
 
 @options.takes_format
-@options.takes_settings("registry_mirror")
+@options.takes_settings("registry_mirror", "image_cache")
 def pull(context: typer.Context, references: References, *, output: Format, **settings: Any) -> None:
     """Get images from their registries, as new as they are there. One that Docker or Podman has here comes from it.
 
@@ -39,9 +39,68 @@ def pull(context: typer.Context, references: References, *, output: Format, **se
     """
     from orchestrator.commands import images
 
-    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    given = options.settings_of(context, settings, RegistryConfig)
     images.be_root()
-    options.end_with(lambda: images.pull(references, mirrors, output), output)
+    options.end_with(lambda: images.pull(references, given, output), output)
+
+
+@options.takes_format
+@options.takes_settings("registry_mirror", "image_cache")
+def build(
+    context: typer.Context,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A folder with a Dockerfile, or a scenario's, whose environment/ has it."),
+    ],
+    *,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Take each step anew, also where its layer is here.")
+    ] = False,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Build an image of a Dockerfile and the files beside it. It gets the name localhost/built/FOLDER:latest.
+
+    A step that fails is named with its line and the end of its output. The Dockerfile of a scenario is built even if
+    its task.toml has a docker_image.
+    """
+    from orchestrator.commands import images
+
+    given = options.settings_of(context, settings, RegistryConfig)
+    images.be_root()
+    options.end_with(lambda: images.build(path, given, is_rebuilt=rebuild, output=output), output)
+
+
+@options.takes_format
+@options.takes_settings("include", "exclude", "endpoint", "isolation", "lock", "registry_mirror", "image_cache")
+def prepare(
+    context: typer.Context,
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="A benchmark's name or id, or a folder of scenarios.")
+    ],
+    *,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Get and build the images of a benchmark's scenarios before a sweep needs them.
+
+    What is here does not come again. The exit code is 1 if one failed, or found no room.
+
+    Examples:
+      sweep prepare ./my-benchmark
+
+      sweep prepare ./my-benchmark --include 'django-*' --image-cache 60GB
+
+    """
+    from orchestrator.commands import endpoints, prepare
+
+    given = options.typed(context, settings)
+    chosen = {name: tuple(given[name].value) if name in given else () for name in ("include", "exclude")}
+    wanted = dict(options.settings_of(context, settings, EndpointConfig))
+    images = options.settings_of(context, settings, RegistryConfig)
+    place, name = endpoints.where(benchmark, **wanted, runs=runs, images=images)
+    options.end_with(lambda: prepare.run(name, place, **chosen, output=output), output)
 
 
 @options.takes_format

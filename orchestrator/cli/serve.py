@@ -11,7 +11,7 @@ from orchestrator.core.config import EndpointConfig, RegistryConfig
 STATE: Final = Path("~/.local/state/sweep/service")
 
 
-@options.takes_settings("isolation", "lock", "registry_mirror")
+@options.takes_settings("isolation", "lock", "registry_mirror", "image_cache")
 def serve(
     context: typer.Context,
     *,
@@ -109,7 +109,7 @@ def serve(
     """  # noqa: D301 - a backspace keeps the lines of a paragraph apart
     from orchestrator.commands import serve
 
-    mirrors = options.settings_of(context, settings, RegistryConfig).registry_mirror
+    images = options.settings_of(context, settings, RegistryConfig)
     place = options.settings_of(context, settings, EndpointConfig)
     serve.be_root(state, place.isolation)
     options.end_with(
@@ -127,7 +127,7 @@ def serve(
             chaos=chaos,
             secret_names=secret or [],
             allowed_hosts=allow_host or [],
-            mirrors=mirrors,
+            images=images,
             is_quiet=quiet,
         )
     )

@@ -22,6 +22,7 @@ import structlog
 
 from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
+from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
 from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.core.records import Benchmark
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 #: The time in which an endpoint must answer the first requests.
 GREETING_S: Final = 10.0
 DEFAULT_RATE: Final = 20.0
+#: Images from their own registries, and as many as the disk has room for.
+NO_IMAGES: Final = RegistryConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Where:
     lock: LockKind = "file"
     #: Devboxes of the embedded service may have this machine's network.
     lends_network: bool = False
+    images: RegistryConfig = NO_IMAGES
 
 
 def where(
@@ -57,12 +61,13 @@ def where(
     runs: Path,
     lock: LockKind = "file",
     lends_network: bool = False,
+    images: RegistryConfig = NO_IMAGES,
 ) -> tuple[Where, str]:
     """Find the source of a benchmark, and its name there: for a path, the embedded service.
 
     Raises UsageError, also for a folder without a benchmark, with several, and with a broken one.
     """
-    make = partial(Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network)
+    make = partial(Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network, images=images)
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
@@ -119,6 +124,7 @@ async def open_endpoint(
                     hidden=hidden,
                     lock=place.lock,
                     lends_network=place.lends_network,
+                    images=place.images,
                 )
             )
             url, token = service.address.url, service.address.token

@@ -1,9 +1,13 @@
-"""`sweep images`: lists, gets and removes the images that are kept on this machine."""
+"""`sweep images`: lists, gets, builds and removes the images that are kept on this machine."""
 
+import fcntl
+import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -11,23 +15,34 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 
+from orchestrator.commands.endpoints import NO_IMAGES
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.common import logging_setup
+from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import SweepError, UsageError, WorldError, leaf
-from orchestrator.core.printable import counted
-from orchestrator.core.protocol import Mirror
-from orchestrator.service.environments.build_cache import cache_folder
+from orchestrator.core.printable import byte_size, counted, printable_lines, shortened
+from orchestrator.core.protocol import Isolation, Mirror
+from orchestrator.service.definitions.task_file import IGNORE
+from orchestrator.service.environments.build_cache import cache_folder, lock_folder
+from orchestrator.service.environments.build_context import BuildContext
+from orchestrator.service.environments.environments import built_reference
+from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, Progress, Source, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
+from orchestrator.service.errors import SandboxError
 from orchestrator.service.sandbox.own_ids import become_root
+from orchestrator.service.sandbox.prepared import Preparation
+from orchestrator.service.sandbox.provider import Provider, Resources
+from orchestrator.service.sandbox.providers import open_provider
 from orchestrator.view import console
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
 
 REDRAW_S: Final = 0.2
-_MB: Final = 1_000_000
+#: Seconds that the commands of a build may take.
+BUILD_LIMIT_S: Final = 3600.0
 #: Columns without a terminal to measure.
 _PLAIN_WIDTH: Final = 80
 
@@ -38,11 +53,12 @@ def be_root() -> None:
 
 
 @asynccontextmanager
-async def opened(mirrors: Sequence[str] = ()) -> AsyncIterator[ImageStore]:
+async def opened(settings: RegistryConfig = NO_IMAGES) -> AsyncIterator[ImageStore]:
     """Open this user's images. Raises SweepError, also for what the disk refuses."""
     if not structlog.is_configured():
         logging_setup.to_stream(level=30)
-    async with open_images(cache_folder(), [Mirror.parse(each) for each in mirrors]) as store:
+    mirrors = [Mirror.parse(each) for each in settings.registry_mirror]
+    async with open_images(cache_folder(), mirrors, settings.image_cache) as store:
         yield store
 
 
@@ -71,17 +87,17 @@ async def list_images(output: Format) -> int:
             sizes = {"digest": each.digest, "size_bytes": each.size, "shared_bytes": each.shared}
             when = used_at.isoformat(timespec="seconds")
         else:
-            sizes = {"size": _megabytes(each.size), "shared": _megabytes(each.shared)}
+            sizes = {"size": byte_size(each.size), "shared": byte_size(each.shared)}
             when = used_at.astimezone().strftime("%Y-%m-%d %H:%M")
         rows.append({"reference": each.reference, **sizes, "last_used": when})
     print_rows(rows, output)
     return EXIT_OK
 
 
-async def pull(references: Sequence[str], mirrors: Sequence[str], output: Format) -> int:
+async def pull(references: Sequence[str], settings: RegistryConfig, output: Format) -> int:
     """Get images from registries; one that fails does not keep the others away. Returns the exit code."""
     wanted = [_parsed(each) for each in references]
-    async with opened(mirrors) as store:
+    async with opened(settings) as store:
         return await _get(store, wanted, None, output)
 
 
@@ -98,15 +114,18 @@ async def load(file: Path, output: Format) -> int:
 async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | None, output: Format) -> int:
     code = EXIT_OK
     for reference in wanted:
-        progress, began = Progress(origin="" if source is None else "the archive"), time.monotonic()
+        progress = Progress(origin="" if source is None else "the archive")
+        began, lease = time.monotonic(), store.lease()
         try:
-            async with _shown(str(reference), progress, output):
+            async with _shown(str(reference), partial(str, progress), output):
                 with _explained(str(reference)):
-                    got = await store.pull(reference, source=source, progress=progress)
+                    got = await store.pull(reference, source=source, lease=lease, progress=progress)
         except SweepError as error:
             say(f"sweep: {error.message}", to_stderr=True)
             code = EXIT_FAILED
             continue
+        finally:
+            lease.end(lease)
         seconds = time.monotonic() - began
         if output.is_for_programs:
             record = {
@@ -119,21 +138,20 @@ async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | 
             }
             print_record(record, output)
         else:
-            came = f"{_megabytes(progress.came_bytes)} came from {progress.origin}"
+            came = f"{byte_size(progress.came_bytes)} came from {progress.origin}"
             came = came if progress.came_bytes else "nothing had to come"
             say(f"{reference}: {counted(len(got.layers), 'layer')}, {came}, {seconds:.1f} s.")
     return code
 
 
 @asynccontextmanager
-async def _shown(reference: str, progress: Progress, output: Format) -> AsyncIterator[None]:
-    """Show how far a pull has come, on a terminal."""
+async def _shown(reference: str, doing: Callable[[], str], output: Format) -> AsyncIterator[None]:
+    """Show how far a pull or a build has come, on a terminal."""
 
     async def draw() -> None:
         while True:
-            sizes = f"{_megabytes(progress.came_bytes)} of {_megabytes(progress.expected_bytes)}"
-            line = f"{reference}  {sizes}, {progress.ready} of {counted(progress.layers, 'layer')} unpacked"
-            console.show([line[: console.Page(_PLAIN_WIDTH).width - 1]])
+            line = shortened(f"{reference}  {doing()}", console.Page(_PLAIN_WIDTH).width - 1)
+            console.show([line])
             await anyio.sleep(REDRAW_S)
 
     try:
@@ -146,6 +164,66 @@ async def _shown(reference: str, progress: Progress, output: Format) -> AsyncIte
         raise leaf(group) from None
     finally:
         console.show([])
+
+
+async def build(folder: Path, settings: RegistryConfig, *, is_rebuilt: bool, output: Format) -> int:
+    """Build the image of a Dockerfile, or of a scenario; returns the exit code. Raises UsageError."""
+    began, preparation = time.monotonic(), Preparation()
+    with _explained(), preparation.held:
+        source = await run_sync(_source_of, folder)
+        async with opened(settings) as store, _workshop() as provider:
+            builds = ImageBuilds(store, provider, is_rebuilding=is_rebuilt)
+            try:
+                async with _shown(str(source.reference), partial(_said, preparation), output):
+                    built = await builds.build(source, preparation)
+            except SandboxError as error:
+                for line in printable_lines(f"sweep: {error.message}"):
+                    say(line, to_stderr=True)
+                return EXIT_FAILED
+    seconds, layers = time.monotonic() - began, len(built.root.layers)
+    if output.is_for_programs:
+        print_record({"reference": str(source.reference), "layers": layers, "seconds": round(seconds, 3)}, output)
+    else:
+        say(f"{source.reference}: {counted(layers, 'layer')}, {seconds:.1f} s.")
+    return EXIT_OK
+
+
+def _source_of(folder: Path) -> BuildSource:
+    """Read what is to be built. Blocking. Raises UsageError and OSError."""
+    place = next((each for each in (folder, folder / "environment") if (each / "Dockerfile").is_file()), None)
+    if place is None:
+        raise UsageError(f"{folder} has no Dockerfile, and no environment/Dockerfile.")
+    ignore = next((each for each in (place / f"Dockerfile{IGNORE}", place / IGNORE) if each.is_file()), None)
+    try:
+        return BuildSource(
+            text=(place / "Dockerfile").read_text(),
+            file=str(place / "Dockerfile"),
+            reference=built_reference(folder.resolve().name, "latest"),
+            context=BuildContext.read(place, ignore=ignore.read_text() if ignore else ""),
+            resources=Resources(),
+            timeout=BUILD_LIMIT_S,
+            limit="the limit of a build",
+        )
+    except ValueError as error:  # no text, or a bad pattern
+        raise UsageError(f"{place}: {error}.") from None
+
+
+def _said(preparation: Preparation) -> str:
+    return preparation.doing()
+
+
+@asynccontextmanager
+async def _workshop() -> AsyncIterator[Provider]:
+    """Open a provider in the first folder for it that no other process has; what a killed one left there goes."""
+    with ExitStack() as held:
+        for number in count():
+            folder = cache_folder() / "images/workshops" / str(number)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (lock := lock_folder(folder, fcntl.LOCK_EX)) is not None:
+                held.callback(os.close, lock)
+                break
+        async with open_provider(Isolation.LOCAL, folder / "state", ()) as provider:
+            yield provider
 
 
 async def remove(references: Sequence[str]) -> int:
@@ -167,7 +245,7 @@ async def prune() -> int:
             before = await run_sync(store.size)
             in_use = await run_sync(store.prune)
             after = await run_sync(store.size)
-    say(f"{_megabytes(before - after)} removed, {_megabytes(after)} stay. In use: {', '.join(in_use) or 'none'}.")
+    say(f"{byte_size(before - after)} removed, {byte_size(after)} stay. In use: {', '.join(in_use) or 'none'}.")
     return EXIT_OK
 
 
@@ -177,7 +255,3 @@ def _parsed(text: str) -> Reference:
         return Reference.parse(text)
     except BadReference as error:
         raise UsageError(str(error)) from None
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / _MB:,.1f} MB"

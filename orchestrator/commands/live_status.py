@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from orchestrator.core.printable import counted
 from orchestrator.core.stages import Stage
 from orchestrator.engine import concurrency, lifecycle, shutdown
 from orchestrator.engine.context import Context
@@ -46,6 +47,10 @@ class LiveStatus:
             found.append(f"New work waits: {self.journal.trouble}")
         if self.scheduler is not None and self.scheduler.is_feeding and self.scheduler.is_throttled:
             found.append("New work waits: the endpoint grants no run for now.")
+        if self.ctx is not None and self.ctx.preparing:
+            first, *others = self.ctx.preparing.values()
+            more = f", and {counted(len(others), 'other')} too" if others else ""
+            found.append(f"A devbox waits for its image: {first}{more}.")
         silent = self.ctx.silence.seconds if self.ctx is not None else 0.0
         if silent:
             found.append(f"The endpoint has not answered for {silent:.0f} s; time limits wait for it.")

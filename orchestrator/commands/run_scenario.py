@@ -76,6 +76,7 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
         runs=runs,
         lock=config.lock,
         lends_network=config.network == "host",
+        images=config,
     )
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)

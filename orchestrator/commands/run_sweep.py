@@ -28,10 +28,10 @@ from orchestrator.core import errors, events, records
 from orchestrator.core.config import ArmConfig, SweepConfig, moment
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
-from orchestrator.core.printable import counted, printable
+from orchestrator.core.printable import byte_size, counted, printable
 from orchestrator.core.selection import Selection, TrialAction, decisions, named
 from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
-from orchestrator.engine import budgets, lifecycle, scheduler, shutdown, stage_table, watchdog, worker
+from orchestrator.engine import budgets, lifecycle, prefetch, scheduler, shutdown, stage_table, watchdog, worker
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
@@ -54,6 +54,8 @@ NOTHING_GIVEN: Final[Mapping[str, str]] = {}
 TOO_SHORT: Final = "Not masked in any file, because the values are too short: {}."
 WORDS: Final = "Not masked in patches and artifacts, because the values are common words: {}."
 OPEN_NETWORK: Final = "--network host: agents reach everything that their devbox's host reaches."
+ROOM: Final = "These scenarios start from {} ({} here{}), which take about {}; there is room for {}."
+SHORT: Final = "So trials of one image run one after the other, and what is not needed any more makes room."
 #: The word in a scenario's network for every public host.
 INTERNET: Final = "internet"
 PUBLIC_NETWORK: Final = "These scenarios ask for internet access: {}. `--network none` closes it."
@@ -186,6 +188,7 @@ async def _run(
         runs=runs,
         lock=config.lock,
         lends_network=config.network == "host",
+        images=config,
     )
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
@@ -201,6 +204,8 @@ async def _run(
         named(plan, again)  # a mistake in it costs nothing yet
         await check_needs(config, arms, endpoint)
         told = await notices_of(endpoint, config, plan.scenarios)
+        room = await room_for(endpoint, plan)
+        plan = replace(plan, is_by_environment=room.is_short)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
@@ -242,12 +247,12 @@ async def _run(
                 opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
             )
             state.opened.set()
-            progress.say(*filter(None, [folder.why]), *_notices(ctx, plan), *told)
+            progress.say(*filter(None, [folder.why]), *_notices(ctx, plan), *room_notices(room), *told)
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay pending.")
             try:
-                await _conduct(ctx, plan, chosen, state, progress, presence)
+                await _conduct(ctx, plan, chosen, state, progress, presence, has_images=room.images > 0)
             finally:
                 await presence.leave()
                 for arm in arms.values():
@@ -258,6 +263,26 @@ async def _run(
     doubtful = exit_codes.all_flagged(plan, ledger)
     progress.say(*map(exit_codes.ALL_FLAGGED.format, doubtful))
     return exit_codes.exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
+
+
+async def room_for(endpoint: Endpoint, plan: Plan) -> records.RoomEstimate:
+    """The room for the images of a plan; of none, where the endpoint does not say soon."""
+    environments = dict.fromkeys(
+        each.environment for each in plan.scenarios if each.environment and not each.unsupported
+    )
+    with suppress(errors.WorldError), anyio.move_on_after(GREETING_S):
+        return await endpoint.room_for(list(environments))
+    return records.RoomEstimate()
+
+
+def room_notices(room: records.RoomEstimate) -> Iterator[str]:
+    """A notice of how much room images want, where there are any."""
+    if room.images:
+        unknown = f", {room.unknown} of unknown size" if room.unknown else ""
+        words = ROOM.format(
+            counted(room.images, "image"), room.here, unknown, byte_size(room.wanted), byte_size(room.room)
+        )
+        yield f"{words} {SHORT}" if room.is_short else words
 
 
 def _notices(ctx: Context, plan: Plan) -> Iterator[str]:
@@ -473,12 +498,16 @@ async def _conduct(
     state: LiveStatus,
     progress: Progress,
     presence: Presence,
+    *,
+    has_images: bool,
 ) -> None:
     """Run the pending trials and show progress; afterwards nothing runs any more."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(budgets.watch, state.stopping)
         tasks.start_soon(progress.show)
         tasks.start_soon(presence.keep, progress.say)
+        if has_images:
+            tasks.start_soon(prefetch.prepare_ahead, ctx, lambda: filter(chosen.__contains__, plan.pending(ctx.ledger)))
         try:
             await lifecycle.finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)

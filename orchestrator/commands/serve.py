@@ -11,6 +11,7 @@ from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
 from orchestrator.common.address import Address
 from orchestrator.common.locks import RISK
+from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import UsageError
 from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.assembly import Seams
@@ -42,7 +43,7 @@ async def run(
     secret_names: Sequence[str],
     allowed_hosts: Sequence[str],
     lock: LockKind,
-    mirrors: Sequence[str],
+    images: RegistryConfig,
     lends_network: bool,
     is_quiet: bool,
 ) -> None:
@@ -75,7 +76,8 @@ async def run(
                 secret_names=secret_names,
                 allowed_hosts=allowed_hosts,
                 lock=lock,
-                mirrors=[Mirror.parse(each) for each in mirrors],
+                mirrors=[Mirror.parse(each) for each in images.registry_mirror],
+                image_budget=images.image_cache,
                 lends_network=lends_network,
                 task_status=task_status,
             )

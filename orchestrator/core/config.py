@@ -33,6 +33,8 @@ from orchestrator.core.toml_lines import line_of
 MAX_KEEP_ALIVE_S: Final = 48 * 3600
 MARGIN_S: Final = 300.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?")
+_SIZES: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIME_OF_DAY: Final = re.compile(r"(\d{1,2}):(\d\d)(?::00)?")
 _UNITS_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PERIODS_S: Final = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0}
@@ -97,6 +99,16 @@ def _per_second(value: Any) -> Any:
     return rate
 
 
+def _bytes(value: Any) -> Any:
+    """Read a number of bytes: `60GB`, `500MB`, `1.5 TB`. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip().lower())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size. Write for example 60GB or 500MB")
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
 def _deadline(value: Any) -> Any:
     """Read a deadline as text; TOML has types for dates, times and numbers. Raises ValueError."""
     text = (
@@ -118,6 +130,7 @@ Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
 #: A duration that may be 0.
 Patience = Annotated[NonNegativeFloat, BeforeValidator(seconds)]
 Rate = Annotated[PositiveFloat, BeforeValidator(_per_second)]
+Bytes = Annotated[PositiveInt, BeforeValidator(_bytes)]
 Deadline = Annotated[str, BeforeValidator(_deadline)]
 
 
@@ -238,7 +251,7 @@ class EndpointConfig(Settings):
 
 
 class RegistryConfig(Settings):
-    """The settings that say where images are had."""
+    """The settings that say where images are had, and how many are kept."""
 
     #: Only a mirror whose address says so is asked without TLS, or a registry on this machine.
     registry_mirror: Annotated[
@@ -252,6 +265,18 @@ class RegistryConfig(Settings):
             otherwise="none",
         ),
     ] = ()
+    #: A disk may be there for more than images; without a number some of it stays free all the same.
+    image_cache: Annotated[
+        Bytes | None,
+        Option(
+            "Where",
+            "Room for the images of scenarios. When it is used up, images that no devbox uses go, the least recently "
+            "used first.",
+            "60GB|500MB",
+            env="SWEEP_IMAGE_CACHE",
+            otherwise="the disk, but for 5% or 5GB of it",
+        ),
+    ] = None
 
 
 class SweepConfig(EndpointConfig, RegistryConfig):

@@ -17,7 +17,7 @@ class Plan:
     """A sweep's trials: every scenario with every arm, `trials` times.
 
     `left_out` are selected scenarios that cannot run and are skipped because the user asked for it; `notes` are remarks
-    on the selection, a sentence each.
+    on the selection, a sentence each. With `is_by_environment` all trials of one environment come together.
     """
 
     benchmark: str
@@ -26,16 +26,21 @@ class Plan:
     trials: int
     left_out: tuple[ScenarioSummary, ...] = ()
     notes: tuple[str, ...] = ()
+    is_by_environment: bool = False
 
     def __len__(self) -> int:
         return len(self.scenarios) * len(self.arms) * self.trials
 
     def __iter__(self) -> Iterator[TrialKey]:
         """Every trial, scenarios as listed; arms side by side, so that an early look compares like with like."""
-        for number in range(1, self.trials + 1):
-            for scenario in self.scenarios:
-                for arm in self.arms:
-                    yield TrialKey(scenario.id, arm, number)
+        groups: dict[str, list[ScenarioSummary]] = {}
+        for scenario in self.scenarios:
+            groups.setdefault(scenario.environment if self.is_by_environment else "", []).append(scenario)
+        for scenarios in groups.values():
+            for number in range(1, self.trials + 1):
+                for scenario in scenarios:
+                    for arm in self.arms:
+                        yield TrialKey(scenario.id, arm, number)
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, TrialKey):

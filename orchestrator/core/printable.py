@@ -27,6 +27,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def byte_size(size: float) -> str:
+    """A number of bytes for people: 4.0 MB, 1.2 GB."""
+    return f"{size / 1e9:,.1f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
 def shortened(text: str, width: int) -> str:
     """A text on one printable line of at most `width` characters; `…` is where more was."""
     line = printable(" ".join(text.split()))

@@ -77,7 +77,8 @@ class ScenarioSummary:
     """A scenario as the plan needs it. `digest` changes when its content does; empty where unknown.
 
     `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` is the
-    reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without.
+    reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without. Two
+    with one `environment` start from the same; it is empty where that is not known.
     """
 
     id: str
@@ -88,6 +89,37 @@ class ScenarioSummary:
     network: tuple[str, ...] = ()
     unsupported: str = ""
     notes: tuple[str, ...] = ()
+    environment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """How far an environment is: waiting, preparing, ready or failed. `message` says what goes on, or why it failed."""
+
+    environment: str
+    state: str
+    message: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomEstimate:
+    """The room that images want and have, in bytes; of `images` so many are `here`, and some of `unknown` size.
+
+    `wanted` is for all together, as far as they are known.
+    """
+
+    images: int = 0
+    here: int = 0
+    unknown: int = 0
+    wanted: int = 0
+    room: int = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Tell if images must make room for each other, as it seems."""
+        known = self.images - self.unknown
+        return (self.unknown > 0 and not known) or self.wanted * self.images > self.room * known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +229,7 @@ class Devbox:
     `home` and `working_directory` are paths as commands in it see them; the latter is None where it does not say.
     `installed` are the keys of the installs that it has, `failed_install` is the key of the one that failed its boot.
     `reached` and `refused` count the connections to each host that its rules allowed and refused; None where the
-    endpoint does not count.
+    endpoint does not count. `preparing` says what it waits for before it boots, such as an image; mostly nothing.
     """
 
     id: str
@@ -210,6 +242,7 @@ class Devbox:
     has_failed_environment: bool = False
     reached: Mapping[str, int] | None = None
     refused: Mapping[str, int] | None = None
+    preparing: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -160,14 +160,14 @@ class Calls:
 
         return await self._ask(what, walk, list[T])
 
-    async def _long_poll(self, path: str, statuses: list[str], cast_to: type[T]) -> T | None:
-        """Wait for one of the `statuses`; None is "not yet"."""
+    async def _long_poll(self, path: str, statuses: list[str], cast_to: type[T], held: float = HOLD_S) -> T | None:
+        """Wait for one of the `statuses`, for so many seconds; None is "not yet"."""
         try:
             view = await self._client.post(
                 path,
-                body={"statuses": statuses, "timeout_seconds": HOLD_S},
+                body={"statuses": statuses, "timeout_seconds": held},
                 cast_to=cast_to,
-                options={"timeout": httpx.Timeout(HOLD_S + _HOLD_SLACK_S, connect=10)},
+                options={"timeout": httpx.Timeout(held + _HOLD_SLACK_S, connect=10)},
             )
             return parsing.said(view)
         except APIStatusError as error:

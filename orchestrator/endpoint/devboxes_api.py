@@ -22,27 +22,36 @@ from orchestrator.core.errors import (
 from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_BOOTING, DEVBOX_DEAD
 from orchestrator.core.records import Devbox, Execution
 from orchestrator.endpoint import parsing
-from orchestrator.endpoint.calls import Backoff, Calls, hold, patiently
+from orchestrator.endpoint.calls import HOLD_S, Backoff, Calls, hold, patiently
 from orchestrator.endpoint.errors import translated
 
 T = TypeVar("T")
 V = TypeVar("V")
 
 _TRANSFER_TIMEOUT_S: Final = 600.0
+#: Seconds until the first look at what a devbox waits for.
+_FIRST_HOLD_S: Final = 4.0
 
 
 class DevboxesApi(Calls):
     """Implements `protocols.Devboxes` and `protocols.Executions`."""
 
-    async def wait_running(self, devbox_id: str) -> Devbox:
-        statuses = ["running", "failure", "shutdown", "suspended"]
+    async def wait_running(self, devbox_id: str, *, preparing: Callable[[str], None] = lambda _: None) -> Devbox:
+        path, statuses = f"/v1/devboxes/{devbox_id}/wait_for_status", ["running", "failure", "shutdown", "suspended"]
+        held = _FIRST_HOLD_S
 
         async def ask() -> Devbox | None:
+            nonlocal held
             devbox = await self._ask(
                 f"waiting for devbox {devbox_id}",
-                lambda: self._long_poll(f"/v1/devboxes/{devbox_id}/wait_for_status", statuses, DevboxView),
+                lambda: self._long_poll(path, statuses, DevboxView, held),
                 parsing.perhaps(parsing.devbox),
             )
+            held = HOLD_S
+            if devbox is None and await self.features():
+                devbox = await self.devbox(devbox_id)
+                if devbox.preparing:
+                    preparing(devbox.preparing)
             return None if devbox is None or devbox.status in DEVBOX_BOOTING else devbox
 
         devbox = await hold(ask)

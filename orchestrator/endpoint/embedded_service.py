@@ -28,6 +28,7 @@ import structlog
 from orchestrator.common import sweep_command
 from orchestrator.common.address import ADDRESS, Address, proof
 from orchestrator.common.locks import holder
+from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.core.protocol import Isolation, LockKind
 
@@ -159,16 +160,22 @@ class Service:
         hidden: Collection[str] = (),
         lock: LockKind = "file",
         lends_network: bool = False,
+        images: RegistryConfig | None = None,
     ) -> AsyncIterator[Self]:
         """Find or start the service; keep it running; afterwards ask it to end if nothing is in flight in it.
 
-        One that is started gets our environment without the `hidden` variables, and keeps it for its life.
+        One that is started gets our environment without the `hidden` variables, and the settings of `images`, and
+        keeps them for its life.
         Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
         started again.
         """
         state, service = state_folder(runs, benchmarks, isolation, lends_network=lends_network), None
         async with loopback_client() as http:
             command = _command(state, benchmarks, isolation, lock, lends_network=lends_network)
+            for mirror in images.registry_mirror if images else ():
+                command += ["--registry-mirror", mirror]
+            if images and images.image_cache:
+                command += ["--image-cache", str(images.image_cache)]
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
                 try:

@@ -1,6 +1,6 @@
 """The endpoint behind the published client: its definitions, the endpoint as a whole, and the parts for the rest."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -11,11 +11,12 @@ from orjson import dumps
 from runloop_api_client import AsyncRunloop, DefaultAioHttpClient, omit
 
 from orchestrator.core.errors import Missing, Refused
-from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
+from orchestrator.core.records import Benchmark, Preparation, RoomEstimate, Scenario, ScenarioSummary
 from orchestrator.endpoint import parsing
 from orchestrator.endpoint.calls import PAGE_ITEMS
 from orchestrator.endpoint.devboxes_api import DevboxesApi
 from orchestrator.endpoint.http import Bounded, Doubt, Throttle
+from orchestrator.endpoint.protocols import PREPARATIONS
 from orchestrator.endpoint.runs_api import RunsApi
 
 MAX_CONNECTIONS: Final = 4096
@@ -67,6 +68,18 @@ class Gateway(RunsApi, DevboxesApi):
     async def notices(self, *, is_online: bool) -> Sequence[str]:
         return parsing.notices(await self._own_facts(), is_online=is_online)
 
+    async def prepare(self, environments: Sequence[str], *, is_begun: bool = False) -> Sequence[Preparation]:
+        if PREPARATIONS not in await self.features():
+            return []
+        body = {"blueprint_ids": list(environments), "is_begun": is_begun}
+        return await self._ask("preparing environments", partial(self._own, "prepare", body), parsing.preparations)
+
+    async def room_for(self, environments: Sequence[str]) -> RoomEstimate:
+        if PREPARATIONS not in await self.features():
+            return RoomEstimate()
+        body = {"blueprint_ids": list(environments)}
+        return await self._ask("asking for the room of images", partial(self._own, "room", body), parsing.room)
+
     async def at_work(self, sweep: str, client: str) -> list[str]:
         try:
             return await self._ask(
@@ -79,7 +92,9 @@ class Gateway(RunsApi, DevboxesApi):
         await self._ask("saying who leaves", partial(self._say, "goodbye", client), parsing.receipt)
 
     async def _say(self, verb: str, client: str, sweep: str = "") -> dict[str, Any]:
-        body = {"client": client, "sweep": sweep}
+        return await self._own(verb, {"client": client, "sweep": sweep})
+
+    async def _own(self, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return await self._client.post(f"/v1/sweep/{verb}", body=body, cast_to=dict[str, Any])
 
     async def secret_names(self) -> frozenset[str]:

@@ -147,7 +147,34 @@ def summary(view: types.ScenarioView) -> records.ScenarioSummary:
         network=tuple(filter(None, metadata.get("reaches", "").split(","))),
         unsupported=metadata.get("unsupported") or wanted,
         notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
+        environment=_blueprint_of(view),
     )
+
+
+def _blueprint_of(view: types.ScenarioView) -> str:
+    environment = view.environment  # of our own document, it is one too
+    blueprint = (
+        environment.get("blueprint_id")
+        if isinstance(environment, Mapping)
+        else (environment.blueprint_id if environment else None)
+    )
+    return blueprint or ""
+
+
+def preparations(view: Mapping[str, Any]) -> list[records.Preparation]:
+    return [
+        records.Preparation(
+            environment=str(each["blueprint_id"]),
+            state=str(each["state"]),
+            message=str(each["message"]),
+            seconds=float(each["seconds"]),
+        )
+        for each in view["preparations"]
+    ]
+
+
+def room(view: Mapping[str, Any]) -> records.RoomEstimate:
+    return records.RoomEstimate(**{name: int(view[name]) for name in ("images", "here", "unknown", "wanted", "room")})
 
 
 def summary_of(document: Mapping[str, Any]) -> records.ScenarioSummary:
@@ -258,6 +285,7 @@ def devbox(view: types.DevboxView) -> records.Devbox:
         has_failed_environment=bool(extra.get("has_failed_environment")),
         reached=extra.get("reached"),
         refused=extra.get("refused"),
+        preparing=str(extra.get("preparing") or ""),
         metadata=view.metadata or {},
     )
 

@@ -6,13 +6,15 @@ deadline of its own. A `key` makes a call safe to repeat: the endpoint has its e
 protocol that you need. `tests/endpoint/test_conformance.py` holds every implementation to all of them.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from orchestrator.core import records
 
 #: The feature of an endpoint that can keep apart what is the agent's and what is the scorers'.
 SETTLEMENTS: Final = "settlements"
+#: The same, of one that prepares environments before they are needed.
+PREPARATIONS: Final = "preparations"
 #: The same, of one whose devboxes may have its machine's own network.
 HOST_NETWORK: Final = "host_network"
 
@@ -128,9 +130,12 @@ class Runs(Protocol):
 class Devboxes(Protocol):
     """Devboxes, from their boot to their end."""
 
-    async def wait_running(self, devbox_id: str) -> records.Devbox:
+    async def wait_running(
+        self, devbox_id: str, *, preparing: Callable[[str], None] = lambda _: None
+    ) -> records.Devbox:
         """Wait until the devbox runs. Raises DevboxFailed if it never will.
 
+        `preparing` is called every now and then while the devbox waits for something before it boots, with what it is.
         Raises AgentSetupFailed if its install failed, and EnvironmentFailed if what it starts from did.
         """
 
@@ -199,6 +204,15 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
 
         With `is_online`, some of these devboxes are to reach the internet.
         """
+
+    async def prepare(self, environments: Sequence[str], *, is_begun: bool = False) -> Sequence[records.Preparation]:
+        """Begin to prepare environments before they are needed, unless that `is_begun`; returns how far they are.
+
+        An endpoint that has no such thing returns none.
+        """
+
+    async def room_for(self, environments: Sequence[str]) -> records.RoomEstimate:
+        """Estimate the room for the images of environments; an endpoint that has no such thing knows of no image."""
 
     async def at_work(self, sweep: str, client: str) -> list[str]:
         """Say that this client works on a sweep; returns the other clients that said so lately.

@@ -8,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import anyio
+
 from orchestrator.agentkit.agent import Agent, Result
 from orchestrator.core import records
 from orchestrator.core.config import ArmConfig, SweepConfig
@@ -73,6 +75,8 @@ class Context:
     delays: Counter[records.TrialKey] = field(default_factory=Counter)
     #: The trials that workers are trying.
     in_flight: set[records.TrialKey] = field(default_factory=set)
+    #: What the devboxes of trials wait for before they boot, in words.
+    preparing: dict[records.TrialKey, str] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
     silence: Silence
     #: Masks the secrets of all arms: nothing that we write has them.
@@ -105,6 +109,8 @@ class AttemptState:
     has_score: bool = False
     #: True if an earlier process may have started the run without journaling its id.
     is_again: bool = False
+    #: The limit of the stage that it is in.
+    limit: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     scenario: records.Scenario | None = None
     benchmark_run: str | None = None
     run: records.ScenarioRun | None = None

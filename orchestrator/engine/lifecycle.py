@@ -130,7 +130,7 @@ async def _take(ctx: Context, state: AttemptState, stage: Stage) -> None:
         began = anyio.current_time()
         limit = STAGES[stage].limit(ctx.config.timeouts, state.summary)
         try:
-            with ctx.silence.limited(limit):
+            with ctx.silence.limited(limit) as state.limit:
                 facts = await STAGES[stage].run(ctx, state)
         except TimeoutError:
             raise errors.StageTimeout(f"{stage} took longer than {limit:g} s") from None

@@ -121,8 +121,17 @@ def needs_of(config: SweepConfig, agent: Agent) -> records.Needs:
 
 
 async def boot(ctx: Context, state: AttemptState) -> Facts:
-    """Wait until the devbox runs."""
-    open_workspace(ctx, state, await ctx.endpoint.wait_running(given(state.run, "the run").devbox_id))
+    """Wait until the devbox runs. The time in which its image is fetched or built counts for no limit."""
+
+    def preparing(words: str) -> None:
+        ctx.preparing[state.key] = words
+        state.limit.deadline = max(state.limit.deadline, anyio.current_time() + ctx.config.timeouts.boot)
+
+    try:
+        devbox = await ctx.endpoint.wait_running(given(state.run, "the run").devbox_id, preparing=preparing)
+    finally:
+        ctx.preparing.pop(state.key, None)
+    open_workspace(ctx, state, devbox)
     return {}
 
 

@@ -128,10 +128,10 @@ class Silence:
         return silent if self._scopes and silent >= SILENT_S else 0.0
 
     @contextmanager
-    def limited(self, seconds: float) -> Iterator[None]:
-        """Raise TimeoutError after so many seconds in which the endpoint answered."""
+    def limited(self, seconds: float) -> Iterator[anyio.CancelScope]:
+        """Raise TimeoutError after so many seconds in which the endpoint answered. Yields the scope of the limit."""
         with anyio.fail_after(seconds) as scope, self.moving(scope):
-            yield
+            yield scope
 
     @contextmanager
     def moving(self, scope: anyio.CancelScope) -> Iterator[None]:

@@ -31,6 +31,7 @@ from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
+from orchestrator.service.environments.preparations import Preparations
 from orchestrator.service.http import benchmarks, devboxes, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads
@@ -89,12 +90,18 @@ class _Parts:
         seams: Seams,
         given: Mapping[str, str],
         mirrors: Sequence[Mirror],
+        image_budget: int | None,
     ) -> None:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(folders)
         self.environments = Environments(
-            find_blueprint=catalog.blueprint, provider=provider, cache=cache, shared=cache_folder(), mirrors=mirrors
+            find_blueprint=catalog.blueprint,
+            provider=provider,
+            cache=cache,
+            shared=cache_folder(),
+            mirrors=mirrors,
+            budget=image_budget,
         )
         self.definitions = Definitions(store=store, catalog=catalog, scoring=scoring)
         self.policies = NetworkPolicies(store, provider.capabilities)
@@ -171,12 +178,13 @@ class Service:
         secret_names: Sequence[str] = (),
         lock: LockKind = "file",
         mirrors: Sequence[Mirror] = (),
+        image_budget: int | None = None,
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
         `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
-        before their registries. With `lends_network`, a policy that allows all gives a devbox the network of this
-        machine, and not only the internet.
+        before their registries, and `image_budget` are the bytes that these may take. With `lends_network`, a policy
+        that allows all gives a devbox the network of this machine, and not only the internet.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()
@@ -190,9 +198,10 @@ class Service:
                 isolation, state / "devboxes", hidden=(state, *benchmarks), lends_network=lends_network
             ) as provider,
         ):
-            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors)
+            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget)
             features = {
                 "installs": parts.installs.is_possible,
+                "preparations": Capability.IMAGES in provider.capabilities,
                 "settlements": Capability.SUCCESSION in provider.capabilities,
                 "host_network": Capability.NETWORK_ON in provider.capabilities,
             }
@@ -212,7 +221,10 @@ class Service:
             if seams.has_own_routes:
                 own = sweep.SweepRoutes(facts=facts, token=token, activity=activity, store=store, stop=stopping.set)
                 ends = sweep.SettlementRoutes(parts.settlements, parts.executions)
-                routes = [*own.routes(), *ends.routes(), *routes]
+                early = sweep.PreparationRoutes(
+                    Preparations(parts.environments, parts.fleet.start_soon), parts.environments
+                )
+                routes = [*own.routes(), *ends.routes(), *early.routes(), *routes]
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)

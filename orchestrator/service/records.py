@@ -54,7 +54,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
 
     It `has_one_user` if those of its image do not exist here; else this is missing. `network` says what it reaches, in
     the words of `devboxes.network.described`; `reached` and `refused` count what its way out let through and what not,
-    by host.
+    by host. `preparing` says what it waits for before it boots, such as an image.
     """
 
     id: str
@@ -80,6 +80,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     has_failed_environment: bool = False
     reached: Mapping[str, int] | None = None
     refused: Mapping[str, int] | None = None
+    preparing: str | None = None
     shutdown_reason: str | None = None
     failure_reason: str | None = None
     failure_message: str | None = None

@@ -58,6 +58,7 @@ async def serve(
     allowed_hosts: Sequence[str] = (),
     lock: LockKind = "file",
     mirrors: Sequence[Mirror] = (),
+    image_budget: int | None = None,
     lends_network: bool = False,
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -90,6 +91,7 @@ async def serve(
                         secret_names=secret_names,
                         lock=lock,
                         mirrors=mirrors,
+                        image_budget=image_budget,
                         lends_network=lends_network,
                     ) as service,
                 ):

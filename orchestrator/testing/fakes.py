@@ -25,6 +25,8 @@ T = TypeVar("T")
 class Script:
     """Behaviour of an endpoint. Times are seconds; `faults` are raised by the named call, one a call, in order."""
 
+    #: Seconds for which devboxes wait for an image before they boot.
+    preparing: float = 0.0
     boot: float = 10.0
     solve: float = 60.0
     #: Arms whose agents take another time.
@@ -76,6 +78,8 @@ class MemoryEndpoint:
         #: The commands by the ids of their executions, and the executions that have ended.
         self.executions: dict[str, str] = {}
         self._ended: dict[str, records.Execution] = {}
+        #: The environments that were to be prepared before they were needed, in this order.
+        self.prepared: list[str] = []
         self.files: dict[tuple[str, str], bytes] = {}
         self.calls: Counter[str] = Counter()
         self.most_alive = 0
@@ -103,6 +107,14 @@ class MemoryEndpoint:
 
     async def features(self) -> frozenset[str]:
         return frozenset()
+
+    async def prepare(self, environments: Sequence[str], *, is_begun: bool = False) -> Sequence[records.Preparation]:
+        await self._call("prepare")
+        self.prepared += [] if is_begun else environments
+        return [records.Preparation(environment=each, state="ready") for each in environments]
+
+    async def room_for(self, environments: Sequence[str]) -> records.RoomEstimate:
+        return records.RoomEstimate(images=len(environments), unknown=len(environments))
 
     async def at_work(self, sweep: str, client: str) -> list[str]:
         await self._call("at_work")
@@ -304,8 +316,17 @@ class MemoryEndpoint:
         elif run.state == "failed":
             self._end(run, "failed")
 
-    async def wait_running(self, devbox_id: str) -> records.Devbox:
+    async def wait_running(
+        self,
+        devbox_id: str,
+        *,
+        preparing: Callable[[str], None] = lambda _: None,
+    ) -> records.Devbox:
         await self._call("wait_running")
+        ready_at = anyio.current_time() + self.script.preparing
+        while anyio.current_time() < ready_at:
+            preparing("pulling an image")
+            await anyio.sleep(20)
         if _found(self.devboxes, devbox_id).status == "provisioning":
             await anyio.sleep(self.script.boot)
         if self.devboxes[devbox_id].status == "provisioning":

@@ -41,6 +41,7 @@ ADDED: Final[Mapping[str, frozenset[str]]] = {
         "installed",
         "failed_install",
         "has_failed_environment",
+        "preparing",
     }
     | {"broken_by_agent"},
 }

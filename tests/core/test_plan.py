@@ -10,7 +10,7 @@ from orchestrator.core.errors import UsageError
 from orchestrator.core.events import TrialFinished
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan, select, unmatched
-from orchestrator.core.records import ScenarioSummary, TrialKey
+from orchestrator.core.records import RoomEstimate, ScenarioSummary, TrialKey
 
 
 def scenarios(*names: str) -> tuple[ScenarioSummary, ...]:
@@ -45,6 +45,29 @@ def test_a_plan_has_as_many_trials_as_it_says_each_once_and_no_others(count: int
     assert all(key in subject for key in keys)
     strangers = [TrialKey("scn_9", "a", 1), TrialKey("scn_0", "z", 1), TrialKey("scn_0", "a", trials + 1)]
     assert not any(key in subject for key in strangers)
+
+
+def test_with_too_little_room_all_trials_of_one_environment_come_together() -> None:
+    scenarios = tuple(
+        ScenarioSummary(id=f"scn_{n}", name=f"{n}", environment=environment) for n, environment in enumerate("aba")
+    )
+    plan = Plan(benchmark="b", scenarios=scenarios, arms=("x",), trials=2, is_by_environment=True)
+    assert [(key.scenario, key.number) for key in plan] == [
+        ("scn_0", 1),
+        ("scn_2", 1),
+        ("scn_0", 2),
+        ("scn_2", 2),
+        ("scn_1", 1),
+        ("scn_1", 2),
+    ]
+
+
+def test_images_are_short_of_room_when_all_of_them_would_take_more_than_there_is() -> None:
+    assert not RoomEstimate().is_short
+    assert not RoomEstimate(images=4, wanted=10, room=10).is_short
+    assert RoomEstimate(images=4, wanted=11, room=10).is_short
+    assert RoomEstimate(images=4, unknown=2, wanted=6, room=10).is_short
+    assert RoomEstimate(images=4, unknown=4, wanted=0, room=10).is_short
 
 
 def test_finished_trials_are_not_pending_and_pending_ones_are_found_one_at_a_time() -> None:

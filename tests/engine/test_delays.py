@@ -44,6 +44,14 @@ def test_a_scorers_fault_is_scored_again_at_once_because_its_devbox_is_held(make
     assert ScoringFault.__name__ not in str(sweep.results)
 
 
+def test_the_time_in_which_an_image_comes_counts_for_no_limit(make_sweep: MakeSweep) -> None:
+    sweep = make_sweep(scenarios=1, attempts=1, timeouts={"boot": 60}, script=Script(preparing=7200, boot=30)).run()
+    assert sweep.ledger.outcomes == {Outcome.SCORED: 1}
+    assert sweep.results[0]["stages"]["boot"]["seconds"] >= 7200
+    sweep = make_sweep(scenarios=1, attempts=1, timeouts={"boot": 60}, script=Script(preparing=7200, boot=90)).run()
+    assert sweep.results[0]["failure"]["class"] == "StageTimeout"
+
+
 def test_a_trial_that_is_tried_again_waits_for_no_other(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(scenarios=2, devboxes=2, script=Script(failing_boots=1, solve=3600)).run()
     kinds = [(event.kind, getattr(event, "attempt", None)) for event in sweep.sink.events]

@@ -114,7 +114,7 @@ class _Reading:
         if not environment.nodes:
             self._report.warn("environment/", "", "has no files: the working directory starts empty")
         building = Report()
-        blueprint = read_blueprint(task, environment, building, self._contents)
+        blueprint = read_blueprint(task, environment, building, self._contents, name=self._name)
         if blueprint.image is None and (task.user or task.verifier_user):
             why = "ignored: without an image everything runs as one user"
             self._report.warn(FILE, "agent.user, verifier.user", why)
@@ -296,10 +296,10 @@ def _has_program(files: Listing, name: str) -> bool:
     return node is not None and node.kind != "folder"
 
 
-def read_blueprint(task: Task, files: Listing, report: Report, contents: Contents) -> Blueprint:
+def read_blueprint(task: Task, files: Listing, report: Report, contents: Contents, *, name: str) -> Blueprint:
     """Read `environment/`, whose files are `files`; what forbids building it goes to `report` and into the blueprint.
 
-    `contents` are the scenario's files read already.
+    `contents` are the scenario's files read already, and an image gets its `name`.
     """
     own, usual = Report(), Resources()
     resources = Resources(  # as asked for; the wire's sizes are coarser
@@ -336,7 +336,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
         id=f"bpt_{hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]}",
         files=files,
         content=content,
-        image=image,
+        image=replace(image, name=name) if image else None,
         agent_user=task.user,
         verifier_user=task.verifier_user,
         working_directory=working_directory,

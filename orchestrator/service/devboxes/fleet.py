@@ -39,7 +39,7 @@ from orchestrator.service.records import Created, DevboxRecord
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
-from orchestrator.service.sandbox.prepared import Prepare, Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -77,14 +77,16 @@ class _Live:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     gone: anyio.Event = field(default_factory=anyio.Event)
     status: DevboxStatus = DevboxStatus.PROVISIONING
+    preparation: Preparation = field(default_factory=Preparation)
     boxes: Succession | None = None
     egress: Egress | None = None
     users: int = 0
 
     @property
-    def counts(self) -> Mapping[str, Mapping[str, int]]:
-        """The counts of its way out so far, if it has one, by the names of the record's fields."""
-        return {} if self.egress is None else self.egress.counters.document()
+    def shown(self) -> Mapping[str, Any]:
+        """What its record gets at its end, or never: the counts of its way out, and what it waits for."""
+        counts = {} if self.egress is None else self.egress.counters.document()
+        return counts if self.boxes is not None else {**counts, "preparing": self.preparation.doing() or None}
 
     def touch(self) -> None:
         """Start the idle time again; the keep-alive of a devbox without an idle setting goes on."""
@@ -106,7 +108,7 @@ class Fleet:
         store: Store,
         provider: Provider,
         state: Path,
-        blueprints: Callable[[str], Awaitable[Prepared]],
+        blueprints: Callable[[str, Preparation], Awaitable[Prepared]],
         on_end: states.OnEnd = lambda _db, _devbox: None,
         installs: Installs | None = None,
         resolve: Resolver | None = None,
@@ -196,8 +198,6 @@ class Fleet:
             raise InternalError(f"Devbox {devbox_id} was not inserted, or is booted already.")
 
         live = _Live(id=devbox_id, order=order)
-        if order.launch.idle is None:
-            live.scope.deadline = anyio.current_time() + order.launch.keep_alive
         self.start_soon(self._life, live, prepare)
         self._live[devbox_id] = live
 
@@ -216,6 +216,7 @@ class Fleet:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._stop, live)
                     tasks.start_soon(self._record_end, live, end)
+            live.preparation.held.close()
             self._ended[live.id] = self._live.pop(live.id).status
             live.gone.set()
 
@@ -243,6 +244,9 @@ class Fleet:
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
         request, launch = live.order.request, live.order.launch
         prepared = await self._prepared(live, prepare)
+        live.preparation.doing = str
+        if launch.idle is None:  # from now on: what it waits for, such as an image, is not its own life
+            live.scope.deadline = anyio.current_time() + launch.keep_alive
         network = network_of(prepared, *live.order.policies, self._provider.capabilities)
         given = box_network(network, self._provider.capabilities)
         live.egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
@@ -295,9 +299,9 @@ class Fleet:
         """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""
         install, blueprint_id = live.order.request.install, live.order.request.blueprint_id
         if prepare is not None:
-            prepared = await prepare()
+            prepared = await prepare(live.preparation)
         else:
-            prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id)
+            prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id, live.preparation)
         if install is None or self._installs is None:
             return prepared
 
@@ -328,7 +332,7 @@ class Fleet:
 
     async def _record_end(self, live: _Live, end: End) -> None:
         """Record an end: a full disk must not leave a devbox that looks alive. A closing service gives up."""
-        record = partial(self._rows.end, live.id, end, live.counts)
+        record = partial(self._rows.end, live.id, end, {} if live.egress is None else live.egress.counters.document())
         with suppress(Unwritable):
             devbox = await insist(record, is_over=lambda: self._tasks is None)
             live.status = devbox.status
@@ -338,21 +342,18 @@ class Fleet:
 
     async def retrieve(self, devbox_id: str) -> DevboxRecord:
         """Raises NotFound."""
-        counted = self._counting()
-        return counted(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
+        completed = self._completing()
+        return completed(await self._store.read(partial(DEVBOXES.get, identity=devbox_id)))
 
     async def page(self, query: ListQuery, statuses: Sequence[str] | None) -> Page[DevboxRecord]:
-        counted = self._counting()
+        completed = self._completing()
         page = await self._store.read(lambda db: DEVBOXES.page(db, {"status": statuses}, query))
-        return replace(page, items=list(map(counted, page.items)))
+        return replace(page, items=list(map(completed, page.items)))
 
-    def _counting(self) -> Callable[[DevboxRecord], DevboxRecord]:
-        """Make a function that adds the counts of its way out to a devbox that lives now.
-
-        Its record gets them at the end.
-        """
+    def _completing(self) -> Callable[[DevboxRecord], DevboxRecord]:
+        """Make a function that adds to a devbox that lives now what its record does not have yet."""
         living = self._live.copy()
-        return lambda devbox: replaced(devbox, **living[devbox.id].counts) if devbox.id in living else devbox
+        return lambda devbox: replaced(devbox, **living[devbox.id].shown) if devbox.id in living else devbox
 
     async def update(self, devbox_id: str, changes: Mapping[str, Any]) -> DevboxRecord:
         """Replace the fields given (`name`, `metadata`). Raises NotFound."""

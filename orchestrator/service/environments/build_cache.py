@@ -8,17 +8,17 @@ machine or a careless hand left torn is built again.
 One task builds an entry while the others that want it wait. If its task is cancelled, the next one takes over. If the
 build fails, all that waited get the same error, instead of failing one after the other.
 
-A build cache that every service of one user on this machine shares has locks between processes too. A process locks the
-entry that it builds for itself alone (flock(2)), and each entry that it has used together with others, for as long as
-it lives, so that nothing is removed under a devbox. The time of an entry's description is that of the last use. Folder
-names and locks are the same in all versions, which may run side by side.
+A build cache that every service of one user on this machine shares has locks between processes too. A process locks
+the entry that it builds for itself alone (flock(2)), and each entry that it has used together with others, until it
+releases it or ends, so that nothing is removed under a devbox. The time of an entry's description is that of the last
+use. Folder names and locks are the same in all versions, which may run side by side.
 """
 
 import fcntl
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,6 +235,13 @@ class BuildCache(Generic[T]):
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 
+    def used_at(self, name: str) -> float:
+        """Return when an entry was used last, in seconds since 1970; 0 if it is not there. Blocking. Raises OSError."""
+        try:
+            return self._description(name).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def names(self) -> list[str]:
         """Return the names of all entries, and of what is left of others. Blocking. Raises OSError."""
         return [place.name for place in self._folder.iterdir()] if self._folder.is_dir() else []
@@ -284,7 +291,7 @@ class UserCache(BuildCache[T]):
         self._held: dict[str, int] = {}
 
     def find(self, name: str) -> T | None:
-        """Return the entry if it is there and whole; from then on no process removes it. Blocking."""
+        """Return the entry if it is there and whole; until it is released no process removes it. Blocking."""
         with self._guard:
             lock = self._held.get(name)
             if lock is None and self._description(name).exists():
@@ -301,6 +308,14 @@ class UserCache(BuildCache[T]):
             else:
                 self._held[name] = lock
         return found
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let go of entries, which may be removed from now on. Blocking, shortly."""
+        with self._guard:
+            for name in names:
+                self._whole.discard(name)
+                if (lock := self._held.pop(name, None)) is not None:
+                    os.close(lock)
 
     def reserve(self, name: str) -> ExitStack | None:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)

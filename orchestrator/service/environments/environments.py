@@ -6,9 +6,10 @@ devbox starts from: built once, it stays right for ever, and two scenarios with 
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,26 +28,31 @@ from orchestrator.service.environments.build_cache import BuildCache, Built
 from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
 from orchestrator.service.environments.images.image_store import open_images
-from orchestrator.service.errors import NotFound
-from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.environments.images.reference import Reference
+from orchestrator.service.environments.room_estimate import RoomEstimate, estimate
+from orchestrator.service.errors import Away, NotFound
+from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.provider import BoxStartFailed, Capability, Provider, Resources
 
 SETUP: Final = "setup.sh"
 COMPOSE: Final = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
 #: Bytes of a file that is read as text: Dockerfile, .dockerignore, setup.sh.
 MAX_SOURCE_BYTES: Final = 1 << 20
+#: Characters of a scenario's name in that of its image.
+_NAME_CHARS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
     """How the image of an environment is made: the `text` of a Dockerfile, and of its .dockerignore.
 
-    `file` is the name that messages give it.
+    `file` is the name that messages give it, and `name` a name for people.
     """
 
     text: str
     file: str
     ignore: str = ""
+    name: str = "image"
 
     def context(self, files: Listing, contents: Contents) -> BuildContext:
         """Return the files that it may copy. Raises ValueError naming a bad pattern of its .dockerignore."""
@@ -127,8 +133,8 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
 class Environments:
     """Prepared environments by the ids of their blueprints, which `find_blueprint` knows; use `async with`.
 
-    `cache` is the service's cache folder, `shared` that of all services of this user, and `mirrors` are asked for
-    images before their registries.
+    `cache` is the service's cache folder, `shared` that of all services of this user. `mirrors` are asked for images
+    before their registries, and `budget` are the bytes that all images may take.
     """
 
     def __init__(
@@ -139,12 +145,13 @@ class Environments:
         cache: Path,
         shared: Path,
         mirrors: Sequence[Mirror] = (),
+        budget: int | None = None,
     ) -> None:
         self._find_blueprint = find_blueprint
         self._provider = provider
         self._folder = cache / "environments"
         self._cache = BuildCache(self._folder, kind="environment", tree="root", read=_Description.prepared)
-        self._open_images = partial(open_images, shared, mirrors)
+        self._open_images = partial(open_images, shared, mirrors, budget)
         self._opened = AsyncExitStack()
         self._opening = anyio.Lock()
         self._builds: ImageBuilds | None = None
@@ -158,14 +165,16 @@ class Environments:
     ) -> None:
         await self._opened.aclose()
 
-    async def prepare(self, blueprint_id: str) -> Prepared:
-        """Return the environment that a devbox of this blueprint starts from, built now if it never was.
+    async def prepare(self, blueprint_id: str, preparation: Preparation) -> Prepared:
+        """Return the environment that a devbox of this blueprint starts from, built now if it is not there.
 
         Raises NotFound for an unknown blueprint, BoxStartFailed naming file and line when it cannot be built, and Away.
         """
+        known = self._built.get(blueprint_id)
+        if known and known.image and self._builds and await self._builds.hold(known.image, preparation):
+            return known
         name = hashlib.sha256(f"{blueprint_id} {self._provider.name}".encode()).hexdigest()[:20]
-        found = self._built.get(blueprint_id) or await run_sync(self._cache.find, name)
-        if found is not None:
+        if (found := await run_sync(self._cache.find, name)) is not None:
             return found
         blueprint = await self._find_blueprint(blueprint_id)
         if blueprint is None:
@@ -175,7 +184,7 @@ class Environments:
         try:
             if blueprint.image is None:
                 return await self._cache.get(name, partial(_lay_out, blueprint))
-            prepared = self._built[blueprint_id] = await self._prepare_image(blueprint, blueprint.image)
+            prepared = self._built[blueprint_id] = await self._prepare_image(blueprint, blueprint.image, preparation)
         except (BoxStartFailed, OSError) as error:
             await self._find_blueprint(blueprint_id)  # raises Away if its folder is not there
             if isinstance(error, OSError):
@@ -183,27 +192,47 @@ class Environments:
             raise
         return prepared
 
-    async def _prepare_image(self, blueprint: Blueprint, recipe: ImageRecipe) -> Prepared:
+    async def room_for(self, blueprint_ids: Sequence[str]) -> RoomEstimate:
+        """Say how much room the images of environments want. Raises BoxStartFailed."""
+        recipes: dict[Reference, str] = {}
+        for identity in dict.fromkeys(blueprint_ids):
+            with suppress(Away):
+                blueprint = await self._find_blueprint(identity)
+                if blueprint is not None and blueprint.image is not None and not blueprint.refusals:
+                    recipes[built_reference(blueprint.image.name, identity)] = blueprint.image.text
+        if not recipes or Capability.IMAGES not in self._provider.capabilities:
+            return RoomEstimate()
+        try:
+            return await estimate((await self._opened_builds()).store, recipes)
+        except OSError as error:
+            raise BoxStartFailed(f"The room for images could not be estimated: {error}") from error
+
+    async def _opened_builds(self) -> ImageBuilds:
+        """Raises BoxStartFailed."""
+        async with self._opening:
+            if self._builds is None:
+                store = await self._opened.enter_async_context(self._open_images())
+                self._builds = ImageBuilds(store, self._provider)
+            return self._builds
+
+    async def _prepare_image(self, blueprint: Blueprint, recipe: ImageRecipe, preparation: Preparation) -> Prepared:
         """Raises BoxStartFailed and OSError."""
         if Capability.IMAGES not in self._provider.capabilities:
             raise BoxStartFailed(
                 f"{recipe.file} asks for an image, which needs devboxes with walls: leave out --isolation none"
             )
-        async with self._opening:
-            if self._builds is None:
-                store = await self._opened.enter_async_context(self._open_images())
-                self._builds = ImageBuilds(store, self._provider)
+        builds = await self._opened_builds()
         started = anyio.current_time()
-        built = await self._builds.build(
-            BuildSource(
-                text=recipe.text,
-                file=recipe.file,
-                context=recipe.context(blueprint.files, Contents()),
-                resources=blueprint.resources,
-                timeout=blueprint.build_timeout,
-                limit="environment.build_timeout_sec in task.toml",
-            )
+        source = BuildSource(
+            text=recipe.text,
+            file=recipe.file,
+            reference=built_reference(recipe.name, blueprint.id),
+            context=recipe.context(blueprint.files, Contents()),
+            resources=blueprint.resources,
+            timeout=blueprint.build_timeout,
+            limit="environment.build_timeout_sec in task.toml",
         )
+        built = await builds.build(source, preparation)
         await run_sync(_check_unchanged, blueprint)
         seconds = round(anyio.current_time() - started, 3)
         structlog.get_logger().info("environment.built", blueprint=blueprint.id, seconds=seconds)
@@ -220,6 +249,12 @@ class Environments:
             healthcheck=blueprint.healthcheck,
             resources=blueprint.resources,
         )
+
+
+def built_reference(name: str, key: str) -> Reference:
+    """Return the name of an image that is built here; `key` is what decides its content."""
+    words = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:_NAME_CHARS].strip("-")
+    return Reference.parse(f"localhost/built/{words or 'image'}:{key}")
 
 
 async def _lay_out(blueprint: Blueprint, folder: Path) -> Built:

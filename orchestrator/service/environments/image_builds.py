@@ -6,6 +6,8 @@ but that box. A layer is named by the chain of all that decided it, and shared b
 so that a step that many begin with is taken once.
 
 A step that failed fails at once for all who need it within the next hour: a benchmark has many trials of a scenario.
+
+A build that lacks room lets go of everything, waits, and begins again with the layers that are there.
 """
 
 import hashlib
@@ -13,7 +15,7 @@ import os
 import posixpath
 import tarfile
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
@@ -52,14 +54,16 @@ from orchestrator.service.environments.build_steps import (
     StageConfig,
     TextFile,
 )
-from orchestrator.service.environments.images.image_store import ImageStore, Unpacked
+from orchestrator.service.environments.images.image_store import ImageStore, Lease, Progress, Unpacked
 from orchestrator.service.environments.images.manifest import BadImage, Defaults, ImageError, ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.service.environments.images.registry import NoSuchImage
+from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet
 from orchestrator.service.environments.layer_writer import FILE
 from orchestrator.service.environments.package_managers import MACHINE, Settings
 from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import CHUNK_BYTES, Finished, ReadChunk, collect, run
+from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import (
     GIB,
     Box,
@@ -85,6 +89,11 @@ _FAILED_S: Final = 3600.0
 #: Where the scripts of a RUN are; the plan names them so.
 _SCRIPTS: Final = "/run/scripts"
 _MAX_FETCHED_BYTES: Final = 8 << 30
+#: Bytes that a RUN is expected to leave; of a small room, only a part of it.
+_RUN_BYTES: Final = 500_000_000
+_RUN_PART: Final = 8
+#: Pause between two tries to begin a build that lacks room.
+_ROOM_PAUSE_S: Final = 1.0
 _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
 
@@ -97,11 +106,12 @@ class BuildFailed(BoxStartFailed):
 class BuildSource:
     """A Dockerfile's `text`, its name in messages, and the files that it may copy; `timeout` is for all its commands.
 
-    `timeout` is in seconds, and `limit` names it in messages.
+    `timeout` is in seconds, and `limit` names it in messages. The image that is built gets the name `reference`.
     """
 
     text: str
     file: str
+    reference: Reference
     context: BuildContext
     resources: Resources
     timeout: float
@@ -117,56 +127,125 @@ class BuiltImage:
 
 
 class ImageBuilds:
-    """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it."""
+    """Builds images of Dockerfiles with boxes of `provider`, on the images of `store`, and into it.
 
-    def __init__(self, store: ImageStore, provider: Provider) -> None:
-        self._store = store
+    One that `is_rebuilding` makes every layer anew that nobody uses.
+    """
+
+    def __init__(self, store: ImageStore, provider: Provider, *, is_rebuilding: bool = False) -> None:
+        self._is_rebuilding = is_rebuilding
+        self.store = store
         self._provider = provider
         self._failed: dict[str, tuple[float, str]] = {}
 
-    async def build(self, source: BuildSource) -> BuiltImage:
+    async def build(self, source: BuildSource, preparation: Preparation) -> BuiltImage:
         """Build the last stage of a Dockerfile, as far as its layers are not there yet.
 
         Raises BuildFailed, BoxStartFailed for what may be otherwise the next time, and OSError.
         """
+        while True:
+            lease = self.store.lease()
+            undo = preparation.held.enter_context(ExitStack())
+            undo.callback(lease.end, lease)
+            try:
+                return await self._build(source, preparation, lease)
+            except NoRoomYet as error:
+                undo.close()
+                if preparation.is_early:
+                    raise BoxStartFailed(error.message) from None
+                preparation.doing = partial(str, f"waiting for room: {error}")
+            except (DockerfileError, BadReference, NoSuchImage, BadImage, NoRoom) as error:
+                raise BuildFailed(str(error)) from None
+            except ImageError as error:  # it may be had later
+                raise BoxStartFailed(error.message) from None
+            await anyio.sleep(_ROOM_PAUSE_S)
+
+    async def hold(self, root: ImageRoot, preparation: Preparation) -> bool:
+        """Keep the layers of an image that was built; False if it is not whole any more. Raises OSError."""
+        lease = self.store.lease()
+        with ExitStack() as undo:
+            undo.callback(lease.end, lease)
+            if await self.store.hold([layer.parents[1].name for layer in root.layers], lease) is None:
+                return False
+            preparation.held.push(undo.pop_all())
+        return True
+
+    async def _build(self, source: BuildSource, preparation: Preparation, lease: Lease) -> BuiltImage:
+        """Raises as `build`, and NoRoomYet, ImageError and DockerfileError."""
         images: dict[str, Unpacked] = {}
         while True:
             known = {reference: _base_image(image) for reference, image in images.items()}
             read = partial(plan_text, source.text, source.context, file=source.file, platform=str(ours()), images=known)
-            try:
-                plan = await run_sync(read)
-                missing = [each for each in plan.images if each.reference not in images]
-                if not missing:
-                    return await self._carry_out(source, plan, images)
-                for each in missing:
-                    images[each.reference] = await self._image(each)
-            except (DockerfileError, BadReference, NoSuchImage, BadImage) as error:
-                raise BuildFailed(str(error)) from None
-            except ImageError as error:  # it may be had later
-                raise BoxStartFailed(error.message) from None
+            plan = await run_sync(read)
+            missing = [each for each in plan.images if each.reference not in images]
+            if not missing:
+                return await self._carry_out(source, plan, images, preparation, lease)
+            for each in missing:
+                images[each.reference] = await self._image(each, preparation, lease)
 
-    async def _image(self, wanted: FromImage) -> Unpacked:
+    async def _image(self, wanted: FromImage, preparation: Preparation, lease: Lease) -> Unpacked:
         """Get an image for this machine. Raises ImageError and OSError."""
         if wanted.platform != str(ours()):
             raise NoSuchImage(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
-        return await self._store.get(Reference.parse(wanted.reference))
+        progress = Progress()
+        preparation.doing = lambda: f"pulling {wanted.reference}: {progress}"
+        return await self.store.get(Reference.parse(wanted.reference), lease=lease, progress=progress)
 
-    async def _carry_out(self, source: BuildSource, plan: BuildPlan, images: Mapping[str, Unpacked]) -> BuiltImage:
+    async def _carry_out(
+        self,
+        source: BuildSource,
+        plan: BuildPlan,
+        images: Mapping[str, Unpacked],
+        preparation: Preparation,
+        lease: Lease,
+    ) -> BuiltImage:
         build = _Build(
             source=source,
             images=images,
-            store=self._store,
+            store=self.store,
             provider=self._provider,
             failed=self._failed,
             deadline=anyio.current_time() + source.timeout,
+            preparation=preparation,
+            lease=lease,
         )
-        for stage in plan.stages:
-            layers = build.layers_of(stage.base)
-            for layer in stage.layers:
-                layers = (*layers, await build.layer(layer, layers))
-            build.stages[stage.number] = layers
+        layers = [layer for stage in plan.stages for layer in stage.layers]
+        if self._is_rebuilding:
+            for layer in reversed(layers):
+                await run_sync(self.store.discard_layer, layer.key)
+        new = [layer for layer in layers if not await run_sync(self.store.has_layer, layer.key)]
+        need = await run_sync(self._need_of, new)
+        async with self.store.room(need, what=str(source.reference), keep=frozenset(lease.chains)):
+            for stage in plan.stages:
+                below = build.layers_of(stage.base)
+                for layer in stage.layers:
+                    below = (*below, await build.layer(layer, below))
+                build.stages[stage.number] = below
         target = plan.target
-        return BuiltImage(root=ImageRoot(layers=build.stages[target.number]), config=target.config)
+        root = ImageRoot(layers=build.stages[target.number])
+        if layers:
+            await run_sync(self.store.keep_built, source.reference, target.key, root.layers)
+        self.store.narrow(lease, root.layers)  # not those of other stages
+        return BuiltImage(root=root, config=target.config)
+
+    def _need_of(self, layers: Iterable[BuildLayer]) -> Need:
+        """Estimate what layers take that are to be built: of files that are copied it is known.
+
+        A command is expected to leave as much as others did, on average. Blocking. Raises OSError.
+        """
+        left = [int(facts["bytes"]) for facts in self.store.layer_facts() if facts.get("is_run")]
+        guess = min(_RUN_BYTES, (self.store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
+        run = sum(left) // len(left) if left else guess
+        steps = [step for layer in layers for step in layer.steps]
+        copied = sum(
+            node.size
+            for step in steps
+            if isinstance(step, CopyStep)
+            for source in step.sources
+            for _, node in source.files
+        )
+        runs = sum(isinstance(step, RunStep | FetchStep) for step in steps)
+        return Need(least=copied, likely=copied + runs * run)
 
 
 def _base_image(image: Unpacked) -> BaseImage:
@@ -202,6 +281,8 @@ class _Build:
     provider: Provider
     failed: dict[str, tuple[float, str]]
     deadline: float
+    preparation: Preparation
+    lease: Lease
     stages: dict[int, tuple[Path, ...]] = field(default_factory=dict)
 
     def layers_of(self, origin: Origin) -> tuple[Path, ...]:
@@ -218,8 +299,10 @@ class _Build:
         at, why = self.failed.get(layer.key, (0.0, ""))
         if why and anyio.current_time() - at < _FAILED_S:
             raise BuildFailed(why)
+        first = layer.steps[0]
+        self.preparation.doing = partial(str, f"building {self.name(first)}")
         try:
-            return await self.store.layer(layer.key, partial(self._make, layer, below))
+            return await self.store.layer(layer.key, partial(self._make, layer, below), self.lease)
         except BuildFailed as error:
             self.failed[layer.key] = (anyio.current_time(), error.message)
             raise
@@ -237,7 +320,8 @@ class _Build:
         size = await run_sync(disk_usage, tree)
         about = {"line": first.line, "seconds": round(anyio.current_time() - started, 3), "bytes": size}
         structlog.get_logger().info("image.layer_built", file=self.source.file, step=first.text[:200], **about)
-        return Built(tree=tree, facts={"key": layer.key, "entries": 0, "bytes": size, "notes": {}})
+        facts = {"key": layer.key, "is_run": isinstance(first, RunStep), "entries": 0, "bytes": size, "notes": {}}
+        return Built(tree=tree, facts=facts)
 
     @asynccontextmanager
     async def _box(self, step: BuildStep, layers: tuple[Path, ...], **spec: Any) -> AsyncIterator[Box]:
@@ -254,12 +338,12 @@ class _Build:
         try:
             yield box
         except BoxDied as error:
-            raise BuildFailed(f"{self._name(step)}: its box ended: {error.message}") from error
+            raise BuildFailed(f"{self.name(step)}: its box ended: {error.message}") from error
         finally:
             with anyio.CancelScope(shield=True):
                 await box.stop()
 
-    def _name(self, step: BuildStep) -> str:
+    def name(self, step: BuildStep) -> str:
         """Name a step by its file, its line and its words."""
         return f"{self.source.file}:{step.line}: {step.text}" if step.line else self.source.file
 
@@ -268,7 +352,7 @@ class _Build:
         settings = await run_sync(Settings.in_image, folder / "settings")
         secrets = [mount for mount in step.mounts if mount.kind == "secret" and mount.is_required]
         if secrets:
-            raise BuildFailed(f"{self._name(step)}: the secret {secrets[0].id} is required, and builds here have none")
+            raise BuildFailed(f"{self.name(step)}: the secret {secrets[0].id} is required, and builds here have none")
         box = self._box(
             step,
             below,
@@ -293,7 +377,7 @@ class _Build:
             command = Command(argv=step.argv, cwd=step.cwd)
             finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
             if finished.status != 0:
-                raise BuildFailed(f"{self._name(step)}: {self._why(finished)}")
+                raise BuildFailed(f"{self.name(step)}: {self._why(finished)}")
             await running.keep_layer(target, without=apart)
         await run_sync(settings.strike_out, target)
 
@@ -369,7 +453,7 @@ class _Build:
                 words = bytearray()
                 await collect(packer.stderr, words, _SHOWN_CHARS)
                 if await packer.wait() != 0:
-                    raise BuildFailed(f"{self._name(step)}: {words.decode(errors='replace').strip()}")
+                    raise BuildFailed(f"{self.name(step)}: {words.decode(errors='replace').strip()}")
                 return b""
 
             try:
@@ -386,12 +470,12 @@ class _Build:
             with archive:
                 finished = await run(box, command, timeout=limit, stdin=partial(run_sync, archive.read))
         if finished.status != 0:
-            raise BuildFailed(f"{self._name(step)}: {finished.output.strip() or self._why(finished)}")
+            raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
 
     async def _fetch(self, box: Box, step: FetchStep, folder: Path) -> None:
         """Take an ADD of an address. Raises BuildFailed and OSError."""
         if step.is_git:
-            raise BuildFailed(f"{self._name(step)}: a repository cannot be added here: clone it by a RUN")
+            raise BuildFailed(f"{self.name(step)}: a repository cannot be added here: clone it by a RUN")
         place = folder / "fetched"
         algorithm, _, expected = step.checksum.partition(":")
         digest = hashlib.new(algorithm or "sha256")
@@ -407,13 +491,13 @@ class _Build:
                         async for piece in answer.aiter_bytes(CHUNK_BYTES):
                             size += len(piece)
                             if size > _MAX_FETCHED_BYTES:
-                                raise BuildFailed(f"{self._name(step)}: it has more than {_MAX_FETCHED_BYTES:,} bytes")
+                                raise BuildFailed(f"{self.name(step)}: it has more than {_MAX_FETCHED_BYTES:,} bytes")
                             digest.update(piece)
                             await file.write(piece)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise BuildFailed(f"{self._name(step)}: {error or 'it took too long'}") from error
+            raise BuildFailed(f"{self.name(step)}: {error or 'it took too long'}") from error
         if expected and digest.hexdigest() != expected:
-            raise BuildFailed(f"{self._name(step)}: its checksum is {algorithm}:{digest.hexdigest()}")
+            raise BuildFailed(f"{self.name(step)}: its checksum is {algorithm}:{digest.hexdigest()}")
         name = posixpath.basename(unquote(urlsplit(step.url).path)) or "index.html"
         node = Node(path=name, kind="file", place=str(place), size=size)
         order = {**_order(step), "mode": step.mode or "600"}

@@ -18,6 +18,8 @@ from orchestrator import __version__
 from orchestrator.common.address import proof
 from orchestrator.core.protocol import DEVBOX_ALIVE
 from orchestrator.service.devboxes.executions import Executions
+from orchestrator.service.environments.environments import Environments
+from orchestrator.service.environments.preparations import Preparations
 from orchestrator.service.errors import BadRequest, Conflict
 from orchestrator.service.http import serialization as wire
 from orchestrator.service.http.app import Activity
@@ -149,6 +151,45 @@ class SettlementRoutes:
                 raise Conflict(f"Execution {body.execution} goes on: the agent has not ended.")
             status = shown.exit_status
         return wire.reply(await self._settlements.end(wire.path_id(request), body.scoring, exit_status=status))
+
+
+class _EnvironmentsBody(wire.Body):
+    blueprint_ids: list[str] = Field(max_length=10_000)
+    is_begun: bool = False
+
+
+class PreparationRoutes:
+    """Environments before devboxes need them: prepared, and the room that their images take."""
+
+    def __init__(self, preparations: Preparations, environments: Environments) -> None:
+        self._preparations = preparations
+        self._environments = environments
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/sweep/prepare", self.prepare, methods=["POST"]),
+            Route("/v1/sweep/room", self.room, methods=["POST"]),
+        ]
+
+    async def prepare(self, request: Request) -> Response:
+        """Begin to prepare environments, unless that `is_begun`; answer how far they are."""
+        body = await wire.parse(request, _EnvironmentsBody)
+        if not body.is_begun:
+            self._preparations.begin(body.blueprint_ids)
+        shown = [
+            {
+                "blueprint_id": each.blueprint_id,
+                "state": each.state,
+                "message": each.message,
+                "seconds": each.seconds,
+            }
+            for each in self._preparations.of(body.blueprint_ids)
+        ]
+        return wire.reply({"preparations": shown})
+
+    async def room(self, request: Request) -> Response:
+        body = await wire.parse(request, _EnvironmentsBody)
+        return wire.reply(asdict(await self._environments.room_for(body.blueprint_ids)))
 
 
 class _SecretView(Record, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord, ExecutionRecord, RunProfile, ScenarioRunRecord, view
 from orchestrator.service.runs import start_request, states
 from orchestrator.service.runs.scorings import Scorings
-from orchestrator.service.sandbox.prepared import Prepare, Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared
 from orchestrator.service.scoring.scoring import Scoring
 from orchestrator.service.store import (
     BENCHMARK_RUNS,
@@ -139,12 +139,12 @@ class ScenarioRuns:
     def _prepare(
         self, scenario: start_request.ScenarioDefinition, run: ScenarioRunRecord, secrets: Mapping[str, str]
     ) -> Prepare:
-        async def environment() -> Prepared:
+        async def environment(preparation: Preparation) -> Prepared:
             start_request.check_unchanged(run, await start_request.scenario_of(self._definitions, scenario.id))
-            return await start_request.environment_of(scenario, self._environments)
+            return await start_request.environment_of(scenario, self._environments, preparation)
 
-        async def prepare() -> Prepared:
-            base = await start_request.outwait(environment)
+        async def prepare(preparation: Preparation) -> Prepared:
+            base = await start_request.outwait(partial(environment, preparation))
             binds = await self._scoring.binds(scenario.scoring_contract, is_image=base.image is not None)
             return replace(base, secrets=secrets, binds=(*base.binds, *binds))
 

@@ -22,7 +22,7 @@ from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import Away, BadRequest, Conflict
 from orchestrator.service.records import RunProfile, ScenarioRunRecord
-from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepared
 from orchestrator.service.sandbox.provider import HOME
 from orchestrator.service.store import insist
 
@@ -195,9 +195,11 @@ def devbox_request(
     )
 
 
-async def environment_of(scenario: ScenarioDefinition, environments: Environments) -> Prepared:
+async def environment_of(
+    scenario: ScenarioDefinition, environments: Environments, preparation: Preparation
+) -> Prepared:
     """Prepare a scenario's devbox: its blueprint, its working directory. Raises NotFound, BoxStartFailed."""
     wanted = scenario.environment or EnvironmentDefinition()
-    base = await environments.prepare(wanted.blueprint_id) if wanted.blueprint_id else Prepared()
+    base = await environments.prepare(wanted.blueprint_id, preparation) if wanted.blueprint_id else Prepared()
     directory = wanted.working_directory
     return replace(base, working_directory=posixpath.join(HOME, directory)) if directory else base

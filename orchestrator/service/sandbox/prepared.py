@@ -1,10 +1,11 @@
-"""The record of a prepared environment that a devbox starts from.
+"""The record of a prepared environment that a devbox starts from, and of its preparation.
 
-It stands between the code that prepares environments and the code that boots devboxes, so that neither imports the
+They stand between the code that prepares environments and the code that boots devboxes, so that neither imports the
 other.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,4 +55,16 @@ class Prepared:
     resources: Resources | None = None
 
 
-Prepare = Callable[[], Awaitable[Prepared]]
+@dataclass(slots=True, kw_only=True)
+class Preparation:
+    """The making of an environment for one user of it, who closes `held` when nothing of it is used any more.
+
+    `doing` says in words what goes on now. One that is `early` fails where it would have to wait for room.
+    """
+
+    is_early: bool = False
+    held: ExitStack = field(default_factory=ExitStack)
+    doing: Callable[[], str] = str
+
+
+Prepare = Callable[[Preparation], Awaitable[Prepared]]

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import NotFound
-from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.provider import BoxStartFailed, Provider
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def blueprint_of(folder: Path) -> str:
 
 
 async def prepared(folder: Path, provider: Provider) -> Prepared:
-    return await environments(folder, provider).prepare(await blueprint_of(folder))
+    return await environments(folder, provider).prepare(await blueprint_of(folder), Preparation())
 
 
 def tree(prepared: Prepared) -> dict[str, str]:
@@ -62,8 +62,8 @@ async def test_a_health_check_is_kept_with_the_environment(scenario: Make, proce
     folder = scenario({"task.toml": task})
     there = environments(folder, process)
     check = Healthcheck(command="true", interval=0, timeout=2.5, retries=1)
-    assert (await there.prepare(await blueprint_of(folder))).healthcheck == check
-    assert (await environments(folder, process).prepare(await blueprint_of(folder))).healthcheck == check
+    assert (await there.prepare(await blueprint_of(folder), Preparation())).healthcheck == check
+    assert (await environments(folder, process).prepare(await blueprint_of(folder), Preparation())).healthcheck == check
     assert (await prepared(scenario(name="other"), process)).healthcheck is None
 
 
@@ -93,25 +93,25 @@ async def test_an_empty_environment_is_an_empty_working_directory(scenario: Make
 
 async def test_an_unknown_blueprint_is_not_found(scenario: Make, process: Provider) -> None:
     with pytest.raises(NotFound, match="There is no blueprint 'bpt_other'"):
-        await environments(scenario(), process).prepare("bpt_other")
+        await environments(scenario(), process).prepare("bpt_other", Preparation())
 
 
 async def test_a_blueprint_is_found_without_its_scenario_having_been_read(scenario: Make, process: Provider) -> None:
     scenario({"task.toml": "broken"}, name="broken")
     folder = scenario()
-    assert tree(await environments(folder, process).prepare(await blueprint_of(folder)))
+    assert tree(await environments(folder, process).prepare(await blueprint_of(folder), Preparation()))
 
 
 async def test_an_environment_is_built_once_and_outlives_its_folder(scenario: Make, process: Provider) -> None:
     folder = scenario()
     key = await blueprint_of(folder)
-    first = await environments(folder, process).prepare(key)
+    first = await environments(folder, process).prepare(key, Preparation())
     before = tree(first)
     (folder / "environment" / "main.py").write_text("print('other')\n")
     again = environments(folder, process)
-    assert tree(await again.prepare(key)) == before
+    assert tree(await again.prepare(key, Preparation())) == before
     assert await blueprint_of(folder) != key
-    assert await again.prepare(key) == first
+    assert await again.prepare(key, Preparation()) == first
 
 
 async def test_a_broken_environment_is_not_taken_for_an_equal_one_that_was_built(
@@ -121,16 +121,16 @@ async def test_a_broken_environment_is_not_taken_for_an_equal_one_that_was_built
     good, bad = scenario(name="good"), scenario(name="bad")
     os.mkfifo(bad / "environment" / "pipe")
     known = environments(good, process)
-    await known.prepare(await blueprint_of(good))
+    await known.prepare(await blueprint_of(good), Preparation())
     with pytest.raises(BoxStartFailed, match="environment/pipe: is a pipe"):
-        await known.prepare(await blueprint_of(bad))
+        await known.prepare(await blueprint_of(bad), Preparation())
 
 
 @pytest.mark.parametrize("harm", ["facts", "facts garbled", "root", "a file", "a byte"])
 async def test_a_torn_entry_is_built_again(scenario: Make, process: Provider, harm: str) -> None:
     folder = scenario()
     key = await blueprint_of(folder)
-    found = await environments(folder, process).prepare(key)
+    found = await environments(folder, process).prepare(key, Preparation())
     assert found.root is not None
     facts, file = found.root.parent / "environment.json", found.root / "app" / "main.py"
     if harm == "facts":
@@ -143,7 +143,7 @@ async def test_a_torn_entry_is_built_again(scenario: Make, process: Provider, ha
         file.unlink()
     else:
         file.write_text("print('hell")
-    assert tree(await environments(folder, process).prepare(key)) == {"app/main.py": "print('hello')\n"}
+    assert tree(await environments(folder, process).prepare(key, Preparation())) == {"app/main.py": "print('hello')\n"}
 
 
 async def test_an_unfinished_build_of_a_killed_process_is_removed_at_the_next_build(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from runloop_api_client import AsyncRunloop, DefaultAioHttpClient
@@ -20,7 +21,7 @@ from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.devboxes import routes
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
-from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
@@ -116,7 +117,16 @@ CHECKS = {
 }
 
 
-async def _blueprints(blueprint_id: str) -> Prepared:
+#: What holds back the environment `bpt_gated`, and what was held for it.
+GATE: dict[str, anyio.Event] = {}
+
+
+async def _blueprints(blueprint_id: str, preparation: Preparation) -> Prepared:
+    if blueprint_id == "bpt_gated":
+        preparation.held.callback(GATE["over"].set)
+        preparation.doing = lambda: "pulling an image"
+        await GATE["ready"].wait()
+        return Prepared(working_directory="/app")
     if blueprint_id in CHECKS:
         return Prepared(working_directory="/app", setup=("echo set up > marker",), healthcheck=CHECKS[blueprint_id])
     if blueprint_id == "bpt_python":

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
-from tests.waiting import until
+from tests.waiting import poll, until
+
+from .conftest import GATE
 
 if TYPE_CHECKING:
     from tests.service.devboxes.conftest import Serve, Served
@@ -221,6 +224,28 @@ async def test_a_keep_alive_that_has_passed_shuts_the_devbox_down(served: "Serve
     assert ended.shutdown_reason == "keep_alive_timeout"
     assert ended.end_time_ms
     assert 900 <= ended.end_time_ms - ended.create_time_ms < 15_000
+
+
+async def test_what_a_devbox_waits_for_before_it_boots_is_shown_and_counts_for_no_limit(served: "Served") -> None:
+    """What was held for it is held until nothing of it is left."""
+    GATE.update(ready=anyio.Event(), over=anyio.Event())
+    created = await served.client.devboxes.create(
+        blueprint_id="bpt_gated", launch_parameters={"keep_alive_time_seconds": 1}
+    )
+    began = time.time()
+    await poll(
+        lambda: served.client.devboxes.retrieve(created.id),
+        lambda view: (view.model_extra or {})["preparing"] == "pulling an image" and time.time() > began + 1.1,
+        "it does not say what it waits for",
+    )
+    ready_at = time.time()
+    GATE["ready"].set()
+    ended = await served.reached(created.id, "shutdown", "failure")
+    assert ended.shutdown_reason == "keep_alive_timeout"
+    assert ended.end_time_ms
+    assert ended.end_time_ms >= 1000 * (ready_at + 0.9)
+    assert not (ended.model_extra or {}).get("preparing")
+    await GATE["over"].wait()
 
 
 async def test_idle_time_counts_from_the_end_of_the_last_command(served: "Served") -> None:

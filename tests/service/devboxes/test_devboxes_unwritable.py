@@ -13,7 +13,7 @@ from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import Unwritable, WaitExpired
 from orchestrator.service.records import DevboxRecord
-from orchestrator.service.sandbox.prepared import Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.store import DEVBOXES, EXECUTIONS, Store
 
@@ -32,7 +32,7 @@ class FullDisk(Store):
         return await super().write(change)
 
 
-async def _blueprints(_blueprint_id: str) -> Prepared:
+async def _blueprints(_blueprint_id: str, _preparation: Preparation) -> Prepared:
     return Prepared()
 
 

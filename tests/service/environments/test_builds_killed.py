@@ -11,11 +11,13 @@ import pytest
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.environments.build_context import BuildContext
+from orchestrator.service.environments.environments import built_reference
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import BoxSpec, Resources, shell
 from orchestrator.service.sandbox.providers import open_provider
 from tests.images.base_images import base_image
@@ -48,11 +50,13 @@ async def build(place: Path, dockerfile: str) -> str:
             BuildSource(
                 text=dockerfile,
                 file="Dockerfile",
+                reference=built_reference("killed", "1"),
                 context=BuildContext.read(place / "context"),
                 resources=Resources(),
                 timeout=600,
                 limit="limit",
-            )
+            ),
+            Preparation(),
         )
         box = await provider.start(BoxSpec(id="look", image=image.root))
         try:

@@ -14,11 +14,13 @@ import structlog
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.environments.build_context import BuildContext
+from orchestrator.service.environments.environments import built_reference
 from orchestrator.service.environments.image_builds import BuildFailed, BuildSource, BuiltImage, ImageBuilds
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import BoxSpec, Capability, Provider, Resources, shell
 from orchestrator.service.sandbox.providers import open_provider
 from tests.images.base_images import base_image
@@ -52,11 +54,13 @@ class Workshop:
             BuildSource(
                 text=text,
                 file="environment/Dockerfile",
+                reference=built_reference("A scenario", token_hex(4)),
                 context=BuildContext.read(folder, ignore=ignore),
                 resources=Resources(),
                 timeout=timeout,
                 limit="build_timeout_sec",
-            )
+            ),
+            Preparation(),
         )
 
     async def say(self, image: BuiltImage, script: str) -> str:

@@ -8,6 +8,9 @@ description, which is written when all of it is on the disk. `fs` may belong to 
 own, so that he can move it.
 
 Names are short: the kernel takes the paths of all layers of an overlay in one page of memory.
+
+What is used is held by leases, and everything else may go when room is needed. Who lacks room gets an error at once,
+and waits without a lease: two that wait never hold what the other needs.
 """
 
 import fcntl
@@ -17,14 +20,14 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import new, sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import anyio
 import msgspec
@@ -34,6 +37,7 @@ import zstandard
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
+from orchestrator.core.printable import byte_size, counted
 from orchestrator.core.protocol import Mirror
 from orchestrator.service.environments.build_cache import Build, Built, UserCache, check_private, lock_folder
 from orchestrator.service.environments.images import engine
@@ -50,7 +54,8 @@ from orchestrator.service.environments.images.manifest import (
 )
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Registries, Tell
-from orchestrator.service.environments.images.unpack import NO_ROOM
+from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet, Room
+from orchestrator.service.environments.images.unpack import FULL, NO_ROOM
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 
 #: Blobs that come at the same time.
@@ -66,6 +71,18 @@ MAX_LAYER_BYTES: Final = 64 << 30
 
 
 Download = Callable[[Descriptor, Path, Tell], Awaitable[None]]
+
+
+class DiskFull(ImageError):
+    """The disk filled up while a layer was unpacked."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The layers of one use: from when they are got with it until it ends, no process removes them."""
+
+    end: Callable[["Lease"], None]
+    chains: set[str] = field(default_factory=set)
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +129,10 @@ class Progress:
     def tell(self, came: int) -> None:
         self.came_bytes += came
 
+    def __str__(self) -> str:
+        sizes = f"{byte_size(self.came_bytes)} of {byte_size(self.expected_bytes)}"
+        return f"{sizes}, {self.ready} of {counted(self.layers, 'layer')} unpacked"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -135,11 +156,19 @@ class ImageStore:
     registries: Registries
     namespace: UserNamespace
     engines: Sequence[Path] = ()
+    #: Bytes that the files of all images may take together; None leaves them the disk.
+    budget: int | None = None
     _layers: UserCache[Path] = field(init=False)
     _downloads: anyio.CapacityLimiter = field(init=False)
+    _room: Room = field(init=False)
+    _leases: set[Lease] = field(default_factory=set)
+    #: What is got without a lease, for as long as the store lives.
+    _kept: Lease = field(init=False)
 
     def __post_init__(self) -> None:
         self._downloads = anyio.CapacityLimiter(MAX_DOWNLOADS)
+        self._room = Room(folder=self.cache / "images", budget=self.budget)
+        self._kept = self.lease()
         self._layers = UserCache(
             self.cache / "images",
             "layers",
@@ -149,25 +178,65 @@ class ImageStore:
             measure=lambda _: [],
         )
 
-    async def get(self, reference: Reference, *, progress: Progress | None = None) -> Unpacked:
-        """Return an image, pulled now if it is not there whole. Raises ImageError and OSError."""
-        image = await run_sync(self.find, reference)
-        if image is not None:
-            layers = [await run_sync(self._layers.find, chain) for chain in image.chains]
-            if None not in layers:
-                with suppress(FileNotFoundError):
-                    await run_sync(os.utime, self._name_file(reference))
-                return Unpacked(image=image, layers=tuple(layer for layer in layers if layer is not None))
-        return await self.pull(reference, progress=progress)
+    def lease(self) -> Lease:
+        """Begin a use of layers. Its owner ends it."""
 
-    async def layer(self, key: str, build: Build) -> Path:
+        def end(lease: Lease) -> None:
+            self._leases.discard(lease)
+            self._layers.release(lease.chains.difference(*(each.chains for each in self._leases)))
+
+        lease = Lease(end)
+        self._leases.add(lease)
+        return lease
+
+    def narrow(self, lease: Lease, layers: Iterable[Path]) -> None:
+        """Let a lease hold these layers only."""
+        kept, lease.chains = lease.chains, {layer.parents[1].name for layer in layers}
+        self._layers.release(kept.difference(*(each.chains for each in self._leases)))
+
+    async def hold(self, chains: Collection[str], lease: Lease | None = None) -> tuple[Path, ...] | None:
+        """Return the folders of layers; None if one of them is not there. Raises OSError."""
+        (lease or self._kept).chains.update(chains)  # before the look: another lease of them may end
+        found = [await run_sync(self._layers.find, chain) for chain in chains]
+        layers = tuple(layer for layer in found if layer is not None)
+        return layers if len(layers) == len(found) else None
+
+    async def get(
+        self, reference: Reference, *, lease: Lease | None = None, progress: Progress | None = None
+    ) -> Unpacked:
+        """Return an image, pulled now if it is not there whole. Raises as `pull`."""
+        image = await run_sync(self.find, reference)
+        if image is not None and (layers := await self.hold(image.chains, lease)) is not None:
+            return Unpacked(image=image, layers=layers)
+        return await self.pull(reference, lease=lease, progress=progress)
+
+    async def layer(self, key: str, build: Build, lease: Lease | None = None) -> Path:
         """Return the folder of the layer that `key` names, made now by `build`, in a folder `l/fs`, if it is not there.
 
         Raises what `build` raises, and OSError.
         """
         await run_sync(self._open_folder)
-        (name,) = chain_names([key], self.namespace.ids)
+        name = self._chain_of(key)
+        (lease or self._kept).chains.add(name)
         return await self._layers.get(name, build)
+
+    def has_layer(self, key: str) -> bool:
+        """Tell whether the layer that `key` names was made. Blocking. Raises OSError."""
+        return self._layers.facts(self._chain_of(key)) is not None
+
+    def discard_layer(self, key: str) -> bool:
+        """Remove the layer that `key` names; False if it is in use. Blocking. Raises OSError."""
+        return self._layers.discard(self._chain_of(key))
+
+    def keep_built(self, reference: Reference, key: str, layers: Sequence[Path]) -> None:
+        """Give an image that was built a name. Blocking. Raises NoRoom where it takes more than all may; OSError."""
+        chains = tuple(layer.parents[1].name for layer in layers)
+        self._check_size(str(reference), chains)
+        self._keep_name(reference, Image(reference=str(reference), digest=key, config=ImageConfig(), chains=chains))
+
+    def _chain_of(self, key: str) -> str:
+        (name,) = chain_names([key], self.namespace.ids)
+        return name
 
     def find(self, reference: Reference) -> Image | None:
         """Return what is known of an image that was pulled once; its layers may be gone. Blocking. Raises OSError."""
@@ -177,29 +246,35 @@ class ImageStore:
             return None
 
     async def pull(
-        self, reference: Reference, *, source: Source | None = None, progress: Progress | None = None
+        self,
+        reference: Reference,
+        *,
+        source: Source | None = None,
+        lease: Lease | None = None,
+        progress: Progress | None = None,
     ) -> Unpacked:
         """Get what is not there yet of an image from the source, by default from wherever it can be had.
 
         An image that is not here is looked for in this machine's engines, then in the registries. For one that is here
-        already the registries are asked first: they may have a newer one. Raises ImageError and OSError.
+        already the registries are asked first: they may have a newer one. Raises ImageError, with NoRoomYet if other
+        images are in the way that are used now, and OSError.
         """
         progress = progress or Progress()
         await run_sync(self._open_folder)
         if source is not None:
-            return await self._pull(reference, source, progress)
+            return await self._pull(reference, source, lease, progress)
         is_new = await run_sync(self.find, reference) is None
-        if is_new and (found := await self._pull_saved(reference, progress)):
+        if is_new and (found := await self._pull_saved(reference, lease, progress)):
             return found
         progress.origin = "its registry"
         try:
-            return await self._pull(reference, self.registries, progress)
+            return await self._pull(reference, self.registries, lease, progress)
         except ImageError:
-            if not is_new and (found := await self._pull_saved(reference, progress)):
+            if not is_new and (found := await self._pull_saved(reference, lease, progress)):
                 return found
             raise
 
-    async def _pull_saved(self, reference: Reference, progress: Progress) -> Unpacked | None:
+    async def _pull_saved(self, reference: Reference, lease: Lease | None, progress: Progress) -> Unpacked | None:
         """Get an image from an engine of this machine; None if none has it. Raises ImageError and OSError."""
         place = self.cache / "images/blobs" / f"saved-{token_hex(8)}"
         for socket in self.engines:
@@ -209,28 +284,127 @@ class ImageStore:
             try:
                 if archive := await engine.save(socket, reference, place / "archive"):
                     progress.origin = f"the engine at {socket}"
-                    return await self._pull(reference, archive, progress)
+                    return await self._pull(reference, archive, lease, progress)
             finally:
                 os.close(lock)
                 with anyio.CancelScope(shield=True):
                     await run_sync(_clear, place)
         return None
 
-    async def _pull(self, reference: Reference, source: Source, progress: Progress) -> Unpacked:
+    async def _pull(self, reference: Reference, source: Source, lease: Lease | None, progress: Progress) -> Unpacked:
         """Raises ImageError and OSError."""
         digest, manifest = await source.manifest(reference, ours())
         data = await source.document(reference, manifest.config)
         config = read(data, ImageConfig, f"the configuration of {reference}")
         check_layers(manifest, config, str(reference))
         chains = tuple(chain_names(config.rootfs.diff_ids, self.namespace.ids))
-        try:
-            layers = await self._layers_of(partial(source.download, reference), manifest, config, chains, progress)
-        except BaseExceptionGroup as group:
-            raise leaf(group) from None
-        image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
-        await run_sync(self._keep_name, reference, image)
+        facts = [await run_sync(self._layers.facts, chain) for chain in chains]
+        blobs = [blob for blob, known in zip(manifest.layers, facts, strict=True) if known is None]
+        async with self.room(Need.of(blobs), what=str(reference), keep=frozenset(chains)):
+            (lease or self._kept).chains.update(chains)
+            fetch = partial(self._layers_of, partial(source.download, reference), manifest, config, chains, progress)
+            try:
+                layers = await fetch()
+            except (DiskFull, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in FULL:
+                    raise
+                if not await run_sync(self._evict, lambda: True, frozenset(chains)):
+                    raise
+                layers = await fetch()
+            image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
+            await run_sync(self._check_size, str(reference), chains)
+            await run_sync(self._keep_name, reference, image)
         structlog.get_logger().info("image.pulled", reference=str(reference), digest=digest, origin=progress.origin)
         return Unpacked(image=image, layers=layers)
+
+    @asynccontextmanager
+    async def room(self, need: Need, *, what: str, keep: Collection[str] = ()) -> AsyncIterator[None]:
+        """Have room for bytes that are written meanwhile; other images than those of the layers `keep` may go for it.
+
+        Raises NoRoomYet, NoRoom and OSError; `what` is what needs it.
+        """
+        await run_sync(self._open_folder)
+        note = await run_sync(self._make_room, need, what, keep)
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(note.close)
+                await run_sync(self.come_back, keep)
+
+    def _make_room(self, need: Need, what: str, keep: Collection[str]) -> ExitStack:
+        """Return the note of what is about to be written. Blocking. Raises NoRoomYet, NoRoom and OSError."""
+        self._check_size(what, keep, need.least)
+        note = ExitStack()
+        if not need.likely:
+            return note
+        with self._room.deciding():
+            expected = self._room.expected()
+
+            def short(size: int) -> int:
+                return self._room.shortage(self.size(), expected + size)
+
+            self._evict(lambda: short(need.likely) > 0, keep)
+            size = need.likely
+            if short(size) > 0:
+                words = f"{what} needs about {byte_size(size)}, and {self._room} has not that much left"
+                if expected or any(chain not in keep for chain in self._layers.names()):
+                    raise NoRoomYet(f"{words} while other images are in use")
+                size = need.least
+                if short(size) > 0:
+                    raise NoRoom(f"{words}: make room on that disk, or raise --image-cache")
+            note.enter_context(self._room.noted(size))
+        return note
+
+    def come_back(self, keep: Collection[str] = ()) -> None:
+        """Come back below the budget after more was written than was expected, by what nobody uses now. Blocking."""
+        if self.budget is not None:
+            with suppress(OSError), self._room.deciding():
+                self._evict(lambda: self._room.shortage(self.size(), 0) > 0, keep)
+
+    def _check_size(self, what: str, chains: Iterable[str], more: int = 0) -> None:
+        """Raise NoRoom for an image that is larger than all may be together."""
+        size = more + sum(self._size_of(chain) for chain in set(chains))
+        if self.budget is not None and size > self.budget:
+            raise NoRoom(
+                f"{what} takes {byte_size(size)}, and all images may take {byte_size(self.budget)}: raise --image-cache"
+            )
+
+    def _evict(self, is_needed: Callable[[], bool], keep: Collection[str]) -> int:
+        """Remove what nobody uses, the least recently used first, while more room is needed; returns how many images.
+
+        A layer goes with the last image that has it. Blocking. Raises OSError.
+        """
+        tried, gone = set[str](), 0
+        while is_needed():
+            images = self._images()
+            owners = Counter(chain for image in images for chain in set(image.chains))
+            units: list[tuple[float, str, list[str], Reference | None]] = [
+                (self._layers.used_at(chain), chain, [chain], None)
+                for chain in self._layers.names()
+                if not owners[chain] and chain not in keep
+            ]
+            for image in images:
+                own = [chain for chain in reversed(image.chains) if owners[chain] == 1 and chain not in keep]
+                if own:
+                    when = self._layers.used_at(image.chains[-1])
+                    units.append((when, image.reference, own, Reference.parse(image.reference)))
+            unit = min((unit for unit in units if unit[1] not in tried), default=None)
+            if unit is None:
+                break
+            tried.add(unit[1])
+            gone += self._discard(unit[2], unit[3])
+        return gone
+
+    def _discard(self, own: Sequence[str], reference: Reference | None) -> bool:
+        """Remove layers, the uppermost first, and the name of their image; False if they are in use."""
+        if own and not self._layers.discard(own[0]):
+            return False
+        if reference is not None:
+            self._name_file(reference).unlink(missing_ok=True)
+        for chain in own[1:]:
+            self._layers.discard(chain)
+        return True
 
     def _open_folder(self) -> None:
         """Make the folder of all images one that nobody else can enter: it has programs that run as others (setuid)."""
@@ -244,8 +418,8 @@ class ImageStore:
     ) -> tuple[Path, ...]:
         """Return the folders of the layers: the missing ones come side by side, and are unpacked from the lowest up."""
         layers: list[Path] = []
-        progress.layers = len(chains)
-        async with anyio.create_task_group() as tasks:
+        progress.layers, progress.ready = len(chains), 0
+        async with _ungrouped(), anyio.create_task_group() as tasks:
             arrivals = [anyio.Event() for _ in chains]
             places = [  # a blob of another packing is another file
                 self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
@@ -287,7 +461,7 @@ class ImageStore:
                 said = await run_sync(_said, unpacker)
         words = said.decode(errors="replace").strip()
         if unpacker.returncode == NO_ROOM:
-            raise ImageError(
+            raise DiskFull(
                 f"layer {diff_id} finds no room below {self.cache}: {words}; `sweep images prune` makes some"
             )
         if unpacker.returncode != 0:
@@ -308,7 +482,8 @@ class ImageStore:
         tree.chmod(0o777)
         opened = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for lower in lowers]
         try:
-            limits = (self.namespace.fd, self.namespace.ids.count, MAX_LAYER_BYTES, *opened)
+            most = min(MAX_LAYER_BYTES, self.budget or MAX_LAYER_BYTES)
+            limits = (self.namespace.fd, self.namespace.ids.count, most, *opened)
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", os.fspath(_UNPACK), *map(str, limits)],
                 cwd=tree,
@@ -339,14 +514,25 @@ class ImageStore:
                 digest=image.digest,
                 size=sum(sizes[chain] for chain in set(image.chains)),
                 shared=sum(sizes[chain] for chain in set(image.chains) if owners[chain] > 1),
-                used_at=self._name_file(Reference.parse(image.reference)).stat().st_mtime,
+                used_at=self._layers.used_at(image.chains[-1]) if image.chains else 0.0,
             )
             for image in images
         ]
 
-    def size(self) -> int:
-        """Return the bytes of the files in all layers. Blocking. Raises OSError."""
-        return sum(map(self._size_of, self._layers.names()))
+    def size(self, chains: Iterable[str] | None = None) -> int:
+        """Return the bytes of the files in all layers, or in some. Blocking. Raises OSError."""
+        return sum(map(self._size_of, self._layers.names() if chains is None else chains))
+
+    def layer_facts(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the descriptions of all layers. Blocking. Raises OSError."""
+        for chain in self._layers.names():
+            if (facts := self._layers.facts(chain)) is not None:
+                yield facts
+
+    def capacity(self) -> int:
+        """Return the bytes that all images may take together. Blocking. Raises OSError."""
+        self._open_folder()
+        return self.size() - self._room.shortage(self.size(), 0)
 
     def remove(self, reference: Reference) -> bool:
         """Remove an image, and the layers that no other one has; False if a process uses it.
@@ -359,13 +545,7 @@ class ImageStore:
             raise NoSuchImage(f"{reference} is not here; there are: {there}")
         others = {chain for each in self._images() if each.reference != image.reference for chain in each.chains}
         own = [chain for chain in reversed(image.chains) if chain not in others]
-        for chain in own[:1]:
-            if not self._layers.discard(chain):
-                return False
-        self._name_file(reference).unlink(missing_ok=True)
-        for chain in own[1:]:
-            self._layers.discard(chain)
-        return True
+        return self._discard(own, reference)
 
     def prune(self) -> Sequence[str]:
         """Remove the images that no process uses, layers that no image has, and parts of downloads.
@@ -400,12 +580,29 @@ class ImageStore:
 
 
 @asynccontextmanager
-async def open_images(cache: Path, mirrors: Sequence[Mirror] = ()) -> AsyncIterator[ImageStore]:
-    """Open this user's images below `cache`; `mirrors` are asked before the registries. Raises BoxStartFailed."""
+async def _ungrouped() -> AsyncIterator[None]:
+    """Let an error that a task group has wrapped pass as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise leaf(group) from None
+
+
+@asynccontextmanager
+async def open_images(
+    cache: Path, mirrors: Sequence[Mirror] = (), budget: int | None = None
+) -> AsyncIterator[ImageStore]:
+    """Open this user's images below `cache`, which take `budget` bytes together at most.
+
+    `mirrors` are asked before the registries. Raises BoxStartFailed.
+    """
     namespace = await UserNamespace.make(IdMap.own())
     try:
         async with Registries.open(mirrors=mirrors) as registries:
-            yield ImageStore(cache=cache, registries=registries, namespace=namespace, engines=engine.sockets())
+            engines = engine.sockets()
+            store = ImageStore(cache=cache, registries=registries, namespace=namespace, engines=engines, budget=budget)
+            yield store
+            await run_sync(store.come_back)
     finally:
         namespace.close()
 
