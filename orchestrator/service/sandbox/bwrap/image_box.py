@@ -35,7 +35,7 @@ from orchestrator.service.sandbox.bwrap.image_files import (
     restore_folders,
     restore_ids,
 )
-from orchestrator.service.sandbox.bwrap.overlay import open_overlay
+from orchestrator.service.sandbox.bwrap.overlay import flush, open_overlay
 from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
@@ -234,6 +234,7 @@ class ImageBox(BwrapBox):
             if self._is_moved:
                 restore_ids(self.folder.files, self.first_id)
             self.folder.files.rename(target)
+            flush(target.parent)
 
         await anyio.to_thread.run_sync(keep)
 

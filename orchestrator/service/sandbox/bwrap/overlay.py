@@ -72,6 +72,17 @@ def open_overlay(layers: Sequence[Path], own: Path, namespace: int | None) -> in
         return _call(FSMOUNT, fs, FSMOUNT_CLOEXEC, 0)
 
 
+def flush(folder: Path) -> None:
+    """Write all of a folder's file system to its disk (syncfs(2)). Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _LIBC.syncfs(opened):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), os.fspath(folder))
+    finally:
+        os.close(opened)
+
+
 def attach(mount: int, place: str) -> None:
     """Attach a mount to the calling thread's folder `place`. Raises OSError."""
     _call(MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(place), MOVE_MOUNT_F_EMPTY_PATH)
