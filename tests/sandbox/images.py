@@ -36,11 +36,18 @@ def make_image(name: str, place: Path) -> ImageRoot:
     (upper / "opt/kept").write_text("upper\n")
     os.mknod(upper / "opt/old", 0o600 | 0o020000, 0)  # how overlayfs marks what a layer removes
     ids = IdMap.own()
-    for each in (lower, *lower.rglob("*"), upper, *upper.rglob("*")):
-        os.chown(each, ids.user, ids.group, follow_symlinks=False)
+    give(lower, upper)
     if ids.is_whole:
         os.chown(lower / "var/www/page", ids.user + 33, ids.group + 33)
     return ImageRoot(layers=(*base.layers, lower, upper))
+
+
+def give(*layers: Path) -> None:
+    """Give layers to the root of images."""
+    ids = IdMap.own()
+    for layer in layers:
+        for each in (layer, *layer.rglob("*")):
+            os.chown(each, ids.user, ids.group, follow_symlinks=False)
 
 
 def base_root(name: str) -> ImageRoot:

@@ -11,6 +11,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.provider import Bind, Command, ImageRoot
+from tests.sandbox.images import give
 from tests.service.devboxes.test_succession import APP, Stage, applied, differences
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +36,7 @@ async def stage(sandboxes: None, image: ImageRoot, tmp_path: Path) -> AsyncItera
     for path, text in FILES.items():
         (tmp_path / "layer" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "layer" / path).write_text(text)
+    give(tmp_path / "layer")
     for name in ("state", "root"):
         (tmp_path / name).mkdir()
     provider = BwrapProvider(tmp_path / "state")

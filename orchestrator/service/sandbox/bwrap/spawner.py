@@ -171,7 +171,7 @@ class Spawner:
         Raises OSError.
         """
         if self._mounts is None:
-            raise PermissionError(errno.EPERM, "this machine permits no mounts")
+            raise PermissionError(errno.EPERM, "this machine permits root no mounts: start as an ordinary user")
         return self._mounts.attach(mount)
 
     def detach(self, place: str) -> None:
