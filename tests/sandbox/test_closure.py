@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
-from orchestrator.service.sandbox.closure import AST_GREP, IN_BOX, LIBRARIES, PROGRAM, TOOLS, make_closure
+from orchestrator.service.sandbox.closure import IN_BOX, LIBRARIES, PROGRAM, TOOLS, make_closure
 
 #: All that scorers' scripts import of what is not Python itself.
 MODULES = "ssl, sqlite3, ctypes, json, lzma, bz2, zlib, hashlib, uuid, socket, decimal, unittest, xml.etree.ElementTree"
@@ -71,7 +71,7 @@ git apply --check /patch; git apply /patch; cat sub/f; git hash-object sub/f; gi
 
 
 def test_ast_grep_searches_in_any_root(sandbox: list[str], closure: Path) -> None:
-    search = [AST_GREP, "run", "--pattern", "f($A)", "--lang", "py", "/x.py"]
+    search = [f"{TOOLS}/ast-grep", "run", "--pattern", "f($A)", "--lang", "py", "/x.py"]
     code = f"import subprocess; open('/x.py', 'w').write('f(1)'); print(subprocess.check_output({search}, text=True))"
     assert "f(1)" in run_in_nothing(sandbox, closure, code)
 

@@ -31,7 +31,6 @@ AGENT_PROGRAM: Final = f"{IN_BOX}/bin/agent"
 AGENT_CODE: Final = f"{IN_BOX}/agent.pyc"
 #: The folder of tools in a box; it has those that this machine has.
 TOOLS: Final = f"{IN_BOX}/tools/bin"
-AST_GREP: Final = f"{TOOLS}/ast-grep"
 #: The folder in a box of all libraries and the loader.
 LIBRARIES: Final = f"{IN_BOX}/so"
 #: An empty folder in a box, the place of what agents are installed with (`environments.toolchain`).
