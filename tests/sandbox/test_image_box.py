@@ -322,6 +322,12 @@ async def test_commands_run_as_the_specs_user_and_in_its_home(
     assert plain.output == "0\n"
 
 
+async def test_our_folders_are_writable_for_the_images_user(imaged: "Bench") -> None:
+    """A solution, and tests that run beside what an agent left, unpack there by themselves."""
+    box = await boot(imaged, user="www-data")
+    assert await say(imaged, box, "for each in /solution /tests /logs/verifier /tmp; do touch $each/x; done") == ""
+
+
 async def test_a_user_that_the_image_lacks_is_named(imaged: "Bench", many_ids: IdMap) -> None:
     done = await imaged.run(await boot(imaged, user="nemo"), "true")
     assert (done.status, done.output) == (126, "user nemo: /etc/passwd has no such user\n")

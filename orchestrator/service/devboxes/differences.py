@@ -75,7 +75,9 @@ _SETTINGS: Final = frozenset({"conftest.py", "pytest.ini", "tox.ini", "setup.cfg
 _HIDDEN: Final = re.compile(r"/(tests|run|proc|logs/verifier|evidence)(/|$)")
 _SYSTEM: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt)(/|$)")
 #: What is no work even where the working directory is the root.
-_NO_WORK: Final = re.compile(r"(usr|bin|sbin|lib\w*|opt|etc|var|run|boot|dev|proc|sys|logs|tests|solution)(/|$)")
+_NO_WORK: Final = re.compile(
+    r"(usr|bin|sbin|lib\w*|opt|etc|var|run|boot|dev|proc|sys|home|root|tmp|logs|tests|solution)(/|$)"
+)
 #: The PATH of a box of an image that names none.
 _IMAGE_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -320,15 +320,11 @@ class Succession:
             clear(self.files, f"/{path}")
 
     def _crossing(self, paths: Sequence[str]) -> Mapping[str, Path]:
-        """Find the real place of each path; one inside another goes with it.
-
-        Of a whole root what is work crosses, as far as it is in nobody's home.
-        """
+        """Find the real place of each path; one inside another goes with it. Of a whole root what is work crosses."""
         root = self._holder.place("/")
         wanted = {str(PurePosixPath(path)) for path in paths}
         if "/" in wanted:
-            tops = {place.name for place in root.iterdir() if is_work(place.name)} - {"home", "root", "tmp"}
-            wanted = (wanted - {"/"}) | {f"/{name}" for name in tops}
+            wanted = (wanted - {"/"}) | {f"/{place.name}" for place in root.iterdir() if is_work(place.name)}
         outermost = [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
         found = {path: place for path in outermost if (place := resolved(root, path)) is not None}
         real = set(found.values())

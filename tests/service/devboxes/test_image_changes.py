@@ -158,12 +158,12 @@ async def test_where_the_root_is_the_working_directory_the_system_is_no_work(sta
     await stage.begin()
     await stage.work(
         "echo x >/data; mkdir -p /srv/y; echo y >/srv/y/z; echo two >/app/code.py; echo t >/usr/bin/tool"
-        "; echo e >/etc/e"
+        "; echo e >/etc/e; echo h >~/h"
     )
     patch, told = await stage.patch()
     assert told == []
     assert headers(patch) == ["app/code.py", "data", "srv/y/z"]
-    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "changed /usr/bin/tool 2\nnew /etc/e 2\n"
+    assert await stage.look(f"cat {EVIDENCE}/changes.txt") == "changed /usr/bin/tool 2\nnew /etc/e 2\nnew /root/h 2\n"
 
 
 async def test_what_a_root_did_to_its_box_does_not_reach_the_evidence(stage: Stage) -> None:

@@ -31,7 +31,7 @@ from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap, UserNam
 OURS: Final = (IN_BOX, "/dev", "/proc", "/sys")
 _COVERING: Final = (*OURS, "/tests", "/solution", *LOGS, "/tmp")  # noqa: S108
 _LACKING: Final = ("/app", HOME, "/etc/ssl", "/etc/ssl/certs")
-_MODES: Final = {**dict.fromkeys(LOGS, 0o777), "/tmp": 0o1777, HOME: 0o1777}  # noqa: S108
+_MODES: Final = {**dict.fromkeys((*LOGS, "/tests", "/solution"), 0o777), "/tmp": 0o1777, HOME: 0o1777}  # noqa: S108
 #: Where an image without trusted certificates has this machine's, for agents that speak to their hosts by TLS.
 _CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _CAPABILITY: Final = "security.capability"
