@@ -10,19 +10,23 @@ from tests.ordinary_user import NAME, SOURCES, USER, OrdinaryUser
 from tests.sandbox.images import pack_images
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-CLAIMS = (
-    *("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "sandbox/test_base_image_boxes.py"),
-    *("sandbox/test_public_network.py", "service/images/test_owners.py"),
-)
+CLAIMS = {
+    "boxes": (
+        *("sandbox/test_provider_conformance.py", "sandbox/test_image_box.py", "sandbox/test_base_image_boxes.py"),
+        *("sandbox/test_public_network.py", "service/images/test_owners.py"),
+    ),
+    "changes": ("service/devboxes/test_image_changes.py",),
+}
 
 
+@pytest.mark.parametrize("claims", CLAIMS)
 @pytest.mark.parametrize("is_lent_ids", [True, False], ids=["lent ids", "one id"])
-def test_boxes_of_images_are_as_roots_are(*, is_lent_ids: bool) -> None:
+def test_boxes_of_images_are_as_roots_are(claims: str, *, is_lent_ids: bool) -> None:
     with OrdinaryUser.make(is_lent_ids=is_lent_ids) as user:
         pack_images(user.home, *RECIPES)
         options = ["-p", "tests.sandbox.in_own_ids", "-p", "no:cacheprovider", "-p", "no:xdist", "-k"]
         options.append("debian or image or owners")
-        files = [str(SOURCES / "tests" / name) for name in CLAIMS]
+        files = [str(SOURCES / "tests" / name) for name in CLAIMS[claims]]
         words = [sys.executable, "-m", "pytest", "--rootdir", str(SOURCES), *options, *files]
         done = user.run(["env", "-C", str(SOURCES), *words], timeout=600)
     print(done.stdout[-20_000:], done.stderr[-2000:])  # noqa: T201 - shown if it fails
