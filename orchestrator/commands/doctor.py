@@ -9,6 +9,7 @@ import pwd
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -118,12 +119,13 @@ async def _findings(runs: Path, cache: Path, mirrors: Sequence[str], *, is_offli
         yield Examined(check="bubblewrap", found=f"{version}, {found.path}", follows="It makes sandboxes.")
     async for finding in _sandboxes():
         yield finding
-    starts = id_starts(UID_MAP.read_text()) if os.geteuid() == 0 else range(0)
-    yield _ids(starts)
-    if not STATE.obstacle:
-        for finding in await _overlays(runs, cache, starts[0] if starts else None):
-            yield finding
-    yield await run_sync(_programs)
+    if sys.platform == "linux":
+        starts = id_starts(UID_MAP.read_text()) if os.geteuid() == 0 else range(0)
+        yield _ids(starts)
+        if not STATE.obstacle:
+            for finding in await _overlays(runs, cache, starts[0] if starts else None):
+                yield finding
+        yield await run_sync(_programs)
     yield _git()
     yield _room("images", cache, _ROOM_OF_IMAGES, "sweep images prune, or set SWEEP_CACHE to a folder of another disk")
     yield _room("runs", runs, _ROOM_OF_RUNS, "remove old folders in it, or name a folder of another disk with --runs")
@@ -319,7 +321,15 @@ async def _registry(mirrors: Sequence[Mirror]) -> Examined:
 
 
 async def _engines() -> Examined:
-    alive = [str(each) for each in engine.sockets() if await engine.is_alive(each)]
+    alive: list[str] = []
+
+    async def ask(socket: Path) -> None:
+        if await engine.is_alive(socket):
+            alive.append(str(socket))
+
+    async with anyio.create_task_group() as tasks:
+        for socket in engine.sockets():
+            tasks.start_soon(ask, socket)
     found, follows = ", ".join(alive) or "none answers here", "None is needed; images are taken from one that is there."
     return Examined(check="container engines", found=found, follows=follows)
 

@@ -97,7 +97,7 @@ def test_an_ordinary_user_learns_which_users_his_images_have(*, is_lent_ids: boo
         ended = user.run([*sweep_command(), "doctor", "--offline", "--json"], timeout=120)
         assert ended.returncode == 0, ended
         found = {each["check"]: each for each in map(orjson.loads, ended.stdout.splitlines())}
-        assert list(user.home.glob("*")) == []
+        assert list(user.home.iterdir()) == []
     assert [found[check]["state"] for check in ("sandboxes", "layers of images", "layers of devboxes")] == ["ok"] * 3
     users = found["users of images"]
     if is_lent_ids:

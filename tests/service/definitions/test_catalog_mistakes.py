@@ -73,7 +73,7 @@ def test_a_key_that_nobody_knows_is_harbors_and_only_warned_of(scenario: Make) -
 def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario: Make) -> None:
     task = """\
     [environment]
-    docker_image = "Org/image"
+    docker_image = "org/Image"
     gpus = 1
     os = "windows"
     """
@@ -82,7 +82,7 @@ def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario:
     assert {key: message.split(":")[0] for key, message in errors.items()} == {
         ("task.toml", "environment.gpus"): "devboxes have none",
         ("task.toml", "environment.os"): "devboxes run Linux only",
-        ("task.toml", "environment.docker_image"): "'Org/image' names no image",
+        ("task.toml", "environment.docker_image"): "'org/Image' names no image",
         ("environment/docker-compose.yaml", ""): "several containers are not supported",
     }
 

@@ -186,7 +186,12 @@ async def test_the_users_own_engine_is_asked_and_no_other_docker(
         assert Path("/var/run/docker.sock") not in engine.sockets()
         assert await engine.is_alive(place)
         ended = await typed("pull", "tool:1")
-    assert f"came from the engine at {place}" in ended.stdout.decode()
+        assert f"came from the engine at {place}" in ended.stdout.decode()
+        link = tmp_path / "podman/podman.sock"
+        link.parent.mkdir()
+        link.symlink_to(place)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        assert [each for each in engine.sockets() if each.is_relative_to(tmp_path)] == [place], "each once"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/gone.sock")
     assert tmp_path / "gone.sock" not in engine.sockets()
 

@@ -37,13 +37,16 @@ class _Inspected(Struct, frozen=True, kw_only=True, rename="pascal"):
 
 
 def sockets() -> Sequence[Path]:
-    """Return the sockets of engines that are there, the user's own choice first. Somebody may listen there or not."""
+    """Return the sockets of engines that are there for this user, his own choice first. Maybe nobody listens there."""
     chosen = urlsplit(os.environ.get("DOCKER_HOST", ""))
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     places = [chosen.path if chosen.scheme == "unix" else "", "" if chosen.scheme else "/var/run/docker.sock"]
     places += [f"{runtime}/podman/podman.sock" if runtime else "", "/run/podman/podman.sock"]
-    found = {Path(place).resolve(): Path(place) for place in reversed(places) if place}
-    return [place for place in reversed(found.values()) if place.is_socket()]
+    found: dict[Path, Path] = {}
+    for place in map(Path, filter(None, places)):
+        if os.access(place, os.R_OK | os.W_OK) and place.is_socket():
+            found.setdefault(place.resolve(), place)
+    return list(found.values())
 
 
 async def is_alive(socket: Path) -> bool:
@@ -83,9 +86,11 @@ async def save(socket: Path, reference: Reference, file: Path) -> Archive | None
                 async for piece in stream.aiter_raw(1 << 20):
                     await target.write(piece)
         return await _chosen(await run_sync(Archive.read, file, ours()), reference)
-    except (httpx.HTTPError, TimeoutError, ImageError) as error:
-        log.warning("image.engine_failed", error=str(error) or type(error).__name__)
-        return None
+    except (httpx.TransportError, TimeoutError) as error:
+        log.info("image.engine_silent", error=str(error) or type(error).__name__)
+    except (httpx.HTTPError, ImageError) as error:
+        log.warning("image.engine_failed", error=str(error))
+    return None
 
 
 async def _chosen(archive: Archive, reference: Reference) -> Archive:

@@ -53,7 +53,7 @@ from orchestrator.service.environments.images.manifest import (
     read,
 )
 from orchestrator.service.environments.images.reference import Reference
-from orchestrator.service.environments.images.registry import NoSuchImage, Registries, Tell
+from orchestrator.service.environments.images.registry import NoSuchImage, Refused, Registries, Tell, Unavailable
 from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet, Room
 from orchestrator.service.environments.images.unpack import FULL, NO_ROOM
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
@@ -269,7 +269,7 @@ class ImageStore:
         progress.origin = "its registry"
         try:
             return await self._pull(reference, self.registries, lease, progress)
-        except ImageError:
+        except (NoSuchImage, Refused, Unavailable):
             if not is_new and (found := await self._pull_saved(reference, lease, progress)):
                 return found
             raise
