@@ -48,14 +48,16 @@ class OrdinaryUser:
 
     def run(self, argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
         """Run a program as this user, in his home."""
-        lines = ["set -e", "mount --make-rprivate /"]
+        lines = ["set -e", "mount --make-rprivate /", f"cd {self.home}"]
         for name, line in self._entries().items():
             changed = self.home.parent / name
             changed.write_text(Path("/etc", name).read_text() + line if Path("/etc", name).exists() else line)
             Path("/etc", name).touch()
             lines.append(f"mount --bind {changed} /etc/{name}")
         lines += self._ways()
-        lines += [f"cd {self.home}", f'exec setpriv --reuid {USER} --regid {USER} --clear-groups -- "$@"']
+        if Path("/dev/net/tun").exists():  # open to everybody, as on most machines
+            lines.append("mknod -m 666 ../tun c 10 200; mount --bind ../tun /dev/net/tun")
+        lines += [f'exec setpriv --reuid {USER} --regid {USER} --clear-groups -- "$@"']
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environment = {**kept, "HOME": str(self.home), "TMPDIR": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
         command = ["unshare", "--mount", "sh", "-c", "\n".join(lines), "sh", *argv]
