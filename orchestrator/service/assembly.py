@@ -25,14 +25,16 @@ from starlette.routing import Route
 from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.devboxes.blueprints import Blueprints
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
+from orchestrator.service.environments.objects import Objects
 from orchestrator.service.environments.preparations import Preparations
-from orchestrator.service.http import benchmarks, devboxes, scenarios, sweep
+from orchestrator.service.http import benchmarks, blueprints, devboxes, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
@@ -95,8 +97,16 @@ class _Parts:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(folders)
+        self.objects = Objects(store, state / "objects")
+        self.blueprints = Blueprints(
+            store=store,
+            folder=state / "blueprints",
+            objects=self.objects,
+            find_other=catalog.blueprint,
+            build=lambda *given: self.environments.prepare(*given),  # noqa: PLW0108 - which needs to be made first
+        )
         self.environments = Environments(
-            find_blueprint=catalog.blueprint,
+            find_blueprint=self.blueprints.find,
             provider=provider,
             cache=cache,
             shared=cache_folder(),
@@ -150,6 +160,8 @@ class _Parts:
             *scenarios.ScenarioRoutes(self.definitions, self.scenario_runs).routes(),
             *devboxes.routes(self.fleet, self.executions),
             *devboxes.NetworkPolicyRoutes(self.policies).routes(),
+            *blueprints.BlueprintRoutes(self.blueprints).routes(),
+            *blueprints.ObjectRoutes(self.objects).routes(),
         ]
 
 
@@ -228,7 +240,7 @@ class Service:
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)
-            async with parts.environments, parts.scorings, parts.fleet:
+            async with parts.environments, parts.scorings, parts.fleet, parts.blueprints:
                 try:
                     yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
                 finally:

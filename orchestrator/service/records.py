@@ -138,6 +138,46 @@ class NetworkPolicyRecord(Record, frozen=True, kw_only=True):
     update_time_ms: int
 
 
+class ObjectRecord(Record, frozen=True, kw_only=True):
+    """A file that a client uploads. `key` is what the addresses of its content have instead of the token."""
+
+    id: str
+    name: str
+    content_type: str
+    create_time_ms: int
+    state: str
+    metadata: Mapping[str, str] | None = None
+    size_bytes: int | None = None
+    delete_after_time_ms: int | None = None
+    key: str = field(name="_key")
+
+
+class BlueprintRecord(Record, frozen=True, kw_only=True):
+    """A blueprint that a client made; `parameters` are as sent.
+
+    `dockerfile` is the text that is built, of its base and of itself, and `context` names the folder that it copies
+    from. Without one it is this machine's own system, where each devbox gets the `files` and runs the `commands`.
+    `arguments` and `launch` have those of its base too.
+    """
+
+    id: str
+    name: str
+    create_time_ms: int
+    state: str
+    status: str
+    parameters: Mapping[str, Any]
+    base_blueprint_id: str | None = None
+    build_finish_time_ms: int | None = None
+    failure_reason: str | None = None
+    metadata: Mapping[str, str] | None = None
+    dockerfile: str | None = field(name="_dockerfile", default=None)
+    arguments: Mapping[str, str] = field(name="_arguments", default_factory=dict)
+    context: str | None = field(name="_context", default=None)
+    files: Mapping[str, str] = field(name="_files", default_factory=dict)
+    commands: Sequence[str] = field(name="_commands", default=())
+    launch: Mapping[str, Any] = field(name="_launch", default_factory=dict)
+
+
 class RunProfile(Record, frozen=True, kw_only=True):
     """A run profile: `environment` NAME to value, `secrets` NAME to secret name, the rest as on the wire."""
 

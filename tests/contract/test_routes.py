@@ -60,6 +60,8 @@ RESOURCES = (
     "devboxes",
     "devboxes.executions",
     "devboxes.logs",
+    "blueprints",
+    "objects",
     "secrets",
 )
 #: What no provider of ours can do, or what `sweep` itself is for: answered 404 or 405 with a word of explanation.
@@ -248,6 +250,8 @@ async def test_every_method_of_the_client_is_answered(address: Address, kind: st
         await walk_devbox(walk)
         await walk_benchmark_run(walk, scenarios)
         await walk_scorers(walk)
+        await walk_blueprints(walk)
+        await walk_objects(walk)
         assert (await walk.call("secrets.list")).secrets == []
         await walk_refusals(walk)
         assert run
@@ -371,6 +375,40 @@ async def walk_scorers(walk: Walker) -> None:
     assert updated.bash_script == "echo score=0.0"
     assert (await walk.call("scenarios.scorers.retrieve", scorer.id)).type == name
     assert scorer.id in {item.id for item in await walk.items("scenarios.scorers.list", limit=1)}
+
+
+async def walk_blueprints(walk: Walker) -> None:
+    asked: dict[str, Any] = {
+        "name": "mine",
+        "file_mounts": {"a": "b"},
+        "system_setup_commands": ["true"],
+        "launch_parameters": {"keep_alive_time_seconds": 300},
+        "metadata": {"c": "d"},
+    }
+    made = await walk.call("blueprints.create", **asked)
+    assert (await walk.call("blueprints.await_build_complete", made.id)).parameters.file_mounts == {"a": "b"}
+    assert "RUN" in (await walk.call("blueprints.preview", **asked)).dockerfile
+    assert (await walk.call("blueprints.retrieve", made.id)).metadata == {"c": "d"}
+    other = await walk.call("blueprints.create_and_await_build_complete", name="other", base_blueprint_id=made.id)
+    assert other.base_blueprint_id == made.id
+    assert made.id in {item.id for item in await walk.items("blueprints.list", limit=1)}
+    assert await walk.items("blueprints.list_public") == []
+    assert (await walk.call("blueprints.logs", made.id)).logs == []
+    await walk.call("blueprints.delete", made.id)
+
+
+async def walk_objects(walk: Walker) -> None:
+    made = await walk.call("objects.create", name="mine", content_type="text", metadata={"a": "b"}, ttl_ms=600_000)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.put(made.upload_url, content=b"text")).status_code == 200
+    assert (await walk.call("objects.complete", made.id)).state == "READ_ONLY"
+    assert (await walk.call("objects.retrieve", made.id)).size_bytes == len("text")
+    url = (await walk.call("objects.download", made.id)).download_url
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(url)).text == "text"
+    assert made.id in {item.id for item in await walk.items("objects.list", limit=1)}
+    assert await walk.items("objects.list_public") == []
+    assert (await walk.call("objects.delete", made.id)).state == "DELETED"
 
 
 async def walk_refusals(walk: Walker) -> None:

@@ -26,6 +26,7 @@ from msgspec.structs import replace as replaced
 from orchestrator.core.errors import InternalError, SweepError
 from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus, Isolation
 from orchestrator.service.devboxes import boot, states
+from orchestrator.service.devboxes.blueprints import with_blueprint
 from orchestrator.service.devboxes.network import box_network, described, network_of, policy_of, way_out
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
@@ -160,6 +161,7 @@ class Fleet:
 
     def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> DevboxRecord:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
+        request = with_blueprint(db, request)
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
             how = f"by devboxes of isolation '{self._provider.name}'"
             raise BadRequest(f"mounts: {MOUNT!r} is not supported {how}; install by commands in them instead.")
@@ -286,7 +288,7 @@ class Fleet:
             "installed": None if request.install is None else [request.install.key],
         }
         await self._advance(live, DevboxStatus.INITIALIZING, shown)
-        await boot.write_mounts(box, request.file_mounts)
+        await boot.write_mounts(box, {**prepared.files, **request.file_mounts})
         await boot.run_scripts(box, prepared.setup, self.output)
         await boot.run_commands(box, launch.commands, self.output)
         if prepared.healthcheck is not None:

@@ -40,6 +40,7 @@ class DevboxRequest:
     metadata: Mapping[str, str] = field(default_factory=dict)
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     blueprint_id: str | None = None
+    blueprint_name: str | None = None
     launch_parameters: Mapping[str, Any] = field(default_factory=dict)
     scenario_policy_id: str | None = None
     file_mounts: Mapping[str, str] = field(default_factory=dict)

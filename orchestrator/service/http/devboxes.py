@@ -57,7 +57,7 @@ class _CreateBody(wire.Body):
     file_mounts: dict[str, str] | None = None
     mounts: list[dict[str, Any]] | None = None
     blueprint_id: str | None = None
-    blueprint_name: Any = None
+    blueprint_name: str | None = None
     snapshot_id: Any = None
     repo_connection_id: Any = None
     code_mounts: Any = None
@@ -162,7 +162,6 @@ class _Devboxes:
 def _devbox_request(body: _CreateBody) -> requests.DevboxRequest:
     """Raises BadRequest for what this service does not do."""
     for key in (
-        "blueprint_name",
         "snapshot_id",
         "repo_connection_id",
         "code_mounts",
@@ -182,6 +181,7 @@ def _devbox_request(body: _CreateBody) -> requests.DevboxRequest:
         metadata=body.metadata or {},
         environment_variables=environment,
         blueprint_id=body.blueprint_id,
+        blueprint_name=body.blueprint_name,
         launch_parameters=body.launch_parameters or {},
         file_mounts={**(body.file_mounts or {}), **requests.mounted_files("mounts", body.mounts or ())},
         install=requests.mounted_install("mounts", body.mounts or ()),

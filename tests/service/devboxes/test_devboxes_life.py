@@ -123,7 +123,7 @@ async def test_an_unknown_blueprint_is_a_failure_that_names_it(served: "Served")
     ("asked", "said"),
     [
         ({"snapshot_id": "snp_1"}, "snapshot_id: not supported"),
-        ({"blueprint_name": "x"}, "blueprint_name: not supported"),
+        ({"blueprint_name": "x"}, "blueprint_name: no blueprint named 'x'"),
         ({"secrets": {"A": "B"}}, "secrets: not supported"),
         ({"code_mounts": [{"repo_name": "r", "repo_owner": "o"}]}, "code_mounts: not supported"),
         ({"mounts": [{"type": "object_mount", "object_id": "o", "object_path": "/x"}]}, "'object_mount' is not"),
