@@ -29,6 +29,7 @@ from orchestrator.service.devboxes.blueprints import Blueprints
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
+from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
@@ -121,8 +122,12 @@ class _Parts:
             provider=seams.provider(provider),
             state=state,
             blueprints=self.environments.prepare,
+            snapshots=lambda *given: self.snapshots.prepare(*given),  # noqa: PLW0108 - made below
             on_end=end_runs_of,
             installs=self.installs,
+        )
+        self.snapshots = Snapshots(
+            store=store, folder=state / "snapshots", fleet=self.fleet, environment=self.environments.prepare
         )
         self.executions = seams.executions(store, self.fleet, state)
         self.settlements = Settlements(store=store, definitions=self.definitions, fleet=self.fleet)
@@ -141,6 +146,7 @@ class _Parts:
             fleet=self.fleet,
             executions=self.executions,
             environments=self.environments,
+            snapshots=self.snapshots,
             scoring=scoring,
             scorings=self.scorings,
             dialect=seams.dialect,
@@ -158,6 +164,7 @@ class _Parts:
             *scenarios.ScenarioRunRoutes(self.scenario_runs).routes(),
             *scenarios.ScorerRoutes(self.definitions).routes(),
             *scenarios.ScenarioRoutes(self.definitions, self.scenario_runs).routes(),
+            *devboxes.SnapshotRoutes(self.snapshots).routes(),
             *devboxes.routes(self.fleet, self.executions),
             *devboxes.NetworkPolicyRoutes(self.policies).routes(),
             *blueprints.BlueprintRoutes(self.blueprints).routes(),
@@ -241,6 +248,7 @@ class Service:
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)
             async with parts.environments, parts.scorings, parts.fleet, parts.blueprints:
+                await parts.snapshots.open()
                 try:
                     yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
                 finally:

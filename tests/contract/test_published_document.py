@@ -50,11 +50,6 @@ UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
         "deleteSecret",
     ),
     "no provider here can do it": (
-        "/v1/devboxes/disk_snapshots",
-        "createDiskSnapshot",
-        "createDiskSnapshotAsync",
-        "suspendDevbox",
-        "resumeDevbox",
         "createDevboxSshKey",
         "createDevboxPtyTunnel",
         "enableDevboxTunnel",
@@ -76,10 +71,15 @@ UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
         "/v1/blueprints/metadata",
         "/v1/blueprints/public",
         "/v1/objects/metadata",
+        "/v1/devboxes/disk_snapshots/metadata",
+        "/v1/devboxes/disk_snapshots/public",
+        "listPublicSnapshots",
     ),
 }
 #: These end what the others need, so they come last.
 ENDING: Final = (
+    "suspendDevbox",
+    "resumeDevbox",
     "killAsyncExecution",
     "archiveScenario",
     "unarchiveScenario",
@@ -93,6 +93,7 @@ ENDING: Final = (
     "deleteNetworkPolicy",
     "deleteBlueprint",
     "deleteObject",
+    "deleteSnapshot",
 )
 #: What our views have and the document's do not, by view.
 ADDED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -130,6 +131,7 @@ KINDS: Final[Mapping[str, str]] = {
     "/v1/scenarios/runs": "scenario_run",
     "/v1/scenarios/scorers": "scorer",
     "/v1/devboxes": "devbox",
+    "/v1/devboxes/disk_snapshots": "snapshot",
     "/v1/network-policies": "policy",
     "/v1/blueprints": "blueprint",
     "/v1/objects": "object",
@@ -190,7 +192,11 @@ class Asker:
         scorer = self.post("scenarios/scorers", {"type": "mine", "bash_script": "echo score=1.0"})["id"]
         policy = self.post("network-policies", {"name": "mine", "allowed_hostnames": ["a.example"]})["id"]
         blueprint = self.post("blueprints", {"name": "mine"})["id"]
-        content = self.post("objects", {"name": "mine", "content_type": "text"})["id"]
+        objects = [self.post("objects", {"name": "mine", "content_type": "text"}) for _ in range(2)]
+        for each in objects:
+            assert httpx.put(each["upload_url"], content=b"text", trust_env=False).status_code == 200
+        self.post(f"objects/{objects[1]['id']}/complete")
+        snapshot = self.post(f"devboxes/{devbox}/snapshot_disk", {"name": "mine"})["id"]
         return {
             "benchmark": [benchmark],
             "benchmark_run": [of_it, empty],
@@ -201,7 +207,8 @@ class Asker:
             "execution": [done, listening["execution_id"]],
             "policy": [policy],
             "blueprint": [blueprint],
-            "object": [content],
+            "object": [each["id"] for each in objects],
+            "snapshot": [snapshot],
         }
 
     def _ask(self, method: str, path: str, body: Any) -> Any:

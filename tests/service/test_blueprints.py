@@ -2,51 +2,22 @@
 
 import tarfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import pytest
-from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError, DefaultAioHttpClient, NotFoundError
+from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError, NotFoundError
 from runloop_api_client.types import BlueprintView
 
-from orchestrator.common.address import Address
 from orchestrator.core.protocol import Isolation
-from orchestrator.service.environments.images.archive import Archive
-from orchestrator.service.environments.images.image_store import open_images
-from orchestrator.service.environments.images.manifest import ours
-from orchestrator.service.server import serve
-from tests.images.base_images import base_image
-from tests.images.packing import PackedImage
+from tests.service.serving_clients import fill_cache, said, service
 from tests.service.test_server_killed import to_be_killed
 from tests.waiting import poll
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),  # execute_sync, which is the shortest
-]
-
-
-@asynccontextmanager
-async def client_of(address: Address) -> AsyncIterator[AsyncRunloop]:
-    http = DefaultAioHttpClient(trust_env=False)
-    async with AsyncRunloop(
-        bearer_token=address.token, base_url=address.url, max_retries=0, http_client=http
-    ) as client:
-        yield client
-
-
-@asynccontextmanager
-async def service(state: Path, isolation: Isolation) -> AsyncIterator[AsyncRunloop]:
-    async with anyio.create_task_group() as tasks:
-        address = await tasks.start(partial(serve, "127.0.0.1", 0, None, state, [], isolation, None))
-        async with client_of(address) as client:
-            yield client
-        tasks.cancel_scope.cancel()
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -59,16 +30,11 @@ async def plain(tmp_path: Path) -> AsyncIterator[AsyncRunloop]:
 @pytest.fixture
 async def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of images that has `busybox`, the one that services use now."""
-    image = base_image("busybox")
     place = tmp_path_factory.mktemp("cache")
     place.chmod(0o700)
-    PackedImage.of(image).save(place / "busybox.tar", "busybox:latest")
-    async with open_images(place / "cache") as store:
-        archive = Archive.read(place / "busybox.tar", ours())
-        for each in archive.images:
-            await store.pull(each.reference, source=archive)
-    monkeypatch.setenv("SWEEP_CACHE", str(place / "cache"))
-    return place / "cache"
+    cache = await fill_cache(place)
+    monkeypatch.setenv("SWEEP_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture
@@ -84,7 +50,7 @@ async def ended(client: AsyncRunloop, identity: str) -> BlueprintView:
     return await poll(look, lambda view: view.status in {"build_complete", "failed"}, "it is not built")
 
 
-async def said(client: AsyncRunloop, identity: str) -> str:
+async def log_of(client: AsyncRunloop, identity: str) -> str:
     return "\n".join(line.message for line in (await client.blueprints.logs(identity)).logs)
 
 
@@ -92,7 +58,7 @@ async def output(client: AsyncRunloop, script: str, **asked: Any) -> str:
     """The output of a script in a devbox that ends with it."""
     devbox = await client.devboxes.create_and_await_running(**asked)
     try:
-        return (await client.devboxes.execute_sync(devbox.id, command=script)).stdout
+        return await said(client, devbox.id, script)
     finally:
         await client.devboxes.shutdown(devbox.id)
 
@@ -132,8 +98,7 @@ async def test_without_a_dockerfile_devboxes_get_the_files_and_run_the_commands(
     assert await output(plain, "cat said", blueprint_id=base.id) == "hellolaunched\n"
     devbox = await plain.devboxes.create_and_await_running(blueprint_name="more")
     assert (devbox.blueprint_id, devbox.launch_parameters.keep_alive_time_seconds) == (more.id, 77)
-    run = await plain.devboxes.execute_sync(devbox.id, command="cat said")
-    assert run.stdout == "hellomore\nlaunched\n"
+    assert await said(plain, devbox.id, "cat said") == "hellomore\nlaunched\n"
 
 
 async def test_the_newest_of_a_name_counts_and_deleted_ones_are_gone(plain: AsyncRunloop) -> None:
@@ -174,7 +139,7 @@ async def test_what_cannot_be_built_is_refused_by_name(plain: AsyncRunloop, aske
 async def test_without_walls_a_dockerfile_fails_and_its_log_says_why(plain: AsyncRunloop) -> None:
     failed = await ended(plain, (await plain.blueprints.create(name="x", dockerfile="FROM busybox")).id)
     assert (failed.status, failed.failure_reason) == ("failed", "build_failed")
-    assert "leave out --isolation none" in await said(plain, failed.id)
+    assert "leave out --isolation none" in await log_of(plain, failed.id)
     with pytest.raises(BadRequestError, match=r"the build of blueprint .* failed"):
         await plain.devboxes.create(blueprint_id=failed.id)
     with pytest.raises(BadRequestError, match="no blueprint named 'x' has been built"):
@@ -218,7 +183,7 @@ async def test_a_dockerfile_is_built_with_its_context_and_devboxes_begin_from_it
     made = await client.blueprints.create(name="app", **asked)
     assert made.status == "queued"
     done = await ended(client, made.id)
-    log = await said(client, made.id)
+    log = await log_of(client, made.id)
     assert done.status == "build_complete", log
     assert "RUN echo made for $WHO" in log
     assert "made for us" in log.splitlines()
@@ -293,5 +258,5 @@ async def test_scenarios_by_api_begin_from_images(client: AsyncRunloop) -> None:
     scenario = await client.scenarios.create(environment_parameters={"blueprint_id": made.id}, **SCENARIO)
     run = await client.scenarios.start_run(scenario_id=scenario.id)
     await client.devboxes.await_running(run.devbox_id)
-    assert (await client.devboxes.execute_sync(run.devbox_id, command="cat /answer")).stdout == "yes\n"
+    assert await said(client, run.devbox_id, "cat /answer") == "yes\n"
     await client.scenarios.runs.cancel(run.id)

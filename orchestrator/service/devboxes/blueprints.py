@@ -29,12 +29,12 @@ from orchestrator.service.devboxes.output import append
 from orchestrator.service.devboxes.requests import DevboxRequest, check_paths, parse_launch
 from orchestrator.service.environments.environments import MAX_SOURCE_BYTES, Blueprint, FindBlueprint, ImageRecipe
 from orchestrator.service.environments.objects import Objects
-from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import BlueprintRecord, Record
+from orchestrator.service.errors import BadRequest, Conflict
+from orchestrator.service.records import BlueprintRecord, Record, SnapshotStatus
 from orchestrator.service.sandbox.prepared import Preparation, Prepared
 from orchestrator.service.sandbox.provider import HOME, Resources
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.store import BLUEPRINTS, Filters, ListQuery, Page, Store, insist, now_ms
+from orchestrator.service.store import BLUEPRINTS, SNAPSHOTS, Filters, ListQuery, Page, Store, insist, now_ms
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -298,9 +298,15 @@ class Blueprints:
         return [msgspec.json.decode(line, type=BuildLine) for line in data.splitlines()]
 
     async def delete(self, identity: str) -> None:
-        """Delete a blueprint; devboxes that began from it keep what they have. Idempotent. Raises NotFound."""
+        """Delete a blueprint; devboxes that began from it keep what they have. Idempotent.
+
+        Raises NotFound, and Conflict while there are snapshots of its devboxes.
+        """
 
         def change(db: sqlite3.Connection) -> str | None:
+            kept = SnapshotStatus.IN_PROGRESS, SnapshotStatus.COMPLETE
+            if count := SNAPSHOTS.count(db, {"source_blueprint_id": identity, "_status": kept}):
+                raise Conflict(f"Blueprint {identity} has {count} snapshots of its devboxes: delete them first.")
             blueprint = BLUEPRINTS.update(db, identity, {"state": DELETED})
             others = {each.context for each in BLUEPRINTS.select(db, {"state": CREATED})}
             return None if blueprint.context in others else blueprint.context
@@ -328,13 +334,20 @@ def _usable(db: sqlite3.Connection, identity: str, key: str) -> BlueprintRecord:
     return found
 
 
-def with_blueprint(db: sqlite3.Connection, request: DevboxRequest) -> DevboxRequest:
-    """Name the blueprint of a devbox by its id, and have the devbox inherit its launch parameters. Raises BadRequest.
+def with_start(db: sqlite3.Connection, request: DevboxRequest) -> DevboxRequest:
+    """Check what a devbox starts from, and name a blueprint by its id. Raises BadRequest.
 
-    One that is not built yet is waited for when the devbox boots.
+    It inherits the blueprint's launch parameters. One that is not built yet is waited for when the devbox boots.
     """
-    if request.blueprint_name and request.blueprint_id:
-        raise BadRequest("blueprint_name: give it or blueprint_id, not both.")
+    given = [key for key in ("blueprint_id", "blueprint_name", "snapshot_id") if getattr(request, key)]
+    if len(given) > 1:
+        raise BadRequest(f"{given[1]}: give it or {given[0]}, not both.")
+    if request.snapshot_id:
+        snapshot = SNAPSHOTS.find(db, request.snapshot_id)
+        if snapshot is None or snapshot.status is not SnapshotStatus.COMPLETE:
+            state = "no such snapshot" if snapshot is None else f"this snapshot is {snapshot.status}"
+            raise BadRequest(f"snapshot_id: {request.snapshot_id}: {state}.")
+        return request
     if request.blueprint_name:
         found = newest(db, request.blueprint_name)
         if found is None:
