@@ -1,5 +1,6 @@
 """Disk snapshots, and devboxes that are suspended and resumed, over a real socket with the published client."""
 
+import uuid
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.devboxes import fleet
+from tests.processes import carrying
 from tests.service.serving_clients import fill_cache, said, service
 from tests.service.test_server_killed import to_be_killed
-from tests.waiting import poll
+from tests.waiting import poll, until
 
 pytestmark = pytest.mark.anyio
 
@@ -198,3 +200,23 @@ async def test_a_snapshot_under_which_the_service_was_killed_has_failed_and_left
         assert list((state / "snapshots").iterdir()) == []
         with pytest.raises(BadRequestError, match="this snapshot is error"):
             await client.devboxes.create(snapshot_id=taken["id"])
+
+
+async def test_a_killed_service_leaves_nothing_of_a_suspended_devbox(kind: str, tmp_path: Path) -> None:
+    """Who is stopped cannot end itself: it is ended."""
+    state, mark = tmp_path / "state", f"mark-{uuid.uuid4().hex}"
+    state.mkdir(mode=0o700)
+    isolation = Isolation.NONE if kind == "none" else Isolation.LOCAL
+    async with to_be_killed(state, isolation) as desk:
+        asked: dict[str, Any] = {}
+        if kind == "image":
+            made = await desk.post("blueprints", {"name": "busybox", "dockerfile": "FROM busybox\n"})
+            asked["blueprint_id"] = made["id"]
+        devbox = (await desk.post("devboxes", asked))["id"]
+        wait = {"statuses": ["running", "failure"], "timeout_seconds": 30}
+        assert (await desk.post(f"devboxes/{devbox}/wait_for_status", wait))["status"] == "running"
+        command = f"setsid sh -c 'while :; do sleep 0.01; done; : {mark}' & wait"
+        await desk.post(f"devboxes/{devbox}/execute_async", {"command": command})
+        await until(lambda: carrying(mark), "nothing runs")
+        assert (await desk.post(f"devboxes/{devbox}/suspend"))["status"] == "suspended"
+    await until(lambda: not carrying(mark), lambda: f"left: {carrying(mark)}")

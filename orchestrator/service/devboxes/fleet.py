@@ -3,6 +3,7 @@
 However a devbox ends (by request, by its keep-alive, by dying), the end is recorded by one function, in one
 transaction with everything that hangs on it, and its task stops the box. Nobody polls: waiters are woken by changes,
 keep-alive and idle time are the deadline of the task's own cancel scope, and the box says when it died.
+A devbox that is suspended is frozen first; after a while what ran in it is ended, and its files wait for a new box.
 What a devbox is booted with stays in memory (it may hold keys): no devbox outlives the service that booted it.
 """
 
@@ -463,8 +464,9 @@ class Fleet:
                 await self._advance(live, DevboxStatus.SUSPENDING, {})
                 await boxes.agents.freeze()
                 await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
-            live.suspensions += 1
-            helpers.start_soon(self._end_frozen, live, live.suspensions)
+            if live.status is DevboxStatus.SUSPENDED:  # and not ended meanwhile
+                live.suspensions += 1
+                helpers.start_soon(self._end_frozen, live, live.suspensions)
 
     async def _suspend_idle(self, live: _Live) -> None:
         """Suspend a devbox whenever it has been idle for long enough."""

@@ -91,7 +91,7 @@ class Objects:
         """Return the object that has this address. Raises NotFound, for a wrong key too."""
         found = await self.retrieve(identity)
         if not hmac.compare_digest(found.key.encode(), key.encode()):
-            raise NotFound(f"There is no object {identity!r} at this address.")
+            raise NotFound(f"There is no {OBJECTS.noun} with id {identity!r}.")
         return found
 
     async def receive(self, found: ObjectRecord, content: AsyncIterator[bytes]) -> None:
