@@ -231,7 +231,8 @@ class ImageBox(BwrapBox):
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise OSError(f"its layer could not be copied: {done.stderr.strip()[-1000:]}")
-            restore_ids(target, self.first_id)
+            if self._is_moved:
+                restore_ids(target, self.first_id)
 
         await anyio.to_thread.run_sync(copy)
 
