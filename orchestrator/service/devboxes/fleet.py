@@ -461,7 +461,7 @@ class Fleet:
                 raise BadRequest(f"Devbox {live.id}: it has what scorers are to judge, and is not suspended.")
             with anyio.CancelScope(shield=True):
                 live.scope.deadline = live.idle.deadline = float("inf")
-                await self._advance(live, DevboxStatus.SUSPENDING, {})
+                await insist(partial(self._advance, live, DevboxStatus.SUSPENDING, {}))
                 await boxes.agents.freeze()
                 await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
             if live.status is DevboxStatus.SUSPENDED:  # and not ended meanwhile
@@ -477,8 +477,6 @@ class Fleet:
                 await self._suspend(live)
             except BadRequest:  # it does not run, or it is to be judged
                 live.idle.deadline = float("inf")
-            except Unwritable:
-                live.touch()
 
     async def _end_frozen(self, live: _Live, suspension: int) -> None:
         """End what is frozen in a suspended devbox after a while, and keep its files."""
@@ -510,7 +508,7 @@ class Fleet:
             if live.status is DevboxStatus.SUSPENDED:
                 assert live.boxes is not None
                 with anyio.CancelScope(shield=True):
-                    await self._advance(live, DevboxStatus.RESUMING, {})
+                    await insist(partial(self._advance, live, DevboxStatus.RESUMING, {}))
                     try:
                         if live.is_asleep:
                             await self._wake(live, live.boxes)
