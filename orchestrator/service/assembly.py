@@ -25,14 +25,17 @@ from starlette.routing import Route
 from orchestrator.core.protocol import Isolation, LockKind, Mirror
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
+from orchestrator.service.devboxes.blueprints import Blueprints
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
+from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
+from orchestrator.service.environments.objects import Objects
 from orchestrator.service.environments.preparations import Preparations
-from orchestrator.service.http import benchmarks, devboxes, scenarios, sweep
+from orchestrator.service.http import benchmarks, blueprints, devboxes, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
@@ -95,8 +98,16 @@ class _Parts:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
         catalog = Catalog(folders)
+        self.objects = Objects(store, state / "objects")
+        self.blueprints = Blueprints(
+            store=store,
+            folder=state / "blueprints",
+            objects=self.objects,
+            find_other=catalog.blueprint,
+            build=lambda *given: self.environments.prepare(*given),  # noqa: PLW0108 - which needs to be made first
+        )
         self.environments = Environments(
-            find_blueprint=catalog.blueprint,
+            find_blueprint=self.blueprints.find,
             provider=provider,
             cache=cache,
             shared=cache_folder(),
@@ -111,8 +122,12 @@ class _Parts:
             provider=seams.provider(provider),
             state=state,
             blueprints=self.environments.prepare,
+            snapshots=lambda *given: self.snapshots.prepare(*given),  # noqa: PLW0108 - made below
             on_end=end_runs_of,
             installs=self.installs,
+        )
+        self.snapshots = Snapshots(
+            store=store, folder=state / "snapshots", fleet=self.fleet, environment=self.environments.prepare
         )
         self.executions = seams.executions(store, self.fleet, state)
         self.settlements = Settlements(store=store, definitions=self.definitions, fleet=self.fleet)
@@ -131,6 +146,7 @@ class _Parts:
             fleet=self.fleet,
             executions=self.executions,
             environments=self.environments,
+            snapshots=self.snapshots,
             scoring=scoring,
             scorings=self.scorings,
             dialect=seams.dialect,
@@ -148,8 +164,11 @@ class _Parts:
             *scenarios.ScenarioRunRoutes(self.scenario_runs).routes(),
             *scenarios.ScorerRoutes(self.definitions).routes(),
             *scenarios.ScenarioRoutes(self.definitions, self.scenario_runs).routes(),
+            *devboxes.SnapshotRoutes(self.snapshots).routes(),
             *devboxes.routes(self.fleet, self.executions),
             *devboxes.NetworkPolicyRoutes(self.policies).routes(),
+            *blueprints.BlueprintRoutes(self.blueprints).routes(),
+            *blueprints.ObjectRoutes(self.objects).routes(),
         ]
 
 
@@ -228,7 +247,8 @@ class Service:
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)
-            async with parts.environments, parts.scorings, parts.fleet:
+            async with parts.environments, parts.scorings, parts.fleet, parts.blueprints:
+                await parts.snapshots.open()
                 try:
                     yield cls(app=app, instance=instance, token=token, activity=activity, stopping=stopping, home=home)
                 finally:

@@ -24,6 +24,15 @@ class ExecutionStatus(StrEnum):
     COMPLETED = "completed"
 
 
+class SnapshotStatus(StrEnum):
+    """Status of a snapshot, as published."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETE = "complete"
+    ERROR = "error"
+    DELETED = "deleted"
+
+
 class FunctionState(StrEnum):
     """State of one scoring function: it gave a score, or there is none."""
 
@@ -69,6 +78,7 @@ class DevboxRecord(Record, frozen=True, kw_only=True):
     initiator_id: str | None = None
     name: str | None = None
     blueprint_id: str | None = None
+    snapshot_id: str | None = None
     isolation: Isolation | None = None
     enforced_limits: Sequence[str] | None = None
     network: str | None = None
@@ -136,6 +146,68 @@ class NetworkPolicyRecord(Record, frozen=True, kw_only=True):
     egress: EgressRules
     create_time_ms: int
     update_time_ms: int
+
+
+class ObjectRecord(Record, frozen=True, kw_only=True):
+    """A file that a client uploads. `key` is what the addresses of its content have instead of the token."""
+
+    id: str
+    name: str
+    content_type: str
+    create_time_ms: int
+    state: str
+    metadata: Mapping[str, str] | None = None
+    size_bytes: int | None = None
+    delete_after_time_ms: int | None = None
+    key: str = field(name="_key")
+
+
+class BlueprintRecord(Record, frozen=True, kw_only=True):
+    """A blueprint that a client made; `parameters` are as sent.
+
+    `dockerfile` is the text that is built, of its base and of itself, and `context` names the folder that it copies
+    from. Without one it is this machine's own system, where each devbox gets the `files` and runs the `commands`.
+    `arguments` and `launch` have those of its base too.
+    """
+
+    id: str
+    name: str
+    create_time_ms: int
+    state: str
+    status: str
+    parameters: Mapping[str, Any]
+    base_blueprint_id: str | None = None
+    build_finish_time_ms: int | None = None
+    failure_reason: str | None = None
+    metadata: Mapping[str, str] | None = None
+    dockerfile: str | None = field(name="_dockerfile", default=None)
+    arguments: Mapping[str, str] = field(name="_arguments", default_factory=dict)
+    context: str | None = field(name="_context", default=None)
+    files: Mapping[str, str] = field(name="_files", default_factory=dict)
+    commands: Sequence[str] = field(name="_commands", default=())
+    launch: Mapping[str, Any] = field(name="_launch", default_factory=dict)
+
+
+class SnapshotRecord(Record, frozen=True, kw_only=True):
+    """A snapshot of the disk of a devbox.
+
+    `layers` are the folders that it is made of, those of the snapshots below it first. With `is_image` each lies over
+    the image of `source_blueprint_id`; else there is one, with all folders of a devbox on this machine's own system.
+    """
+
+    id: str
+    create_time_ms: int
+    metadata: Mapping[str, str]
+    source_devbox_id: str
+    name: str | None = None
+    commit_message: str | None = None
+    size_bytes: int | None = None
+    source_blueprint_id: str | None = None
+    status: SnapshotStatus = field(name="_status")
+    error: str | None = field(name="_error", default=None)
+    layers: Sequence[str] = field(name="_layers", default=())
+    is_image: bool = field(name="_is_image", default=False)
+    working_directory: str | None = field(name="_working_directory", default=None)
 
 
 class RunProfile(Record, frozen=True, kw_only=True):

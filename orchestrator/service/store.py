@@ -220,9 +220,15 @@ SCENARIO_RUNS: Final = Table(
 DEVBOXES: Final = Table(records.DevboxRecord, "devboxes", "devbox", "dbx", ("status",))
 EXECUTIONS: Final = Table(records.ExecutionRecord, "executions", "execution", "exec", ("devbox_id",))
 NETWORK_POLICIES: Final = Table(records.NetworkPolicyRecord, "network_policies", "network policy", "npo", ("name",))
+BLUEPRINTS: Final = Table(records.BlueprintRecord, "blueprints", "blueprint", "bpt", ("name", "status", "state"))
+OBJECTS: Final = Table(records.ObjectRecord, "objects", "object", "obj", ("state",))
+SNAPSHOTS: Final = Table(
+    *(records.SnapshotRecord, "snapshots", "disk snapshot", "snp"),
+    indexed=("source_devbox_id", "source_blueprint_id", "_status"),
+)
 TABLES: Final[tuple[Table[Any], ...]] = (
     *(BENCHMARKS, SCENARIOS, SCORERS, BENCHMARK_RUNS, SCENARIO_RUNS, DEVBOXES, EXECUTIONS),
-    NETWORK_POLICIES,
+    *(NETWORK_POLICIES, BLUEPRINTS, OBJECTS, SNAPSHOTS),
 )
 
 

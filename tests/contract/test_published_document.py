@@ -39,10 +39,10 @@ EXAMPLES: Final = 15
 EXAMPLES_UNSERVED: Final = 2
 #: What is answered 404 or 405 in words, by why: operations by their id, or all below a path.
 UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
-    "no account, and nothing of one": ("/v1/apikeys", "/v1/restricted_keys", "/v1/agents", "/v1/objects", "/v1/axons"),
+    "no account, and nothing of one": ("/v1/apikeys", "/v1/restricted_keys", "/v1/agents", "/v1/axons"),
     "no servers beside a devbox": ("/v1/gateway-configs", "/v1/mcp-configs", "/pty"),
     "`sweep` itself is what runs a job": ("/v1/benchmark_jobs",),
-    "environments come with the scenarios": ("/v1/blueprints",),
+    "nothing is found out about a repository": ("createBlueprintFromInspection",),
     "secrets are the owner's; they are listed and no more": (
         "createSecret",
         "getSecret",
@@ -50,11 +50,6 @@ UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
         "deleteSecret",
     ),
     "no provider here can do it": (
-        "/v1/devboxes/disk_snapshots",
-        "createDiskSnapshot",
-        "createDiskSnapshotAsync",
-        "suspendDevbox",
-        "resumeDevbox",
         "createDevboxSshKey",
         "createDevboxPtyTunnel",
         "enableDevboxTunnel",
@@ -73,10 +68,18 @@ UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
         "getDevboxMetadataValues",
         "getScenarioMetadataKeys",
         "getScenarioMetadataValues",
+        "/v1/blueprints/metadata",
+        "/v1/blueprints/public",
+        "/v1/objects/metadata",
+        "/v1/devboxes/disk_snapshots/metadata",
+        "/v1/devboxes/disk_snapshots/public",
+        "listPublicSnapshots",
     ),
 }
 #: These end what the others need, so they come last.
 ENDING: Final = (
+    "suspendDevbox",
+    "resumeDevbox",
     "killAsyncExecution",
     "archiveScenario",
     "unarchiveScenario",
@@ -88,6 +91,9 @@ ENDING: Final = (
     "cancelBenchmarkRunDeprecated",
     "shutdownDevbox",
     "deleteNetworkPolicy",
+    "deleteBlueprint",
+    "deleteObject",
+    "deleteSnapshot",
 )
 #: What our views have and the document's do not, by view.
 ADDED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -125,7 +131,10 @@ KINDS: Final[Mapping[str, str]] = {
     "/v1/scenarios/runs": "scenario_run",
     "/v1/scenarios/scorers": "scorer",
     "/v1/devboxes": "devbox",
+    "/v1/devboxes/disk_snapshots": "snapshot",
     "/v1/network-policies": "policy",
+    "/v1/blueprints": "blueprint",
+    "/v1/objects": "object",
 }
 SCORER: Final = {"type": "command_scorer", "command": "test -f done"}
 CONTRACT: Final = {"scoring_function_parameters": [{"name": "it", "weight": 1.0, "scorer": SCORER}]}
@@ -182,6 +191,12 @@ class Asker:
         self.post(f"devboxes/{devbox}/write_file_contents", {"file_path": "known", "contents": "text"})
         scorer = self.post("scenarios/scorers", {"type": "mine", "bash_script": "echo score=1.0"})["id"]
         policy = self.post("network-policies", {"name": "mine", "allowed_hostnames": ["a.example"]})["id"]
+        blueprint = self.post("blueprints", {"name": "mine"})["id"]
+        objects = [self.post("objects", {"name": "mine", "content_type": "text"}) for _ in range(2)]
+        for each in objects:
+            assert httpx.put(each["upload_url"], content=b"text", trust_env=False).status_code == 200
+        self.post(f"objects/{objects[1]['id']}/complete")
+        snapshot = self.post(f"devboxes/{devbox}/snapshot_disk", {"name": "mine"})["id"]
         return {
             "benchmark": [benchmark],
             "benchmark_run": [of_it, empty],
@@ -191,6 +206,9 @@ class Asker:
             "devbox": [devbox],
             "execution": [done, listening["execution_id"]],
             "policy": [policy],
+            "blueprint": [blueprint],
+            "object": [each["id"] for each in objects],
+            "snapshot": [snapshot],
         }
 
     def _ask(self, method: str, path: str, body: Any) -> Any:

@@ -59,7 +59,10 @@ RESOURCES = (
     "scenarios.scorers",
     "devboxes",
     "devboxes.executions",
+    "devboxes.disk_snapshots",
     "devboxes.logs",
+    "blueprints",
+    "objects",
     "secrets",
 )
 #: What no provider of ours can do, or what `sweep` itself is for: answered 404 or 405 with a word of explanation.
@@ -71,23 +74,15 @@ REFUSED = {
     "devboxes.create_mcp_token": None,
     "devboxes.create_pty_tunnel": None,
     "devboxes.create_ssh_key": {"id": "dbx_1"},
-    "devboxes.delete_disk_snapshot": {"id": "snp_1"},
     "devboxes.enable_tunnel": {"id": "dbx_1"},
-    "devboxes.list_disk_snapshots": {},
     "devboxes.remove_tunnel": None,
-    "devboxes.resume": {"id": "dbx_1"},
     "devboxes.retrieve_resource_usage": {"id": "dbx_1"},
-    "devboxes.snapshot_disk": {"id": "dbx_1"},
-    "devboxes.snapshot_disk_async": {"id": "dbx_1"},
-    "devboxes.suspend": {"id": "dbx_1"},
     "devboxes.watch_evictions": None,
     "secrets.create": {"name": "KEY", "value": "v"},
     "secrets.delete": {"name": "KEY"},
     "secrets.retrieve": {"name": "KEY"},
     "secrets.update": {"name": "KEY", "value": "v"},
 }
-#: Waits for what never happens here.
-NOT_CALLED = {"devboxes.await_suspended"}
 #: Return the reply to an earlier request than their last.
 COMPOSED = {"scenarios.start_run_and_await_env_ready"}
 POLLING = PollingConfig(interval_seconds=0.05, max_attempts=600)
@@ -248,10 +243,12 @@ async def test_every_method_of_the_client_is_answered(address: Address, kind: st
         await walk_devbox(walk)
         await walk_benchmark_run(walk, scenarios)
         await walk_scorers(walk)
+        await walk_blueprints(walk)
+        await walk_objects(walk)
         assert (await walk.call("secrets.list")).secrets == []
         await walk_refusals(walk)
         assert run
-        assert walk.called | NOT_CALLED == served_methods()
+        assert walk.called == served_methods()
 
 
 async def walk_definitions(walk: Walker) -> list[str]:
@@ -316,9 +313,30 @@ async def walk_devbox(walk: Walker) -> None:
     assert await walk.data("devboxes.download_file", devbox, path="up") == b"bytes"
     assert await walk.call("devboxes.read_file_contents", devbox, file_path="up") == "bytes"
     await walk.call("devboxes.logs.list", devbox)
+    await walk_snapshots(walk, devbox)
+    assert (await walk.call("devboxes.suspend", devbox)).status == "suspended"
+    assert (await walk.call("devboxes.await_suspended", devbox)).status == "suspended"
+    assert (await walk.call("devboxes.resume", devbox)).status == "running"
     assert (await walk.call("devboxes.shutdown", devbox)).status == "shutdown"
     other = await walk.call("devboxes.create_and_await_running")
     await walk.call("devboxes.shutdown", other.id)
+
+
+async def walk_snapshots(walk: Walker, devbox: str) -> None:
+    first = await walk.call("devboxes.snapshot_disk", devbox, name="first", metadata={"a": "b"})
+    begun = await walk.call("devboxes.snapshot_disk_async", devbox, commit_message="why")
+    done = await walk.call("devboxes.disk_snapshots.await_completed", begun.id, polling_config=POLLING)
+    assert (done.status, done.snapshot.commit_message) == ("complete", "why")
+    assert (await walk.call("devboxes.disk_snapshots.query_status", first.id)).snapshot.metadata == {"a": "b"}
+    assert (await walk.call("devboxes.disk_snapshots.update", first.id, name="other")).name == "other"
+    listed = [item.id for item in await walk.items("devboxes.disk_snapshots.list", devbox_id=devbox, limit=1)]
+    assert listed == [begun.id, first.id]
+    assert [item.id for item in await walk.items("devboxes.list_disk_snapshots", devbox_id=devbox)] == listed
+    restored = await walk.call("devboxes.create_and_await_running", snapshot_id=first.id)
+    assert await walk.call("devboxes.read_file_contents", restored.id, file_path="up") == "bytes"
+    await walk.call("devboxes.shutdown", restored.id)
+    await walk.call("devboxes.disk_snapshots.delete", first.id)
+    await walk.call("devboxes.delete_disk_snapshot", begun.id)
 
 
 async def walk_commands(walk: Walker, devbox: str) -> None:
@@ -371,6 +389,40 @@ async def walk_scorers(walk: Walker) -> None:
     assert updated.bash_script == "echo score=0.0"
     assert (await walk.call("scenarios.scorers.retrieve", scorer.id)).type == name
     assert scorer.id in {item.id for item in await walk.items("scenarios.scorers.list", limit=1)}
+
+
+async def walk_blueprints(walk: Walker) -> None:
+    asked: dict[str, Any] = {
+        "name": "mine",
+        "file_mounts": {"a": "b"},
+        "system_setup_commands": ["true"],
+        "launch_parameters": {"keep_alive_time_seconds": 300},
+        "metadata": {"c": "d"},
+    }
+    made = await walk.call("blueprints.create", **asked)
+    assert (await walk.call("blueprints.await_build_complete", made.id)).parameters.file_mounts == {"a": "b"}
+    assert "RUN" in (await walk.call("blueprints.preview", **asked)).dockerfile
+    assert (await walk.call("blueprints.retrieve", made.id)).metadata == {"c": "d"}
+    other = await walk.call("blueprints.create_and_await_build_complete", name="other", base_blueprint_id=made.id)
+    assert other.base_blueprint_id == made.id
+    assert made.id in {item.id for item in await walk.items("blueprints.list", limit=1)}
+    assert await walk.items("blueprints.list_public") == []
+    assert (await walk.call("blueprints.logs", made.id)).logs == []
+    await walk.call("blueprints.delete", made.id)
+
+
+async def walk_objects(walk: Walker) -> None:
+    made = await walk.call("objects.create", name="mine", content_type="text", metadata={"a": "b"}, ttl_ms=600_000)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.put(made.upload_url, content=b"text")).status_code == 200
+    assert (await walk.call("objects.complete", made.id)).state == "READ_ONLY"
+    assert (await walk.call("objects.retrieve", made.id)).size_bytes == len("text")
+    url = (await walk.call("objects.download", made.id)).download_url
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(url)).text == "text"
+    assert made.id in {item.id for item in await walk.items("objects.list", limit=1)}
+    assert await walk.items("objects.list_public") == []
+    assert (await walk.call("objects.delete", made.id)).state == "DELETED"
 
 
 async def walk_refusals(walk: Walker) -> None:

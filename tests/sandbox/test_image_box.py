@@ -349,8 +349,9 @@ async def test_a_script_without_a_first_line_is_the_shells_for_every_user(imaged
     assert (await run(box, Command(argv=("nothing-here",)), timeout=20)).status == 127
 
 
+@pytest.mark.parametrize("is_copied", [False, True])
 async def test_a_box_leaves_what_it_wrote_as_a_layer_with_the_ids_of_images(
-    imaged: "Bench", image: ImageRoot, many_ids: IdMap
+    imaged: "Bench", image: ImageRoot, many_ids: IdMap, *, is_copied: bool
 ) -> None:
     """Owners, modes that lend rights, capabilities and removed files are what another box on top of it sees."""
     place = imaged.place / "building"
@@ -361,7 +362,13 @@ async def test_a_box_leaves_what_it_wrote_as_a_layer_with_the_ids_of_images(
         "import os; os.setxattr('/l', 'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'))"
     )
     assert (await run(box, Command(argv=(PROGRAM, "-c", give)), timeout=20)).output == ""
-    await box.keep_layer(imaged.place / "kept")
+    if is_copied:
+        await box.freeze()
+        await box.save(imaged.place / "kept")
+        await box.thaw()
+        assert await say(imaged, box, "cat /made; stat -c '%u %g %a' /made") == "new\n33 34 6755\n"
+    else:
+        await box.keep_layer(imaged.place / "kept")
     await box.stop()
     assert not place.exists()
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -476,3 +477,36 @@ async def test_one_file_cannot_be_larger_than_the_disk(bench: "Bench") -> None:
     box = await bench.boot(resources=Resources(disk=1 << 20))
     assert (await bench.run(box, "head -c 2000000 /dev/zero > big")).status != 0
     assert (await bench.run(box, "stat -c %s big")).stdout == b"1048576\n"
+
+
+async def test_what_is_frozen_does_nothing_until_it_is_thawed(bench: "Bench") -> None:
+    """What its own programs had stopped stays so."""
+    box = await bench.boot()
+    loop = "while sleep 0.01; do echo >>ticks; done"
+    await bench.run(box, f"({loop}) >/dev/null 2>&1 & (kill -STOP $BASHPID; echo >woken) >/dev/null 2>&1 &")
+    await bench.run(box, "until [ -s ticks ]; do sleep 0.01; done")
+    await box.freeze()
+    place = box.place("/home/user/ticks")
+    size = place.stat().st_size
+    other = await bench.boot()
+    await bench.run(other, "sleep 0.2")
+    assert place.stat().st_size == size
+    await box.thaw()
+    await until(lambda: place.stat().st_size > size, "it does not go on")
+    assert not box.place("/home/user/woken").exists()
+    await box.freeze()
+    await box.stop()
+
+
+async def test_what_a_box_has_is_copied_or_moved_for_another_one(bench: "Bench") -> None:
+    box = await bench.boot()
+    await bench.run(box, "mkdir deep; echo first >deep/file; chmod 750 deep")
+    await box.save(bench.place / "saved")
+    await bench.run(box, "echo second >deep/file")
+    await box.keep_layer(bench.place / "kept")
+    await box.stop()
+    for place, text in (("saved", "first\n750\n"), ("kept", "second\n750\n")):
+        tree = bench.place / place
+        image = bench.image and replace(bench.image, layers=(*bench.image.layers, tree))
+        other = await bench.boot(image=image, root=None if image else tree)
+        assert (await bench.run(other, "cat deep/file; stat -c %a deep")).output == text

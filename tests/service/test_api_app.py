@@ -67,8 +67,8 @@ async def test_the_service_proves_that_it_knows_the_token_before_it_is_sent(tmp_
 
 async def test_an_unknown_route_is_answered_with_what_this_service_is(tmp_path: Path) -> None:
     async with service_client(tmp_path) as client:
-        message = error(await client.get("/v1/blueprints"), 404)
-        assert "GET /v1/blueprints" in message
+        message = error(await client.get("/v1/nothing"), 404)
+        assert "GET /v1/nothing" in message
         assert "Runloop-compatible benchmark service; it serves benchmarks" in message
         answer = await client.delete("/v1/benchmarks/bmd_1")
         assert "DELETE /v1/benchmarks/bmd_1" in error(answer, 405)
@@ -90,6 +90,10 @@ async def test_unknown_ids_are_404_and_named(tmp_path: Path) -> None:
             "scenarios/runs/scr_0",
             "scenarios/scorers/scs_0",
             "devboxes/dbx_0",
+            "blueprints/bpt_0",
+            "blueprints/bpt_0/logs",
+            "objects/obj_0",
+            "objects/obj_0/download",
         ):
             message = error(await client.get(f"/v1/{path}"), 404)
             assert "_0" in message
@@ -105,6 +109,9 @@ async def test_unknown_ids_are_404_and_named(tmp_path: Path) -> None:
             "scenarios/runs/scr_0/cancel",
             "scenarios/runs/scr_0/download_logs",
             "scenarios/scorers/scs_0",
+            "blueprints/bpt_0/delete",
+            "objects/obj_0/complete",
+            "objects/obj_0/delete",
         ):
             error(await client.post(f"/v1/{path}"), 404)
 

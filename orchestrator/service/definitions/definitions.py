@@ -345,8 +345,8 @@ class Definitions:
         if (timeout := fields.get("scorer_timeout_sec")) is not None and timeout <= 0:
             raise BadRequest("scorer_timeout_sec: expected a number of seconds above 0.")
         environment = fields.get("environment_parameters") or {}
-        if environment.get("snapshot_id"):
-            raise BadRequest("environment_parameters.snapshot_id: this service keeps no snapshots; use blueprint_id.")
+        if environment.get("snapshot_id") and environment.get("blueprint_id"):
+            raise BadRequest("environment_parameters.snapshot_id: give it or blueprint_id, not both.")
         directory = environment.get("working_directory") or ""
         if "\0" in directory or ".." in PurePosixPath(directory).parts:
             raise BadRequest("environment_parameters.working_directory: expected the path of a folder, without '..'.")

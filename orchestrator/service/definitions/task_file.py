@@ -343,7 +343,7 @@ def read_blueprint(task: Task, files: Listing, report: Report, contents: Content
         environment=task.variables,
         network=task.network,
         hosts=task.hosts,
-        setup=setup,
+        setup=() if setup is None else (setup,),
         healthcheck=task.healthcheck,
         resources=resources,
         build_timeout=task.build_timeout,

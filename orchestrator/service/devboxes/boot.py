@@ -39,7 +39,11 @@ async def write_mounts(box: Box, mounts: Mapping[str, str]) -> None:
 
 
 async def settle_in(box: Box, prepared: Prepared, output: Path) -> None:
-    """Run an environment's scripts and wait until it is healthy. Raises BadRequest saying what failed, and BoxDied."""
+    """Write an environment's files, run its scripts and wait until it is healthy.
+
+    Raises BadRequest saying what failed, and BoxDied.
+    """
+    await write_mounts(box, prepared.files)
     await run_scripts(box, prepared.setup, output)
     if prepared.healthcheck is not None:
         await wait_healthy(box, prepared.healthcheck, output)

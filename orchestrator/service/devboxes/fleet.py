@@ -3,6 +3,7 @@
 However a devbox ends (by request, by its keep-alive, by dying), the end is recorded by one function, in one
 transaction with everything that hangs on it, and its task stops the box. Nobody polls: waiters are woken by changes,
 keep-alive and idle time are the deadline of the task's own cancel scope, and the box says when it died.
+A devbox that is suspended is frozen first; after a while what ran in it is ended, and its files wait for a new box.
 What a devbox is booted with stays in memory (it may hold keys): no devbox outlives the service that booted it.
 """
 
@@ -26,6 +27,7 @@ from msgspec.structs import replace as replaced
 from orchestrator.core.errors import InternalError, SweepError
 from orchestrator.core.protocol import DEVBOX_DEAD, DevboxStatus, Isolation
 from orchestrator.service.devboxes import boot, states
+from orchestrator.service.devboxes.blueprints import with_start
 from orchestrator.service.devboxes.network import box_network, described, network_of, policy_of, way_out
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
@@ -34,8 +36,8 @@ from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.environments.image_builds import BuildFailed
 from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
 from orchestrator.service.environments.package_managers import covers
-from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitExpired
-from orchestrator.service.records import Created, DevboxRecord
+from orchestrator.service.errors import BadRequest, Conflict, NotFound, ServiceError, Unwritable, WaitExpired
+from orchestrator.service.records import Created, DevboxRecord, SnapshotStatus
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
@@ -51,9 +53,11 @@ from orchestrator.service.sandbox.provider import (
     Resources,
 )
 from orchestrator.service.sandbox.safe_fs import remove
-from orchestrator.service.store import DEVBOXES, ListQuery, Page, Store, insist, now_ms
+from orchestrator.service.store import DEVBOXES, SNAPSHOTS, ListQuery, Page, Store, insist, now_ms
 
 STOP_TIMEOUT_S: Final = 20.0
+#: Time after which what is frozen in a suspended devbox ends.
+FROZEN_S: Final = 600.0
 #: Time after which a request whose transaction was undone is forgotten.
 FORGET_S: Final = 600.0
 
@@ -81,6 +85,14 @@ class _Live:
     boxes: Succession | None = None
     egress: Egress | None = None
     users: int = 0
+    #: What goes on beside the boot and the watch; it ends with the devbox.
+    helpers: TaskGroup | None = None
+    #: Where idle devboxes are suspended: its deadline is when.
+    idle: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    #: Held while its state is changed by suspending, resuming, and ending what is frozen.
+    moving: anyio.Lock = field(default_factory=anyio.Lock)
+    suspensions: int = 0
+    is_asleep: bool = False
 
     @property
     def shown(self) -> Mapping[str, Any]:
@@ -90,9 +102,10 @@ class _Live:
 
     def touch(self) -> None:
         """Start the idle time again; the keep-alive of a devbox without an idle setting goes on."""
-        idle = self.order.launch.idle
-        if idle is not None and self.status == DevboxStatus.RUNNING:
-            self.scope.deadline = float("inf") if self.users else anyio.current_time() + idle
+        launch = self.order.launch
+        if launch.idle is not None and self.status == DevboxStatus.RUNNING:
+            scope = self.idle if launch.suspends else self.scope
+            scope.deadline = float("inf") if self.users else anyio.current_time() + launch.idle
 
 
 class Fleet:
@@ -109,6 +122,7 @@ class Fleet:
         provider: Provider,
         state: Path,
         blueprints: Callable[[str, Preparation], Awaitable[Prepared]],
+        snapshots: Callable[[str, Preparation], Awaitable[Prepared]] | None = None,
         on_end: states.OnEnd = lambda _db, _devbox: None,
         installs: Installs | None = None,
         resolve: Resolver | None = None,
@@ -119,6 +133,8 @@ class Fleet:
         self._store = store
         self._provider = provider
         self._blueprints = blueprints
+        self._snapshots = snapshots
+        self._asleep = state / "asleep"
         self._installs = installs
         self._resolve = resolve
         self._changes = states.ChangeEvents()
@@ -131,8 +147,9 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
-        await anyio.to_thread.run_sync(remove, self._evidence)
-        self._evidence.mkdir(mode=0o700)
+        for folder in (self._evidence, self._asleep):
+            await anyio.to_thread.run_sync(remove, folder)
+            folder.mkdir(mode=0o700)
         if Capability.ISOLATED in self._provider.capabilities:
             self._covers = await anyio.to_thread.run_sync(covers, self.output.parent / "nothing")
         self._tasks = await anyio.create_task_group().__aenter__()
@@ -160,6 +177,7 @@ class Fleet:
 
     def insert(self, db: sqlite3.Connection, request: DevboxRequest) -> DevboxRecord:
         """Insert a devbox in the caller's transaction; `boot_soon` it after the commit. Raises BadRequest."""
+        request = with_start(db, request)
         if request.install is not None and (self._installs is None or not self._installs.is_possible):
             how = f"by devboxes of isolation '{self._provider.name}'"
             raise BadRequest(f"mounts: {MOUNT!r} is not supported {how}; install by commands in them instead.")
@@ -243,6 +261,7 @@ class Fleet:
 
     async def _boot(self, live: _Live, prepare: Prepare | None, helpers: TaskGroup) -> Succession:
         request, launch = live.order.request, live.order.launch
+        live.helpers = helpers
         prepared = await self._prepared(live, prepare)
         live.preparation.doing = str
         if launch.idle is None:  # from now on: what it waits for, such as an image, is not its own life
@@ -286,22 +305,27 @@ class Fleet:
             "installed": None if request.install is None else [request.install.key],
         }
         await self._advance(live, DevboxStatus.INITIALIZING, shown)
-        await boot.write_mounts(box, request.file_mounts)
+        await boot.write_mounts(box, {**prepared.files, **request.file_mounts})
         await boot.run_scripts(box, prepared.setup, self.output)
         await boot.run_commands(box, launch.commands, self.output)
         if prepared.healthcheck is not None:
             await boot.wait_healthy(box, prepared.healthcheck, self.output)
         await self._advance(live, DevboxStatus.RUNNING, {})
+        if launch.suspends:
+            helpers.start_soon(self._suspend_idle, live)
         live.touch()
         return boxes
 
     async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
         """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""
-        install, blueprint_id = live.order.request.install, live.order.request.blueprint_id
+        request = live.order.request
+        install, blueprint_id, snapshot_id = request.install, request.blueprint_id, request.snapshot_id
         if prepare is not None:
             prepared = await prepare(live.preparation)
         else:
             prepared = Prepared() if blueprint_id is None else await self._blueprints(blueprint_id, live.preparation)
+            if snapshot_id is not None and self._snapshots is not None:
+                prepared = await self._snapshots(snapshot_id, live.preparation)
         if install is None or self._installs is None:
             return prepared
 
@@ -327,6 +351,7 @@ class Fleet:
             return
         try:
             await live.boxes.stop()  # each box bounds its own end
+            await anyio.to_thread.run_sync(remove, self._asleep / live.id)
         except Exception:  # noqa: BLE001 - one devbox's trouble is not the service's
             structlog.get_logger().exception("devbox.stop_crashed", devbox=live.id)
 
@@ -416,10 +441,118 @@ class Fleet:
             raise NotFound(f"There is no devbox with id {devbox_id!r}.")
         raise states.not_running(devbox_id, status)
 
-    async def shutdown(self, devbox_id: str, reason: str = "api_shutdown") -> DevboxRecord:
-        """End a devbox and wait until nothing of it is left. Idempotent. Raises NotFound."""
+    async def suspend(self, devbox_id: str) -> DevboxRecord:
+        """Freeze what runs in a devbox; after a while it is ended, and the files are kept. Idempotent.
+
+        Raises BadRequest for one that does not run or that scorers may judge, and NotFound.
+        """
+        live = self._live.get(devbox_id)
+        if live is None or live.status is not DevboxStatus.SUSPENDED:
+            live = self._running(devbox_id)
+            await self._suspend(live)
+        return await self.retrieve(devbox_id)
+
+    async def _suspend(self, live: _Live) -> None:
+        async with live.moving:
+            boxes, helpers = self._running(live.id).boxes, live.helpers
+            assert boxes is not None
+            assert helpers is not None
+            if boxes.is_marked or boxes.settled is not None:
+                raise BadRequest(f"Devbox {live.id}: it has what scorers are to judge, and is not suspended.")
+            with anyio.CancelScope(shield=True):
+                live.scope.deadline = live.idle.deadline = float("inf")
+                await insist(partial(self._advance, live, DevboxStatus.SUSPENDING, {}))
+                await boxes.agents.freeze()
+                await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
+            if live.status is DevboxStatus.SUSPENDED:  # and not ended meanwhile
+                live.suspensions += 1
+                helpers.start_soon(self._end_frozen, live, live.suspensions)
+
+    async def _suspend_idle(self, live: _Live) -> None:
+        """Suspend a devbox whenever it has been idle for long enough."""
+        while True:
+            with anyio.CancelScope(deadline=live.idle.deadline) as live.idle:
+                await anyio.sleep_forever()
+            try:
+                await self._suspend(live)
+            except BadRequest:  # it does not run, or it is to be judged
+                live.idle.deadline = float("inf")
+
+    async def _end_frozen(self, live: _Live, suspension: int) -> None:
+        """End what is frozen in a suspended devbox after a while, and keep its files."""
+        await anyio.sleep(FROZEN_S)
+        async with live.moving:
+            if live.status is DevboxStatus.SUSPENDED and live.suspensions == suspension and live.boxes is not None:
+                place = self._asleep / live.id / str(suspension)
+                log = structlog.get_logger().bind(devbox=live.id)
+                with anyio.CancelScope(shield=True):
+                    try:
+                        await anyio.to_thread.run_sync(partial(place.mkdir, mode=0o700, parents=True))
+                        await live.boxes.sleep(place / "fs")
+                    except (BoxDied, OSError) as error:  # it stays frozen, or who watches it sees its end
+                        log.warning("devbox.restless", error=str(error))
+                        return
+                    live.is_asleep = True
+                    log.info("devbox.asleep")
+
+    async def resume(self, devbox_id: str) -> DevboxRecord:
+        """Let a suspended devbox go on, in a new box over its files where what ran was ended. Idempotent.
+
+        Raises BadRequest for one that is not suspended, BoxStartFailed, and NotFound.
+        """
+        live = self._live.get(devbox_id)
+        if live is None or live.status is not DevboxStatus.SUSPENDED:
+            self._running(devbox_id)
+            return await self.retrieve(devbox_id)
+        async with live.moving:
+            if live.status is DevboxStatus.SUSPENDED:
+                assert live.boxes is not None
+                with anyio.CancelScope(shield=True):
+                    await insist(partial(self._advance, live, DevboxStatus.RESUMING, {}))
+                    try:
+                        if live.is_asleep:
+                            await self._wake(live, live.boxes)
+                        await live.boxes.agents.thaw()
+                    except (ServiceError, OSError):
+                        if not live.is_asleep:
+                            await live.boxes.agents.freeze()
+                        await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
+                        raise
+                    await insist(partial(self._advance, live, DevboxStatus.RUNNING, {}))
+                live.touch()
+                if live.order.launch.idle is None:
+                    live.scope.deadline = anyio.current_time() + live.order.launch.keep_alive
+        return await self.retrieve(devbox_id)
+
+    async def _wake(self, live: _Live, boxes: Succession) -> None:
+        """Boot a box over the files that were kept. Raises BoxStartFailed, BoxDied and BadRequest."""
+        files, spec = self._asleep / live.id / str(live.suspensions) / "fs", boxes.spec
+        if spec.image is None:
+            spec = replace(spec, root=files)
+        else:
+            spec = replace(spec, root=None, image=replace(spec.image, layers=(*spec.image.layers, files)))
+        box = await boxes.wake(spec)
+        live.is_asleep = False
+        if spec.image is None:
+            await anyio.to_thread.run_sync(remove, files)
+        if live.egress is not None and live.helpers is not None:
+            await live.helpers.start(live.egress.serve, box)
+        await boot.run_commands(box, live.order.launch.commands, self.output)
+
+    async def shutdown(self, devbox_id: str, reason: str = "api_shutdown", *, is_forced: bool = True) -> DevboxRecord:
+        """End a devbox and wait until nothing of it is left. Idempotent.
+
+        Raises NotFound, and unless it `is_forced` Conflict while a snapshot of it is taken.
+        """
+
+        def end(db: sqlite3.Connection) -> None:
+            taken = {"source_devbox_id": devbox_id, "_status": SnapshotStatus.IN_PROGRESS}
+            if not is_forced and SNAPSHOTS.count(db, taken):
+                raise Conflict(f"A snapshot of devbox {devbox_id} is being taken; wait for it, or use force.")
+            self.shutdown_in(db, devbox_id, reason)
+
         with anyio.CancelScope(shield=True):
-            await self._store.write(partial(self.shutdown_in, devbox_id=devbox_id, reason=reason))
+            await self._store.write(end)
             self.shutdown_soon(devbox_id)
         live = self._live.get(devbox_id)
         if live is not None:

@@ -40,6 +40,8 @@ class DevboxRequest:
     metadata: Mapping[str, str] = field(default_factory=dict)
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     blueprint_id: str | None = None
+    blueprint_name: str | None = None
+    snapshot_id: str | None = None
     launch_parameters: Mapping[str, Any] = field(default_factory=dict)
     scenario_policy_id: str | None = None
     file_mounts: Mapping[str, str] = field(default_factory=dict)
@@ -125,12 +127,14 @@ class _Launch(_Parameters):
 class Launch:
     """Launch parameters as the fleet needs them.
 
-    `keep_alive` seconds after its start the devbox ends; with `idle`, that many seconds after its last use instead.
-    `resources` is None when nothing was asked for. `shown` are the parameters as sent, with the defaults filled in.
+    `keep_alive` seconds after its start the devbox ends; with `idle`, that many seconds after its last use instead, or
+    it is suspended then, if it `suspends`. `resources` is None when nothing was asked for. `shown` are the parameters
+    as sent, with the defaults filled in.
     """
 
     keep_alive: int
     idle: int | None
+    suspends: bool
     resources: Resources | None
     commands: tuple[str, ...]
     shown: Mapping[str, Any]
@@ -141,17 +145,16 @@ def parse_launch(parameters: Mapping[str, Any] | None) -> Launch:
     sent = {key: value for key, value in (parameters or {}).items() if value is not None}
     parsed = _parse(sent)
 
-    # The published API wants both places of the setting to agree. Suspending is beyond every provider here.
+    # The published API wants both places of the setting to agree.
     nested = parsed.lifecycle.after_idle if parsed.lifecycle else None
     if parsed.after_idle and nested and parsed.after_idle != nested:
         raise BadRequest(f"{_key('after_idle')}: differs from lifecycle.after_idle; give one of them.")
     idle = nested or parsed.after_idle
-    if idle and idle.on_idle == "suspend":
-        raise BadRequest(f"{_key('after_idle.on_idle')}: 'suspend' is not supported by this service; use 'shutdown'.")
 
     return Launch(
         keep_alive=parsed.keep_alive_time_seconds or KEEP_ALIVE_S,
         idle=idle.idle_time_seconds if idle else None,
+        suspends=idle is not None and idle.on_idle == "suspend",
         resources=_resources(parsed),
         commands=tuple(parsed.launch_commands or ()),
         shown={"keep_alive_time_seconds": KEEP_ALIVE_S} | sent,

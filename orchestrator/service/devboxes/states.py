@@ -1,6 +1,5 @@
 """The life of a devbox as data: legal moves between its statuses, its row made, moved on and ended, and its changes.
 
-A provider here boots and ends devboxes and does no more, so nothing leads to `suspending`, `suspended` or `resuming`.
 An end is recorded by one function, together with everything that hangs on it: the devbox's executions are completed,
 and `on_end` runs, in the same transaction, so that no run is ever left thinking its devbox lives.
 
@@ -31,7 +30,10 @@ MOVES: Final[Mapping[DevboxStatus, frozenset[DevboxStatus]]] = {
     DevboxStatus.QUEUED: frozenset({DevboxStatus.PROVISIONING}) | DEVBOX_DEAD,
     DevboxStatus.PROVISIONING: frozenset({DevboxStatus.INITIALIZING}) | DEVBOX_DEAD,
     DevboxStatus.INITIALIZING: frozenset({DevboxStatus.RUNNING}) | DEVBOX_DEAD,
-    DevboxStatus.RUNNING: DEVBOX_DEAD,
+    DevboxStatus.RUNNING: frozenset({DevboxStatus.SUSPENDING}) | DEVBOX_DEAD,
+    DevboxStatus.SUSPENDING: frozenset({DevboxStatus.SUSPENDED}) | DEVBOX_DEAD,
+    DevboxStatus.SUSPENDED: frozenset({DevboxStatus.RESUMING}) | DEVBOX_DEAD,
+    DevboxStatus.RESUMING: frozenset({DevboxStatus.RUNNING, DevboxStatus.SUSPENDED}) | DEVBOX_DEAD,
 }
 
 OnEnd = Callable[[sqlite3.Connection, DevboxRecord], None]
@@ -122,6 +124,7 @@ def new_devbox(request: DevboxRequest, launch: Launch) -> DevboxRecord:
             for status in (DevboxStatus.QUEUED, DevboxStatus.PROVISIONING)
         ],
         blueprint_id=request.blueprint_id,
+        snapshot_id=request.snapshot_id,
         initiator_type=request.initiator_type,
         initiator_id=request.initiator_id,
     )

@@ -106,6 +106,9 @@ class Succession:
         self._lock = anyio.Lock()
         self._count = 0
         self._is_retired = False
+        self._is_stopped = False
+        #: Set when a box stands for the devbox again, while none does.
+        self._awake: anyio.Event | None = None
         #: The box that commands of clients run in, and the agent's.
         self.front = self.agents = box
         #: The home of the agent's programs, or ours where an image's user has none to write in.
@@ -140,8 +143,60 @@ class Succession:
             box = self.front if self._is_retired else self.agents
             how = await box.wait_dead()
             async with self._lock:
-                if box is (self.front if self._is_retired else self.agents):
+                awake = self._awake
+                if awake is None and box is (self.front if self._is_retired else self.agents):
                     return how, self.is_marked and box.is_broken_from_inside
+            if awake is not None:
+                await awake.wait()
+
+    async def save(self, target: Path) -> None:
+        """Copy what the agent's box has to `target`, as `Box.save`; everything in it stands still meanwhile.
+
+        Raises BoxDied.
+        """
+        async with self._lock:
+            try:
+                await self.agents.freeze()
+                with _whole(self.agents):
+                    await self.agents.save(target)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self.agents.thaw()
+
+    async def sleep(self, target: Path) -> None:
+        """Move the files of the only box to `target`, as `Box.keep_layer`, and end it. Raises BoxDied.
+
+        None stands for the devbox until `wake`.
+        """
+        async with self._lock:
+            self._awake = anyio.Event()
+            try:
+                with _whole(self.agents):
+                    await self.agents.keep_layer(target)
+            except BaseException:
+                self._rise()
+                raise
+            await self.agents.stop()
+
+    async def wake(self, spec: BoxSpec) -> Box:
+        """Start a box as `spec` says, to stand for the devbox again. Raises BoxStartFailed and BoxDied."""
+        box = await self._provider.start(spec)
+        if self._is_stopped:
+            await box.stop()
+            raise BoxDied(f"devbox {spec.id}: it was shut down meanwhile")
+        self._spec, self._holder, self.front, self.agents = spec, box, box, box
+        self._rise()
+        return box
+
+    def _rise(self) -> None:
+        if self._awake is not None:
+            self._awake.set()
+            self._awake = None
+
+    @property
+    def spec(self) -> BoxSpec:
+        """The spec of its agent's box."""
+        return self._spec
 
     async def mark(self) -> None:
         """Note how everything is: the agent begins now. Raises BoxDied."""
@@ -385,6 +440,7 @@ class Succession:
 
     async def stop(self) -> None:
         """End all of them, and remove what they left."""
+        self._is_stopped = True
         await self.agents.stop()
         with suppress(OSError):
             await anyio.to_thread.run_sync(partial(remove, self._folder))

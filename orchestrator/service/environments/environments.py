@@ -1,4 +1,4 @@
-"""Environments of scenarios: an image that is fetched or built, or a tree of files on this machine's own system.
+"""Environments of devboxes: an image that is fetched or built, or a tree of files on this machine's own system.
 
 An environment with a Dockerfile, or an image, is built of layers that all services of this user share (`image_builds`).
 Any other one is a copy of its files, kept by the id of its blueprint, which is a digest of all that decides what a
@@ -26,7 +26,7 @@ from orchestrator.service.content import Contents, Listing, digest
 from orchestrator.service.diagnostics import Problem, text
 from orchestrator.service.environments.build_cache import BuildCache, Built
 from orchestrator.service.environments.build_context import BuildContext
-from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
+from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds, Tell, untold
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.room_estimate import RoomEstimate, estimate
@@ -46,13 +46,14 @@ _NAME_CHARS: Final = 100
 class ImageRecipe:
     """How the image of an environment is made: the `text` of a Dockerfile, and of its .dockerignore.
 
-    `file` is the name that messages give it, and `name` a name for people.
+    `file` is the name that messages give it, and `name` a name for people. `arguments` are the values of its ARGs.
     """
 
     text: str
     file: str
     ignore: str = ""
     name: str = "image"
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
     def context(self, files: Listing, contents: Contents) -> BuildContext:
         """Return the files that it may copy. Raises ValueError naming a bad pattern of its .dockerignore."""
@@ -64,8 +65,9 @@ class Blueprint:
     """The plan of an environment; `files` are those of `environment/`, `content` is their digest.
 
     With an `image` the files are for that, and an empty `working_directory` or user is the image's own. Without one
-    they are laid into the working directory. `refusals` are the reasons, if any, why it cannot be built here; nothing
-    else of it counts then. `build_timeout` is in seconds, for all steps together.
+    they are laid into the working directory; `mounts` and `setup` are then as in `Prepared`. `refusals` are the
+    reasons, if any, why it cannot be built here; nothing else of it counts then. `build_timeout` is in seconds, for all
+    steps together; `limit` names it in messages. A build says to `tell` how far it is.
     """
 
     id: str
@@ -78,10 +80,13 @@ class Blueprint:
     environment: Mapping[str, str] = field(default_factory=dict)
     network: bool = False
     hosts: tuple[str, ...] = ()
-    setup: str | None = None
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
     healthcheck: Healthcheck | None = None
     resources: Resources = field(default_factory=Resources)
     build_timeout: float = 600.0
+    limit: str = "environment.build_timeout_sec in task.toml"
+    tell: Tell = untold
     refusals: tuple[Problem, ...] = ()
 
 
@@ -96,6 +101,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     network: bool
     hosts: tuple[str, ...] = ()
+    mounts: dict[str, str] = {}
     setup: tuple[str, ...]
     healthcheck: Healthcheck | None = None
     resources: Resources
@@ -108,7 +114,8 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
             environment=dict(blueprint.environment),
             network=blueprint.network,
             hosts=blueprint.hosts,
-            setup=(blueprint.setup,) if blueprint.setup is not None else (),
+            mounts=dict(blueprint.mounts),
+            setup=blueprint.setup,
             healthcheck=blueprint.healthcheck,
             resources=blueprint.resources,
         )
@@ -124,6 +131,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
             environment=kept.environment,
             network=kept.network,
             hosts=kept.hosts,
+            files=kept.mounts,
             setup=kept.setup,
             healthcheck=kept.healthcheck,
             resources=kept.resources,
@@ -178,7 +186,8 @@ class Environments:
             return found
         blueprint = await self._find_blueprint(blueprint_id)
         if blueprint is None:
-            raise NotFound(f"There is no blueprint {blueprint_id!r}: its scenario's folder is gone or was changed.")
+            why = "it was deleted, or the folder of its scenario is gone or was changed"
+            raise NotFound(f"There is no blueprint {blueprint_id!r}: {why}.")
         if blueprint.refusals:
             raise BoxStartFailed(f"This environment cannot be built here: {text(blueprint.refusals)}.")
         try:
@@ -230,7 +239,9 @@ class Environments:
             context=recipe.context(blueprint.files, Contents()),
             resources=blueprint.resources,
             timeout=blueprint.build_timeout,
-            limit="environment.build_timeout_sec in task.toml",
+            limit=blueprint.limit,
+            arguments=recipe.arguments,
+            tell=blueprint.tell,
         )
         built = await builds.build(source, preparation)
         await run_sync(_check_unchanged, blueprint)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import posixpath
 import tarfile
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -84,6 +84,8 @@ _LEAST: Final = Resources(cpus=2.0, memory=4 * GIB, disk=32 * GIB, processes=819
 #: Bytes of a command's output in memory, each stream, and characters of its end in a message.
 _KEPT_BYTES: Final = 32 << 20
 _SHOWN_CHARS: Final = 2000
+#: Characters of the end of a step's output in the log of a build.
+_SAID_CHARS: Final = 1 << 16
 #: Seconds for which a step that failed is not tried again.
 _FAILED_S: Final = 3600.0
 #: Where the scripts of a RUN are; the plan names them so.
@@ -98,6 +100,13 @@ _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
 
 
+Tell = Callable[[str], Awaitable[None]]
+
+
+async def untold(_message: str) -> None:
+    """Say nothing of a build."""
+
+
 class BuildFailed(BoxStartFailed):
     """A step of a Dockerfile failed; the message names its line and shows the end of its output."""
 
@@ -107,6 +116,7 @@ class BuildSource:
     """A Dockerfile's `text`, its name in messages, and the files that it may copy; `timeout` is for all its commands.
 
     `timeout` is in seconds, and `limit` names it in messages. The image that is built gets the name `reference`.
+    `arguments` are the values of its ARGs. Steps and what they print are said to `tell`.
     """
 
     text: str
@@ -116,6 +126,8 @@ class BuildSource:
     resources: Resources
     timeout: float
     limit: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    tell: Tell = untold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,12 +187,21 @@ class ImageBuilds:
         images: dict[str, Unpacked] = {}
         while True:
             known = {reference: _base_image(image) for reference, image in images.items()}
-            read = partial(plan_text, source.text, source.context, file=source.file, platform=str(ours()), images=known)
+            read = partial(
+                plan_text,
+                source.text,
+                source.context,
+                file=source.file,
+                platform=str(ours()),
+                build_args=source.arguments,
+                images=known,
+            )
             plan = await run_sync(read)
             missing = [each for each in plan.images if each.reference not in images]
             if not missing:
                 return await self._carry_out(source, plan, images, preparation, lease)
             for each in missing:
+                await source.tell(f"FROM {each.reference}")
                 images[each.reference] = await self._image(each, preparation, lease)
 
     async def _image(self, wanted: FromImage, preparation: Preparation, lease: Lease) -> Unpacked:
@@ -297,6 +318,8 @@ class _Build:
     async def layer(self, layer: BuildLayer, below: tuple[Path, ...]) -> Path:
         """Return the folder of a layer, made now if it is not there. Raises BuildFailed, BoxStartFailed and OSError."""
         at, why = self.failed.get(layer.key, (0.0, ""))
+        for step in layer.steps:
+            await self.source.tell(self.name(step))
         if why and anyio.current_time() - at < _FAILED_S:
             raise BuildFailed(why)
         first = layer.steps[0]
@@ -378,6 +401,8 @@ class _Build:
             finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
             if finished.status != 0:
                 raise BuildFailed(f"{self.name(step)}: {self._why(finished)}")
+            if output := finished.output.strip():
+                await self.source.tell(output[-_SAID_CHARS:])
             await running.keep_layer(target, without=apart)
         await run_sync(settings.strike_out, target)
 

@@ -5,6 +5,7 @@ plain ASGI: the framework's own base class for them would cancel a handler whose
 """
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -27,10 +28,12 @@ T = TypeVar("T")
 
 IDENTITY: Final = (
     "This is sweep's Runloop-compatible benchmark service; it serves benchmarks, benchmark runs, scenarios, "
-    "scenario runs, scorers, devboxes and executions."
+    "scenario runs, scorers, blueprints, objects, devboxes and executions."
 )
 #: Answered without a token, so that a client can tell whose address it holds before it sends one.
 OPEN_PATHS: Final = frozenset({"/v1/sweep/proof"})
+#: The addresses of contents have keys of their own: the published client sends no token there.
+_KEYED_PATHS: Final = re.compile(r"/v1/objects/[^/]+/content")
 #: Asking these is not using the service.
 IDLE_PATHS: Final = OPEN_PATHS | {"/v1/sweep"}
 #: The extension of a scope whose `call` tells the connection that it has shown the token.
@@ -229,8 +232,8 @@ class _Doorkeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._activity.wait_decided()
-        path = scope.get("path")
-        if scope["type"] != "http" or path in OPEN_PATHS:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in OPEN_PATHS or _KEYED_PATHS.fullmatch(path):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")

@@ -17,25 +17,23 @@ from orchestrator.service.devboxes import requests
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import NetworkPolicies
+from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.errors import BadRequest, NotSupported, WaitExpired
 from orchestrator.service.http import serialization as wire
 from orchestrator.service.http.app import hold_time, while_connected
 from orchestrator.service.http.executions import execution_routes
 from orchestrator.service.http.files import file_routes
-from orchestrator.service.records import view
+from orchestrator.service.records import SnapshotRecord, SnapshotStatus, view
 
 MAX_HOLD_S: Final = 30.0
 DEFAULT_HOLD_S: Final = 10.0
 CREATE_HOLD_S: Final = 20.0
+SNAPSHOT_HOLD_S: Final = 600.0
 #: What the published protocol has for devboxes and no provider here can do.
 UNSUPPORTED: Final = (
     "/v1/devboxes/disk_snapshots{rest:path}",
     "/v1/devboxes/evictions/watch",
     "/v1/devboxes/metadata/{rest:path}",
-    "/v1/devboxes/{id}/suspend",
-    "/v1/devboxes/{id}/resume",
-    "/v1/devboxes/{id}/snapshot_disk",
-    "/v1/devboxes/{id}/snapshot_disk_async",
     "/v1/devboxes/{id}/create_ssh_key",
     "/v1/devboxes/{id}/create_pty_tunnel",
     "/v1/devboxes/{id}/create_gateway_token",
@@ -57,8 +55,8 @@ class _CreateBody(wire.Body):
     file_mounts: dict[str, str] | None = None
     mounts: list[dict[str, Any]] | None = None
     blueprint_id: str | None = None
-    blueprint_name: Any = None
-    snapshot_id: Any = None
+    blueprint_name: str | None = None
+    snapshot_id: str | None = None
     repo_connection_id: Any = None
     code_mounts: Any = None
     entrypoint: Any = None
@@ -92,6 +90,8 @@ def routes(fleet: Fleet, executions: Executions) -> list[Route]:
         Route("/v1/devboxes/{id}", devboxes.update, methods=["POST"]),
         Route("/v1/devboxes/{id}/wait_for_status", devboxes.wait_for_status, methods=["POST"]),
         Route("/v1/devboxes/{id}/shutdown", devboxes.shutdown, methods=["POST"]),
+        Route("/v1/devboxes/{id}/suspend", devboxes.suspend, methods=["POST"]),
+        Route("/v1/devboxes/{id}/resume", devboxes.resume, methods=["POST"]),
         Route("/v1/devboxes/{id}/keep_alive", devboxes.keep_alive, methods=["POST"]),
         Route("/v1/devboxes/{id}/logs", devboxes.logs, methods=["GET"]),
     ]
@@ -143,7 +143,14 @@ class _Devboxes:
         )
 
     async def shutdown(self, request: Request) -> Response:
-        return wire.reply(await self._fleet.shutdown(wire.path_id(request)))
+        is_forced = request.query_params.get("force") == "true"
+        return wire.reply(await self._fleet.shutdown(wire.path_id(request), is_forced=is_forced))
+
+    async def suspend(self, request: Request) -> Response:
+        return wire.reply(await self._fleet.suspend(wire.path_id(request)))
+
+    async def resume(self, request: Request) -> Response:
+        return wire.reply(await self._fleet.resume(wire.path_id(request)))
 
     async def keep_alive(self, request: Request) -> Response:
         self._fleet.touch(wire.path_id(request))
@@ -162,8 +169,6 @@ class _Devboxes:
 def _devbox_request(body: _CreateBody) -> requests.DevboxRequest:
     """Raises BadRequest for what this service does not do."""
     for key in (
-        "blueprint_name",
-        "snapshot_id",
         "repo_connection_id",
         "code_mounts",
         "entrypoint",
@@ -182,10 +187,75 @@ def _devbox_request(body: _CreateBody) -> requests.DevboxRequest:
         metadata=body.metadata or {},
         environment_variables=environment,
         blueprint_id=body.blueprint_id,
+        blueprint_name=body.blueprint_name,
+        snapshot_id=body.snapshot_id,
         launch_parameters=body.launch_parameters or {},
         file_mounts={**(body.file_mounts or {}), **requests.mounted_files("mounts", body.mounts or ())},
         install=requests.mounted_install("mounts", body.mounts or ()),
     )
+
+
+class _SnapshotBody(wire.Body):
+    """To take or update a snapshot."""
+
+    name: wire.Title | None = None
+    commit_message: wire.Title | None = None
+    metadata: wire.Metadata | None = None
+
+
+class SnapshotRoutes:
+    """To be placed before those of devboxes, whose `{id}` would swallow a word of these."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/devboxes/disk_snapshots", self.page, methods=["GET"]),
+            Route("/v1/devboxes/disk_snapshots/{id}", self.update, methods=["POST"]),
+            Route("/v1/devboxes/disk_snapshots/{id}/delete", self.delete, methods=["POST"]),
+            Route("/v1/devboxes/disk_snapshots/{id}/status", self.status, methods=["GET"]),
+            Route("/v1/devboxes/{id}/snapshot_disk", self.take_and_wait, methods=["POST"]),
+            Route("/v1/devboxes/{id}/snapshot_disk_async", self.take, methods=["POST"]),
+        ]
+
+    async def take(self, request: Request) -> Response:
+        return wire.reply(await self._begun(request))
+
+    async def take_and_wait(self, request: Request) -> Response:
+        begun = await self._begun(request)
+        done = await while_connected(request, lambda: self._snapshots.wait(begun.id, SNAPSHOT_HOLD_S))
+        return wire.reply(done)
+
+    async def _begun(self, request: Request) -> SnapshotRecord:
+        body = await wire.parse(request, _SnapshotBody)
+        return await self._snapshots.take(wire.path_id(request), body.given(), wire.request_key(request))
+
+    async def page(self, request: Request) -> Response:
+        params = request.query_params
+        for key in params:
+            if key.startswith("metadata["):
+                raise BadRequest(f"{key}: snapshots are not searched by metadata here.")
+        filters = {"source_devbox_id": params.get("devbox_id") or None}
+        filters |= {"source_blueprint_id": params.get("source_blueprint_id") or None}
+        return wire.reply_page("snapshots", await self._snapshots.page(filters, wire.list_query(request)))
+
+    async def update(self, request: Request) -> Response:
+        body = await wire.parse(request, _SnapshotBody)
+        return wire.reply(await self._snapshots.update(wire.path_id(request), body.given()))
+
+    async def delete(self, request: Request) -> Response:
+        await self._snapshots.delete(wire.path_id(request))
+        return wire.reply({})
+
+    async def status(self, request: Request) -> Response:
+        found = await self._snapshots.retrieve(wire.path_id(request))
+        shown: dict[str, Any] = {"status": found.status}
+        if found.error:
+            shown["error_message"] = found.error
+        if found.status is SnapshotStatus.COMPLETE:
+            shown["snapshot"] = view(found)
+        return wire.reply(shown)
 
 
 class _NetworkPolicyBody(wire.Body):

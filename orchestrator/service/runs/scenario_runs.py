@@ -31,6 +31,7 @@ from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.output import STREAMS, collect, spool_path
+from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord, ExecutionRecord, RunProfile, ScenarioRunRecord, view
@@ -66,6 +67,7 @@ class ScenarioRuns:
         definitions: Definitions,
         fleet: Fleet,
         environments: Environments,
+        snapshots: Snapshots,
         scoring: Scoring,
         scorings: Scorings,
         executions: Executions,
@@ -76,6 +78,7 @@ class ScenarioRuns:
         self._definitions = definitions
         self._fleet = fleet
         self._environments = environments
+        self._snapshots = snapshots
         self._scoring = scoring
         self._scorings = scorings
         self._executions = executions
@@ -141,7 +144,7 @@ class ScenarioRuns:
     ) -> Prepare:
         async def environment(preparation: Preparation) -> Prepared:
             start_request.check_unchanged(run, await start_request.scenario_of(self._definitions, scenario.id))
-            return await start_request.environment_of(scenario, self._environments, preparation)
+            return await start_request.environment_of(scenario, self._environments, self._snapshots, preparation)
 
         async def prepare(preparation: Preparation) -> Prepared:
             base = await start_request.outwait(partial(environment, preparation))

@@ -19,6 +19,7 @@ from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
 from orchestrator.service.devboxes import requests
 from orchestrator.service.devboxes.requests import DevboxRequest
+from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import Away, BadRequest, Conflict
 from orchestrator.service.records import RunProfile, ScenarioRunRecord
@@ -176,16 +177,15 @@ async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
 def devbox_request(
     scenario: ScenarioDefinition, profile: RunProfile, *, run_id: str, name: str | None, labels: Mapping[str, str]
 ) -> DevboxRequest:
-    """Make the request for the devbox of a scenario run. Raises BadRequest for a scenario that needs a snapshot."""
+    """Make the request for the devbox of a scenario run."""
     environment = scenario.environment or EnvironmentDefinition()
-    if environment.snapshot_id:
-        raise BadRequest(f"Scenario {scenario.id}: environment.snapshot_id: snapshots are not served here.")
     launch = environment.launch_parameters or {}
     return DevboxRequest(
         name=name or scenario.name,
         metadata=labels,
         environment_variables=profile.environment,
         blueprint_id=environment.blueprint_id,
+        snapshot_id=environment.snapshot_id,
         launch_parameters={**launch, **profile.launch_parameters},
         scenario_policy_id=launch.get("network_policy_id"),
         file_mounts=requests.mounted_files("runProfile.mounts", profile.mounts),
@@ -196,10 +196,12 @@ def devbox_request(
 
 
 async def environment_of(
-    scenario: ScenarioDefinition, environments: Environments, preparation: Preparation
+    scenario: ScenarioDefinition, environments: Environments, snapshots: Snapshots, preparation: Preparation
 ) -> Prepared:
-    """Prepare a scenario's devbox: its blueprint, its working directory. Raises NotFound, BoxStartFailed."""
+    """Prepare a scenario's devbox: blueprint or snapshot, and working directory. Raises NotFound, BoxStartFailed."""
     wanted = scenario.environment or EnvironmentDefinition()
     base = await environments.prepare(wanted.blueprint_id, preparation) if wanted.blueprint_id else Prepared()
+    if wanted.snapshot_id:
+        base = await snapshots.prepare(wanted.snapshot_id, preparation)
     directory = wanted.working_directory
     return replace(base, working_directory=posixpath.join(HOME, directory)) if directory else base

@@ -28,7 +28,7 @@ from orchestrator.service.sandbox.agent_connection import AgentConnection, Agent
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import BoxFolder
 from orchestrator.service.sandbox.limits import NO_CGROUP, Cgroup, keep_expendable
-from orchestrator.service.sandbox.processes import ChildProcess, descendants
+from orchestrator.service.sandbox.processes import ChildProcess, descendants, freeze, thaw
 from orchestrator.service.sandbox.provider import (
     LOGIN_SHELL,
     Box,
@@ -83,6 +83,7 @@ class AgentBox(ABC):
         self._is_broken_from_inside = False
         self._dead = anyio.Event()
         self._used = 0
+        self._frozen: frozenset[int] = frozenset()
         self._booting = anyio.CancelScope()
         self._boot_over = anyio.Event()
         self._stopping: asyncio.Task[None] | None = None
@@ -248,7 +249,25 @@ class AgentBox(ABC):
         await anyio.to_thread.run_sync(self.folder.export, target, self.spec, only)
 
     async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
-        raise NotImplementedError(f"devbox {self.id} is of no image: it has no layer for {target}")
+        if without:
+            raise NotImplementedError(f"devbox {self.id} is of no image: nothing is as in that")
+        await self.retire()
+        await anyio.to_thread.run_sync(self.folder.files.rename, target)
+
+    async def freeze(self) -> None:
+        def others() -> Iterable[int]:
+            """All but the one that sees the service die, and ends the others then."""
+            return [pid for pid in self.pids() if self._child is None or pid != self._child.pid]
+
+        self._frozen |= await anyio.to_thread.run_sync(freeze, others)
+
+    async def thaw(self) -> None:
+        frozen, self._frozen = self._frozen, frozenset()
+        thaw(frozen.intersection(await anyio.to_thread.run_sync(self.pids)))
+
+    async def save(self, target: Path) -> None:
+        await anyio.to_thread.run_sync(target.mkdir)
+        await self.export(target)
 
     async def remaining(self) -> RemainingProcesses:
         return RemainingProcesses()
@@ -313,6 +332,7 @@ class AgentBox(ABC):
         if self._why is None:
             self._why = why
         self.kill()
+        thaw(self._frozen)  # who is stopped ends nothing
         if self._child is None:
             self._finish()
         else:

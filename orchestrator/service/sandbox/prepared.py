@@ -33,9 +33,10 @@ class Prepared:
     """A prepared environment; two with one `name` are the same, and "" names none.
 
     `root` is a tree in the form of `BoxSpec.root`, `image` is that of `BoxSpec`. The agent and the steps of the
-    environment run as one user of the image, scorers as another or the same. `setup` are scripts, executed as files in
-    the devbox's working directory before the launch commands; the `healthcheck` comes after these. `resources` apply
-    when the launch parameters set none. Without `network`, only `hosts` may be reached, in the form of `egress.rules`.
+    environment run as one user of the image, scorers as another or the same. `files` are written first, from path to
+    contents; then come the scripts `setup`, executed as files in the devbox's working directory, the launch commands,
+    and the `healthcheck`. `resources` apply when the launch parameters set none. Without `network`, only `hosts` may be
+    reached, in the form of `egress.rules`.
     `secrets` are variables of the user who runs it: they reach the agent's box, and no scorer.
     """
 
@@ -50,6 +51,7 @@ class Prepared:
     network: bool = False
     hosts: tuple[str, ...] = ()
     binds: tuple[Bind, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     healthcheck: Healthcheck | None = None
     resources: Resources | None = None

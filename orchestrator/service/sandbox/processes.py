@@ -14,8 +14,9 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from orchestrator.service.sandbox.provider import RemainingProcesses
 HAS_PIDFD = hasattr(os, "pidfd_open")
 #: Process names that are told apart; the processes of all further names are counted together.
 MAX_NAMES = 20
+#: States of processes that do nothing: stopped, traced and stopped, ended.
+_STILL = frozenset({b"T", b"t", b"Z", b"X"})
+_STOP_TIMEOUT_S = 5.0
+_STOP_PAUSE_S = 0.002
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 #: A listening TCP socket and the flag of a listening UNIX one in /proc/net (include/net/tcp_states.h, net.h).
 _TCP_LISTEN, _UNIX_LISTEN = "0A", 0x10000
@@ -105,6 +110,40 @@ def descendants(pid: int) -> list[int]:
                 with suppress(OSError), open(f"{thread.path}/children") as children:  # noqa: PTH123
                     found += map(int, children.read().split())
     return found
+
+
+def freeze(pids: Callable[[], Iterable[int]]) -> frozenset[int]:
+    """Stop the processes that `pids` finds, until it finds no other one; return those that were not stopped before.
+
+    One that does not stop within seconds, as it waits for a disk, is left to do so when it can. Blocking.
+    """
+    stopped: set[int] = set()
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        running = [pid for pid in pids() if _state(pid) not in _STILL]
+        if not running:
+            break
+        for pid in running:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGSTOP)
+                stopped.add(pid)
+        time.sleep(_STOP_PAUSE_S)
+    return frozenset(stopped)
+
+
+def thaw(pids: Iterable[int]) -> None:
+    """Let processes that were stopped go on; some may have ended meanwhile."""
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _state(pid: int) -> bytes:
+    """Return the letter of a process's state (proc_pid_stat(5)), that of a dead one for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return b"X"
 
 
 def remaining_processes(root: int, commands: int) -> RemainingProcesses:

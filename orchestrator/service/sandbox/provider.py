@@ -280,11 +280,21 @@ class Box(Protocol):
     async def retire(self) -> None:
         """End everything in it and keep its files until `stop`. Raises BoxDied if that takes too long."""
 
+    async def freeze(self) -> None:
+        """Stop everything in it until `thaw`. Idempotent."""
+
+    async def thaw(self) -> None:
+        """Let everything that `freeze` has stopped go on. Idempotent."""
+
+    async def save(self, target: Path) -> None:
+        """Copy what `keep_layer` would move to `target`, which is not there yet; freeze it first. Raises OSError."""
+
     async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         """End everything in it, and move what it has written to `target`, a layer for an `ImageRoot` on top of its own.
 
-        What it wrote at the paths `without` is left out: they are as in the image. The spec has to name a `layer` in
-        the same file system. Raises BoxDied and OSError.
+        What it wrote at the paths `without` is left out: they are as in the image. `target` has to be in the file
+        system of the spec's `layer`, if it names one, else of the provider's state. Without an image all of the box's
+        own folders are moved, in the form of `BoxSpec.root`. Raises BoxDied and OSError.
         """
 
     @property

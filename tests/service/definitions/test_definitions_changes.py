@@ -70,7 +70,10 @@ def as_given(scenario: Mapping[str, Any]) -> dict[str, Any]:
         ({"input_context": {"problem_statement": " "}}, r"input_context\.problem_statement"),
         ({"validation_type": "BACKWARD"}, "validation_type: expected one of UNSPECIFIED, FORWARD"),
         ({"scorer_timeout_sec": 0}, "scorer_timeout_sec: expected a number of seconds above 0"),
-        ({"environment_parameters": {"snapshot_id": "snp_1"}}, r"environment_parameters\.snapshot_id"),
+        (
+            {"environment_parameters": {"snapshot_id": "snp_1", "blueprint_id": "bpt_1"}},
+            r"environment_parameters\.snapshot_id",
+        ),
         ({"scoring_contract": {"scoring_function_parameters": []}}, "scoring_function_parameters"),
     ],
 )

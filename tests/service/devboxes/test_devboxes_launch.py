@@ -62,7 +62,7 @@ def test_idle_settings_are_read_from_either_place(place: str) -> None:
         (custom(cpu_cores=2, gb_memory=3), "custom_gb_memory: expected 1 or a multiple of 2"),
         (custom(cpu_cores=2, gb_memory=32), "expected 2 to 8 GiB for each core"),
         (custom(cpu_cores=2, gb_memory=4, disk_size=3), "custom_disk_size"),
-        ({"after_idle": {"idle_time_seconds": 5, "on_idle": "suspend"}}, "'suspend' is not supported"),
+        ({"after_idle": {"idle_time_seconds": 5, "on_idle": "sleep"}}, "after_idle.on_idle"),
         (
             {
                 "after_idle": {"idle_time_seconds": 5, "on_idle": "shutdown"},
