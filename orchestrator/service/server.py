@@ -97,7 +97,10 @@ async def serve(
                 ):
                     names = HostNames(host=host, others=frozenset(map(str.lower, allowed_hosts)))
                     http.answer(BrowserGate(service.app, names), seams.connection)
-                    address = Address(url=_url(host, listener), token=token, instance=service.instance, pid=os.getpid())
+                    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+                    named = f"[{reachable}]" if ":" in reachable else reachable
+                    url = f"http://{named}:{listener.getsockname()[1]}"
+                    address = Address(url=url, token=token, instance=service.instance, pid=os.getpid())
                     watchers.start_soon(_heed_signals, service.stopping, watchers.cancel_scope)
                     if linger is not None:
                         watchers.start_soon(_stop_unused, service, linger)
@@ -223,13 +226,6 @@ def _ungrouped() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         raise leaf(group) from None
-
-
-def _url(host: str, listener: socket.socket) -> str:
-    """Return the URL by which a client on this machine finds the listener."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    port = listener.getsockname()[1]
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def raise_open_files() -> None:

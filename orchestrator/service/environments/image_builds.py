@@ -376,10 +376,13 @@ class _Build:
         secrets = [mount for mount in step.mounts if mount.kind == "secret" and mount.is_required]
         if secrets:
             raise BuildFailed(f"{self.name(step)}: the secret {secrets[0].id} is required, and builds here have none")
+        # Package mirrors may be neighbours of this machine, or on it.
+        has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
+        mirrors = BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
         box = self._box(
             step,
             below,
-            network=BoxNetwork.NONE if step.network == "none" else self._network(settings),
+            network=BoxNetwork.NONE if step.network == "none" else mirrors,
             working_directory=step.cwd,
             environment={**settings.variables, **step.environment},
             user=step.user,
@@ -405,11 +408,6 @@ class _Build:
                 await self.source.tell(output[-_SAID_CHARS:])
             await running.keep_layer(target, without=apart)
         await run_sync(settings.strike_out, target)
-
-    def _network(self, settings: Settings) -> BoxNetwork:
-        """Return the network of commands: package mirrors may be neighbours of this machine, or on it."""
-        has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
-        return BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
 
     def _left(self) -> float:
         return self.deadline - anyio.current_time()

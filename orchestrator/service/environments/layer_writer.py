@@ -22,7 +22,6 @@ import stat
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from typing import IO, Any
 
 FILE = "SWEEP.file"
@@ -215,16 +214,11 @@ def pack(order: dict[str, Any]) -> None:
                 if not os.path.isdir(real):
                     _add(archive, real, base, {FILE: "1"})
                     continue
-                for path, name in _below(real):
-                    if not _is_left_out(name, apart):
-                        _add(archive, path, posixpath.join(base, name) if order["keeps_parents"] else name, {})
-
-
-def _below(folder: str) -> Iterator[tuple[str, str]]:
-    for above, folders, files in os.walk(folder):
-        for name in sorted((*folders, *files)):
-            path = posixpath.join(above, name)
-            yield path, posixpath.relpath(path, folder)
+                for above, folders, files in os.walk(real):
+                    for path in (posixpath.join(above, each) for each in sorted((*folders, *files))):
+                        name = posixpath.relpath(path, real)
+                        if not _is_left_out(name, apart):
+                            _add(archive, path, posixpath.join(base, name) if order["keeps_parents"] else name, {})
 
 
 def _is_left_out(name: str, apart: list[tuple[re.Pattern[str], bool]]) -> bool:

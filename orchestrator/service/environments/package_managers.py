@@ -197,7 +197,7 @@ class Settings:
         variables = {
             name: _PATH.sub(lambda match: shown.get(match[0], match[0]), value)
             for name, value in own.variables.items()
-            if not _is_folder_of_machine(value)
+            if not (Path(value).is_dir() and any(Path(value).is_relative_to(folder) for folder in _MACHINES))
         }
         apt = [
             line
@@ -293,11 +293,6 @@ def _in_prefixes() -> list[Path]:
     places = [prefix / name for prefix in prefixes for name in _IN_PREFIX]
     found = dict.fromkeys(place.resolve() for place in places if place.is_file())
     return [place for place in found if any(place.is_relative_to(prefix) for prefix in shown)]
-
-
-def _is_folder_of_machine(value: str) -> bool:
-    place = Path(value)
-    return place.is_dir() and any(place.is_relative_to(folder) for folder in _MACHINES)
 
 
 def _is_readable(file: Path) -> bool:

@@ -42,7 +42,8 @@ class IdMap:
     @classmethod
     def own(cls) -> Self:
         """Return the ids that files of images have here: all ids of images if this process has them, else its own."""
-        users, groups = (_rows(Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid"))
+        maps = (Path(f"/proc/self/{kind}_map").read_text() for kind in ("uid", "gid"))
+        users, groups = ([[int(field) for field in line.split()] for line in each.splitlines()] for each in maps)
         for start, outside, count in users if os.geteuid() == 0 else ():
             if count >= ID_COUNT and any(first == start and number >= ID_COUNT for first, _, number in groups):
                 return cls(user=start, group=start, outside=outside)
@@ -52,11 +53,6 @@ class IdMap:
     def is_whole(self) -> bool:
         """True if images find all their users."""
         return self.count == ID_COUNT
-
-
-def _rows(map_: str) -> list[list[int]]:
-    """Return the text of /proc/self/uid_map as rows of [first id, what that is outside, count]."""
-    return [[int(field) for field in line.split()] for line in map_.splitlines()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

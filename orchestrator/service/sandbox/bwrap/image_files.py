@@ -237,13 +237,10 @@ def restore_ids(root: Path, first: int) -> None:
             if found.st_mode & (stat.S_ISUID | stat.S_ISGID):
                 os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
             if capabilities:
-                os.setxattr(place, _CAPABILITY, _of_root(capabilities), follow_symlinks=False)
-
-
-def _of_root(capabilities: bytes) -> bytes:
-    """Return a file's capabilities without the id that they were limited to (capabilities(7), versions 2 and 3)."""
-    (word,) = struct.unpack_from("<I", capabilities)
-    return struct.pack("<I", _VERSION_2 | word & 1) + capabilities[4:20]
+                # Without the id that they were limited to: see capabilities(7), versions 2 and 3.
+                (word,) = struct.unpack_from("<I", capabilities)
+                whole = struct.pack("<I", _VERSION_2 | word & 1) + capabilities[4:20]
+                os.setxattr(place, _CAPABILITY, whole, follow_symlinks=False)
 
 
 def make_mount_point(root: Path, bind: Bind, *, owner: int, gives_way: bool = False) -> list[str]:
