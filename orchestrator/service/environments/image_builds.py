@@ -91,10 +91,7 @@ _FAILED_S: Final = 3600.0
 #: Where the scripts of a RUN are; the plan names them so.
 _SCRIPTS: Final = "/run/scripts"
 _MAX_FETCHED_BYTES: Final = 8 << 30
-#: Bytes that a RUN is expected to leave; of a small room, only a part of it.
-_RUN_BYTES: Final = 500_000_000
-_RUN_PART: Final = 8
-#: Pause between two tries to begin a build that lacks room.
+#: Pause between two looks for room.
 _ROOM_PAUSE_S: Final = 1.0
 _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
@@ -166,11 +163,13 @@ class ImageBuilds:
                 if preparation.is_early:
                     raise BoxStartFailed(error.message) from None
                 preparation.doing = partial(str, f"waiting for room: {error}")
+                lacking = error
             except (DockerfileError, BadReference, NoSuchImage, BadImage, NoRoom) as error:
                 raise BuildFailed(str(error)) from None
             except ImageError as error:  # it may be had later
                 raise BoxStartFailed(error.message) from None
-            await anyio.sleep(_ROOM_PAUSE_S)
+            while not await run_sync(self.store.has_room, lacking):  # noqa: ASYNC110 - other processes announce nothing
+                await anyio.sleep(_ROOM_PAUSE_S)
 
     async def hold(self, root: ImageRoot, preparation: Preparation) -> bool:
         """Keep the layers of an image that was built; False if it is not whole any more. Raises OSError."""
@@ -252,11 +251,8 @@ class ImageBuilds:
     def _need_of(self, layers: Iterable[BuildLayer]) -> Need:
         """Estimate what layers take that are to be built: of files that are copied it is known.
 
-        A command is expected to leave as much as others did, on average. Blocking. Raises OSError.
+        Blocking. Raises OSError.
         """
-        left = [int(facts["bytes"]) for facts in self.store.layer_facts() if facts.get("is_run")]
-        guess = min(_RUN_BYTES, (self.store.budget or _RUN_BYTES * _RUN_PART) // _RUN_PART)
-        run = sum(left) // len(left) if left else guess
         steps = [step for layer in layers for step in layer.steps]
         copied = sum(
             node.size
@@ -266,7 +262,7 @@ class ImageBuilds:
             for _, node in source.files
         )
         runs = sum(isinstance(step, RunStep | FetchStep) for step in steps)
-        return Need(least=copied, likely=copied + runs * run)
+        return Need(least=copied, likely=copied + runs * self.store.run_bytes())
 
 
 def _base_image(image: Unpacked) -> BaseImage:

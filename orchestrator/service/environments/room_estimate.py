@@ -20,8 +20,6 @@ from orchestrator.service.environments.images.room import UNPACKED
 #: Seconds in which registries must answer, and images that they are asked for.
 LOOK_S: Final = 3.0
 MOST_ASKED: Final = 8
-#: Bytes that the commands of a Dockerfile leave, by a guess.
-_RUN_BYTES: Final = 500_000_000
 _RUN: Final = re.compile(r"^\s*RUN\b", re.IGNORECASE | re.MULTILINE)
 _FROM: Final = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*([^\s$]+)(?:\s+AS\s+(\S+))?\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -68,12 +66,13 @@ async def estimate(store: ImageStore, recipes: Mapping[Reference, str]) -> RoomE
                     continue
                 sizes |= {blob.digest: blob.size * UNPACKED for blob in manifest.layers}
                 known.add(base)
-    built = sum(_RUN.search(recipes[name]) is not None for name in missing)
+    runs = sum(len(_RUN.findall(recipes[name])) for name in missing)
+    commands = runs * await run_sync(store.run_bytes)
     return RoomEstimate(
         images=len(recipes),
         here=len(recipes) - len(missing),
         unknown=sum(not known.issuperset(bases) for bases in missing.values()),
-        wanted=await run_sync(store.size, chains) + sum(sizes.values()) + built * _RUN_BYTES,
+        wanted=await run_sync(store.size, chains) + sum(sizes.values()) + commands,
         room=await run_sync(store.capacity),
     )
 

@@ -66,6 +66,9 @@ _CHUNK_BYTES: Final = 1 << 18
 _TREE: Final = "l"
 _POLL_S: Final = 0.25
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
+#: Bytes that a command is expected to leave while there are no others; of a small room, only a part of it.
+_RUN_BYTES: Final = 500_000_000
+_RUN_PART: Final = 8
 #: Bytes that one layer may take, uncompressed.
 MAX_LAYER_BYTES: Final = 64 << 30
 
@@ -349,12 +352,22 @@ class ImageStore:
             if short(size) > 0:
                 words = f"{what} needs about {byte_size(size)}, and {self._room} has not that much left"
                 if expected or any(chain not in keep for chain in self._layers.names()):
-                    raise NoRoomYet(f"{words} while other images are in use")
+                    raise NoRoomYet(f"{words} while other images are in use", need, keep)
                 size = need.least
                 if short(size) > 0:
                     raise NoRoom(f"{words}: make room on that disk, or raise --image-cache")
             note.enter_context(self._room.noted(size))
         return note
+
+    def has_room(self, lacking: NoRoomYet) -> bool:
+        """Tell whether it is worth another try for somebody who lacked room. Blocking. Raises OSError."""
+        try:
+            self._make_room(lacking.need, "", lacking.keep).close()
+        except NoRoomYet:
+            return False
+        except NoRoom:
+            pass
+        return True
 
     def come_back(self, keep: Collection[str] = ()) -> None:
         """Come back below the budget after more was written than was expected, by what nobody uses now. Blocking."""
@@ -528,6 +541,16 @@ class ImageStore:
         for chain in self._layers.names():
             if (facts := self._layers.facts(chain)) is not None:
                 yield facts
+
+    def run_bytes(self) -> int:
+        """Return what a command of a Dockerfile may leave: as much as others did, on average. Blocking.
+
+        Raises OSError.
+        """
+        left = [int(facts["bytes"]) for facts in self.layer_facts() if facts.get("is_run")]
+        if left:
+            return sum(left) // len(left)
+        return _RUN_BYTES if self.budget is None else min(_RUN_BYTES, self.budget // _RUN_PART)
 
     def capacity(self) -> int:
         """Return the bytes that all images may take together. Blocking. Raises OSError."""

@@ -8,7 +8,7 @@ decide one at a time.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,6 @@ class NoRoom(ImageError):
     """There is no room, and waiting makes none."""
 
 
-class NoRoomYet(ImageError):
-    """There is no room before others end that use images."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """Bytes that are about to be written: so many at `least`, and so many are `likely`."""
@@ -45,6 +41,15 @@ class Need:
         """Estimate what layers take that come as these blobs: each is there packed too, until it is unpacked."""
         sizes = [(blob.size, UNPACKED if blob.media_type.endswith(("gzip", "zstd")) else 1) for blob in blobs]
         return cls(least=sum(size for size, _ in sizes), likely=sum(size * (1 + factor) for size, factor in sizes))
+
+
+class NoRoomYet(ImageError):
+    """There is no room for a `need` before others end that use images; those of the layers `keep` are its own."""
+
+    def __init__(self, message: str, need: Need, keep: Collection[str]) -> None:
+        super().__init__(message)
+        self.need = need
+        self.keep = keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
