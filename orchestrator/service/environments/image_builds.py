@@ -14,6 +14,7 @@ import hashlib
 import os
 import posixpath
 import tarfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,8 @@ _FAILED_S: Final = 3600.0
 #: Where the scripts of a RUN are; the plan names them so.
 _SCRIPTS: Final = "/run/scripts"
 _MAX_FETCHED_BYTES: Final = 8 << 30
-#: Pause between two looks for room.
+#: Seconds after which who lacked room looks what it lacks now; and pause between two looks for room.
+_ROOM_PATIENCE_S: Final = 30.0
 _ROOM_PAUSE_S: Final = 1.0
 _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
@@ -146,12 +148,18 @@ class ImageBuilds:
         self.store = store
         self._provider = provider
         self._failed: dict[str, tuple[float, str]] = {}
+        self._turns: defaultdict[Reference, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def build(self, source: BuildSource, preparation: Preparation) -> BuiltImage:
-        """Build the last stage of a Dockerfile, as far as its layers are not there yet.
+        """Build the last stage of a Dockerfile, as far as its layers are not there yet; one task builds an image.
 
         Raises BuildFailed, BoxStartFailed for what may be otherwise the next time, and OSError.
         """
+        preparation.doing = partial(str, f"waiting for another build of {source.reference}")
+        async with self._turns[source.reference]:
+            return await self._build_in_turn(source, preparation)
+
+    async def _build_in_turn(self, source: BuildSource, preparation: Preparation) -> BuiltImage:
         while True:
             lease = self.store.lease()
             undo = preparation.held.enter_context(ExitStack())
@@ -168,8 +176,9 @@ class ImageBuilds:
                 raise BuildFailed(str(error)) from None
             except ImageError as error:  # it may be had later
                 raise BoxStartFailed(error.message) from None
-            while not await run_sync(self.store.has_room, lacking):  # noqa: ASYNC110 - other processes announce nothing
-                await anyio.sleep(_ROOM_PAUSE_S)
+            with anyio.move_on_after(_ROOM_PATIENCE_S):  # another process may have made what lacked room
+                while not await run_sync(self.store.has_room, lacking):  # noqa: ASYNC110 - it announces nothing
+                    await anyio.sleep(_ROOM_PAUSE_S)
 
     async def hold(self, root: ImageRoot, preparation: Preparation) -> bool:
         """Keep the layers of an image that was built; False if it is not whole any more. Raises OSError."""

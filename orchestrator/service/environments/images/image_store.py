@@ -66,9 +66,8 @@ _CHUNK_BYTES: Final = 1 << 18
 _TREE: Final = "l"
 _POLL_S: Final = 0.25
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
-#: Bytes that a command is expected to leave while there are no others; of a small room, only a part of it.
+#: Bytes that a command is expected to leave while there are no others.
 _RUN_BYTES: Final = 500_000_000
-_RUN_PART: Final = 8
 #: Bytes that one layer may take, uncompressed.
 MAX_LAYER_BYTES: Final = 64 << 30
 
@@ -548,9 +547,7 @@ class ImageStore:
         Raises OSError.
         """
         left = [int(facts["bytes"]) for facts in self.layer_facts() if facts.get("is_run")]
-        if left:
-            return sum(left) // len(left)
-        return _RUN_BYTES if self.budget is None else min(_RUN_BYTES, self.budget // _RUN_PART)
+        return sum(left) // len(left) if left else _RUN_BYTES
 
     def capacity(self) -> int:
         """Return the bytes that all images may take together. Blocking. Raises OSError."""
