@@ -85,7 +85,11 @@ def unpacked(name: str, places: pytest.TempPathFactory) -> ImageRoot:
     return make_image(name, place)
 
 
-@pytest.fixture(scope="module", params=[*PROVIDERS, *IMAGES])
+#: One image is enough for a quick look: the others differ from it in what they bring.
+KINDS = [*PROVIDERS, *(each if each == "busybox" else pytest.param(each, marks=pytest.mark.slow) for each in IMAGES)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def any_kind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[AnyProvider, ImageRoot | None]:

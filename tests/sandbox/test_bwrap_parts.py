@@ -118,7 +118,7 @@ async def test_asking_the_machine_leaves_no_process_and_no_thread() -> None:
 
 def test_the_machines_network_is_shared_only_when_asked() -> None:
     own = {network for network in BoxNetwork if "--unshare-net" in networking(network, "/s")}
-    assert own == {BoxNetwork.NONE, BoxNetwork.PUBLIC}
+    assert own == {BoxNetwork.NONE, BoxNetwork.PUBLIC, BoxNetwork.NEIGHBOURS}
 
 
 def test_root_and_devices_are_sealed_after_all_mounts() -> None:

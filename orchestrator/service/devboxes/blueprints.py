@@ -110,8 +110,8 @@ class Blueprints:
 
     def _clean(self, contexts: set[str | None]) -> None:
         """Remove contexts that no blueprint has, and what was being unpacked. Blocking."""
-        for folder in (self._contexts, self._logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._contexts.parent, self._contexts, self._logs):
+            folder.mkdir(mode=0o700, exist_ok=True)
         for each in self._contexts.iterdir():
             if each.name not in contexts:
                 remove(each)

@@ -86,7 +86,7 @@ async def said(http: httpx.AsyncClient, devbox: Any, command: str) -> str:
 
 async def test_a_run_has_its_install_and_says_so(served: Open) -> None:
     async with served() as http:
-        assert (await http.get("/v1/sweep")).json()["features"] == ["installs", "settlements"]
+        assert (await http.get("/v1/sweep")).json()["features"] == ["installs", "preparations", "settlements"]
         devbox = await booted(http, await start(http))
         assert (devbox["status"], devbox["installed"]) == ("running", ["k1"])
         log = (await http.get(f"/v1/devboxes/{devbox['id']}/logs")).json()["logs"]
