@@ -46,9 +46,9 @@ class OrdinaryUser:
             os.chown(home, USER, USER)
             yield cls(home, is_lent_ids)
 
-    def run(self, argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Run a program as this user, in his home."""
-        lines = ["set -e", "mount --make-rprivate /", f"cd {self.home}"]
+    def run(self, argv: Sequence[str], *, timeout: float, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a program as this user, in his home; `before` are commands that root runs first, with the same mounts."""
+        lines = ["set -e", "mount --make-rprivate /", before, f"cd {self.home}"]
         for name, line in self._entries().items():
             changed = self.home.parent / name
             changed.write_text(Path("/etc", name).read_text() + line if Path("/etc", name).exists() else line)

@@ -8,6 +8,7 @@ import os
 import pwd
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -35,7 +36,7 @@ from orchestrator.service.environments.images.reference import DOCKER_HUB, base_
 from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox import elf
 from orchestrator.service.sandbox.bwrap.host import UID_MAP, fixes, id_starts
-from orchestrator.service.sandbox.bwrap.overlay import open_overlay
+from orchestrator.service.sandbox.bwrap.overlay import NESTED, file_system, nested, open_overlay
 from orchestrator.service.sandbox.bwrap.public_network import PROGRAM as CONNECTOR
 from orchestrator.service.sandbox.bwrap.public_network import TUN
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
@@ -191,6 +192,7 @@ def _ids(starts: range) -> Examined:
     if STATE.obstacle:
         mended = next(fixes(STATE.obstacle))
         fix = _command(mended) or mended
+        check = _OF_DEVBOXES if NESTED in STATE.obstacle else check
         return Examined(check=check, state=State.MISSING, found=STATE.obstacle, follows=_NO_IMAGES, fix=fix)
     if IdMap.own().is_whole:
         found = f"one range of {ID_COUNT:,} ids"
@@ -223,44 +225,37 @@ async def _overlays(runs: Path, cache: Path, first: int | None) -> Sequence[Exam
         namespace = await UserNamespace.make(ids)
     except BoxStartFailed as error:
         said = error.message
-        return [Examined(check="layers of images", state=State.MISSING, found=said, follows=_NO_IMAGES)]
+        return [Examined(check=_OF_IMAGES, state=State.MISSING, found=said, follows=_NO_IMAGES)]
     try:
         await spawner.run(spawner.take_private_mounts)
         with TemporaryDirectory(dir=cache) as lower, TemporaryDirectory(dir=runs) as own:
             for folder in (Path(lower, "fs"), Path(own, "files"), Path(own, "work")):
                 folder.mkdir()
+            os.mknod(Path(lower, "gone"), stat.S_IFCHR)  # how a layer removes what is below
             moved = namespace.fd if first is not None else None
             os.close(await spawner.run(lambda: open_overlay([Path(lower, "fs")], Path(own), moved)))
     except OSError as error:
         is_lower = bool(error.filename) and Path(error.filename).is_relative_to(cache) and cache != runs
         place, fix = (cache, "set SWEEP_CACHE") if is_lower else (runs, "name it with --runs")
-        check = "layers of images" if is_lower else "layers of devboxes"
-        found = f"no overlay in {place}, on {_file_system(place)}: {error.strerror}"
+        check = _OF_IMAGES if is_lower else _OF_DEVBOXES
+        found = nested(place) or f"no overlay in {place}, on {file_system(place)}: {error.strerror}"
         fix = f"take a folder of another file system, such as ext4 or a volume of the container, and {fix}"
         return [Examined(check=check, state=State.MISSING, found=found, follows=_NO_IMAGES, fix=fix)]
     finally:
         namespace.close()
         await run_sync(spawner.close)
     own_ids = "" if first is None else ", with ids of its own"
-    found = f"an overlay was mounted of {cache} ({_file_system(cache)}){own_ids}"
-    above = f"an overlay can write in {runs} ({_file_system(runs)})"
+    found = f"an overlay was mounted of {cache} ({file_system(cache)}){own_ids}"
+    above = f"an overlay can write in {runs} ({file_system(runs)})"
     return [
-        Examined(check="layers of images", found=found, follows="Devboxes share the layers of images."),
-        Examined(check="layers of devboxes", found=above, follows="Scenarios with an image run."),
+        Examined(check=_OF_IMAGES, found=found, follows="Devboxes share the layers of images."),
+        Examined(check=_OF_DEVBOXES, found=above, follows="Scenarios with an image run."),
     ]
 
 
+_OF_IMAGES: Final = "layers of images"
+_OF_DEVBOXES: Final = "layers of devboxes"
 _NO_IMAGES: Final = "Scenarios with an image cannot run."
-
-
-def _file_system(folder: Path) -> str:
-    """Return the kind of a folder's file system, as the table of mounts names it."""
-    device = folder.stat().st_dev
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == f"{os.major(device)}:{os.minor(device)}":
-            return after.split()[0]
-    return "an unknown file system"
 
 
 def _programs() -> Examined:

@@ -109,7 +109,8 @@ def _build(tree: Path) -> None:
     modules = tree / "lib" / program.name
     program.parent.mkdir(parents=True)
     shutil.copytree(_stdlib(), modules, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    shared = Path(sysconfig.get_config_var("DESTSHARED") or "/nonexistent")
+    # Not sysconfig's DESTSHARED: where a Python was moved to, that is still where it was built for.
+    shared = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}), "lib-dynload")
     if shared.is_dir() and not shared.is_relative_to(_stdlib()):
         shutil.copytree(shared, modules / "lib-dynload", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
     shutil.copy(interpreter(), program)

@@ -34,7 +34,10 @@ def main() -> None:
     os.setresuid(0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # it has changed its user again
     # No module can be imported here: the owner may not be allowed to read Python's folders.
-    os.write(os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY), b"0")
+    try:
+        os.write(os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY), b"0")
+    except OSError as error:
+        sys.exit(str(error))
     os.write(1, b"ready\n")
     sys.stdin.read()
 

@@ -56,6 +56,7 @@ from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Refused, Registries, Tell, Unavailable
 from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet, Room
 from orchestrator.service.environments.images.unpack import FULL, NO_ROOM
+from orchestrator.service.sandbox.bwrap.overlay import nested
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 
 #: Blobs that come at the same time.
@@ -477,6 +478,8 @@ class ImageStore:
                 f"layer {diff_id} finds no room below {self.cache}: {words}; `sweep images prune` makes some"
             )
         if unpacker.returncode != 0:
+            if where := nested(folder):
+                raise OSError(f"layer {diff_id} cannot be unpacked ({words}): {where}")
             await run_sync(partial(blob.unlink, missing_ok=True))
             raise BadImage(f"layer {diff_id} cannot be unpacked: {words}")
         if found != diff_id:

@@ -29,6 +29,7 @@ from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
+from orchestrator.service.sandbox.bwrap.overlay import NESTED, REMEDY
 from orchestrator.service.sandbox.bwrap.public_network import PublicNetworks
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
@@ -240,6 +241,8 @@ def explain(words: str, *, settings: Path = Path("/proc/sys"), container: bool |
 
 def fixes(words: str, *, settings: Path = Path("/proc/sys"), container: bool | None = None) -> Iterator[str]:
     """Yield what may mend a machine where a trial sandbox failed with the message `words`, the likeliest first."""
+    if NESTED in words:
+        yield REMEDY
     yield from _forbidding(settings)
     if "source path" in words:
         yield "put the state folder where other users can reach it, or start as an ordinary user"
@@ -261,5 +264,7 @@ def _ranges() -> IdRanges:
         return IdRanges(id_starts(UID_MAP.read_text()), IdMap.own())
     fix = next(_forbidding(), "allow user namespaces, and overlays in them, to ordinary users")
     words = STATE.obstacle or "nothing was tried: `sweep serve` does that"
+    if NESTED in words:
+        return IdRanges((), IdMap.own(), f"devboxes of images cannot run here: {words}")
     obstacle = f"this machine permits no devboxes of images to an ordinary user ({words}): {fix}, or start as root"
     return IdRanges((), IdMap.own(), obstacle)

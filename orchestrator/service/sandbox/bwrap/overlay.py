@@ -26,6 +26,9 @@ FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 1, 0x00100000
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 2, 16
+#: What an error says of a folder where no layer can be, and what mends it.
+NESTED: Final = "no layer can lie on an overlay, such as a container's own files"
+REMEDY: Final = "take a volume or a tmpfs"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,8 +71,23 @@ def open_overlay(layers: Sequence[Path], own: Path, namespace: int | None) -> in
                 _call(FSCONFIG, fs, FSCONFIG_SET_FLAG, flag, None, 0)
             _call(FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} ({_words(fs)})") from None
+            raise OSError(error.errno, nested(own) or f"{error.strerror} ({_words(fs)})") from None
         return _call(FSMOUNT, fs, FSMOUNT_CLOEXEC, 0)
+
+
+def file_system(folder: Path) -> str:
+    """Return the kind of a folder's file system, as the table of mounts names it."""
+    device = folder.stat().st_dev
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+            return after.split()[0]
+    return "an unknown file system"
+
+
+def nested(folder: Path) -> str:
+    """Return why layers cannot be in the folder, and the fix, if it lies on an overlay itself; else ""."""
+    return f"{NESTED}: {REMEDY} for {folder}" if file_system(folder) == "overlay" else ""
 
 
 def flush(folder: Path) -> None:
@@ -108,7 +126,7 @@ def _view(folder: Path, namespace: int | None) -> int:
     except OSError as error:
         os.close(tree)
         need = "layers with the ids of a box need Linux 5.19 and a file system that has idmapped mounts"
-        raise OSError(error.errno, f"{error.strerror} ({need})", os.fspath(folder)) from None
+        raise OSError(error.errno, nested(folder) or f"{error.strerror} ({need})", os.fspath(folder)) from None
     return tree
 
 
