@@ -26,7 +26,7 @@ from tests.e2e.test_scripts import parse
 from .pages import PAGES, README, REASONS, ROOT, TREE, blocks, typed
 
 #: Programs beside `sweep` that examples that are not run may name.
-OTHERS: Final = {"pip", "export"}
+OTHERS: Final = {"docker", "export", "pip"}
 TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "integer": int,
     "integer or null": (int, NoneType),
@@ -157,7 +157,7 @@ def test_every_agent_that_comes_with_us_is_among_the_manuals_agents(name: str) -
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_and_file_that_the_manual_names_exists(page: str) -> None:
-    others = r"```toml\n.*?```|'command:[^']*'"  # have other programs' options
+    others = r"```toml\n.*?```|'command:[^']*'|\$ docker .*?[^\\]\n"  # have other programs' options
     ours = re.sub(others, "", PAGES[page], flags=re.DOTALL)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours))
     of_devboxes = {name for each in workspace_cli.parsers().values() for name in each.format_help().split()}
@@ -169,7 +169,7 @@ def test_every_option_and_file_that_the_manual_names_exists(page: str) -> None:
 
 
 def test_the_manual_names_the_files_that_it_is_about() -> None:
-    assert "`docker/compose.yaml`" in PAGES["sandbox"]
+    assert "`docker/compose.yaml`" in PAGES["service"]
     assert len(re.findall(r"`orchestrator/[\w/]+\.py`", PAGES["design"])) > 15
 
 

@@ -137,8 +137,8 @@ def compose_services() -> dict[str, dict[str, str]]:
 
 
 def words_of(flow: str) -> list[str]:
-    """A YAML list in brackets as strings."""
-    return [word.strip().strip("\"'") for word in flow.strip("[]").split(",")]
+    """A YAML list in brackets as strings, without the comment behind it."""
+    return [word.strip().strip("\"'") for word in flow.partition("#")[0].strip().strip("[]").split(",")]
 
 
 def test_the_compose_file_builds_and_runs_what_there_is() -> None:
