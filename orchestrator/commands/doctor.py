@@ -235,7 +235,7 @@ async def _overlays(runs: Path, cache: Path, first: int | None) -> Sequence[Exam
             moved = namespace.fd if first is not None else None
             os.close(await spawner.run(lambda: open_overlay([Path(lower, "fs")], Path(own), moved)))
     except OSError as error:
-        is_lower = bool(error.filename) and Path(error.filename).is_relative_to(cache) and cache != runs
+        is_lower = cache != runs and bool(nested(cache) or Path(error.filename or "").is_relative_to(cache))
         place, fix = (cache, "set SWEEP_CACHE") if is_lower else (runs, "name it with --runs")
         check = _OF_IMAGES if is_lower else _OF_DEVBOXES
         found = nested(place) or f"no overlay in {place}, on {file_system(place)}: {error.strerror}"
