@@ -322,7 +322,7 @@ async def test_commands_run_as_the_specs_user_and_in_its_home(
     assert plain.output == "0\n"
 
 
-async def test_our_folders_are_writable_for_the_images_user(imaged: "Bench") -> None:
+async def test_our_folders_are_writable_for_the_images_user(imaged: "Bench", many_ids: IdMap) -> None:
     """A solution, and tests that run beside what an agent left, unpack there by themselves."""
     box = await boot(imaged, user="www-data")
     assert await say(imaged, box, "for each in /solution /tests /logs/verifier /tmp; do touch $each/x; done") == ""
