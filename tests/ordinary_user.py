@@ -56,7 +56,7 @@ class OrdinaryUser:
             lines.append(f"mount --bind {changed} /etc/{name}")
         lines += self._ways()
         if Path("/dev/net/tun").exists():  # open to everybody, as on most machines
-            lines.append("mknod -m 666 ../tun c 10 200; mount --bind ../tun /dev/net/tun")
+            lines.append("[ -e ../tun ] || mknod -m 666 ../tun c 10 200; mount --bind ../tun /dev/net/tun")
         lines += [f'exec setpriv --reuid {USER} --regid {USER} --clear-groups -- "$@"']
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environment = {**kept, "HOME": str(self.home), "TMPDIR": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
