@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import stat
+import tarfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,16 @@ class Node:
     def source(self) -> Path:
         """`place` as a Path, made only when it is used: names are listed far more often than read."""
         return Path(self.place)
+
+    def archived(self, name: str) -> tarfile.TarInfo:
+        """Return its entry in an archive, under a name there; the size of a file is for who reads it."""
+        entry = tarfile.TarInfo(name)
+        entry.mode = self.mode
+        if self.kind == "folder":
+            entry.type = tarfile.DIRTYPE
+        elif self.kind == "link":
+            entry.type, entry.linkname = tarfile.SYMTYPE, self.target
+        return entry
 
     @property
     def mode(self) -> int:

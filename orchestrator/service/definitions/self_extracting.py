@@ -118,18 +118,9 @@ def pack(nodes: Sequence[Node], read: Callable[[Node], bytes]) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for node in nodes:
-            entry = tarfile.TarInfo(node.path)
-            entry.mode = node.mode
-            if node.kind == "folder":
-                entry.type = tarfile.DIRTYPE
-                archive.addfile(entry)
-            elif node.kind == "link":
-                entry.type, entry.linkname = tarfile.SYMTYPE, node.target
-                archive.addfile(entry)
-            else:
-                data = read(node)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
+            entry, data = node.archived(node.path), read(node) if node.kind == "file" else b""
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
     return gzip.compress(raw.getvalue(), 9, mtime=0)
 
 

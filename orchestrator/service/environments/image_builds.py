@@ -551,13 +551,8 @@ def _packed(folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterab
     packed = TemporaryFile(dir=folder)  # noqa: SIM115 - its reader closes it
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, node, is_source in files:
-            entry = tarfile.TarInfo(name)
-            entry.mode = node.mode
-            if node.kind == "folder":
-                entry.type = tarfile.DIRTYPE
-                archive.addfile(entry)
-            elif node.kind == "link":
-                entry.type, entry.linkname = tarfile.SYMTYPE, node.target
+            entry = node.archived(name)
+            if node.kind != "file":
                 archive.addfile(entry)
             else:
                 entry.pax_headers = {FILE: "1"} if is_source else {}
