@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from orchestrator.commands import run_sweep
-from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where_of
 from orchestrator.commands.exit_codes import EXIT_OK
 from orchestrator.core.config import SweepConfig, Timeouts
 from orchestrator.core.errors import Refused
@@ -154,7 +154,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Form
     """Print what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     run_sweep.fit_open_files(config)
     run_sweep.deadline_of(config)
-    place, name = where(config.benchmark, endpoint=config.endpoint, isolation=config.isolation, runs=runs)
+    place, name = where_of(config, runs)
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)

@@ -22,7 +22,7 @@ import structlog
 
 from orchestrator.commands import BUNDLED
 from orchestrator.common import logging_setup
-from orchestrator.core.config import RegistryConfig
+from orchestrator.core.config import RegistryConfig, SweepConfig
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
 from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.core.records import Benchmark
@@ -96,6 +96,19 @@ def where(
     if file.errors:
         raise UsageError(f"{file.boundary}: {text(file.errors)}. Fix it; `sweep check` says more.")
     return make(endpoint=None, folders=(folder,)), file.name
+
+
+def where_of(config: SweepConfig, runs: Path) -> tuple[Where, str]:
+    """Find the source of a sweep's benchmark, and its name there. Raises UsageError as `where` does."""
+    return where(
+        config.benchmark,
+        endpoint=config.endpoint,
+        isolation=config.isolation,
+        runs=runs,
+        lock=config.lock,
+        lends_network=config.network == "host",
+        images=config,
+    )
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import anyio
 from msgspec import structs
 
 from orchestrator.commands import run_sweep
-from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import find_benchmark, open_endpoint, where_of
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.core import events
 from orchestrator.core.config import SweepConfig
@@ -69,15 +69,7 @@ class Teller:
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
-    place, name = where(
-        config.benchmark,
-        endpoint=config.endpoint,
-        isolation=config.isolation,
-        runs=runs,
-        lock=config.lock,
-        lends_network=config.network == "host",
-        images=config,
-    )
+    place, name = where_of(config, runs)
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)
     async with open_endpoint(place, rate=config.rate, hidden=hidden) as endpoint:

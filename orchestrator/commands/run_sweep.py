@@ -20,7 +20,7 @@ import structlog
 from orchestrator import __version__
 from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS, exit_codes
-from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where
+from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where_of
 from orchestrator.commands.live_status import LiveStatus
 from orchestrator.common import logging_setup
 from orchestrator.common.locks import RISK
@@ -181,15 +181,7 @@ async def _run(
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
-    place, name = where(
-        config.benchmark,
-        endpoint=config.endpoint,
-        isolation=config.isolation,
-        runs=runs,
-        lock=config.lock,
-        lends_network=config.network == "host",
-        images=config,
-    )
+    place, name = where_of(config, runs)
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
