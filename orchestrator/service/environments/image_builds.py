@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
@@ -568,7 +568,13 @@ def _packed(folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterab
     return packed
 
 
+@cache
+def _writer() -> str:
+    """Return the text of our program in a box, read once."""
+    return _WRITER.read_text()
+
+
 def _program(order: Mapping[str, Any]) -> Command:
     """Make the command for our program in a box."""
-    words = (PROGRAM, "-I", "-S", "-c", _WRITER.read_text(), orjson.dumps(order).decode())
+    words = (PROGRAM, "-I", "-S", "-c", _writer(), orjson.dumps(order).decode())
     return Command(argv=words, cwd="/", is_plain=True)
