@@ -22,6 +22,7 @@ from orchestrator.service.diagnostics import Problem, Report, few, printable
 from orchestrator.service.environments.build_outline import DockerfileError
 from orchestrator.service.environments.build_plan import plan_text
 from orchestrator.service.environments.environments import COMPOSE, MAX_SOURCE_BYTES, SETUP, Blueprint, ImageRecipe
+from orchestrator.service.environments.image_builds import refusals
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.service.sandbox.folders import SYSTEM
@@ -387,10 +388,11 @@ def _image(task: Task, files: Listing, contents: Contents, report: Report) -> Im
         report.error(f"environment/{ignore}", "", str(error))
         return recipe
     try:
-        plan_text(dockerfile, context, file=DOCKERFILE, platform=str(ours()))
+        mistakes = refusals(plan_text(dockerfile, context, file=DOCKERFILE, platform=str(ours())))
     except DockerfileError as error:
-        for line, mistake in error.mistakes:
-            report.error(DOCKERFILE, f"line {line}", mistake)
+        mistakes = list(error.mistakes)
+    for line, mistake in mistakes:
+        report.error(DOCKERFILE, f"line {line}", mistake)
     return recipe
 
 

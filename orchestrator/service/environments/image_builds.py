@@ -10,7 +10,6 @@ A step that failed fails at once for all who need it within the next hour: a ben
 A build that lacks room lets go of everything, waits, and begins again with the layers that are there.
 """
 
-import hashlib
 import os
 import posixpath
 import tarfile
@@ -24,10 +23,8 @@ from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, Any, Final
-from urllib.parse import unquote, urlsplit
 
 import anyio
-import httpx
 import orjson
 import structlog
 from anyio.to_thread import run_sync
@@ -205,6 +202,8 @@ class ImageBuilds:
                 images=known,
             )
             plan = await run_sync(read)
+            if refused := refusals(plan):
+                raise DockerfileError(source.file, refused)
             missing = [each for each in plan.images if each.reference not in images]
             if not missing:
                 return await self._carry_out(source, plan, images, preparation, lease)
@@ -214,8 +213,6 @@ class ImageBuilds:
 
     async def _image(self, wanted: FromImage, preparation: Preparation, lease: Lease) -> Unpacked:
         """Get an image for this machine. Raises ImageError and OSError."""
-        if wanted.platform != str(ours()):
-            raise NoSuchImage(f"{wanted.reference}: it is wanted for {wanted.platform}, and this machine runs {ours()}")
         progress = Progress()
         preparation.doing = lambda: f"pulling {wanted.reference}: {progress}"
         return await self.store.get(Reference.parse(wanted.reference), lease=lease, progress=progress)
@@ -272,6 +269,22 @@ class ImageBuilds:
         )
         runs = sum(isinstance(step, RunStep | FetchStep) for step in steps)
         return Need(least=copied, likely=copied + runs * self.store.run_bytes())
+
+
+def refusals(plan: BuildPlan) -> list[tuple[int, str]]:
+    """Return what a plan asks for that no build here has, as (line, why); nothing has to be fetched to know it."""
+    found = []
+    for stage in plan.stages:
+        if isinstance(stage.base, FromImage) and stage.base.platform != str(ours()):
+            why = f"{stage.base.reference} is wanted for {stage.base.platform}, and this machine runs {ours()}"
+            found.append((stage.line, f"FROM: {why}"))
+        for step in (step for layer in stage.layers for step in layer.steps):
+            if isinstance(step, FetchStep) and step.is_git:
+                found.append((step.line, "ADD: a repository cannot be added here: clone it by a RUN"))
+            mounts = step.mounts if isinstance(step, RunStep) else ()
+            secrets = [mount.id for mount in mounts if mount.kind == "secret" and mount.is_required]
+            found += [(step.line, f"RUN: the secret {each} is required, and builds here have none") for each in secrets]
+    return found
 
 
 def _base_image(image: Unpacked) -> BaseImage:
@@ -378,16 +391,10 @@ class _Build:
     async def _run(self, step: RunStep, below: tuple[Path, ...], folder: Path, target: Path) -> None:
         """Take a RUN. Raises BuildFailed and OSError."""
         settings = await run_sync(Settings.in_image, folder / "settings")
-        secrets = [mount for mount in step.mounts if mount.kind == "secret" and mount.is_required]
-        if secrets:
-            raise BuildFailed(f"{self.name(step)}: the secret {secrets[0].id} is required, and builds here have none")
-        # Package mirrors may be neighbours of this machine, or on it.
-        has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
-        mirrors = BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
         box = self._box(
             step,
             below,
-            network=BoxNetwork.NONE if step.network == "none" else mirrors,
+            network=BoxNetwork.NONE if step.network == "none" else self._mirrors(settings),
             working_directory=step.cwd,
             environment={**settings.variables, **step.environment},
             user=step.user,
@@ -395,7 +402,7 @@ class _Build:
             layer=folder / "box",
         )
         async with box as running:
-            apart = [MACHINE, *(bind.target for bind in settings.binds)]
+            apart = _apart(settings)
             for mount in step.mounts:
                 if mount.kind != "secret":
                     apart.append(mount.target)
@@ -413,6 +420,11 @@ class _Build:
                 await self.source.tell(output[-_SAID_CHARS:])
             await running.keep_layer(target, without=apart)
         await run_sync(settings.strike_out, target)
+
+    def _mirrors(self, settings: Settings) -> BoxNetwork:
+        """Return the network that finds package mirrors: they may be neighbours of this machine, or on it."""
+        has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
+        return BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
 
     def _left(self) -> float:
         return self.deadline - anyio.current_time()
@@ -441,7 +453,11 @@ class _Build:
     async def _put_all(self, steps: Iterable[BuildStep], below: tuple[Path, ...], folder: Path, target: Path) -> None:
         """Take copies and folders in a row. Raises BuildFailed and OSError."""
         first, *_ = steps = tuple(steps)
-        async with self._box(first, below, working_directory="/", layer=folder / "box") as box:
+        settings, online = None, dict[str, Any]()
+        if any(isinstance(step, FetchStep) for step in steps):
+            settings = await run_sync(Settings.in_image, folder / "settings")
+            online = {"network": self._mirrors(settings), "binds": settings.binds}
+        async with self._box(first, below, working_directory="/", layer=folder / "box", **online) as box:
             for step in steps:
                 match step:
                     case FolderStep():
@@ -449,8 +465,8 @@ class _Build:
                     case CopyStep():
                         await self._copy(box, step, folder)
                     case FetchStep():
-                        await self._fetch(box, step, folder)
-            await box.keep_layer(target)
+                        await self._fetch(box, step, settings.variables if settings else {})
+            await box.keep_layer(target, without=_apart(settings) if settings else ())
 
     async def _copy(self, box: Box, step: CopyStep, folder: Path) -> None:
         """Take a COPY, or an ADD of files. Raises BuildFailed, BoxDied and OSError."""
@@ -500,36 +516,18 @@ class _Build:
         if finished.status != 0:
             raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
 
-    async def _fetch(self, box: Box, step: FetchStep, folder: Path) -> None:
-        """Take an ADD of an address. Raises BuildFailed and OSError."""
-        if step.is_git:
-            raise BuildFailed(f"{self.name(step)}: a repository cannot be added here: clone it by a RUN")
-        place = folder / "fetched"
-        algorithm, _, expected = step.checksum.partition(":")
-        digest = hashlib.new(algorithm or "sha256")
-        size = 0
-        try:
-            with anyio.fail_after(max(0.0, self._left())):
-                async with (
-                    httpx.AsyncClient(follow_redirects=True, timeout=60) as http,
-                    http.stream("GET", step.url) as answer,
-                ):
-                    answer.raise_for_status()
-                    async with await anyio.open_file(place, "wb") as file:
-                        async for piece in answer.aiter_bytes(CHUNK_BYTES):
-                            size += len(piece)
-                            if size > _MAX_FETCHED_BYTES:
-                                raise BuildFailed(f"{self.name(step)}: it has more than {_MAX_FETCHED_BYTES:,} bytes")
-                            digest.update(piece)
-                            await file.write(piece)
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise BuildFailed(f"{self.name(step)}: {error or 'it took too long'}") from error
-        if expected and digest.hexdigest() != expected:
-            raise BuildFailed(f"{self.name(step)}: its checksum is {algorithm}:{digest.hexdigest()}")
-        name = posixpath.basename(unquote(urlsplit(step.url).path)) or "index.html"
-        node = Node(path=name, kind="file", place=str(place), size=size)
-        order = {**_order(step), "mode": step.mode or "600"}
-        await self._write(box, step, order, await run_sync(_packed, folder, [(name, node, True)], ()))
+    async def _fetch(self, box: Box, step: FetchStep, variables: Mapping[str, str]) -> None:
+        """Take an ADD of an address, which the box fetches itself. Raises BuildFailed and BoxDied."""
+        order = {**_order(step), "mode": step.mode or "600", "url": step.url, "checksum": step.checksum}
+        command = replace(_program(order), environment=variables)
+        finished = await run(box, command, timeout=max(0.0, self._left()))
+        if finished.status != 0:
+            raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
+
+
+def _apart(settings: Settings) -> list[str]:
+    """Return the paths at which a box is shown settings: no layer has them."""
+    return [MACHINE, *(bind.target for bind in settings.binds)]
 
 
 def _order(step: CopyStep | FetchStep) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     layer_writer.py ORDER
 
 ORDER is a JSON object. With a `folder`, that is made, with those above it. With `sources`, these are packed as a tar
-archive on the standard output. Else the archive on the standard input is put to `target`, as COPY and ADD do it.
+archive on the standard output. With a `url`, what is there is fetched to `target`, if it has the `checksum`. Else the
+archive on the standard input is put to `target`, as COPY and ADD do it.
 
 In an archive, a name is the path below the target. A member with the header SWEEP.file was named as a source itself: it
 may be the target, and with `unpack` its content goes to the target if it is an archive.
@@ -25,6 +26,8 @@ import tempfile
 from typing import IO, Any
 
 FILE = "SWEEP.file"
+#: Seconds that a server may be silent.
+SILENCE_S = 60
 _BITS = {"r": 4, "w": 2, "x": 1}
 _SHIFTS = {"u": 6, "g": 3, "o": 0}
 
@@ -40,6 +43,8 @@ def main() -> None:
             pack(order)
         elif "folder" in order:
             Writer(order).make_folder(order["folder"])
+        elif "url" in order:
+            Writer(order).fetch(order["url"], order["checksum"])
         else:
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
                 Writer(order).put_all(archive)
@@ -66,6 +71,27 @@ class Writer:
                 self.put_source(entry, source)
             else:
                 self.put(posixpath.join(self.target, entry.name), entry, source)
+
+    def fetch(self, url: str, checksum: str) -> None:
+        """Put what is at an address to the target, under the last name of its path."""
+        import hashlib
+        from urllib.parse import unquote, urlsplit
+        from urllib.request import urlopen
+
+        algorithm, _, expected = checksum.partition(":")
+        digest = hashlib.new(algorithm or "sha256", usedforsecurity=False)
+        entry = tarfile.TarInfo(posixpath.basename(unquote(urlsplit(url).path)) or "index.html")
+        with (
+            urlopen(url, timeout=SILENCE_S) as answer,  # noqa: S310 - http and https by the plan
+            tempfile.TemporaryFile(dir="/tmp") as copy,
+        ):
+            while piece := answer.read(1 << 18):
+                digest.update(piece)
+                copy.write(piece)
+            if expected and digest.hexdigest() != expected:
+                raise RefusedError(f"its checksum is {algorithm}:{digest.hexdigest()}")
+            copy.seek(0)
+            self.put_source(entry, copy)
 
     def put_source(self, entry: tarfile.TarInfo, source: IO[bytes]) -> None:
         is_target = not self.target.endswith("/") and not os.path.isdir(self.target)

@@ -147,6 +147,17 @@ def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario
     assert found(scenario({"task.toml": task})) == {}
 
 
+def test_what_no_build_here_has_is_refused_by_line_before_anything_starts(scenario: Make) -> None:
+    dockerfile = """\
+FROM --platform=linux/riscv64 busybox
+ADD https://example.com/it.git /it
+RUN --mount=type=secret,id=key,required=true true
+"""
+    errors = found(scenario({"task.toml": QUIET, "environment/Dockerfile": dockerfile}))
+    assert {key for _, key in errors} == {"line 1", "line 2", "line 3"}
+    assert "clone it by a RUN" in errors["environment/Dockerfile", "line 2"]
+
+
 def test_unsupported_keys_that_change_no_score_are_warned_of_and_noted(scenario: Make) -> None:
     folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
     around = ScenarioContext(benchmark="b", boundary=folder.parent)

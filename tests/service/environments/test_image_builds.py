@@ -1,18 +1,26 @@
 """Images of Dockerfiles: what each instruction leaves in a box, what is built once, and what a failure says."""
 
+import json
 import socket
+import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
+from threading import Thread
 
 import anyio
 import pytest
 import structlog
 
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.environments import layer_writer
 from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.environments import built_reference
 from orchestrator.service.environments.image_builds import BuildFailed, BuildSource, BuiltImage, ImageBuilds
@@ -254,7 +262,8 @@ async def test_commands_share_one_time_limit(shop: Workshop) -> None:
         ("FROM busybox\nCOPY f /bin\nCOPY f /etc/passwd/x\n", "/etc/passwd is no folder"),
         ("FROM busybox\nUSER nemo\nRUN true\n", "user nemo: /etc/passwd has no such user"),
         ("FROM Busy\n", "'Busy' names no image"),
-        ("FROM --platform=linux/riscv64 busybox\n", "it is wanted for linux/riscv64"),
+        ("FROM --platform=linux/riscv64 busybox\n", "Dockerfile:1: .* is wanted for linux/riscv64"),
+        ("FROM busybox\nADD https://example.com/a.git /x\n", "Dockerfile:2: .*clone it by a RUN"),
         ("FROM busybox\nADD https://127.0.0.1:9/x /x\n", "Dockerfile:2: ADD"),
     ],
 )
@@ -272,6 +281,40 @@ async def test_commands_do_not_find_what_listens_on_this_machine(shop: Workshop)
             f"FROM busybox\nRUN nc -w 2 127.0.0.1 {port} </dev/null && echo in >/got || echo out >/got\n"
         )
     assert await shop.say(image, "cat /got") == "out\n"
+
+
+async def test_an_address_is_fetched_by_the_box_and_not_by_this_machine(shop: Workshop) -> None:
+    if Capability.PUBLIC not in shop.provider.capabilities:
+        pytest.skip("this machine gives no box a network of its own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        with pytest.raises(BuildFailed, match="Dockerfile:2: ADD"):
+            await shop.build(f"FROM busybox\nADD http://127.0.0.1:{server.getsockname()[1]}/x /x\n")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    ("checksum", "status"), [("", 0), (f"sha256:{sha256(b'fetched').hexdigest()}", 0), ("sha256:00", 1)]
+)
+def test_what_was_fetched_has_its_checksum_name_and_mode(tmp_path: Path, checksum: str, status: int) -> None:
+    """Our program in a box, run beside a server, which no box of a build can reach."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/a b.txt").write_bytes(b"fetched")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a%20b.txt"
+        order = {"url": url, "checksum": checksum, "target": f"{tmp_path}/new/", "mode": "600"}
+        done = subprocess.run(
+            [sys.executable, "-I", layer_writer.__file__, json.dumps(order)], capture_output=True, check=False
+        )
+        server.shutdown()
+    assert done.returncode == status, done
+    assert (b"its checksum is sha256:" in done.stderr) == bool(status)
+    if not status:
+        found = tmp_path / "new/a b.txt"
+        assert (found.read_bytes(), oct(found.stat().st_mode)) == (b"fetched", "0o100600")
 
 
 async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:
