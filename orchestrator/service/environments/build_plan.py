@@ -93,7 +93,7 @@ _ONLY_FOR: Final[Mapping[str, tuple[MountKind, ...]]] = {
     "gid": ("cache", "secret"),
 }
 #: Where a here-document that opens with #! is seen by the command that it is.
-_SCRIPTS: Final = "/run/scripts"
+SCRIPTS: Final = "/run/scripts"
 
 _OCTAL_MODE: Final = re.compile(r"[0-7]{1,4}|0[0-7]{4}")
 _SYMBOLIC_MODE: Final = re.compile(r"[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")
@@ -349,7 +349,7 @@ class _StageReader:
             else:
                 script = _body(instruction.heredocs[0])
                 if script.startswith("#!"):
-                    files = (TextFile(name=f"{_SCRIPTS}/{instruction.heredocs[0].name}", text=script),)
+                    files = (TextFile(name=f"{SCRIPTS}/{instruction.heredocs[0].name}", text=script),)
                     script = files[0].name
             argv = (*self._config.shell, script)
         network = flags.get("network", ["default"])[0]

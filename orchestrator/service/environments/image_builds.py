@@ -34,7 +34,7 @@ from orchestrator.service.content import Node
 from orchestrator.service.environments.build_cache import Built
 from orchestrator.service.environments.build_context import BuildContext, Patterns
 from orchestrator.service.environments.build_outline import DockerfileError
-from orchestrator.service.environments.build_plan import plan_text
+from orchestrator.service.environments.build_plan import SCRIPTS, plan_text
 from orchestrator.service.environments.build_steps import (
     BaseImage,
     BuildLayer,
@@ -86,9 +86,6 @@ _SHOWN_CHARS: Final = 2000
 _SAID_CHARS: Final = 1 << 16
 #: Seconds for which a step that failed is not tried again.
 _FAILED_S: Final = 3600.0
-#: Where the scripts of a RUN are; the plan names them so.
-_SCRIPTS: Final = "/run/scripts"
-_MAX_FETCHED_BYTES: Final = 8 << 30
 #: Seconds after which who lacked room looks what it lacks now; and pause between two looks for room.
 _ROOM_PATIENCE_S: Final = 30.0
 _ROOM_PAUSE_S: Final = 1.0
@@ -408,8 +405,8 @@ class _Build:
                     apart.append(mount.target)
                     await self._mount(running, step, mount, folder)
             if step.files:
-                apart.append(_SCRIPTS)
-                order = {"target": f"{_SCRIPTS}/", "mode": "755"}
+                apart.append(SCRIPTS)
+                order = {"target": f"{SCRIPTS}/", "mode": "755"}
                 texts = [replace(each, name=posixpath.basename(each.name)) for each in step.files]
                 await self._write(running, step, order, await run_sync(_packed, folder, (), texts))
             command = Command(argv=step.argv, cwd=step.cwd)
