@@ -147,7 +147,7 @@ class _Kept:
 
     def add(self, root: Path, path: str, relative: str, found: os.stat_result) -> None:
         if found.st_size <= min(LARGEST_FILE_BYTES, self.room) and self.count < MOST_FILES:
-            copy_file(root, path, self.place / "kept" / relative)
+            _keep(root, path, self.place / "kept" / relative)
             self.where[relative], self.room, self.count = "kept", self.room - found.st_size, self.count + 1
 
 
@@ -204,7 +204,7 @@ def remember(written: Written, *, directory: str, prepared: Path | None, keep: P
         else:
             kept.add(written.own, path, relative, found)
         if PurePosixPath(relative).name == ".gitignore" and relative in kept.where:
-            copy_file(written.own, path, keep / "ignores" / relative)
+            _keep(written.own, path, keep / "ignores" / relative)
     (keep / "before").write_bytes(marshal.dumps((at, entries, hiding if written.lowers else set(), kept.where)))
 
 
@@ -320,7 +320,7 @@ class _Comparison:
             relative = posixpath.join(folder, ".gitignore")
             found = self.before.in_layers(posixpath.join(work, relative))
             if found and _is_content(found[1]) and found[1].st_size <= LARGEST_FILE_BYTES:
-                copy_file(found[0], posixpath.join(work, relative), keep / "ignores" / relative)
+                _keep(found[0], posixpath.join(work, relative), keep / "ignores" / relative)
         for name, paths in {**self.lists.before, "after": self.lists.after, "new": self.lists.new}.items():
             (keep / f"{name}.list").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in sorted(paths)))
         (keep / "left-out").write_text(self.lists.left_out.text)
@@ -354,6 +354,12 @@ class _Comparison:
         found = self.before.in_layers(path)
         if found is not None and _is_content(found[1]):
             self.kept.add(found[0], path, relative, found[1])
+
+
+def _keep(root: Path, path: str, target: Path) -> None:
+    """Copy a file or link of `root`; what was kept of it by an earlier comparison gives way. Raises OSError."""
+    target.unlink(missing_ok=True)
+    copy_file(root, path, target)
 
 
 def _facts(found: os.stat_result) -> Facts:

@@ -457,8 +457,10 @@ class Fleet:
             boxes, helpers = self._running(live.id).boxes, live.helpers
             assert boxes is not None
             assert helpers is not None
-            if boxes.is_marked or boxes.settled is not None:
-                raise BadRequest(f"Devbox {live.id}: it has what scorers are to judge, and is not suspended.")
+            if live.order.request.initiator_type == "scenario":
+                raise BadRequest(
+                    f"Devbox {live.id}: it belongs to a scenario run, and what is judged is not suspended."
+                )
             with anyio.CancelScope(shield=True):
                 live.scope.deadline = live.idle.deadline = float("inf")
                 await insist(partial(self._advance, live, DevboxStatus.SUSPENDING, {}))

@@ -135,7 +135,12 @@ def crossing(plan: ScoringPlan, working_directory: str) -> Mapping[str, Sequence
     """Return what crosses to a separate scoring, artifacts or else the working directory, with what in it does not."""
     if not plan.artifacts:
         return {working_directory: ()}
-    return {posixpath.join(working_directory, each.source): each.exclude for each in plan.artifacts}
+    found: dict[str, Sequence[str]] = {}
+    for each in plan.artifacts:
+        path = posixpath.normpath(posixpath.join(working_directory, each.source))
+        # What two artifacts name crosses if one of them has it.
+        found[path] = [pattern for pattern in each.exclude if path not in found or pattern in found[path]]
+    return found
 
 
 def tests_program(tests: Tests, tools: str | None) -> Program:

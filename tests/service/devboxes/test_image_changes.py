@@ -72,6 +72,18 @@ async def test_a_patch_is_made_of_the_images_own_files(stage: Stage, tmp_path: P
     assert differences(stage.boxes.files / "app", tmp_path / "there") == ""
 
 
+async def test_what_was_compared_once_is_compared_again_with_the_same_result(stage: Stage) -> None:
+    """A live scoring that came to nothing is followed by one over the files alone."""
+    await stage.begin()
+    await stage.work("echo two >code.py; rm gone.py; mkdir new; echo x >new/x")
+    first = await stage.boxes.settle(ScoringMode.LIVE)
+    lists = {path.name: path.read_bytes() for path in stage.boxes._folder.glob("*.list")}
+    second = await stage.boxes.settle(ScoringMode.SHARED, is_live_over=True)
+    assert (second.mode, second.changes) == (ScoringMode.SHARED, first.changes)
+    assert {path.name: path.read_bytes() for path in stage.boxes._folder.glob("*.list")} == lists
+    assert (stage.boxes._folder / "kept/code.py").read_text() == "one\n"
+
+
 async def test_files_that_were_copied_up_and_are_what_they_were_did_not_change(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
