@@ -14,7 +14,6 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import orjson
@@ -22,6 +21,7 @@ import pytest
 
 from orchestrator import __version__
 from orchestrator.service.sandbox import elf
+from tests.container_engine import dockerd
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 from tests.real.conftest import is_answered
@@ -31,7 +31,6 @@ from .conftest import ROOT, reward, write_scenario
 from .test_scripts import compose_services, instructions, words_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
-PROGRAMS: Final = ("dockerd", "containerd", "runc", "docker")
 IMAGE: Final = "sweep"
 CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 TOKEN: Final = "0123456789abcdef"
@@ -69,26 +68,8 @@ class Engine:
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """Start dockerd with a folder of its own; at the end nothing of it is left."""
-    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
-        pytest.skip(f"no container engine here: no {', '.join(missing)} (Debian's package docker.io)")
-    with TemporaryDirectory(prefix="sweep-engine-") as folder:  # a socket's path is short
-        place = Path(folder)
-        options = [f"--data-root={place}/data", f"--exec-root={place}/exec", f"--pidfile={place}/pid"]
-        options += [f"--host=unix://{place}/socket", f"--cgroup-parent={place.name}"]
-        options += ["--iptables=false", "--bridge=none"]
-        log, engine = place / "log", Engine(place)
-        command = ["unshare", "--mount", "dockerd", *options]  # no mount of it outlives it
-        with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as daemon:
-            try:
-                wait_until(lambda: daemon.poll() is not None or engine.does("version"), log.read_text)
-                if daemon.poll() is not None:
-                    pytest.skip(f"dockerd does not start here: {log.read_text().splitlines()[-1]}")
-                yield engine
-            finally:
-                daemon.terminate()
-        for group in (*Path("/sys/fs/cgroup").glob(f"*/{place.name}"), *Path("/sys/fs/cgroup").glob(place.name)):
-            group.rmdir()
+    with dockerd() as socket:
+        yield Engine(socket.parent)
 
 
 @pytest.fixture

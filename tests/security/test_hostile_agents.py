@@ -210,9 +210,9 @@ def sweep(desk: Desk, mark: str, attack: str) -> tuple[Ended, str]:
     (desk.folder / "sweep.toml").write_text(SETTINGS)
     words = ("run", "bench", "--config", "sweep.toml", "--agent", "hostile", "--agent", "oracle", "--name", "it")
     running = desk.start(*words, environment={"HIDDEN": HIDDEN})
-    address = desk.folder / "runs" / ".service"
-    wait_until(lambda: list(address.rglob("address.json")), running)
-    (file,) = address.rglob("address.json")
+    addresses = "runs/.service/*/address.json"
+    wait_until(lambda: list(desk.folder.glob(addresses)), running)
+    (file,) = desk.folder.glob(addresses)
     token = str(orjson.loads(file.read_bytes())["token"])
     return running.end(PATIENCE), token
 

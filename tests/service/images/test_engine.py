@@ -3,9 +3,7 @@
 The engine is a server of ours on a Unix socket, and a real dockerd where there is one.
 """
 
-import shutil
 import socket
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,8 +24,8 @@ from orchestrator.service.environments.images.image_store import ImageStore, Pro
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage
+from tests.container_engine import dockerd
 from tests.serving import serving_at
-from tests.waiting import poll
 
 from .conftest import Typed
 from .layers import entry, layer
@@ -198,22 +196,11 @@ async def test_the_users_own_engine_is_asked_and_no_other_docker(
 
 @pytest.mark.slow
 async def test_a_real_docker_is_asked_as_well(store: ImageStore, tmp_path: Path) -> None:
-    if shutil.which("dockerd") is None:
-        pytest.skip("this machine has no dockerd (package docker.io)")
-    place = tmp_path / "docker.sock"
-    words = ["dockerd", "--iptables=false", "--bridge=none", f"--host=unix://{place}"]
-    words += [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid"]
-    async with await anyio.open_process(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
-        try:
-            await poll(lambda: engine.is_alive(place), bool, "dockerd does not answer")
-            archive = saved_image(tmp_path / "tool.tar", "tool:1", LOCAL)
-            async with httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=str(place)), base_url="http://engine", timeout=60
-            ) as http:
-                (await http.post("/images/load", content=archive.read_bytes())).raise_for_status()
-            store.engines = (place,)
-            assert await told(store, "tool:1") == "engine"
-        finally:
-            daemon.terminate()
-            with anyio.CancelScope(shield=True):
-                await daemon.wait()
+    archive = saved_image(tmp_path / "tool.tar", "tool:1", LOCAL)
+    with dockerd() as place:
+        async with httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(place)), base_url="http://engine", timeout=60
+        ) as http:
+            (await http.post("/images/load", content=archive.read_bytes())).raise_for_status()
+        store.engines = (place,)
+        assert await told(store, "tool:1") == "engine"
