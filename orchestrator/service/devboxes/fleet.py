@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 import anyio
 import anyio.lowlevel
 import structlog
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 from msgspec.structs import replace as replaced
 
 from orchestrator.core.errors import InternalError, SweepError
@@ -93,6 +93,10 @@ class _Live:
     moving: anyio.Lock = field(default_factory=anyio.Lock)
     suspensions: int = 0
     is_asleep: bool = False
+    #: A box that was started after a sleep, in which the launch commands have yet to run.
+    is_new: bool = False
+    #: Of the box that stands for it.
+    way_out: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     @property
     def shown(self) -> Mapping[str, Any]:
@@ -293,7 +297,7 @@ class Fleet:
             settle_in=partial(boot.settle_in, prepared=prepared, output=self.output),
         )
         if live.egress is not None:
-            await helpers.start(live.egress.serve, box)
+            await helpers.start(self._let_out, live, live.egress, box)
 
         shown = {
             "isolation": Isolation(self._provider.name),
@@ -464,7 +468,7 @@ class Fleet:
             with anyio.CancelScope(shield=True):
                 live.scope.deadline = live.idle.deadline = float("inf")
                 await insist(partial(self._advance, live, DevboxStatus.SUSPENDING, {}))
-                await boxes.agents.freeze()
+                await boxes.suspend()
                 await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
             if live.status is DevboxStatus.SUSPENDED:  # and not ended meanwhile
                 live.suspensions += 1
@@ -475,6 +479,9 @@ class Fleet:
         while True:
             with anyio.CancelScope(deadline=live.idle.deadline) as live.idle:
                 await anyio.sleep_forever()
+            if live.users:  # it was begun to be used just now
+                live.touch()
+                continue
             try:
                 await self._suspend(live)
             except BadRequest:  # it does not run, or it is to be judged
@@ -495,6 +502,7 @@ class Fleet:
                         log.warning("devbox.restless", error=str(error))
                         return
                     live.is_asleep = True
+                    live.way_out.cancel()
                     log.info("devbox.asleep")
 
     async def resume(self, devbox_id: str) -> DevboxRecord:
@@ -514,10 +522,16 @@ class Fleet:
                     try:
                         if live.is_asleep:
                             await self._wake(live, live.boxes)
-                        await live.boxes.agents.thaw()
+                        await live.boxes.resume()
+                        if live.is_new:
+                            await boot.run_commands(live.boxes.agents, live.order.launch.commands, self.output)
+                            live.is_new = False
                     except (ServiceError, OSError):
                         if not live.is_asleep:
-                            await live.boxes.agents.freeze()
+                            await live.boxes.suspend()
+                            live.suspensions += 1
+                            assert live.helpers is not None
+                            live.helpers.start_soon(self._end_frozen, live, live.suspensions)
                         await insist(partial(self._advance, live, DevboxStatus.SUSPENDED, {}))
                         raise
                     await insist(partial(self._advance, live, DevboxStatus.RUNNING, {}))
@@ -534,12 +548,19 @@ class Fleet:
         else:
             spec = replace(spec, root=None, image=replace(spec.image, layers=(*spec.image.layers, files)))
         box = await boxes.wake(spec)
-        live.is_asleep = False
+        live.is_asleep, live.is_new = False, True
         if spec.image is None:
             await anyio.to_thread.run_sync(remove, files)
         if live.egress is not None and live.helpers is not None:
-            await live.helpers.start(live.egress.serve, box)
-        await boot.run_commands(box, live.order.launch.commands, self.output)
+            await live.helpers.start(self._let_out, live, live.egress, box)
+
+    @staticmethod
+    async def _let_out(
+        live: _Live, egress: Egress, box: Box, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve the way out of one box of a devbox, until that falls asleep or ends."""
+        with anyio.CancelScope() as live.way_out:
+            await egress.serve(box, task_status=task_status)
 
     async def shutdown(self, devbox_id: str, reason: str = "api_shutdown", *, is_forced: bool = True) -> DevboxRecord:
         """End a devbox and wait until nothing of it is left. Idempotent.

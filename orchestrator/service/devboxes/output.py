@@ -73,11 +73,20 @@ class Spool:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file in the folder of a devbox's output, both for their owner only. Blocking."""
+    """Add to a file in the folder of a devbox's output, both for their owner only; all of it or nothing. Blocking.
+
+    Raises OSError.
+    """
     for folder in (path.parent.parent, path.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as file:
-        file.write(data)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab", 0) as file:
+        before = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 @dataclass(frozen=True, slots=True)

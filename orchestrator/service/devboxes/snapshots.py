@@ -25,7 +25,7 @@ from orchestrator.service.errors import BadRequest, NotFound, Unwritable, WaitEx
 from orchestrator.service.records import SnapshotRecord, SnapshotStatus
 from orchestrator.service.sandbox.prepared import Preparation, Prepared
 from orchestrator.service.sandbox.provider import ImageRoot
-from orchestrator.service.sandbox.safe_fs import disk_usage, remove
+from orchestrator.service.sandbox.safe_fs import clone, disk_usage, remove
 from orchestrator.service.store import (
     BLUEPRINTS,
     DEVBOXES,
@@ -83,8 +83,8 @@ class Snapshots:
             parent = SNAPSHOTS.get(db, devbox.snapshot_id) if devbox.snapshot_id else None
             blueprint_id = parent.source_blueprint_id if parent else devbox.blueprint_id
             blueprint = BLUEPRINTS.find(db, blueprint_id) if blueprint_id else None
-            if spec.image is not None and blueprint is not None and blueprint.state == blueprints.DELETED:
-                raise BadRequest(f"Blueprint {blueprint.id}, whose image devbox {devbox_id} has, was deleted.")
+            if blueprint is not None and blueprint.state == blueprints.DELETED:
+                raise BadRequest(f"Blueprint {blueprint.id}, which devbox {devbox_id} began from, was deleted.")
             identity = SNAPSHOTS.new_id()
             made = SnapshotRecord(
                 id=identity,
@@ -117,9 +117,14 @@ class Snapshots:
                 async with self._removing:
                     await run_sync(partial(draft.mkdir, mode=0o700))
                 await boxes.save(draft / _TREE)
+                woken = [f"{made.id}/{number}" for number, _ in enumerate(boxes.woken)]
+                for name, layer in zip(woken, boxes.woken, strict=True):
+                    await run_sync(partial((draft / Path(name).name).mkdir, mode=0o700))
+                    await run_sync(clone, layer, draft / Path(name).name / _TREE)
             size = await run_sync(disk_usage, draft)
             await run_sync(draft.rename, place)
-            end = {"status": SnapshotStatus.COMPLETE, "size_bytes": size}
+            layers = (*made.layers[:-1], *woken, made.id)
+            end: dict[str, Any] = {"status": SnapshotStatus.COMPLETE, "size_bytes": size, "layers": layers}
         except Exception as error:  # one snapshot's trouble is not the service's
             is_known = isinstance(error, SweepError | OSError)
             log.warning("snapshot.failed", error=str(error), exc_info=not is_known)
@@ -199,7 +204,7 @@ class Snapshots:
             kept = SNAPSHOTS.select(db, {"_status": (SnapshotStatus.IN_PROGRESS, SnapshotStatus.COMPLETE)})
             begun = {each.snapshot_id for each in DEVBOXES.select(db, {"status": DEVBOX_ALIVE}) if each.snapshot_id}
             kept += [found for each in begun if (found := SNAPSHOTS.find(db, each))]
-            return {name for each in kept for name in each.layers}
+            return {name.partition("/")[0] for each in kept for name in each.layers}
 
         def clean(names: set[str]) -> None:
             for each in self._folder.iterdir():

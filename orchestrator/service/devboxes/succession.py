@@ -106,6 +106,7 @@ class Succession:
         self._lock = anyio.Lock()
         self._count = 0
         self._is_retired = False
+        self._is_suspended = False
         self._is_stopped = False
         #: Set when a box stands for the devbox again, while none does.
         self._awake: anyio.Event | None = None
@@ -150,7 +151,7 @@ class Succession:
                 await awake.wait()
 
     async def save(self, target: Path) -> None:
-        """Copy what the agent's box has to `target`, as `Box.save`; everything in it stands still meanwhile.
+        """Copy what the agent's box has written to `target`, as `Box.save`; everything in it stands still meanwhile.
 
         Raises BoxDied.
         """
@@ -160,8 +161,27 @@ class Succession:
                 with _whole(self.agents):
                     await self.agents.save(target)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self.agents.thaw()
+                if not self._is_suspended:
+                    with anyio.CancelScope(shield=True):
+                        await self.agents.thaw()
+
+    async def suspend(self) -> None:
+        """Freeze the only box, until `resume`."""
+        async with self._lock:
+            self._is_suspended = True
+            await self.agents.freeze()
+
+    async def resume(self) -> None:
+        """Let the only box go on."""
+        async with self._lock:
+            self._is_suspended = False
+            await self.agents.thaw()
+
+    @property
+    def woken(self) -> tuple[Path, ...]:
+        """The layers above the environment's image that were kept while it slept; nothing writes them."""
+        image, base = self._spec.image, self._prepared.image
+        return image.layers[len(base.layers) :] if image and base else ()
 
     async def sleep(self, target: Path) -> None:
         """Move the files of the only box to `target`, as `Box.keep_layer`, and end it. Raises BoxDied.

@@ -143,6 +143,7 @@ class AgentProcess:
         if self._done.is_set():
             return
         self._connection.order("kill", self._number)
+        await self._connection.moving.wait()  # what is frozen obeys when it is thawed
         with anyio.move_on_after(KILL_TIMEOUT_S):
             await self._done.wait()
         if not self._done.is_set():
@@ -169,6 +170,9 @@ class AgentConnection:
         self.drain = Drain()
         self.ready = anyio.Event()
         self.reason = ""
+        #: Unset while its box is frozen: nothing in that obeys an order then.
+        self.moving = anyio.Event()
+        self.moving.set()
         self._sock = sock
         self._broken = broken
         self._owner = owner

@@ -259,15 +259,21 @@ class AgentBox(ABC):
             """All but the one that sees the service die, and ends the others then."""
             return [pid for pid in self.pids() if self._child is None or pid != self._child.pid]
 
+        if self._connection is not None:
+            self._connection.moving = anyio.Event()
         self._frozen |= await anyio.to_thread.run_sync(freeze, others)
 
     async def thaw(self) -> None:
         frozen, self._frozen = self._frozen, frozenset()
         thaw(frozen.intersection(await anyio.to_thread.run_sync(self.pids)))
+        if self._connection is not None:
+            self._connection.moving.set()
 
     async def save(self, target: Path) -> None:
         await anyio.to_thread.run_sync(target.mkdir)
         await self.export(target)
+        if self._stopping is not None:  # its files may have gone while they were copied
+            raise BoxDied(f"devbox {self.id}: {self._why}")
 
     async def remaining(self) -> RemainingProcesses:
         return RemainingProcesses()
@@ -333,6 +339,8 @@ class AgentBox(ABC):
             self._why = why
         self.kill()
         thaw(self._frozen)  # who is stopped ends nothing
+        if self._connection is not None:
+            self._connection.moving.set()
         if self._child is None:
             self._finish()
         else:

@@ -41,7 +41,7 @@ from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
 from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import Bind, BoxSpec, BoxStartFailed, Command, ImageRoot, Written
-from orchestrator.service.sandbox.safe_fs import Copier, disk_usage
+from orchestrator.service.sandbox.safe_fs import Copier, clone, disk_usage
 
 if TYPE_CHECKING:
     from orchestrator.service.sandbox.user_namespace import IdMap
@@ -227,10 +227,7 @@ class ImageBox(BwrapBox):
 
     async def save(self, target: Path) -> None:
         def copy() -> None:
-            words = ["cp", "--archive", "--reflink=auto", os.fspath(self.folder.files), os.fspath(target)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise OSError(f"its layer could not be copied: {done.stderr.strip()[-1000:]}")
+            clone(self.folder.files, target)
             if self._is_moved:
                 restore_ids(target, self.first_id)
 
