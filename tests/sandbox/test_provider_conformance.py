@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox import agent_connection
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -496,6 +497,22 @@ async def test_what_is_frozen_does_nothing_until_it_is_thawed(bench: "Bench") ->
     assert not box.place("/home/user/woken").exists()
     await box.freeze()
     await box.stop()
+
+
+async def test_a_command_that_is_killed_while_its_box_is_frozen_ends_with_the_thaw(
+    bench: "Bench", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_connection, "KILL_TIMEOUT_S", 0.5)
+    box = await bench.boot()
+    process = await box.spawn(Command(argv=("sleep", "600")))
+    await box.freeze()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(process.kill)
+        other = await bench.boot()
+        await bench.run(other, "sleep 1")
+        await box.thaw()
+    assert await process.wait() != 0
+    assert (await bench.run(box, "echo here")).output == "here\n"
 
 
 async def test_what_a_box_has_is_copied_or_moved_for_another_one(bench: "Bench") -> None:

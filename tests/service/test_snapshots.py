@@ -11,7 +11,7 @@ from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.devboxes import fleet
-from tests.processes import carrying
+from tests.processes import carrying, open_files
 from tests.service.serving_clients import fill_cache, said, service
 from tests.service.test_server_killed import to_be_killed
 from tests.waiting import poll, until
@@ -47,6 +47,11 @@ async def begun(client: AsyncRunloop, kind: str, **asked: Any) -> str:
     devbox = await client.devboxes.create_and_await_running(**asked)
     assert devbox.status == "running", devbox
     return devbox.id
+
+
+async def sleep_of(place: Path) -> None:
+    """Wait until the files of a devbox are kept there."""
+    await until((place / "fs").exists, "it does not sleep")
 
 
 async def test_a_devbox_from_a_snapshot_has_the_files_and_nothing_else(client: AsyncRunloop, kind: str) -> None:
@@ -136,6 +141,52 @@ async def test_after_a_while_what_was_frozen_ends_and_files_are_kept(
             assert launches.split() == [str(count), str(count)]
         await client.devboxes.shutdown(devbox)
         assert list((state / "asleep").iterdir()) == []
+
+
+async def test_a_snapshot_has_what_was_written_before_a_sleep(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "FROZEN_S", 0.01)
+    state = tmp_path / "state"
+    async with service(state, Isolation.NONE if kind == "none" else Isolation.LOCAL) as client:
+        devbox = await begun(client, kind)
+        opened: list[int] = []
+        for count in range(3):
+            await said(client, devbox, f"echo {count} >file{count}")
+            await client.devboxes.suspend(devbox)
+            await sleep_of(state / "asleep" / devbox / str(count + 1))
+            await client.devboxes.resume(devbox)
+            assert await said(client, devbox, "cat file0") == "0\n"
+            opened.append(open_files())
+        assert opened[2] <= opened[1], "a sleep leaves nothing open"
+        await said(client, devbox, "rm file1; echo 3 >file3")
+        taken = await client.devboxes.snapshot_disk(devbox)
+        await client.devboxes.shutdown(devbox)
+        other = await client.devboxes.create_and_await_running(snapshot_id=taken.id)
+        assert await said(client, other.id, "cat file*") == "0\n2\n3\n"
+        second = await client.devboxes.snapshot_disk(other.id)
+        await client.devboxes.disk_snapshots.delete(taken.id)
+        third = await client.devboxes.create_and_await_running(snapshot_id=second.id)
+        assert await said(client, third.id, "cat file*") == "0\n2\n3\n"
+
+
+async def test_a_devbox_whose_launch_fails_after_a_sleep_sleeps_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "FROZEN_S", 0.01)
+    state = tmp_path / "state"
+    async with service(state, Isolation.NONE if kind == "none" else Isolation.LOCAL) as client:
+        commands = {"launch_commands": ["echo launch >>launches", "[ $(wc -l <launches) != 2 ]"]}
+        devbox = await begun(client, kind, launch_parameters=commands)
+        for count in (1, 2):
+            await client.devboxes.suspend(devbox)
+            await sleep_of(state / "asleep" / devbox / str(count))
+            if count == 1:
+                with pytest.raises(BadRequestError, match="exited with 1"):
+                    await client.devboxes.resume(devbox)
+                assert (await client.devboxes.retrieve(devbox)).status == "suspended"
+        assert (await client.devboxes.resume(devbox)).status == "running"
+        assert await said(client, devbox, "wc -l <launches") == "3\n"
 
 
 async def test_an_idle_devbox_is_suspended_if_it_asks_for_it(client: AsyncRunloop, kind: str) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import DevboxRecord
 from orchestrator.service.store import DEVBOXES, EXECUTIONS
+from tests.processes import carrying
 from tests.waiting import poll, until
 
 from .conftest import GATE
@@ -359,6 +361,20 @@ async def test_calls_that_no_provider_supports_are_refused_by_name(served: "Serv
         with pytest.raises(APIStatusError, match="not supported by this service") as refused:
             await call(devbox.id)
         assert refused.value.status_code == 405
+
+
+async def test_what_is_suspended_stays_so_over_a_snapshot_that_was_begun_before(
+    served: "Served", tmp_path: Path
+) -> None:
+    devbox, mark = (await served.devbox()).id, f"mark-{uuid.uuid4().hex}"
+    await served.client.devboxes.execute_async(devbox, command=f"while :; do :; done; : {mark}")
+    await until(lambda: carrying(mark), "nothing runs")
+    with served.fleet.boxes(devbox) as boxes:
+        await served.fleet.suspend(devbox)
+        await boxes.save(tmp_path / "saved")
+    states = [(await anyio.Path(f"/proc/{pid}/stat").read_text()).split()[2] for pid in carrying(mark)]
+    assert "T" in states
+    assert "R" not in states
 
 
 async def test_an_unknown_devbox_is_not_found(served: "Served") -> None:

@@ -1,16 +1,32 @@
-"""Output that nobody will ask for any more."""
+"""Output in files: written whole, and removed when nobody will ask for it any more."""
 
+import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.service.devboxes.output import KEPT_MS, prune
+from orchestrator.service.devboxes.output import KEPT_MS, append, prune
 from orchestrator.service.store import DEVBOXES
 
 if TYPE_CHECKING:
     from tests.service.devboxes.conftest import Served
 
 pytestmark = pytest.mark.anyio
+
+
+def test_an_entry_that_the_disk_cannot_take_leaves_no_half_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "folder/log"
+    append(log, b"first\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append(log, bytes(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append(log, b"second\n")
+    assert log.read_bytes() == b"first\nsecond\n"
 
 
 async def test_output_goes_a_day_after_its_devbox(served: "Served") -> None:
