@@ -72,7 +72,9 @@ def build(
 
 
 @options.takes_format
-@options.takes_settings("include", "exclude", "endpoint", "isolation", "lock", "registry_mirror", "image_cache")
+@options.takes_settings(
+    "include", "exclude", "endpoint", "isolation", "lock", "registry_mirror", "image_cache", "rebuild"
+)
 def prepare(
     context: typer.Context,
     benchmark: Annotated[

@@ -11,7 +11,7 @@ from orchestrator.core.config import EndpointConfig, RegistryConfig
 STATE: Final = Path("~/.local/state/sweep/service")
 
 
-@options.takes_settings("isolation", "lock", "registry_mirror", "image_cache")
+@options.takes_settings("isolation", "lock", "registry_mirror", "image_cache", "rebuild")
 def serve(
     context: typer.Context,
     *,

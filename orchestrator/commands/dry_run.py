@@ -159,7 +159,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Form
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     opening: AbstractAsyncContextManager[Endpoint | OfflineCatalog]
-    opening = nullcontext(OfflineCatalog(place.folders))
+    opening = nullcontext(OfflineCatalog(place.folders, rebuild=config.rebuild))
     if place.endpoint:
         opening = open_endpoint(place, rate=config.rate)
     async with opening as source:
@@ -195,8 +195,8 @@ class OfflineCatalog:
 
     url = "the embedded service"
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._catalog = Catalog(folders)
+    def __init__(self, folders: Sequence[Path], *, rebuild: bool) -> None:
+        self._catalog = Catalog(folders, rebuild=rebuild)
 
     async def benchmarks(self) -> list[Benchmark]:
         return [

@@ -78,6 +78,7 @@ async def run(
                 lock=lock,
                 mirrors=[Mirror.parse(each) for each in images.registry_mirror],
                 image_budget=images.image_cache,
+                rebuild=images.rebuild,
                 lends_network=lends_network,
                 task_status=task_status,
             )

@@ -277,6 +277,17 @@ class RegistryConfig(Settings):
             otherwise="the disk, but for 5% or 5GB of it",
         ),
     ] = None
+    #: An image that was published may differ from what its Dockerfile gives today.
+    rebuild: Annotated[
+        bool,
+        Option(
+            "Where",
+            "Build the images of scenarios that have an environment/Dockerfile also where their task.toml names a "
+            "docker_image.",
+            otherwise="docker_image is fetched",
+            is_fixed=True,
+        ),
+    ] = False
 
 
 class SweepConfig(EndpointConfig, RegistryConfig):

@@ -44,6 +44,7 @@ ANSWER_S: Final = 10.0
 _STARTED: Final = "started by"
 #: The word for a service whose devboxes may have the machine's network.
 _LENDING: Final = "host"
+_REBUILDING: Final = "--rebuild"
 
 
 async def proven(http: httpx.AsyncClient, state: Path) -> Address | None:
@@ -169,13 +170,17 @@ class Service:
         Raises UsageError with the service's own words when it cannot start, and Unavailable when it died and cannot be
         started again.
         """
-        state, service = state_folder(runs, benchmarks, isolation, lends_network=lends_network), None
+        rebuild = images is not None and images.rebuild
+        state = state_folder(runs, benchmarks, isolation, lends_network=lends_network, rebuild=rebuild)
+        service = None
         async with loopback_client() as http:
             command = _command(state, benchmarks, isolation, lock, lends_network=lends_network)
             for mirror in images.registry_mirror if images else ():
                 command += ["--registry-mirror", mirror]
             if images and images.image_cache:
                 command += ["--image-cache", str(images.image_cache)]
+            if rebuild:
+                command.append(_REBUILDING)
             seeker = _Seeker(state=state, command=command, http=http, hidden=hidden)
             try:
                 try:
@@ -232,8 +237,15 @@ def loopback_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, trust_env=False, timeout=ANSWER_S)
 
 
-def state_folder(runs: Path, benchmarks: Sequence[Path], isolation: Isolation, *, lends_network: bool = False) -> Path:
-    mode = [*([_LENDING] if lends_network else []), isolation]
+def state_folder(
+    runs: Path,
+    benchmarks: Sequence[Path],
+    isolation: Isolation,
+    *,
+    lends_network: bool = False,
+    rebuild: bool = False,
+) -> Path:
+    mode = [*([_REBUILDING] if rebuild else []), *([_LENDING] if lends_network else []), isolation]
     what = "\n".join([*mode, *(str(folder.resolve()) for folder in benchmarks)])
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 

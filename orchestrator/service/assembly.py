@@ -94,10 +94,12 @@ class _Parts:
         given: Mapping[str, str],
         mirrors: Sequence[Mirror],
         image_budget: int | None,
+        *,
+        rebuild: bool,
     ) -> None:
         cache = state / "cache"
         scoring = seams.scoring(cache=cache)
-        catalog = Catalog(folders)
+        catalog = Catalog(folders, rebuild=rebuild)
         self.objects = Objects(store, state / "objects")
         self.blueprints = Blueprints(
             store=store,
@@ -198,11 +200,13 @@ class Service:
         lock: LockKind = "file",
         mirrors: Sequence[Mirror] = (),
         image_budget: int | None = None,
+        rebuild: bool = False,
     ) -> AsyncIterator[Self]:
         """Open the state in a folder that exists, and what is needed for it; on leaving, every devbox is shut down.
 
         `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
-        before their registries, and `image_budget` are the bytes that these may take. With `lends_network`, a policy
+        before their registries, and `image_budget` are the bytes that these may take; with `rebuild`, those of
+        scenarios are built where they can be. With `lends_network`, a policy
         that allows all gives a devbox the network of this machine, and not only the internet.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
@@ -217,7 +221,7 @@ class Service:
                 isolation, state / "devboxes", hidden=(state, *benchmarks), lends_network=lends_network
             ) as provider,
         ):
-            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget)
+            parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget, rebuild=rebuild)
             features = {
                 "installs": parts.installs.is_possible,
                 "preparations": Capability.IMAGES in provider.capabilities,

@@ -59,6 +59,7 @@ async def serve(
     lock: LockKind = "file",
     mirrors: Sequence[Mirror] = (),
     image_budget: int | None = None,
+    rebuild: bool = False,
     lends_network: bool = False,
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -92,6 +93,7 @@ async def serve(
                         lock=lock,
                         mirrors=mirrors,
                         image_budget=image_budget,
+                        rebuild=rebuild,
                         lends_network=lends_network,
                     ) as service,
                 ):

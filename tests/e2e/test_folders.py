@@ -210,3 +210,7 @@ def test_a_benchmark_on_images_is_proved_as_any_other(desk: "Desk") -> None:
     (built / "tests/test.sh").write_text(reward("true"))
     again = desk.sweep("check", "./mine", status=1, environment=cache)
     assert "built: doing nothing scores 1" in again.out
+    (built / "task.toml").write_text('[environment]\ndocker_image = "127.0.0.1:1/gone"\n')
+    words = ("run", "./mine", "--include", "built", "--agent", "nop")
+    desk.sweep(*words, "--name", "rebuilt", "--rebuild", environment=cache)
+    assert desk.results("runs/rebuilt")[0]["score"] == 1

@@ -65,15 +65,17 @@ EVERYTHING: Final = Choice()
 class Catalog:
     """Benchmarks in the given folders: each a benchmark, a single scenario, or a folder of benchmarks.
 
+    With `rebuild`, an environment/Dockerfile is built also where an image is named.
     Raises UsageError when one of them does not exist.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], *, rebuild: bool = False) -> None:
         for folder in folders:
             if not folder.is_dir():
                 wanted = "name a folder of benchmarks, a benchmark or a scenario"
                 raise UsageError(f"There is no folder {folder}: {wanted}.")
         self._folders = tuple(dict.fromkeys(folder.resolve() for folder in folders))
+        self._rebuild = rebuild
         self._index: Index | None = None
         self._index_lock = Lock()
         self._cache = _ScenarioCache()
@@ -216,7 +218,7 @@ class Catalog:
     def _indexed(self) -> Index:
         with self._index_lock:
             if self._index is None or not self._index.is_current:
-                self._index = found = index.read_index(self._folders)
+                self._index = found = index.read_index(self._folders, rebuild=self._rebuild)
                 self._homes |= found.given
                 self._homes |= {entry.id: found.given[entry.benchmark_id] for entry in found.entries.values()}
             return self._index

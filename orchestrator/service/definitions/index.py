@@ -88,10 +88,10 @@ class Benchmark:
     bare: tuple[Path, ...] = ()
 
     @classmethod
-    def read(cls, folder: Path) -> "Benchmark":
+    def read(cls, folder: Path, *, rebuild: bool) -> "Benchmark":
         """Read the benchmark.toml of a folder and list the names of its scenarios."""
         file = read_benchmark(folder)
-        identity, context = identify(BENCHMARKS.prefix, file.name), file.context
+        identity, context = identify(BENCHMARKS.prefix, file.name), replace(file.context, rebuild=rebuild)
         found, bare = scenario_folders(folder)
         entries = [
             CatalogEntry(
@@ -165,7 +165,7 @@ class Index:
         return is_same and not any(map(is_scenario, bare))
 
 
-def read_index(folders: Sequence[Path]) -> Index:
+def read_index(folders: Sequence[Path], *, rebuild: bool) -> Index:
     """List names. A benchmark that cannot be used is left out and logged."""
     log = structlog.get_logger()
     started = time.time_ns()
@@ -179,7 +179,7 @@ def read_index(folders: Sequence[Path]) -> Index:
             givers.setdefault(folder, given)
 
     for folder in givers:
-        benchmark = Benchmark.read(folder)
+        benchmark = Benchmark.read(folder, rebuild=rebuild)
         stamps |= {path: _stamp(path) for path in (folder, *benchmark.file.sources)}
         if benchmark.file.errors:
             log.warning("benchmark.broken", folder=printable(folder), mistakes=text(benchmark.file.problems))

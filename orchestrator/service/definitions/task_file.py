@@ -46,11 +46,15 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioContext:
-    """The benchmark around a scenario folder: its name, the folder that links must not leave, its custom scorers."""
+    """The benchmark around a scenario folder: its name, the folder that links must not leave, its custom scorers.
+
+    With `rebuild`, an environment/Dockerfile is built also where an image is named.
+    """
 
     benchmark: str
     boundary: Path
     custom_scorers: Mapping[str, str] = field(default_factory=dict)
+    rebuild: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,8 @@ class _Reading:
                 self._refused.error(FILE, key, why)
         statement = "" if task.has_steps else self._statement()
         environment = self._files.below("environment")
+        if self._context.rebuild and environment.find("Dockerfile"):
+            task = replace(task, docker_image=None)
         if not environment.nodes:
             self._report.warn("environment/", "", "has no files: the working directory starts empty")
         building = Report()

@@ -64,8 +64,8 @@ env = {}
 """
 
 
-def read(folder: Path, **scorers: str) -> Scenario:
-    around = ScenarioContext(benchmark="bench", boundary=folder.parent, custom_scorers=scorers)
+def read(folder: Path, *, rebuild: bool = False, **scorers: str) -> Scenario:
+    around = ScenarioContext(benchmark="bench", boundary=folder.parent, custom_scorers=scorers, rebuild=rebuild)
     return read_scenario("scn_1", folder, around)
 
 
@@ -82,6 +82,16 @@ def test_a_plain_folder_becomes_a_scenario(scenario: Make) -> None:
     assert [(each["name"], each["weight"], each["scorer"]["type"]) for each in functions] == [
         ("tests", 1.0, "bash_script_scorer")
     ]
+
+
+def test_an_image_that_is_named_is_built_all_the_same_if_that_is_asked(scenario: Make) -> None:
+    folder = scenario({"task.toml": HARBOR, "environment/Dockerfile": "FROM ubuntu:24.04\n"})
+    recipes = [read(folder, rebuild=rebuild).blueprint.image for rebuild in (False, True)]
+    assert [each and each.text for each in recipes] == ["FROM org/task:20251031", "FROM ubuntu:24.04\n"]
+    (folder / "environment/Dockerfile").unlink()
+    again = read(folder, rebuild=True).blueprint.image
+    assert again is not None
+    assert again.text.startswith("FROM org/task:20251031")
 
 
 def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
