@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.cli import options
 from orchestrator.cli.run import variables_of
-from orchestrator.core.config import EndpointConfig, RegistryConfig
+from orchestrator.core.config import EndpointConfig, NamesConfig, RegistryConfig
 from orchestrator.view.formats import Format
 
 
@@ -25,10 +25,12 @@ def list_benchmarks(
 
 
 @options.takes_format
-@options.takes_settings("endpoint", "isolation", "lock")
+@options.takes_settings("endpoint", "isolation", "lock", "registry")
 def show_benchmark(
     context: typer.Context,
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="A name, an id, or a folder of scenarios.")],
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="A name, an id, a folder of scenarios, or an address.")
+    ],
     *,
     runs: options.Runs = options.RUNS,
     output: Format,
@@ -38,16 +40,74 @@ def show_benchmark(
     from orchestrator.commands import benchmarks
 
     place = dict(options.settings_of(context, settings, EndpointConfig))
-    anyio.run(lambda: benchmarks.show(benchmark, **place, runs=runs, output=output))
+    registries = options.settings_of(context, settings, NamesConfig).registry
+    anyio.run(lambda: benchmarks.show(benchmark, registries, **place, runs=runs, output=output))
 
 
 @options.takes_format
-@options.takes_settings("isolation", "lock")
+@options.takes_settings("registry")
+def search_benchmarks(
+    context: typer.Context,
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="A part of the name or of the description, or a glob.")
+    ] = "",
+    *,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Search the registries for benchmarks. `sweep run NAME@VERSION` runs one; nothing is fetched before."""
+    from orchestrator.commands import fetched
+
+    registries = options.settings_of(context, settings, NamesConfig).registry
+    options.end_with(lambda: fetched.search(word, registries, output), output)
+
+
+@options.takes_format
+@options.takes_settings("registry")
+def get_benchmarks(
+    context: typer.Context,
+    benchmark: Annotated[
+        list[str], typer.Argument(metavar="BENCHMARK…", help="NAME@VERSION, git+URL, or an archive; see above.")
+    ],
+    *,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Fetch benchmarks now, so that a sweep needs no network for them. What was begun before is gone on with.
+
+    Examples:
+      sweep benchmarks get terminal-bench@2.0
+
+      sweep benchmarks get git+https://github.com/my-org/tasks@main#hard
+
+      sweep benchmarks get https://github.com/my-org/tasks/tree/main/hard
+
+      sweep benchmarks get ./tasks.tar.gz
+
+    """
+    from orchestrator.commands import fetched
+
+    registries = options.settings_of(context, settings, NamesConfig).registry
+    options.end_with(lambda: fetched.get(benchmark, registries, output), output)
+
+
+@options.takes_format
+@options.takes_settings("registry")
+def update_registries(context: typer.Context, *, output: Format, **settings: Any) -> None:
+    """Read the registries anew. Sweeps that began stay with what they began with."""
+    from orchestrator.commands import fetched
+
+    registries = options.settings_of(context, settings, NamesConfig).registry
+    options.end_with(lambda: fetched.update(registries, output), output)
+
+
+@options.takes_format
+@options.takes_settings("isolation", "lock", "registry")
 def check(
     context: typer.Context,
     benchmark: Annotated[
         str,
-        typer.Argument(metavar="BENCHMARK", help="A bundled benchmark's name, a benchmark folder, or a scenario's."),
+        typer.Argument(metavar="BENCHMARK", help="A benchmark's name, its folder or address, or a scenario's folder."),
     ],
     *,
     static: Annotated[bool, typer.Option("--static", help="Only read the definitions; run nothing.")] = False,
@@ -62,7 +122,10 @@ def check(
     from orchestrator.commands import check
 
     place = options.settings_of(context, settings, EndpointConfig)
-    options.end_with(lambda: check.check(benchmark, place, is_static=static, runs=runs, output=output), output)
+    registries = options.settings_of(context, settings, NamesConfig).registry
+    options.end_with(
+        lambda: check.check(benchmark, registries, place, is_static=static, runs=runs, output=output), output
+    )
 
 
 @options.takes_format

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import options
-from orchestrator.core.config import EndpointConfig, RegistryConfig
+from orchestrator.core.config import EndpointConfig, NamesConfig, RegistryConfig
 from orchestrator.view.formats import Format
 
 References = Annotated[
@@ -73,7 +73,7 @@ def build(
 
 @options.takes_format
 @options.takes_settings(
-    "include", "exclude", "endpoint", "isolation", "lock", "registry_mirror", "image_cache", "rebuild"
+    "include", "exclude", "endpoint", "isolation", "lock", "registry", "registry_mirror", "image_cache", "rebuild"
 )
 def prepare(
     context: typer.Context,
@@ -95,14 +95,16 @@ def prepare(
       sweep prepare ./my-benchmark --include 'django-*' --image-cache 60GB
 
     """
-    from orchestrator.commands import endpoints, prepare
+    from orchestrator.commands import prepare
 
     given = options.typed(context, settings)
-    chosen = {name: tuple(given[name].value) if name in given else () for name in ("include", "exclude")}
-    wanted = dict(options.settings_of(context, settings, EndpointConfig))
-    images = options.settings_of(context, settings, RegistryConfig)
-    place, name = endpoints.where(benchmark, **wanted, runs=runs, images=images)
-    options.end_with(lambda: prepare.run(name, place, **chosen, output=output), output)
+    chosen: Any = {name: tuple(given[name].value) if name in given else () for name in ("include", "exclude")}
+    sources: Any = {
+        "place": options.settings_of(context, settings, EndpointConfig),
+        "images": options.settings_of(context, settings, RegistryConfig),
+        "registries": options.settings_of(context, settings, NamesConfig).registry,
+    }
+    options.end_with(lambda: prepare.run(benchmark, **sources, **chosen, runs=runs, output=output), output)
 
 
 @options.takes_format

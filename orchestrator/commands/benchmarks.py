@@ -1,8 +1,10 @@
 """Benchmarks: lists them and their scenarios."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.commands import BUNDLED, endpoints
+from orchestrator.commands.fetched import fetch_shown
 from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.view.console import print_rows
 from orchestrator.view.formats import Format
@@ -19,10 +21,18 @@ async def list_benchmarks(
 
 
 async def show(
-    benchmark: str, *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind, output: Format
+    benchmark: str,
+    registries: Sequence[str],
+    *,
+    endpoint: str | None,
+    isolation: Isolation,
+    runs: Path,
+    lock: LockKind,
+    output: Format,
 ) -> None:
-    """List the scenarios of one benchmark."""
-    place, name = endpoints.where(benchmark, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
+    """List the scenarios of one benchmark, which is fetched if it is not here."""
+    folder = await fetch_shown(benchmark, registries, output, endpoint=endpoint)
+    place, name = endpoints.where(folder, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
     async with endpoints.open_endpoint(place) as opened:
         summaries = await opened.summaries(await endpoints.find_benchmark(opened, name))
     has_reasons = any(each.unsupported for each in summaries)

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ import orjson
 
 from orchestrator.commands import BUNDLED, run_sweep
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from orchestrator.commands.fetched import fetch_shown
 from orchestrator.core.config import EndpointConfig, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
@@ -46,9 +47,11 @@ _USERS: Final = re.compile(
 )
 
 
-async def check(benchmark: str, place: EndpointConfig, *, is_static: bool, runs: Path, output: Format) -> int:
+async def check(
+    benchmark: str, registries: Sequence[str], place: EndpointConfig, *, is_static: bool, runs: Path, output: Format
+) -> int:
     """Check a benchmark and report; returns the exit code. Raises UsageError if there is no such benchmark."""
-    folder = _folder(benchmark)
+    folder = _folder(await fetch_shown(benchmark, registries, output))
     found = await anyio.to_thread.run_sync(checked, folder)
     found = _with_needs(found, place.isolation)
     reasons = _reasons(found)

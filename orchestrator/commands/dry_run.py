@@ -154,7 +154,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Form
     """Print what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     run_sweep.fit_open_files(config)
     run_sweep.deadline_of(config)
-    place, name = where_of(config, runs)
+    place, name = await where_of(config, runs)
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)

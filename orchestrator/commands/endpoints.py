@@ -6,7 +6,7 @@ The published client takes as long to import as the embedded service takes to st
 import importlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import anyio
 import structlog
 
 from orchestrator.commands import BUNDLED
+from orchestrator.commands.fetched import fetch
 from orchestrator.common import logging_setup
 from orchestrator.core.config import RegistryConfig, SweepConfig
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
@@ -28,6 +29,8 @@ from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.core.records import Benchmark
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.protocols import Definitions
+from orchestrator.rundir.files import MANIFEST
+from orchestrator.rundir.manifest import read_manifest
 
 if TYPE_CHECKING:
     from orchestrator.endpoint.gateway import Gateway
@@ -51,6 +54,8 @@ class Where:
     #: Devboxes of the embedded service may have this machine's network.
     lends_network: bool = False
     images: RegistryConfig = NO_IMAGES
+    #: What the benchmark was made from, where it was fetched.
+    origin: Mapping[str, Any] | None = None
 
 
 def where(
@@ -62,12 +67,16 @@ def where(
     lock: LockKind = "file",
     lends_network: bool = False,
     images: RegistryConfig = NO_IMAGES,
+    origin: Mapping[str, Any] | None = None,
 ) -> tuple[Where, str]:
     """Find the source of a benchmark, and its name there: for a path, the embedded service.
 
+    `origin` is what it was made from, where it was fetched.
     Raises UsageError, also for a folder without a benchmark, with several, and with a broken one.
     """
-    make = partial(Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network, images=images)
+    make = partial(
+        Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network, images=images, origin=origin
+    )
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
     if not is_path:
@@ -98,16 +107,28 @@ def where(
     return make(endpoint=None, folders=(folder,)), file.name
 
 
-def where_of(config: SweepConfig, runs: Path) -> tuple[Where, str]:
-    """Find the source of a sweep's benchmark, and its name there. Raises UsageError as `where` does."""
+async def where_of(config: SweepConfig, runs: Path, tell: Callable[[str], None] = lambda _: None) -> tuple[Where, str]:
+    """Find the source of a sweep's benchmark, and its name there; one from elsewhere is fetched.
+
+    A sweep that is there goes on with what its benchmark was made from. Raises UsageError as `where` does, and
+    WorldError.
+    """
+    origin: Mapping[str, Any] | None = None
+    if config.name and (runs / config.name / MANIFEST).exists():
+        manifest = await anyio.to_thread.run_sync(read_manifest, runs / config.name)
+        origin = manifest.origin if manifest.config.get("benchmark") == config.benchmark else None
+    benchmark, origin = await fetch(
+        config.benchmark, config.registry, endpoint=config.endpoint, origin=origin, tell=tell
+    )
     return where(
-        config.benchmark,
+        benchmark,
         endpoint=config.endpoint,
         isolation=config.isolation,
         runs=runs,
         lock=config.lock,
         lends_network=config.network == "host",
         images=config,
+        origin=origin,
     )
 
 

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -19,8 +19,8 @@ from orchestrator.commands.endpoints import NO_IMAGES
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.common import logging_setup
 from orchestrator.core.config import RegistryConfig
-from orchestrator.core.errors import SweepError, UsageError, WorldError, leaf
-from orchestrator.core.printable import byte_size, counted, printable_lines, shortened
+from orchestrator.core.errors import SweepError, UsageError, WorldError
+from orchestrator.core.printable import byte_size, counted, printable_lines
 from orchestrator.core.protocol import Isolation, Mirror
 from orchestrator.service.definitions.task_file import IGNORE
 from orchestrator.service.environments.build_cache import cache_folder, lock_folder
@@ -36,15 +36,12 @@ from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import Provider, Resources
 from orchestrator.service.sandbox.providers import open_provider
-from orchestrator.view import console
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
+from orchestrator.view.progress import shown
 
-REDRAW_S: Final = 0.2
 #: Seconds that the commands of a build may take.
 BUILD_LIMIT_S: Final = 3600.0
-#: Columns without a terminal to measure.
-_PLAIN_WIDTH: Final = 80
 
 
 def be_root() -> None:
@@ -117,7 +114,7 @@ async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | 
         progress = Progress(origin="" if source is None else "the archive")
         began, lease = time.monotonic(), store.lease()
         try:
-            async with _shown(str(reference), partial(str, progress), output):
+            async with shown(str(reference), partial(str, progress), output):
                 with _explained(str(reference)):
                     got = await store.pull(reference, source=source, lease=lease, progress=progress)
         except SweepError as error:
@@ -144,28 +141,6 @@ async def _get(store: ImageStore, wanted: Sequence[Reference], source: Source | 
     return code
 
 
-@asynccontextmanager
-async def _shown(reference: str, doing: Callable[[], str], output: Format) -> AsyncIterator[None]:
-    """Show how far a pull or a build has come, on a terminal."""
-
-    async def draw() -> None:
-        while True:
-            line = shortened(f"{reference}  {doing()}", console.Page(_PLAIN_WIDTH).width - 1)
-            console.show([line])
-            await anyio.sleep(REDRAW_S)
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            if output.is_redrawn:
-                tasks.start_soon(draw)
-            yield
-            tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise leaf(group) from None
-    finally:
-        console.show([])
-
-
 async def build(folder: Path, settings: RegistryConfig, *, is_rebuilt: bool, output: Format) -> int:
     """Build the image of a Dockerfile, or of a scenario; returns the exit code. Raises UsageError."""
     began, preparation = time.monotonic(), Preparation()
@@ -174,7 +149,7 @@ async def build(folder: Path, settings: RegistryConfig, *, is_rebuilt: bool, out
         async with opened(settings) as store, _workshop() as provider:
             builds = ImageBuilds(store, provider, is_rebuilding=is_rebuilt)
             try:
-                async with _shown(str(source.reference), partial(_said, preparation), output):
+                async with shown(str(source.reference), partial(_said, preparation), output):
                     built = await builds.build(source, preparation)
             except SandboxError as error:
                 for line in printable_lines(f"sweep: {error.message}"):

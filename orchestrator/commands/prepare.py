@@ -1,12 +1,15 @@
 """`sweep prepare`: fetches and builds the environments of a benchmark before a sweep needs them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import anyio
 
 from orchestrator.commands import endpoints
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
+from orchestrator.commands.fetched import fetch_shown
+from orchestrator.core.config import EndpointConfig, RegistryConfig
 from orchestrator.core.errors import UsageError
 from orchestrator.core.plan import select
 from orchestrator.core.printable import byte_size, counted, printable_lines, shortened
@@ -24,11 +27,21 @@ _DONE: Final = frozenset({"ready", "failed"})
 
 
 async def run(
-    benchmark: str, place: endpoints.Where, *, include: Sequence[str], exclude: Sequence[str], output: Format
+    benchmark: str,
+    *,
+    place: EndpointConfig,
+    images: RegistryConfig,
+    registries: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    runs: Path,
+    output: Format,
 ) -> int:
     """Prepare the environments of the scenarios that are selected; returns the exit code. Raises UsageError."""
-    async with endpoints.open_endpoint(place) as endpoint:
-        found = await endpoints.find_benchmark(endpoint, benchmark)
+    folder = await fetch_shown(benchmark, registries, output, endpoint=place.endpoint)
+    where, name = endpoints.where(folder, **dict(place), runs=runs, images=images)
+    async with endpoints.open_endpoint(where) as endpoint:
+        found = await endpoints.find_benchmark(endpoint, name)
         summaries = await endpoint.summaries(found, include=include, exclude=exclude)
         names: dict[str, list[str]] = {}
         for each in select(summaries, include=include, exclude=exclude, limit=None):

@@ -69,7 +69,7 @@ class Teller:
 
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
-    place, name = where_of(config, runs)
+    place, name = await where_of(config, runs)
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)
     async with open_endpoint(place, rate=config.rate, hidden=hidden) as endpoint:

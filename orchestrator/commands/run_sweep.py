@@ -181,7 +181,7 @@ async def _run(
     given: Mapping[str, str],
     begun: Callable[[Path], None],
 ) -> int:
-    place, name = where_of(config, runs)
+    place, name = await where_of(config, runs, tell=partial(setattr, state, "step"))
     arms = await load_arms(config.arms, config.python, given, place=place)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
@@ -197,7 +197,7 @@ async def _run(
         await check_needs(config, arms, endpoint)
         told = await notices_of(endpoint, config, plan.scenarios)
         room = await room_for(endpoint, plan)
-        plan = replace(plan, is_by_environment=room.is_short)
+        plan = replace(plan, is_by_environment=room.is_short, origin=place.origin)
         choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)

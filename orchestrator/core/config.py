@@ -290,7 +290,23 @@ class RegistryConfig(Settings):
     ] = False
 
 
-class SweepConfig(EndpointConfig, RegistryConfig):
+class NamesConfig(Settings):
+    """The settings that say where benchmarks are looked up by name."""
+
+    registry: Annotated[
+        tuple[str, ...],
+        Option(
+            "Where",
+            "A list of benchmarks by name and version, in the form of Harbor's registry.json. Repeat it for more; the "
+            "first that has a name wins.",
+            "FILE|URL",
+            env="SWEEP_REGISTRIES",
+            otherwise="Harbor's public list",
+        ),
+    ] = ("https://raw.githubusercontent.com/laude-institute/harbor/main/registry.json",)
+
+
+class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig):
     """The settings of one sweep."""
 
     benchmark: str

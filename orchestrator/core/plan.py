@@ -1,11 +1,12 @@
 """The trials of a sweep, and their order. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger
@@ -27,6 +28,8 @@ class Plan:
     left_out: tuple[ScenarioSummary, ...] = ()
     notes: tuple[str, ...] = ()
     is_by_environment: bool = False
+    #: What the benchmark was made from where it was fetched, as the manifest keeps it.
+    origin: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.scenarios) * len(self.arms) * self.trials

@@ -54,7 +54,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     `sweep` is the sweep's id, `created` ISO 8601, `identity` as `identity_of` makes it, `config` the settings of the
     last time as `resolve` reads them, `started_in` the folder that relative paths in them start from. `scenarios` has
     every scenario there ever was, by id; `selected` those of the last time, and `trials` the number of their trials.
-    `skipped_unsupported` are the reasons why scenarios were left out, by name.
+    `skipped_unsupported` are the reasons why scenarios were left out, by name. `origin` is what a benchmark that was
+    fetched was made from.
     """
 
     schema: int = 0
@@ -72,6 +73,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     scenarios: dict[str, ScenarioSummary]
     selected: list[str] | None = None
     skipped_unsupported: dict[str, str] = {}
+    origin: dict[str, Any] | None = None
 
     @property
     def kind(self) -> dict[str, Any]:

@@ -309,6 +309,7 @@ def _write(path: Path, config: SweepConfig, plan: Plan, identity: dict[str, Any]
         scenarios=manifest.scenarios | {scenario.id: scenario for scenario in plan.scenarios},
         selected=[scenario.id for scenario in plan.scenarios],
         skipped_unsupported={scenario.name: scenario.unsupported for scenario in plan.left_out},
+        origin=None if plan.origin is None else dict(plan.origin),
     )
     manifests.write_manifest(path, manifest)
     return RunFolder(path=path, sweep=manifest.sweep, is_resumed=is_resumed)

@@ -5,7 +5,8 @@ It is shown in an output format: as a screen that is redrawn, as lines without a
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,9 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.core.errors import leaf
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
-from orchestrator.core.printable import counted, printable
+from orchestrator.core.printable import counted, printable, shortened
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.view import console
@@ -34,6 +36,8 @@ SLOW_START_S: Final = 10.0
 TRIALS_RUN: Final = frozenset({"running", "draining", "releasing"})
 #: Columns of the table without a terminal to measure.
 TABLE_WIDTH: Final = 200
+#: Columns of a line without one.
+PLAIN_WIDTH: Final = 80
 
 
 class Status(Protocol):
@@ -104,6 +108,28 @@ async def tell_slow_phases(state: Status, output: Format, until: anyio.Event) ->
         if (words := slow.due()) is not None:
             console.say(words, to_stderr=output.is_for_programs)
         await anyio.sleep(REDRAW_S)
+
+
+@asynccontextmanager
+async def shown(subject: str, doing: Callable[[], str], output: Format) -> AsyncIterator[None]:
+    """Show what is being done with a subject, on a terminal."""
+
+    async def draw() -> None:
+        while True:
+            line = shortened(f"{subject}  {doing()}", console.Page(PLAIN_WIDTH).width - 1)
+            console.show([line])
+            await anyio.sleep(REDRAW_S)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            if output.is_redrawn:
+                tasks.start_soon(draw)
+            yield
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise leaf(group) from None
+    finally:
+        console.show([])
 
 
 class Progress:

@@ -271,7 +271,7 @@ def cache_folder() -> Path:
 
 
 class UserCache(BuildCache[T]):
-    """The entries below `cache/folder`, for all processes of a user.
+    """The entries below `cache/folder`, for all processes of a user; those unused for `kept_days` go.
 
     Methods raise OSError, for folders that others could put programs in and for file systems without locks too.
     """
@@ -285,9 +285,11 @@ class UserCache(BuildCache[T]):
         tree: str,
         read: Callable[[Built], T],
         measure: Callable[[Path], list[int]] = amount,
+        kept_days: float = KEPT_DAYS,
     ) -> None:
         super().__init__(cache / folder, kind=kind, tree=tree, read=read, measure=measure)
         self._cache = cache
+        self._kept_days = kept_days
         self._held: dict[str, int] = {}
 
     def find(self, name: str) -> T | None:
@@ -330,7 +332,7 @@ class UserCache(BuildCache[T]):
 
     def is_unused(self, place: Path) -> bool:
         try:
-            return self._description(place.name).stat().st_mtime < time.time() - KEPT_DAYS * _DAY_S
+            return self._description(place.name).stat().st_mtime < time.time() - self._kept_days * _DAY_S
         except (FileNotFoundError, NotADirectoryError):
             return place.is_dir()
 

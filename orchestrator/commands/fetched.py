@@ -1,0 +1,143 @@
+"""Benchmarks from elsewhere: found by their words, fetched for a command, searched and updated."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.commands import BUNDLED
+from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
+from orchestrator.core.errors import SweepError, UsageError, WorldError
+from orchestrator.core.printable import counted
+from orchestrator.service.definitions.sets.source import Named, parse_source
+from orchestrator.view.console import print_record, print_rows, say
+from orchestrator.view.formats import Format
+from orchestrator.view.progress import shown
+
+if TYPE_CHECKING:
+    from orchestrator.service.definitions.sets.registry import Registry
+
+_ID: Final = re.compile(r"bmd_[0-9a-f]+")
+#: Characters of a description.
+_LONGEST: Final = 60
+
+
+@dataclass(slots=True)
+class Doing:
+    """What is being done now, for the screen."""
+
+    words: str = ""
+
+    def tell(self, words: str) -> None:
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words
+
+
+async def fetch(
+    benchmark: str,
+    registries: Sequence[str],
+    *,
+    endpoint: str | None,
+    origin: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Fetch a benchmark that is not on this machine yet; returns its folder, and what it was made from.
+
+    A folder, a bundled benchmark and one of an `endpoint` are returned as they are, and were made from nothing.
+    `origin` is what it was made from before: the same is made again. Raises UsageError and WorldError.
+    """
+    source = parse_source(benchmark)
+    if origin is None and (source is None or (isinstance(source, Named) and _is_known(source, endpoint))):
+        return benchmark, None
+    if endpoint:
+        raise UsageError(
+            f"{benchmark} is fetched to this machine, which {endpoint} cannot see: leave out --endpoint and "
+            "RUNLOOP_BASE_URL to serve it here."
+        )
+    import msgspec
+
+    from orchestrator.service.definitions.sets.copies import Copies, Origin
+
+    copies = Copies(registries, tell)
+    try:
+        found = msgspec.convert(origin, Origin) if origin or source is None else await copies.find_origin(source)
+        return str(await copies.get(found)), msgspec.to_builtins(found)
+    except OSError as error:
+        raise WorldError(f"{benchmark} cannot be kept here: {error}.") from error
+
+
+def _is_known(source: Named, endpoint: str | None) -> bool:
+    """Tell whether a name is for the endpoint to find: another one's, an id, a bundled benchmark, or nearly one."""
+    bundled = [folder.name for folder in BUNDLED.iterdir() if folder.is_dir()]
+    is_near = not source.version and get_close_matches(source.name, bundled, 1)
+    return bool(endpoint or is_near or _ID.fullmatch(source.name))
+
+
+async def fetch_shown(benchmark: str, registries: Sequence[str], output: Format, *, endpoint: str | None = None) -> str:
+    """Fetch a benchmark as `fetch` does, and show how it goes on; returns its folder."""
+    doing = Doing()
+    async with shown(benchmark, partial(str, doing), output):
+        return (await fetch(benchmark, registries, endpoint=endpoint, tell=doing.tell))[0]
+
+
+async def get(benchmarks: Sequence[str], registries: Sequence[str], output: Format) -> int:
+    """Fetch benchmarks; one that fails does not keep the others away. Returns the exit code."""
+    code = EXIT_OK
+    for each in benchmarks:
+        try:
+            folder = await fetch_shown(each, registries, output)
+        except SweepError as error:
+            say(f"sweep: {error.message}", to_stderr=True)
+            code = EXIT_FAILED
+            continue
+        if output.is_for_programs:
+            print_record({"benchmark": each, "folder": folder}, output)
+        else:
+            say(f"{each}: {folder}")
+    return code
+
+
+async def search(word: str, registries: Sequence[str], output: Format) -> int:
+    """List what the registries have whose name or description matches; returns the exit code.
+
+    Raises UsageError and WorldError.
+    """
+    pattern = (word if any(sign in word for sign in "*?[") else f"*{word}*").lower()
+    rows = [
+        {
+            "benchmark": each.words,
+            "tasks": len(each.tasks),
+            "description": each.description if output.is_for_programs else each.description[:_LONGEST],
+        }
+        for registry in await _registries(registries, output, is_fresh=False)
+        for each in registry.benchmarks
+        if fnmatchcase(each.name.lower(), pattern) or fnmatchcase(each.description.lower(), pattern)
+    ]
+    if not rows and not output.is_for_programs:
+        say(f"Nothing matches {word!r} in {', '.join(registries)}.")
+        return EXIT_FAILED
+    print_rows(rows, output)
+    return EXIT_OK
+
+
+async def update(registries: Sequence[str], output: Format) -> int:
+    """Read the registries anew; returns the exit code. Raises UsageError and WorldError."""
+    for each in await _registries(registries, output, is_fresh=True):
+        if output.is_for_programs:
+            print_record({"registry": each.place, "benchmarks": len(each.benchmarks)}, output)
+        else:
+            say(f"{each.place}: {counted(len(each.benchmarks), 'benchmark')}.")
+    return EXIT_OK
+
+
+async def _registries(places: Sequence[str], output: Format, *, is_fresh: bool) -> "Sequence[Registry]":
+    from orchestrator.service.definitions.sets.copies import Copies
+
+    doing = Doing()
+    async with shown("Registries:", partial(str, doing), output):
+        return await Copies(places, doing.tell).registries(is_fresh=is_fresh)
