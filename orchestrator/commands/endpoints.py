@@ -4,7 +4,6 @@ The published client takes as long to import as the embedded service takes to st
 """
 
 import importlib
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import anyio
-import structlog
 
 from orchestrator.commands import BUNDLED
 from orchestrator.commands.fetched import fetch
@@ -144,8 +142,7 @@ async def open_endpoint(
 
     An embedded service that is started for it does not get the `hidden` variables of our environment.
     """
-    if not structlog.is_configured():  # by default it would print to standard output
-        logging_setup.to_stream(level=logging.WARNING)
+    logging_setup.warn_only()
     Thread(target=_import_gateway, daemon=True).start()
     async with AsyncExitStack() as stack:
         service = None

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.commands import BUNDLED
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
+from orchestrator.common import logging_setup
 from orchestrator.core.errors import SweepError, UsageError, WorldError
 from orchestrator.core.printable import counted
-from orchestrator.service.definitions.sets.source import Named, parse_source
+from orchestrator.service.definitions.sets.source import RegistryName, parse_source
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
 from orchestrator.view.progress import shown
 
 if TYPE_CHECKING:
-    from orchestrator.service.definitions.sets.registry import Registry
+    from orchestrator.service.definitions.sets.benchmark_registry import Registry
 
 _ID: Final = re.compile(r"bmd_[0-9a-f]+")
 #: Characters of a description.
@@ -52,7 +53,7 @@ async def fetch(
     `origin` is what it was made from before: the same is made again. Raises UsageError and WorldError.
     """
     source = parse_source(benchmark)
-    if origin is None and (source is None or (isinstance(source, Named) and _is_known(source, endpoint))):
+    if origin is None and (source is None or (isinstance(source, RegistryName) and _is_known(source, endpoint))):
         return benchmark, None
     if endpoint:
         raise UsageError(
@@ -61,17 +62,18 @@ async def fetch(
         )
     import msgspec
 
-    from orchestrator.service.definitions.sets.copies import Copies, Origin
+    from orchestrator.service.definitions.sets.copies import Copies, CopyOrigin
 
+    logging_setup.warn_only()
     copies = Copies(registries, tell)
     try:
-        found = msgspec.convert(origin, Origin) if origin or source is None else await copies.find_origin(source)
+        found = msgspec.convert(origin, CopyOrigin) if origin or source is None else await copies.find_origin(source)
         return str(await copies.get(found)), msgspec.to_builtins(found)
     except OSError as error:
         raise WorldError(f"{benchmark} cannot be kept here: {error}.") from error
 
 
-def _is_known(source: Named, endpoint: str | None) -> bool:
+def _is_known(source: RegistryName, endpoint: str | None) -> bool:
     """Tell whether a name is for the endpoint to find: another one's, an id, a bundled benchmark, or nearly one."""
     bundled = [folder.name for folder in BUNDLED.iterdir() if folder.is_dir()]
     is_near = not source.version and get_close_matches(source.name, bundled, 1)
@@ -107,6 +109,7 @@ async def search(word: str, registries: Sequence[str], output: Format) -> int:
 
     Raises UsageError and WorldError.
     """
+    found = await _registries(registries, output, is_fresh=False)
     pattern = (word if any(sign in word for sign in "*?[") else f"*{word}*").lower()
     rows = [
         {
@@ -114,12 +117,12 @@ async def search(word: str, registries: Sequence[str], output: Format) -> int:
             "tasks": len(each.tasks),
             "description": each.description if output.is_for_programs else each.description[:_LONGEST],
         }
-        for registry in await _registries(registries, output, is_fresh=False)
+        for registry in found
         for each in registry.benchmarks
         if fnmatchcase(each.name.lower(), pattern) or fnmatchcase(each.description.lower(), pattern)
     ]
     if not rows and not output.is_for_programs:
-        say(f"Nothing matches {word!r} in {', '.join(registries)}.")
+        say(f"Nothing matches {word!r} in {', '.join(each.place for each in found)}.")
         return EXIT_FAILED
     print_rows(rows, output)
     return EXIT_OK
@@ -138,6 +141,7 @@ async def update(registries: Sequence[str], output: Format) -> int:
 async def _registries(places: Sequence[str], output: Format, *, is_fresh: bool) -> "Sequence[Registry]":
     from orchestrator.service.definitions.sets.copies import Copies
 
+    logging_setup.warn_only()
     doing = Doing()
     async with shown("Registries:", partial(str, doing), output):
         return await Copies(places, doing.tell).registries(is_fresh=is_fresh)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.commands.endpoints import NO_IMAGES
@@ -52,8 +51,7 @@ def be_root() -> None:
 @asynccontextmanager
 async def opened(settings: RegistryConfig = NO_IMAGES) -> AsyncIterator[ImageStore]:
     """Open this user's images. Raises SweepError, also for what the disk refuses."""
-    if not structlog.is_configured():
-        logging_setup.to_stream(level=30)
+    logging_setup.warn_only()
     mirrors = [Mirror.parse(each) for each in settings.registry_mirror]
     async with open_images(cache_folder(), mirrors, settings.image_cache) as store:
         yield store

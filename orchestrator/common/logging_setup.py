@@ -25,6 +25,12 @@ def to_stream(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
     _configure(_Stream(stream or sys.stderr), level)
 
 
+def warn_only() -> None:
+    """Print warnings to standard error until something else is set up; by default all went to standard output."""
+    if not structlog.is_configured():
+        to_stream(level=logging.WARNING)
+
+
 def to_file(path: Path, *, level: int = logging.INFO, mask: Callable[[Any], Any] = lambda value: value) -> None:
     """Append to a log file. `mask` removes secrets from every value before it is written."""
     _configure(_LogFile(path), level, mask)

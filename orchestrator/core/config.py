@@ -303,7 +303,7 @@ class NamesConfig(Settings):
             env="SWEEP_REGISTRIES",
             otherwise="Harbor's public list",
         ),
-    ] = ("https://raw.githubusercontent.com/laude-institute/harbor/main/registry.json",)
+    ] = ()
 
 
 class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig):

@@ -356,6 +356,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         python="some/python",
         registry_mirror=["docker.io=http://127.0.0.1:5000"],
         image_cache="60GB",
+        registry=["mine.json"],
         rebuild=True,
     )
     given = whole.config.model_dump(exclude_unset=True)

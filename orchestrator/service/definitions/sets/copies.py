@@ -17,14 +17,15 @@ from anyio.to_thread import run_sync
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.core.printable import counted
 from orchestrator.service.definitions.sets import git
-from orchestrator.service.definitions.sets.registry import (
+from orchestrator.service.definitions.sets.benchmark_registry import (
+    PUBLIC,
     ListedBenchmark,
     Registry,
     newest,
     nothing_like,
     read_registry,
 )
-from orchestrator.service.definitions.sets.source import Archive, Named, Repository
+from orchestrator.service.definitions.sets.source import ArchiveFile, GitAddress, RegistryName
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.environments.build_cache import Built, UserCache, cache_folder, lock_folder
 
@@ -46,7 +47,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     folders: dict[str, str]
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
+class CopyOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """What a copy was made from: enough to make the same again.
 
     `name` is the folder's, and so the benchmark's where its benchmark.toml gives none. A copy of an archive has that
@@ -65,26 +66,29 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Copies:
-    """The copies in the cache folder, which several processes may share. `registries` are asked for names."""
+    """The copies in the cache folder, which several processes may share.
+
+    `registries` are asked for names; if none is given, those that are public.
+    """
 
     def __init__(self, registries: Sequence[str], tell: Tell) -> None:
         self._cache = cache_folder()
-        self._registries = registries
+        self._registries = registries or PUBLIC
         self._tell = tell
         self._kept = UserCache[Path](
             self._cache, "benchmarks", kind="benchmark", tree="copy", read=_folder_of, kept_days=float("inf")
         )
 
-    async def find_origin(self, source: Repository | Archive | Named) -> Origin:
+    async def find_origin(self, source: GitAddress | ArchiveFile | RegistryName) -> CopyOrigin:
         """Find out what the words lead to now. Raises UsageError and Unavailable."""
         match source:
-            case Archive(file=file):
+            case ArchiveFile(file=file):
                 if not await anyio.Path(file).is_file():
                     raise UsageError(f"{file}: there is no such file.")
-                return Origin(name=source.name, archive=str(file), sha256=await run_sync(_sha256, file))
-            case Named():
+                return CopyOrigin(name=source.name, archive=str(file), sha256=await run_sync(_sha256, file))
+            case RegistryName():
                 return await self._listed(source)
-            case Repository(url=url):
+            case GitAddress(url=url):
                 refs = {} if git.is_commit(source.ref) else await self._refs(url)
                 if source.tree:
                     commit, folder = git.split(url, refs, source.tree)
@@ -93,7 +97,7 @@ class Copies:
                 folder = folder or await self._usual_folder(url, commit)
                 place = url.rstrip("/").removesuffix(".git") if folder in {"", _USUAL} else folder
                 part = Part(url=url, commit=commit, folders={"": folder})
-                return Origin(name=place.rpartition("/")[2], parts=(part,))
+                return CopyOrigin(name=place.rpartition("/")[2], parts=(part,))
 
     async def _refs(self, url: str) -> Mapping[str, str]:
         """Ask a repository for its refs, or remember the last answer if it cannot be asked. Raises Unavailable."""
@@ -131,7 +135,7 @@ class Copies:
                     return ""
             return _USUAL if _USUAL in folders and not await repository.has_file(commit, TASK) else ""
 
-    async def _listed(self, source: Named) -> Origin:
+    async def _listed(self, source: RegistryName) -> CopyOrigin:
         """Find a benchmark in the registries; those at an address are asked unless the version is known already."""
         found, registries = None, list[Registry]()
         if source.version:
@@ -153,7 +157,7 @@ class Copies:
             found.append(await read_registry(place, self._cache / "registries", is_fresh=is_fresh))
         return found
 
-    async def _origin_of(self, registry: Registry, listed: ListedBenchmark) -> Origin:
+    async def _origin_of(self, registry: Registry, listed: ListedBenchmark) -> CopyOrigin:
         """Pin the commits of a listed benchmark. Raises UsageError naming the task that cannot be had."""
         parts: dict[tuple[str, str], dict[str, str]] = {}
         known: dict[str, Mapping[str, str]] = {}
@@ -173,12 +177,12 @@ class Copies:
                 known[task.git_url] = await self._refs(task.git_url)
             commit = git.commit_of(task.git_url, known.get(task.git_url, {}), ref)
             parts.setdefault((task.git_url, commit), {})[name] = task.path.strip("/")
-        return Origin(
+        return CopyOrigin(
             name=listed.words.replace("/", "--"),
             parts=tuple(Part(url=url, commit=commit, folders=those) for (url, commit), those in sorted(parts.items())),
         )
 
-    async def get(self, origin: Origin) -> Path:
+    async def get(self, origin: CopyOrigin) -> Path:
         """Return the folder of a benchmark, made now if it is not here; it stays until it is removed.
 
         Raises UsageError, Unavailable and OSError.
@@ -195,7 +199,7 @@ class Copies:
 
         return await self._kept.get(origin.key, build)
 
-    async def _check_out(self, origin: Origin, making: Path, folder: Path) -> None:
+    async def _check_out(self, origin: CopyOrigin, making: Path, folder: Path) -> None:
         for number, part in enumerate(origin.parts):
             tree = making / str(number)
             await run_sync(tree.mkdir)
@@ -214,7 +218,7 @@ class Copies:
                 await run_sync(_move, tree / place, target)
 
     @asynccontextmanager
-    async def _repository(self, url: str) -> AsyncIterator[git.Repository]:
+    async def _repository(self, url: str) -> AsyncIterator[git.Clone]:
         """Open a repository for this process alone; another one's turn is waited for."""
         place = self._place_of(url)
         await run_sync(lambda: place.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
@@ -222,14 +226,14 @@ class Copies:
             self._tell(f"waiting for another process, which fetches from {url}")
             await anyio.sleep(_POLL_S)
         try:
-            repository = git.Repository(url=url, place=place / "git", lock=lock)
+            repository = git.Clone(url=url, place=place / "git", lock=lock)
             await repository.open()
             yield repository
         finally:
             os.close(lock)
 
 
-def _is(source: Named, listed: ListedBenchmark) -> bool:
+def _is(source: RegistryName, listed: ListedBenchmark) -> bool:
     return (source.name, source.version) == (listed.name, listed.version)
 
 

@@ -34,7 +34,7 @@ class _Failed(Unavailable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repository:
+class Clone:
     """The repository at an address, with what is here of it in the folder `place`, for one process at a time.
 
     The file `lock` is locked for it. A git that outlives a killed process has that file open too, and keeps the lock.

@@ -20,7 +20,7 @@ _SHAPE: Final = "git+URL[@REF][#FOLDER]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repository:
+class GitAddress:
     """A folder of a git repository. `tree` is a ref and then the folder, as one path; else `ref` and `folder` are."""
 
     url: str
@@ -30,7 +30,7 @@ class Repository:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
+class ArchiveFile:
     """A file with a benchmark folder in it."""
 
     file: Path
@@ -42,14 +42,14 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class RegistryName:
     """An entry of a registry; without a version its newest."""
 
     name: str
     version: str = ""
 
 
-def parse_source(words: str) -> Repository | Archive | Named | None:
+def parse_source(words: str) -> GitAddress | ArchiveFile | RegistryName | None:
     """Read what names a benchmark; None for what can only be a folder here. Raises UsageError."""
     if Path(words).expanduser().is_dir():
         return None
@@ -58,12 +58,12 @@ def parse_source(words: str) -> Repository | Archive | Named | None:
     if words.startswith(("https://", "http://")):
         return _browsed(words)
     if words.endswith(ARCHIVES) and (Path(words).is_file() or "/" in words):
-        return Archive(file=Path(words).expanduser().absolute())
+        return ArchiveFile(file=Path(words).expanduser().absolute())
     found = _NAMED.fullmatch(words)
-    return Named(name=found["name"], version=found["version"] or "") if found and words[0] != "." else None
+    return RegistryName(name=found["name"], version=found["version"] or "") if found and words[0] != "." else None
 
 
-def _repository(words: str) -> Repository:
+def _repository(words: str) -> GitAddress:
     address, _, folder = words.partition("#")
     scheme, mark, rest = address.rpartition("://")
     place, at, ref = rest.rpartition("@")
@@ -73,22 +73,22 @@ def _repository(words: str) -> Repository:
         raise UsageError(f"git+{words} is no address of a repository: {_SHAPE} was expected.")
     if at and not ref and "/" in rest.rpartition("@")[0]:
         raise UsageError(f"git+{words}: a branch, tag or commit was expected after the @.")
-    return Repository(url=f"{scheme}{mark}{place}", ref=ref, folder=_inside(folder, words))
+    return GitAddress(url=f"{scheme}{mark}{place}", ref=ref, folder=_inside(folder, words))
 
 
-def _browsed(words: str) -> Repository:
+def _browsed(words: str) -> GitAddress:
     if words.endswith(ARCHIVES):
         raise UsageError(f"{words}: archives are read from this machine only: download it, and give the file.")
     address, is_tree, tree = words.partition("/tree/")
     address = address.removesuffix("/-").rstrip("/")  # some hosts have /-/tree/
     if is_tree:
-        return Repository(url=address, tree=_inside(tree, words))
+        return GitAddress(url=address, tree=_inside(tree, words))
     place, at, ref = address.rpartition("@")
     if at and place.count("/") > 3:
-        return Repository(url=place, ref=ref)
+        return GitAddress(url=place, ref=ref)
     if address.count("/") < 4:
         raise UsageError(f"{words} is no address of a repository: https://HOST/ORG/REPO was expected.")
-    return Repository(url=address)
+    return GitAddress(url=address)
 
 
 def _inside(folder: str, words: str) -> str:

@@ -5,27 +5,27 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import UsageError
-from orchestrator.service.definitions.sets.source import Archive, Named, Repository, parse_source
+from orchestrator.service.definitions.sets.source import ArchiveFile, GitAddress, RegistryName, parse_source
 
 
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("git+https://host/org/repo", Repository(url="https://host/org/repo")),
-        ("git+https://host/org/repo.git@v1.2", Repository(url="https://host/org/repo.git", ref="v1.2")),
-        ("git+https://me@host/repo", Repository(url="https://me@host/repo")),
-        ("git+ssh://git@host/repo@main#a/b/", Repository(url="ssh://git@host/repo", ref="main", folder="a/b")),
-        ("git+file:///srv/x@feature/y", Repository(url="file:///srv/x", ref="feature/y")),
-        ("git+/srv/x#sub", Repository(url="/srv/x", folder="sub")),
-        ("https://host/org/repo", Repository(url="https://host/org/repo")),
-        ("https://host/org/repo@v1", Repository(url="https://host/org/repo", ref="v1")),
-        ("https://host/org/repo/tree/main/a/b", Repository(url="https://host/org/repo", tree="main/a/b")),
-        ("https://host/g/sub/repo/-/tree/v1/", Repository(url="https://host/g/sub/repo", tree="v1")),
-        ("https://host/datasets/org/repo", Repository(url="https://host/datasets/org/repo")),
-        ("terminal-bench@2.0", Named(name="terminal-bench", version="2.0")),
-        ("org/set@1.0", Named(name="org/set", version="1.0")),
-        ("terminal-bench", Named(name="terminal-bench")),
-        ("./tasks.tar.gz", Archive(file=Path.cwd() / "tasks.tar.gz")),
+        ("git+https://host/org/repo", GitAddress(url="https://host/org/repo")),
+        ("git+https://host/org/repo.git@v1.2", GitAddress(url="https://host/org/repo.git", ref="v1.2")),
+        ("git+https://me@host/repo", GitAddress(url="https://me@host/repo")),
+        ("git+ssh://git@host/repo@main#a/b/", GitAddress(url="ssh://git@host/repo", ref="main", folder="a/b")),
+        ("git+file:///srv/x@feature/y", GitAddress(url="file:///srv/x", ref="feature/y")),
+        ("git+/srv/x#sub", GitAddress(url="/srv/x", folder="sub")),
+        ("https://host/org/repo", GitAddress(url="https://host/org/repo")),
+        ("https://host/org/repo@v1", GitAddress(url="https://host/org/repo", ref="v1")),
+        ("https://host/org/repo/tree/main/a/b", GitAddress(url="https://host/org/repo", tree="main/a/b")),
+        ("https://host/g/sub/repo/-/tree/v1/", GitAddress(url="https://host/g/sub/repo", tree="v1")),
+        ("https://host/datasets/org/repo", GitAddress(url="https://host/datasets/org/repo")),
+        ("terminal-bench@2.0", RegistryName(name="terminal-bench", version="2.0")),
+        ("org/set@1.0", RegistryName(name="org/set", version="1.0")),
+        ("terminal-bench", RegistryName(name="terminal-bench")),
+        ("./tasks.tar.gz", ArchiveFile(file=Path.cwd() / "tasks.tar.gz")),
         ("./folder", None),
         ("../x", None),
     ],

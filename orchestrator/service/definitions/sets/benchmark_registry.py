@@ -20,6 +20,8 @@ from packaging.version import InvalidVersion, Version
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.service.diagnostics import hint
 
+#: What Harbor publishes.
+PUBLIC: Final = ("https://raw.githubusercontent.com/laude-institute/harbor/main/registry.json",)
 #: The version that is taken if none is named, where there is one of this name.
 HEAD: Final = "head"
 _LIMIT_S: Final = 60.0
@@ -129,7 +131,7 @@ def newest(registries: Sequence[Registry], name: str, version: str = "") -> tupl
 def nothing_like(registries: Sequence[Registry], name: str) -> str:
     """Say that no registry has this name, and what is like it."""
     names = sorted({each.name for registry in registries for each in registry.benchmarks})
-    places = ", ".join(registry.place for registry in registries) or "no registry was given"
+    places = ", ".join(registry.place for registry in registries)
     words = hint(name, names, "`sweep benchmarks search` lists what there is")
     return f"No benchmark is called {name}: {words} (asked: {places})."
 
