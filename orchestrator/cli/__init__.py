@@ -26,8 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-of_sweeps = (run.run, run.resume, images.prepare, sweeps.attach, sweeps.logs, sweeps.stop, sweeps.reap, sweeps.repair)
-for each in (*of_sweeps, catalog.check, catalog.doctor, serve.serve, catalog.docs):
+of_runs = (sweeps.attach, sweeps.logs, sweeps.export, sweeps.stop, sweeps.reap, sweeps.repair)
+for each in (run.run, run.resume, images.prepare, *of_runs, catalog.check, catalog.doctor, serve.serve, catalog.docs):
     add(app, each)
 #: Its words are its own affair.
 EVERYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -1,7 +1,7 @@
 """`sweep attach`, `stop`, `logs`, `reap` and `repair`: the commands for sweeps that are there."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import typer
@@ -43,6 +43,43 @@ def stop(
 
     folder = find(runs, name) if name else find_running(runs)
     options.end_with(lambda: stop.run(folder, is_now=now))
+
+
+def export(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The sweep's name, or its folder.")],
+    *,
+    to: Annotated[
+        Literal["csv", "jsonl", "junit", "swebench"],
+        typer.Option(
+            "--to",
+            help="csv: a table; jsonl: the lines of results.jsonl; junit: XML for CI; swebench: predictions for "
+            "SWE-bench's own evaluation.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write. \\[default: standard output]"),
+    ] = None,
+    arm: Annotated[str | None, typer.Option("--arm", metavar="ARM", help="Only this arm. \\[default: all]")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", min=1, help="Only this trial. \\[default: all]")
+    ] = None,
+    runs: options.Runs = options.RUNS,
+) -> None:
+    """Write results in a form that another tool reads. A sweep that still runs gives what it has by now.
+
+    Examples:
+      sweep export my-sweep --to csv -o results.csv
+
+      sweep export my-sweep --to junit -o junit.xml
+
+      sweep export my-sweep --to swebench --trial 1 -o predictions.jsonl
+
+    """
+    from orchestrator.commands import export
+    from orchestrator.rundir.sweep_index import find
+
+    export.run(find(runs, name), to, arm=arm, trial=trial, target=output)
 
 
 def logs(

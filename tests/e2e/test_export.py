@@ -1,0 +1,61 @@
+"""`sweep export`, read back as its readers do."""
+
+import csv
+import json
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from .conftest import write_scenario
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Desk
+
+
+@pytest.fixture
+def swept(desk: "Desk") -> "Desk":
+    """A sweep of two scenarios and two agents, one of which cannot be tried."""
+    write_scenario(desk.folder / "mine/one")
+    write_scenario(desk.folder / "mine/two", task="[environment]\ngpus = 1\n", solution="")
+    (desk.folder / "agents").mkdir()
+    desk.sweep("run", "mine", "--agent", "oracle", "--agent", "nop", "--name", "it", status=1)
+    return desk
+
+
+def test_each_form_has_every_trial(swept: "Desk") -> None:
+    results = swept.results("runs/it")
+    assert len(results) == 4
+    assert [json.loads(line) for line in swept.sweep("export", "it", "--to", "jsonl").out.splitlines()] == results
+
+    table = list(csv.DictReader(swept.sweep("export", "it", "--to", "csv").out.splitlines()))
+    assert {(row["scenario_name"], row["arm"], row["outcome"], row["score"]) for row in table} == {
+        ("one", "oracle", "scored", "1.0"),
+        ("one", "nop", "scored", "0.0"),
+        ("two", "oracle", "failed", ""),
+        ("two", "nop", "failed", ""),
+    }
+    assert {row["failure_class"] for row in table if row["scenario_name"] == "two"} == {"Unsupported"}
+
+    swept.sweep("export", "it", "--to", "junit", "-o", "junit.xml")
+    suites = ET.parse(swept.folder / "junit.xml").getroot()
+    counts = {each.get("name"): [each.get(key) for key in ("tests", "failures", "errors")] for each in suites}
+    assert counts == {"oracle": ["2", "0", "1"], "nop": ["2", "1", "1"]}
+    (failure,) = suites.iter("failure")
+    assert failure.get("message") == "score 0"
+
+
+def test_predictions_have_the_patch_of_each_scenario(swept: "Desk") -> None:
+    (result,) = (each for each in swept.results("runs/it") if (each["scenario_name"], each["arm"]) == ("one", "oracle"))
+    lines = swept.sweep("export", "it", "--to", "swebench", "--arm", "oracle").out.splitlines()
+    patches = {each["instance_id"]: each["model_patch"] for each in map(json.loads, lines)}
+    assert patches == {"one": (swept.folder / "runs/it" / result["files"]["patch"]).read_text(), "two": ""}
+    assert "done" in patches["one"]
+
+
+def test_what_is_not_there_is_refused_by_name(swept: "Desk") -> None:
+    assert "--arm nobody: it has results of nop, oracle" in swept.refused(
+        "export", "it", "--to", "csv", "--arm", "nobody"
+    )
+    assert "no result of trial 2 yet" in swept.refused("export", "it", "--to", "csv", "--trial", "2")
+    assert "Did you mean it?" in swept.refused("export", "itt", "--to", "csv")
