@@ -1,5 +1,8 @@
 """Fixtures for every test."""
 
+import os
+from collections.abc import Iterator
+
 import anyio
 import pytest
 from hypothesis import settings
@@ -7,6 +10,7 @@ from hypothesis import settings
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.providers import check
+from tests.caches import shared_cache
 
 # Nothing is kept beside the tests, which may be read-only, and a busy machine is no failure.
 settings.register_profile("ours", database=None, deadline=None)
@@ -17,6 +21,14 @@ settings.load_profile("ours")
 def anyio_backend() -> str:
     """The project is anyio on asyncio: one backend. Of the session, so that any fixture may be shared."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache() -> Iterator[None]:
+    """What services keep for their user is not kept among the tester's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEEP_CACHE", os.environ.get("SWEEP_CACHE") or str(shared_cache()))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,11 @@ from orchestrator.common import logging_setup
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation, Mirror
 from orchestrator.service.devboxes.network import PROXIED
-from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.images import engine
 from orchestrator.service.environments.images.reference import DOCKER_HUB, base_url
 from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox import elf
+from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.host import UID_MAP, fixes, id_starts
 from orchestrator.service.sandbox.bwrap.overlay import NESTED, file_system, nested, open_overlay
 from orchestrator.service.sandbox.bwrap.public_network import PROGRAM as CONNECTOR

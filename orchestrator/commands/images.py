@@ -22,7 +22,6 @@ from orchestrator.core.errors import SweepError, UsageError, WorldError
 from orchestrator.core.printable import byte_size, counted, printable_lines
 from orchestrator.core.protocol import Isolation, Mirror
 from orchestrator.service.definitions.task_file import IGNORE
-from orchestrator.service.environments.build_cache import cache_folder, lock_folder
 from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.environments import built_reference
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds
@@ -31,6 +30,8 @@ from orchestrator.service.environments.images.image_store import ImageStore, Pro
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.service.errors import SandboxError
+from orchestrator.service.sandbox.build_cache import cache_folder, lock_folder
+from orchestrator.service.sandbox.closure import Closures
 from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import Provider, Resources
@@ -212,13 +213,15 @@ async def remove(references: Sequence[str]) -> int:
 
 
 async def prune() -> int:
-    """Remove all images that no process uses."""
+    """Remove all images that no process uses, and our programs for devboxes of images."""
     with _explained():
         async with opened() as store:
             before = await run_sync(store.size)
             in_use = await run_sync(store.prune)
             after = await run_sync(store.size)
-    say(f"{byte_size(before - after)} removed, {byte_size(after)} stay. In use: {', '.join(in_use) or 'none'}.")
+        programs = await run_sync(Closures(cache_folder()).prune)
+    gone = byte_size(before - after + programs)
+    say(f"{gone} removed, {byte_size(after)} stay. In use: {', '.join(in_use) or 'none'}.")
     return EXIT_OK
 
 

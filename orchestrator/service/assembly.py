@@ -30,7 +30,6 @@ from orchestrator.service.devboxes.executions import Executions
 from orchestrator.service.devboxes.fleet import Fleet
 from orchestrator.service.devboxes.network import PROXIED, NetworkPolicies
 from orchestrator.service.devboxes.snapshots import Snapshots
-from orchestrator.service.environments.build_cache import cache_folder
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
 from orchestrator.service.environments.objects import Objects
@@ -43,6 +42,7 @@ from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.runs.states import OURS, Dialect, end_runs_of
+from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.limits import unlimited
 from orchestrator.service.sandbox.own_ids import shortcomings
 from orchestrator.service.sandbox.provider import Capability, Provider

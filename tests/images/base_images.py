@@ -22,6 +22,7 @@ import pytest
 import zstandard
 
 from orchestrator.service.sandbox.provider import ImageRoot
+from tests.caches import shared_cache
 
 MUSL_PROGRAM: Final = Path(__file__).with_name("musl_lookup.c")
 #: Folders of Debian's that no program in a box needs.
@@ -87,9 +88,8 @@ def _found(name: str) -> BaseImage | str:
 
 def _layer(name: str, recipe: Recipe) -> Layer:
     """Return the layer of an image, made now unless it is there."""
-    usual = os.environ.get("XDG_CACHE_HOME", "")
-    place = (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep-tests/base-images"
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = shared_cache() / "base-images"
+    place.mkdir(mode=0o700, exist_ok=True)
     place.chmod(0o700)  # files of an image may run as their owner, root
     folder = place / f"{name}-{_key(recipe)}"
     with (place / f"{folder.name}.lock").open("w") as lock:

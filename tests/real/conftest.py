@@ -1,7 +1,7 @@
 """Real programs in real sandboxes, typed as a user would; their model is a script on loopback.
 
 What they are installed from is the tester's package index, with the tester's settings for it. Installs are kept where
-`SWEEP_CACHE` says, else in the tester's caches, for the next run of the tests.
+`SWEEP_CACHE` says, else in the tests' own cache folder, for the next run of the tests.
 """
 
 import os
@@ -67,7 +67,7 @@ def is_answered(*command: str) -> bool:
 def settings() -> dict[str, str]:
     """The tester's settings for package indexes, and the place where installs are kept."""
     found = {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)}
-    return {**found, "SWEEP_CACHE": os.environ.get("SWEEP_CACHE") or str(Path.home() / ".cache" / "sweep-tests")}
+    return {**found, "SWEEP_CACHE": os.environ["SWEEP_CACHE"]}
 
 
 def run_real(

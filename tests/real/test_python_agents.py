@@ -1,6 +1,5 @@
 """Python agents over packages as people have them: openai-agents, and mini-swe-agent's own loop as `mini`."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from orchestrator.service.sandbox.build_cache import cache_folder
 
 from .conftest import KEY, is_answered, run_real, written_with
 from .models import BUGFIX_MINI, DONE, Server, Submitting, serving, solutions
@@ -25,8 +26,7 @@ PACKAGES = ("mini-swe-agent>=2.4,<3", "openai-agents>=0.2,<1")
 @pytest.fixture(scope="session")
 def python() -> Path:
     """An interpreter with both packages, made once and kept for the next run of the tests."""
-    cache = Path(os.environ.get("SWEEP_CACHE") or Path.home() / ".cache" / "sweep-tests")
-    folder = cache / f"python-agents-{sys.version_info.major}.{sys.version_info.minor}"
+    folder = cache_folder() / f"python-agents-{sys.version_info.major}.{sys.version_info.minor}"
     python, is_made = folder / "bin" / "python", folder / "made"
     if not is_made.exists():
         if not is_answered(sys.executable, "-m", "pip", "index", "versions", "mini-swe-agent"):

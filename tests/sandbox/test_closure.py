@@ -1,21 +1,33 @@
 """The service's Python runs in a root that has nothing: no library, no loader, no shell."""
 
+import json
 import os
+import shutil
+import stat
 import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
+from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
-from orchestrator.service.sandbox.closure import IN_BOX, LIBRARIES, PROGRAM, TOOLS, make_closure
+from orchestrator.service.sandbox.closure import IN_BOX, LIBRARIES, PROGRAM, TOOLS, Closures
+from tests.waiting import wait_until
 
 #: All that scorers' scripts import of what is not Python itself.
 MODULES = "ssl, sqlite3, ctypes, json, lzma, bz2, zlib, hashlib, uuid, socket, decimal, unittest, xml.etree.ElementTree"
 
 
 @pytest.fixture(scope="module")
-def closure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_closure(tmp_path_factory.mktemp("cache") / "closures")
+def closure() -> Iterator[Path]:
+    closures = Closures(cache_folder())
+    yield anyio.run(closures.get)
+    closures.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +112,73 @@ def test_nothing_of_the_root_is_loaded(sandbox: list[str], closure: Path) -> Non
     assert all(path.startswith(f"{IN_BOX}/") for path in eval(run_in_nothing(sandbox, closure, code)))
 
 
-def test_it_is_made_once_and_nothing_else_is_left_beside_it(closure: Path) -> None:
+def test_it_is_made_once_for_all_processes_of_a_user(closure: Path) -> None:
     made = closure.stat().st_ctime_ns
-    assert make_closure(closure.parent) == closure
+    others = [Closures(cache_folder()), Closures(cache_folder())]
+    assert [anyio.run(other.get) for other in others] == [closure, closure]
     assert closure.stat().st_ctime_ns == made
-    assert list(closure.parent.iterdir()) == [closure]
+    for other in others:
+        other.close()
 
 
-def test_what_a_killed_service_left_half_made_is_made_anew(closure: Path, tmp_path: Path) -> None:
-    (tmp_path / "closures/fresh/bin").mkdir(parents=True)
-    made = make_closure(tmp_path / "closures")
-    assert made.name == closure.name
-    assert list(made.parent.iterdir()) == [made]
+def test_nobody_else_can_write_it_or_come_near_it(closure: Path) -> None:
+    entries = [path for path in (closure, *closure.rglob("*")) if not path.is_symlink()]
+    assert [path for path in entries if path.stat().st_mode & 0o022] == []
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in closure.parents[:2]] == [0o700, 0o700]
+
+
+#: Prints the place of the closure below a cache folder.
+GET = """
+import sys, anyio
+from pathlib import Path
+from orchestrator.service.sandbox.closure import Closures
+print(anyio.run(Closures(Path(sys.argv[1])).get))
+"""
+
+
+def got(cache: Path, *, instead: tuple[Path, Path] | None = None) -> Path:
+    """What a process gets that ends at once, on a machine with one file `instead` of another."""
+    mount = "" if instead is None else f"mount --bind {instead[0]} {instead[1]};"
+    words = ["unshare", "--mount", "sh", "-c", f'{mount} exec "$@"', "sh", sys.executable, "-c", GET, str(cache)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_when_python_or_a_library_is_changed_another_one_is_made_and_unused_ones_go(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = got(cache)
+    assert got(cache) == first
+    libraries = json.loads((first.parent / "closure.json").read_bytes())["libraries"]
+    originals = [Path(sysconfig.get_path("stdlib"), "this.py"), Path(min(libraries))]
+    copies = [Path(shutil.copy(original, tmp_path)) for original in originals]
+
+    second = got(cache, instead=(copies[0], originals[0]))
+    in_use = Closures(cache)
+    assert anyio.run(in_use.get) == first
+    for old in (first, second):
+        os.utime(old.parent / "closure.json", (0, 0))
+    third = got(cache, instead=(copies[1], originals[1]))
+    in_use.close()
+    assert len({first, second, third}) == 3
+    assert {place.name for place in first.parents[1].iterdir()} == {first.parent.name, third.parent.name}
+
+
+def has(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
+
+
+@pytest.mark.slow
+def test_one_that_was_half_made_when_its_maker_was_killed_is_never_used(sandbox: list[str], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for step in ("lib/*/abc.py", "so/libc.so.6", "lib/*/__pycache__/abc.*"):
+        maker = subprocess.Popen([sys.executable, "-c", GET, str(cache)], stdout=subprocess.DEVNULL)
+        wait_until(partial(has, cache, f"closures/*/making/files/{step}"), f"{step} was not made", seconds=60)
+        maker.kill()
+        maker.wait()
+    closures = Closures(cache)
+    made = anyio.run(closures.get)
+    closures.close()
+    assert run_in_nothing(sandbox, made, f"import {MODULES}; print(1)") == "1"
+    assert sorted(place.name for place in made.parent.iterdir()) == ["closure.json", "files", "lock"]

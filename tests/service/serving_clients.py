@@ -14,6 +14,7 @@ from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.server import serve
+from tests.caches import own_cache
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 
@@ -32,7 +33,7 @@ async def service(state: Path, isolation: Isolation) -> AsyncIterator[AsyncRunlo
 async def fill_cache(place: Path) -> Path:
     """Make a cache folder whose image store has `busybox`; skip the test where there is none."""
     PackedImage.of(base_image("busybox")).save(place / "busybox.tar", "busybox:latest")
-    async with open_images(place / "cache") as store:
+    async with open_images(own_cache(place / "cache")) as store:
         archive = Archive.read(place / "busybox.tar", ours())
         for each in archive.images:
             await store.pull(each.reference, source=archive)

@@ -24,13 +24,13 @@ from anyio.to_thread import run_sync
 from orchestrator.core.protocol import Mirror
 from orchestrator.service.content import Contents, Listing, digest
 from orchestrator.service.diagnostics import Problem, text
-from orchestrator.service.environments.build_cache import BuildCache, Built
 from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds, Tell, untold
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.room_estimate import RoomEstimate, estimate
 from orchestrator.service.errors import Away, NotFound
+from orchestrator.service.sandbox.build_cache import BuildCache, Built
 from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.provider import BoxStartFailed, Capability, Provider, Resources
 

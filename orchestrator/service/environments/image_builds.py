@@ -31,7 +31,6 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
 from orchestrator.service.content import Node
-from orchestrator.service.environments.build_cache import Built
 from orchestrator.service.environments.build_context import BuildContext, Patterns
 from orchestrator.service.environments.build_outline import DockerfileError
 from orchestrator.service.environments.build_plan import SCRIPTS, plan_text
@@ -59,6 +58,7 @@ from orchestrator.service.environments.images.registry import NoSuchImage
 from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet
 from orchestrator.service.environments.layer_writer import FILE
 from orchestrator.service.environments.package_managers import MACHINE, Settings
+from orchestrator.service.sandbox.build_cache import Built
 from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import CHUNK_BYTES, Finished, ReadChunk, collect, run
 from orchestrator.service.sandbox.prepared import Preparation

@@ -38,9 +38,9 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.service.environments import toolchain
-from orchestrator.service.environments.build_cache import Built, UserCache
 from orchestrator.service.environments.package_managers import Settings
 from orchestrator.service.errors import BadRequest, SandboxError
+from orchestrator.service.sandbox.build_cache import Built, UserCache
 from orchestrator.service.sandbox.closure import TOOLCHAIN
 from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.addresses import Resolver

@@ -39,7 +39,7 @@ import orjson
 import structlog
 from anyio.to_thread import run_sync
 
-from orchestrator.service.environments.build_cache import BuildCache, Built
+from orchestrator.service.sandbox.build_cache import BuildCache, Built
 from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.provider import Bind, BoxStartFailed
 

@@ -3,6 +3,10 @@
 The folder is mounted read-only at IN_BOX in each box of an image, and the place stands in the files: see `elf`. Its
 Python runs the box agent. Its tools are for our own steps, which so depend on nothing that an image lacks or an agent
 has changed.
+
+It takes seconds to make and is the same for every service, so it is made once for all of a user. When a file that it is
+made of changes, another one is made, and the old one goes when no process uses it. Which libraries the programs need
+takes a start of each to find out, so the description of a folder has them; they are compared by size and time.
 """
 
 import compileall
@@ -12,17 +16,21 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+import orjson
 import structlog
+from anyio.to_thread import run_sync
 
 from orchestrator.service.sandbox import elf
 from orchestrator.service.sandbox.base_provider import AGENT
+from orchestrator.service.sandbox.build_cache import Built, UserCache
 from orchestrator.service.sandbox.provider import BoxStartFailed
-from orchestrator.service.sandbox.safe_fs import remove
 
 IN_BOX: Final = "/.sweep"
 #: The interpreter in a box, and the same by the name that the box agent runs under: `pkill python` does not hit it.
@@ -48,31 +56,108 @@ _PORTABLE: Final = (
     *("librt.so.1", "libstdc++.so.6", "libutil.so.1", "libz.so.1"),
 )
 #: Parts of the standard library that no program in a box needs: tests, windows, and packages that were installed.
-_LEFT_OUT: Final = (
+_LEFT_OUT: Final = shutil.ignore_patterns(
     *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "lib2to3", "pydoc_data"),
     *("site-packages", "dist-packages", "config-*", "__pycache__", "_tkinter*.so", "_test*.so", "_ctypes_test*.so"),
     *("xxlimited*.so", "*.a", "EXTERNALLY-MANAGED"),
 )
+#: The folder of Python's own modules that are libraries.
+_EXTENSIONS: Final = "lib-dynload"
+#: What says where the loader finds libraries.
+_LOADER_CACHE: Final = Path("/etc/ld.so.cache")
+#: Days after which a closure that no process used goes when another one is made: it takes much room and little time.
+_KEPT_DAYS: Final = 1
+#: Characters of a digest in a closure's name.
+_NAME_CHARS: Final = 20
 
 
-def make_closure(place: Path) -> Path:
-    """Return the folder of the service's own Python below `place`, made now unless it is there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What works of this machine's programs, and all that they need.
 
-    Its name is a digest of what it is made of. Only one process may call this at a time. Blocking. Raises
-    BoxStartFailed.
+    `extensions` are Python's own, and `linked` are the tools that need libraries. `tools` and `libraries` are
+    {name: file}, by the names that they are asked for.
     """
-    try:
-        tree = place / _name()
-        if not tree.is_dir():
-            remove(place)
-            place.mkdir()
-            place.chmod(0o755)
-            fresh = place / "fresh"
-            _build(fresh)
-            fresh.rename(tree)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BoxStartFailed(f"the service's Python cannot be made ready for images: {error}") from error
-    return tree
+
+    extensions: Sequence[Path]
+    tools: Mapping[str, Path]
+    linked: frozenset[Path]
+    libraries: Mapping[str, Path]
+
+    @classmethod
+    def find(cls) -> Self:
+        """Blocking. Raises OSError and SubprocessError."""
+        extensions, linked, libraries = list[Path](), set[Path](), elf.libraries(interpreter())
+        tools: dict[str, Path] = {}
+        for extension in (file for file in _python_files() if file.match(f"{_EXTENSIONS}/*.so")):
+            with suppress(elf.LibraryMissing):
+                libraries |= elf.libraries(extension)
+                extensions.append(extension)
+        for name, program in _tools().items():
+            with suppress(elf.LibraryMissing):
+                if program not in tools.values() and elf.loader_of(program):
+                    libraries |= elf.libraries(program)
+                    linked.add(program)
+                tools[name] = program
+        beside = libraries["libc.so.6"].parent if "libc.so.6" in libraries else Path("/nonexistent")
+        portable = {name: (beside / name).resolve() for name in _PORTABLE if (beside / name).exists()}
+        return cls(extensions=extensions, tools=tools, linked=frozenset(linked), libraries=portable | libraries)
+
+
+class Closures:
+    """This user's closures, below the folder `cache`."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = UserCache(
+            cache, "closures", kind="closure", tree="files", read=lambda built: built.tree, kept_days=_KEPT_DAYS
+        )
+
+    async def get(self) -> Path:
+        """Return the folder that is made of this machine's files as they are now, made unless it is there.
+
+        No process removes it until `close`. Raises BoxStartFailed.
+        """
+        try:
+            programs = await run_sync(_digest)
+            return await run_sync(self._find, programs) or await self._make(programs)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BoxStartFailed(f"the service's Python cannot be made ready for images: {error}") from error
+
+    def _find(self, programs: str) -> Path | None:
+        """Return what was made of these programs, and of their libraries as they are now. Blocking. Raises OSError."""
+        for name in self._cache.names():
+            facts = self._cache.facts(name) if name.startswith(programs) else None
+            if facts and facts["libraries"] == _states(facts["libraries"]) and (found := self._cache.find(name)):
+                return found
+        return None
+
+    async def _make(self, programs: str) -> Path:
+        """Raises OSError and SubprocessError."""
+        parts = await run_sync(Parts.find)
+        libraries = await run_sync(_states, map(os.fspath, parts.libraries.values()))
+
+        async def build(folder: Path) -> Built:
+            tree = folder / "files"
+            await run_sync(_build, tree, parts)
+            if programs != await run_sync(_digest) or libraries != await run_sync(_states, libraries):
+                raise OSError("this machine's programs were changed meanwhile")
+            return Built(tree=tree, facts={"libraries": libraries})
+
+        of_libraries = sha256(orjson.dumps(libraries, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_NAME_CHARS]
+        return await self._cache.get(f"{programs}-{of_libraries}", build)
+
+    def prune(self) -> int:
+        """Remove those that no process uses; returns how many bytes they had. Blocking. Raises OSError."""
+        gone = 0
+        for name in self._cache.names():
+            facts = self._cache.facts(name)
+            if self._cache.discard(name) and facts:
+                gone += facts["amount"][1]
+        return gone
+
+    def close(self) -> None:
+        """Let other processes remove what was got. Blocking, shortly."""
+        self._cache.close()
 
 
 def interpreter() -> Path:
@@ -88,66 +173,79 @@ def _tools() -> dict[str, Path]:
     return {name: file for name, file in files.items() if elf.is_elf(file)}
 
 
-def _name() -> str:
-    """Return a digest of all that the folder is made of, but what its version names: the standard library.
-
-    The libraries of tools are none of it: with those of the time it was made they go on working.
-    """
-    program, tools = interpreter(), _tools()
-    digest = sha256(f"4 {sys.version} {_stdlib()} {sorted(tools)}".encode())
-    for file in sorted({AGENT, program, *elf.libraries(program).values(), *tools.values()}):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:20]
+def _python_folders() -> Mapping[Path, str]:
+    """Return the folders of Python's own modules, with the place of each in the folder of the copies."""
+    folders = {Path(sysconfig.get_path("stdlib")): ""}
+    # Not sysconfig's DESTSHARED: where a Python was moved to, that is still where it was built for.
+    shared = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}), _EXTENSIONS)
+    if shared.is_dir() and not any(shared.is_relative_to(folder) for folder in folders):
+        folders[shared] = _EXTENSIONS
+    return folders
 
 
-def _stdlib() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
+def _python_files() -> Iterator[Path]:
+    """Yield the files in these folders that are copied."""
+    for top in _python_folders():
+        for place, folders, names in os.walk(top):
+            left_out = _LEFT_OUT(place, [*folders, *names])
+            folders[:] = [name for name in folders if name not in left_out]
+            yield from (Path(place, name) for name in names if name not in left_out)
 
 
-def _build(tree: Path) -> None:
+def _digest() -> str:
+    """Return a digest of all that a closure is made of, but libraries: of these, where the loader finds them."""
+    code = {"elf": Path(elf.__file__), "closure": Path(__file__), "agent": AGENT}
+    digests = {}
+    for name, file in {**_tools(), **code, "python": interpreter(), "loader": _LOADER_CACHE}.items():
+        with suppress(FileNotFoundError), file.open("rb") as opened:
+            digests[name] = file_digest(opened, "sha256").hexdigest()
+    made_of = [sys.version, os.environ.get("LD_LIBRARY_PATH"), digests, _states(map(os.fspath, _python_files()))]
+    return sha256(orjson.dumps(made_of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_NAME_CHARS]
+
+
+def _states(files: Iterable[str]) -> dict[str, list[int]]:
+    """Return size and time of change of the files that are there, by path."""
+    states = {}
+    for file in files:
+        with suppress(FileNotFoundError):
+            found = Path(file).stat()
+            states[file] = [found.st_size, found.st_mtime_ns]
+    return states
+
+
+def _build(tree: Path, parts: Parts) -> None:
+    """Raises OSError and SubprocessError."""
     program = tree / PROGRAM.removeprefix(f"{IN_BOX}/")
     modules = tree / "lib" / program.name
     program.parent.mkdir(parents=True)
-    shutil.copytree(_stdlib(), modules, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    # Not sysconfig's DESTSHARED: where a Python was moved to, that is still where it was built for.
-    shared = Path(sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}), "lib-dynload")
-    if shared.is_dir() and not shared.is_relative_to(_stdlib()):
-        shutil.copytree(shared, modules / "lib-dynload", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
+    for source, place in _python_folders().items():
+        shutil.copytree(source, modules / place, ignore=_LEFT_OUT, dirs_exist_ok=True)
     shutil.copy(interpreter(), program)
     for link in (AGENT_PROGRAM, f"{IN_BOX}/bin/python3"):
         (tree / link.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
     (tree / TOOLCHAIN.removeprefix(f"{IN_BOX}/")).mkdir()
 
-    programs, extensions, needed = [program], [], elf.libraries(interpreter())
-    for extension in (modules / "lib-dynload").glob("*.so"):
-        try:
-            needed |= elf.libraries(extension)
-            extensions.append(extension)
-        except elf.LibraryMissing:
-            extension.unlink()  # it does not work on this machine either
+    programs, extensions = [program], [modules / _EXTENSIONS / file.name for file in parts.extensions]
+    for extension in {*(modules / _EXTENSIONS).glob("*.so")}.difference(extensions):
+        extension.unlink()  # it does not work on this machine either
     tools = tree / TOOLS.removeprefix(f"{IN_BOX}/")
     tools.mkdir(parents=True)
-    sources = _tools()
-    if "git" not in sources:
+    if "git" not in parts.tools:
         why = "this machine has no git, so in boxes of images without git, patches are made by diff"
         structlog.get_logger().warning("closure.no_git", why=why)
     copies: dict[Path, str] = {}
-    for name, source in sources.items():
+    for name, source in parts.tools.items():
         if source in copies:
             (tools / name).symlink_to(copies[source])  # a program of several names acts by its own
             continue
-        with suppress(elf.LibraryMissing):
-            if elf.loader_of(source):
-                needed |= elf.libraries(source)
-                programs.append(tools / name)
-            shutil.copy(source, tools / name)
-            copies[source] = name
+        shutil.copy(source, tools / name)
+        copies[source] = name
+        if source in parts.linked:
+            programs.append(tools / name)
 
-    beside = needed["libc.so.6"].parent if "libc.so.6" in needed else Path("/nonexistent")
-    needed = {name: (beside / name).resolve() for name in _PORTABLE if (beside / name).exists()} | needed
     libraries = tree / LIBRARIES.removeprefix(f"{IN_BOX}/")
     libraries.mkdir()
-    for name, source in needed.items():
+    for name, source in parts.libraries.items():
         shutil.copy(source, libraries / name)
     others = [library for library in libraries.iterdir() if library.name != elf.LOADER]
     elf.separate(libraries, LIBRARIES)

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -11,6 +10,7 @@ from orchestrator.agentkit.file.definition import read_definition
 from orchestrator.agentkit.loader import builtin_folder
 from orchestrator.service.environments import installs
 from orchestrator.service.environments.installs import InstallFailed, InstallRequest
+from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.closure import IN_BOX, TOOLCHAIN
 from orchestrator.service.sandbox.commands import run
@@ -124,9 +124,7 @@ async def test_an_install_that_leads_to_programs_of_the_machine_is_refused_by_na
 @pytest.fixture
 async def kept(provider: BwrapProvider) -> AsyncIterator[Shop]:
     """With installs that are kept for the next run of the tests, as those of whole sweeps are."""
-    cache = Path.home() / ".cache" / "sweep-tests"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    async with opened(provider, cache) as one:
+    async with opened(provider, cache_folder()) as one:
         yield one
 
 

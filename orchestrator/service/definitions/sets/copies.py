@@ -27,7 +27,7 @@ from orchestrator.service.definitions.sets.benchmark_registry import (
 )
 from orchestrator.service.definitions.sets.source import ArchiveFile, GitAddress, RegistryName
 from orchestrator.service.definitions.task_toml import FILE as TASK
-from orchestrator.service.environments.build_cache import Built, UserCache, cache_folder, lock_folder
+from orchestrator.service.sandbox.build_cache import Built, UserCache, cache_folder, lock_folder
 
 #: The folder of a repository that is a benchmark, where no other is named.
 _USUAL: Final = "tasks"

@@ -39,7 +39,6 @@ from anyio.to_thread import run_sync
 from orchestrator.core.errors import leaf
 from orchestrator.core.printable import byte_size, counted
 from orchestrator.core.protocol import Mirror
-from orchestrator.service.environments.build_cache import Build, Built, UserCache, check_private, lock_folder
 from orchestrator.service.environments.images import engine
 from orchestrator.service.environments.images.manifest import (
     BadImage,
@@ -56,6 +55,7 @@ from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.environments.images.registry import NoSuchImage, Refused, Registries, Tell, Unavailable
 from orchestrator.service.environments.images.room import Need, NoRoom, NoRoomYet, Room
 from orchestrator.service.environments.images.unpack import FULL, NO_ROOM
+from orchestrator.service.sandbox.build_cache import Build, Built, UserCache, check_private, lock_folder
 from orchestrator.service.sandbox.bwrap.overlay import nested
 from orchestrator.service.sandbox.user_namespace import IdMap, UserNamespace
 

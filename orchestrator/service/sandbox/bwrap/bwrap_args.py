@@ -174,7 +174,7 @@ def image_arguments(
     """All arguments for one box of an image, whose file system is mounted at `root`, up to the command.
 
     The user namespace `namespace` admits no further one in it, so `--disable-userns` is not needed. `closure` is the
-    path of the box's Python below `shared`.
+    path of the box's Python.
     """
     bind = "--ro-bind" if is_read_only else "--bind"
     arguments = [
@@ -183,7 +183,7 @@ def image_arguments(
         *("--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))),
         *("--hostname", HOSTNAME, bind, root, "/", "--proc", "/proc", "--dev", "/dev"),
         *("--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
-        *("--remount-ro", "/dev", "--ro-bind", f"{shared}/{closure}", IN_BOX),
+        *("--remount-ro", "/dev", "--ro-bind", closure, IN_BOX),
         *networking(network, shared),
     ]
     for mount in mounts:

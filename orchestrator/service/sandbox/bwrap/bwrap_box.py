@@ -215,7 +215,7 @@ class HostBox(BwrapBox):
         for own in (*self.folder.tops(), *self.folder.anchors(inside)):
             yield Mount(source=f"{paths.boxes}/{self.id}/files/{own}", target=f"/{own}", writable=True)
         if self.spec.closure:
-            yield Mount(source=f"{paths.shared}/{self._host.images.closure}", target=IN_BOX)
+            yield Mount(source=self._host.images.closure, target=IN_BOX)
         yield from self.bound()
         if paths.prefix is not None:  # after a bind that may contain its folder
             yield Mount(source=paths.prefix, target=os.fspath(prefix or ""))

@@ -27,12 +27,14 @@ import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
 from orchestrator.service.sandbox.bwrap.overlay import NESTED, REMEDY
 from orchestrator.service.sandbox.bwrap.public_network import PublicNetworks
 from orchestrator.service.sandbox.bwrap.shared_files import copy_for_others, find_bubblewrap, furnish
 from orchestrator.service.sandbox.bwrap.spawner import Guard, Spawner
+from orchestrator.service.sandbox.closure import Closures
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.own_ids import STATE
 from orchestrator.service.sandbox.provider import BoxStartFailed
@@ -146,7 +148,7 @@ class BwrapHost:
                 python=python,
                 paths=await spawner.run(partial(_admit_all, spawner, state, bubblewrap, python)),
                 guard=guard,
-                images=Images(state / "shared", _ranges()),
+                images=Images(state / "shared", _ranges(), Closures(cache_folder()), spawner),
                 public=await PublicNetworks.find(spawner, guard, state / "shared"),
                 hidden=hidden,
             )
@@ -188,7 +190,7 @@ class BwrapHost:
         return words if popen.returncode != 0 else None
 
     async def close(self) -> None:
-        for close in (self.images.ranges.close, self.spawner.close, self.guard.close, self.cgroups.close):
+        for close in (self.spawner.close, self.guard.close, self.images.close, self.cgroups.close):
             await anyio.to_thread.run_sync(close)
 
 

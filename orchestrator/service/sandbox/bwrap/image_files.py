@@ -13,6 +13,7 @@ import stat
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -21,7 +22,8 @@ import anyio.to_thread
 
 from orchestrator.service.sandbox.bwrap.overlay import open_inside
 from orchestrator.service.sandbox.bwrap.shared_files import WRITTEN
-from orchestrator.service.sandbox.closure import IN_BOX, make_closure
+from orchestrator.service.sandbox.bwrap.spawner import Spawner
+from orchestrator.service.sandbox.closure import IN_BOX, Closures
 from orchestrator.service.sandbox.folders import LOGS
 from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import FOLDER, remove
@@ -84,26 +86,43 @@ class IdRanges:
 
 
 class Images:
-    """What the boxes of images share, below the folder `shared`."""
+    """What the boxes of images share: layers below the folder `shared`, and one of `closures`."""
 
-    def __init__(self, shared: Path, ranges: IdRanges) -> None:
+    def __init__(self, shared: Path, ranges: IdRanges, closures: Closures, spawner: Spawner) -> None:
         self.ranges = ranges
         self._shared = shared
+        self._closures = closures
+        self._spawner = spawner
+        self._has_layers = False
         self._closure: Path | None = None
+        self._admitted = ""
         self._making = anyio.Lock()
 
     async def prepare(self) -> None:
-        """Make the box's Python and our layers, once. Raises BoxStartFailed."""
+        """Have our layers and the box's Python ready. Raises BoxStartFailed."""
         async with self._making:
-            if self._closure is None:
+            if not self._has_layers:
                 await anyio.to_thread.run_sync(self._make_layers)
-                self._closure = await anyio.to_thread.run_sync(make_closure, self._shared / "closures")
+                self._has_layers = True
+            if self._closure is not None and await anyio.to_thread.run_sync(self._closure.is_dir):
+                return
+            if self._closure is not None:  # somebody has emptied the cache folder
+                await self._spawner.run(partial(self._spawner.dismiss, self._closure))
+                self._closure = None
+            closure = await self._closures.get()
+            self._admitted = await self._spawner.run(partial(self._spawner.admit, closure))
+            self._closure = closure
 
     @property
     def closure(self) -> str:
-        """Path below `shared` of the box's Python."""
+        """Path of the box's Python, as bubblewrap can open it."""
         assert self._closure is not None
-        return os.fspath(self._closure.relative_to(self._shared))
+        return self._admitted
+
+    def close(self) -> None:
+        """Give up what is kept for further boxes; there are none left. Blocking, shortly."""
+        self.ranges.close()
+        self._closures.close()
 
     def layers(self, image: Iterable[Path]) -> tuple[Path, ...]:
         """Return all layers of a box of an image but its own, from the lowest up."""

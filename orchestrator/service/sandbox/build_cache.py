@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 #: Builds of one cache that run at the same time.
 MAX_BUILDS: Final = 4
-#: Days after which an entry of a user's cache that no process used is removed.
+#: Days after which an entry of a user's cache that no process used is removed, unless it is said otherwise.
 KEPT_DAYS: Final = 30
 _DAY_S: Final = 86_400
 _LOCK: Final = "lock"
@@ -318,6 +318,10 @@ class UserCache(BuildCache[T]):
                 self._whole.discard(name)
                 if (lock := self._held.pop(name, None)) is not None:
                     os.close(lock)
+
+    def close(self) -> None:
+        """Let go of all entries. Blocking, shortly."""
+        self.release(tuple(self._held))
 
     def reserve(self, name: str) -> ExitStack | None:
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
