@@ -288,6 +288,7 @@ async def test_a_folder_that_cannot_be_one_is_named(place: Place) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("treatment", "words"),
     [

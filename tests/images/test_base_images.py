@@ -12,6 +12,7 @@ from tests.images.base_images import base_image
 SCRIPT = "from tests.images.base_images import base_image; print(base_image('busybox').layers[0].tree.stat().st_ino)"
 
 
+@pytest.mark.slow
 @pytest.mark.root
 def test_processes_that_need_an_image_at_once_make_it_once(tmp_path: Path) -> None:
     base_image("busybox")

@@ -163,6 +163,8 @@ def test_when_python_or_a_library_is_changed_another_one_is_made_and_unused_ones
     in_use.close()
     assert len({first, second, third}) == 3
     assert {place.name for place in first.parents[1].iterdir()} == {first.parent.name, third.parent.name}
+    assert in_use.prune() > 100_000_000
+    assert list(first.parents[1].iterdir()) == []
 
 
 def has(folder: Path, pattern: str) -> bool:

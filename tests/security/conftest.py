@@ -69,14 +69,16 @@ def tell() -> Callable[[AgentBox, str], Awaitable[str]]:
 @pytest.fixture
 def serving(tmp_path: Path) -> Serving:
     """Serves, without isolation unless told otherwise; the client has the token."""
+    return partial(served, tmp_path / "state")
 
-    @asynccontextmanager
-    async def start(isolation: Isolation = Isolation.NONE) -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
-        async with anyio.create_task_group() as tasks:
-            address = await tasks.start(partial(serve, "127.0.0.1", 0, None, tmp_path / "state", [], isolation, None))
-            headers = {"authorization": f"Bearer {address.token}"}
-            async with httpx.AsyncClient(base_url=address.url, headers=headers, timeout=40, trust_env=False) as client:
-                yield address, client
-            tasks.cancel_scope.cancel()
 
-    return start
+@asynccontextmanager
+async def served(
+    state: Path, isolation: Isolation = Isolation.NONE
+) -> AsyncIterator[tuple[Address, httpx.AsyncClient]]:
+    async with anyio.create_task_group() as tasks:
+        address = await tasks.start(partial(serve, "127.0.0.1", 0, None, state, [], isolation, None))
+        headers = {"authorization": f"Bearer {address.token}"}
+        async with httpx.AsyncClient(base_url=address.url, headers=headers, timeout=40, trust_env=False) as client:
+            yield address, client
+        tasks.cancel_scope.cancel()

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -13,6 +14,8 @@ import pytest
 from orchestrator.common.address import Address
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.http.app import MAX_MESSAGE
+
+from .conftest import served
 
 pytestmark = pytest.mark.anyio
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Address, httpx.AsyncClient]]]
@@ -217,6 +220,20 @@ async def test_strange_values_are_refused_in_words_or_do_no_harm(client: httpx.A
     assert said["stdout"] == "well\n"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sound:
+    """A service that only refuses, and good bodies for it."""
+
+    client: httpx.AsyncClient
+    bodies: Mapping[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+async def sound(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sound]:
+    async with served(tmp_path_factory.mktemp("values") / "state", Isolation.LOCAL) as (_, client):
+        yield Sound(client=client, bodies=await bodies(client))
+
+
 @pytest.mark.parametrize(
     ("path", "place"),
     [
@@ -235,34 +252,32 @@ async def test_strange_values_are_refused_in_words_or_do_no_harm(client: httpx.A
     ],
 )
 async def test_resources_that_no_devbox_could_have_are_refused_before_there_is_one(
-    client: httpx.AsyncClient, path: str, place: tuple[Any, ...]
+    sound: Sound, path: str, place: tuple[Any, ...]
 ) -> None:
     """Refused later, it would cost a devbox for each scenario of a night."""
-    body = (await bodies(client))[path][0]
-    answer = await ask(client, path, body, place, STRANGE["nul"])
+    answer = await ask(sound.client, path, sound.bodies[path][0], place, STRANGE["nul"])
     assert is_refusal(answer), answer.text
 
 
 @pytest.mark.parametrize("value", ["nul", "upwards"])
-async def test_a_scenario_whose_folder_no_devbox_could_have_is_refused(client: httpx.AsyncClient, value: str) -> None:
+async def test_a_scenario_whose_folder_no_devbox_could_have_is_refused(sound: Sound, value: str) -> None:
     place = ("environment_parameters", "working_directory")
-    answer = await ask(client, "scenarios", scenario(SCORERS[0]), place, STRANGE[value])
+    answer = await ask(sound.client, "scenarios", scenario(SCORERS[0]), place, STRANGE[value])
     assert is_refusal(answer), answer.text
 
 
 @pytest.mark.parametrize("path", ["nul", "nothing"])
-async def test_a_file_is_not_put_where_no_file_can_be(client: httpx.AsyncClient, path: str) -> None:
-    answer = await client.post("/v1/devboxes", content=f'{{"file_mounts": {{{STRANGE[path]}: "x"}}}}')
+async def test_a_file_is_not_put_where_no_file_can_be(sound: Sound, path: str) -> None:
+    answer = await sound.client.post("/v1/devboxes", content=f'{{"file_mounts": {{{STRANGE[path]}: "x"}}}}')
     assert is_refusal(answer), answer.text
 
 
 @pytest.mark.parametrize(
     "value", ["1" + "0" * 400, "-1", "NaN", "a\0b", "../..", "\ud800", "x" * 20_000, "\u202e", ","]
 )
-async def test_strange_words_in_a_query_are_refused_or_find_nothing(client: httpx.AsyncClient, value: str) -> None:
-    about = await bodies(client)
-    (devbox,) = (path for path in about if path.startswith("devboxes/") and path.count("/") == 1)
-    (execution,) = (path.removesuffix("/send_std_in") for path in about if path.endswith("/send_std_in"))
+async def test_strange_words_in_a_query_are_refused_or_find_nothing(sound: Sound, value: str) -> None:
+    (devbox,) = (path for path in sound.bodies if path.startswith("devboxes/") and path.count("/") == 1)
+    (execution,) = (path.removesuffix("/send_std_in") for path in sound.bodies if path.endswith("/send_std_in"))
     questions = {
         **dict.fromkeys(("benchmarks", "scenarios"), ("limit", "starting_after", "search", "name", "benchmark_id")),
         **dict.fromkeys(
@@ -281,7 +296,7 @@ async def test_strange_words_in_a_query_are_refused_or_find_nothing(client: http
     for path, names in questions.items():
         for name in names:
             url = f"/v1/{path}?{name}={quote(word)}"
-            async with client.stream("GET", url) as answer:
+            async with sound.client.stream("GET", url) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     assert is_refusal(answer), f"{url[:200]}: {answer.status_code} {answer.text[:500]}"

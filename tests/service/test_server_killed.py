@@ -114,6 +114,7 @@ def isolation(request: pytest.FixtureRequest, obstacle: str) -> Isolation:
     return isolation
 
 
+@pytest.mark.slow
 async def test_devboxes_and_runs_of_a_killed_service_are_failed_and_cleared_away(
     tmp_path: Path, isolation: Isolation
 ) -> None:

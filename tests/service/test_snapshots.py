@@ -228,6 +228,7 @@ async def test_scenarios_by_api_begin_from_snapshots(client: AsyncRunloop, kind:
     assert await said(client, run.devbox_id, "cat answer") == "yes\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none"], indirect=True)
 async def test_a_snapshot_under_which_the_service_was_killed_has_failed_and_left_nothing(
     kind: str, tmp_path: Path
@@ -253,6 +254,7 @@ async def test_a_snapshot_under_which_the_service_was_killed_has_failed_and_left
             await client.devboxes.create(snapshot_id=taken["id"])
 
 
+@pytest.mark.slow
 async def test_a_killed_service_leaves_nothing_of_a_suspended_devbox(kind: str, tmp_path: Path) -> None:
     """Who is stopped cannot end itself: it is ended."""
     state, mark = tmp_path / "state", f"mark-{uuid.uuid4().hex}"

@@ -19,6 +19,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Final, Self
@@ -197,10 +198,17 @@ def _digest() -> str:
     code = {"elf": Path(elf.__file__), "closure": Path(__file__), "agent": AGENT}
     digests = {}
     for name, file in {**_tools(), **code, "python": interpreter(), "loader": _LOADER_CACHE}.items():
-        with suppress(FileNotFoundError), file.open("rb") as opened:
-            digests[name] = file_digest(opened, "sha256").hexdigest()
+        for path, state in _states([os.fspath(file)]).items():
+            digests[name] = _digest_of(path, *state)
     made_of = [sys.version, os.environ.get("LD_LIBRARY_PATH"), digests, _states(map(os.fspath, _python_files()))]
     return sha256(orjson.dumps(made_of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_NAME_CHARS]
+
+
+@cache
+def _digest_of(file: str, _size: int, _changed: int) -> str:
+    """Return the digest of a file's content; nothing is read twice while size and time are the same."""
+    with Path(file).open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()
 
 
 def _states(files: Iterable[str]) -> dict[str, list[int]]:

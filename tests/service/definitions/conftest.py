@@ -8,6 +8,7 @@ import pytest
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.store import Store
+from tests.boxes import lent
 
 Write = Callable[[Path, Mapping[str, str | bytes]], Path]
 
@@ -70,8 +71,14 @@ async def process(tmp_path: Path) -> AsyncIterator[ProcessProvider]:
     await provider.close()
 
 
-@pytest.fixture
-async def local(tmp_path: Path, sandboxes: None) -> AsyncIterator[BwrapProvider]:
-    provider = BwrapProvider(tmp_path / "devboxes")
+@pytest.fixture(scope="module")
+async def shared_local(tmp_path_factory: pytest.TempPathFactory, sandboxes: None) -> AsyncIterator[BwrapProvider]:
+    provider = BwrapProvider(tmp_path_factory.mktemp("devboxes"))
     yield provider
     await provider.close()
+
+
+@pytest.fixture
+async def local(shared_local: BwrapProvider) -> AsyncIterator[BwrapProvider]:
+    async with lent(shared_local):
+        yield shared_local

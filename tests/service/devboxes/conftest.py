@@ -20,15 +20,18 @@ from orchestrator.service.errors import NotFound
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.devboxes import routes
 from orchestrator.service.records import DevboxRecord
+from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Provider
 from orchestrator.service.store import Store
+from tests.boxes import lent
 from tests.sandbox.conftest import image  # noqa: F401
 from tests.serving import serving
 
-PROVIDERS: dict[str, Callable[[Path], Provider]] = {"process": ProcessProvider, "local": BwrapProvider}
+ProviderType = Callable[[Path], BaseProvider[Any]]
+PROVIDERS: dict[str, ProviderType] = {"process": ProcessProvider, "local": BwrapProvider}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +58,21 @@ class Served:
 
 
 _QUICK: Any = {"interval": 0.01, "start_interval": 0.01}
-Serve = Callable[[Path], AbstractAsyncContextManager[Served]]
 
 
-@pytest.fixture(params=sorted(PROVIDERS))
-def provider_type(request: pytest.FixtureRequest, obstacle: str) -> Callable[[Path], Provider]:
+@pytest.fixture(scope="module")
+async def provider(sandboxes: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
+    """One provider for tests that need its boxes only."""
+    provider = BwrapProvider(tmp_path_factory.mktemp("boxes"))
+    yield provider
+    await provider.close()
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture(scope="module", params=sorted(PROVIDERS))
+def provider_type(request: pytest.FixtureRequest, obstacle: str) -> ProviderType:
     """Every provider that this machine permits."""
     if request.param == "local" and obstacle:
         pytest.skip(obstacle)
@@ -67,12 +80,12 @@ def provider_type(request: pytest.FixtureRequest, obstacle: str) -> Callable[[Pa
 
 
 @pytest.fixture
-def serve(provider_type: Callable[[Path], Provider]) -> Serve:
-    """Serve a state folder for as long as the context lasts."""
+def serve(provider_type: ProviderType) -> Serve:
+    """Serve a state folder for as long as the context lasts, with boxes of its own unless it is given a provider."""
 
     @asynccontextmanager
-    async def serve(state: Path) -> AsyncIterator[Served]:
-        provider = provider_type(state / "devboxes")
+    async def serve(state: Path, given: Provider | None = None) -> AsyncIterator[Served]:
+        provider = given or provider_type(state / "devboxes")
         async with Store.open(state / "service.sqlite") as store:
             ended: list[str] = []
             hooks: list[OnEnd] = [lambda _db, devbox: ended.append(devbox.id)]
@@ -97,14 +110,24 @@ def serve(provider_type: Callable[[Path], Provider]) -> Serve:
                         on_end=hooks,
                     )
             finally:
-                await provider.close()
+                if given is None:
+                    await provider.close()
 
     return serve
 
 
+@pytest.fixture(scope="module")
+async def each_provider(
+    provider_type: ProviderType, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[BaseProvider[Any]]:
+    provider = provider_type(tmp_path_factory.mktemp("devboxes"))
+    yield provider
+    await provider.close()
+
+
 @pytest.fixture
-async def served(serve: Serve, tmp_path: Path) -> AsyncIterator[Served]:
-    async with serve(tmp_path) as served:
+async def served(serve: Serve, each_provider: BaseProvider[Any], tmp_path: Path) -> AsyncIterator[Served]:
+    async with lent(each_provider), serve(tmp_path, each_provider) as served:
         yield served
 
 

@@ -11,6 +11,7 @@ from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.provider import Bind, Command, ImageRoot
+from tests.boxes import lent
 from tests.sandbox.images import give
 from tests.service.devboxes.test_succession import APP, Stage, applied, differences
 
@@ -31,18 +32,16 @@ FILES = {
 
 
 @pytest.fixture
-async def stage(sandboxes: None, image: ImageRoot, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(provider: BwrapProvider, image: ImageRoot, tmp_path: Path) -> AsyncIterator[Stage]:
     """A devbox whose working directory is the image's."""
     for path, text in FILES.items():
         (tmp_path / "layer" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "layer" / path).write_text(text)
     give(tmp_path / "layer")
-    for name in ("state", "root"):
-        (tmp_path / name).mkdir()
-    provider = BwrapProvider(tmp_path / "state")
+    (tmp_path / "root").mkdir()
     layers = ImageRoot(layers=(*image.layers, tmp_path / "layer"))
-    yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path, image=layers)
-    await provider.close()
+    async with lent(provider):
+        yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path, image=layers)
 
 
 def headers(patch: bytes) -> list[str]:

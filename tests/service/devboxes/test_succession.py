@@ -28,6 +28,7 @@ from orchestrator.service.sandbox.provider import (
     RemainingProcesses,
     shell,
 )
+from tests.boxes import lent
 
 pytestmark = pytest.mark.anyio
 APP: Final = "/app"
@@ -111,17 +112,15 @@ class Stage:
 
 
 @pytest.fixture(params=["system", "image"])
-async def stage(request: pytest.FixtureRequest, sandboxes: None, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(request: pytest.FixtureRequest, provider: BwrapProvider, tmp_path: Path) -> AsyncIterator[Stage]:
     """A stage for each kind of root."""
     image = request.getfixturevalue("image") if request.param == "image" else None
-    (tmp_path / "state").mkdir()
     (tmp_path / "root/app/src").mkdir(parents=True)
     (tmp_path / "root/app/src/old.py").write_text("one\ntwo\n")
     (tmp_path / "root/app/gone.txt").write_text("to be removed\n")
     (tmp_path / "root/app/.gitignore").write_text("build/\n")
-    provider = BwrapProvider(tmp_path / "state")
-    yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path, image=image)
-    await provider.close()
+    async with lent(provider):
+        yield Stage(provider=provider, root=tmp_path / "root", place=tmp_path, image=image)
 
 
 def applied(patch: bytes, root: Path, target: Path) -> None:

@@ -91,6 +91,7 @@ async def test_an_archive_has_what_the_image_has(store: ImageStore, tmp_path: Pa
     assert [files(tree) for tree in pulled.layers] == [files(layer.tree) for layer in image.layers]
 
 
+@pytest.mark.slow
 async def test_an_image_is_pulled_by_its_name_and_by_its_digest(open_registry: DebianRegistry, typed: Typed) -> None:
     reference = open_registry.push("team/small:1.0", SMALL)
     by_digest = f"{open_registry.host}/team/small@{digest_of(SMALL.manifest)}"
@@ -137,6 +138,7 @@ def registry_with_logins(request: pytest.FixtureRequest) -> DebianRegistry:
     return found
 
 
+@pytest.mark.slow
 async def test_with_a_login_a_private_image_is_pulled(
     registry_with_logins: DebianRegistry, typed: Typed, tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ async def test_a_registry_without_tokens_says_too_how_to_log_in(
         await registries.manifest(reference, ours())
 
 
+@pytest.mark.slow
 async def test_a_wrong_password_is_an_error_that_says_how_to_log_in(
     closed_registry: DebianRegistry, typed: Typed, tmp_path: Path
 ) -> None:
@@ -171,6 +174,7 @@ async def test_a_wrong_password_is_an_error_that_says_how_to_log_in(
     assert "wrong" not in said
 
 
+@pytest.mark.slow
 async def test_without_a_login_public_images_are_pulled_and_private_ones_are_not(
     closed_registry: DebianRegistry, typed: Typed
 ) -> None:

@@ -55,6 +55,7 @@ async def test_what_is_pulled_is_listed_with_what_it_shares(registry: FakeRegist
     assert "4.0 MB" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "variable"])
 async def test_a_mirror_is_asked_for_the_images_of_its_registry(registry: FakeRegistry, typed: Typed, how: str) -> None:
     registry.add_image("library/python", "3.12-slim", BASE)
@@ -65,6 +66,7 @@ async def test_a_mirror_is_asked_for_the_images_of_its_registry(registry: FakeRe
     assert [image["reference"] for image in await typed.listed()] == ["python:3.12-slim"]
 
 
+@pytest.mark.slow
 async def test_one_image_that_cannot_be_had_does_not_keep_the_others_away(registry: FakeRegistry, typed: Typed) -> None:
     registry.add_image("one", "1", BASE)
     ended = await typed("pull", f"{registry.host}/none:1", f"{registry.host}/one:1", status=1)
@@ -72,6 +74,7 @@ async def test_one_image_that_cannot_be_had_does_not_keep_the_others_away(regist
     assert [image["reference"] for image in await typed.listed()] == [f"{registry.host}/one:1"]
 
 
+@pytest.mark.slow
 async def test_a_pull_that_was_killed_is_continued_by_the_next(registry: FakeRegistry, typed: Typed) -> None:
     registry.add_image("one", "1", BASE)
 
@@ -96,6 +99,7 @@ async def test_a_pull_that_was_killed_is_continued_by_the_next(registry: FakeReg
     assert list(parts.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_an_image_that_is_removed_takes_only_its_own_layers_with_it(registry: FakeRegistry, typed: Typed) -> None:
     registry.add_image("one", "1", BASE)
     registry.add_image("two", "1", BASE, TOP)
@@ -107,6 +111,7 @@ async def test_an_image_that_is_removed_takes_only_its_own_layers_with_it(regist
     assert f"is not here; there are: {registry.host}/one:1".encode() in ended.stderr
 
 
+@pytest.mark.slow
 async def test_what_a_process_uses_stays_and_all_else_is_pruned(
     registry: FakeRegistry, typed: Typed, using: ImageStore
 ) -> None:
@@ -124,6 +129,7 @@ async def test_what_a_process_uses_stays_and_all_else_is_pruned(
     assert len(list((typed.cache / "images/layers").iterdir())) == 2
 
 
+@pytest.mark.slow
 async def test_an_archive_is_taken_in_under_its_names(typed: Typed, tmp_path: Path) -> None:
     saved_image(tmp_path / "saved.tar", "mine:7", TOP)
     await typed("load", str(tmp_path / "saved.tar"))

@@ -22,9 +22,9 @@ PREFIX = "/home/user/.agent"
 SCRIPT = "mkdir -p $SWEEP_AGENT_PREFIX/bin && cat /proc/sys/kernel/random/uuid > $SWEEP_AGENT_PREFIX/id"
 
 
-@pytest.fixture
-async def provider(tmp_path: Path, sandboxes: None) -> AsyncIterator[BwrapProvider]:
-    local = BwrapProvider(tmp_path / "devboxes")
+@pytest.fixture(scope="module")
+async def provider(tmp_path_factory: pytest.TempPathFactory, sandboxes: None) -> AsyncIterator[BwrapProvider]:
+    local = BwrapProvider(tmp_path_factory.mktemp("devboxes"))
     yield local
     await local.close()
 

@@ -10,7 +10,6 @@ import pytest
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.assembly import SOUND, Seams, Service
-from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.testing.strict_compat import strict
 
 from .conftest import PREFIX, SCRIPT
@@ -21,9 +20,8 @@ Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture
-def served(provider: BwrapProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
+def served(sandboxes: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
     """A client of a service with a state of its own, and the cache of this test."""
-    del provider  # asked for that this is skipped without sandboxes
     monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))
 
     @asynccontextmanager

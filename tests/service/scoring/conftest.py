@@ -5,17 +5,20 @@ import uuid
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.service.environments.pythons import Interpreters
 from orchestrator.service.records import FunctionResult
+from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import Box, BoxSpec, Command, ImageRoot, Provider, shell
 from orchestrator.service.scoring.scoring import InPlace, Scoring
 from orchestrator.service.store import Document
+from tests.boxes import lent
 from tests.sandbox.conftest import image  # noqa: F401
 
 APP = "/app"
@@ -23,17 +26,26 @@ Boot = Callable[..., Awaitable[Box]]
 Score = Callable[..., Awaitable[FunctionResult]]
 
 
-@pytest.fixture(params=["local", "process", "image"])
-async def provider(request: pytest.FixtureRequest, obstacle: str, tmp_path: Path) -> AsyncIterator[Provider]:
-    state = tmp_path / "devboxes"
-    state.mkdir()
+@pytest.fixture(scope="module", params=["local", "process", "image"])
+def kind(request: pytest.FixtureRequest, obstacle: str) -> str:
+    """Every kind of box that this machine permits."""
     if request.param != "process" and obstacle:
         pytest.skip(obstacle)
-    provider = ProcessProvider(state) if request.param == "process" else BwrapProvider(state)
-    try:
-        yield provider
-    finally:
-        await provider.close()
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def shared(kind: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BaseProvider[Any]]:
+    state = tmp_path_factory.mktemp("devboxes")
+    provider = ProcessProvider(state) if kind == "process" else BwrapProvider(state)
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+async def provider(shared: BaseProvider[Any]) -> AsyncIterator[Provider]:
+    async with lent(shared):
+        yield shared
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +55,9 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Scoring:
 
 
 @pytest.fixture
-def root(request: pytest.FixtureRequest, provider: Provider) -> ImageRoot | None:
+def root(request: pytest.FixtureRequest, kind: str) -> ImageRoot | None:
     """The image of the boxes, where they have one."""
-    is_image = request.node.callspec.params["provider"] == "image"
-    return request.getfixturevalue("image") if is_image else None
+    return request.getfixturevalue("image") if kind == "image" else None
 
 
 @pytest.fixture
