@@ -1,6 +1,7 @@
 """What is special about a box of an image: its file system, its users, and what is left of both."""
 
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_args import CAPABILITIES
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.host import FIRST_USER, USER_COUNT, id_starts
@@ -32,7 +34,7 @@ from orchestrator.service.sandbox.provider import (
 )
 from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap
 from tests.processes import carrying
-from tests.sandbox.conftest import AnyProvider, opened
+from tests.sandbox.conftest import AnyProvider, opened, prepared
 from tests.sandbox.test_service_death import in_session, start_alone
 from tests.waiting import until
 
@@ -456,6 +458,19 @@ async def test_a_killed_service_leaves_nothing_of_boxes_of_images(
     await following.start(BoxSpec(id="next", image=ImageRoot(layers=())))
     assert [place.name for place in (state / "boxes").iterdir()] == ["next"]
     await following.close()
+
+
+@pytest.mark.slow
+async def test_boxes_boot_after_somebody_emptied_the_cache_folder_under_the_service(
+    image: ImageRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))
+    async for provider in prepared(Isolation.LOCAL, tmp_path):
+        async for bench in opened(provider, tmp_path, image):
+            earlier = await boot(bench)
+            shutil.rmtree(tmp_path / "cache")
+            later = await boot(bench)
+            assert [await say(bench, box, "echo here") for box in (earlier, later)] == ["here\n", "here\n"]
 
 
 async def test_without_walls_there_is_no_box_of_an_image(process: "Bench") -> None:
