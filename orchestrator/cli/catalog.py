@@ -44,6 +44,15 @@ def show_benchmark(
     anyio.run(lambda: benchmarks.show(benchmark, registries, **place, runs=runs, output=output))
 
 
+def new_benchmark(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The benchmark's folder, new or empty.")],
+) -> None:
+    """Write a benchmark with one scenario that explains what a scenario may say, and can be run."""
+    from orchestrator.commands import new_benchmark
+
+    new_benchmark.new(folder)
+
+
 @options.takes_format
 @options.takes_settings("registry")
 def search_benchmarks(

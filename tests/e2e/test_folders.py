@@ -191,6 +191,12 @@ def test_the_bundled_benchmark_is_listed_without_an_endpoint(desk: "Desk") -> No
     assert any(line.split()[1] == "sqlite-orders-double-count" for line in lines)
 
 
+def test_a_benchmark_that_is_written_to_begin_with_is_sound(desk: "Desk") -> None:
+    desk.sweep("benchmarks", "new", "mine")
+    assert desk.sweep("check", "./mine").out.splitlines()[-1] == "mine: sound"
+    assert "mine is not empty" in desk.refused("benchmarks", "new", "mine")
+
+
 @pytest.mark.root
 def test_a_benchmark_on_images_is_proved_as_any_other(desk: "Desk") -> None:
     """The image comes from an archive; one environment is the image, the other is built on it."""
