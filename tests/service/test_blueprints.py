@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from runloop_api_client import APIStatusError, AsyncRunloop, BadRequestError, NotFoundError
@@ -165,6 +166,68 @@ async def test_objects_are_read_where_their_key_is_known_and_nowhere_else(plain:
     empty = await plain.objects.create(name="empty", content_type="text", ttl_ms=1)
     with pytest.raises(APIStatusError, match=r"is UPLOADING|is DELETED"):
         await plain.objects.download(empty.id)
+
+
+@pytest.mark.parametrize("end", ["complete", "delete"])
+async def test_an_upload_that_ends_after_its_object_was_final_changes_nothing(
+    plain: AsyncRunloop, tmp_path: Path, end: str
+) -> None:
+    made = await plain.objects.create(name="x", content_type="text")
+    assert made.upload_url
+    is_under_way, may_end = anyio.Event(), anyio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"late "
+        is_under_way.set()
+        await may_end.wait()
+        yield b"words"
+
+    answers: list[int] = []
+    async with httpx.AsyncClient(trust_env=False) as http, anyio.create_task_group() as tasks:
+        assert (await http.put(made.upload_url, content=b"first")).status_code == 200
+
+        async def upload() -> None:
+            answers.append((await http.put(str(made.upload_url), content=slow())).status_code)
+
+        tasks.start_soon(upload)
+        await is_under_way.wait()
+        await getattr(plain.objects, end)(made.id)
+        may_end.set()
+    assert answers == [400]
+    kept = {each.name: each.read_bytes() for each in (tmp_path / "state" / "objects").iterdir()}
+    assert kept == ({made.id: b"first"} if end == "complete" else {})
+
+
+async def test_requests_at_once_leave_an_object_as_one_of_them_after_another_would(
+    plain: AsyncRunloop, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state" / "objects"
+    completed: dict[str, int | None] = {}
+
+    async with httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=None)) as http:
+
+        async def upload(identity: str, address: str, size: int) -> None:
+            answer = await http.put(address, content=b"x" * size)
+            assert answer.status_code in {200, 400}
+            done = await plain.objects.complete(identity)
+            if done.state == "READ_ONLY":
+                completed[identity] = done.size_bytes
+
+        made = [await plain.objects.create(name="x", content_type="text") for _ in range(30)]
+        for number, each in enumerate(made):
+            assert each.upload_url
+            async with anyio.create_task_group() as tasks:
+                for size in range(1, 7):
+                    tasks.start_soon(upload, each.id, each.upload_url, size)
+                if number % 2:
+                    await http.put(each.upload_url, content=b"")
+                    tasks.start_soon(plain.objects.delete, each.id)
+
+    for number, each in enumerate(made):
+        now, file = await plain.objects.retrieve(each.id), folder / each.id
+        assert now.state == ("DELETED" if number % 2 else "READ_ONLY")
+        assert file.exists() == (now.state == "READ_ONLY")
+        assert now.state == "DELETED" or file.stat().st_size == now.size_bytes == completed[each.id]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import sqlite3
 import tarfile
 import zlib
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -42,17 +43,20 @@ class Objects:
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
         self._folder = folder
+        self._locks: dict[str, anyio.Lock] = {}
 
     async def open(self) -> None:
-        """Make the folder, and remove what did not come whole. Raises OSError."""
+        """Make the folder, and remove what did not come whole or was deleted. Raises OSError."""
+        await self._remove_expired()
+        kept = {each.id for each in await self._store.read(_kept)}
 
         def clean() -> None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            for draft in self._folder.glob(".*"):
-                draft.unlink()
+            for file in self._folder.iterdir():
+                if file.name not in kept:
+                    file.unlink()
 
         await run_sync(clean)
-        await self._remove_expired()
 
     async def create(self, fields: Mapping[str, Any], key: str | None) -> ObjectRecord:
         """Create an object without a content, once for each key. Raises BadRequest."""
@@ -96,8 +100,7 @@ class Objects:
 
     async def receive(self, found: ObjectRecord, content: AsyncIterator[bytes]) -> None:
         """Take the content of an object that is not complete. Raises BadRequest and OSError."""
-        if found.state != UPLOADING:
-            raise BadRequest(f"Object {found.id} is {found.state}: its content cannot be changed.")
+        _check_uploading(found)
         draft = self._folder / f".{found.id}-{secrets.token_hex(4)}"
         try:
             async with await anyio.open_file(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -105,22 +108,24 @@ class Objects:
                     await file.write(piece)
                 await file.flush()
                 await run_sync(os.fsync, file.wrapped.fileno())
-            await run_sync(draft.replace, self.content(found.id))
+            async with self._changing(found.id) as now:
+                _check_uploading(now)
+                await run_sync(draft.replace, self.content(found.id))
         finally:
             draft.unlink(missing_ok=True)
 
     async def complete(self, identity: str) -> ObjectRecord:
         """Make the content final. Idempotent. Raises NotFound, and BadRequest if it has none."""
-        found = await self.retrieve(identity)
-        if found.state != UPLOADING:
-            return found
-        try:
-            size = self.content(identity).stat().st_size
-        except FileNotFoundError:
-            raise BadRequest(f"Object {identity} has no content yet: send it to its upload_url first.") from None
-        return await self._store.write(
-            lambda db: OBJECTS.update(db, identity, {"state": READ_ONLY, "size_bytes": size})
-        )
+        async with self._changing(identity) as found:
+            if found.state != UPLOADING:
+                return found
+            try:
+                size = self.content(identity).stat().st_size
+            except FileNotFoundError:
+                raise BadRequest(f"Object {identity} has no content yet: send it to its upload_url first.") from None
+            return await self._store.write(
+                lambda db: OBJECTS.update(db, identity, {"state": READ_ONLY, "size_bytes": size})
+            )
 
     async def readable(self, identity: str) -> ObjectRecord:
         """Return an object whose content is there. Raises NotFound and BadRequest."""
@@ -135,8 +140,9 @@ class Objects:
 
     async def delete(self, identity: str) -> ObjectRecord:
         """Remove its content. Idempotent. Raises NotFound."""
-        found = await self._store.write(lambda db: OBJECTS.update(db, identity, {"state": DELETED}))
-        await run_sync(partial(self.content(identity).unlink, missing_ok=True))
+        async with self._changing(identity):
+            found = await self._store.write(lambda db: OBJECTS.update(db, identity, {"state": DELETED}))
+            await run_sync(partial(self.content(identity).unlink, missing_ok=True))
         return found
 
     async def unpack(self, identity: str, target: Path) -> None:
@@ -154,12 +160,32 @@ class Objects:
         finally:
             await run_sync(remove, draft)
 
+    @asynccontextmanager
+    async def _changing(self, identity: str) -> AsyncIterator[ObjectRecord]:
+        """Look up an object that nobody else changes within the block. Raises NotFound."""
+        lock = self._locks.setdefault(identity, anyio.Lock())
+        try:
+            async with lock:
+                yield await self.retrieve(identity)
+        finally:
+            if not lock.locked():
+                self._locks.pop(identity, None)
+
     async def _remove_expired(self) -> None:
         """Delete what has outlived its time."""
-        kept = await self._store.read(lambda db: OBJECTS.select(db, {"state": (UPLOADING, READ_ONLY)}))
-        for each in kept:
+        for each in await self._store.read(_kept):
             if _as_of_now(each).state == DELETED:
                 await self.delete(each.id)
+
+
+def _kept(db: sqlite3.Connection) -> list[ObjectRecord]:
+    return OBJECTS.select(db, {"state": (UPLOADING, READ_ONLY)})
+
+
+def _check_uploading(found: ObjectRecord) -> None:
+    """Raises BadRequest."""
+    if found.state != UPLOADING:
+        raise BadRequest(f"Object {found.id} is {found.state}: its content cannot be changed.")
 
 
 def _as_of_now(found: ObjectRecord) -> ObjectRecord:
