@@ -11,7 +11,7 @@ from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 from tests.waiting import wait_until
 
-from .conftest import reward, write_scenario
+from .conftest import PATIENCE, reward, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -89,6 +89,7 @@ def test_images_are_prepared_before_a_sweep_and_those_that_fail_are_named(desk: 
     assert built(desk) == names[:2]
     ended = desk.sweep("prepare", "./mine", "--include", "task-*", "--json")
     assert {each["scenarios"][0]: each["state"] for each in ended.json} == dict.fromkeys(names, "ready")
+    wait_until(lambda: not desk.processes(), "the service that has them in use does not end", seconds=PATIENCE)
     ended = desk.sweep("prepare", "./mine", "--include", "task-*", *ROOM, "--runs", "elsewhere", status=1)
     assert "has not that much left while other images are in use" in ended.out
     assert ended.out.count(": ready") == 2

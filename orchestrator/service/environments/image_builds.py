@@ -236,7 +236,7 @@ class ImageBuilds:
         if self._is_rebuilding:
             for layer in reversed(layers):
                 await run_sync(self.store.discard_layer, layer.key)
-        new = [layer for layer in layers if not await run_sync(self.store.has_layer, layer.key)]
+        new = [layer for layer in layers if not await self.store.hold_layer(layer.key, lease)]
         need = await run_sync(self._need_of, new)
         async with self.store.room(need, what=str(source.reference), keep=frozenset(lease.chains)):
             for stage in plan.stages:

@@ -33,9 +33,9 @@ class Workshop:
     builds: ImageBuilds
     context: BuildContext
 
-    async def build(self, name: str, preparation: Preparation) -> BuiltImage:
+    async def build(self, name: str, preparation: Preparation, *, more: str = "") -> BuiltImage:
         source = BuildSource(
-            text=f"FROM busybox\nRUN dd if=/dev/zero of=/big bs=1000000 count=4 && echo {name} >/name\n",
+            text=f"FROM busybox\nRUN dd if=/dev/zero of=/big bs=1000000 count=4 && echo {name} >/name\n{more}",
             file="Dockerfile",
             reference=built_reference(name, "1"),
             context=self.context,
@@ -104,3 +104,14 @@ async def test_layers_are_built_anew_where_that_is_asked_for(shop: Workshop) -> 
     again = await Workshop(store=shop.store, builds=anew, context=shop.context).build("again", preparation)
     assert again.root.layers[-1] == layer
     assert layer.stat().st_ino != made
+
+
+async def test_the_room_for_a_layer_is_not_made_of_those_below_it(shop: Workshop) -> None:
+    """Of an image that went only in part the rest is used, and not removed for what is missing above it."""
+    preparation, more = Preparation(), "RUN echo more >/more\n"
+    (*_, big, top) = (await shop.build("torn", preparation, more=more)).root.layers
+    made = big.stat().st_ino
+    preparation.held.close()
+    assert shop.store._discard([top.parents[1].name], built_reference("torn", "1"))
+    assert (await shop.build("torn", preparation, more=more)).root.layers[-2:] == (big, top)
+    assert big.stat().st_ino == made

@@ -199,10 +199,14 @@ class ImageStore:
 
     async def hold(self, chains: Collection[str], lease: Lease | None = None) -> tuple[Path, ...] | None:
         """Return the folders of layers; None if one of them is not there. Raises OSError."""
-        (lease or self._kept).chains.update(chains)  # before the look: another lease of them may end
-        found = [await run_sync(self._layers.find, chain) for chain in chains]
+        found = await self._hold_found(chains, lease)
         layers = tuple(layer for layer in found if layer is not None)
         return layers if len(layers) == len(found) else None
+
+    async def _hold_found(self, chains: Collection[str], lease: Lease | None) -> Sequence[Path | None]:
+        """Hold the layers that are there, and return the folder of each; None for one that is not. Raises OSError."""
+        (lease or self._kept).chains.update(chains)  # before the look: another lease of them may end
+        return [await run_sync(self._layers.find, chain) for chain in chains]
 
     async def get(
         self, reference: Reference, *, lease: Lease | None = None, progress: Progress | None = None
@@ -223,9 +227,9 @@ class ImageStore:
         (lease or self._kept).chains.add(name)
         return await self._layers.get(name, build)
 
-    def has_layer(self, key: str) -> bool:
-        """Tell whether the layer that `key` names was made. Blocking. Raises OSError."""
-        return self._layers.facts(self._chain_of(key)) is not None
+    async def hold_layer(self, key: str, lease: Lease | None = None) -> bool:
+        """Hold the layer that `key` names; False if it is not there. Raises OSError."""
+        return await self.hold([self._chain_of(key)], lease) is not None
 
     def discard_layer(self, key: str) -> bool:
         """Remove the layer that `key` names; False if it is in use. Blocking. Raises OSError."""
@@ -301,10 +305,9 @@ class ImageStore:
         config = read(data, ImageConfig, f"the configuration of {reference}")
         check_layers(manifest, config, str(reference))
         chains = tuple(chain_names(config.rootfs.diff_ids, self.namespace.ids))
-        facts = [await run_sync(self._layers.facts, chain) for chain in chains]
-        blobs = [blob for blob, known in zip(manifest.layers, facts, strict=True) if known is None]
+        found = await self._hold_found(chains, lease)
+        blobs = [blob for blob, layer in zip(manifest.layers, found, strict=True) if layer is None]
         async with self.room(Need.of(blobs), what=str(reference), keep=frozenset(chains)):
-            (lease or self._kept).chains.update(chains)
             fetch = partial(self._layers_of, partial(source.download, reference), manifest, config, chains, progress)
             try:
                 layers = await fetch()
@@ -337,10 +340,10 @@ class ImageStore:
 
     def _make_room(self, need: Need, what: str, keep: Collection[str]) -> ExitStack:
         """Return the note of what is about to be written. Blocking. Raises NoRoomYet, NoRoom and OSError."""
-        self._check_size(what, keep, need.least)
         note = ExitStack()
         if not need.likely:
             return note
+        self._check_size(what, keep, need.least)
         with self._room.deciding():
             expected = self._room.expected()
 
