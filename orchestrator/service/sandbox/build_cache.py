@@ -228,6 +228,15 @@ class BuildCache(Generic[T]):
             self._remove(self._folder / name)
         return True
 
+    def is_used(self, name: str) -> bool:
+        """Tell whether somebody builds or uses an entry that is there. Blocking. Raises OSError."""
+        if self.facts(name) is None:
+            return False
+        if (reserved := self.reserve(name)) is None:
+            return True
+        reserved.close()
+        return False
+
     def facts(self, name: str) -> Mapping[str, Any] | None:
         """Return the description of an entry, without using it; None if there is none. Blocking. Raises OSError."""
         try:

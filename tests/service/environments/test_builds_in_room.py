@@ -14,6 +14,7 @@ from orchestrator.service.environments.image_builds import BuildSource, BuiltIma
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
+from orchestrator.service.environments.images.reference import Reference
 from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import BoxStartFailed, Resources
 from orchestrator.service.sandbox.providers import open_provider
@@ -85,7 +86,8 @@ async def test_a_build_without_room_waits_until_another_use_ends_and_holds_nothi
 async def test_a_built_image_is_kept_by_its_name_while_it_is_used_and_no_longer(shop: Workshop) -> None:
     preparation = Preparation()
     built = await shop.build("kept", preparation)
-    assert shop.store.prune() == ["localhost/built/kept:1"]
+    assert shop.store.prune() == ["busybox:latest", "localhost/built/kept:1"]
+    assert not shop.store.remove(Reference.parse("busybox"))
     assert await shop.builds.hold(built.root, preparation)
     preparation.held.close()
     assert shop.store.prune() == []

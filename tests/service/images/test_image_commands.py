@@ -119,14 +119,33 @@ async def test_what_a_process_uses_stays_and_all_else_is_pruned(
     registry.add_image("two", "1", BASE, TOP)
     registry.add_image("three", "1", layer(entry("three", data=b"3")))
     await typed("pull", *(f"{registry.host}/{name}:1" for name in ("one", "two", "three")))
-    found = await using.get(Reference.parse(f"{registry.host}/two:1"))
-    ended = await typed("rm", f"{registry.host}/two:1", status=1)
+    found = await using.get(Reference.parse(f"{registry.host}/one:1"))
+    ended = await typed("rm", f"{registry.host}/one:1", status=1)
     assert b"in use by a running process" in ended.stdout
     ended = await typed("prune")
-    assert f"In use: {registry.host}/two:1".encode() in ended.stdout
-    assert [image["reference"] for image in await typed.listed()] == [f"{registry.host}/two:1"]
+    assert f"In use: {registry.host}/one:1.\n".encode() in ended.stdout
+    assert [image["reference"] for image in await typed.listed()] == [f"{registry.host}/one:1"]
     assert (found.layers[0] / "base").stat().st_size == 3_000_000
-    assert len(list((typed.cache / "images/layers").iterdir())) == 2
+    assert len(list((typed.cache / "images/layers").iterdir())) == 1
+
+
+async def test_the_names_of_an_image_and_of_its_base_are_pruned_once_it_is_not_used(
+    registry: FakeRegistry, typed: Typed, using: ImageStore
+) -> None:
+    registry.add_image("base", "1", BASE)
+    registry.add_image("two", "1", BASE, TOP)
+    registry.add_image("two", "latest", BASE, TOP)
+    names = [f"{registry.host}/{name}" for name in ("base:1", "two:1", "two:latest")]
+    await typed("pull", *names)
+    lease = using.lease()
+    await using.get(Reference.parse(f"{registry.host}/two:1"), lease=lease)
+    ended = await typed("prune")
+    assert f"0.0 MB removed, 4.0 MB stay. In use: {', '.join(names)}.\n".encode() in ended.stdout
+    assert [image["reference"] for image in await typed.listed()] == names
+    lease.end(lease)
+    ended = await typed("prune")
+    assert b"4.0 MB removed, 0.0 MB stay. In use: none." in ended.stdout
+    assert await typed.listed() == []
 
 
 @pytest.mark.slow

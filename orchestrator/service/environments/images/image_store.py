@@ -569,20 +569,25 @@ class ImageStore:
         if image is None:
             there = ", ".join(each.reference for each in self._images()) or "none"
             raise NoSuchImage(f"{reference} is not here; there are: {there}")
+        if image.chains and self._layers.is_used(image.chains[-1]):
+            return False
         others = {chain for each in self._images() if each.reference != image.reference for chain in each.chains}
         own = [chain for chain in reversed(image.chains) if chain not in others]
         return self._discard(own, reference)
 
     def prune(self) -> Sequence[str]:
-        """Remove the images that no process uses, layers that no image has, and parts of downloads.
+        """Remove the layers that no process uses, the names of images that lost one by it, and parts of downloads.
 
-        Return the names of those that are in use and stay. Blocking. Raises OSError.
+        Return the names of the others: they are in use, or one that is was built on them. Blocking. Raises OSError.
         """
-        in_use = [each.reference for each in self._images() if not self.remove(Reference.parse(each.reference))]
-        needed = {chain for image in self._images() for chain in image.chains}
         for chain in self._layers.names():
-            if chain not in needed:
-                self._layers.discard(chain)
+            self._layers.discard(chain)
+        in_use = []
+        for image in self._images():
+            if image.chains and all(self._layers.facts(chain) is not None for chain in image.chains):
+                in_use.append(image.reference)
+            else:
+                self._name_file(Reference.parse(image.reference)).unlink(missing_ok=True)
         blobs = self.cache / "images/blobs"
         for place in blobs.iterdir() if blobs.is_dir() else ():
             _clear(place)
