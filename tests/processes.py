@@ -25,6 +25,18 @@ def read(path: Path) -> bytes:
         return b""
 
 
+def descendants(pid: int) -> set[tuple[int, str]]:
+    """Pid and birth of each living process that this one has started, directly or not, and that was not orphaned."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (status := read(folder / "stat")):
+            parents[int(folder.name)] = int(status.rpartition(b")")[2].split()[1])
+    found, above = set[tuple[int, str]](), {pid}
+    while above := {child for child, parent in parents.items() if parent in above}:
+        found |= {(child, born) for child in above if (born := birth(child))}
+    return found
+
+
 def is_alive(pid: int) -> bool:
     return bool(birth(pid))
 

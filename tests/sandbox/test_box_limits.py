@@ -1,5 +1,8 @@
 """Limits of sandboxed boxes: what is said to be enforced is."""
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -102,6 +105,20 @@ def test_groups_of_a_service_that_is_no_more_are_removed(tmp_path: Path) -> None
     living.mkdir()
     remove_stale(tmp_path)
     assert [folder.name for folder in tmp_path.iterdir()] == [living.name]
+
+
+def test_groups_of_a_killed_service_are_removed_though_its_parent_has_not_heard(tmp_path: Path) -> None:
+    name = "from orchestrator.service.sandbox.limits import own_name; print(own_name(), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as service:
+        assert service.stdout is not None
+        group = tmp_path / f"sweep-{service.stdout.readline().decode().strip()}-1"
+        (group / "dbx-1").mkdir(parents=True)
+        remove_stale(tmp_path)
+        assert group.exists()
+        service.kill()
+        os.waitid(os.P_PID, service.pid, os.WEXITED | os.WNOWAIT)
+        remove_stale(tmp_path)
+        assert not group.exists()
 
 
 def test_services_that_start_at_once_may_remove_the_same_groups(tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def client_of(address: Address) -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def to_be_killed(state: Path, isolation: Isolation) -> AsyncIterator[Desk]:
+async def to_be_killed(state: Path, isolation: Isolation, script: str = SERVE) -> AsyncIterator[Desk]:
     """A service in a process of its own, which is killed at the end of the context."""
-    argv = [sys.executable, "-c", SERVE, str(state), isolation]
+    argv = [sys.executable, "-c", script, str(state), isolation]
     async with await anyio.open_process(argv, stdin=None, stdout=None, stderr=None) as started:
         try:
             address = await until(lambda: Address.read(state), "it does not serve")

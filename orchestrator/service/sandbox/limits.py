@@ -163,10 +163,12 @@ def own_name() -> str:
 
 
 def _start_time(pid: int) -> str:
+    """Return the start of a process in clock ticks; "0" for one that has ended, whether its parent has heard or not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "0"
+    return "0" if fields[0] == "Z" else fields[19]
 
 
 def remove_stale(parent: Path) -> None:
