@@ -176,11 +176,7 @@ class BuildCache(Generic[T]):
     def open(self, name: str) -> Path:
         """Return an empty folder to build a reserved entry in; removes what is left of it. Blocking. Raises OSError."""
         self._description(name).unlink(missing_ok=True)
-        for left in (self._folder / name).iterdir():
-            if left.is_dir() and not left.is_symlink():
-                remove(left)
-            elif left.name != _LOCK:
-                left.unlink()
+        _empty(self._folder / name)
         making = self._folder / name / _MAKING
         making.mkdir(mode=0o700)
         return making
@@ -260,7 +256,10 @@ class BuildCache(Generic[T]):
         self._description(place.name).unlink(missing_ok=True)
         # A process that wants to build here meanwhile makes a folder of its own.
         gone = place.rename(place.with_name(f"{place.name}-{token_hex(4)}"))
-        remove(gone)
+        _empty(gone)
+        (gone / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # a process has found it meanwhile, and removes it as well
+            gone.rmdir()
         structlog.get_logger().info(f"{self._kind}.pruned", folder=str(place))
 
     def is_unused(self, place: Path) -> bool:
@@ -269,6 +268,15 @@ class BuildCache(Generic[T]):
 
     def _description(self, name: str) -> Path:
         return self._folder / name / f"{self._kind}.json"
+
+
+def _empty(place: Path) -> None:
+    """Remove all in the folder of an entry but its lock. Raises OSError."""
+    for left in place.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            remove(left)
+        elif left.name != _LOCK:
+            left.unlink()
 
 
 def cache_folder() -> Path:

@@ -4,16 +4,21 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.to_thread import run_sync
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from orchestrator.service.environments.images.image_store import ImageStore, Unpacked
 from orchestrator.service.environments.images.manifest import BadImage
 from orchestrator.service.environments.images.reference import Reference
+from tests.waiting import until
 
 from .layers import entry, layer, packed
 from .registry_server import FakeRegistry, digest_of
@@ -42,6 +47,10 @@ async def pulled(registry: FakeRegistry, store: ImageStore, *layers: bytes, how:
 
 def names(folder: Path) -> list[str]:
     return sorted(place.name for place in folder.iterdir())
+
+
+def contents(blobs: Path) -> list[bytes]:
+    return [file.read_bytes() for file in blobs.glob("*/blob*")]
 
 
 @contextmanager
@@ -206,6 +215,29 @@ async def test_images_that_begin_alike_share_their_layers_and_none_comes_twice(
     assert found[0] == found[2]
     assert len({*found[0].layers, *found[1].layers}) == 3
     assert len(registry.asked("blobs")) == 5  # three layers and two configurations
+
+
+async def test_the_blob_of_an_upper_layer_is_not_pruned_while_a_lower_one_comes(
+    registry: FakeRegistry, store: ImageStore
+) -> None:
+    upper, may_come = layer(entry("upper", data=b"upper")), anyio.Event()
+
+    async def late() -> AsyncIterator[bytes]:
+        await may_come.wait()
+        yield BASE
+
+    def fault(request: Request) -> Response | None:
+        return StreamingResponse(late()) if request.url.path.endswith(digest_of(BASE)) else None
+
+    registry.fault = fault
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(pulled, registry, store, BASE, upper, how="plain"))
+        blobs = store.cache / "images/blobs"
+        await until(lambda: upper in contents(blobs), "the upper one does not come")
+        await run_sync(store.prune)
+        assert upper in contents(blobs)
+        may_come.set()
+    assert not list(blobs.iterdir())
 
 
 async def test_tasks_that_want_one_image_at_once_get_it_once(registry: FakeRegistry, store: ImageStore) -> None:

@@ -66,6 +66,8 @@ _NAME_CHARS: Final = 20
 _CHUNK_BYTES: Final = 1 << 18
 _TREE: Final = "l"
 _POLL_S: Final = 0.25
+#: What the name of an image is written as first, while `deciding`.
+_DRAFT: Final = ".draft"
 _UNPACK: Final = Path(__file__).with_name("unpack.py")
 #: Bytes that a command is expected to leave while there are no others.
 _RUN_BYTES: Final = 500_000_000
@@ -314,7 +316,7 @@ class ImageStore:
             except (DiskFull, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in FULL:
                     raise
-                if not await run_sync(self._evict, lambda: True, frozenset(chains)):
+                if not await run_sync(self._make_way, frozenset(chains)):
                     raise
                 layers = await fetch()
             image = Image(reference=str(reference), digest=digest, config=config, chains=chains)
@@ -378,6 +380,11 @@ class ImageStore:
             with suppress(OSError), self._room.deciding():
                 self._evict(lambda: self._room.shortage(self.size(), 0) > 0, keep)
 
+    def _make_way(self, keep: Collection[str]) -> int:
+        """Remove all that nobody uses; returns how many images. Blocking. Raises OSError."""
+        with self._room.deciding():
+            return self._evict(lambda: True, keep)
+
     def _check_size(self, what: str, chains: Iterable[str], more: int = 0) -> None:
         """Raise NoRoom for an image that is larger than all may be together."""
         size = more + sum(self._size_of(chain) for chain in set(chains))
@@ -389,7 +396,7 @@ class ImageStore:
     def _evict(self, is_needed: Callable[[], bool], keep: Collection[str]) -> int:
         """Remove what nobody uses, the least recently used first, while more room is needed; returns how many images.
 
-        A layer goes with the last image that has it. Blocking. Raises OSError.
+        Call it while `deciding`. A layer goes with the last image that has it. Blocking. Raises OSError.
         """
         tried, gone = set[str](), 0
         while is_needed():
@@ -435,35 +442,46 @@ class ImageStore:
         """Return the folders of the layers: the missing ones come side by side, and are unpacked from the lowest up."""
         layers: list[Path] = []
         progress.layers, progress.ready = len(chains), 0
-        async with _ungrouped(), anyio.create_task_group() as tasks:
-            arrivals = [anyio.Event() for _ in chains]
-            places = [  # a blob of another packing is another file
-                self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
-                for chain, blob in zip(chains, manifest.layers, strict=True)
-            ]
-            for chain, blob, place, arrival in zip(chains, manifest.layers, places, arrivals, strict=True):
-                tasks.start_soon(self._download, download, chain, blob, place, progress, arrival)
-            for chain, diff_id, place, arrival in zip(chains, config.rootfs.diff_ids, places, arrivals, strict=True):
-                await arrival.wait()
-                layers.append(await self._layers.get(chain, partial(self._unpack, place, diff_id, tuple(layers))))
-                await run_sync(_clear, place.parent)
-                progress.ready += 1
+        with ExitStack() as held:
+            async with _ungrouped(), anyio.create_task_group() as tasks:
+                arrivals = [anyio.Event() for _ in chains]
+                places = [  # a blob of another packing is another file
+                    self.cache / "images/blobs" / f"{chain}-{_short(blob.digest)}" / "blob"
+                    for chain, blob in zip(chains, manifest.layers, strict=True)
+                ]
+                for chain, blob, place, arrival in zip(chains, manifest.layers, places, arrivals, strict=True):
+                    tasks.start_soon(self._download, download, chain, blob, place, progress, arrival, held)
+                for chain, diff_id, place, arrival in zip(
+                    chains, config.rootfs.diff_ids, places, arrivals, strict=True
+                ):
+                    await arrival.wait()
+                    layers.append(await self._layers.get(chain, partial(self._unpack, place, diff_id, tuple(layers))))
+                    await run_sync(_empty, place.parent)
+                    progress.ready += 1
         return tuple(layers)
 
     async def _download(
-        self, download: Download, chain: str, blob: Descriptor, place: Path, progress: Progress, arrival: anyio.Event
+        self,
+        download: Download,
+        chain: str,
+        blob: Descriptor,
+        place: Path,
+        progress: Progress,
+        arrival: anyio.Event,
+        held: ExitStack,
     ) -> None:
-        """Get the blob of a layer, unless that is there; one process gets it, and others wait for it."""
+        """Get the blob of a layer, unless that is there. One pull gets it, and others wait until that has unpacked it.
+
+        Until `held` ends nobody else removes the blob.
+        """
         async with self._downloads:
             place.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (lock := await run_sync(lock_folder, place.parent, fcntl.LOCK_EX)) is None:  # noqa: ASYNC110
                 await anyio.sleep(_POLL_S)
-            try:
-                if await run_sync(self._layers.find, chain) is None:
-                    progress.expected_bytes += blob.size
-                    await download(blob, place, progress.tell)
-            finally:
-                os.close(lock)
+            held.callback(os.close, lock)
+            if await run_sync(self._layers.find, chain) is None:
+                progress.expected_bytes += blob.size
+                await download(blob, place, progress.tell)
         arrival.set()
 
     async def _unpack(self, blob: Path, diff_id: str, lowers: Sequence[Path], folder: Path) -> Built:
@@ -517,9 +535,10 @@ class ImageStore:
     def _keep_name(self, reference: Reference, image: Image) -> None:
         file = self._name_file(reference)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.name}-{token_hex(4)}")
-        draft.write_bytes(msgspec.json.encode(image))
-        draft.replace(file)
+        draft = file.with_suffix(_DRAFT)
+        with self._room.deciding():
+            draft.write_bytes(msgspec.json.encode(image))
+            draft.replace(file)
 
     def usages(self) -> Sequence[Usage]:
         """Return what each image takes, by name; layers that are gone count as nothing. Blocking. Raises OSError."""
@@ -569,25 +588,30 @@ class ImageStore:
         if image is None:
             there = ", ".join(each.reference for each in self._images()) or "none"
             raise NoSuchImage(f"{reference} is not here; there are: {there}")
-        if image.chains and self._layers.is_used(image.chains[-1]):
-            return False
-        others = {chain for each in self._images() if each.reference != image.reference for chain in each.chains}
-        own = [chain for chain in reversed(image.chains) if chain not in others]
-        return self._discard(own, reference)
+        with self._room.deciding():
+            if image.chains and self._layers.is_used(image.chains[-1]):
+                return False
+            others = {chain for each in self._images() if each.reference != image.reference for chain in each.chains}
+            own = [chain for chain in reversed(image.chains) if chain not in others]
+            return self._discard(own, reference)
 
     def prune(self) -> Sequence[str]:
         """Remove the layers that no process uses, the names of images that lost one by it, and parts of downloads.
 
         Return the names of the others: they are in use, or one that is was built on them. Blocking. Raises OSError.
         """
-        for chain in self._layers.names():
-            self._layers.discard(chain)
-        in_use = []
-        for image in self._images():
-            if image.chains and all(self._layers.facts(chain) is not None for chain in image.chains):
-                in_use.append(image.reference)
-            else:
-                self._name_file(Reference.parse(image.reference)).unlink(missing_ok=True)
+        self._open_folder()
+        with self._room.deciding():
+            for chain in self._layers.names():
+                self._layers.discard(chain)
+            in_use = []
+            for image in self._images():
+                if image.chains and all(self._layers.facts(chain) is not None for chain in image.chains):
+                    in_use.append(image.reference)
+                else:
+                    self._name_file(Reference.parse(image.reference)).unlink(missing_ok=True)
+            for draft in (self.cache / "images/names").glob(f"*{_DRAFT}"):
+                draft.unlink()
         blobs = self.cache / "images/blobs"
         for place in blobs.iterdir() if blobs.is_dir() else ():
             _clear(place)
@@ -651,12 +675,17 @@ def _clear(place: Path) -> None:
     if (lock := lock_folder(place, fcntl.LOCK_EX)) is None:
         return
     try:
-        for left in place.iterdir():
-            left.unlink()
-        with suppress(OSError):  # somebody is there again
-            place.rmdir()
+        _empty(place)
     finally:
         os.close(lock)
+
+
+def _empty(place: Path) -> None:
+    """Remove the folder of a blob, whose lock is ours and ends with it. Blocking. Raises OSError."""
+    for left in place.iterdir():
+        left.unlink()
+    with suppress(OSError):  # somebody is there again
+        place.rmdir()
 
 
 def _short(text: str) -> str:

@@ -70,7 +70,7 @@ class Room:
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """Be the only process that decides. Blocking. Raises OSError."""
+        """Be the only process that decides what goes, or gives an image a name. Blocking. Raises OSError."""
         notes = self.folder / "notes"
         notes.mkdir(mode=0o700, exist_ok=True)
         with (notes / "lock").open("w") as lock:
