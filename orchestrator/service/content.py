@@ -230,7 +230,7 @@ def read_file(place: str | Path, limit: int) -> bytes:
     Raises OSError; it is Unfit for a file that is too large, and for anything that is not a file, even if it was one
     when it was listed: opening a pipe would wait for a writer.
     """
-    with _opened(place) as file:
+    with open_file(place) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(limit + 1) if size <= limit else b""
         if max(size, len(data)) > limit:
@@ -246,7 +246,8 @@ def decoded(data: bytes) -> str:
         raise Unfit(f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def _opened(place: str | Path) -> BufferedReader:
+def open_file(place: str | Path) -> BufferedReader:
+    """Open what is a file now, whatever it was when it was listed. Raises OSError, Unfit for anything else."""
     file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -275,7 +276,7 @@ class Contents:
     def hash(self, node: Node) -> None:
         """Add the digest of a file of any size that was not read. Raises OSError."""
         if node.place not in self.digests:
-            with _opened(node.place) as file:
+            with open_file(node.place) as file:
                 self.digests[node.place] = hashlib.file_digest(file, "sha256").hexdigest()
 
     def skip(self, node: Node) -> None:

@@ -18,11 +18,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryFile
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import anyio
 import orjson
@@ -30,7 +31,7 @@ import structlog
 from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
-from orchestrator.service.content import Node
+from orchestrator.service.content import Node, open_file
 from orchestrator.service.environments.build_context import BuildContext, Patterns
 from orchestrator.service.environments.build_outline import DockerfileError
 from orchestrator.service.environments.build_plan import SCRIPTS, plan_text
@@ -408,7 +409,7 @@ class _Build:
                 apart.append(SCRIPTS)
                 order = {"target": f"{SCRIPTS}/", "mode": "755"}
                 texts = [replace(each, name=posixpath.basename(each.name)) for each in step.files]
-                await self._write(running, step, order, await run_sync(_packed, folder, (), texts))
+                await self._write(running, step, order, await self._packed(folder, (), texts))
             command = Command(argv=step.argv, cwd=step.cwd)
             finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
             if finished.status != 0:
@@ -445,7 +446,13 @@ class _Build:
             await self._cross(box, copy, order)
         else:
             files = [(name, node, not source.is_folder) for name, node in source.files]
-            await self._write(box, step, order, await run_sync(_packed, folder, files, ()))
+            await self._write(box, step, order, await self._packed(folder, files, ()))
+
+    async def _packed(
+        self, folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterable[TextFile]
+    ) -> IO[bytes]:
+        """Raises BoxStartFailed and OSError."""
+        return await run_sync(_packed, folder, files, texts, self.source.context.contents.digests)
 
     async def _put_all(self, steps: Iterable[BuildStep], below: tuple[Path, ...], folder: Path, target: Path) -> None:
         """Take copies and folders in a row. Raises BuildFailed and OSError."""
@@ -472,7 +479,7 @@ class _Build:
             await self._cross(box, step, order)
         files = [(name, node, not source.is_folder) for source in step.sources for name, node in source.files]
         if files or step.texts:
-            await self._write(box, step, order, await run_sync(_packed, folder, files, step.texts))
+            await self._write(box, step, order, await self._packed(folder, files, step.texts))
         elif isinstance(step.origin, FromContext):  # a folder that is empty
             await self._write(box, step, {"folder": step.target, "owner": step.owner}, BytesIO())
 
@@ -538,28 +545,53 @@ def _order(step: CopyStep | FetchStep) -> dict[str, Any]:
     }
 
 
-def _packed(folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterable[TextFile]) -> IO[bytes]:
+class _Hashed:
+    """A file that is read once, with the digest of what was read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _packed(
+    folder: Path,
+    files: Iterable[tuple[str, Node, bool]],
+    texts: Iterable[TextFile],
+    digests: Mapping[str, str],
+) -> IO[bytes]:
     """Return an archive, as our program in a box reads it, in a file that has no name; the third says what was named.
 
-    Raises OSError.
+    Files have the `digests` that the layer's key was made of. Raises BoxStartFailed for one that was changed since, and
+    OSError.
     """
-    packed = TemporaryFile(dir=folder)  # noqa: SIM115 - its reader closes it
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with ExitStack() as opened:
+        packed = opened.enter_context(TemporaryFile(dir=folder))
+        archive = opened.enter_context(tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT))
         for name, node, is_source in files:
             entry = node.archived(name)
             if node.kind != "file":
                 archive.addfile(entry)
-            else:
-                entry.pax_headers = {FILE: "1"} if is_source else {}
-                with node.source.open("rb") as file:
-                    entry.size = os.fstat(file.fileno()).st_size
-                    archive.addfile(entry, file)
+                continue
+            entry.pax_headers = {FILE: "1"} if is_source else {}
+            with open_file(node.place) as file:
+                entry.size = os.fstat(file.fileno()).st_size
+                hashed = _Hashed(file)
+                archive.addfile(entry, cast("IO[bytes]", hashed))
+            if hashed.digest.hexdigest() != digests[node.place]:
+                raise BoxStartFailed(f"{node.path} was changed while the image was built: try again")
         for text in texts:
             entry = tarfile.TarInfo(text.name)
             data = text.text.encode()
             entry.mode, entry.size, entry.pax_headers = 0o644, len(data), {FILE: "1"}
             archive.addfile(entry, BytesIO(data))
-    packed.seek(0)
+        archive.close()
+        packed.seek(0)
+        opened.pop_all()  # its reader closes it
     return packed
 
 

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
 from threading import Thread
+from typing import Any
 
 import anyio
 import pytest
@@ -23,13 +24,20 @@ from orchestrator.core.protocol import Isolation
 from orchestrator.service.environments import layer_writer
 from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.environments import built_reference
-from orchestrator.service.environments.image_builds import BuildFailed, BuildSource, BuiltImage, ImageBuilds
+from orchestrator.service.environments.image_builds import (
+    BuildFailed,
+    BuildSource,
+    BuiltImage,
+    ImageBuilds,
+    Tell,
+    untold,
+)
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.prepared import Preparation
-from orchestrator.service.sandbox.provider import BoxSpec, Capability, Provider, Resources, shell
+from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, Capability, Provider, Resources, shell
 from orchestrator.service.sandbox.providers import open_provider
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
@@ -50,26 +58,31 @@ class Workshop:
     def __post_init__(self) -> None:
         self.builds = ImageBuilds(self.store, self.provider)
 
-    async def build(
-        self, text: str, files: dict[str, str | bytes] | None = None, *, timeout: float = 60.0, ignore: str = ""
-    ) -> BuiltImage:
+    def folder(self, files: dict[str, str | bytes]) -> Path:
+        """Make a folder of files."""
         folder = self.place / token_hex(4)
         folder.mkdir()
-        for name, content in (files or {}).items():
+        for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        return await self.builds.build(
-            BuildSource(
-                text=text,
-                file="environment/Dockerfile",
-                reference=built_reference("A scenario", token_hex(4)),
-                context=BuildContext.read(folder, ignore=ignore),
-                resources=Resources(),
-                timeout=timeout,
-                limit="build_timeout_sec",
-            ),
-            Preparation(),
+        return folder
+
+    def source(
+        self, text: str, folder: Path, *, timeout: float = 60.0, ignore: str = "", tell: Tell = untold
+    ) -> BuildSource:
+        return BuildSource(
+            text=text,
+            file="environment/Dockerfile",
+            reference=built_reference("A scenario", token_hex(4)),
+            context=BuildContext.read(folder, ignore=ignore),
+            resources=Resources(),
+            timeout=timeout,
+            limit="build_timeout_sec",
+            tell=tell,
         )
+
+    async def build(self, text: str, files: dict[str, str | bytes] | None = None, **options: Any) -> BuiltImage:
+        return await self.builds.build(self.source(text, self.folder(files or {}), **options), Preparation())
 
     async def say(self, image: BuiltImage, script: str) -> str:
         """Run a script as the image says, and return its output."""
@@ -218,6 +231,22 @@ async def test_files_decide_what_is_built_again_and_their_times_do_not(shop: Wor
     first, again = await shop.build(dockerfile, {"f": "1"}), await shop.build(dockerfile, {"f": "1"})
     other = await shop.build(dockerfile, {"f": "2"})
     assert first.root == again.root != other.root
+
+
+@pytest.mark.parametrize("step", ["COPY sub/f /f", "RUN --mount=target=/seen cp /seen/sub/f /f"])
+async def test_a_file_that_changes_during_the_build_is_kept_in_no_layer(shop: Workshop, step: str) -> None:
+    folder = shop.folder({"sub/f": "old"})
+    dockerfile = f"FROM busybox\nRUN echo {token_hex(4)}\n{step}\n"
+
+    async def change(message: str) -> None:
+        if message.endswith(step):
+            (folder / "sub/f").write_text("new")
+
+    with pytest.raises(BoxStartFailed, match="sub/f was changed while the image was built: try again"):
+        await shop.builds.build(shop.source(dockerfile, folder, tell=change), Preparation())
+    (folder / "sub/f").write_text("old")
+    image = await shop.builds.build(shop.source(dockerfile, folder), Preparation())
+    assert await shop.say(image, "cat /f") == "old"
 
 
 async def test_many_who_need_a_step_at_once_get_one_build(shop: Workshop) -> None:
