@@ -90,6 +90,8 @@ _FAILED_S: Final = 3600.0
 #: Seconds after which who lacked room looks what it lacks now; and pause between two looks for room.
 _ROOM_PATIENCE_S: Final = 30.0
 _ROOM_PAUSE_S: Final = 1.0
+#: The time of files that come with a Dockerfile, in seconds since 1970: 2000-01-01. A zip takes none before 1980.
+_FILE_TIME_S: Final = 946_684_800
 _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
 
@@ -566,14 +568,15 @@ def _packed(
 ) -> IO[bytes]:
     """Return an archive, as our program in a box reads it, in a file that has no name; the third says what was named.
 
-    Files have the `digests` that the layer's key was made of. Raises BoxStartFailed for one that was changed since, and
-    OSError.
+    Files have the `digests` that the layer's key was made of, and one time, for theirs are no part of it: each checkout
+    has others. Raises BoxStartFailed for one that was changed since, and OSError.
     """
     with ExitStack() as opened:
         packed = opened.enter_context(TemporaryFile(dir=folder))
         archive = opened.enter_context(tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT))
         for name, node, is_source in files:
             entry = node.archived(name)
+            entry.mtime = _FILE_TIME_S
             if node.kind != "file":
                 archive.addfile(entry)
                 continue
@@ -587,7 +590,7 @@ def _packed(
         for text in texts:
             entry = tarfile.TarInfo(text.name)
             data = text.text.encode()
-            entry.mode, entry.size, entry.pax_headers = 0o644, len(data), {FILE: "1"}
+            entry.mode, entry.mtime, entry.size, entry.pax_headers = 0o644, _FILE_TIME_S, len(data), {FILE: "1"}
             archive.addfile(entry, BytesIO(data))
         archive.close()
         packed.seek(0)

@@ -15,6 +15,7 @@ box. Standard library only.
 
 import glob
 import json
+import lzma
 import os
 import posixpath
 import re
@@ -23,11 +24,17 @@ import stat
 import sys
 import tarfile
 import tempfile
+import zlib
+from contextlib import suppress
 from typing import IO, Any
 
 FILE = "SWEEP.file"
 #: Seconds that a server may be silent.
 SILENCE_S = 60
+#: An image has the users and groups 0 to 65,535; an archive's others become this one.
+IDS, NOBODY = 65_536, 65_534
+#: What a damaged archive, and the disk, may raise.
+DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 _BITS = {"r": 4, "w": 2, "x": 1}
 _SHIFTS = {"u": 6, "g": 3, "o": 0}
 
@@ -48,7 +55,7 @@ def main() -> None:
         else:
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
                 Writer(order).put_all(archive)
-    except (RefusedError, OSError, tarfile.TarError) as error:
+    except (RefusedError, *DAMAGE) as error:
         sys.exit(str(error))
 
 
@@ -61,6 +68,7 @@ class Writer:
         self.is_linked: bool = order.get("is_linked", False)
         self.is_unpacking: bool = order.get("is_unpacking", False)
         self.owner = find_owner(order.get("owner", ""))
+        self.folder_times: dict[str, float] = {}
 
     def put_all(self, archive: tarfile.TarFile) -> None:
         if self.target.endswith("/"):
@@ -70,11 +78,14 @@ class Writer:
             if entry.pax_headers.get(FILE) and source is not None:
                 self.put_source(entry, source)
             else:
-                self.put(posixpath.join(self.target, entry.name), entry, source)
+                self.put(posixpath.join(self.target, entry.name), entry, source, self.mode)
+        for place, time in self.folder_times.items():  # what was put into them has changed these
+            set_time(place, time)
 
     def fetch(self, url: str, checksum: str) -> None:
         """Put what is at an address to the target, under the last name of its path."""
         import hashlib
+        from email.utils import formatdate, parsedate_to_datetime
         from urllib.parse import unquote, urlsplit
         from urllib.request import urlopen
 
@@ -91,63 +102,85 @@ class Writer:
             if expected and digest.hexdigest() != expected:
                 raise RefusedError(f"its checksum is {algorithm}:{digest.hexdigest()}")
             copy.seek(0)
+            modified = parsedate_to_datetime(answer.headers["Last-Modified"] or formatdate())
+            entry.mtime = modified.timestamp()
             self.put_source(entry, copy)
 
     def put_source(self, entry: tarfile.TarInfo, source: IO[bytes]) -> None:
         is_target = not self.target.endswith("/") and not os.path.isdir(self.target)
         place = self.target if is_target else posixpath.join(self.target, entry.name)
+        if is_target and not self.is_linked:
+            place = os.path.realpath(place)
         if not self.is_unpacking:
-            self.put(place, entry, source)
+            self.put(place, entry, source, self.mode)
             return
         with tempfile.TemporaryFile(dir="/tmp") as copy:
             shutil.copyfileobj(source, copy)
             copy.seek(0)
             try:
                 unpacked = tarfile.open(fileobj=copy, mode="r:*")  # noqa: SIM115
-            except tarfile.ReadError:
+                first = unpacked.next()
+            except DAMAGE:
+                first = None
+            if first is None:  # it is no archive, or an empty one, such as a file of zeros
                 copy.seek(0)
-                self.put(place, entry, copy)
-                return
-            with unpacked:
-                self.unpack(unpacked)
+                self.put(place, entry, copy, self.mode)
+            else:
+                self.unpack(unpacked, first)
 
-    def unpack(self, archive: tarfile.TarFile) -> None:
+    def unpack(self, archive: tarfile.TarFile, first: tarfile.TarInfo) -> None:
+        """Unpack an archive whose `first` member was read; members take the place of all that is in their way."""
         self.make_folder(self.target)
-        for entry in archive:
-            if entry.ischr() or entry.isblk():
-                continue
-            if self.owner is not None:
-                entry.uid, entry.gid = self.owner
-            entry.uname = entry.gname = ""
-            archive.extraction_filter = lambda member, _: member
-            archive.extract(entry, self.target, numeric_owner=True)
+        entry: tarfile.TarInfo | None = first
+        while entry is not None:
+            if name := below(entry.name):
+                place = posixpath.join(self.target, name)
+                if not entry.isdir() or os.path.islink(place) or not os.path.isdir(place):
+                    remove(place)
+                self.put(place, entry, archive.extractfile(entry) if entry.isfile() else None)
+            archive.members = []  # type: ignore[attr-defined]  # it would keep every entry
+            entry = archive.next()
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise RefusedError("the archive is damaged: what follows its last member is none")
 
-    def put(self, place: str, entry: tarfile.TarInfo, source: IO[bytes] | None) -> None:
-        """Put one file, folder or link. A folder that is there stays, with the new one's owner and mode."""
+    def put(self, place: str, entry: tarfile.TarInfo, source: IO[bytes] | None, change: str = "") -> None:
+        """Put one file, folder or link; `change` is of its mode. Others, which are devices, are left out.
+
+        A folder that is there stays, with the new one's owner, mode and time.
+        """
         if entry.isdir():
             self.make_folder(place)
         else:
             self.make_folder(posixpath.dirname(place))
             if os.path.isdir(place) and not os.path.islink(place):
                 raise RefusedError(f"{place} is a folder, and a file is to be put there")
-            if os.path.lexists(place):
-                os.unlink(place)
+            remove(place)
             if source is not None:
                 with open(place, "xb") as file:
                     shutil.copyfileobj(source, file)
             elif entry.issym():
                 os.symlink(entry.linkname, place)
+            elif entry.isfifo():
+                os.mkfifo(place)
+            elif entry.islnk():
+                os.link(posixpath.join(self.target, below(entry.linkname)), place, follow_symlinks=False)
+                return
             else:
                 return
-        user, group = self.owner or (entry.uid, entry.gid)
+        user, group = self.owner or (each if 0 <= each < IDS else NOBODY for each in (entry.uid, entry.gid))
         os.chown(place, user, group, follow_symlinks=entry.isdir())
         if not entry.issym():
-            os.chmod(place, changed_mode(entry.mode, self.mode, is_folder=entry.isdir()))
+            os.chmod(place, changed_mode(entry.mode & 0o7777, change, is_folder=entry.isdir()))
+        if entry.isdir():
+            self.folder_times[place] = entry.mtime
+        else:
+            set_time(place, entry.mtime)
 
     def make_folder(self, path: str) -> None:
-        """Make a folder and those above it, unless they are there."""
+        """Make a folder and those above it, unless they are there; a link to nowhere gets its folder there."""
         place = "/"
-        for name in filter(None, path.split("/")):
+        for name in filter(None, (path if self.is_linked else os.path.realpath(path)).split("/")):
             place = posixpath.join(place, name)
             if self.is_linked and os.path.islink(place):
                 os.unlink(place)
@@ -159,6 +192,28 @@ class Writer:
             os.chmod(place, 0o755)  # noqa: S103
             if self.owner is not None:
                 os.chown(place, *self.owner)
+
+
+def below(name: str) -> str:
+    """Return the path below its target that a name in an archive means, "" for the target itself."""
+    path = posixpath.normpath(name).lstrip("/")
+    if path == ".." or path.startswith("../"):
+        raise RefusedError(f"the archive has {name}, which leads out of its folder")
+    return "" if path == "." else path
+
+
+def remove(place: str) -> None:
+    """Remove what is there, a folder with all that is in it."""
+    if os.path.isdir(place) and not os.path.islink(place):
+        shutil.rmtree(place)
+    elif os.path.lexists(place):
+        os.unlink(place)
+
+
+def set_time(place: str, time: float) -> None:
+    """Set when a file, folder or link was changed; a time that no file system has is left out."""
+    with suppress(OverflowError):
+        os.utime(place, (time, time), follow_symlinks=False)
 
 
 def find_owner(words: str) -> tuple[int, int] | None:

@@ -12,9 +12,9 @@ from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from secrets import token_hex
+from secrets import token_bytes, token_hex
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -179,19 +179,119 @@ async def test_archives_are_unpacked_by_add_and_copied_by_copy(shop: Workshop) -
     assert said == "/added:\ninner\nplain.txt\n\n/copied:\na.tgz\n33 600\nno archive"
 
 
+def tar(*entries: tuple[str, str, str | bytes], mode: Literal["w", "w:gz", "w:xz"] = "w") -> bytes:
+    """Pack (kind, name, content or target); kinds are those of `tarfile`."""
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode) as archive:
+        for kind, name, content in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode, entry.mtime = kind.encode(), 0o755, 1_500_000_000
+            if isinstance(content, bytes):
+                entry.size = len(content)
+                archive.addfile(entry, BytesIO(content))
+            else:
+                entry.linkname = content
+                archive.addfile(entry)
+    return packed.getvalue()
+
+
+FILE, HARD, LINK, FOLDER, PIPE = "0", "1", "2", "5", "6"
+
+
+async def test_members_of_an_archive_take_the_place_of_what_is_in_their_way(shop: Workshop) -> None:
+    packed = tar(
+        (FILE, "/folder", b"file"),
+        (FOLDER, "file", ""),
+        (FILE, "file/inner", b"in"),
+        (FOLDER, "link", ""),
+        (FILE, "./kept/new", b"new"),
+        (LINK, "full", "kept"),
+        (HARD, "twin", "kept/new"),
+        (PIPE, "pipe", ""),
+        mode="w:xz",
+    )
+    dockerfile = """\
+FROM busybox
+WORKDIR /t
+RUN mkdir -p folder/deep full/deep kept other && touch file kept/old other/safe && ln -s other link
+ADD a.tar.xz ./
+"""
+    image = await shop.build(dockerfile, {"a.tar.xz": packed})
+    said = await shop.say(image, "ls -F; cat folder file/inner twin; ls link other kept; stat -c %h twin")
+    assert " ".join(said.split()) == (
+        "file/ folder* full@ kept/ link/ other/ pipe| twin* fileinnewkept: new old link: other: safe 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("packed", "why"),
+    [
+        (tar((FILE, "a", b"a"), (FILE, "../b", b"b")), r"the archive has \.\./b, which leads out of its folder"),
+        (tar((FILE, "a", b"a" * 2000))[:1024], "unexpected end of data"),
+        (tar((FILE, "a", b"a"), (FILE, "b", b"b")).replace(b"b\0", b"c\0", 1), "the archive is damaged"),
+        (tar((FILE, "a", token_bytes(99_999)), mode="w:gz")[:50_000], "ended before the end-of-stream marker"),
+        (tar((FILE, "a", b"a"), (HARD, "b", "c")), "No such file or directory: '/x/c'"),
+    ],
+)
+async def test_an_archive_that_cannot_be_unpacked_whole_fails_the_build(
+    shop: Workshop, packed: bytes, why: str
+) -> None:
+    with pytest.raises(BuildFailed, match=f"Dockerfile:2: ADD a /x/: .*{why}"):
+        await shop.build("FROM busybox\nADD a /x/\n", {"a": packed})
+
+
+async def test_a_file_without_members_is_no_archive(shop: Workshop) -> None:
+    files: dict[str, str | bytes] = {
+        "zeros": bytes(4096),
+        "none": b"",
+        "cut.gz": tar((FILE, "a", b"a"), mode="w:gz")[:20],
+    }
+    image = await shop.build("FROM busybox\nADD zeros none cut.gz /x/\n", files)
+    assert await shop.say(image, "stat -c '%n %s' /x/*") == "/x/cut.gz 20\n/x/none 0\n/x/zeros 4096\n"
+
+
+async def test_what_comes_of_a_stage_or_an_archive_keeps_its_times_and_files_of_the_context_all_have_one(
+    shop: Workshop,
+) -> None:
+    packed = tar((FOLDER, "inner", ""), (FILE, "inner/file", b"1"), (LINK, "inner/link", "file"))
+    dockerfile = """\
+FROM busybox AS maker
+RUN mkdir -p /made/inner && ln -s x /made/inner/link && touch /made/inner/file \\
+    && touch -hd @1400000000 /made/inner/* && touch -d @1400000000 /made/inner
+FROM busybox
+COPY --from=maker /made /made
+ADD a.tar /unpacked/
+COPY sub /copied/
+COPY <<END /copied/said
+said
+END
+"""
+    image = await shop.build(dockerfile, {"a.tar": packed, "sub/inner/file": "1"})
+    said = await shop.say(image, "find /made/* /unpacked/* /copied/* | sort | xargs stat -c '%Y %n'")
+    assert said.splitlines() == [
+        "946684800 /copied/inner",
+        "946684800 /copied/inner/file",
+        "946684800 /copied/said",
+        *(f"1400000000 /made/inner{each}" for each in ("", "/file", "/link")),
+        *(f"1500000000 /unpacked/inner{each}" for each in ("", "/file", "/link")),
+    ]
+
+
 async def test_a_target_is_a_folder_where_docker_takes_it_for_one(shop: Workshop) -> None:
     dockerfile = """\
 FROM busybox
-RUN mkdir /there && ln -s /there /way
+RUN mkdir /there && ln -s /there /way && ln -s /nowhere/else /lost && echo >/file && ln -s file /named
 COPY one /there
 COPY one /new
 COPY one two /many/
 COPY tree /way
 COPY one /way/linked
+COPY one /lost/
+COPY two /named
 """
     image = await shop.build(dockerfile, {"one": "1", "two": "2", "tree/x": "x"})
-    assert await shop.say(image, "ls -F /there /many; cat /new; readlink /way") == (
-        "/many:\none\ntwo\n\n/there:\nlinked\none\nx\n1/there\n"
+    assert await shop.say(image, "ls -F /there /many; cat /new; readlink /way; cat /nowhere/else/one /file") == (
+        "/many:\none\ntwo\n\n/there:\nlinked\none\nx\n1/there\n12"
     )
 
 
@@ -349,15 +449,7 @@ def test_what_was_fetched_has_its_checksum_name_and_mode(tmp_path: Path, checksu
 async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")
-    packed = BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, target in (("up", f"../../../../../..{tmp_path}"), ("direct", str(tmp_path))):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            archive.addfile(link)
-        entry = tarfile.TarInfo(f"../../../../../..{outside}")
-        entry.size = 4
-        archive.addfile(entry, BytesIO(b"evil"))
+    packed = tar((LINK, "up", f"../../../../../..{tmp_path}"), (LINK, "direct", str(tmp_path)))
     dockerfile = f"""\
 FROM busybox
 ADD a.tar /x/
@@ -366,5 +458,5 @@ COPY evil /x/direct/outside
 RUN ln -s {tmp_path} /y
 COPY evil /y/outside
 """
-    await shop.build(dockerfile, {"a.tar": packed.getvalue(), "evil": "evil"})
+    await shop.build(dockerfile, {"a.tar": packed, "evil": "evil"})
     assert outside.read_text() == "mine"
