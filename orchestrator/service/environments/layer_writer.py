@@ -217,30 +217,42 @@ def set_time(place: str, time: float) -> None:
 
 
 def find_owner(words: str) -> tuple[int, int] | None:
-    """Return the numbers of `user[:group]`, whose names the box's own files explain; None if it is empty."""
+    """Return the numbers of `user[:group]`, None if it is empty; the box's own files explain names, but not numbers.
+
+    Without a group, a name has that of its user, and a number stands for the group too. Root is 0 without any file.
+    """
     if not words:
         return None
-    name, _, group = words.partition(":")
-    user = _row("/etc/passwd", name)
-    if user is None and not name.isdigit():
-        raise RefusedError(f"there is no user {name} in /etc/passwd")
-    number = int(user[2]) if user else int(name)
-    if not group:
-        return number, int(user[3]) if user else number
-    found = _row("/etc/group", group)
-    if found is None and not group.isdigit():
-        raise RefusedError(f"there is no group {group} in /etc/group")
-    return number, int(found[2]) if found else int(group)
+    name, _, group_name = words.partition(":")
+    user = group = _number(name)
+    if user is None:
+        row = _row("/etc/passwd", "user", name)
+        user, group = int(row[2]), int(row[3])
+    if group_name:
+        group = _number(group_name)
+        if group is None:
+            group = int(_row("/etc/group", "group", group_name)[2])
+    assert group is not None
+    if not 0 <= max(user, group) < IDS:
+        raise RefusedError(f"{words} is beyond the users and groups of an image, which are 0 to {IDS - 1:,}")
+    return user, group
 
 
-def _row(table: str, name: str) -> list[str] | None:
-    try:
-        with open(table, encoding="utf-8", errors="replace") as file:
-            rows = [line.rstrip("\n").split(":") for line in file]
-    except FileNotFoundError:
-        return None
-    whole = [row for row in rows if len(row) >= 4]
-    return next((row for row in whole if row[0] == name), None) or next((row for row in whole if row[2] == name), None)
+def _number(name: str) -> int | None:
+    """Return the number that a user or group is named by, if it is."""
+    if name in {"", "root"}:
+        return 0
+    return int(name) if name.isdecimal() else None
+
+
+def _row(table: str, kind: str, name: str) -> list[str]:
+    rows: list[list[str]] = []
+    with suppress(FileNotFoundError), open(table, encoding="utf-8", errors="replace") as file:
+        rows = [line.rstrip("\n").split(":") for line in file]
+    for row in rows:
+        if row[0] == name and len(row) >= 4:
+            return row
+    raise RefusedError(f"there is no {kind} {name} in {table}")
 
 
 def changed_mode(mode: int, change: str, *, is_folder: bool) -> int:

@@ -277,6 +277,28 @@ END
     ]
 
 
+async def test_a_number_is_no_name_and_stands_for_its_group_where_none_is_given(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox
+RUN echo 'tool:x:70:80::/:/bin/sh' >>/etc/passwd && echo '7:x:700:' >>/etc/group && echo 'tool:x:90:' >>/etc/group
+COPY --chown=70 f /number
+COPY --chown=tool f /name
+COPY --chown=tool:7 f /both
+COPY --chown=7:tool f /other
+COPY --chown=:tool f /group
+USER 70
+WORKDIR /place
+"""
+    image = await shop.build(dockerfile, {"f": "f"})
+    said = await shop.say(image, "stat -c '%u:%g' /number /name /both /other /group /place")
+    assert said.split() == ["70:70", "70:80", "70:7", "7:90", "0:90", "70:70"]
+
+
+async def test_root_owns_files_where_no_user_is_known(shop: Workshop) -> None:
+    image = await shop.build("FROM scratch\nCOPY --chown=root:root f /f\n", {"f": "f"})
+    assert (image.root.layers[0] / "f").read_text() == "f"
+
+
 async def test_a_target_is_a_folder_where_docker_takes_it_for_one(shop: Workshop) -> None:
     dockerfile = """\
 FROM busybox
@@ -388,6 +410,7 @@ async def test_commands_share_one_time_limit(shop: Workshop) -> None:
         ("FROM busybox\nRUN --mount=type=secret,id=key,required=true true\n", "the secret key is required"),
         ("FROM busybox\nCOPY --from=busybox /none /x\n", "Dockerfile:2: .*/none is not there"),
         ("FROM busybox\nCOPY --chown=nemo f /x\n", "there is no user nemo in /etc/passwd"),
+        ("FROM busybox\nCOPY --chown=0:65536 f /x\n", "0:65536 is beyond the users and groups of an image"),
         ("FROM busybox\nCOPY f /bin\nCOPY f /etc/passwd/x\n", "/etc/passwd is no folder"),
         ("FROM busybox\nUSER nemo\nRUN true\n", "user nemo: /etc/passwd has no such user"),
         ("FROM Busy\n", "'Busy' names no image"),
