@@ -24,6 +24,7 @@ MAX_DEEP: Final = 2
 _CLASS: Final = re.compile(r"\[(\^?(?:\\.|[^\]\\])+)\]", re.DOTALL)
 #: What a class of Python's may mean and one of Docker's does not; a character after a backslash is itself.
 _SET_WORDS: Final = re.compile(r"(\\.)|[\[&~|]|(?<=-)-")
+_STARS: Final = re.compile(r"(\\.)|\*+", re.DOTALL)
 _WILDCARD: Final = re.compile(r"(?:[^\\]|\\.)*?[*?\[]", re.DOTALL)
 
 
@@ -98,7 +99,7 @@ class BuildContext:
         if keeps_parents and "/./" in source:
             pivot = normal(source.partition("/./")[0])
         if is_pattern(name):
-            pattern = glob(name)
+            pattern = source_pattern(name, keeps_parents=keeps_parents)
             matches = [(path, self._resolved(path, source)) for path in self._nodes if pattern.fullmatch(path)]
         else:
             matches = [(name, self._resolved(name, source))]
@@ -169,6 +170,11 @@ def normal(path: str) -> str:
 def is_pattern(name: str) -> bool:
     """Tell whether a source has wildcards."""
     return _WILDCARD.match(name) is not None
+
+
+def source_pattern(name: str, *, keeps_parents: bool) -> re.Pattern[str]:
+    """Compile a source that has wildcards, in which ** is more than * with --parents only. Raises ValueError."""
+    return glob(name if keeps_parents else _STARS.sub(lambda found: found[1] or "*", name))
 
 
 def _above(path: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
 from orchestrator.service.content import Node, open_file
-from orchestrator.service.environments.build_context import BuildContext, Patterns
+from orchestrator.service.environments.build_context import BuildContext, Patterns, is_pattern, normal, source_pattern
 from orchestrator.service.environments.build_outline import DockerfileError
 from orchestrator.service.environments.build_plan import SCRIPTS, plan_text
 from orchestrator.service.environments.build_steps import (
@@ -488,7 +488,7 @@ class _Build:
     async def _cross(self, box: Box, step: CopyStep, order: Mapping[str, Any]) -> None:
         """Copy from another stage or image: out of a box of it, and into this one. Raises BuildFailed, BoxDied."""
         question = {
-            "sources": [each.path for each in step.sources],
+            "sources": [_asked(each.path, keeps_parents=step.keeps_parents) for each in step.sources],
             "exclude": [(pattern.pattern, leaves_out) for pattern, leaves_out in Patterns(step.exclude).rules],
             "keeps_parents": step.keeps_parents,
         }
@@ -545,6 +545,16 @@ def _order(step: CopyStep | FetchStep) -> dict[str, Any]:
         "is_linked": step.is_linked,
         "is_unpacking": step.is_unpacking,
     }
+
+
+def _asked(path: str, *, keeps_parents: bool) -> tuple[str, str, str]:
+    """Return a source in a stage or an image as our program in a box knows it: folder, path and pattern."""
+    folder, pivot, named = path.partition("/./") if keeps_parents else ("", "", path)
+    plain, names = normal(named if pivot else path).split("/"), list[str]()
+    while is_pattern("/".join(plain)):
+        names.insert(0, plain.pop())
+    pattern = source_pattern("/".join(names), keeps_parents=keeps_parents).pattern if names else ""
+    return f"/{normal(folder if pivot else '')}", "/".join(plain), pattern
 
 
 class _Hashed:

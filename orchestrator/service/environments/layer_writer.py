@@ -13,7 +13,6 @@ Its secret: it is root of a box and reads what strangers wrote, links and archiv
 box. Standard library only.
 """
 
-import glob
 import json
 import lzma
 import os
@@ -25,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, Any
 
@@ -291,27 +291,45 @@ def _bits(mode: int, who: str, letters: str, *, is_folder: bool) -> int:
 
 
 def pack(order: dict[str, Any]) -> None:
-    """Pack what the sources mean, patterns filled in and links that are named followed."""
+    """Pack what the sources mean, patterns filled in and links that are named followed.
+
+    A source is (folder, path below it, pattern below that); with `keeps_parents`, names in the archive begin with the
+    path, or with what matches.
+    """
     apart = [(re.compile(pattern, re.DOTALL), leaves_out) for pattern, leaves_out in order["exclude"]]
+    keeps_parents = order["keeps_parents"]
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for source in order["sources"]:
-            matches = [source]
-            if glob.has_magic(source):
-                matches = sorted(glob.glob(source, include_hidden=True))
-            elif not os.path.lexists(source):
-                raise RefusedError(f"{source} is not there")
+        for folder, path, pattern in order["sources"]:
+            top = posixpath.join(folder, path)
+            matches = [path]
+            if pattern:
+                matches = [posixpath.join(path, name) for name in walk(top, re.compile(pattern, re.DOTALL))]
+            elif not os.path.lexists(top):
+                raise RefusedError(f"{top} is not there")
             for match in matches:
-                real = os.path.realpath(match)
-                pivot = source.partition("/./")[0] if "/./" in source else "/"
-                base = posixpath.relpath(match, pivot) if order["keeps_parents"] else posixpath.basename(match)
-                if not os.path.isdir(real):
-                    _add(archive, real, base, {FILE: "1"})
-                    continue
-                for above, folders, files in os.walk(real):
-                    for path in (posixpath.join(above, each) for each in sorted((*folders, *files))):
-                        name = posixpath.relpath(path, real)
-                        if not _is_left_out(name, apart):
-                            _add(archive, path, posixpath.join(base, name) if order["keeps_parents"] else name, {})
+                real = os.path.realpath(posixpath.join(folder, match))
+                is_folder = os.path.isdir(real)
+                start = match if keeps_parents else "" if is_folder else posixpath.basename(match)
+                names = {start: real} if start else {}
+                names |= {posixpath.join(start, name): posixpath.join(real, name) for name in walk(real)}
+                for name, place in names.items():
+                    if not _is_left_out(name, apart):
+                        _add(archive, place, name, {} if is_folder or keeps_parents else {FILE: "1"})
+
+
+def walk(top: str, pattern: "re.Pattern[str] | None" = None) -> Iterator[str]:
+    """Yield the paths below a folder; with a pattern those that match, without what is in them.
+
+    What is mounted somewhere is of the box and not of its image, and left out.
+    """
+    for above, folders, files in os.walk(top):
+        folders[:] = [each for each in folders if not os.path.ismount(posixpath.join(above, each))]
+        for each in sorted((*folders, *files)):
+            name = posixpath.relpath(posixpath.join(above, each), top)
+            if pattern is None or pattern.fullmatch(name):
+                yield name
+                if pattern is not None and each in folders:
+                    folders.remove(each)
 
 
 def _is_left_out(name: str, apart: list[tuple[re.Pattern[str], bool]]) -> bool:

@@ -167,6 +167,41 @@ COPY --from=busybox /etc/passwd /users
     assert said.endswith("tool\nroot:x:0:0:root:/root:/bin/sh\n")
 
 
+async def test_patterns_mean_in_a_stage_what_they_mean_in_the_context(shop: Workshop) -> None:
+    names = ["d/a1", "d/b1", "d/!1", "d/^1", "d/*1", "d/.h1", "d/deep/a2", "d/deep/er/a3", "d/a[0].txt"]
+    meanings = {
+        "d/[^a]1": ["!1", "*1", "^1", "b1"],
+        "d/[!a]1": ["!1", "a1"],
+        "d/\\\\**": ["*1"],
+        "d/?1": ["!1", "*1", "^1", "a1", "b1"],
+        "d/**1": ["!1", "*1", ".h1", "^1", "a1", "b1"],
+        "d/a[[]0].txt": ["a[0].txt"],
+        "d/**/a*": ["a2"],
+        "d/*/*/a3": ["a3"],
+        "d/none*": [],
+        "--parents d/**/a?": ["d/a1", "d/deep/a2", "d/deep/er/a3"],
+        "--parents d/./dee*": ["deep/a2", "deep/er/a3"],
+        "--parents d/deep/er": ["d/deep/er/a3"],
+        "--exclude=[!a]1 d/?1": ["*1", "^1", "b1"],
+    }
+    dockerfile = "FROM busybox AS maker\nCOPY d /d\nFROM busybox\n"
+    for number, words in enumerate(meanings):
+        dockerfile += f"COPY {words} /context/{number}/\nCOPY --from=maker {words} /stage/{number}/\n"
+    image = await shop.build(dockerfile, dict.fromkeys(names, "1"))
+    for number, (words, expected) in enumerate(meanings.items()):
+        for place in ("context", "stage"):
+            said = await shop.say(image, f"cd /{place}/{number} 2>/dev/null && find . -type f | sort")
+            assert sorted(each.removeprefix("./") for each in said.split()) == sorted(expected), (place, words)
+
+
+async def test_a_whole_image_is_copied_without_what_its_box_has_besides(shop: Workshop) -> None:
+    image = await shop.build("FROM scratch\nCOPY --from=busybox / /\n")
+    layer = image.root.layers[-1]
+    assert {"bin", "etc"} <= {each.name for each in layer.iterdir()}
+    assert not {"dev", "proc", ".sweep"} & {each.name for each in layer.iterdir()}
+    assert await shop.say(image, "head -1 /etc/passwd") == "root:x:0:0:root:/root:/bin/sh\n"
+
+
 async def test_archives_are_unpacked_by_add_and_copied_by_copy(shop: Workshop) -> None:
     packed = BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
