@@ -413,6 +413,8 @@ class _StageReader:
         elif not target:
             raise ValueError(f"{what}: expected target=FOLDER")
         target = self._absolute(target) if target else ""
+        if target == "/":
+            raise ValueError(f"{what}: target: expected a folder below /")
         return target, name or (target if kind == "cache" else "")
 
     def _copy(self, instruction: DockerfileInstruction, flags: Mapping[str, list[str]]) -> None:

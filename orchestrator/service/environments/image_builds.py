@@ -94,6 +94,8 @@ _ROOM_PAUSE_S: Final = 1.0
 _FILE_TIME_S: Final = 946_684_800
 _WRITER: Final = Path(__file__).with_name("layer_writer.py")
 _TREE: Final = "l"
+#: Modes of the folders of mounts that say none, where they are not 755.
+_MOUNT_MODES: Final = {"tmpfs": 0o1777}
 
 
 Tell = Callable[[str], Awaitable[None]]
@@ -405,8 +407,7 @@ class _Build:
             apart = _apart(settings)
             for mount in step.mounts:
                 if mount.kind != "secret":
-                    apart.append(mount.target)
-                    await self._mount(running, step, mount, folder)
+                    apart.append(await self._mount(running, step, mount, folder))
             if step.files:
                 apart.append(SCRIPTS)
                 order = {"target": f"{SCRIPTS}/", "mode": "755"}
@@ -436,19 +437,24 @@ class _Build:
         output = finished.output.strip()[-_SHOWN_CHARS:]
         return f"{how}\n{output}" if output else f"{how}, without output"
 
-    async def _mount(self, box: Box, step: RunStep, mount: BuildMount, folder: Path) -> None:
-        """Put what a mount shows in its place; what is there afterwards is left out of the layer. Raises BuildFailed.
+    async def _mount(self, box: Box, step: RunStep, mount: BuildMount, folder: Path) -> str:
+        """Put what a mount shows in its place, and return that; what is there afterwards is left out of the layer.
 
-        A cache begins anew each time.
+        A cache begins anew each time. Raises BuildFailed, BoxStartFailed, BoxDied and OSError.
         """
         source = mount.source
-        order = {"target": f"{mount.target}/" if source.is_folder else mount.target}
+        mode = _MOUNT_MODES.get(mount.kind, 0o755) if mount.mode is None else mount.mode
+        order = {
+            "target": mount.target,
+            "cover": {"owner": f"{mount.uid or 0}:{mount.gid or 0}", "mode": f"{mode:o}"},
+        }
         if isinstance(mount.origin, FromStage | FromImage):
             copy = CopyStep(line=step.line, text=step.text, origin=mount.origin, sources=(source,), target=mount.target)
-            await self._cross(box, copy, order)
+            finished = await self._cross(box, copy, order)
         else:
             files = [(name, node, not source.is_folder) for name, node in source.files]
-            await self._write(box, step, order, await self._packed(folder, files, ()))
+            finished = await self._write(box, step, order, await self._packed(folder, files, ()))
+        return os.fsdecode(finished.stdout)
 
     async def _packed(
         self, folder: Path, files: Iterable[tuple[str, Node, bool]], texts: Iterable[TextFile]
@@ -485,7 +491,7 @@ class _Build:
         elif isinstance(step.origin, FromContext):  # a folder that is empty
             await self._write(box, step, {"folder": step.target, "owner": step.owner}, BytesIO())
 
-    async def _cross(self, box: Box, step: CopyStep, order: Mapping[str, Any]) -> None:
+    async def _cross(self, box: Box, step: CopyStep, order: Mapping[str, Any]) -> Finished:
         """Copy from another stage or image: out of a box of it, and into this one. Raises BuildFailed, BoxDied."""
         question = {
             "sources": [_asked(each.path, keeps_parents=step.keeps_parents) for each in step.sources],
@@ -507,11 +513,13 @@ class _Build:
                 return b""
 
             try:
-                await self._write(box, step, order, read)
+                return await self._write(box, step, order, read)
             except BaseExceptionGroup as group:  # of the tasks that read and feed
                 raise leaf(group) from None
 
-    async def _write(self, box: Box, step: BuildStep, order: Mapping[str, Any], archive: IO[bytes] | ReadChunk) -> None:
+    async def _write(
+        self, box: Box, step: BuildStep, order: Mapping[str, Any], archive: IO[bytes] | ReadChunk
+    ) -> Finished:
         """Have an archive put in place. Raises BuildFailed and BoxDied."""
         command, limit = replace(_program(order), stdin=True), max(0.0, self._left())
         if callable(archive):
@@ -521,6 +529,7 @@ class _Build:
                 finished = await run(box, command, timeout=limit, stdin=partial(run_sync, archive.read))
         if finished.status != 0:
             raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
+        return finished
 
     async def _fetch(self, box: Box, step: FetchStep, variables: Mapping[str, str]) -> None:
         """Take an ADD of an address, which the box fetches itself. Raises BuildFailed and BoxDied."""

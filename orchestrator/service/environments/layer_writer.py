@@ -4,7 +4,8 @@
 
 ORDER is a JSON object. With a `folder`, that is made, with those above it. With `sources`, these are packed as a tar
 archive on the standard output. With a `url`, what is there is fetched to `target`, if it has the `checksum`. Else the
-archive on the standard input is put to `target`, as COPY and ADD do it.
+archive on the standard input is put to `target`, as COPY and ADD do it, or with a `cover` of an owner and a mode as a
+mount shows it.
 
 In an archive, a name is the path below the target. A member with the header SWEEP.file was named as a source itself: it
 may be the target, and with `unpack` its content goes to the target if it is an archive.
@@ -13,6 +14,7 @@ Its secret: it is root of a box and reads what strangers wrote, links and archiv
 box. Standard library only.
 """
 
+import errno
 import json
 import lzma
 import os
@@ -31,6 +33,8 @@ from typing import IO, Any
 FILE = "SWEEP.file"
 #: Seconds that a server may be silent.
 SILENCE_S = 60
+#: What is said of a place where something of the box is mounted.
+MOUNTED = (errno.EBUSY, errno.ENOTEMPTY, errno.EROFS)
 #: An image has the users and groups 0 to 65,535; an archive's others become this one.
 IDS, NOBODY = 65_536, 65_534
 #: What a damaged archive, and the disk, may raise.
@@ -67,12 +71,16 @@ class Writer:
         self.mode: str = order.get("mode", "")
         self.is_linked: bool = order.get("is_linked", False)
         self.is_unpacking: bool = order.get("is_unpacking", False)
+        self.cover: dict[str, str] | None = order.get("cover")
         self.owner = find_owner(order.get("owner", ""))
         self.folder_times: dict[str, float] = {}
 
     def put_all(self, archive: tarfile.TarFile) -> None:
         if self.target.endswith("/"):
             self.make_folder(self.target)
+        if self.cover is not None:
+            first = archive.next()
+            self.clear(is_folder=first is None or FILE not in first.pax_headers, **self.cover)
         for entry in archive:
             source = archive.extractfile(entry) if entry.isfile() else None
             if entry.pax_headers.get(FILE) and source is not None:
@@ -81,6 +89,25 @@ class Writer:
                 self.put(posixpath.join(self.target, entry.name), entry, source, self.mode)
         for place, time in self.folder_times.items():  # what was put into them has changed these
             set_time(place, time)
+
+    def clear(self, *, is_folder: bool, owner: str, mode: str) -> None:
+        """Cover what is at the target, links followed, by an empty folder or by nothing, and say where that is."""
+        self.target = os.path.realpath(self.target)
+        os.write(sys.stdout.fileno(), os.fsencode(self.target))
+        if not is_folder or not os.path.isdir(self.target):
+            remove(self.target)
+        if not is_folder:
+            return
+        self.make_folder(self.target)
+        os.chown(self.target, *(find_owner(owner) or (0, 0)))
+        os.chmod(self.target, int(mode, 8))
+        for above, folders, files in os.walk(self.target, topdown=False):
+            for place in (posixpath.join(above, each) for each in (*files, *folders)):
+                try:
+                    (os.rmdir if os.path.isdir(place) and not os.path.islink(place) else os.unlink)(place)
+                except OSError as error:
+                    if error.errno not in MOUNTED:
+                        raise
 
     def fetch(self, url: str, checksum: str) -> None:
         """Put what is at an address to the target, under the last name of its path."""

@@ -464,6 +464,7 @@ def test_the_same_chain_in_two_folders_has_the_same_keys_as_far_as_it_goes(read:
         ("FROM a\nRUN <<EOF\nx\n", "Dockerfile:2: the here-document has no end"),
         ("FROM a\nRUN --mount=type=ssh x\n", "type=ssh: accepted: bind, cache, tmpfs, secret"),
         ("FROM a\nRUN --mount=type=cache x\n", "expected target=FOLDER"),
+        ("FROM a\nRUN --mount=type=cache,target=/x/.. x\n", "target: expected a folder below /"),
         ("FROM a\nRUN --mount=typ=cache x\n", "unknown key typ; did you mean type?"),
         ("FROM a\nRUN --mount=target=/x,size=1m x\n", "size is not for type=bind"),
         ("FROM a\nRUN --mount=type=tmpfs,target=/x,size=much x\n", "size: expected a size such as 64m"),

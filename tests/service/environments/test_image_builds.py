@@ -357,18 +357,44 @@ async def test_what_a_command_is_shown_is_in_no_layer(shop: Workshop) -> None:
 FROM busybox AS maker
 RUN mkdir /m && echo made >/m/file
 FROM busybox
-RUN mkdir /kept && echo kept >/kept/file
+RUN mkdir -p /kept/deep /usr/real && echo kept >/kept/file && echo kept >/kept/deep/file && ln -s usr/real /way
 RUN --mount=type=bind,source=data,target=/kept --mount=type=bind,from=maker,source=/m,target=/m \\
     --mount=type=cache,target=/cache --mount=type=tmpfs,target=/scratch \\
-    cat /kept/d /m/file >/seen && echo c >/cache/c && echo s >/scratch/s && env >/env
+    --mount=from=maker,source=/m/file,target=/way/tool --mount=source=data/d,target=/etc/passwd \\
+    cat /kept/* /m/file /way/tool /etc/passwd >/seen && echo c >/cache/c && echo s >/scratch/s && rm -r /kept/*
 RUN <<EOF
 #!/bin/sh
 echo "$0" >/script
 EOF
 """
     image = await shop.build(dockerfile, {"data/d": "data\n"})
-    said = await shop.say(image, "cat /seen /kept/* /script; ls -d /m /cache /scratch /run/* 2>/dev/null; ls /kept")
-    assert said == "data\nmade\nkept\n/run/scripts/EOF\nfile\n"
+    said = await shop.say(
+        image,
+        "cat /seen /kept/file /script; ls -d /m /cache /scratch /run/* 2>/dev/null; ls /kept /way/; "
+        "grep -c root: /etc/passwd",
+    )
+    assert said.split() == (
+        ["data", "made", "made", "data", "kept", "/run/scripts/EOF", "/kept:", "deep", "file", "/way/:", "1"]
+    )
+
+
+async def test_a_mount_covers_what_the_image_has_with_the_owner_and_mode_that_it_asks_for(shop: Workshop) -> None:
+    dockerfile = """\
+FROM busybox
+RUN mkdir -p /c/full && echo old >/c/file
+RUN --mount=type=cache,target=/c,uid=33,gid=44,mode=0770 --mount=type=cache,target=/d --mount=type=tmpfs,target=/tmp \\
+    stat -c '%n %u:%g %a' /c /d /tmp >/said && ls /c >>/said
+USER 33
+RUN --mount=type=cache,target=/c,uid=33 touch /c/mine
+"""
+    image = await shop.build(dockerfile)
+    assert await shop.say(image, "cat /said /c/file") == "/c 33:44 770\n/d 0:0 755\n/tmp 0:0 1777\nold\n"
+
+
+async def test_what_a_cache_holds_decides_no_key(shop: Workshop) -> None:
+    step = f"RUN --mount=type=cache,target=/c cat /proc/sys/kernel/random/uuid | tee /c/kept >/id # {token_hex(4)}"
+    first, second = await shop.build(f"FROM busybox\n{step}\n"), await shop.build(f"FROM busybox\n{step}\n")
+    assert first.root == second.root
 
 
 async def test_a_step_is_taken_once_for_all_files_that_begin_alike(shop: Workshop) -> None:
