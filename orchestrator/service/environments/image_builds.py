@@ -5,11 +5,13 @@ no layer keeps. Copies are put in place by a program in such a box too: links an
 but that box. A layer is named by the chain of all that decided it, and shared by all scenarios of this machine's user,
 so that a step that many begin with is taken once.
 
-A step that failed fails at once for all who need it within the next hour: a benchmark has many trials of a scenario.
+A step that failed by itself fails at once for all who need it within the next hour: a benchmark has many trials of a
+scenario. One whose time or disk ran out, or whose box ended, is tried again by the next.
 
 A build that lacks room lets go of everything, waits, and begins again with the layers that are there.
 """
 
+import errno
 import os
 import posixpath
 import tarfile
@@ -107,6 +109,10 @@ async def untold(_message: str) -> None:
 
 class BuildFailed(BoxStartFailed):
     """A step of a Dockerfile failed; the message names its line and shows the end of its output."""
+
+
+class StepFailed(BuildFailed):
+    """A step ended with a status of its own, and would the next time too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,13 +348,23 @@ class _Build:
             await self.source.tell(self.name(step))
         if why and anyio.current_time() - at < _FAILED_S:
             raise BuildFailed(why)
-        first = layer.steps[0]
-        self.preparation.doing = partial(str, f"building {self.name(first)}")
-        try:
-            return await self.store.layer(layer.key, partial(self._make, layer, below), self.lease)
-        except BuildFailed as error:
-            self.failed[layer.key] = (anyio.current_time(), error.message)
-            raise
+        self.preparation.doing = partial(str, f"building {self.name(layer.steps[0])}")
+        is_own = False
+
+        async def make(folder: Path) -> Built:
+            nonlocal is_own
+            is_own = True
+            return await self._make(layer, below, folder)
+
+        while True:
+            try:
+                return await self.store.layer(layer.key, make, self.lease)
+            except StepFailed as error:
+                self.failed[layer.key] = (anyio.current_time(), error.message)
+                raise
+            except (BoxStartFailed, OSError):  # of another build that needs the same: its time ran out, say
+                if is_own:
+                    raise
 
     async def _make(self, layer: BuildLayer, below: tuple[Path, ...], folder: Path) -> Built:
         """Make a layer in the empty `folder`."""
@@ -416,7 +432,7 @@ class _Build:
             command = Command(argv=step.argv, cwd=step.cwd)
             finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
             if finished.status != 0:
-                raise BuildFailed(f"{self.name(step)}: {self._why(finished)}")
+                raise self._failure(step, finished, self._why(finished))
             if output := finished.output.strip():
                 await self.source.tell(output[-_SAID_CHARS:])
             await running.keep_layer(target, without=apart)
@@ -436,6 +452,10 @@ class _Build:
             how = f"ran out of time ({self.source.limit} = {self.source.timeout:g}, for all lines together)"
         output = finished.output.strip()[-_SHOWN_CHARS:]
         return f"{how}\n{output}" if output else f"{how}, without output"
+
+    def _failure(self, step: BuildStep, finished: Finished, why: str) -> BuildFailed:
+        is_by_itself = finished.status is not None and os.strerror(errno.ENOSPC) not in finished.output
+        return (StepFailed if is_by_itself else BuildFailed)(f"{self.name(step)}: {why}")
 
     async def _mount(self, box: Box, step: RunStep, mount: BuildMount, folder: Path) -> str:
         """Put what a mount shows in its place, and return that; what is there afterwards is left out of the layer.
@@ -509,7 +529,7 @@ class _Build:
                 words = bytearray()
                 await collect(packer.stderr, words, _SHOWN_CHARS)
                 if await packer.wait() != 0:
-                    raise BuildFailed(f"{self.name(step)}: {words.decode(errors='replace').strip()}")
+                    raise StepFailed(f"{self.name(step)}: {words.decode(errors='replace').strip()}")
                 return b""
 
             try:
@@ -528,7 +548,7 @@ class _Build:
             with archive:
                 finished = await run(box, command, timeout=limit, stdin=partial(run_sync, archive.read))
         if finished.status != 0:
-            raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
+            raise self._failure(step, finished, finished.output.strip() or self._why(finished))
         return finished
 
     async def _fetch(self, box: Box, step: FetchStep, variables: Mapping[str, str]) -> None:

@@ -460,6 +460,42 @@ async def test_a_failed_step_names_its_line_shows_its_end_and_is_not_tried_again
     assert logs == []
 
 
+async def test_a_step_whose_time_ran_out_is_tried_again(shop: Workshop) -> None:
+    dockerfile = f"FROM busybox\nRUN sleep 1; echo {token_hex(4)} >/done\n"
+    with pytest.raises(BuildFailed, match="ran out of time"):
+        await shop.build(dockerfile, timeout=0.3)
+    assert (await shop.say(await shop.build(dockerfile), "cat /done")).strip() in dockerfile
+
+
+async def test_who_waits_for_a_step_does_not_share_the_time_limit_of_who_takes_it(shop: Workshop) -> None:
+    dockerfile = f"FROM busybox\nRUN sleep 1; echo {token_hex(4)} >/done\n"
+    is_begun = anyio.Event()
+
+    async def begin(_message: str) -> None:
+        is_begun.set()
+
+    async def hasty() -> None:
+        with pytest.raises(BuildFailed, match="ran out of time"):
+            await shop.build(dockerfile, timeout=0.3, tell=begin)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hasty)
+        await is_begun.wait()
+        image = await shop.build(dockerfile)
+    assert (await shop.say(image, "cat /done")).strip() in dockerfile
+
+
+async def test_a_step_that_a_full_disk_has_failed_is_tried_again(shop: Workshop) -> None:
+    said = "cat /proc/sys/kernel/random/uuid; echo 'cannot write: No space left on device' >&2; exit 1"
+    dockerfile = f"FROM busybox\nRUN {said} # {token_hex(4)}\n"
+    messages = set[str]()
+    for _ in range(2):
+        with pytest.raises(BuildFailed) as failure:
+            await shop.build(dockerfile)
+        messages.add(failure.value.message)
+    assert len(messages) == 2
+
+
 async def test_commands_share_one_time_limit(shop: Workshop) -> None:
     with pytest.raises(BuildFailed, match=r"Dockerfile:2: RUN sleep 60.*: ran out of time \(build_timeout_sec = 0.5"):
         await shop.build(f"FROM busybox\nRUN sleep 60 # {token_hex(4)}\n", timeout=0.5)
