@@ -430,7 +430,8 @@ class _Build:
                 texts = [replace(each, name=posixpath.basename(each.name)) for each in step.files]
                 await self._write(running, step, order, await self._packed(folder, (), texts))
             command = Command(argv=step.argv, cwd=step.cwd)
-            finished = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
+            printed = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
+            finished = settings.masked(printed)
             if finished.status != 0:
                 raise self._failure(step, finished, self._why(finished))
             if output := finished.output.strip():
@@ -497,7 +498,8 @@ class _Build:
                     case CopyStep():
                         await self._copy(box, step, folder)
                     case FetchStep():
-                        await self._fetch(box, step, settings.variables if settings else {})
+                        assert settings is not None
+                        await self._fetch(box, step, settings)
             await box.keep_layer(target, without=_apart(settings) if settings else ())
 
     async def _copy(self, box: Box, step: CopyStep, folder: Path) -> None:
@@ -551,11 +553,11 @@ class _Build:
             raise self._failure(step, finished, finished.output.strip() or self._why(finished))
         return finished
 
-    async def _fetch(self, box: Box, step: FetchStep, variables: Mapping[str, str]) -> None:
+    async def _fetch(self, box: Box, step: FetchStep, settings: Settings) -> None:
         """Take an ADD of an address, which the box fetches itself. Raises BuildFailed and BoxDied."""
         order = {**_order(step), "mode": step.mode or "600", "url": step.url, "checksum": step.checksum}
-        command = replace(_program(order), environment=variables)
-        finished = await run(box, command, timeout=max(0.0, self._left()))
+        command = replace(_program(order), environment=settings.variables)
+        finished = settings.masked(await run(box, command, timeout=max(0.0, self._left())))
         if finished.status != 0:
             raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
 

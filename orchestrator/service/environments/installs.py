@@ -310,7 +310,7 @@ class InstallBuild:
             "SWEEP_AGENT_PREFIX": prefix,
         }
         command = shell(self.request.script, cwd=HOME, environment=environment)
-        return await run(box, command, timeout=INSTALL_LIMIT_S, keep=_KEPT_BYTES)
+        return settings.masked(await run(box, command, timeout=INSTALL_LIMIT_S, keep=_KEPT_BYTES))
 
     async def _make_independent(self, box: Box) -> None:
         """Raises InstallFailed, BoxDied and OSError."""

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.commands import Finished, run
 from orchestrator.service.sandbox.egress.rules import Rule
 from orchestrator.service.sandbox.folders import OWN
 from orchestrator.service.sandbox.provider import HOME, Bind, Box, Command
@@ -251,6 +251,13 @@ class Settings:
             if finished.status == 0:
                 hosts += _hosts(finished.stdout.decode(errors="replace"))
         return tuple(dict.fromkeys(hosts))
+
+    def masked(self, finished: Finished) -> Finished:
+        """Return what a program printed with the secrets overwritten."""
+        stdout, stderr = finished.stdout, finished.stderr
+        for secret in self.secrets:
+            stdout, stderr = (each.replace(secret, b"*" * len(secret)) for each in (stdout, stderr))
+        return replace(finished, stdout=stdout, stderr=stderr)
 
     def strike_out(self, tree: Path) -> None:
         """Overwrite the secrets in all files of a tree that no process writes in. Raises OSError.

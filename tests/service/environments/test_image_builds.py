@@ -501,6 +501,21 @@ async def test_commands_share_one_time_limit(shop: Workshop) -> None:
         await shop.build(f"FROM busybox\nRUN sleep 60 # {token_hex(4)}\n", timeout=0.5)
 
 
+async def test_logins_of_this_machine_are_in_no_message(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:openwide@proxy.example:3128")
+    told: list[str] = []
+
+    async def tell(message: str) -> None:
+        told.append(message)
+
+    await shop.build(f"FROM busybox\nRUN env # {token_hex(4)}\n", tell=tell)
+    with pytest.raises(BuildFailed) as failure:
+        await shop.build(f"FROM busybox\nRUN env >&2; exit 1 # {token_hex(4)}\n")
+    for words in (told[-1], failure.value.message):
+        assert "HTTPS_PROXY=http://************proxy.example:3128" in words
+        assert "openwide" not in words
+
+
 @pytest.mark.parametrize(
     ("dockerfile", "why"),
     [

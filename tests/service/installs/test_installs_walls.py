@@ -139,6 +139,12 @@ async def test_a_token_that_an_install_writes_down_is_struck_out(shop: Shop, ric
     assert not (layer / "link").is_symlink()
 
 
+async def test_a_token_that_an_install_prints_is_in_no_message(shop: Shop, rich: Path) -> None:
+    with pytest.raises(InstallFailed, match=r"//mirror\.test/:_authToken=\*+") as failed:
+        await shop.add(wanted("cat ~/.npmrc; env >&2; false"))
+    assert TOKEN not in str(failed.value)
+
+
 async def test_an_install_reaches_what_the_settings_and_its_agent_name_and_says_what_it_was_refused(
     provider: BwrapProvider, cache: Path, machine: Machine, answering: Serve
 ) -> None:
