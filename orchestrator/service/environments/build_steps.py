@@ -170,6 +170,17 @@ class FolderStep:
 BuildStep = RunStep | CopyStep | FetchStep | FolderStep
 
 
+def origins_of(step: BuildStep) -> tuple[Origin, ...]:
+    """Return where a step reads files, besides the stage that it is in."""
+    match step:
+        case CopyStep():
+            return (step.origin,)
+        case RunStep():
+            return tuple(mount.origin for mount in step.mounts)
+        case _:
+            return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildLayer:
     """Steps that leave one layer: one RUN, or copies and folders in a row. `key` names what it leaves."""
@@ -238,9 +249,7 @@ class BuildPlan:
     def images(self) -> tuple[FromImage, ...]:
         """The images that the build needs: bases, and what COPY --from and mounts name."""
         steps = [step for stage in self.stages for layer in stage.layers for step in layer.steps]
-        copies = [step.origin for step in steps if isinstance(step, CopyStep)]
-        mounts = [mount.origin for step in steps if isinstance(step, RunStep) for mount in step.mounts]
-        found = [*(stage.base for stage in self.stages), *copies, *mounts]
+        found = [*(stage.base for stage in self.stages), *(origin for step in steps for origin in origins_of(step))]
         return tuple(dict.fromkeys(each for each in found if isinstance(each, FromImage)))
 
 

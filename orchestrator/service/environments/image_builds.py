@@ -42,6 +42,7 @@ from orchestrator.service.environments.build_steps import (
     BuildLayer,
     BuildMount,
     BuildPlan,
+    BuildStage,
     BuildStep,
     CopyStep,
     FetchStep,
@@ -53,6 +54,7 @@ from orchestrator.service.environments.build_steps import (
     RunStep,
     StageConfig,
     TextFile,
+    origins_of,
 )
 from orchestrator.service.environments.images.image_store import ImageStore, Lease, Progress, Unpacked
 from orchestrator.service.environments.images.manifest import BadImage, Defaults, ImageError, ours
@@ -243,24 +245,41 @@ class ImageBuilds:
             preparation=preparation,
             lease=lease,
         )
-        layers = [layer for stage in plan.stages for layer in stage.layers]
         if self._is_rebuilding:
-            for layer in reversed(layers):
+            for layer in reversed([layer for stage in plan.stages for layer in stage.layers]):
                 await run_sync(self.store.discard_layer, layer.key)
-        new = [layer for layer in layers if not await self.store.hold_layer(layer.key, lease)]
+        stages, new = await self._wanted(plan, lease)
         need = await run_sync(self._need_of, new)
         async with self.store.room(need, what=str(source.reference), keep=frozenset(lease.chains)):
-            for stage in plan.stages:
+            for stage in stages:
                 below = build.layers_of(stage.base)
                 for layer in stage.layers:
                     below = (*below, await build.layer(layer, below))
                 build.stages[stage.number] = below
         target = plan.target
         root = ImageRoot(layers=build.stages[target.number])
-        if layers:
+        if any(stage.layers for stage in stages):
             await run_sync(self.store.keep_built, source.reference, target.key, root.layers)
         self.store.narrow(lease, root.layers)  # not those of other stages
         return BuiltImage(root=root, config=target.config)
+
+    async def _wanted(self, plan: BuildPlan, lease: Lease) -> tuple[list[BuildStage], list[BuildLayer]]:
+        """Return the stages that are read now, and their layers that are not here; the lease holds the others.
+
+        What only layers that are here have read is not made again. Raises OSError.
+        """
+        numbers, stages, new = {plan.target.number}, list[BuildStage](), list[BuildLayer]()
+        for stage in reversed(plan.stages):
+            if stage.number in numbers:
+                stages.insert(0, stage)
+                missing = [layer for layer in stage.layers if not await self.store.hold_layer(layer.key, lease)]
+                new += missing
+                origins = [
+                    stage.base,
+                    *(origin for layer in missing for step in layer.steps for origin in origins_of(step)),
+                ]
+                numbers |= {origin.number for origin in origins if isinstance(origin, FromStage)}
+        return stages, new
 
     def _need_of(self, layers: Iterable[BuildLayer]) -> Need:
         """Estimate what layers take that are to be built: of files that are copied it is known.

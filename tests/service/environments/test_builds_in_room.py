@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import structlog
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.environments.build_context import BuildContext
@@ -118,3 +119,21 @@ async def test_layers_that_a_build_needs_make_no_room_for_it(shop: Workshop) -> 
     _, first, last = (await shop.build("kept", preparation, text)).root.layers
     assert first.stat().st_ino == made
     assert (last / "last").read_text() == "last\n"
+
+
+async def test_a_stage_that_only_layers_which_are_here_have_read_is_not_made_again(shop: Workshop) -> None:
+    text = """\
+FROM busybox AS maker
+RUN cat /proc/sys/kernel/random/uuid >/id
+FROM busybox
+COPY --from=maker /id /id
+RUN echo last >/last
+"""
+    built = await shop.build("staged", Preparation(), text)
+    for name in set(shop.store._layers.names()) - {layer.parents[1].name for layer in built.root.layers}:
+        assert shop.store._layers.discard(name)
+    with structlog.testing.capture_logs() as logs:
+        again = await shop.build("again", Preparation(), text)
+    assert (again.root, logs) == (built.root, [])
+    more = await shop.build("more", Preparation(), f"{text}COPY --from=maker /id /other\n")
+    assert (more.root.layers[-1] / "other").read_text() != (built.root.layers[1] / "id").read_text()
