@@ -28,7 +28,7 @@ from orchestrator.service.environments.build_context import BuildContext
 from orchestrator.service.environments.image_builds import BuildSource, ImageBuilds, Tell, untold
 from orchestrator.service.environments.images.image_store import open_images
 from orchestrator.service.environments.images.reference import Reference
-from orchestrator.service.environments.room_estimate import RoomEstimate, estimate
+from orchestrator.service.environments.room_estimate import Recipe, RoomEstimate, estimate
 from orchestrator.service.errors import Away, NotFound
 from orchestrator.service.sandbox.build_cache import BuildCache, Built
 from orchestrator.service.sandbox.prepared import Healthcheck, Preparation, Prepared
@@ -203,12 +203,13 @@ class Environments:
 
     async def room_for(self, blueprint_ids: Sequence[str]) -> RoomEstimate:
         """Say how much room the images of environments want. Raises BoxStartFailed."""
-        recipes: dict[Reference, str] = {}
+        recipes: dict[Reference, Recipe] = {}
         for identity in dict.fromkeys(blueprint_ids):
             with suppress(Away):
                 blueprint = await self._find_blueprint(identity)
                 if blueprint is not None and blueprint.image is not None and not blueprint.refusals:
-                    recipes[built_reference(blueprint.image.name, identity)] = blueprint.image.text
+                    recipe = blueprint.image
+                    recipes[built_reference(recipe.name, identity)] = (recipe.text, recipe.arguments)
         if not recipes or Capability.IMAGES not in self._provider.capabilities:
             return RoomEstimate()
         try:

@@ -16,6 +16,7 @@ from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import Reference
+from orchestrator.service.environments.room_estimate import estimate
 from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import BoxStartFailed, Resources
 from orchestrator.service.sandbox.providers import open_provider
@@ -137,3 +138,21 @@ RUN echo last >/last
     assert (again.root, logs) == (built.root, [])
     more = await shop.build("more", Preparation(), f"{text}COPY --from=maker /id /other\n")
     assert (more.root.layers[-1] / "other").read_text() != (built.root.layers[1] / "id").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "unknown", "runs"),
+    [
+        ("ARG BASE=busybox\nFROM ${BASE} AS made\nRUN a\nFROM made\nRUN <<E\nRUN b\nE\n", {}, 0, 2),
+        ("ARG BASE\nFROM $BASE\nRUN a\n", {"BASE": "busybox"}, 0, 1),
+        ("ARG BASE\nFROM $BASE\nRUN a\n", {}, 1, 0),
+        ("FROM Busy\n", {}, 1, 0),
+        ("FROM scratch\nCOPY a b\n", {}, 0, 0),
+    ],
+)
+async def test_an_image_is_of_unknown_size_if_its_dockerfile_does_not_tell_what_it_begins_with(
+    shop: Workshop, text: str, arguments: dict[str, str], unknown: int, runs: int
+) -> None:
+    found = await estimate(shop.store, {built_reference("some", "1"): (text, arguments)})
+    bases = shop.store.size() if "busybox" in f"{text}{arguments}" else 0
+    assert (found.unknown, found.wanted) == (unknown, bases + runs * shop.store.run_bytes())
