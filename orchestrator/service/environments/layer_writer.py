@@ -35,6 +35,9 @@ FILE = "SWEEP.file"
 SILENCE_S = 60
 #: What is said of a place where something of the box is mounted.
 MOUNTED = (errno.EBUSY, errno.ENOTEMPTY, errno.EROFS)
+#: Before the name of a file's attribute in an archive; and those that mean something in a box.
+PAX = "SCHILY.xattr."
+ATTRIBUTES = (f"{PAX}user.", f"{PAX}security.capability")
 #: An image has the users and groups 0 to 65,535; an archive's others become this one.
 IDS, NOBODY = 65_536, 65_534
 #: What a damaged archive, and the disk, may raise.
@@ -78,10 +81,10 @@ class Writer:
     def put_all(self, archive: tarfile.TarFile) -> None:
         if self.target.endswith("/"):
             self.make_folder(self.target)
+        first = archive.next()
         if self.cover is not None:
-            first = archive.next()
             self.clear(is_folder=first is None or FILE not in first.pax_headers, **self.cover)
-        for entry in archive:
+        for entry in members(archive, first):
             source = archive.extractfile(entry) if entry.isfile() else None
             if entry.pax_headers.get(FILE) and source is not None:
                 self.put_source(entry, source)
@@ -158,15 +161,12 @@ class Writer:
     def unpack(self, archive: tarfile.TarFile, first: tarfile.TarInfo) -> None:
         """Unpack an archive whose `first` member was read; members take the place of all that is in their way."""
         self.make_folder(self.target)
-        entry: tarfile.TarInfo | None = first
-        while entry is not None:
+        for entry in members(archive, first):
             if name := below(entry.name):
                 place = posixpath.join(self.target, name)
                 if not entry.isdir() or os.path.islink(place) or not os.path.isdir(place):
                     remove(place)
                 self.put(place, entry, archive.extractfile(entry) if entry.isfile() else None)
-            archive.members = []  # type: ignore[attr-defined]  # it would keep every entry
-            entry = archive.next()
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise RefusedError("the archive is damaged: what follows its last member is none")
@@ -197,6 +197,11 @@ class Writer:
                 return
         user, group = self.owner or (each if 0 <= each < IDS else NOBODY for each in (entry.uid, entry.gid))
         os.chown(place, user, group, follow_symlinks=entry.isdir())
+        for key, value in entry.pax_headers.items():
+            if key.startswith(ATTRIBUTES):
+                with suppress(OSError):  # of a kind that a box's files do not have
+                    data = value.encode("utf-8", "surrogateescape")
+                    os.setxattr(place, key.removeprefix(PAX), data, follow_symlinks=entry.isdir())
         if not entry.issym():
             os.chmod(place, changed_mode(entry.mode & 0o7777, change, is_folder=entry.isdir()))
         if entry.isdir():
@@ -219,6 +224,15 @@ class Writer:
             os.chmod(place, 0o755)  # noqa: S103
             if self.owner is not None:
                 os.chown(place, *self.owner)
+
+
+def members(archive: tarfile.TarFile, first: tarfile.TarInfo | None) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive whose first one was read."""
+    entry = first
+    while entry is not None:
+        yield entry
+        archive.members = []  # type: ignore[attr-defined]  # it would keep every one
+        entry = archive.next()
 
 
 def below(name: str) -> str:
@@ -372,15 +386,20 @@ def _add(archive: tarfile.TarFile, path: str, name: str, headers: dict[str, str]
     entry = archive.gettarinfo(path, arcname=name)
     if not (entry.isfile() or entry.isdir() or entry.issym() or entry.islnk()):
         return
-    if entry.islnk():  # two names of one file are two files where they go
+    if entry.islnk() and headers:  # one that is named itself may get another name
         entry.type, entry.size = tarfile.REGTYPE, os.stat(path).st_size
     entry.uname = entry.gname = ""
+    attributes = [f"{PAX}{each}" for each in os.listxattr(path, follow_symlinks=False)]
+    for key in (each for each in attributes if each.startswith(ATTRIBUTES)):
+        value = os.getxattr(path, key.removeprefix(PAX), follow_symlinks=False)
+        headers = {**headers, key: value.decode("utf-8", "surrogateescape")}
     entry.pax_headers = headers
     if entry.isfile():
         with open(path, "rb") as file:
             archive.addfile(entry, file)
     else:
         archive.addfile(entry)
+    archive.members = []  # type: ignore[attr-defined]  # it would keep every one
 
 
 if __name__ == "__main__":
