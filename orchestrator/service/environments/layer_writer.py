@@ -25,6 +25,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -90,8 +91,8 @@ class Writer:
                 self.put_source(entry, source)
             else:
                 self.put(posixpath.join(self.target, entry.name), entry, source, self.mode)
-        for place, time in self.folder_times.items():  # what was put into them has changed these
-            set_time(place, time)
+        for place, when in self.folder_times.items():  # what was put into them has changed these
+            set_time(place, when)
 
     def clear(self, *, is_folder: bool, owner: str, mode: str) -> None:
         """Cover what is at the target, links followed, by an empty folder or by nothing, and say where that is."""
@@ -115,25 +116,30 @@ class Writer:
     def fetch(self, url: str, checksum: str) -> None:
         """Put what is at an address to the target, under the last name of its path."""
         import hashlib
-        from email.utils import formatdate, parsedate_to_datetime
+        from email.utils import mktime_tz, parsedate_tz
+        from http.client import HTTPException
         from urllib.parse import unquote, urlsplit
         from urllib.request import urlopen
 
         algorithm, _, expected = checksum.partition(":")
         digest = hashlib.new(algorithm or "sha256", usedforsecurity=False)
-        entry = tarfile.TarInfo(posixpath.basename(unquote(urlsplit(url).path)) or "index.html")
-        with (
-            urlopen(url, timeout=SILENCE_S) as answer,  # noqa: S310 - http and https by the plan
-            tempfile.TemporaryFile(dir="/tmp") as copy,
-        ):
-            while piece := answer.read(1 << 18):
-                digest.update(piece)
-                copy.write(piece)
+        with tempfile.TemporaryFile(dir="/tmp") as copy:
+            try:
+                entry = tarfile.TarInfo(posixpath.basename(unquote(urlsplit(url).path)) or "index.html")
+                with urlopen(url, timeout=SILENCE_S) as answer:  # noqa: S310 - http and https by the plan
+                    while piece := answer.read(1 << 18):
+                        digest.update(piece)
+                        copy.write(piece)
+                    if answer.length:  # what is left to come, where it said how much
+                        raise RefusedError("it broke off while it was fetched")
+            except (HTTPException, ValueError) as error:
+                raise RefusedError(f"it cannot be fetched: {error}") from None
             if expected and digest.hexdigest() != expected:
                 raise RefusedError(f"its checksum is {algorithm}:{digest.hexdigest()}")
+            entry.mtime = time.time()
+            with suppress(ValueError, OverflowError, TypeError):  # it says none, or one that is no time
+                entry.mtime = mktime_tz(parsedate_tz(answer.headers["Last-Modified"]))
             copy.seek(0)
-            modified = parsedate_to_datetime(answer.headers["Last-Modified"] or formatdate())
-            entry.mtime = modified.timestamp()
             self.put_source(entry, copy)
 
     def put_source(self, entry: tarfile.TarInfo, source: IO[bytes]) -> None:
@@ -251,10 +257,10 @@ def remove(place: str) -> None:
         os.unlink(place)
 
 
-def set_time(place: str, time: float) -> None:
+def set_time(place: str, when: float) -> None:
     """Set when a file, folder or link was changed; a time that no file system has is left out."""
     with suppress(OverflowError):
-        os.utime(place, (time, time), follow_symlinks=False)
+        os.utime(place, (when, when), follow_symlinks=False)
 
 
 def find_owner(words: str) -> tuple[int, int] | None:
@@ -383,8 +389,8 @@ def _is_left_out(name: str, apart: list[tuple[re.Pattern[str], bool]]) -> bool:
 
 
 def _add(archive: tarfile.TarFile, path: str, name: str, headers: dict[str, str]) -> None:
-    entry = archive.gettarinfo(path, arcname=name)
-    if not (entry.isfile() or entry.isdir() or entry.issym() or entry.islnk()):
+    entry: tarfile.TarInfo | None = archive.gettarinfo(path, arcname=name)  # None for a socket
+    if entry is None or (entry.isdev() and not entry.isfifo()):
         return
     if entry.islnk() and headers:  # one that is named itself may get another name
         entry.type, entry.size = tarfile.REGTYPE, os.stat(path).st_size

@@ -36,6 +36,7 @@ from orchestrator.service.environments.image_builds import (
 from orchestrator.service.environments.images.archive import Archive
 from orchestrator.service.environments.images.image_store import ImageStore, open_images
 from orchestrator.service.environments.images.manifest import ours
+from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.prepared import Preparation
 from orchestrator.service.sandbox.provider import BoxSpec, BoxStartFailed, Capability, Provider, Resources, shell
@@ -209,16 +210,17 @@ async def test_files_keep_other_names_attributes_and_names_that_are_no_text(shop
                 f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape") for key, value in given.items()
             }
             archive.addfile(entry)
-    dockerfile = """\
+    dockerfile = f"""\
 FROM busybox AS maker
 ADD a.tar /d/
+RUN mkfifo /d/pipe && {PROGRAM} -c "import socket; socket.socket(socket.AF_UNIX).bind('/d/socket')" && ls /d/socket
 FROM busybox
 COPY --from=maker --chown=33 /d /d
 COPY --from=maker /d/t* /d/one /e/
 """
     image = await shop.build(dockerfile, {"a.tar": packed.getvalue()})
     layer = image.root.layers[-1]
-    assert sorted(each.name for each in (layer / "d").iterdir()) == ["odd\n\udce9 \\ *", "one", "two"]
+    assert sorted(each.name for each in (layer / "d").iterdir()) == ["odd\n\udce9 \\ *", "one", "pipe", "two"]
     assert ((layer / "d/two").stat().st_nlink, (layer / "e/two").stat().st_nlink) == (2, 1)
     for file in (layer / "d/two", layer / "e/one", next((layer / "d").glob("odd*"))):
         assert os.getxattr(file, "user.tool") == b"\0\377"
@@ -586,27 +588,53 @@ async def test_an_address_is_fetched_by_the_box_and_not_by_this_machine(shop: Wo
             server.accept()
 
 
+class Files(SimpleHTTPRequestHandler):
+    """Serves a file, whole or only its beginning; one without a time."""
+
+    def do_GET(self) -> None:
+        if self.path == "/cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.send_header("Last-Modified", "soon")
+            self.end_headers()
+            self.wfile.write(b"fetched")
+        else:
+            super().do_GET()
+
+
 @pytest.mark.parametrize(
-    ("checksum", "status"), [("", 0), (f"sha256:{sha256(b'fetched').hexdigest()}", 0), ("sha256:00", 1)]
+    ("path", "checksum", "why"),
+    [
+        ("/a%20b.txt", "", ""),
+        ("/a%20b.txt", f"sha256:{sha256(b'fetched').hexdigest()}", ""),
+        ("/a%20b.txt", "sha256:00", "its checksum is sha256:"),
+        ("/none", "", "HTTP Error 404: File not found"),
+        ("/cut", "", "it broke off while it was fetched"),
+        ("x/port", "", "it cannot be fetched: "),
+    ],
 )
-def test_what_was_fetched_has_its_checksum_name_and_mode(tmp_path: Path, checksum: str, status: int) -> None:
+def test_what_was_fetched_has_its_checksum_name_mode_and_time(
+    tmp_path: Path, path: str, checksum: str, why: str
+) -> None:
     """Our program in a box, run beside a server, which no box of a build can reach."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served/a b.txt").write_bytes(b"fetched")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    os.utime(tmp_path / "served/a b.txt", (1_500_000_000, 1_500_000_000))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path / "served"))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/a%20b.txt"
+        url = f"http://127.0.0.1:{server.server_port}{path}"
         order = {"url": url, "checksum": checksum, "target": f"{tmp_path}/new/", "mode": "600"}
-        done = subprocess.run(
-            [sys.executable, "-I", layer_writer.__file__, json.dumps(order)], capture_output=True, check=False
-        )
+        words = [sys.executable, "-I", layer_writer.__file__, json.dumps(order)]
+        done = subprocess.run(words, capture_output=True, check=False, text=True)
         server.shutdown()
-    assert done.returncode == status, done
-    assert (b"its checksum is sha256:" in done.stderr) == bool(status)
-    if not status:
+    if why:
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+        assert done.stderr.startswith(why)
+    else:
+        assert done.returncode == 0, done
         found = tmp_path / "new/a b.txt"
-        assert (found.read_bytes(), oct(found.stat().st_mode)) == (b"fetched", "0o100600")
+        status = found.stat()
+        assert (found.read_bytes(), oct(status.st_mode), status.st_mtime) == (b"fetched", "0o100600", 1_500_000_000)
 
 
 async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:
