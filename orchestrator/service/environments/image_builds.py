@@ -381,8 +381,8 @@ class _Build:
             except StepFailed as error:
                 self.failed[layer.key] = (anyio.current_time(), error.message)
                 raise
-            except (BoxStartFailed, OSError):  # of another build that needs the same: its time ran out, say
-                if is_own:
+            except BoxStartFailed:
+                if is_own:  # else it is another build's that needs the same: its time ran out, say
                     raise
 
     async def _make(self, layer: BuildLayer, below: tuple[Path, ...], folder: Path) -> Built:
