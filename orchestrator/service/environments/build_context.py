@@ -98,11 +98,11 @@ class BuildContext:
         name, pivot, apart = normal(source), "", Patterns(exclude)
         if keeps_parents and "/./" in source:
             pivot = normal(source.partition("/./")[0])
-        if is_pattern(name):
-            pattern = source_pattern(name, keeps_parents=keeps_parents)
-            matches = [(path, self._resolved(path, source)) for path in self._nodes if pattern.fullmatch(path)]
-        else:
+        folder, pattern = split_source(name, keeps_parents=keeps_parents)
+        if pattern is None:
             matches = [(name, self._resolved(name, source))]
+        else:
+            matches = list(self._matches(folder, pattern, source))
 
         files: list[tuple[str, Node]] = []
         for path, node in matches:
@@ -122,6 +122,17 @@ class BuildContext:
             is_folder=keeps_parents or [node.kind for _, node in matches] != ["file"],
             files=tuple((path, node) for path, node in files if not apart.match(path)),
         )
+
+    def _matches(self, folder: str, pattern: re.Pattern[str], source: str) -> Iterator[tuple[str, Node]]:
+        """Yield what matches below a folder, which may be a link, with its path by that. Raises NotInContextError."""
+        try:
+            top = self._resolved(folder, source).path
+        except NotInContextError:
+            return
+        start = f"{top}/" if top else ""
+        for path in self._nodes:
+            if path.startswith(start) and pattern.fullmatch(path, len(start)):
+                yield posixpath.join(folder, path[len(start) :]), self._resolved(path, source)
 
     def _resolved(self, path: str, source: str) -> Node:
         """Return the file or folder of this path, links followed inside the context. Raises NotInContextError."""
@@ -172,9 +183,19 @@ def is_pattern(name: str) -> bool:
     return _WILDCARD.match(name) is not None
 
 
-def source_pattern(name: str, *, keeps_parents: bool) -> re.Pattern[str]:
-    """Compile a source that has wildcards, in which ** is more than * with --parents only. Raises ValueError."""
-    return glob(name if keeps_parents else _STARS.sub(lambda found: found[1] or "*", name))
+def split_source(name: str, *, keeps_parents: bool) -> tuple[str, re.Pattern[str] | None]:
+    """Return the folder below which the wildcards of a source begin, and the pattern of what is there.
+
+    One without wildcards is returned with None. In others ** is more than * with --parents only. Raises ValueError.
+    """
+    plain, names = name.split("/"), list[str]()
+    while is_pattern("/".join(plain)):
+        names.insert(0, plain.pop())
+    if not names:
+        return name, None
+    below = "/".join(names)
+    pattern = glob(below if keeps_parents else _STARS.sub(lambda found: found[1] or "*", below))
+    return "/".join(plain), pattern
 
 
 def _above(path: str) -> Iterator[str]:

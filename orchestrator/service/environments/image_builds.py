@@ -34,7 +34,7 @@ from anyio.to_thread import run_sync
 
 from orchestrator.core.errors import leaf
 from orchestrator.service.content import Node, open_file
-from orchestrator.service.environments.build_context import BuildContext, Patterns, is_pattern, normal, source_pattern
+from orchestrator.service.environments.build_context import BuildContext, Patterns, normal, split_source
 from orchestrator.service.environments.build_outline import DockerfileError
 from orchestrator.service.environments.build_plan import SCRIPTS, plan_text
 from orchestrator.service.environments.build_steps import (
@@ -599,12 +599,9 @@ def _order(step: CopyStep | FetchStep) -> dict[str, Any]:
 
 def _asked(path: str, *, keeps_parents: bool) -> tuple[str, str, str]:
     """Return a source in a stage or an image as our program in a box knows it: folder, path and pattern."""
-    folder, pivot, named = path.partition("/./") if keeps_parents else ("", "", path)
-    plain, names = normal(named if pivot else path).split("/"), list[str]()
-    while is_pattern("/".join(plain)):
-        names.insert(0, plain.pop())
-    pattern = source_pattern("/".join(names), keeps_parents=keeps_parents).pattern if names else ""
-    return f"/{normal(folder if pivot else '')}", "/".join(plain), pattern
+    above, pivot, named = path.partition("/./") if keeps_parents else ("", "", path)
+    folder, pattern = split_source(normal(named if pivot else path), keeps_parents=keeps_parents)
+    return f"/{normal(above if pivot else '')}", folder, pattern.pattern if pattern else ""
 
 
 class _Hashed:

@@ -183,15 +183,20 @@ async def test_patterns_mean_in_a_stage_what_they_mean_in_the_context(shop: Work
         "d/**/a*": ["a2"],
         "d/*/*/a3": ["a3"],
         "d/none*": [],
+        "none/*": [],
+        "way/a[[]*": ["a[0].txt"],
+        "--parents way/dee*/a*": ["way/deep/a2"],
         "--parents d/**/a?": ["d/a1", "d/deep/a2", "d/deep/er/a3"],
         "--parents d/./dee*": ["deep/a2", "deep/er/a3"],
         "--parents d/deep/er": ["d/deep/er/a3"],
         "--exclude=[!a]1 d/?1": ["*1", "^1", "b1"],
     }
-    dockerfile = "FROM busybox AS maker\nCOPY d /d\nFROM busybox\n"
+    dockerfile = "FROM busybox AS maker\nCOPY d /d\nRUN ln -s d /way\nFROM busybox\n"
     for number, words in enumerate(meanings):
         dockerfile += f"COPY {words} /context/{number}/\nCOPY --from=maker {words} /stage/{number}/\n"
-    image = await shop.build(dockerfile, dict.fromkeys(names, "1"))
+    folder = shop.folder(dict.fromkeys(names, "1"))
+    (folder / "way").symlink_to("d")
+    image = await shop.builds.build(shop.source(dockerfile, folder), Preparation())
     for number, (words, expected) in enumerate(meanings.items()):
         for place in ("context", "stage"):
             said = await shop.say(image, f"cd /{place}/{number} 2>/dev/null && find . -type f | sort")
