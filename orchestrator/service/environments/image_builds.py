@@ -241,7 +241,7 @@ class ImageBuilds:
             store=self.store,
             provider=self._provider,
             failed=self._failed,
-            deadline=anyio.current_time() + source.timeout,
+            seconds_left=source.timeout,
             preparation=preparation,
             lease=lease,
         )
@@ -337,16 +337,16 @@ def _base_image(image: Unpacked) -> BaseImage:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Build:
-    """One build: what it has so far, in `stages` by their numbers."""
+    """One build: what it has so far, in `stages` by their numbers, and the seconds that its commands may still take."""
 
     source: BuildSource
     images: Mapping[str, Unpacked]
     store: ImageStore
     provider: Provider
     failed: dict[str, tuple[float, str]]
-    deadline: float
+    seconds_left: float
     preparation: Preparation
     lease: Lease
     stages: dict[int, tuple[Path, ...]] = field(default_factory=dict)
@@ -449,7 +449,7 @@ class _Build:
                 texts = [replace(each, name=posixpath.basename(each.name)) for each in step.files]
                 await self._write(running, step, order, await self._packed(folder, (), texts))
             command = Command(argv=step.argv, cwd=step.cwd)
-            printed = await run(running, command, timeout=max(0.0, self._left()), keep=_KEPT_BYTES)
+            printed = await self._within_limit(running, command, keep=_KEPT_BYTES)
             finished = settings.masked(printed)
             if finished.status != 0:
                 raise self._failure(step, finished, self._why(finished))
@@ -463,8 +463,13 @@ class _Build:
         has_own = Capability.PUBLIC in self.provider.capabilities and not settings.is_on_this_machine
         return BoxNetwork.NEIGHBOURS if has_own else BoxNetwork.HOST
 
-    def _left(self) -> float:
-        return self.deadline - anyio.current_time()
+    async def _within_limit(self, box: Box, command: Command, **options: Any) -> Finished:
+        """Run a command in the time that is left; what a build waits for takes none of it. Raises BoxDied."""
+        began = anyio.current_time()
+        try:
+            return await run(box, command, timeout=max(0.0, self.seconds_left), **options)
+        finally:
+            self.seconds_left -= anyio.current_time() - began
 
     def _why(self, finished: Finished) -> str:
         how = f"ended with status {finished.status}"
@@ -562,12 +567,12 @@ class _Build:
         self, box: Box, step: BuildStep, order: Mapping[str, Any], archive: IO[bytes] | ReadChunk
     ) -> Finished:
         """Have an archive put in place. Raises BuildFailed and BoxDied."""
-        command, limit = replace(_program(order), stdin=True), max(0.0, self._left())
+        command = replace(_program(order), stdin=True)
         if callable(archive):
-            finished = await run(box, command, timeout=limit, stdin=archive)
+            finished = await self._within_limit(box, command, stdin=archive)
         else:
             with archive:
-                finished = await run(box, command, timeout=limit, stdin=partial(run_sync, archive.read))
+                finished = await self._within_limit(box, command, stdin=partial(run_sync, archive.read))
         if finished.status != 0:
             raise self._failure(step, finished, finished.output.strip() or self._why(finished))
         return finished
@@ -576,7 +581,7 @@ class _Build:
         """Take an ADD of an address, which the box fetches itself. Raises BuildFailed and BoxDied."""
         order = {**_order(step), "mode": step.mode or "600", "url": step.url, "checksum": step.checksum}
         command = replace(_program(order), environment=settings.variables)
-        finished = settings.masked(await run(box, command, timeout=max(0.0, self._left())))
+        finished = settings.masked(await self._within_limit(box, command))
         if finished.status != 0:
             raise BuildFailed(f"{self.name(step)}: {finished.output.strip() or self._why(finished)}")
 

@@ -520,6 +520,16 @@ async def test_who_waits_for_a_step_does_not_share_the_time_limit_of_who_takes_i
     assert await shop.say(image, "cat /done") == f"{marker}\n"
 
 
+async def test_waiting_for_a_step_that_another_build_takes_is_no_part_of_the_time_limit(shop: Workshop) -> None:
+    marker = token_hex(8)
+    dockerfile = f"FROM busybox\nRUN sleep 5; echo {marker} >/done\n"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(shop.build, dockerfile)
+        await until(lambda: carrying(marker), "the command did not begin")
+        image = await shop.build(f"{dockerfile}RUN cp /done /twice\n", timeout=4)
+    assert await shop.say(image, "cat /twice") == f"{marker}\n"
+
+
 async def test_a_step_that_a_full_disk_has_failed_is_tried_again(shop: Workshop) -> None:
     said = "cat /proc/sys/kernel/random/uuid; echo 'cannot write: No space left on device' >&2; exit 1"
     dockerfile = f"FROM busybox\nRUN {said} # {token_hex(4)}\n"
