@@ -91,7 +91,11 @@ class Writer:
                 self.put_source(entry, source)
             else:
                 self.put(posixpath.join(self.target, entry.name), entry, source, self.mode)
-        for place, when in self.folder_times.items():  # what was put into them has changed these
+        self.set_folder_times()
+
+    def set_folder_times(self) -> None:
+        """Set the times of folders, at the end: what is put into them changes these."""
+        for place, when in self.folder_times.items():
             set_time(place, when)
 
     def clear(self, *, is_folder: bool, owner: str, mode: str) -> None:
@@ -141,6 +145,7 @@ class Writer:
                 entry.mtime = mktime_tz(parsedate_tz(answer.headers["Last-Modified"]))
             copy.seek(0)
             self.put_source(entry, copy)
+        self.set_folder_times()
 
     def put_source(self, entry: tarfile.TarInfo, source: IO[bytes]) -> None:
         is_target = not self.target.endswith("/") and not os.path.isdir(self.target)

@@ -652,6 +652,18 @@ def test_what_was_fetched_has_its_checksum_name_mode_and_time(
         assert (found.read_bytes(), oct(status.st_mode), status.st_mtime) == (b"fetched", "0o100600", 1_500_000_000)
 
 
+def test_an_archive_that_was_fetched_is_unpacked_with_its_times(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/a.tar").write_bytes(tar((FOLDER, "d", ""), (FILE, "d/f", b"f")))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path / "served"))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        order = {"url": url, "checksum": "", "target": f"{tmp_path}/new", "is_unpacking": True}
+        subprocess.run([sys.executable, "-I", layer_writer.__file__, json.dumps(order)], check=True)
+        server.shutdown()
+    assert {(tmp_path / "new" / each).stat().st_mtime for each in ("d", "d/f")} == {1_500_000_000}
+
+
 async def test_links_and_archives_of_strangers_lead_to_nothing_but_the_box(shop: Workshop, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")
