@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox import agent_connection
+from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -19,6 +20,7 @@ from orchestrator.service.sandbox.provider import (
     BoxStartFailed,
     Capability,
     Command,
+    Limit,
     Process,
     Provider,
     Resources,
@@ -35,6 +37,8 @@ pytestmark = pytest.mark.anyio
 #: Leaves a process behind in a session of its own, twice forked.
 DAEMON = "(setsid sleep 1000 >/dev/null 2>&1 &);"
 
+PROCESSORS = anyio.Path("/sys/devices/system/cpu/online")
+
 
 def needs(bench: "Bench", capability: Capability) -> None:
     if capability not in bench.provider.capabilities:
@@ -44,6 +48,11 @@ def needs(bench: "Bench", capability: Capability) -> None:
 def needs_the_machines_system(bench: "Bench") -> None:
     if bench.image is not None:
         pytest.skip("the system of an image is the box's own")
+
+
+def needs_an_image(bench: "Bench") -> None:
+    if bench.image is None:
+        pytest.skip("boxes of images only")
 
 
 async def read_all(stream: object) -> bytes:
@@ -445,6 +454,30 @@ async def test_a_bind_is_seen_at_its_target(bench: "Bench") -> None:
     box = await bench.boot(binds=(bind,))
     done = await bench.run(box, f"cat {box.path('/opt/tools/data')}")
     assert done.output == "tooled"
+
+
+async def test_nothing_in_the_sys_of_an_image_can_be_written_or_tells_of_the_firmware(bench: "Bench") -> None:
+    needs_an_image(bench)
+    box = await bench.boot()
+    walk = "found = [os.path.join(at, each) for at, _, names in os.walk('/sys') for each in (*names, '.')]"
+    script = f"import os; {walk}; print(len(found) > 1000, [each for each in found if os.access(each, os.W_OK)])"
+    done = await run(box, Command(argv=("python3", "-c", script)), timeout=60)
+    assert done.output == "True []\n"
+    assert (await bench.run(box, "ls -A /sys/firmware")).output == ""
+    for script in ("echo 100 >/sys/class/net/lo/mtu", "mkdir /sys/fs/cgroup/x", "mv /sys /y", "umount /sys"):
+        assert (await bench.run(box, script)).status != 0, script
+
+
+async def test_the_sys_of_an_image_shows_this_machines_processors_and_the_boxs_own_network_and_limits(
+    bench: "Bench",
+) -> None:
+    needs_an_image(bench)
+    box = await bench.boot(resources=Resources(memory=300 << 20))
+    processors = await PROCESSORS.read_text()
+    assert (await bench.run(box, f"cat {PROCESSORS}; ls /sys/class/net")).output == f"{processors}lo\n"
+    limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max"
+    if Limit.MEMORY in box.enforced:
+        assert (await bench.run(box, f"{limit} 2>/dev/null")).output == f"{300 << 20}\n"
 
 
 async def test_starting_and_cancelling_leaves_nothing(bench: "Bench") -> None:

@@ -36,6 +36,7 @@ from orchestrator.service.sandbox.bwrap.image_files import (
     restore_ids,
 )
 from orchestrator.service.sandbox.bwrap.overlay import flush, open_overlay
+from orchestrator.service.sandbox.bwrap.sysfs import mount_sys
 from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
@@ -224,6 +225,11 @@ class ImageBox(BwrapBox):
         command = image_agent_command(control, limits)
         calls = seccomp_filter(has_one_user=self.has_one_user)
         return BwrapStart(arguments=arguments, command=command, fds=(namespace,), user=self.folder.owner, calls=calls)
+
+    async def on_ready(self) -> None:
+        await super().on_ready()
+        assert self._root is not None
+        await anyio.to_thread.run_sync(mount_sys, self._root.pid, self.cgroup.folders)
 
     async def save(self, target: Path) -> None:
         def copy() -> None:

@@ -32,7 +32,7 @@ REMEDY: Final = "take a volume or a tmpfs"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(number: int, *arguments: int | bytes | None) -> int:
+def system_call(number: int, *arguments: int | bytes | None) -> int:
     """Make a system call. Raises OSError."""
     given = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     result: int = _LIBC.syscall(ctypes.c_long(number), *given)
@@ -58,7 +58,7 @@ def open_overlay(layers: Sequence[Path], own: Path, namespace: int | None) -> in
         opened.callback(os.close, written)
 
         # Paths by open folders need no escapes, and the box's table of mounts shows none of the host.
-        fs = _call(FSOPEN, b"overlay", FSOPEN_CLOEXEC)
+        fs = system_call(FSOPEN, b"overlay", FSOPEN_CLOEXEC)
         opened.callback(os.close, fs)
         options = [("lowerdir+", f"/proc/self/fd/{views[layer.parent]}/{layer.name}") for layer in reversed(layers)]
         options += [
@@ -66,13 +66,13 @@ def open_overlay(layers: Sequence[Path], own: Path, namespace: int | None) -> in
         ]
         try:
             for key, value in (("source", "devbox"), *options):
-                _call(FSCONFIG, fs, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+                system_call(FSCONFIG, fs, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
             for flag in (b"userxattr", b"volatile"):
-                _call(FSCONFIG, fs, FSCONFIG_SET_FLAG, flag, None, 0)
-            _call(FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0)
+                system_call(FSCONFIG, fs, FSCONFIG_SET_FLAG, flag, None, 0)
+            system_call(FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0)
         except OSError as error:
             raise OSError(error.errno, nested(own) or f"{error.strerror} ({_words(fs)})") from None
-        return _call(FSMOUNT, fs, FSMOUNT_CLOEXEC, 0)
+        return system_call(FSMOUNT, fs, FSMOUNT_CLOEXEC, 0)
 
 
 def file_system(folder: Path) -> str:
@@ -103,7 +103,7 @@ def flush(folder: Path) -> None:
 
 def attach(mount: int, place: str) -> None:
     """Attach a mount to the calling thread's folder `place`. Raises OSError."""
-    _call(MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(place), MOVE_MOUNT_F_EMPTY_PATH)
+    system_call(MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(place), MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def open_inside(root: int, path: str) -> int:
@@ -112,17 +112,17 @@ def open_inside(root: int, path: str) -> int:
     Raises OSError.
     """
     how = struct.pack("=QQQ", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    return _call(OPENAT2, root, os.fsencode(path), how, len(how))
+    return system_call(OPENAT2, root, os.fsencode(path), how, len(how))
 
 
 def _view(folder: Path, namespace: int | None) -> int:
     """Return a read-only view of a folder with the ids of a user namespace. Raises OSError."""
     if namespace is None:
         return os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    tree = _call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE)
+    tree = system_call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE)
     try:
         attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0, 0, namespace)
-        _call(MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes))
+        system_call(MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes))
     except OSError as error:
         os.close(tree)
         need = "layers with the ids of a box need Linux 5.19 and a file system that has idmapped mounts"
