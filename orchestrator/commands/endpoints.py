@@ -23,7 +23,7 @@ from orchestrator.commands.fetched import fetch
 from orchestrator.common import logging_setup
 from orchestrator.core.config import RegistryConfig, SweepConfig
 from orchestrator.core.errors import Unauthorized, UsageError, WorldError
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind
 from orchestrator.core.records import Benchmark
 from orchestrator.endpoint.embedded_service import Service
 from orchestrator.endpoint.protocols import Definitions
@@ -49,6 +49,7 @@ class Where:
     isolation: Isolation
     runs: Path
     lock: LockKind = "file"
+    disk_limit: DiskLimit = DiskLimit.WATCHED
     #: Devboxes of the embedded service may have this machine's network.
     lends_network: bool = False
     images: RegistryConfig = NO_IMAGES
@@ -64,6 +65,7 @@ def where(
     runs: Path,
     lock: LockKind = "file",
     lends_network: bool = False,
+    disk_limit: DiskLimit = DiskLimit.WATCHED,
     images: RegistryConfig = NO_IMAGES,
     origin: Mapping[str, Any] | None = None,
 ) -> tuple[Where, str]:
@@ -73,7 +75,14 @@ def where(
     Raises UsageError, also for a folder without a benchmark, with several, and with a broken one.
     """
     make = partial(
-        Where, isolation=isolation, runs=runs, lock=lock, lends_network=lends_network, images=images, origin=origin
+        Where,
+        isolation=isolation,
+        runs=runs,
+        lock=lock,
+        lends_network=lends_network,
+        disk_limit=disk_limit,
+        images=images,
+        origin=origin,
     )
     path = Path(benchmark)
     is_path = path.is_dir() or benchmark.startswith((".", "/", "~"))
@@ -125,6 +134,7 @@ async def where_of(config: SweepConfig, runs: Path, tell: Callable[[str], None] 
         runs=runs,
         lock=config.lock,
         lends_network=config.network == "host",
+        disk_limit=config.disk_limit,
         images=config,
         origin=origin,
     )
@@ -155,6 +165,7 @@ async def open_endpoint(
                     hidden=hidden,
                     lock=place.lock,
                     lends_network=place.lends_network,
+                    disk_limit=place.disk_limit,
                     images=place.images,
                 )
             )

@@ -13,7 +13,7 @@ from orchestrator.common.address import Address
 from orchestrator.common.locks import RISK
 from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation, LockKind, Mirror
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
 from orchestrator.service.assembly import Seams
 from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.service.server import serve
@@ -45,6 +45,7 @@ async def run(
     lock: LockKind,
     images: RegistryConfig,
     lends_network: bool,
+    disk_limit: DiskLimit,
     is_quiet: bool,
 ) -> None:
     """Serve until a signal, or until no client has asked for `linger` seconds. Raises UsageError."""
@@ -80,6 +81,7 @@ async def run(
                 image_budget=images.image_cache,
                 rebuild=images.rebuild,
                 lends_network=lends_network,
+                disk_limit=disk_limit,
                 task_status=task_status,
             )
 

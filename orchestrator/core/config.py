@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from orchestrator.core.errors import UsageError
-from orchestrator.core.protocol import Isolation, LockKind, Mirror
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
 from orchestrator.core.toml_lines import line_of
 
 MAX_KEEP_ALIVE_S: Final = 48 * 3600
@@ -306,7 +306,21 @@ class NamesConfig(Settings):
     ] = ()
 
 
-class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig):
+class DevboxConfig(Settings):
+    """The settings of the devboxes that this machine runs."""
+
+    #: A disk of its own for each devbox is a loop device, which only root has.
+    disk_limit: Annotated[
+        DiskLimit,
+        Option(
+            "Where",
+            f"What becomes of a devbox at the limit of its disk: {', or '.join(each.meaning for each in DiskLimit)}.",
+            is_fixed=True,
+        ),
+    ] = DiskLimit.WATCHED
+
+
+class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig, DevboxConfig):
     """The settings of one sweep."""
 
     benchmark: str

@@ -65,6 +65,20 @@ class Isolation(StrEnum):
         return cls.NONE if value == "process" else None
 
 
+class DiskLimit(StrEnum):
+    """What a devbox meets at the limit of its disk; `meaning` is for people."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> Self:
+        limit = str.__new__(cls, word)
+        limit._value_, limit.meaning = word, meaning
+        return limit
+
+    WATCHED = "watched", "it is ended"
+    HARD = "hard", "its disk is full (needs root)"
+
+
 class ScoringMode(StrEnum):
     """The place where scorers run."""
 

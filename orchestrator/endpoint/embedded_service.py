@@ -30,7 +30,7 @@ from orchestrator.common.address import ADDRESS, Address, proof
 from orchestrator.common.locks import holder
 from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import Unavailable, UsageError
-from orchestrator.core.protocol import Isolation, LockKind
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind
 
 SERVICES: Final = ".service"
 LOG: Final = "service.log"
@@ -161,6 +161,7 @@ class Service:
         hidden: Collection[str] = (),
         lock: LockKind = "file",
         lends_network: bool = False,
+        disk_limit: DiskLimit = DiskLimit.WATCHED,
         images: RegistryConfig | None = None,
     ) -> AsyncIterator[Self]:
         """Find or start the service; keep it running; afterwards ask it to end if nothing is in flight in it.
@@ -171,10 +172,12 @@ class Service:
         started again.
         """
         rebuild = images is not None and images.rebuild
-        state = state_folder(runs, benchmarks, isolation, lends_network=lends_network, rebuild=rebuild)
+        state = state_folder(
+            runs, benchmarks, isolation, lends_network=lends_network, rebuild=rebuild, disk_limit=disk_limit
+        )
         service = None
         async with loopback_client() as http:
-            command = _command(state, benchmarks, isolation, lock, lends_network=lends_network)
+            command = _command(state, benchmarks, isolation, lock, lends_network=lends_network, disk_limit=disk_limit)
             for mirror in images.registry_mirror if images else ():
                 command += ["--registry-mirror", mirror]
             if images and images.image_cache:
@@ -244,16 +247,24 @@ def state_folder(
     *,
     lends_network: bool = False,
     rebuild: bool = False,
+    disk_limit: DiskLimit = DiskLimit.WATCHED,
 ) -> Path:
     mode = [*([_REBUILDING] if rebuild else []), *([_LENDING] if lends_network else []), isolation]
+    mode += [disk_limit] if disk_limit is DiskLimit.HARD else []
     what = "\n".join([*mode, *(str(folder.resolve()) for folder in benchmarks)])
     return runs.resolve() / SERVICES / sha256(what.encode()).hexdigest()[:12]
 
 
 def _command(
-    state: Path, benchmarks: Sequence[Path], isolation: Isolation, lock: LockKind, *, lends_network: bool
+    state: Path,
+    benchmarks: Sequence[Path],
+    isolation: Isolation,
+    lock: LockKind,
+    *,
+    lends_network: bool,
+    disk_limit: DiskLimit,
 ) -> list[str]:
-    command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation]
+    command = [*sweep_command(), "serve", "--state", str(state), "--isolation", isolation, "--disk-limit", disk_limit]
     command += ["--port", "0", "--linger", str(LINGER_S), "--lock", lock, "--quiet"]
     if lends_network:
         command += ["--network", _LENDING]

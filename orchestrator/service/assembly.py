@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from orchestrator.core.protocol import Isolation, LockKind, Mirror
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.devboxes.blueprints import Blueprints
@@ -195,6 +195,7 @@ class Service:
         isolation: Isolation,
         token: str,
         lends_network: bool = False,
+        disk_limit: DiskLimit = DiskLimit.WATCHED,
         seams: Seams = SOUND,
         secret_names: Sequence[str] = (),
         lock: LockKind = "file",
@@ -218,7 +219,11 @@ class Service:
         async with (
             Store.open(state / "service.sqlite", lock) as store,
             open_provider(
-                isolation, state / "devboxes", hidden=(state, *benchmarks), lends_network=lends_network
+                isolation,
+                state / "devboxes",
+                hidden=(state, *benchmarks),
+                lends_network=lends_network,
+                disk_limit=disk_limit,
             ) as provider,
         ):
             parts = _Parts(store, provider, state, benchmarks, seams, given, mirrors, image_budget, rebuild=rebuild)

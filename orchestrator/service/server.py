@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.common.address import Address
 from orchestrator.core.errors import UsageError, leaf
-from orchestrator.core.protocol import Isolation, LockKind, Mirror
+from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
 from orchestrator.service.assembly import SOUND, Seams, Service
 from orchestrator.service.http.gate import BoundedHeads, BrowserGate, HostNames, Strangers, is_loopback
 from orchestrator.service.state_folder import Home, forget_address, hold_lock, publish
@@ -61,6 +61,7 @@ async def serve(
     image_budget: int | None = None,
     rebuild: bool = False,
     lends_network: bool = False,
+    disk_limit: DiskLimit = DiskLimit.WATCHED,
     task_status: TaskStatus[Address] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT, until a client stops it, or until nobody has used it for `linger` seconds.
@@ -95,6 +96,7 @@ async def serve(
                         image_budget=image_budget,
                         rebuild=rebuild,
                         lends_network=lends_network,
+                        disk_limit=disk_limit,
                     ) as service,
                 ):
                     names = HostNames(host=host, others=frozenset(map(str.lower, allowed_hosts)))

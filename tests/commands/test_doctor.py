@@ -21,7 +21,15 @@ from tests.service.images.registry_server import FakeRegistry, served
 pytestmark = pytest.mark.root
 CHECKS = (
     *("bubblewrap", "sandboxes", "limits", "internet", "users of images", "layers of images", "layers of devboxes"),
-    *("programs for images", "git", "room for images", "room for runs", "container engines", "open files"),
+    *(
+        "programs for images",
+        "disks of devboxes",
+        "git",
+        "room for images",
+        "room for runs",
+        "container engines",
+        "open files",
+    ),
 )
 Found = Mapping[str, Mapping[str, Any]]
 
@@ -51,6 +59,7 @@ def test_a_machine_of_roots_has_devboxes_and_nothing_stays(machine: Machine) -> 
     assert tuple(found) == CHECKS
     assert {each["state"] for each in found.values()} <= set(State)
     assert [found[check]["state"] for check in ("sandboxes", "users of images", "layers of devboxes")] == ["ok"] * 3
+    assert found["disks of devboxes"]["state"] == "ok"
     assert list(machine.place.iterdir()) == []
     assert str(machine.place) not in Path("/proc/self/mountinfo").read_text()
 
@@ -98,6 +107,8 @@ def test_an_ordinary_user_learns_which_users_his_images_have(*, is_lent_ids: boo
         found = {each["check"]: each for each in map(orjson.loads, ended.stdout.splitlines())}
         assert list(user.home.iterdir()) == []
     assert [found[check]["state"] for check in ("sandboxes", "layers of images", "layers of devboxes")] == ["ok"] * 3
+    assert found["disks of devboxes"]["state"] == "limited"
+    assert "start as root" in found["disks of devboxes"]["fix"]
     users = found["users of images"]
     if is_lent_ids:
         assert (users["state"], users["found"]) == ("ok", "one range of 65,536 ids")

@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from orchestrator.core.protocol import DiskLimit
 from orchestrator.service.sandbox.agent_connection import AgentConnection, AgentProcess
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import BoxFolder
@@ -95,6 +96,11 @@ class AgentBox(ABC):
     @property
     def enforced(self) -> frozenset[Limit]:
         return self.cgroup.enforced | {Limit.DISK}
+
+    @property
+    def has_own_disk(self) -> bool:
+        """Tells whether it finds its disk full at its limit, instead of being ended."""
+        return False
 
     @property
     def has_one_user(self) -> bool:
@@ -186,7 +192,8 @@ class AgentBox(ABC):
         if self._booting.cancelled_caught or self._why is not None:
             await self.stop()
             raise BoxStartFailed(f"devbox {self.id}: {self._why} while it booted")
-        self._watch.add(self._watched())
+        if not self.has_own_disk:
+            self._watch.add(self._watched())
 
     def _watched(self) -> WatchedBox:
         owner = os.geteuid() if self.folder.owner is None else self.folder.owner
@@ -252,7 +259,7 @@ class AgentBox(ABC):
         if without:
             raise NotImplementedError(f"devbox {self.id} is of no image: nothing is as in that")
         await self.retire()
-        await anyio.to_thread.run_sync(self.folder.files.rename, target)
+        await anyio.to_thread.run_sync(self.folder.hand_over, target)
 
     async def freeze(self) -> None:
         def others() -> Iterable[int]:
@@ -394,6 +401,7 @@ class BaseProvider(ABC, Generic[S]):
     """A provider whose boxes live below `state`, a folder that one service owns; `S` is what the boxes share."""
 
     name: ClassVar[str]
+    disk_limit: DiskLimit = DiskLimit.WATCHED
     capabilities: frozenset[Capability]
     #: Why its boxes lack a network of their own with the internet, though they have walls; "" if they do not lack it.
     no_public: str = ""

@@ -5,6 +5,7 @@ that only the box's user can enter. Each mount is a folder and never a link: wit
 choose a place of the host for the box to own. Blocking; call from a worker thread.
 """
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed
-from orchestrator.service.sandbox.safe_fs import Copier, remove
+from orchestrator.service.sandbox.safe_fs import Copier, clone, remove
 
 OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
 ARTIFACTS, VERIFIER = "/logs/artifacts", "/logs/verifier"
@@ -26,7 +27,10 @@ SYSTEM = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxFolder:
-    """The folder `base` of one box; `owner` is the host's user that the box runs as, None for our own."""
+    """The folder `base` of one box, maybe a disk of its own.
+
+    `owner` is the host's user that the box runs as, None for our own.
+    """
 
     base: Path
     owner: int | None = None
@@ -39,7 +43,8 @@ class BoxFolder:
         """Make the box's own folders and copy its prepared root in. Raises BoxStartFailed."""
         refuse_system(spec)
         try:
-            self.base.mkdir(mode=0o700, parents=True)
+            self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.base.chmod(0o700)
             self.files.mkdir()
             self.files.chmod(0o755)
             for path in (*OWN, *LOGS, spec.working_directory):
@@ -58,6 +63,15 @@ class BoxFolder:
         """Copy the box's own folders, or only the path `only` of them, into the empty `target`. Raises OSError."""
         binds = frozenset(bind.target.strip("/") for bind in spec.binds)
         Copier(skip=binds, only=only.strip("/")).copy(self.files, target)
+
+    def hand_over(self, target: Path) -> None:
+        """Move the files to a place that is not there yet, in another file system too. Raises OSError."""
+        try:
+            self.files.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            clone(self.files, target)
 
     def remove(self) -> None:
         remove(self.base)

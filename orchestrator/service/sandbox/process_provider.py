@@ -15,7 +15,8 @@ from typing import IO
 
 import anyio.to_thread
 
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.errors import SandboxUnavailable
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.base_provider import AGENT, AgentBox, BaseProvider
 from orchestrator.service.sandbox.disk import DiskWatch
 from orchestrator.service.sandbox.folders import BoxFolder
@@ -107,6 +108,12 @@ class ProcessProvider(BaseProvider[Cgroups]):
     )
 
     async def open_shared(self) -> Cgroups:
+        """Raises SandboxUnavailable."""
+        if self.disk_limit is DiskLimit.HARD:
+            raise SandboxUnavailable(
+                f"--disk-limit {DiskLimit.HARD} is for sandboxes: leave out it or --isolation none"
+            )
+
         def furnish() -> None:
             self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove(self.state / "boxes")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.base_provider import BaseProvider
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
@@ -30,7 +30,12 @@ PROVIDERS: Final[Mapping[Isolation, MakeProvider]] = {
 
 @asynccontextmanager
 async def open_provider(
-    isolation: Isolation, state: Path, hidden: Sequence[Path], *, lends_network: bool = False
+    isolation: Isolation,
+    state: Path,
+    hidden: Sequence[Path],
+    *,
+    lends_network: bool = False,
+    disk_limit: DiskLimit = DiskLimit.WATCHED,
 ) -> AsyncIterator[BaseProvider[Any]]:
     """Open a provider that can boot devboxes, and stop every box on leaving.
 
@@ -40,6 +45,7 @@ async def open_provider(
     written.
     """
     provider = PROVIDERS[isolation](state, hidden)
+    provider.disk_limit = disk_limit
     try:
         with needing(state):
             await provider.prepare()

@@ -9,7 +9,7 @@ import os
 import subprocess
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Network
 from typing import IO, TYPE_CHECKING, Final
@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from orchestrator.service.sandbox.base_provider import AgentBox
 from orchestrator.service.sandbox.bwrap.bwrap_args import Mount, agent_command, box_arguments, seccomp_filter, veils
+from orchestrator.service.sandbox.bwrap.disks import RESERVE, Disks
 from orchestrator.service.sandbox.bwrap.host import BwrapHost, in_memory
 from orchestrator.service.sandbox.bwrap.shared_files import USER
 from orchestrator.service.sandbox.closure import IN_BOX
@@ -36,6 +37,7 @@ from orchestrator.service.sandbox.provider import (
     Limit,
     RemainingProcesses,
 )
+from orchestrator.service.sandbox.safe_fs import remove
 
 if TYPE_CHECKING:
     from orchestrator.service.sandbox.bwrap.public_network import Link
@@ -80,6 +82,7 @@ class BwrapBox(AgentBox):
         self._root: Pidfd | None = None
         self._link: Link | None = None
         self._admitted: list[Bind] = []
+        self._disk: str | None = None
 
     @abstractmethod
     def how_to_start(self, control: int, limits: str) -> BwrapStart:
@@ -93,12 +96,39 @@ class BwrapBox(AgentBox):
     def enforced(self) -> frozenset[Limit]:
         return super().enforced | {Limit.PROCESSES}
 
+    @property
+    def has_own_disk(self) -> bool:
+        return self._disk is not None
+
     async def is_whole(self) -> bool:
         return await anyio.to_thread.run_sync(self.folder.is_whole)
 
     def prepare(self) -> None:
+        if self._host.disks is not None and self._beside is None and self.spec.layer is None:
+            self._mount_disk(self._host.disks)
         super().prepare()
         self.cgroup = self._host.cgroups.create(self.id, self.spec.resources)
+
+    def _mount_disk(self, disks: Disks) -> None:
+        """Raises OSError."""
+        place, mount = f"{self._host.paths.boxes}/{self.id}", disks.open(self.id, self.spec.resources.disk)
+        try:
+            self._disk = self._host.spawner.run_blocking(partial(self._host.spawner.attach, mount, place))
+        finally:
+            os.close(mount)
+        self.folder = replace(
+            self.folder, base=self._host.spawner.run_blocking(partial(self._host.spawner.outside, place))
+        )
+
+    async def unmount(self) -> None:
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            await self._host.spawner.run(partial(self._host.spawner.detach, disk))
+
+    async def retire(self) -> None:
+        await super().retire()
+        if self.has_own_disk:
+            await anyio.to_thread.run_sync(remove, self.folder.base / RESERVE)
 
     async def launch(self, control: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         if self.spec.network in _UNREACHABLE and self._host.public is None:

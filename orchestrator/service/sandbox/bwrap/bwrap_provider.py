@@ -33,7 +33,7 @@ class BwrapProvider(BaseProvider[BwrapHost]):
 
     async def open_shared(self) -> BwrapHost:
         """Raises SandboxUnavailable."""
-        host = await BwrapHost.prepare(self.state, hidden=self._hidden)
+        host = await BwrapHost.prepare(self.state, hidden=self._hidden, disk_limit=self.disk_limit)
         try:
             self.no_public = await self._try_public(host)
         except BaseException:

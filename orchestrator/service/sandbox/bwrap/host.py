@@ -1,6 +1,7 @@
 """This machine as a host of sandboxes: everything that the boxes of one service share, and why it may refuse them.
 
-Its secret: the state folder's layout (`shared/` for what every box reads, `boxes/` for what each one writes), and that
+Its secret: the state folder's layout (`shared/` for what every box reads, `boxes/` for what each one writes, `disks/`
+for disks of their own), and that
 everything a sandbox opens is named by the spawner's private mounts, never by the host's path.
 
 As root, every box runs as a user of its own from a range in which no account exists. User 1000 of the box is then a
@@ -26,9 +27,10 @@ import anyio.to_thread
 import structlog
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
+from orchestrator.service.sandbox.bwrap.disks import Disks, what_mends
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
 from orchestrator.service.sandbox.bwrap.overlay import NESTED, REMEDY
 from orchestrator.service.sandbox.bwrap.public_network import PublicNetworks
@@ -124,10 +126,13 @@ class BwrapHost:
     guard: Guard
     images: Images
     public: PublicNetworks | None
+    disks: Disks | None = None
     hidden: tuple[Path, ...] = ()
 
     @classmethod
-    async def prepare(cls, state: Path, *, hidden: tuple[Path, ...] = ()) -> "BwrapHost":
+    async def prepare(
+        cls, state: Path, *, hidden: tuple[Path, ...] = (), disk_limit: DiskLimit = DiskLimit.WATCHED
+    ) -> "BwrapHost":
         """Make `state` ready, and remove boxes that an earlier service left there. Raises SandboxUnavailable.
 
         No box sees the content of the folders `hidden`, wherever on the host they are.
@@ -150,6 +155,7 @@ class BwrapHost:
                 guard=guard,
                 images=Images(state / "shared", _ranges(), Closures(cache_folder()), spawner),
                 public=await PublicNetworks.find(spawner, guard, state / "shared"),
+                disks=Disks(state / "disks") if disk_limit is DiskLimit.HARD else None,
                 hidden=hidden,
             )
             await host.check()
@@ -169,6 +175,14 @@ class BwrapHost:
             self.users.give_back(user)
         if words is not None:
             raise explain(words)
+        if self.disks is not None:
+            try:
+                await self.spawner.run(self.disks.check)
+            except OSError as error:
+                why = f"this machine gives no devbox a disk of its own ({error})"
+                raise SandboxUnavailable(
+                    f"--disk-limit {DiskLimit.HARD}: {why}: {what_mends(error)}, or leave it out"
+                ) from None
 
     def _trial(self, user: int | None) -> str | None:
         arguments = [self.paths.program, *isolation(), *system(), "--ro-bind", self.paths.shared, "/mnt"]
@@ -199,6 +213,7 @@ def _lay_out(state: Path) -> Path:
     shared, boxes = state / "shared", state / "boxes"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     remove(boxes)
+    remove(state / "disks")
     for folder, mode in ((shared, 0o755), (boxes, 0o711)):
         folder.mkdir(exist_ok=True)
         folder.chmod(mode)

@@ -59,7 +59,8 @@ class ImageFolder(BoxFolder):
     def create(self, spec: BoxSpec) -> None:
         """Make the layer. Raises BoxStartFailed."""
         try:
-            self.base.mkdir(mode=0o700, parents=True)
+            self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.base.chmod(0o700)
             for name in ("files", "work"):
                 (self.base / name).mkdir()
                 (self.base / name).chmod(0o755)
@@ -241,13 +242,13 @@ class ImageBox(BwrapBox):
 
     async def keep_layer(self, target: Path, *, without: Sequence[str] = ()) -> None:
         await self.retire()
-        await self.unmount()
+        await self._unmount_root()
 
         def keep() -> None:
             leave_out(self.folder.files, without)
             if self._is_moved:
                 restore_ids(self.folder.files, self.first_id)
-            self.folder.files.rename(target)
+            self.folder.hand_over(target)
             flush(target.parent)
 
         await anyio.to_thread.run_sync(keep)
@@ -256,6 +257,10 @@ class ImageBox(BwrapBox):
         self._host.images.ranges.give_back(self.ids)
 
     async def unmount(self) -> None:
+        await self._unmount_root()
+        await super().unmount()
+
+    async def _unmount_root(self) -> None:
         root, self._own_root = self._own_root, None
         if root is not None:
             await self._host.spawner.run(partial(self._host.spawner.detach, root.mounted))

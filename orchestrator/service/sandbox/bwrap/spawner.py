@@ -106,10 +106,11 @@ class PrivateMounts:
             place = Path(mount.path)
             place.rmdir() if place.is_dir() else place.unlink()
 
-    def attach(self, mount: int) -> str:
-        """Attach a mount that is open to a path of its own, and return that. Raises OSError."""
-        self._count += 1
-        place = f"{MOUNT_ROOT}/{self._count}"
+    def attach(self, mount: int, place: str | None = None) -> str:
+        """Attach a mount that is open to a new folder, `place` or one of its own, and return that. Raises OSError."""
+        if place is None:
+            self._count += 1
+            place = f"{MOUNT_ROOT}/{self._count}"
         os.mkdir(place)  # noqa: PTH102
         try:
             attach(mount, place)
@@ -153,6 +154,10 @@ class Spawner:
         """Run a function in the thread and return its result; shield this where the result must not be lost."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
+    def run_blocking(self, function: Callable[[], T]) -> T:
+        """Run a function in the thread and return its result, for a caller in another thread."""
+        return self._thread.submit(function).result()
+
     def take_private_mounts(self) -> None:
         """Take the private view. Call by `run`, as root. Raises OSError."""
         self._mounts = PrivateMounts()
@@ -165,14 +170,14 @@ class Spawner:
         if self._mounts is not None:
             self._mounts.dismiss(source)
 
-    def attach(self, mount: int) -> str:
+    def attach(self, mount: int, place: str | None = None) -> str:
         """Return the path at which the sandboxes, but no program of the host, find a mount. Call by `run`.
 
-        Raises OSError.
+        It is the new folder `place`, or one of its own. Raises OSError.
         """
         if self._mounts is None:
             raise PermissionError(errno.EPERM, "this machine permits root no mounts: start as an ordinary user")
-        return self._mounts.attach(mount)
+        return self._mounts.attach(mount, place)
 
     def detach(self, place: str) -> None:
         """Take down what `attach` returned. Call by `run`. Raises OSError."""
