@@ -16,6 +16,7 @@ CLAIMS = {
         *("sandbox/test_public_network.py", "service/images/test_owners.py"),
     ),
     "changes": ("service/devboxes/test_image_changes.py",),
+    "snapshots": ("service/test_snapshots.py",),
 }
 
 
