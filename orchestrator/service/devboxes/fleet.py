@@ -35,7 +35,7 @@ from orchestrator.service.devboxes.states import End, failure, failure_reason, s
 from orchestrator.service.devboxes.succession import Succession
 from orchestrator.service.environments.image_builds import BuildFailed
 from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
-from orchestrator.service.environments.package_managers import covers
+from orchestrator.service.environments.package_managers import Settings, covers
 from orchestrator.service.errors import BadRequest, Conflict, NotFound, ServiceError, Unwritable, WaitExpired
 from orchestrator.service.records import Created, DevboxRecord, SnapshotStatus
 from orchestrator.service.sandbox.egress.addresses import Resolver
@@ -46,6 +46,7 @@ from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
     BoxDied,
+    BoxNetwork,
     BoxSpec,
     BoxStartFailed,
     Capability,
@@ -148,6 +149,9 @@ class Fleet:
         self._orders_lock = threading.Lock()
         self._tasks: TaskGroup | None = None
         self._covers: tuple[Bind, ...] = ()
+        self._state = state
+        self._settings_of: dict[BoxNetwork, Settings] = {}
+        self._reading = anyio.Lock()
 
     async def __aenter__(self) -> Self:
         self._ended = await self._rows.end_leftovers()
@@ -272,6 +276,11 @@ class Fleet:
             live.scope.deadline = anyio.current_time() + launch.keep_alive
         network = network_of(prepared, *live.order.policies, self._provider.capabilities)
         given = box_network(network, self._provider.capabilities)
+        covers = self._covers
+        if prepared.image is not None and given is not BoxNetwork.NONE:
+            settings = await self._settings(given)
+            covers = (*covers, *settings.binds)
+            prepared = replace(prepared, environment={**settings.variables, **prepared.environment})
         live.egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
         variables = {} if live.egress is None else live.egress.variables
         spec = BoxSpec(
@@ -283,7 +292,7 @@ class Fleet:
             root=prepared.root,
             image=prepared.image,
             user=prepared.agent_user,
-            binds=(*prepared.binds, *self._covers),
+            binds=(*prepared.binds, *covers),
         )
         box = await self._provider.start(spec)
         boxes = live.boxes = Succession(
@@ -293,7 +302,7 @@ class Fleet:
             prepared=prepared,
             folder=self._evidence / live.id,
             egress=live.egress,
-            covers=self._covers,
+            covers=covers,
             settle_in=partial(boot.settle_in, prepared=prepared, output=self.output),
         )
         if live.egress is not None:
@@ -319,6 +328,14 @@ class Fleet:
             helpers.start_soon(self._suspend_idle, live)
         live.touch()
         return boxes
+
+    async def _settings(self, given: BoxNetwork) -> Settings:
+        """Read this machine's settings of package managers for boxes with a network, once. Raises OSError."""
+        async with self._reading:
+            if given not in self._settings_of:
+                read = partial(Settings.without_logins, has_machines_network=given is BoxNetwork.HOST)
+                self._settings_of[given] = await anyio.to_thread.run_sync(read, self._state / f"settings-{given}")
+            return self._settings_of[given]
 
     async def _prepared(self, live: _Live, prepare: Prepare | None) -> Prepared:
         """Make what the devbox starts from, with what the request wants installed. Raises InstallFailed."""

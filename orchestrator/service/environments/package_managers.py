@@ -3,7 +3,8 @@
 An install that works for the user in a terminal should work there too. The settings may hold tokens: they are for the
 box that makes a layer, where nothing runs but the agent's own script, and for no other; places to write to are left
 out, for there they are elsewhere. Files are shown as copies, because they are often readable by their owner only,
-who is a stranger in a box. In all other boxes those that lie in /usr are covered. Functions that are not asynchronous
+who is a stranger in a box. In all other boxes those that lie in /usr are covered. Boxes of images in which agents' code
+runs have no login, and of the settings indexes and certificates alone. Functions that are not asynchronous
 block; call them from a worker thread.
 
 npm and pip write where a package came from, and some write the login with it; every agent could read them. So tokens
@@ -11,25 +12,34 @@ are overwritten in what an install made.
 """
 
 import base64
+import configparser
 import mmap
 import os
 import re
 import shutil
+import socket
 import stat
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
+from orchestrator.service.sandbox.closure import SETTINGS
 from orchestrator.service.sandbox.commands import Finished, run
+from orchestrator.service.sandbox.egress.addresses import is_public
 from orchestrator.service.sandbox.egress.rules import Rule
 from orchestrator.service.sandbox.folders import OWN
 from orchestrator.service.sandbox.provider import HOME, Bind, Box, Command
+from orchestrator.service.sandbox.safe_fs import remove
 
 #: Where in the box the machine's own settings are, beside those of the user.
 MACHINE: Final = "/run/settings"
@@ -96,6 +106,18 @@ _BYPASSES: Final = frozenset({"no_proxy", "npm_config_noproxy"})
 _OWN_INDEX: Final = re.compile(r"^\s*(?:PIP_)?(?:index[-_]url|no[-_]index)\s*=", re.IGNORECASE | re.MULTILINE)
 #: npm's ways to log in.
 _TOKEN: Final = re.compile(r"(?:_auth|_?authToken|password|token)\s*=\s*[\"']?([^\s\"']+)", re.IGNORECASE)
+#: What any program in a box may know of the settings: indexes, and which certificates are trusted; and with this
+#: machine's network its proxies.
+_OPEN: Final = frozenset(
+    {
+        *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT", "NPM_CONFIG_REGISTRY"),
+        *("UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INSECURE_HOST"),
+        *("NPM_CONFIG_CAFILE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    }
+)
+_OPEN_PROXIES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
+#: Of these, such as name hosts.
+_NAMES: Final = frozenset({"PIP_TRUSTED_HOST", "UV_INSECURE_HOST", "NO_PROXY"})
 #: Characters of a secret at least; shorter words may be anything.
 _SECRET_CHARS: Final = 12
 _ASK_LIMIT_S: Final = 60
@@ -220,6 +242,41 @@ class Settings:
         return replace(own, variables=variables, binds=(*at_home, *binds))
 
     @classmethod
+    def without_logins(cls, folder: Path, *, has_machines_network: bool) -> Self:
+        """Read what agents' code may know in a box of an image that has the internet, or this machine's network.
+
+        An index that takes a login is left out, and so is one that a box does not reach from a network of its own.
+        Certificates are copied into `folder`, which is made anew and shown below our own folder. Raises OSError.
+        """
+        remove(folder)
+        folder.mkdir()
+        folder.chmod(0o755)
+
+        def shown(word: str, name: str) -> str | None:
+            """Return the word as the box has it, None if it has it not."""
+            place = Path(word.removeprefix("file://"))
+            if place.is_absolute():
+                return _copy_certificates(place, folder)
+            if "://" not in word:
+                return word if name in _NAMES else None
+            parts = urlsplit(word)
+            is_open = parts.scheme in {"http", "https"} and parts.hostname and "@" not in parts.netloc
+            return word if is_open and (has_machines_network or _is_on_internet(parts.hostname or "")) else None
+
+        variables = {}
+        wanted = _OPEN | _OPEN_PROXIES if has_machines_network else _OPEN
+        for name, value in {**_written(), **os.environ}.items():
+            if name.upper() in wanted:
+                words = [shown(word, name.upper()) for word in re.split(r"[\s,]+", value)]
+                if kept := ("," if "," in value else " ").join(filter(None, words)):
+                    variables[name] = kept
+        if "SSL_CERT_FILE" in variables:
+            (folder / "apt.conf").write_text(f'Acquire::https::CaInfo "{variables["SSL_CERT_FILE"]}";\n')
+            (folder / "apt.conf").chmod(0o644)
+            variables["APT_CONFIG"] = f"{SETTINGS}/apt.conf"
+        return cls(variables=variables, binds=(Bind(source=folder, target=SETTINGS),) if variables else ())
+
+    @classmethod
     def empty(cls, nothing: Path) -> Self:
         """Make those for a box that runs programs of a scenario; `nothing` becomes an empty file. Raises OSError."""
         return cls(variables=_CACHES, binds=covers(nothing))
@@ -282,6 +339,61 @@ class Settings:
                                 at = data.find(secret, at + len(secret))
                 finally:
                     place.chmod(stat.S_IMODE(mode))
+
+
+def _written() -> Mapping[str, str]:
+    """Return what the files of pip, npm and uv say, as variables that say the same."""
+    found: dict[str, str] = {}
+    for file in filter(_is_readable, (Path(name).expanduser() for name in _FILES)):
+        text = file.read_text(errors="replace")
+        with suppress(configparser.Error, tomllib.TOMLDecodeError):
+            if file.name == "pip.conf":
+                parser = configparser.ConfigParser(strict=False, interpolation=None)
+                parser.read_string(text)
+                sections = [dict(parser[each]) for each in ("global", "install") if each in parser]
+                found |= {_variable("PIP", key): value for each in sections for key, value in each.items()}
+            elif file.name == "uv.toml":
+                said = tomllib.loads(text)
+                found |= {
+                    _variable("UV", key): _words(said[key]) for key in ("index-url", "extra-index-url") if key in said
+                }
+                tables = [each for each in said.get("index", ()) if "url" in each]
+                for name, is_default in (("UV_DEFAULT_INDEX", True), ("UV_INDEX", False)):
+                    found[name] = _words([each["url"] for each in tables if each.get("default", False) == is_default])
+            else:
+                lines = (line.partition("=") for line in _COMMENT.sub("", text).splitlines())
+                found |= {_variable("NPM_CONFIG", key.strip()): value.strip().strip("\"'") for key, _, value in lines}
+    return found
+
+
+def _variable(tool: str, key: str) -> str:
+    return f"{tool}_{key.upper().replace('-', '_')}"
+
+
+def _words(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _copy_certificates(place: Path, folder: Path) -> str | None:
+    """Copy a file of certificates for boxes, and return its path there; None for what is none, or has a key in it."""
+    if (
+        not _is_readable(place)
+        or b"-----BEGIN CERTIFICATE" not in (data := place.read_bytes())
+        or b"PRIVATE KEY" in data
+    ):
+        return None
+    copy = folder / f"{sha256(data).hexdigest()[:12]}.pem"
+    copy.write_bytes(data)
+    copy.chmod(0o644)
+    return f"{SETTINGS}/{copy.name}"
+
+
+def _is_on_internet(host: str) -> bool:
+    """Tell whether a host has a public address."""
+    with suppress(OSError, ValueError):
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+        return any(is_public(ip_address(address[0])) for *_, address in found)
+    return False
 
 
 def covers(nothing: Path) -> tuple[Bind, ...]:

@@ -44,6 +44,10 @@ TOOLS: Final = f"{IN_BOX}/tools/bin"
 LIBRARIES: Final = f"{IN_BOX}/so"
 #: An empty folder in a box, the place of what agents are installed with (`environments.toolchain`).
 TOOLCHAIN: Final = f"{IN_BOX}/toolchain"
+#: Another one, the place of this machine's settings of package managers (`environments.package_managers`).
+SETTINGS: Final = f"{IN_BOX}/settings"
+#: The places in a box that binds have in our own folder.
+PLACES: Final = (TOOLCHAIN, SETTINGS)
 #: What our own steps in a box start: the shells, and programs.
 _TOOLS: Final = (
     *("bash", "sh", "ast-grep", "awk", "base64", "basename", "cat", "chmod", "cmp", "comm", "cp", "cut", "date", "dd"),
@@ -200,7 +204,13 @@ def _digest() -> str:
     for name, file in {**_tools(), **code, "python": interpreter(), "loader": _LOADER_CACHE}.items():
         for path, state in _states([os.fspath(file)]).items():
             digests[name] = _digest_of(path, *state)
-    made_of = [sys.version, os.environ.get("LD_LIBRARY_PATH"), digests, _states(map(os.fspath, _python_files()))]
+    made_of = [
+        PLACES,
+        sys.version,
+        os.environ.get("LD_LIBRARY_PATH"),
+        digests,
+        _states(map(os.fspath, _python_files())),
+    ]
     return sha256(orjson.dumps(made_of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_NAME_CHARS]
 
 
@@ -231,7 +241,8 @@ def _build(tree: Path, parts: Parts) -> None:
     shutil.copy(interpreter(), program)
     for link in (AGENT_PROGRAM, f"{IN_BOX}/bin/python3"):
         (tree / link.removeprefix(f"{IN_BOX}/")).symlink_to(program.name)
-    (tree / TOOLCHAIN.removeprefix(f"{IN_BOX}/")).mkdir()
+    for place in PLACES:
+        (tree / place.removeprefix(f"{IN_BOX}/")).mkdir()
 
     programs, extensions = [program], [modules / _EXTENSIONS / file.name for file in parts.extensions]
     for extension in {*(modules / _EXTENSIONS).glob("*.so")}.difference(extensions):

@@ -1,11 +1,13 @@
 """This machine's settings of npm, pip and uv reach the box that installs, and no other."""
 
+import hashlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from orchestrator.service.environments.package_managers import Settings
+from orchestrator.service.environments.package_managers import _OPEN, _OPEN_PROXIES, Settings
 from orchestrator.service.sandbox.provider import HOME
 
 from .conftest import Machine, Shop, holding, wanted
@@ -157,3 +159,71 @@ async def test_npm_and_pip_install_from_where_this_machine_gets_its_packages(sho
     async with shop.box(prepared) as box:
         assert "moo" in (await shop.said(box, "~/.agent/bin/cowsay moo")).output
         assert "moo" in (await shop.said(box, "~/.agent/python/bin/cowsay -t moo")).output
+
+
+@pytest.fixture
+def bare(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A user's home, and none of the variables that this machine has."""
+    for name in os.environ:
+        if name.upper() in _OPEN | _OPEN_PROXIES:
+            monkeypatch.delenv(name)
+    return machine
+
+
+def of_user(settings: Settings) -> dict[str, str]:
+    """The variables, but for what the machine's own file of pip may say."""
+    said = Path("/etc/pip.conf").exists() and "cert" in Path("/etc/pip.conf").read_text()
+    return {name: value for name, value in settings.variables.items() if name != "PIP_CERT" or not said}
+
+
+def test_agents_code_may_know_indexes_and_certificates_and_no_login(bare: Machine, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "ca.pem", tmp_path / "client.pem"
+    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    key.write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
+    shown_at = f"/.sweep/settings/{hashlib.sha256(certificate.read_bytes()).hexdigest()[:12]}.pem"
+    pip = "https://11.22.33.44/simple https://me:word@11.22.33.45/simple"
+    bare(
+        {
+            ".npmrc": f"registry = https://11.22.33.44/npm\n//11.22.33.44/:_authToken={TOKEN}\ncafile={certificate}\n",
+            ".config/pip/pip.conf": f"[global]\nextra-index-url =\n  {pip}\nclient-proxy = http://x\nproxy = http://x\n",
+            ".config/uv/uv.toml": '[[index]]\nurl = "https://11.22.33.44/uv"\ndefault = true\n',
+        },
+        PIP_INDEX_URL="https://10.1.2.3/simple",
+        UV_PUBLISH_TOKEN=TOKEN,
+        SSL_CERT_FILE=str(certificate),
+        https_proxy="http://10.1.2.3:3128",
+        PIP_FIND_LINKS=str(tmp_path),
+    )
+    settings = Settings.without_logins(tmp_path / "open", has_machines_network=False)
+    assert of_user(settings) == {
+        "NPM_CONFIG_REGISTRY": "https://11.22.33.44/npm",
+        "NPM_CONFIG_CAFILE": shown_at,
+        "PIP_EXTRA_INDEX_URL": "https://11.22.33.44/simple",
+        "UV_DEFAULT_INDEX": "https://11.22.33.44/uv",
+        "SSL_CERT_FILE": shown_at,
+        "APT_CONFIG": "/.sweep/settings/apt.conf",
+    }
+    files = list((tmp_path / "open").iterdir())
+    assert {Path(shown_at).name, "apt.conf"} <= {each.name for each in files}
+    for secret in (TOKEN, "word@", "PRIVATE"):
+        assert secret not in str(settings.variables) + "".join(each.read_text() for each in files)
+
+
+def test_with_this_machines_network_its_neighbours_and_proxies_are_there_too(bare: Machine, tmp_path: Path) -> None:
+    bare(
+        PIP_INDEX_URL="https://10.1.2.3/simple",
+        https_proxy="http://10.1.2.3:3128",
+        HTTP_PROXY="http://me:word@10.1.2.3:3128",
+        no_proxy="localhost,10.1.2.4",
+    )
+    settings = Settings.without_logins(tmp_path / "open", has_machines_network=True)
+    assert of_user(settings) == {
+        "PIP_INDEX_URL": "https://10.1.2.3/simple",
+        "https_proxy": "http://10.1.2.3:3128",
+        "no_proxy": "localhost,10.1.2.4",
+    }
+
+
+def test_where_nothing_is_set_nothing_is_shown(bare: Machine, tmp_path: Path) -> None:
+    bare({".config/pip/pip.conf": "no section\n", ".config/uv/uv.toml": "= broken\n"})
+    assert not of_user(Settings.without_logins(tmp_path / "open", has_machines_network=True))

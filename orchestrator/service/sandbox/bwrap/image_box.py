@@ -37,7 +37,7 @@ from orchestrator.service.sandbox.bwrap.image_files import (
 )
 from orchestrator.service.sandbox.bwrap.overlay import flush, open_overlay
 from orchestrator.service.sandbox.bwrap.sysfs import mount_sys
-from orchestrator.service.sandbox.closure import TOOLCHAIN, TOOLS
+from orchestrator.service.sandbox.closure import PLACES, TOOLS
 from orchestrator.service.sandbox.disk import DiskWatch, WatchedBox
 from orchestrator.service.sandbox.folders import OWN, BoxFolder
 from orchestrator.service.sandbox.own_ids import STATE
@@ -207,7 +207,7 @@ class ImageBox(BwrapBox):
             os.chown(place, self.first_id, self.first_id)
             make(Bind(source=place, target=path))
         make_folder(root, spec.working_directory, self.first_id)
-        binds = [bind for bind in spec.binds if bind.target != TOOLCHAIN]  # its place is in our own folder
+        binds = [bind for bind in spec.binds if bind.target not in PLACES]  # their place is in our own folder
         above = {folder for bind in binds for folder in make(bind)}
         self._anchors = sorted(above)
         self._used = disk_usage(self.folder.files)
@@ -295,7 +295,7 @@ def _refuse(spec: BoxSpec, image: ImageRoot) -> None:
         if not layer.is_dir():
             raise BoxStartFailed(f"devbox {spec.id}: its image lacks the layer {layer}; have the image fetched again")
     prepared = [] if spec.root is None else [f"/{place.name}" for place in sorted(spec.root.iterdir())]
-    bound = [bind.target for bind in spec.binds if bind.target != TOOLCHAIN]
+    bound = [bind.target for bind in spec.binds if bind.target not in PLACES]
     for path in (spec.working_directory, *prepared, *bound):
         parts = PurePosixPath(path).parts
         if parts[:1] != ("/",) or ".." in parts or "\0" in path:
