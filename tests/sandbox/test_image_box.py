@@ -29,9 +29,11 @@ from orchestrator.service.sandbox.provider import (
     BoxStartFailed,
     Command,
     ImageRoot,
+    Limit,
     Resources,
     shell,
 )
+from orchestrator.service.sandbox.safe_fs import remove
 from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap
 from tests.processes import carrying
 from tests.sandbox.conftest import AnyProvider, opened, prepared
@@ -382,6 +384,63 @@ async def test_a_box_leaves_what_it_wrote_as_a_layer_with_the_ids_of_images(
     assert await say(imaged, on_top, shown) == "33 34 6755\n33 34 6755\n0 0 755\nnew\n"
     read = "import os; print(os.getxattr('/l', 'security.capability').hex())"
     assert (await run(on_top, Command(argv=(PROGRAM, "-c", read)), timeout=20)).output.startswith("01000002000400")
+
+
+async def test_users_of_a_box_share_its_limit_of_processes(imaged: "Bench", many_ids: IdMap) -> None:
+    """A limit for each user would let a box of thousands of users take all processes of the machine."""
+    box = await boot(imaged, resources=Resources(processes=60))
+    if Limit.PROCESSES not in box.cgroup.enforced:
+        pytest.skip("this machine has no control group for processes")
+    fork = "while true; do sleep 1000 & done 2>/dev/null"
+    script = f"for user in 1001 1002 1003 1004; do setpriv --reuid $user --clear-groups sh -c '{fork}' & done"
+    process = await box.spawn(shell(f"{script}; sleep 1000", words=box.shell))
+    await anyio.sleep(2)
+    assert 60 < len(list(box.pids())) <= 60 + 40
+    await process.kill()
+    assert await say(imaged, box, "echo alive") == "alive\n"
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+async def test_folders_that_nest_too_deep_are_kept_in_no_layer_and_harm_nobody(
+    imaged: "Bench", *, is_copied: bool
+) -> None:
+    box = await boot(imaged)
+    deep = "import os\nos.chdir('/srv')\nfor n in range(3000): os.mkdir('a'), os.chdir('a')"
+    assert (await run(box, Command(argv=(PROGRAM, "-c", deep)), timeout=20)).status == 0
+    with pytest.raises(OSError, match=r"nest deeper than|File name too long"):
+        await (box.save(imaged.place / "kept") if is_copied else box.keep_layer(imaged.place / "kept"))
+    remove(imaged.place / "kept")
+    await box.stop()
+    assert not box.folder.base.exists()
+
+
+async def test_marks_of_overlays_that_a_program_writes_hide_nothing(imaged: "Bench", image: ImageRoot) -> None:
+    box = await boot(imaged)
+    marks = {f"user.overlay.{name}": b"y" for name in ("opaque", "whiteout", "metacopy")}
+    marks["user.overlay.redirect"] = b"/etc"
+    forge = f"""
+import os, stat
+for place in ("/opt", "/opt/kept", "/var/www"):
+    for name, value in {marks}.items():
+        try:
+            os.setxattr(place, name, value)
+        except OSError:
+            pass  # so it is before Linux 6.7
+for place in ("/opt/gone", "/var/www/page"):
+    try:
+        os.mknod(place, stat.S_IFCHR, 0)
+    except OSError as error:
+        print(error.strerror)
+"""
+    assert (await run(box, Command(argv=(PROGRAM, "-c", forge)), timeout=20)).output.count("\n") == 2
+    await box.keep_layer(imaged.place / "kept")
+    own = [os.listxattr(each) for each in (imaged.place / "kept", *(imaged.place / "kept").rglob("*"))]
+    assert not [name for names in own for name in names if name in marks]
+    await box.stop()
+    on_top = await boot(imaged, image=ImageRoot(layers=(*image.layers, imaged.place / "kept")))
+    assert await say(imaged, on_top, "cat /opt/kept /var/www/page; ls /opt /var/www") == (
+        "upper\npage\n/opt:\nkept\n\n/var/www:\npage\n"
+    )
 
 
 async def test_unlinked_files_of_every_user_in_a_box_count(imaged: "Bench") -> None:

@@ -18,7 +18,15 @@ from orchestrator.service.sandbox.base_provider import AGENT, AgentBox
 from orchestrator.service.sandbox.limits import Cgroups
 from orchestrator.service.sandbox.process_provider import INTERPRETER, ProcessBox, ProcessProvider
 from orchestrator.service.sandbox.processes import ChildProcess
-from orchestrator.service.sandbox.provider import BoxDied, BoxSpec, BoxStartFailed, Capability, Command, Limit
+from orchestrator.service.sandbox.provider import (
+    BoxDied,
+    BoxSpec,
+    BoxStartFailed,
+    Capability,
+    Command,
+    Limit,
+    Resources,
+)
 from tests.processes import carrying, open_files
 from tests.waiting import until
 
@@ -65,8 +73,15 @@ async def test_temporary_files_stay_in_the_box(process: "Bench") -> None:
     assert (await process.run(box, "mktemp")).output.startswith(box.path("/tmp/"))
 
 
-async def test_a_process_limit_is_not_claimed(process: "Bench") -> None:
-    assert Limit.PROCESSES not in (await process.boot()).enforced
+async def test_a_process_limit_is_claimed_where_a_control_group_holds_it(process: "Bench") -> None:
+    box = await process.boot(resources=Resources(processes=30))
+    assert (Limit.PROCESSES in box.enforced) == (Limit.PROCESSES in box.cgroup.enforced)
+    if Limit.PROCESSES in box.enforced:
+        fork = "n=0; while [ $n -lt 100 ]; do sleep 100 & n=$((n + 1)); done; wait"
+        started = await process.start(box, fork)
+        await anyio.sleep(2)
+        assert len(list(box.pids())) < 80
+        await started.kill()
 
 
 async def test_a_command_whose_supervisor_is_shot_is_ended(process: "Bench", marker: str) -> None:

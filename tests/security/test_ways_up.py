@@ -50,6 +50,19 @@ WAYS = {
     "to read what the first process was given": "open('/proc/1/environ', 'rb').read()",
     "to answer page faults of the kernel": "os.uname().machine == 'x86_64' and libc.syscall(323, 0) >= 0",
     "to find files by their handles": "by_handle() >= 0",
+    "to attach a new file system": "libc.syscall(430, b'tmpfs', 0) >= 0",
+    "to copy a mount": "libc.syscall(428, -100, b'/', 1) >= 0",
+    "to take an open file of the first process": "libc.syscall(438, libc.syscall(434, 1, 0), 0, 0) >= 0",
+    "to enter the namespaces of the first process": "libc.syscall(308, libc.syscall(434, 1, 0), 0x30000000) == 0",
+    "to see the files of the first process": "os.listdir('/proc/1/root') is not None",
+    "to run a program in the kernel": "os.uname().machine == 'x86_64' and libc.syscall(321, 0, ARRAY, 72) >= 0",
+    "to watch the kernel's counters": "os.uname().machine == 'x86_64' and libc.syscall(298, ANY, 0, -1, -1, 0) >= 0",
+    "to watch a file system": "os.uname().machine == 'x86_64' and libc.syscall(300, 0, 0) >= 0",
+    "to read the kernel's messages": "os.uname().machine == 'x86_64' and libc.syscall(103, 3, bytes(99), 99) >= 0",
+    "to read the kernel's memory": "os.open('/proc/kcore', os.O_RDONLY)",
+    "to mark files for the kernel alone": "os.setxattr('/tmp', 'trusted.overlay.opaque', b'y') is None",
+    "to write a setting of its network": "put('/proc/sys/net/ipv4/ip_forward', '1')",
+    "to allow itself namespaces": "put('/proc/sys/user/max_user_namespaces', '9')",
     "to read what passes on a wire": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "to send packets of its own making": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)",
 }
@@ -62,6 +75,8 @@ GRANTED = {
 HEAD = """
 import ctypes, glob, os, resource, socket, time
 libc = ctypes.CDLL(None, use_errno=True)
+ARRAY = bytes([1, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 1]) + bytes(100)  # of numbers
+ANY = bytes([1, 0, 0, 0, 120]) + bytes(115)
 
 def put(path, text):
     return os.write(os.open(path, os.O_WRONLY), text.encode())

@@ -5,7 +5,8 @@ Its secret: control groups in both their versions. Memory and CPU need one; it i
 only if the kernel took the number *and* the box's processes are in the group. Without control groups a box has neither:
 RLIMIT_AS would break programs that reserve much and use little (node, JVM), RLIMIT_CPU counts seconds, not cores, and a
 false record would be worse. Processes and file sizes are limited by rlimits set *inside* the box, where they count it
-alone; set outside, all boxes of one user would share them.
+alone; set outside, all boxes of one user would share them. Such a limit counts each user of a box by itself, and a box
+of an image has thousands, so processes are counted by a control group too, where there is one.
 """
 
 import itertools
@@ -26,7 +27,9 @@ from orchestrator.service.sandbox.provider import Limit, Resources
 CPU_PERIOD_US = 100_000
 #: Programs that close every possible descriptor would take seconds under the service's own, far higher limit.
 MAX_OPEN_FILES = 65536
-CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu"}
+CONTROLLERS = {Limit.MEMORY: "memory", Limit.CPU: "cpu", Limit.PROCESSES: "pids"}
+#: Processes of ours in a box: its agent, who watches its commands, and its way to the internet.
+_OUR_PROCESSES = 32
 PREFIX = "sweep-"
 _AS_USER = "start the service, or the sweep that starts it, as `systemd-run --user --scope -p Delegate=yes sweep ...`"
 _AS_ROOT = "start the service, or the sweep that starts it, where it may make control groups (/sys/fs/cgroup, writable)"
@@ -230,6 +233,8 @@ def _set_limit(folder: Path, limit: Limit, resources: Resources) -> None:
         (folder / "memory.max").write_text(str(resources.memory))
         _write_if_there(folder / "memory.swap.max", "0")
         _write_if_there(folder / "memory.oom.group", "0")
+    elif limit is Limit.PROCESSES:
+        (folder / "pids.max").write_text(str(resources.processes + _OUR_PROCESSES))
     elif limit is Limit.MEMORY:
         (folder / "memory.limit_in_bytes").write_text(str(resources.memory))
         _write_if_there(folder / "memory.memsw.limit_in_bytes", str(resources.memory))

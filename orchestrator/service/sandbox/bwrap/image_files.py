@@ -26,7 +26,7 @@ from orchestrator.service.sandbox.bwrap.spawner import Spawner
 from orchestrator.service.sandbox.closure import IN_BOX, Closures
 from orchestrator.service.sandbox.folders import LOGS
 from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed
-from orchestrator.service.sandbox.safe_fs import FOLDER, remove
+from orchestrator.service.sandbox.safe_fs import FOLDER, MAX_DEPTH, TooDeep, remove
 from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap, UserNamespace
 
 #: Folders of the box that are not the image's: mounts of ours cover them.
@@ -241,9 +241,12 @@ def leave_out(layer: Path, paths: Iterable[str]) -> None:
 def restore_ids(root: Path, first: int) -> None:
     """Give a layer that a box has written the ids of images again; nothing writes it any more. Raises OSError.
 
-    A change of owner takes a file's capabilities and its right to run as its owner, so both are set again.
+    A change of owner takes a file's capabilities and its right to run as its owner, so both are set again. Folders that
+    nest too deep for the walk are an OSError too.
     """
-    for _, folders, files, folder in os.fwalk(root, follow_symlinks=False):
+    for path, folders, files, folder in os.fwalk(root, follow_symlinks=False):
+        if path.count("/") - str(root).count("/") > MAX_DEPTH:
+            raise TooDeep
         for name in (*folders, *files, "."):
             found = os.lstat(name, dir_fd=folder)
             if not first <= found.st_uid < first + ID_COUNT and not first <= found.st_gid < first + ID_COUNT:
