@@ -110,6 +110,8 @@ class Succession:
         self._is_stopped = False
         #: Set when a box stands for the devbox again, while none does.
         self._awake: anyio.Event | None = None
+        #: A fresh box, and what has yet to cross to it: nothing is judged of which a part has not.
+        self._crossed: tuple[Box, dict[str, Path]] | None = None
         #: The box that commands of clients run in, and the agent's.
         self.front = self.agents = box
         #: The home of the agent's programs, or ours where an image's user has none to write in.
@@ -325,11 +327,15 @@ class Succession:
         """
         if mode is ScoringMode.SEPARATE:
             with _whole(self._holder):
-                moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
-                self._holder = await self._fresh()
-                for path, source in moves.items():
-                    move = partial(take, self.files, path, source, exclude=crossing.get(path, crossing.get("/", ())))
-                    await anyio.to_thread.run_sync(move)
+                if self._crossed is None:
+                    moves = await anyio.to_thread.run_sync(self._crossing, (*crossing, ARTIFACTS))
+                    self._crossed = await self._fresh(), dict(moves)
+                fresh, left = self._crossed
+                for path, source in list(left.items()):
+                    exclude = crossing.get(path, crossing.get("/", ()))
+                    await anyio.to_thread.run_sync(partial(take, fresh.place("/"), path, source, exclude=exclude))
+                    del left[path]
+                self._holder, self._crossed = fresh, None
         with _whole(self._holder):
             await anyio.to_thread.run_sync(self._drop_leading)
         await self.empty_verifier()

@@ -97,7 +97,9 @@ class Copier:
 
 
 def mirror(source: Path, target: Path) -> None:
-    """Make `target` what `source` is: a folder, file or link, owners included; what is neither is left out.
+    """Make `target` what `source` is: a folder, file or link, owners included.
+
+    What is neither is left out, and so is what nests deeper than MAX_DEPTH.
 
     A file whose number and times are the same at both places is one file, which both are views of, and stays. The
     folders above them exist; no program writes in either meanwhile. Raises OSError.
@@ -108,7 +110,7 @@ def mirror(source: Path, target: Path) -> None:
 
 def _mirror(source: int, name: str, target: int, target_name: str, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise TooDeep
+        return
     found, is_folder = os.lstat(name, dir_fd=source), False
     with suppress(FileNotFoundError):
         there = os.lstat(target_name, dir_fd=target)

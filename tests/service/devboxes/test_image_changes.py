@@ -1,5 +1,6 @@
 """Changes that an agent makes in a devbox of an image: it is root there, and all of the file system is its own."""
 
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.devboxes.succession import EVIDENCE
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
+from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import run
 from orchestrator.service.sandbox.folders import VERIFIER
-from orchestrator.service.sandbox.provider import Bind, Command, ImageRoot
+from orchestrator.service.sandbox.provider import Bind, BoxDied, Command, ImageRoot
 from tests.boxes import lent
 from tests.sandbox.images import give
 from tests.service.devboxes.test_succession import APP, Stage, applied, differences
@@ -240,6 +242,34 @@ async def test_a_separate_scoring_is_over_a_new_layer_with_what_crosses(stage: S
         assert said.output == f"one\nset\n/app/gone.py\n\n{VERIFIER}:\n"
     await stage.boxes.show()
     assert await stage.look("cat /usr/bin/tool code.py") == "tool\none\nset\ntwo\n"
+
+
+async def test_a_crossing_that_broke_off_goes_on_and_is_not_judged_before(stage: Stage) -> None:
+    await stage.begin()
+    await stage.work("mkdir a z; echo first >a/x; head -c 3000000 /dev/zero >big; echo last >z/x; rm code.py")
+    await stage.boxes.settle(ScoringMode.SEPARATE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # as a disk that is full
+    try:
+        with pytest.raises(BoxDied, match="cannot be handled"):
+            await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
+    async with stage.boxes.scoring_box() as box:
+        said = await run(box, Command(argv=("bash", "-c", "cat a/x z/x; wc -c <big; ls code.py")), timeout=20)
+        assert said.stdout == b"first\nlast\n3000000\n"
+
+
+async def test_work_crosses_though_folders_nest_too_deep(stage: Stage) -> None:
+    await stage.begin()
+    deep = "import os\nfor n in range(900): os.mkdir('a'), os.chdir('a')"
+    await stage.work(f'echo work >z; {PROGRAM} -c "{deep}"')
+    await stage.boxes.settle(ScoringMode.SEPARATE)
+    await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
+    async with stage.boxes.scoring_box() as box:
+        said = await run(box, Command(argv=("bash", "-c", "cat z; cd a/a/a && echo deep")), timeout=20)
+        assert said.stdout == b"work\ndeep\n"
 
 
 async def test_of_a_root_that_is_the_working_directory_all_work_crosses_and_nothing_of_the_system(stage: Stage) -> None:
