@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from orchestrator.core.errors import UsageError
 
@@ -53,10 +54,14 @@ def parse_source(words: str) -> GitAddress | ArchiveFile | RegistryName | None:
     """Read what names a benchmark; None for what can only be a folder here. Raises UsageError."""
     if Path(words).expanduser().is_dir():
         return None
-    if words.startswith(_GIT):
-        return _repository(words.removeprefix(_GIT))
-    if words.startswith(("https://", "http://")):
-        return _browsed(words)
+    if words.startswith((_GIT, "https://", "http://")):
+        address = _repository(words.removeprefix(_GIT)) if words.startswith(_GIT) else _browsed(words)
+        if urlsplit(address.url).password:
+            raise UsageError(
+                "An address with a password would be written to files: leave it out, and give it to git's credential "
+                "helper (`git help credentials`)."
+            )
+        return address
     if words.endswith(ARCHIVES) and (Path(words).is_file() or "/" in words):
         return ArchiveFile(file=Path(words).expanduser().absolute())
     found = _NAMED.fullmatch(words)

@@ -49,6 +49,8 @@ def test_a_folder_of_this_machine_wins_over_a_name(tmp_path: Path, monkeypatch: 
         ("git+https://host/org/repo@", "was expected after the @"),
         ("git+https://host/org/repo#../x", "leaves the repository"),
         ("https://host/x", "HOST/ORG/REPO was expected"),
+        ("git+https://me:secret@host/org/repo", "credential helper"),
+        ("https://me:secret@host/org/repo", "credential helper"),
         ("https://host/x/y.tar.gz", "download it"),
     ],
 )
