@@ -18,6 +18,8 @@ import orjson
 from orchestrator.service.content import Contents, Node
 from orchestrator.service.sandbox.prepared import Healthcheck
 
+#: Changes when the same step would leave something else.
+_BUILDER_VERSION: Final = 1
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
 
@@ -293,7 +295,7 @@ class Keys:
                 bare = replace(step, line=0, text="", mounts=mounts)
             case _:
                 bare = replace(step, line=0, text="")
-        return _digest([previous, type(step).__name__, bare, reads])
+        return _digest([_BUILDER_VERSION, previous, type(step).__name__, bare, reads])
 
     def _described(self, files: Iterable[tuple[str, Node]]) -> list[Any]:
         described = []
