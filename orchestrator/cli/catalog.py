@@ -1,7 +1,7 @@
 """`sweep benchmarks`, `check`, `doctor`, `agents` and `docs`: the commands that explain what there is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import typer
@@ -51,6 +51,32 @@ def new_benchmark(
     from orchestrator.commands import new_benchmark
 
     new_benchmark.new(folder)
+
+
+def import_benchmark(
+    form: Annotated[
+        Literal["humaneval", "mbpp", "prompts"],
+        typer.Argument(
+            metavar="FORM",
+            help="humaneval, mbpp: the published JSON lines; prompts: a table with prompt and test, and if wanted "
+            "name, solution, timeout.",
+        ),
+    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help=".jsonl, .json or .csv, also with .gz.")],
+    *,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The benchmark's folder, which is made.")],
+) -> None:
+    """Write a benchmark's folder from another form. A mistake is named by file, line and key, and nothing is written.
+
+    Examples:
+      sweep benchmarks import humaneval HumanEval.jsonl.gz --to ./humaneval
+
+      sweep benchmarks import prompts mine.csv --to ./mine
+
+    """
+    from orchestrator.commands import import_benchmark
+
+    import_benchmark.run(form, files, to)
 
 
 @options.takes_format
