@@ -4,6 +4,7 @@
     claude-code@2.0.1         … in this version instead of the one that it names
     ./mine.toml               a definition by path
     command:pytest -q         a definition that takes an argument
+    predictions:FILE          the patches of a file
     ./file.py:MyAgent         a class or function of a Python file
     package.module:MyAgent    … of a module that the user's interpreter can import
 
@@ -25,10 +26,15 @@ from orchestrator.agentkit.builtin import BUILTIN, Builtin
 from orchestrator.agentkit.file.command import CommandAgent
 from orchestrator.agentkit.file.definition import VERSION, Definition, read_definition
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
+from orchestrator.agentkit.predictions import NAME as PREDICTIONS
+from orchestrator.agentkit.predictions import read_predictions
 from orchestrator.agentkit.python.python_agent import PythonAgent, Target, digest_of, find_interpreter
 from orchestrator.core.errors import UsageError
 
-_FORMS: Final = "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', ./file.py:CLASS or package.module:CLASS"
+_FORMS: Final = (
+    "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', predictions:FILE, ./file.py:CLASS or "
+    "package.module:CLASS"
+)
 _VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")
 
 
@@ -68,6 +74,10 @@ def load(
                 raise UsageError(f"--agent {reference}: say what it is to run: {example}")
             definition = definition.with_argument(argument)
         return _command(name, definition, settings, environ, model, secret)
+    if head == PREDICTIONS and colon:
+        if settings or model:
+            raise UsageError(f"--agent {reference} takes no settings and no model: its patches are there already.")
+        return read_predictions(reference, Path(argument).expanduser())
     target = _target(reference, search)
     interpreter = find_interpreter(python, environ)
     return PythonAgent(

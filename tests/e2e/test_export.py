@@ -59,3 +59,31 @@ def test_what_is_not_there_is_refused_by_name(swept: "Desk") -> None:
     )
     assert "no result of trial 2 yet" in swept.refused("export", "it", "--to", "csv", "--trial", "2")
     assert "Did you mean it?" in swept.refused("export", "itt", "--to", "csv")
+
+
+def test_predictions_are_scored_without_an_agent(swept: "Desk") -> None:
+    """What was exported scores as it did; a scenario without a patch stays as it is, and a bad patch is said."""
+    write_scenario(swept.folder / "mine/three")
+    swept.sweep("export", "it", "--to", "swebench", "--arm", "oracle", "-o", "good.jsonl")
+    (swept.folder / "bad.jsonl").write_text('{"instance_id": "one", "model_patch": "no patch\\n"}\n')
+    words = ("--agent", "predictions:good.jsonl", "--agent", "predictions:bad.jsonl", "--exclude", "two")
+    swept.sweep("run", "mine", *words, "--name", "again")
+    found = {(each["scenario_name"], each["agent"]): each for each in swept.results("runs/again")}
+    good, bad = words[1], words[3]
+    assert [found[name, good]["score"] for name in ("one", "three")] == [1, 0]
+    assert [found[name, bad]["score"] for name in ("one", "three")] == [0, 0]
+    assert found["one", bad]["flags"] == ["agent_crashed"]
+
+
+def test_predictions_that_are_none_are_refused_by_line(swept: "Desk") -> None:
+    file = swept.folder / "p.jsonl"
+    for content, message in (
+        ('{"instance_id": "a", "model_patch": ""}\n{"instance_id": "a"}\n', "p.jsonl: line 2: a has two patches"),
+        ('[{"model_patch": ""}]', "an object with instance_id and model_patch was expected"),
+        ('{"instance_id": "a", "model_patch": 3}', "p.jsonl: line 1: model_patch: a text was expected"),
+        ("{", "p.jsonl: line 1: "),
+        ("", "p.jsonl has no predictions"),
+    ):
+        file.write_text(content)
+        assert message in swept.refused("run", "mine", "--agent", "predictions:p.jsonl")
+    assert "cannot be read" in swept.refused("run", "mine", "--agent", "predictions:gone.jsonl")

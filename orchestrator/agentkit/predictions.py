@@ -1,0 +1,102 @@
+"""Somebody's patches as an agent: `--agent predictions:FILE` scores them, and no model is asked.
+
+The file has a JSON object a line (or an array of them), as SWE-bench's predictions are: `instance_id` is the scenario's
+name, `model_patch` the patch, which may be empty. A scenario that the file does not name stays as it is.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import orjson
+
+from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
+from orchestrator.agentkit.file.command import tail
+from orchestrator.core.errors import UsageError
+from orchestrator.core.records import Install
+
+NAME: Final = "predictions"
+_SCENARIO, _PATCH = "instance_id", "model_patch"
+#: First as git applies it, then as loosely as SWE-bench's own evaluation does; an image may have only one of the two.
+_APPLY: Final = """\
+patch=$SWEEP_PATCH_FILE
+git apply --verbose --whitespace=nowarn "$patch" || patch --batch --fuzz=5 -p1 -i "$patch"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionsAgent:
+    """Applies the patch that a file has for the scenario, in its working directory."""
+
+    name: str
+    patches: Mapping[str, str] = field(repr=False)
+    where: ClassVar[Where] = "devbox"
+    needs_reference: ClassVar[bool] = False
+    version: ClassVar[str | None] = None
+    model: ClassVar[str | None] = None
+    time_limit: ClassVar[float | None] = None
+    hosts: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[Install | None] = None
+    outputs: ClassVar[Outputs] = Outputs()
+    secrets: ClassVar[Mapping[str, str]] = {}
+    endpoint_secrets: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(orjson.dumps(self.patches, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    async def prepare(self, workspace: Workspace) -> None:
+        """Do nothing: it has no software."""
+
+    async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
+        """Apply the patch; a patch that does not apply is an agent that crashed."""
+        del log  # the workspace collects the output of a program in the devbox
+        patch = self.patches.get(task.scenario_name, "")
+        script, environment = "echo 'no patch'", {}
+        if patch.strip():
+            file = f"{workspace.scratch}/prediction.patch"
+            await workspace.write(file, (patch if patch.endswith("\n") else f"{patch}\n").encode())
+            script, environment = _APPLY, {"SWEEP_PATCH_FILE": file}
+        result = await workspace.run(script, time_limit=task.time_limit, environment=environment)
+        message = "" if result.exit_status == 0 else tail(f"{result.stdout}\n{result.stderr}")
+        return Result(exit_status=result.exit_status, message=message)
+
+    async def aclose(self) -> None:
+        """Do nothing: it holds nothing on this host."""
+
+
+def read_predictions(name: str, file: Path) -> PredictionsAgent:
+    """Make the agent of a file. Raises UsageError naming file, line and key."""
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--agent {name}: {file} cannot be read: {why}.") from None
+    is_array = text.lstrip().startswith("[")
+    patches: dict[str, str] = {}
+    for line, piece in [(1, text)] if is_array else enumerate(text.splitlines(), 1):
+        if not piece.strip():
+            continue
+        try:
+            found = orjson.loads(piece)
+        except orjson.JSONDecodeError as error:
+            raise UsageError(f"{file}: line {line}: {error}.") from None
+        for each in found if is_array else [found]:
+            scenario, patch = _prediction(each, f"{file}: line {line}")
+            if scenario in patches:
+                raise UsageError(f"{file}: line {line}: {scenario} has two patches.")
+            patches[scenario] = patch
+    if not patches:
+        raise UsageError(f"{file} has no predictions.")
+    return PredictionsAgent(name=name, patches=patches)
+
+
+def _prediction(found: Any, where: str) -> tuple[str, str]:
+    if not isinstance(found, dict) or not isinstance(found.get(_SCENARIO), str):
+        raise UsageError(f"{where}: an object with {_SCENARIO} and {_PATCH} was expected.")
+    patch = found.get(_PATCH)
+    if patch is not None and not isinstance(patch, str):
+        raise UsageError(f"{where}: {_PATCH}: a text was expected.")
+    return found[_SCENARIO], patch or ""
