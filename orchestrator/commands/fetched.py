@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.commands import BUNDLED
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.common import logging_setup
-from orchestrator.core.errors import SweepError, UsageError, WorldError
+from orchestrator.core.errors import SweepError, Unavailable, UsageError, WorldError
 from orchestrator.core.printable import counted
 from orchestrator.service.definitions.sets.source import RegistryName, parse_source
 from orchestrator.view.console import print_record, print_rows, say
@@ -69,6 +69,10 @@ async def fetch(
     try:
         found = msgspec.convert(origin, CopyOrigin) if origin or source is None else await copies.find_origin(source)
         return str(await copies.get(found)), msgspec.to_builtins(found)
+    except Unavailable as error:
+        if isinstance(source, RegistryName):
+            raise Unavailable(f"There is no benchmark {benchmark!r} here, and elsewhere: {error.message}") from None
+        raise
     except OSError as error:
         raise WorldError(f"{benchmark} cannot be kept here: {error}.") from error
 
