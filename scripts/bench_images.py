@@ -1,0 +1,80 @@
+"""What a devbox of an image costs beside one of the machine's own system, in batches that alternate."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import anyio
+
+from orchestrator.core.protocol import Isolation
+from orchestrator.service.sandbox.commands import run
+from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot, Provider, shell
+from orchestrator.service.sandbox.providers import open_provider
+
+LAYERS, STARTS, COMMANDS, IDLE = 60, 20, 50, 50
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def busy() -> float:
+    """CPU seconds that this machine has spent since it began, in programs and in the kernel."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) * TICK_S
+
+
+def layers_below(place: Path) -> tuple[Path, ...]:
+    found = tuple(place / str(number) for number in range(LAYERS))
+    for each in found:
+        (each / "srv").mkdir(parents=True)
+        (each / "srv" / each.name).write_text("a file of a layer\n")
+    return found
+
+
+async def batch(provider: Provider, name: str, image: ImageRoot | None) -> tuple[float, float]:
+    """CPU milliseconds of a start and of a command in it."""
+    began = busy()
+    boxes = [await provider.start(BoxSpec(id=f"{name}-{number}", image=image)) for number in range(STARTS)]
+    start = (busy() - began) / STARTS * 1000
+    began = busy()
+    for _ in range(COMMANDS):
+        await run(boxes[0], shell("true", words=boxes[0].shell), timeout=60)
+    command = (busy() - began) / COMMANDS * 1000
+    for box in boxes:
+        await box.stop()
+    return start, command
+
+
+def memory(pids: Sequence[int]) -> int:
+    """Bytes of processes, with their part of what is shared."""
+    rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+    return sum(int(line.split()[1]) << 10 for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+
+
+async def main() -> None:
+    rounds = int(sys.argv[1])
+    with tempfile.TemporaryDirectory(prefix="sweep-bench-") as place:
+        image = ImageRoot(layers=layers_below(Path(place) / "layers"))
+        async with open_provider(Isolation.LOCAL, Path(place) / "state", ()) as provider:
+            kinds = {"the machine's system": None, f"an image of {LAYERS} layers": image}
+            costs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+            await (await provider.start(BoxSpec(id="first", image=image))).stop()
+            for number in range(rounds):
+                for index, (kind, root) in enumerate(kinds.items()):
+                    costs[kind].append(await batch(provider, f"{number}-{index}", root))
+            for kind, each in costs.items():
+                start, command = (median(column) for column in zip(*each, strict=True))
+                print(f"{kind}: start {start:.1f} ms CPU, a command {command:.1f} ms", flush=True)
+
+            boxes = [await provider.start(BoxSpec(id=f"idle-{number}", image=image)) for number in range(IDLE)]
+            time.sleep(1)  # noqa: ASYNC251 - everything else shall stand still
+            pss = sum(memory(list(box.pids())) for box in boxes) / IDLE
+            print(f"{IDLE} idle devboxes of it: {pss / 1e6:.1f} MB each", flush=True)
+            for box in boxes:
+                await box.stop()
+
+
+if __name__ == "__main__":
+    anyio.run(main)
