@@ -6,7 +6,8 @@ from pathlib import Path
 
 import orjson
 
-from orchestrator.core.errors import JournalError, UsageError
+from orchestrator.core.errors import JournalError, UsageError, WorldError
+from orchestrator.core.printable import counted
 from orchestrator.rundir.files import RESULTS, write_atomically
 from orchestrator.view.console import say
 from orchestrator.view.exports import EXPORTS, Row
@@ -15,7 +16,7 @@ from orchestrator.view.exports import EXPORTS, Row
 def run(folder: Path, form: str, *, arm: str | None, trial: int | None, target: Path | None) -> None:
     """Write the results of a run folder that are there by now to a file, or to standard output.
 
-    Raises UsageError, JournalError for a file that is damaged, and OSError.
+    Raises UsageError, JournalError for a file that is damaged, WorldError and BrokenPipeError.
     """
     rows = list(_rows(folder / RESULTS))
     arms = sorted({row["arm"] for row in rows})
@@ -25,11 +26,17 @@ def run(folder: Path, form: str, *, arm: str | None, trial: int | None, target: 
     if not chosen:
         raise UsageError(f"{folder.name} has no result{'' if trial is None else f' of trial {trial}'} yet.")
     content = b"".join(EXPORTS[form].write(chosen, folder))
-    if target is None:
-        sys.stdout.buffer.write(content)
-        return
-    write_atomically(target, content)
-    say(f"{target}: {len(chosen)} results.", to_stderr=True)
+    try:
+        if target is None:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+            return
+        write_atomically(target, content)
+    except BrokenPipeError:  # who reads has seen enough
+        raise
+    except OSError as error:
+        raise WorldError(f"{target or 'standard output'} cannot be written: {error.strerror}.") from None
+    say(f"{target}: {counted(len(chosen), 'result')}.", to_stderr=True)
 
 
 def _rows(file: Path) -> Iterator[Row]:

@@ -54,11 +54,12 @@ def test_predictions_have_the_patch_of_each_scenario(swept: "Desk") -> None:
 
 
 def test_what_is_not_there_is_refused_by_name(swept: "Desk") -> None:
-    assert "--arm nobody: it has results of nop, oracle" in swept.refused(
-        "export", "it", "--to", "csv", "--arm", "nobody"
-    )
-    assert "no result of trial 2 yet" in swept.refused("export", "it", "--to", "csv", "--trial", "2")
+    words = ("export", "it", "--to", "csv")
+    assert "--arm nobody: it has results of nop, oracle" in swept.refused(*words, "--arm", "nobody")
+    assert "no result of trial 2 yet" in swept.refused(*words, "--trial", "2")
     assert "Did you mean it?" in swept.refused("export", "itt", "--to", "csv")
+    gone = swept.sweep(*words, "-o", "gone/x.csv", status=1)
+    assert gone.err == "sweep: gone/x.csv cannot be written: No such file or directory.\n"
 
 
 def test_predictions_are_scored_without_an_agent(swept: "Desk") -> None:

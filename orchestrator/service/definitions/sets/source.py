@@ -62,7 +62,7 @@ def parse_source(words: str) -> GitAddress | ArchiveFile | RegistryName | None:
                 "helper (`git help credentials`)."
             )
         return address
-    if words.endswith(ARCHIVES) and (Path(words).is_file() or "/" in words):
+    if words.endswith(ARCHIVES):
         return ArchiveFile(file=Path(words).expanduser().absolute())
     found = _NAMED.fullmatch(words)
     return RegistryName(name=found["name"], version=found["version"] or "") if found and words[0] != "." else None

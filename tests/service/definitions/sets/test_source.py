@@ -26,6 +26,7 @@ from orchestrator.service.definitions.sets.source import ArchiveFile, GitAddress
         ("org/set@1.0", RegistryName(name="org/set", version="1.0")),
         ("terminal-bench", RegistryName(name="terminal-bench")),
         ("./tasks.tar.gz", ArchiveFile(file=Path.cwd() / "tasks.tar.gz")),
+        ("tasks.tgz", ArchiveFile(file=Path.cwd() / "tasks.tgz")),
         ("./folder", None),
         ("../x", None),
     ],
