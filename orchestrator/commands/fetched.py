@@ -67,12 +67,18 @@ async def fetch(
     logging_setup.warn_only()
     copies = Copies(registries, tell)
     try:
-        found = msgspec.convert(origin, CopyOrigin) if origin or source is None else await copies.find_origin(source)
+        if origin is not None:
+            found = msgspec.convert(origin, CopyOrigin)
+        else:
+            assert source is not None
+            found = await copies.find_origin(source)
         return str(await copies.get(found)), msgspec.to_builtins(found)
     except Unavailable as error:
         if isinstance(source, RegistryName):
             raise Unavailable(f"There is no benchmark {benchmark!r} here, and elsewhere: {error.message}") from None
         raise
+    except msgspec.ValidationError as error:
+        raise UsageError(f"The sweep's manifest.json is damaged: origin: {error}.") from None
     except OSError as error:
         raise WorldError(f"{benchmark} cannot be kept here: {error}.") from error
 

@@ -5,8 +5,10 @@ import tarfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from fcntl import LOCK_EX
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
+from shutil import copytree
 from typing import Final
 
 import anyio
@@ -46,6 +48,14 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     folders: dict[str, str]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what would be written or read elsewhere."""
+        for name, place in self.folders.items():
+            if name and not _is_plain(name):
+                raise ValueError(f"{name!r} is no name of a folder")
+            if not git.is_commit(self.commit) or place.startswith("/") or ".." in place.split("/"):
+                raise ValueError(f"{place!r} at {self.commit!r} is no folder of a commit")
+
 
 class CopyOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """What a copy was made from: enough to make the same again.
@@ -58,6 +68,11 @@ class CopyOrigin(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Part, ...] = ()
     archive: str = ""
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if not _is_plain(self.name):
+            raise ValueError(f"{self.name!r} is no name of a folder")
 
     @property
     def key(self) -> str:
@@ -165,7 +180,7 @@ class Copies:
         for task in listed.tasks:
             name = task.name or task.path.rstrip("/").rpartition("/")[2]
             where = f"{registry.place}: {listed.words}: task {name}"
-            if not name or "/" in name or name in {".", ".."} or name in names:
+            if not _is_plain(name) or name in names:
                 raise UsageError(f"{where}: its name is no folder's, or another task's.")
             if not task.git_url:
                 raise UsageError(f"{where}: it has no git_url; give its folder itself instead.")
@@ -214,8 +229,10 @@ class Copies:
                     await repository.folders(part.commit, each)
                 await repository.check_out(part.commit, list(part.folders.values()), tree, tell)
             for name, place in part.folders.items():
-                target = folder / name if name else folder
-                await run_sync(_move, tree / place, target)
+                if name:  # copied, for two names may be of one folder
+                    await run_sync(partial(copytree, tree / place, folder / name, symlinks=True))
+                else:
+                    await run_sync((tree / place).rename, folder)
 
     @asynccontextmanager
     async def _repository(self, url: str) -> AsyncIterator[git.Clone]:
@@ -233,17 +250,17 @@ class Copies:
             os.close(lock)
 
 
+def _is_plain(name: str) -> bool:
+    """Tell whether a word can be a folder's name."""
+    return bool(name) and "/" not in name and "\0" not in name and name not in {".", ".."}
+
+
 def _is(source: RegistryName, listed: ListedBenchmark) -> bool:
     return (source.name, source.version) == (listed.name, listed.version)
 
 
 def _folder_of(built: Built) -> Path:
     return built.tree / str(built.facts["origin"]["name"])
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
 
 
 def _sha256(file: Path) -> str:

@@ -4,10 +4,12 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
+from orchestrator.commands.fetched import fetch
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.service.definitions.sets import git
 from orchestrator.service.definitions.sets.copies import Copies
@@ -118,19 +120,22 @@ async def test_a_set_of_a_registry_has_folders_of_several_commits_and_is_pinned(
         {"name": "one", "git_url": origin.url, "git_commit_id": first, "path": "tasks/task-1"},
         {"name": "two", "git_url": origin.url, "git_commit_id": "HEAD", "path": "tasks/task-1"},
         {"git_url": origin.url, "git_commit_id": "main", "path": "tasks/task-2"},
+        {"name": "again", "git_url": origin.url, "git_commit_id": "main", "path": "tasks/task-2"},
     ]
     listed = [
         {"name": "mine", "version": version, "description": "d", "tasks": tasks[:count], "metrics": []}
-        for version, count in (("1.9", 1), ("1.10", 3), ("old", 1))
+        for version, count in (("1.9", 1), ("1.10", 4), ("old", 1))
     ]
     (tmp_path / "registry.json").write_text(json.dumps(listed))
     copies = Copies([str(tmp_path / "registry.json")], print)
     found = await copies.find_origin(parse_source("mine"))  # type: ignore[arg-type]
     assert found.name == "mine@1.10"
-    assert {part.commit: sorted(part.folders) for part in found.parts} == {first: ["one"], second: ["task-2", "two"]}
+    pinned = {part.commit: sorted(part.folders) for part in found.parts}
+    assert pinned == {first: ["one"], second: ["again", "task-2", "two"]}
     folder = await copies.get(found)
     texts = {each.name: (each / "instruction.md").read_text() for each in folder.iterdir()}
     assert texts["one"] != texts["two"] == "changed"
+    assert texts["again"] == texts["task-2"]
     with pytest.raises(UsageError, match=r"has no mine@3, but old, 1\.9, 1\.10"):
         await got(copies, "mine@3")
     with pytest.raises(UsageError, match="No benchmark is called mien: did you mean mine"):
@@ -178,3 +183,17 @@ async def test_an_archive_writes_nowhere_else(tmp_path: Path, copies: Copies) ->
     with pytest.raises(UsageError, match="cannot be unpacked"):
         await got(copies, str(tmp_path / "bad.tar"))
     assert not [each for each in os.walk(tmp_path) if "escaped" in each[2]]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        {"name": "../x"},
+        {"name": "x", "parts": [{"url": "u", "commit": "a" * 40, "folders": {"..": "x"}}]},
+        {"name": "x", "parts": [{"url": "u", "commit": "a" * 40, "folders": {"": "../x"}}]},
+        {"name": "x", "parts": [{"url": "u", "commit": "--upload-pack=x", "folders": {"": "x"}}]},
+    ],
+)
+async def test_a_manifest_of_strangers_writes_nowhere_else(origin: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged: origin: .* is no"):
+        await fetch("mine@1", [], endpoint=None, origin=origin)
