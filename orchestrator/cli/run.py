@@ -60,8 +60,8 @@ DetachOption = Annotated[
         "--detach", help="Return once it runs, and leave it running. `sweep attach` follows it, `sweep stop` ends it."
     ),
 ]
-#: Options that change nothing about a finished sweep.
-IDLE: Final = {"endpoint", "lock"}
+#: Options that change nothing about a finished sweep; a variable may give them.
+IDLE: Final = {"endpoint", "lock", "registry", "registry_mirror", "image_cache"}
 
 
 @options.takes_format

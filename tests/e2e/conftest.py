@@ -154,7 +154,7 @@ class Desk:
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
         """Nothing of the tester's but PATH, and no registry that is elsewhere."""
-        own = {"HOME": str(self.home), "LANG": "C.UTF-8", "SWEEP_REGISTRIES": str(self.home / "registry.json")}
+        own = {"HOME": str(self.home), "LANG": "C.UTF-8", "SWEEP_REGISTRIES": str(self.home.parent / "registry.json")}
         return {"PATH": os.environ["PATH"], **own, MARK: self.mark, **more}
 
     def start(self, *words: str, environment: Mapping[str, str] | None = None, out: int | None = None) -> Running:
@@ -240,7 +240,7 @@ def new_desk(place: Path, isolation: str, service: Service | None = None) -> Des
     folder, home = place / "work", place / "home"
     folder.mkdir(parents=True)
     home.mkdir()
-    (home / "registry.json").write_text("[]")
+    (place / "registry.json").write_text("[]")
     return Desk(folder=folder, home=home, isolation=isolation, service=service)
 
 
