@@ -358,6 +358,7 @@ def test_all_of_a_configuration_comes_back_from_the_manifest(tmp_path: Path) -> 
         image_cache="60GB",
         registry=["mine.json"],
         rebuild=True,
+        disk_limit="hard",
     )
     given = whole.config.model_dump(exclude_unset=True)
     assert given.keys() == type(whole.config).model_fields.keys()
