@@ -232,8 +232,8 @@ class Catalog:
         entry = self._indexed().entries.get(scenario_id)
         if entry is None:
             self._need_there(scenario_id)
-            return None
-        return self._read(entry)
+            entry = self._indexed().entries.get(scenario_id)  # its folder may have come back between the two looks
+        return None if entry is None else self._read(entry)
 
     def _read(self, entry: CatalogEntry) -> Scenario:
         """Read a scenario unless the cached one is still right; the same one never twice at a time."""
