@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import orjson
 
 from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.command import tail
+from orchestrator.common.json_lines import objects
 from orchestrator.core.errors import UsageError
 from orchestrator.core.records import Install
 
@@ -74,29 +75,16 @@ def read_predictions(name: str, file: Path) -> PredictionsAgent:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--agent {name}: {file} cannot be read: {why}.") from None
-    is_array = text.lstrip().startswith("[")
     patches: dict[str, str] = {}
-    for line, piece in [(1, text)] if is_array else enumerate(text.splitlines(), 1):
-        if not piece.strip():
-            continue
-        try:
-            found = orjson.loads(piece)
-        except orjson.JSONDecodeError as error:
-            raise UsageError(f"{file}: line {line}: {error}.") from None
-        for each in found if is_array else [found]:
-            scenario, patch = _prediction(each, f"{file}: line {line}")
-            if scenario in patches:
-                raise UsageError(f"{file}: line {line}: {scenario} has two patches.")
-            patches[scenario] = patch
+    for line, found in objects(text, file):
+        scenario, patch = found.get(_SCENARIO), found.get(_PATCH)
+        if not isinstance(scenario, str):
+            raise UsageError(f"{file}: line {line}: an object with {_SCENARIO} and {_PATCH} was expected.")
+        if not isinstance(patch, str | None):
+            raise UsageError(f"{file}: line {line}: {_PATCH}: a text was expected.")
+        if scenario in patches:
+            raise UsageError(f"{file}: line {line}: {scenario} has two patches.")
+        patches[scenario] = patch or ""
     if not patches:
         raise UsageError(f"{file} has no predictions.")
     return PredictionsAgent(name=name, patches=patches)
-
-
-def _prediction(found: Any, where: str) -> tuple[str, str]:
-    if not isinstance(found, dict) or not isinstance(found.get(_SCENARIO), str):
-        raise UsageError(f"{where}: an object with {_SCENARIO} and {_PATCH} was expected.")
-    patch = found.get(_PATCH)
-    if patch is not None and not isinstance(patch, str):
-        raise UsageError(f"{where}: {_PATCH}: a text was expected.")
-    return found[_SCENARIO], patch or ""

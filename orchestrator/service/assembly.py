@@ -207,8 +207,8 @@ class Service:
 
         `secret_names` are the variables of this process that clients may have, by name. `mirrors` are asked for images
         before their registries, and `image_budget` are the bytes that these may take; with `rebuild`, those of
-        scenarios are built where they can be. With `lends_network`, a policy
-        that allows all gives a devbox the network of this machine, and not only the internet.
+        scenarios are built where they can be. With `lends_network`, a policy that allows all gives a devbox the network
+        of this machine, and not only the internet.
         Raises UsageError, SandboxUnavailable among them, and Unwritable.
         """
         instance, activity, stopping = secrets.token_hex(16), Activity(), anyio.Event()

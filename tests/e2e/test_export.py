@@ -66,6 +66,9 @@ def test_predictions_are_scored_without_an_agent(swept: "Desk") -> None:
     """What was exported scores as it did; a scenario without a patch stays as it is, and a bad patch is said."""
     write_scenario(swept.folder / "mine/three")
     swept.sweep("export", "it", "--to", "swebench", "--arm", "oracle", "-o", "good.jsonl")
+    more = {"instance_id": "four", "model_patch": "a text may have \u2028 and \x85 in a line"}
+    with (swept.folder / "good.jsonl").open("a") as file:
+        file.write(json.dumps(more, ensure_ascii=False) + "\n")
     (swept.folder / "bad.jsonl").write_text('{"instance_id": "one", "model_patch": "no patch\\n"}\n')
     words = ("--agent", "predictions:good.jsonl", "--agent", "predictions:bad.jsonl", "--exclude", "two")
     swept.sweep("run", "mine", *words, "--name", "again")

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from orchestrator.common.json_lines import objects
 from orchestrator.core.errors import UsageError
 from orchestrator.service.diagnostics import hint
 
@@ -67,15 +66,4 @@ def read_rows(file: Path) -> Iterator[SourceRow]:
         return
     if not name.endswith((".jsonl", ".json")):
         raise UsageError(f"{file}: .jsonl, .json or .csv was expected, also with .gz.")
-    pieces = enumerate(text.splitlines(), 1) if name.endswith(".jsonl") else [(1, text)]
-    for line, piece in pieces:
-        if not piece.strip():
-            continue
-        try:
-            value = orjson.loads(piece)
-        except orjson.JSONDecodeError as error:
-            raise UsageError(f"{file}: line {line}: {error}.") from None
-        for row in value if isinstance(value, list) else [value]:
-            if not isinstance(row, dict):
-                raise UsageError(f"{file}: line {line}: a JSON object was expected.")
-            yield SourceRow(file=file, line=line, values=row)
+    yield from (SourceRow(file=file, line=line, values=row) for line, row in objects(text, file))
