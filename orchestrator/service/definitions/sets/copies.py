@@ -145,10 +145,9 @@ class Copies:
         async with self._repository(url) as repository:
             await repository.fetch(commit)
             folders = await repository.folders(commit, "")
-            for folder in folders:
-                if await repository.has_file(commit, f"{folder}/{TASK}"):
-                    return ""
-            return _USUAL if _USUAL in folders and not await repository.has_file(commit, TASK) else ""
+            tasks = [TASK, *(f"{folder}/{TASK}" for folder in folders)]
+            has_tasks = not {*tasks}.isdisjoint(await repository.has(commit, tasks))
+            return _USUAL if _USUAL in folders and not has_tasks else ""
 
     async def _listed(self, source: RegistryName) -> CopyOrigin:
         """Find a benchmark in the registries; those at an address are asked unless the version is known already."""
@@ -225,8 +224,10 @@ class Copies:
             async with self._repository(part.url) as repository:
                 self._tell(f"{origin.name}: asking {part.url}")
                 await repository.fetch(part.commit)
-                for each in part.folders.values():
-                    await repository.folders(part.commit, each)
+                wanted = [each for each in part.folders.values() if each]
+                there = await repository.has(part.commit, wanted, are_folders=True)
+                for each in sorted({*wanted}.difference(there)):
+                    await repository.folders(part.commit, each)  # which says what is near
                 await repository.check_out(part.commit, list(part.folders.values()), tree, tell)
             for name, place in part.folders.items():
                 if name:  # copied, for two names may be of one folder

@@ -6,7 +6,7 @@ is run.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
@@ -96,9 +96,11 @@ class Clone:
             raise UsageError(f"{self.url} has no folder {folder} at {commit[:12]}{fix}.") from None
         return said.decode(errors="surrogateescape").rstrip("\0").split("\0") if said else []
 
-    async def has_file(self, commit: str, path: str) -> bool:
-        """Tell whether a commit that is here has a file."""
-        return bool(await self._git("ls-tree", "-z", "--name-only", commit, "--", path))
+    async def has(self, commit: str, paths: Sequence[str], *, are_folders: bool = False) -> Collection[str]:
+        """Return those of these paths that a commit has, which is here; with `are_folders` no files and no links."""
+        kinds = ("-d",) if are_folders else ()
+        said = await self._git("ls-tree", "-z", "--name-only", *kinds, commit, "--", *paths) if paths else b""
+        return set(said.decode(errors="surrogateescape").split("\0"))
 
     async def check_out(self, commit: str, paths: Sequence[str], tree: Path, tell: Callable[[int, int], None]) -> None:
         """Write folders of a commit that is here into the folder `tree`, as they are in the repository.

@@ -197,3 +197,20 @@ async def test_an_archive_writes_nowhere_else(tmp_path: Path, copies: Copies) ->
 async def test_a_manifest_of_strangers_writes_nowhere_else(origin: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json is damaged: origin: .* is no"):
         await fetch("mine@1", [], endpoint=None, origin=origin)
+
+
+async def test_a_link_in_the_place_of_a_task_shows_nothing_of_this_machine(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/secret").write_text("secret")
+    origin.add_tasks(1)
+    (origin.folder / "tasks/link").symlink_to(tmp_path / "home")
+    commit = origin.commit()
+    task = {"git_url": origin.url, "git_commit_id": commit, "path": "tasks/link"}
+    (tmp_path / "registry.json").write_text(json.dumps([{"name": "mine", "version": "1", "tasks": [task]}]))
+    with pytest.raises(UsageError, match="no folder tasks/link at"):
+        await got(Copies([str(tmp_path / "registry.json")], print), "mine@1")
+    with pytest.raises(UsageError, match="no folder tasks/link at"):
+        await got(Copies([], print), f"git+{origin.url}#tasks/link")
