@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.core.protocol import Isolation
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.agent_connection import AgentProcess
 from orchestrator.service.sandbox.base_provider import AgentBox, BaseProvider
 from orchestrator.service.sandbox.commands import Finished, run
@@ -42,6 +42,20 @@ class Bench:
     async def run(self, box: AgentBox, script: str, *, timeout: float = PATIENCE, **how: Any) -> Finished:
         return await run(box, shell(script, words=box.shell, **how), timeout=timeout)
 
+    async def pass_on_files(self, **spec: Any) -> None:
+        """See that the files of a box, copied and then moved, are another one's."""
+        box = await self.boot(**spec)
+        await self.run(box, "mkdir deep; echo first >deep/file; chmod 750 deep")
+        await box.save(self.place / "saved")
+        await self.run(box, "echo second >deep/file")
+        await box.keep_layer(self.place / "kept")
+        await box.stop()
+        for place, text in (("saved", "first\n750\n"), ("kept", "second\n750\n")):
+            tree = self.place / place
+            image = self.image and replace(self.image, layers=(*self.image.layers, tree))
+            other = await self.boot(image=image, root=None if image else tree)
+            assert (await self.run(other, "cat deep/file; stat -c %a deep")).output == text
+
     async def start(self, box: AgentBox, script: str, **how: Any) -> AgentProcess:
         return await box.spawn(shell(script, words=box.shell, **how))
 
@@ -63,8 +77,11 @@ def closed_folder(place: Path) -> Path:
     return place / "locked/state"
 
 
-async def prepared(isolation: Isolation, place: Path) -> AsyncIterator[AnyProvider]:
+async def prepared(
+    isolation: Isolation, place: Path, disk_limit: DiskLimit = DiskLimit.WATCHED
+) -> AsyncIterator[AnyProvider]:
     provider = PROVIDERS[isolation](closed_folder(place), ())
+    provider.disk_limit = disk_limit
     try:
         await provider.prepare()
     except SandboxUnavailable as error:

@@ -3,19 +3,18 @@
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
 from orchestrator.core.errors import SandboxUnavailable
-from orchestrator.core.protocol import DiskLimit
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.process_provider import ProcessProvider
 from orchestrator.service.sandbox.provider import ImageRoot, Resources
 from orchestrator.service.sandbox.safe_fs import remove
-from tests.sandbox.conftest import Bench, closed_folder, opened
+from tests.sandbox.conftest import AnyProvider, Bench, opened, prepared
 from tests.sandbox.test_service_death import start_alone
 from tests.waiting import until
 
@@ -26,15 +25,9 @@ LIMIT = Resources(disk=40 * MIB)
 
 
 @pytest.fixture(scope="module")
-async def hard_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BwrapProvider]:
-    provider = BwrapProvider(closed_folder(tmp_path_factory.mktemp("hard")))
-    provider.disk_limit = DiskLimit.HARD
-    try:
-        await provider.prepare()
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-    yield provider
-    await provider.close()
+async def hard_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnyProvider]:
+    async for provider in prepared(Isolation.LOCAL, tmp_path_factory.mktemp("hard"), DiskLimit.HARD):
+        yield provider
 
 
 @pytest.fixture(params=["host", "image"])
@@ -89,17 +82,7 @@ async def test_beside_a_full_disk_what_judges_it_can_write(hard: Bench) -> None:
 
 
 async def test_what_is_on_it_is_copied_or_moved_for_another_box(hard: Bench) -> None:
-    box = await hard.boot(resources=LIMIT)
-    await hard.run(box, "mkdir deep; echo first >deep/file; chmod 750 deep")
-    await box.save(hard.place / "saved")
-    await hard.run(box, "echo second >deep/file")
-    await box.keep_layer(hard.place / "kept")
-    await box.stop()
-    for place, text in (("saved", "first\n750\n"), ("kept", "second\n750\n")):
-        tree = hard.place / place
-        image = hard.image and replace(hard.image, layers=(*hard.image.layers, tree))
-        other = await hard.boot(image=image, root=None if image else tree)
-        assert (await hard.run(other, "cat deep/file; stat -c %a deep")).output == text
+    await hard.pass_on_files(resources=LIMIT)
     remove(hard.place / "kept")
 
 
@@ -125,7 +108,7 @@ async def test_its_file_has_no_name_while_it_is_used(hard: Bench) -> None:
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
-from orchestrator.core.protocol import DiskLimit
+from orchestrator.core.protocol import DiskLimit, Isolation
 from orchestrator.service.sandbox.provider import BoxSpec, ImageRoot
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 
