@@ -395,7 +395,8 @@ async def test_users_of_a_box_share_its_limit_of_processes(imaged: "Bench", many
     fork = "while true; do sleep 1000 & done 2>/dev/null"
     script = f"for user in 1001 1002 1003 1004; do setpriv --reuid $user --clear-groups sh -c '{fork}' & done"
     process = await box.spawn(shell(f"{script}; sleep 1000", words=box.shell))
-    await anyio.sleep(2)
+    events = box.cgroup.folders[Limit.PROCESSES] / "pids.events"
+    await until(lambda: events.read_text().split() != ["max", "0"], "no process is refused")
     assert 60 < len(list(box.pids())) <= 60 + 40
     await process.kill()
     assert await say(imaged, box, "echo alive") == "alive\n"

@@ -79,7 +79,8 @@ async def test_a_process_limit_is_claimed_where_a_control_group_holds_it(process
     if Limit.PROCESSES in box.enforced:
         fork = "n=0; while [ $n -lt 100 ]; do sleep 100 & n=$((n + 1)); done; wait"
         started = await process.start(box, fork)
-        await anyio.sleep(2)
+        events = box.cgroup.folders[Limit.PROCESSES] / "pids.events"
+        await until(lambda: events.read_text().split() != ["max", "0"], "no process is refused")
         assert len(list(box.pids())) < 80
         await started.kill()
 
