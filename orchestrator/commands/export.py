@@ -25,7 +25,7 @@ def run(folder: Path, form: str, *, arm: str | None, trial: int | None, target: 
     chosen = [row for row in rows if arm in {None, row["arm"]} and trial in {None, row["trial"]}]
     if not chosen:
         raise UsageError(f"{folder.name} has no result{'' if trial is None else f' of trial {trial}'} yet.")
-    content = b"".join(EXPORTS[form].write(chosen, folder))
+    content = b"".join(EXPORTS[form](chosen, folder))
     try:
         if target is None:
             sys.stdout.buffer.write(content)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.commands import BUNDLED
@@ -34,9 +33,6 @@ class Doing:
 
     def tell(self, words: str) -> None:
         self.words = words
-
-    def __str__(self) -> str:
-        return self.words
 
 
 async def fetch(
@@ -93,7 +89,7 @@ def _is_known(source: RegistryName, endpoint: str | None) -> bool:
 async def fetch_shown(benchmark: str, registries: Sequence[str], output: Format, *, endpoint: str | None = None) -> str:
     """Fetch a benchmark as `fetch` does, and show how it goes on; returns its folder."""
     doing = Doing()
-    async with shown(benchmark, partial(str, doing), output):
+    async with shown(benchmark, lambda: doing.words, output):
         return (await fetch(benchmark, registries, endpoint=endpoint, tell=doing.tell))[0]
 
 
@@ -153,5 +149,5 @@ async def _registries(places: Sequence[str], output: Format, *, is_fresh: bool) 
 
     logging_setup.warn_only()
     doing = Doing()
-    async with shown("Registries:", partial(str, doing), output):
+    async with shown("Registries:", lambda: doing.words, output):
         return await Copies(places, doing.tell).registries(is_fresh=is_fresh)

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
@@ -19,14 +18,6 @@ _COLUMNS: Final = (
     *("benchmark", "scenario", "scenario_name", "arm", "agent", "version", "model", "trial", "started", "finished"),
     *("outcome", "score", "scoring", "exit_status", "exit_reason"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """A form of results. `write` yields its bytes, given the rows and the run folder. Raises UsageError and OSError."""
-
-    help: str
-    write: Callable[[Sequence[Row], Path], Iterator[bytes]]
 
 
 def _csv(rows: Sequence[Row], _: Path) -> Iterator[bytes]:
@@ -103,9 +94,10 @@ def _swebench(rows: Sequence[Row], folder: Path) -> Iterator[bytes]:
         yield orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE)
 
 
-EXPORTS: Final = {
-    "csv": Export(help="a table for spreadsheets and data frames", write=_csv),
-    "jsonl": Export(help="the lines of results.jsonl", write=_jsonl),
-    "junit": Export(help="XML for CI systems", write=_junit),
-    "swebench": Export(help="predictions for SWE-bench's own evaluation", write=_swebench),
+#: What yields the bytes of a form, given the rows and the run folder. It raises UsageError and OSError.
+EXPORTS: Final[Mapping[str, Callable[[Sequence[Row], Path], Iterator[bytes]]]] = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "junit": _junit,
+    "swebench": _swebench,
 }
