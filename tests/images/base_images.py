@@ -29,6 +29,8 @@ MUSL_PROGRAM: Final = Path(__file__).with_name("musl_lookup.c")
 _LEFT_OUT: Final = ("dev", "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/lib/apt/lists")
 _USERS: Final = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"
 _PIECE_BYTES: Final = 1 << 20
+#: What a repository with tests in Python is worked on with.
+_TESTBED: Final = ("git", "patch", "python3-pytest")
 
 
 class ObstacleError(Exception):
@@ -133,11 +135,12 @@ def _archive() -> tuple[str, str]:
     raise ObstacleError(f"apt knows no archive of this machine's release {release}")
 
 
-def _debian(tree: Path) -> None:
-    """The smallest Debian that apt works in, set up as apt is here."""
+def _debian(tree: Path, *more: str) -> None:
+    """The smallest Debian that apt works in, set up as apt is here, with `more` packages."""
     release, archive = _archive()
+    wanted = [f"--include={','.join(more)}"] if more else []
     # In a namespace of its own no mount outlives it.
-    _said("unshare", "--mount", "debootstrap", "--variant=minbase", release, str(tree), archive)
+    _said("unshare", "--mount", "debootstrap", "--variant=minbase", *wanted, release, str(tree), archive)
     _said("chroot", str(tree), "apt-get", "clean")
     for name in _LEFT_OUT:
         shutil.rmtree(tree / name)
@@ -172,6 +175,7 @@ def _musl(tree: Path) -> None:
 
 RECIPES: Final = {
     "debian": Recipe(packages=("debootstrap",), make=_debian, packing="gzip"),
+    "testbed": Recipe(packages=("debootstrap",), make=lambda tree: _debian(tree, *_TESTBED), packing="gzip"),
     "busybox": Recipe(packages=("busybox-static",), make=_busybox, packing="zstd"),
     "musl": Recipe(packages=("busybox-static", "gcc", "musl-tools"), make=_musl, packing="gzip"),
 }

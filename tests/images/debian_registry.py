@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -25,14 +25,22 @@ class DebianRegistry:
     host: str
     log: Path
     authorization: Callable[[str], str]
+    _pushed: dict[str, str] = field(default_factory=dict)
 
     def push(self, name: str, image: PackedImage) -> Reference:
-        """Push an image under the name `REPOSITORY:TAG`, and return its whole one. Blocking."""
+        """Push an image under the name `REPOSITORY:TAG`, and return its whole one. Blocking.
+
+        A blob that another repository has comes from there, where everybody may read that one.
+        """
         with self._client(name) as http:
             for digest, data in image.blobs.items():
-                place = http.post("blobs/uploads/").raise_for_status().headers["location"]
-                put = http.put(httpx.URL(place).copy_merge_params({"digest": digest}), content=data)
-                put.raise_for_status()
+                there = {"mount": digest, "from": self._pushed[digest]} if digest in self._pushed else {}
+                asked = http.post("blobs/uploads/", params=there).raise_for_status()
+                if asked.status_code != httpx.codes.CREATED:
+                    place = httpx.URL(asked.headers["location"])
+                    http.put(place.copy_merge_params({"digest": digest}), content=data).raise_for_status()
+                if "authorization" not in http.headers:
+                    self._pushed[digest] = name.rpartition(":")[0]
         return self._name(name, image.manifest, MANIFEST)
 
     def push_index(self, name: str, images: Mapping[str, PackedImage]) -> Reference:

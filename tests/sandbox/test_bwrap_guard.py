@@ -6,10 +6,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import anyio
+import anyio.to_thread
 import pytest
 
+from orchestrator.service.sandbox.bwrap import spawner
 from tests.processes import carrying
 from tests.waiting import until
 
@@ -93,6 +96,28 @@ async def test_a_service_killed_before_it_knows_what_it_started_leaves_nothing(m
         for pid in carrying(marker):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize("is_gnu", [True, False])
+async def test_a_program_of_another_user_has_no_other_user_and_no_group_of_ours(
+    monkeypatch: pytest.MonkeyPatch, *, is_gnu: bool
+) -> None:
+    if not is_gnu:
+        monkeypatch.setattr(spawner, "_try_another_user", lambda: False)
+    elif not spawner._try_another_user():
+        pytest.skip("this is no GNU system")
+    with TemporaryFile() as errors:
+        guard = await anyio.to_thread.run_sync(spawner.Guard)
+        words = ["sed", "-n", "w /dev/stderr", "/proc/self/status"]
+        started = await anyio.to_thread.run_sync(lambda: guard.start(words, user=7, fds=(), errors=errors))
+        assert await anyio.to_thread.run_sync(started.wait) == 0
+        await anyio.to_thread.run_sync(guard.close)
+        errors.seek(0)
+        said = dict(line.split(":\t", 1) for line in errors.read().decode().splitlines() if ":\t" in line)
+    assert said["Uid"].split() == said["Gid"].split() == ["7"] * 4
+    assert said["Groups"].split() == []
+    assert int(said["CapEff"], 16) == int(said["CapPrm"], 16) == 0
 
 
 async def test_a_killed_guard_does_not_hinder_later_programs() -> None:

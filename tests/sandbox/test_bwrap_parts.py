@@ -269,3 +269,22 @@ def test_removing_does_not_follow_links(tmp_path: Path) -> None:
 
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     remove(tmp_path / "nothing")
+
+
+@pytest.mark.root
+def test_folders_of_an_overlays_lower_layers_are_removed(tmp_path: Path) -> None:
+    """They cannot be moved, and new folders may be in them."""
+    lower, upper, work, place = (tmp_path / name for name in ("lower", "upper", "work", "place"))
+    (lower / "a/b/c").mkdir(parents=True)
+    (lower / "a/b/file").touch()
+    for each in (upper, work, place):
+        each.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    if subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, place], check=False).returncode != 0:
+        pytest.skip("no overlay can be mounted here")
+    try:
+        (place / "a/b/new/newer").mkdir(parents=True)
+        remove(place / "a")
+        assert list(place.iterdir()) == []
+    finally:
+        subprocess.run(["umount", place], check=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from orchestrator.service.sandbox.build_cache import cache_folder
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.service.sandbox.bwrap.shared_files import find_bubblewrap
 from orchestrator.service.sandbox.closure import IN_BOX, LIBRARIES, PROGRAM, TOOLS, Closures
 from tests.waiting import wait_until

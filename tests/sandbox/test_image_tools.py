@@ -147,7 +147,7 @@ async def test_patch_and_files_of_an_agent_come_out_of_it(bare: Bench) -> None:
     assert "-two\n+three\n" in patch
     assert "big" in patch
 
-    printed = await tend(box, scripts.packing(Outputs(), ArchiveLimits(), **PLACES))
+    printed = await tend(box, scripts.packing(Outputs(), (), ArchiveLimits(), **PLACES))
     assert printed == ["piece traces.near.aaa"]
     archive = io.BytesIO(await read_file(box, "/home/user/.sweep/gather/traces.near.aaa"))
     assert tarfile.open(fileobj=archive).getnames() == ["./deep/file"]  # noqa: SIM115

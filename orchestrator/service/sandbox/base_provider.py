@@ -245,6 +245,7 @@ class AgentBox(ABC):
         variables = self.variables(command)
         folder = PurePosixPath(self.spec.working_directory) / (command.cwd or "")
         user = "" if command.is_plain and not command.as_user else self.spec.user
+        user = user if command.user is None else command.user
         return self._connection.spawn(self.path(str(folder)), command.argv, variables, user=user, stdin=command.stdin)
 
     async def listen(self, port: int) -> socket.socket:

@@ -145,7 +145,7 @@ class BuildCache(Generic[T]):
 
     def find(self, name: str) -> T | None:
         """Return the entry if it is there and whole. Blocking."""
-        tree = self._folder / name / self._tree
+        tree = self.tree(name)
         error: str | None = "it does not hold what it should"
         try:
             facts = msgspec.json.decode(self._description(name).read_bytes(), type=dict[str, Any])
@@ -184,8 +184,8 @@ class BuildCache(Generic[T]):
     def _keep(self, name: str, built: Built) -> None:
         """Make a tree, which was built in the folder that was opened, the entry."""
         place = self._folder / name
-        built.tree.rename(place / self._tree)
-        facts = {**built.facts, "amount": self._measure(place / self._tree)}
+        built.tree.rename(self.tree(name))
+        facts = {**built.facts, "amount": self._measure(self.tree(name))}
         draft = place / _MAKING / self._description(name).name
         with draft.open("wb") as file:
             file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
@@ -240,6 +240,10 @@ class BuildCache(Generic[T]):
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 
+    def tree(self, name: str) -> Path:
+        """Return the folder of an entry's tree, which may be there or not."""
+        return self._folder / name / self._tree
+
     def used_at(self, name: str) -> float:
         """Return when an entry was used last, in seconds since 1970; 0 if it is not there. Blocking. Raises OSError."""
         try:
@@ -277,14 +281,6 @@ def _empty(place: Path) -> None:
             remove(left)
         elif left.name != _LOCK:
             left.unlink()
-
-
-def cache_folder() -> Path:
-    """Return the folder that this user's services share: $SWEEP_CACHE, else the usual place for caches."""
-    if given := os.environ.get("SWEEP_CACHE"):
-        return Path(given).absolute()
-    usual = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(usual) if usual.startswith("/") else Path.home() / ".cache") / "sweep"
 
 
 class UserCache(BuildCache[T]):

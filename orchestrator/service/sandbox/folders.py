@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from orchestrator.service.sandbox.provider import HOME, BoxSpec, BoxStartFailed
 from orchestrator.service.sandbox.safe_fs import Copier, clone, remove
 
-OWN = (HOME, "/tmp", "/app", "/tests", "/solution", "/logs")  # noqa: S108
-ARTIFACTS, VERIFIER = "/logs/artifacts", "/logs/verifier"
+ARTIFACTS, TESTS, VERIFIER = "/logs/artifacts", "/tests", "/logs/verifier"
+OWN = (HOME, "/tmp", "/app", TESTS, "/solution", "/logs")  # noqa: S108
 #: Folders that every Harbor task finds, writable for all users.
 LOGS = ("/logs/agent", ARTIFACTS, VERIFIER)
 #: Folders of the machine: read-only in every box, so no folder of a prepared root can replace them.
@@ -47,13 +47,16 @@ class BoxFolder:
             self.base.chmod(0o700)
             self.files.mkdir()
             self.files.chmod(0o755)
-            for path in (*OWN, *LOGS, spec.working_directory):
+            for path in (*OWN, *LOGS, spec.working_directory, *spec.scratch):
                 self._make(path)
             for path in LOGS:
                 (self.files / path[1:]).chmod(0o777)
             (self.files / "tmp").chmod(0o1777)
             if spec.root is not None:
                 Copier(owner=self.owner).copy(spec.root, self.files)
+            for path, source in spec.scratch.items():
+                if source is not None:
+                    Copier(owner=self.owner).copy(source, self.files / path[1:])
             if self.owner is not None:
                 os.chown(self.base, self.owner, self.owner)
         except OSError as error:

@@ -37,7 +37,9 @@ class Prepared:
     contents; then come the scripts `setup`, executed as files in the devbox's working directory, the launch commands,
     and the `healthcheck`. `resources` apply when the launch parameters set none. Without `network`, only `hosts` may be
     reached, in the form of `egress.rules`.
-    `secrets` are variables of the user who runs it: they reach the agent's box, and no scorer.
+    `secrets` are variables of the user who runs it: they reach the agent's box, and no scorer. `verifiers`
+    are the environments of its scorers where these are others, one for each step of a scenario (None: this one, too);
+    one `has_tests` if these are in its image, at /tests.
     """
 
     name: str = ""
@@ -55,6 +57,21 @@ class Prepared:
     setup: tuple[str, ...] = ()
     healthcheck: Healthcheck | None = None
     resources: Resources | None = None
+    verifiers: "tuple[Prepared | None, ...]" = ()
+    has_tests: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStart:
+    """What happens in a devbox before a step of several.
+
+    The files of the tar.gz `workdir`, if it has any, are put into the working directory; their setup.sh, if that
+    `has_setup`, is run there by bash; then the `healthcheck` has to pass.
+    """
+
+    workdir: bytes = b""
+    has_setup: bool = False
+    healthcheck: Healthcheck | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -121,8 +121,8 @@ class BoxSpec:
     machine's own system, read-only; with the `closure` it has our own programs at the place where a box of an image has
     them.
 
-    A box of an image that has the file system of another one may be `is_read_only`. Its `scratch` folders are new,
-    empty, writable for everybody, and its own.
+    Its `scratch` folders are new, writable for everybody, and its own: each a copy of a folder of the host, or empty. A
+    box of an image that has the file system of another one may be `is_read_only` but for them.
     """
 
     id: str
@@ -137,7 +137,7 @@ class BoxSpec:
     layer: Path | None = None
     closure: bool = False
     is_read_only: bool = False
-    scratch: tuple[str, ...] = ()
+    scratch: Mapping[str, Path | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class Command:
     working directory itself. `environment` is added to the box's. Without `stdin` the program reads /dev/null.
     A program that `is_plain` is ours: it runs as root where the box has one, and gets no variable of the spec's
     environment: a PATH through folders that an agent can write must not decide which `cat` writes a scorer's files.
-    With `as_user` it runs as the box's user all the same.
+    With `as_user` it runs as the box's user all the same, and with `user` as another one of the image.
     """
 
     argv: tuple[str, ...]
@@ -176,6 +176,7 @@ class Command:
     stdin: bool = False
     is_plain: bool = False
     as_user: bool = False
+    user: str | None = None
 
 
 #: Words before a script, for a login shell as on a Runloop devbox.

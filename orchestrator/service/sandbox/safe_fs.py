@@ -199,7 +199,8 @@ def amount(root: Path) -> list[int]:
 def remove(root: Path) -> None:
     """Remove the folder `root` with everything in it, however deep it is and whatever its modes. Raises OSError.
 
-    No process may still write in it. Sub-folders are moved up before they are emptied, so that depth costs nothing.
+    No process may still write in it. Sub-folders are moved up before they are emptied, so that depth costs nothing;
+    those of an overlay's lower layers, which cannot be moved, are emptied where they are.
     """
     if not root.is_dir():
         return
@@ -211,26 +212,31 @@ def remove(root: Path) -> None:
                 _unlock(name, top)
         while names := _names(top):
             for name in names:
-                number = _dissolve(top, name, number)
+                number = _dissolve(top, name, top, number)
     root.rmdir()
 
 
-def _dissolve(top: int, name: str, number: int) -> int:
-    """Remove one entry of `top`; its sub-folders become open entries of `top`, named by numbers above `number`."""
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
-        os.unlink(name, dir_fd=top)
+def _dissolve(place: int, name: str, top: int, number: int) -> int:
+    """Remove one entry of `place`; its sub-folders become open entries of `top`, named by numbers above `number`."""
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=place).st_mode):
+        os.unlink(name, dir_fd=place)
         return number
-    with _opened(os.open(name, FOLDER, dir_fd=top)) as folder:
+    with _opened(os.open(name, FOLDER, dir_fd=place)) as folder:
         for child in _names(folder):
             mode = os.lstat(child, dir_fd=folder).st_mode
-            if stat.S_ISDIR(mode):
-                number += 1
-                if mode & 0o700 != 0o700:
-                    _unlock(child, folder)
-                os.rename(child, f".removed-{number}", src_dir_fd=folder, dst_dir_fd=top)
-            else:
+            if not stat.S_ISDIR(mode):
                 os.unlink(child, dir_fd=folder)
-    os.rmdir(name, dir_fd=top)
+                continue
+            number += 1
+            if mode & 0o700 != 0o700:
+                _unlock(child, folder)
+            try:
+                os.rename(child, f".removed-{number}", src_dir_fd=folder, dst_dir_fd=top)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                number = _dissolve(folder, child, top, number)
+    os.rmdir(name, dir_fd=place)
     return number
 
 

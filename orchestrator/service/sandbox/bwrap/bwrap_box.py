@@ -116,9 +116,7 @@ class BwrapBox(AgentBox):
             self._disk = self._host.spawner.run_blocking(partial(self._host.spawner.attach, mount, place))
         finally:
             os.close(mount)
-        self.folder = replace(
-            self.folder, base=self._host.spawner.run_blocking(partial(self._host.spawner.outside, place))
-        )
+        self.folder = replace(self.folder, base=self._host.spawner.outside(place))
 
     async def unmount(self) -> None:
         disk, self._disk = self._disk, None

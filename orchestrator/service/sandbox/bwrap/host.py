@@ -1,8 +1,10 @@
 """This machine as a host of sandboxes: everything that the boxes of one service share, and why it may refuse them.
 
 Its secret: the state folder's layout (`shared/` for what every box reads, `boxes/` for what each one writes, `disks/`
-for disks of their own), and that
-everything a sandbox opens is named by the spawner's private mounts, never by the host's path.
+for disks of their own), and that everything a sandbox opens is named by the spawner's private mounts, never by the
+host's path. bubblewrap reads the whole table of mounts after each of its own, and the line of an image is long in it;
+so the spawner has an image's mount only while a box of it starts, and a thread beside it, `roots`, keeps those of all
+boxes.
 
 As root, every box runs as a user of its own from a range in which no account exists. User 1000 of the box is then a
 stranger to the host and to every other box, even for a program that gets out, and what the kernel counts per user
@@ -26,9 +28,9 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import DiskLimit, Isolation
-from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_args import HostPython, isolation, seccomp_filter, system
 from orchestrator.service.sandbox.bwrap.disks import Disks, what_mends
 from orchestrator.service.sandbox.bwrap.image_files import IdRanges, Images
@@ -119,6 +121,7 @@ class BwrapHost:
 
     state: Path
     spawner: Spawner
+    roots: Spawner
     users: Users
     cgroups: Cgroups
     python: HostPython
@@ -143,11 +146,15 @@ class BwrapHost:
         bubblewrap = await anyio.to_thread.run_sync(_lay_out, state)
         await anyio.to_thread.run_sync(furnish, state / "shared", python.program)
         cgroups = await anyio.to_thread.run_sync(Cgroups.find)
-        spawner, guard = Spawner(), await anyio.to_thread.run_sync(Guard)
+        roots = Spawner()
+        spawner, guard = Spawner(roots), await anyio.to_thread.run_sync(Guard)
         try:
+            for each in (spawner, roots):
+                await each.run(partial(_take_private_mounts, each))
             host = cls(
                 state=state,
                 spawner=spawner,
+                roots=roots,
                 users=Users(),
                 cgroups=cgroups,
                 python=python,
@@ -161,7 +168,7 @@ class BwrapHost:
             await host.check()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                for close in (spawner.close, guard.close, cgroups.close):
+                for close in (spawner.close, roots.close, guard.close, cgroups.close):
                     await anyio.to_thread.run_sync(close)
             raise
         return host
@@ -204,7 +211,7 @@ class BwrapHost:
         return words if popen.returncode != 0 else None
 
     async def close(self) -> None:
-        for close in (self.spawner.close, self.guard.close, self.images.close, self.cgroups.close):
+        for close in (self.spawner.close, self.roots.close, self.guard.close, self.images.close, self.cgroups.close):
             await anyio.to_thread.run_sync(close)
 
 
@@ -221,13 +228,17 @@ def _lay_out(state: Path) -> Path:
     return copy_for_others(bubblewrap, shared / "bubblewrap") if os.geteuid() == 0 else bubblewrap.path
 
 
-def _admit_all(spawner: Spawner, state: Path, bubblewrap: Path, python: HostPython) -> SharedPaths:
-    """Name what sandboxes open; in the spawner's thread."""
+def _take_private_mounts(spawner: Spawner) -> None:
+    """In the spawner's thread."""
     if os.geteuid() == 0:
         try:
             spawner.take_private_mounts()
         except OSError as error:  # what others cannot reach stays out of reach, and the trial reports it
             structlog.get_logger().info("devbox.no_gate", error=str(error))
+
+
+def _admit_all(spawner: Spawner, state: Path, bubblewrap: Path, python: HostPython) -> SharedPaths:
+    """Name what sandboxes open; in the spawner's thread."""
     shared = spawner.admit(state / "shared")
     is_copy = bubblewrap.is_relative_to(state / "shared")
     return SharedPaths(

@@ -1,8 +1,9 @@
 """A box whose file system is an image below a layer of its own.
 
-Its secret: one mount. The spawner's thread mounts the layers once, and everything goes through that mount: the box's
-programs, our own copies in and out, and the boxes beside it, which so share one file system. The layer's folder is only
-counted and removed, for the kernel allows nobody else to change it while it is mounted.
+Its secret: one mount. The spawner's thread mounts the layers once (`BwrapHost.roots` keeps it), and everything goes
+through that mount: the box's programs, our own copies in and out, and the boxes beside it, which so share one file
+system. The layer's folder is only counted and removed, for the kernel allows nobody else to change it while it is
+mounted.
 """
 
 import os
@@ -74,9 +75,9 @@ class ImageFolder(BoxFolder):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    """A box's file system: the path that sandboxes find it at, and the one by which this process opens it."""
+    """A box's file system: the path that the thread of roots has it at, and the one by which this process opens it."""
 
-    mounted: str
+    kept: str
     outside: Path
 
 
@@ -112,6 +113,8 @@ class ImageBox(BwrapBox):
         is_shared = beside is not None and beside.spec.image == image and spec.layer is None
         self._shared_with = beside if is_shared else None
         self._own_root: Root | None = None
+        #: The file system that is mounted for bubblewrap, while that starts.
+        self._shown: Path | None = None
         self._anchors: list[str] = []
         self._has_bash = True
 
@@ -179,11 +182,12 @@ class ImageBox(BwrapBox):
     def _mount(self, namespace: int | None) -> None:
         """In the spawner's thread. Raises OSError."""
         mount = open_overlay(self._host.images.layers(self._image.layers), self.folder.base, namespace)
+        roots = self._host.roots
         try:
-            mounted = self._host.spawner.attach(mount)
+            kept = roots.run_blocking(partial(roots.attach, mount))
         finally:
             os.close(mount)
-        self._own_root = Root(mounted=mounted, outside=self._host.spawner.outside(mounted))
+        self._own_root = Root(kept=kept, outside=roots.outside(kept))
 
     def _furnish(self) -> None:
         """Make in the box what its spec asks for. Raises OSError and BoxStartFailed."""
@@ -200,11 +204,13 @@ class ImageBox(BwrapBox):
         make = partial(make_mount_point, root, owner=self.first_id, gives_way=self._shared_with is not None)
         if spec.scratch:
             os.chown(self.folder.base, self.first_id, self.first_id)
-        for number, path in enumerate(spec.scratch):
+        for number, (path, source) in enumerate(spec.scratch.items()):
             place = self.folder.files / str(number)
             place.mkdir()
             place.chmod(0o1777)
             os.chown(place, self.first_id, self.first_id)
+            if source is not None:
+                Copier(owner=self.first_id).copy(source, place)
             make(Bind(source=place, target=path))
         make_folder(root, spec.working_directory, self.first_id)
         binds = [bind for bind in spec.binds if bind.target not in PLACES]  # their place is in our own folder
@@ -214,13 +220,15 @@ class ImageBox(BwrapBox):
 
     def how_to_start(self, control: int, limits: str) -> BwrapStart:
         namespace = self._host.images.ranges.opened(self.ids)
+        root = self._host.spawner.admit(self.root.outside)
+        self._shown = self.root.outside
         arguments = image_arguments(
             network=self.spec.network,
             namespace=namespace,
-            root=self.root.mounted,
+            root=root,
             shared=self._host.paths.shared,
             closure=self._host.images.closure,
-            mounts=self._mounts(),
+            mounts=self._mounts(root),
             is_read_only=self.spec.is_read_only,
         )
         command = image_agent_command(control, limits)
@@ -230,6 +238,7 @@ class ImageBox(BwrapBox):
     async def on_ready(self) -> None:
         await super().on_ready()
         assert self._root is not None
+        await self._hide()
         await anyio.to_thread.run_sync(mount_sys, self._root.pid, self.cgroup.folders)
 
     async def save(self, target: Path) -> None:
@@ -256,21 +265,26 @@ class ImageBox(BwrapBox):
     def give_back(self) -> None:
         self._host.images.ranges.give_back(self.ids)
 
+    async def _hide(self) -> None:
+        """Take down what bubblewrap has mounted in the box, or will mount no more."""
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            await self._host.spawner.run(partial(self._host.spawner.dismiss, shown))
+
     async def unmount(self) -> None:
+        await self._hide()
         await self._unmount_root()
         await super().unmount()
 
     async def _unmount_root(self) -> None:
         root, self._own_root = self._own_root, None
         if root is not None:
-            await self._host.spawner.run(partial(self._host.spawner.detach, root.mounted))
+            await self._host.roots.run(partial(self._host.roots.detach, root.kept))
 
-    def _mounts(self) -> Iterable[Mount]:
+    def _mounts(self, root: str) -> Iterable[Mount]:
         """Its binds; the folders above them are mounted onto themselves, so that it cannot move a bind away."""
         for folder in self._anchors:
-            yield Mount(
-                source=f"{self.root.mounted}/{folder}", target=f"/{folder}", writable=not self.spec.is_read_only
-            )
+            yield Mount(source=f"{root}/{folder}", target=f"/{folder}", writable=not self.spec.is_read_only)
         for number, path in enumerate(self.spec.scratch):
             yield Mount(source=f"{self._host.paths.boxes}/{self.id}/files/{number}", target=path, writable=True)
         yield from self.bound()

@@ -106,6 +106,11 @@ def attach(mount: int, place: str) -> None:
     system_call(MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(place), MOVE_MOUNT_F_EMPTY_PATH)
 
 
+def clone_mount(folder: Path | str) -> int:
+    """Return another mount of a folder that the calling thread sees, not attached yet. Raises OSError."""
+    return system_call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE)
+
+
 def open_inside(root: int, path: str) -> int:
     """Open the folder `path` of the file system at the open folder `root`, whose links lead nowhere else.
 
@@ -119,7 +124,7 @@ def _view(folder: Path, namespace: int | None) -> int:
     """Return a read-only view of a folder with the ids of a user namespace. Raises OSError."""
     if namespace is None:
         return os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    tree = system_call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE)
+    tree = clone_mount(folder)
     try:
         attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0, 0, namespace)
         system_call(MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes))

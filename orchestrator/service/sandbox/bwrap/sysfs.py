@@ -19,8 +19,6 @@ import structlog
 
 from orchestrator.service.sandbox.bwrap.overlay import (
     AT_EMPTY_PATH,
-    AT_FDCWD,
-    CLOEXEC_TREE,
     FSCONFIG,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_STRING,
@@ -29,9 +27,8 @@ from orchestrator.service.sandbox.bwrap.overlay import (
     FSOPEN,
     FSOPEN_CLOEXEC,
     MOUNT_SETATTR,
-    OPEN_TREE,
-    OPEN_TREE_CLONE,
     attach,
+    clone_mount,
     system_call,
 )
 from orchestrator.service.sandbox.limits import CONTROLLERS
@@ -109,7 +106,7 @@ def _sealed(kind: str, folders: Iterable[str] = ()) -> int:
 
 def _sealed_view(folder: Path) -> int:
     """Return a read-only view of a folder, not attached yet. Raises OSError."""
-    return _seal(system_call(OPEN_TREE, AT_FDCWD, os.fsencode(folder), OPEN_TREE_CLONE | CLOEXEC_TREE))
+    return _seal(clone_mount(folder))
 
 
 def _seal(mount: int) -> int:
