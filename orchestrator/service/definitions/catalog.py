@@ -28,6 +28,7 @@ from orchestrator.service.content import Contents, Listing, Node, complaint, lis
 from orchestrator.service.definitions import index
 from orchestrator.service.definitions.index import Benchmark, CatalogEntry, CustomScorer, Index
 from orchestrator.service.definitions.self_extracting import MAX_UNPACKED_BYTES
+from orchestrator.service.definitions.steps import Steps
 from orchestrator.service.definitions.task_file import STATEMENT, Scenario, ScenarioContext, read_scenario
 from orchestrator.service.definitions.task_toml import FILE as TASK
 from orchestrator.service.diagnostics import Problem, few, printable, text
@@ -204,13 +205,12 @@ class Catalog:
         def look() -> Blueprint | None:
             known = self._blueprints.get(blueprint_id)
             scenario = self._find(known) if known else None
-            if scenario and scenario.blueprint.id == blueprint_id:
-                return scenario.blueprint
+            if scenario and (found := scenario.blueprints.get(blueprint_id)):
+                return found
             for entry in self._indexed().entries.values():  # slow, and only for an id that no scenario read so far has
                 with suppress(BadRequest, Away):
-                    blueprint = self._read(entry).blueprint
-                    if blueprint.id == blueprint_id:
-                        return blueprint
+                    if found := self._read(entry).blueprints.get(blueprint_id):
+                        return found
             return None
 
         return await run_sync(look)
@@ -249,7 +249,7 @@ class Catalog:
             except OSError as error:
                 self._need_there(entry.id)
                 raise BadRequest(f"Scenario {entry.name} cannot be read: {error.strerror or error}.") from error
-            self._blueprints[scenario.blueprint.id] = entry.id
+            self._blueprints |= dict.fromkeys(scenario.blueprints, entry.id)
             return scenario
 
     def _tell(self, entry: CatalogEntry, mistakes: str) -> None:
@@ -305,12 +305,13 @@ def _stub(entry: CatalogEntry, reason: str, digest: str = "") -> Document:
 class CheckedScenario:
     """A scenario that was read for a check; files of `problems` are relative to its folder, which is `name`.
 
-    `image` is how the image of its environment is made; `users` are those of task.toml that are not the image's own.
+    `images` are how the images of its environments are made; `users` are those of task.toml that are not the images'
+    own.
     """
 
     name: str
     problems: tuple[Problem, ...]
-    image: ImageRecipe | None = None
+    images: tuple[ImageRecipe, ...] = ()
     users: tuple[str, ...] = ()
 
 
@@ -373,8 +374,8 @@ def checked(folder: Path) -> Checked:
                 CheckedScenario(
                     name=name,
                     problems=(*scenario.problems, *_leaks(files)),
-                    image=scenario.blueprint.image,
-                    users=tuple(filter(None, (scenario.blueprint.agent_user, scenario.blueprint.verifier_user))),
+                    images=tuple(each.image for each in scenario.blueprints.values() if each.image),
+                    users=tuple(filter(None, _users(scenario))),
                 )
             )
         for each in others:
@@ -382,6 +383,15 @@ def checked(folder: Path) -> Checked:
                 why = "is missing, so the folder is not a scenario"
                 add(benchmark, [Problem("warning", f"{each.name}/{TASK}", "", why)])
     return Checked(scenarios=tuple(scenarios), problems=tuple(found))
+
+
+def _users(scenario: Scenario) -> Iterator[str]:
+    """Yield the users that a task names."""
+    for blueprint in scenario.blueprints.values():
+        yield from (blueprint.agent_user, blueprint.verifier_user)
+    several: Steps = scenario.view.get("_steps", Steps())
+    for plan in (scenario.view["_scoring"], *(each.plan for each in several.steps)):
+        yield from (plan.user or "", *(each.user for each in plan.collect))
 
 
 def _leaks(files: Listing) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from orchestrator.core.protocol import ScoringMode
 from orchestrator.service.content import Contents, Listing, complaint, decoded
-from orchestrator.service.definitions.task_toml import FILE, Artifact, Collect, Table
+from orchestrator.service.definitions.task_toml import FILE, Artifact, Collect, Reach, Table
 from orchestrator.service.diagnostics import Report, hint, nearest, shown
 from orchestrator.service.scoring.contract import WEIGHT_TOLERANCE, ScorerType
 from orchestrator.service.store import Document
@@ -53,7 +53,7 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tests:
-    """The folder tests/ as the author wrote it.
+    """The folder tests/ as the author wrote it; no `archive` where the verifier's own image has it.
 
     `archive` is a tar.gz whose members are relative to /tests and have the modes they get there, 755 for `program`
     whatever it had. `program` is executed as a file, by its path (`/tests/test.sh`) and in the working directory, so
@@ -64,7 +64,7 @@ class Tests:
     that are filled in from the variables of the box.
     """
 
-    archive: bytes
+    archive: bytes | None
     variables: Mapping[str, str] = field(default_factory=dict)
     program: str = TESTS_PROGRAM
 
@@ -73,13 +73,33 @@ class Tests:
 class ScoringPlan:
     """The value of the key `_scoring` of a scenario's document.
 
-    `tests` is None where the contract has other scorers: `[[scorers]]`, or those of a client.
+    `tests` is None where the contract has other scorers: `[[scorers]]`, or those of a client. `environment` is the id
+    of the blueprint of the verifier's own environment, `reach` what scorers reach where the agent reaches another, and
+    `user` who they are where a step has one of its own; None stands for the environment's. `templates` are variables of
+    that environment which come with the run.
     """
 
     mode: ScoringMode = ScoringMode.SHARED
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
     tests: Tests | None = None
+    environment: str | None = None
+    reach: Reach | None = None
+    user: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariableNames:
+    """The value of the key `_variables` of a scenario's document: what it makes of variables that come with a run.
+
+    `templates` are those of the agent's environment by their names. The names in all templates are required, which the
+    wire shows, or `optional`; what is for `scorers_only` does not reach the agent's box.
+    """
+
+    templates: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    scorers_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,20 @@ def _head(archive: bytes, folder: str, purpose: str, working_directory: str, var
     )
 
 
+def split(whole: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the values of variables as far as they are known, defaults included, and the templates among them."""
+    found = {name: TEMPLATE.fullmatch(value) for name, value in whole.items()}
+    values = {name: value if (match := found[name]) is None else match[2] for name, value in whole.items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    return known, {name: value for name, value in whole.items() if found[name]}
+
+
+def filled(templates: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of those templates whose variables are given."""
+    found = {name: TEMPLATE.fullmatch(value) for name, value in templates.items()}
+    return {name: given[match[1]] for name, match in found.items() if match and match[1] in given}
+
+
 def export(name: str, value: str) -> str:
     """Return a line of bash that exports a variable; a template is filled in from the variables of the box."""
     found = TEMPLATE.fullmatch(value)

@@ -11,13 +11,21 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from orchestrator.core.protocol import ScoringMode
+from orchestrator.core.protocol import (
+    PLACEHOLDER,
+    AdditionalContext,
+    McpServer,
+    McpTransport,
+    RewardStrategy,
+    ScoringMode,
+)
 from orchestrator.service.content import TomlError, parse_toml
-from orchestrator.service.definitions.self_extracting import TEMPLATE
-from orchestrator.service.diagnostics import Report, nearest, shown
+from orchestrator.service.definitions.self_extracting import TEMPLATE, split
+from orchestrator.service.diagnostics import Report, Requirement, nearest, shown
 from orchestrator.service.sandbox.egress.addresses import address_of, is_global
 from orchestrator.service.sandbox.egress.rules import Rules, check_hosts, is_address
 from orchestrator.service.sandbox.prepared import Healthcheck
+from orchestrator.service.scoring.rewards import RECORD
 
 FILE: Final = "task.toml"
 Table = Mapping[str, Any]
@@ -26,29 +34,23 @@ T = TypeVar("T")
 `live`: the agent's own box, processes included."""
 
 _PHASE: Final = {"timeout_sec", "user", "network_mode", "allowed_hosts"}
+_ENVIRONMENT: Final = {
+    *("build_timeout_sec", "docker_image", "os", "workdir", "env", "cpus", "memory_mb", "memory", "storage_mb"),
+    *("storage", "gpus", "gpu_types", "tpu", "allow_internet", "network_mode", "allowed_hosts", "mcp_servers"),
+    *("skills_dir", "healthcheck"),
+}
 _KNOWN: Final[Mapping[str, Collection[str]]] = {
     "": {
         *("version", "schema_version", "source", "task", "metadata", "agent", "verifier", "environment", "solution"),
-        *("scorers", "steps", "multi_step_reward_strategy", "multi_step_reward_mode", "artifacts"),
+        *("scorers", "steps", "multi_step_reward_strategy", "artifacts"),
     },
     "agent": _PHASE,
     "verifier": _PHASE | {"env", "environment_mode", "environment", "collect"},
     "solution": {"env"},
-    "environment": {
-        *("build_timeout_sec", "docker_image", "os", "workdir", "env", "cpus", "memory_mb", "memory", "storage_mb"),
-        *("storage", "gpus", "gpu_types", "tpu", "allow_internet", "network_mode", "allowed_hosts", "mcp_servers"),
-        *("skills_dir", "healthcheck"),
-    },
+    "environment": _ENVIRONMENT,
+    "verifier.environment": _ENVIRONMENT,
 }
-#: Keys that have no effect here and change no score; `_TaskReader._refusals` has those that would.
-_NOTED: Final = {
-    "environment.skills_dir": "agents are not told of it",
-}
-#: Keys that a verifier's environment may have with other values, or that are judged elsewhere.
-_OF_VERIFIERS: Final = {
-    *("cpus", "memory_mb", "memory", "storage_mb", "storage", "build_timeout_sec"),
-    *("docker_image", "network_mode", "allowed_hosts"),
-}
+_OF_STEPS: Final = ("name", "agent", "verifier", "min_reward", "healthcheck", "artifacts")
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(?:i?B)?\s*", re.IGNORECASE)
 _MEGABYTES: Final = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 #: Seconds, cores or mebibytes: more means nothing, and overflows.
@@ -57,12 +59,21 @@ _MOST: Final = 1_000_000_000
 _MAX_CORES: Final = 16
 _MAX_MEMORY_GIB: Final = 64
 _MAX_DISK_GIB: Final = 64
-_NO_NETWORK: Final = "is missing, so the devbox has no network: write allow_internet = true or false"
 _NOT_PUBLIC: Final = "is not a public address: only an agent's file may name addresses of your own network"
+_CLOSES_NOTHING: Final = 'an empty list closes nothing; write network_mode = "no-network" for no network'
 _NETWORK_MODES: Final = ("public", "no-network", "allowlist")
 #: A relative path that may lead out of the folder it starts in.
 _LEAVES: Final = re.compile(r"^/|\\|(^|/)\.\.(/|\Z)")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: The name of a step is that of its folder, and of a folder of results.
+_STEP_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+def required_by(key: str) -> Requirement | None:
+    """What a key of task.toml asks for that another machine may have."""
+    if key.endswith("environment.gpus"):
+        return Requirement.GPU
+    return Requirement.ENGINE if key.endswith(".service") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +94,55 @@ class Artifact:
 class Collect:
     """A command that runs after the agent and before its artifacts are collected, by `bash -c` in the agent's box.
 
-    It starts in the working directory. `timeout` is in seconds.
+    It starts in the working directory. `timeout` is in seconds, and an empty `user` is the image's own.
     """
 
     command: str
     timeout: float = 60.0
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What a box reaches: the public internet, or else only the `hosts`.
+
+    As Harbor has it, an environment that does not say has the internet, and a phase the network of its environment.
+    """
+
+    network: bool = False
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A table [environment]. Times are seconds, sizes mebibytes; None stands for a key that is not given.
+
+    `variables` reach the box. Those of `templates` are taken from the variables that come with the run (`TEMPLATE`);
+    where they have a default, `variables` has that.
+    """
+
+    build_timeout: float = 600.0
+    docker_image: str | None = None
+    cpus: float | None = None
+    memory_mb: float | None = None
+    storage_mb: float | None = None
+    reach: Reach = field(default_factory=Reach)
+    workdir: str | None = None
+    healthcheck: Healthcheck | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A task.toml. Times are seconds, sizes mebibytes; None stands for a key that is not given.
 
-    `variables` reach the devbox; `required` must come with the run. `verifier_env` and `solution_env` may hold
-    templates (`${NAME}`), which are filled in where the scripts run. `hosts` may be reached though `network` is off, by
-    devboxes with walls. `launch_parameters` are the sizes as the wire knows them, empty where none is given.
-    `refusals` are (key, why) for requests that cannot be met here and would change the score; `notes` name those that
-    have no effect and change no score.
+    `environment` is the agent's, `verifier_environment` that of its own which a separate verifier asks for;
+    `verifier_reach` is what scorers reach where they say so. `required` are the names of variables that must come with
+    the run, and the `optional` ones may; no agent needs those that are for `scorers_only`. `verifier_env` and
+    `solution_env` may hold templates (`${NAME}`), which are filled in where the scripts run. `launch_parameters` are
+    the sizes as the wire knows them, empty where none is given. `refusals` are (key, why) for requests that cannot be
+    met here and would change the score; `notes` name those that have no effect and change no score.
     """
 
     difficulty: str | None = None
@@ -106,42 +150,52 @@ class Task:
     tags: tuple[str, ...] = ()
     agent_timeout: float | None = None
     verifier_timeout: float = 600.0
-    build_timeout: float = 600.0
-    cpus: float | None = None
-    memory_mb: float | None = None
-    storage_mb: float | None = None
+    environment: Environment = field(default_factory=Environment)
     launch_parameters: Mapping[str, Any] = field(default_factory=dict)
-    network: bool = False
-    hosts: tuple[str, ...] = ()
-    workdir: str | None = None
-    healthcheck: Healthcheck | None = None
-    docker_image: str | None = None
     user: str = ""
     verifier_user: str = ""
-    variables: Mapping[str, str] = field(default_factory=dict)
+    verifier_environment: Environment | None = None
+    verifier_reach: Reach = field(default_factory=Reach)
     required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    scorers_only: tuple[str, ...] = ()
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     solution_env: Mapping[str, str] = field(default_factory=dict)
     scorers: tuple[Table, ...] = ()
     scoring_mode: ScoringMode = ScoringMode.SHARED
     artifacts: tuple[Artifact, ...] = ()
     collect: tuple[Collect, ...] = ()
-    verifier_image: str | None = None
+    mcp_servers: tuple[McpServer, ...] = ()
+    skills_dir: str = ""
     refusals: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    has_steps: bool = False
+    steps: tuple["TaskStep", ...] = ()
+    reward_strategy: RewardStrategy = RewardStrategy.MEAN
 
     def labels(self) -> dict[str, str]:
         """Return the part that a scenario's metadata shows, by the metadata's keys."""
+        reach = self.environment.reach
         labels = {
             "category": self.category,
             "difficulty": self.difficulty,
             "tags": ",".join(self.tags) or None,
             "agent_timeout_sec": None if self.agent_timeout is None else f"{self.agent_timeout:g}",
-            "reaches": ",".join([*(["internet"] if self.network else []), *self.hosts]) or None,
+            "reaches": ",".join([*(["internet"] if reach.network else []), *reach.hosts]) or None,
             "notes": "\n".join(self.notes) or None,
         }
         return {key: value for key, value in labels.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStep:
+    """A step of several; `task` is the task as it is in that step.
+
+    No step follows one with a reward below its `min_reward`, by the names of rewards.
+    """
+
+    name: str
+    task: Task
+    min_reward: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_task(data: bytes, report: Report) -> Task:
@@ -160,49 +214,107 @@ class _TaskReader:
     def __init__(self, document: Table, report: Report) -> None:
         self._document = document
         self._report = report
+        #: The names of variables in templates, with the tables that have them, and those without a default.
+        self._wanted: dict[str, set[str]] = {}
         self._required: dict[str, None] = {}
         self._notes: list[str] = []
 
     def task(self) -> Task:
         self._judge_keys()
-        variables = self._variables()
-        cpus = self._number("environment.cpus")
-        memory_mb = self._size("environment.memory_mb", "environment.memory")
-        storage_mb = self._size("environment.storage_mb", "environment.storage")
+        environment = self._environment("environment")
+        of_verifier = None
+        if self._get("verifier.environment") is not None:
+            of_verifier = self._environment("verifier.environment")
         tags = self._get("metadata.tags")
-        network, hosts = self._network()
         artifacts, collect = self._crossing()
-        return Task(
+        servers = self._mcp_servers()
+        task = Task(
             difficulty=self._label("metadata.difficulty"),
             category=self._label("metadata.category"),
             tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
             agent_timeout=self._number("agent.timeout_sec"),
             verifier_timeout=self._number("verifier.timeout_sec") or 600.0,
-            build_timeout=self._number("environment.build_timeout_sec") or 600.0,
-            cpus=cpus,
-            memory_mb=memory_mb,
-            storage_mb=storage_mb,
-            launch_parameters=self._launch_parameters(cpus, memory_mb, storage_mb),
-            network=network,
-            hosts=hosts,
-            workdir=self._workdir(),
-            healthcheck=self._healthcheck(),
-            docker_image=self._value("environment.docker_image", str, "a string"),
-            user=self._user("agent.user"),
-            verifier_user=self._user("verifier.user"),
-            variables=variables,
+            environment=replace(environment, reach=self._reach("agent") or environment.reach),
+            launch_parameters=self._launch_parameters(environment),
+            user=self._user("agent.user", self._get("agent.user")),
+            verifier_user=self._user("verifier.user", self._get("verifier.user")),
+            verifier_environment=of_verifier,
+            verifier_reach=self._reach("verifier") or (of_verifier or environment).reach,
             verifier_env=self._script_env("verifier.env"),
             solution_env=self._script_env("solution.env"),
-            required=tuple(self._required),
+            **self._names(),
             scorers=self._scorers(),
             scoring_mode=self._scoring_mode(),
             artifacts=artifacts,
             collect=collect,
-            verifier_image=self._value("verifier.environment.docker_image", str, "a string"),
+            mcp_servers=servers,
+            skills_dir=self._value("environment.skills_dir", str, "the path of a folder in the devbox") or "",
             refusals=tuple(self._refusals()),
             notes=tuple(self._notes),
-            has_steps=bool(self._get("steps")),
         )
+        return self._with_steps(task) if self._get("steps") else task
+
+    def _with_steps(self, task: Task) -> Task:
+        """Read the steps: each is the task with the sections of its own laid over the task's."""
+        known, steps, refusals = set(self._report.problems), list[TaskStep](), list(task.refusals)
+        for number, table in enumerate(self._value("steps", list, "[[steps]] tables") or []):
+            key, report = f"steps[{number}]", Report()
+            if not isinstance(table, Mapping):
+                self._error(key, f"expected a table, [[steps]], got {shown(table)}")
+                continue
+            for unknown in table.keys() - set(_OF_STEPS):
+                self._note(f"{key}.{unknown}", "unknown key, ignored")
+            name = table.get("name")
+            if not isinstance(name, str) or not _STEP_NAME.fullmatch(name):
+                self._error(
+                    f"{key}.name",
+                    f"expected letters, digits, '.', '_' and '-', as its folder in steps/ is named, got {shown(name)}",
+                )
+            elif name in {step.name for step in steps}:
+                self._error(f"{key}.name", f"{name!r} is the name of a step before it, too")
+            else:
+                during = _TaskReader(_during(self._document, table), report)
+                steps.append(TaskStep(name=name, task=during.task(), min_reward=self._min_reward(key, table)))
+                self._required |= during._required
+                for name_of, sections in during._wanted.items():
+                    self._wanted.setdefault(name_of, set()).update(sections)
+                refusals += [
+                    (f"{key}.{of}", why) for of, why in steps[-1].task.refusals if (of, why) not in task.refusals
+                ]
+            self._report.problems += [
+                each._replace(key=f"{key}.{each.key}") for each in report.problems if each not in known
+            ]
+
+        users = {step.task.user for step in steps}
+        if len(users) > 1:
+            refusals.append(("steps", "the agents of all steps are one user here"))
+        reaches = {step.task.environment.reach for step in steps}
+        if len(reaches) > 1:
+            refusals.append(("steps", "the agents of all steps have one network here"))
+        if self._get("scorers"):
+            self._error("scorers", "each of [[steps]] is scored by tests of its own: put them into its tests/")
+        strategy = self._get("multi_step_reward_strategy") or RewardStrategy.MEAN
+        if strategy not in tuple(RewardStrategy):
+            self._error("multi_step_reward_strategy", f'expected "mean" or "final", got {shown(strategy)}')
+            strategy = RewardStrategy.MEAN
+        return replace(
+            task,
+            environment=replace(task.environment, reach=next(iter(reaches), task.environment.reach)),
+            user=next(iter(users), ""),
+            **self._names(),
+            refusals=tuple(refusals),
+            steps=tuple(steps),
+            reward_strategy=RewardStrategy(strategy),
+        )
+
+    def _min_reward(self, key: str, table: Table) -> Mapping[str, float]:
+        least = table.get("min_reward", {})
+        named = least if isinstance(least, Mapping) else {RECORD: least}
+        for value in named.values():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                self._error(f"{key}.min_reward", f"expected a number, or a table of them, got {shown(least)}")
+                return {}
+        return {name: float(value) for name, value in named.items()}
 
     def _get(self, key: str) -> Any:
         value: Any = self._document
@@ -259,9 +371,23 @@ class _TaskReader:
             return None
         return size
 
-    def _user(self, key: str) -> str:
+    def _environment(self, section: str) -> Environment:
+        variables, templates = split(self._script_env(f"{section}.env"))
+        return Environment(
+            build_timeout=self._number(f"{section}.build_timeout_sec") or 600.0,
+            docker_image=self._value(f"{section}.docker_image", str, "a string"),
+            cpus=self._number(f"{section}.cpus"),
+            memory_mb=self._size(f"{section}.memory_mb", f"{section}.memory"),
+            storage_mb=self._size(f"{section}.storage_mb", f"{section}.storage"),
+            reach=self._reach(section) or Reach(network=True),
+            workdir=self._workdir(f"{section}.workdir"),
+            healthcheck=self._healthcheck(f"{section}.healthcheck"),
+            variables=variables,
+            templates=templates,
+        )
+
+    def _user(self, key: str, value: Any) -> str:
         """Read a user of the image, by name or number."""
-        value = self._get(key)
         if value is None or (isinstance(value, int | str) and not isinstance(value, bool) and str(value)):
             return "" if value is None else str(value)
         self._error(key, f"expected the name or number of a user, got {shown(value)}")
@@ -272,8 +398,9 @@ class _TaskReader:
         value = self._get(key)
         return None if value is None else str(value)
 
-    def _launch_parameters(self, cpus: float | None, memory_mb: float | None, storage_mb: float | None) -> Table:
+    def _launch_parameters(self, environment: Environment) -> Table:
         """Return sizes that are large enough: the published API knows few of them, and 2 to 8 GiB a core."""
+        cpus, memory_mb, storage_mb = environment.cpus, environment.memory_mb, environment.storage_mb
         if cpus is None and memory_mb is None and storage_mb is None:
             return {}
         memory = self._rounded("memory_mb", (memory_mb or 2048) / 1024, _MAX_MEMORY_GIB)
@@ -289,39 +416,39 @@ class _TaskReader:
             self._note(f"environment.{key}", f"asks for more than a devbox can have; it gets {most}")
         return 1 if wanted <= 1 else min(most, 2 * math.ceil(wanted / 2))
 
-    def _network(self) -> tuple[bool, tuple[str, ...]]:
-        """Return True if the devbox has a network, and the hosts that it may reach without."""
-        mode = self._value("environment.network_mode", str, "a string")
-        allowed = self._value("environment.allow_internet", bool, "true or false")
+    def _reach(self, section: str) -> Reach | None:
+        """Read what boxes reach, of an environment or of a phase; None where it does not say."""
+        mode = self._value(f"{section}.network_mode", str, "a string")
+        allowed = self._value(f"{section}.allow_internet", bool, "true or false")
         network = mode == "public" if mode in _NETWORK_MODES else bool(allowed)
-        if mode is None and allowed is None and self._get("environment.allowed_hosts") is None:
-            self._report.warn(FILE, "environment.allow_internet", _NO_NETWORK)
-        elif mode is not None and mode not in _NETWORK_MODES:
+        key = f"{section}.allowed_hosts"
+        if mode is None and allowed is None and self._get(key) in (None, []):
+            if self._get(key) is not None:
+                self._note(key, _CLOSES_NOTHING)
+            return None
+        if mode is not None and mode not in _NETWORK_MODES:
             expected = 'expected "public", "no-network" or "allowlist"'
-            self._error("environment.network_mode", f"{expected}, got {shown(mode)}")
+            self._error(f"{section}.network_mode", f"{expected}, got {shown(mode)}")
 
-        key = "environment.allowed_hosts"
         hosts = [str(host) for host in self._value(key, list, "a list of hosts") or ()]
         try:
             check_hosts(hosts)
         except ValueError as error:
             self._error(key, str(error))
-            return network, ()
+            return Reach(network=network)
         for address in [address_of(rule.host) for rule in Rules.parse(hosts).all if is_address(rule.host)]:
             if not (address.is_loopback or is_global(address)):
                 self._error(key, f"{address} {_NOT_PUBLIC}")
-        return network, () if mode == "no-network" else tuple(hosts)
+        return Reach(network=network, hosts=() if mode == "no-network" else tuple(hosts))
 
-    def _workdir(self) -> str | None:
-        key = "environment.workdir"
+    def _workdir(self, key: str) -> str | None:
         path = self._value(key, str, "a string")
         if path is not None and (not path.startswith("/") or ".." in path.split("/") or path.strip("/") == ""):
             self._error(key, f"expected an absolute path below /, got {shown(path)}")
             return None
         return path
 
-    def _healthcheck(self) -> Healthcheck | None:
-        key = "environment.healthcheck"
+    def _healthcheck(self, key: str) -> Healthcheck | None:
         table = self._value(key, dict, "a table with a command")
         if table is None:
             return None
@@ -387,34 +514,66 @@ class _TaskReader:
             command = table.get("command")
             if isinstance(command, str) and command.strip():
                 timeout = self._above_zero(f"{key}.timeout_sec", table.get("timeout_sec"))
-                collect.append(Collect(command=command, timeout=timeout or 60.0))
+                user = self._user(f"{key}.user", table.get("user"))
+                collect.append(Collect(command=command, timeout=timeout or 60.0, user=user))
             else:
                 self._error(f"{key}.command", f"expected a shell command, got {shown(command)}")
         return tuple(artifacts), tuple(collect)
 
-    def _variables(self) -> dict[str, str]:
-        key, values = "environment.env", {}
-        for name, value in self._env(key).items():
-            found = TEMPLATE.fullmatch(value)
-            if found and found[1] != name:
-                self._report.warn(FILE, f"{key}.{name}", f"taken from the run under its own name, not as {found[1]}")
-            if not found:
-                values[name] = value
-            elif found[2] is not None:
-                values[name] = found[2]
+    def _mcp_servers(self) -> tuple[McpServer, ...]:
+        """Read the servers; of two with one name, the last."""
+        servers: dict[str, McpServer] = {}
+        for number, given in enumerate(self._value("environment.mcp_servers", list, "[[…mcp_servers]] tables") or []):
+            key, table = f"environment.mcp_servers[{number}]", given if isinstance(given, Mapping) else {}
+            name, url, command = (table.get(word) or "" for word in ("name", "url", "command"))
+            kind, args, headers = table.get("transport", "sse"), table.get("args", []), table.get("headers", {})
+            kind = "streamable-http" if kind == "http" else kind
+            needed = "command" if kind == "stdio" else "url"
+            if kind not in tuple(McpTransport):
+                expected = 'expected "stdio", "sse" or "streamable-http"'
+                self._error(f"{key}.transport", f"{expected}, got {shown(kind)}")
+            elif not all(isinstance(each, str) for each in (name, url, command)) or not name:
+                self._error(f"{key}.name", "expected a server with a name, and with url or command, all of them texts")
+            elif not table.get(needed):
+                self._error(f"{key}.{needed}", f"is missing: a server by {kind} has one")
+            elif not isinstance(args, list) or not all(isinstance(each, str) for each in args):
+                self._error(f"{key}.args", f"expected a list of texts, got {shown(args)}")
+            elif not isinstance(headers, Mapping) or not all(isinstance(each, str) for each in headers.values()):
+                self._error(f"{key}.headers", f"expected a table of texts, got {shown(headers)}")
+            elif any("${" in PLACEHOLDER.sub("", each) for each in headers.values()):
+                self._error(f"{key}.headers", "a variable in a header is written ${NAME}, or ${NAME:-default}")
             else:
-                self._required[name] = None
-        return values
+                servers[name] = McpServer(
+                    name=name,
+                    transport=McpTransport(kind),
+                    url=url,
+                    command=command,
+                    args=tuple(args),
+                    headers=dict(headers),
+                )
+        found = AdditionalContext(mcp_servers=tuple(servers.values()))
+        for name in (name for name, is_required in found.variables.items() if is_required):
+            self._report.warn(FILE, "environment.mcp_servers", f"{name} must come from whoever runs it")
+        return found.mcp_servers
 
     def _script_env(self, key: str) -> dict[str, str]:
         values = self._env(key)
         for name, value in values.items():
-            found = TEMPLATE.fullmatch(value)
-            if found and found[2] is None:
-                self._required[found[1]] = None
-                why = f"{found[1]} must come with the run, and the agent sees it too"
-                self._report.warn(FILE, f"{key}.{name}", why)
+            if found := TEMPLATE.fullmatch(value):
+                self._wanted.setdefault(found[1], set()).add(key)
+                if found[2] is None:
+                    self._required[found[1]] = None
+                    self._report.warn(FILE, f"{key}.{name}", f"{found[1]} must come from whoever runs it")
         return values
+
+    def _names(self) -> dict[str, Any]:
+        """Return the names of variables in templates, as a task has them."""
+        of_scorers = {"verifier.env", "verifier.environment.env"}
+        return {
+            "required": tuple(self._required),
+            "optional": tuple(name for name in self._wanted if name not in self._required),
+            "scorers_only": tuple(name for name, sections in self._wanted.items() if sections <= of_scorers),
+        }
 
     def _env(self, key: str) -> dict[str, str]:
         values = {}
@@ -428,26 +587,12 @@ class _TaskReader:
         return values
 
     def _refusals(self) -> Iterator[tuple[str, str]]:
-        for key in ("environment.gpus", "environment.tpu"):
-            if self._get(key):
-                yield key, "devboxes have none: leave it out, or run the task elsewhere"
-        if self._get("environment.os") not in (None, "linux"):
-            yield "environment.os", "devboxes run Linux only"
-        if self._get("environment.mcp_servers"):
-            yield "environment.mcp_servers", "no such server is started, so agents would lack its tools"
-
-        # a phase that reaches more than the devbox would fail; one that reaches less would be let out
-        usual = "public" if self._get("environment.allow_internet") is True else "no-network"
-        whole = {"network_mode": self._get("environment.network_mode") or usual}
-        whole |= {"allowed_hosts": self._get("environment.allowed_hosts")}
-        for phase in ("agent", "verifier", "verifier.environment"):
-            for name, setting in whole.items():
-                if self._get(f"{phase}.{name}") not in (None, setting):
-                    yield f"{phase}.{name}", "a devbox has one network setting, [environment]'s, and this is another"
-
-        for key, value in (self._value("verifier.environment", dict, "a table") or {}).items():
-            if key not in _OF_VERIFIERS and value != self._get(f"environment.{key}"):
-                yield f"verifier.environment.{key}", "only sizes are supported there: it is the scenario's environment"
+        for section in ("environment", "verifier.environment"):
+            for key in (f"{section}.gpus", f"{section}.tpu"):
+                if self._get(key):
+                    yield key, "devboxes have none: leave it out, or run the task elsewhere"
+            if str(self._get(f"{section}.os") or "linux").lower() != "linux":
+                yield f"{section}.os", "devboxes run Linux only"
         for key in ("artifacts", "verifier.collect"):
             for number, table in enumerate(self._get(key) if isinstance(self._get(key), list) else ()):
                 if isinstance(table, Mapping) and table.get("service") not in (None, "main"):
@@ -459,14 +604,33 @@ class _TaskReader:
             if not isinstance(table, Mapping | None):
                 self._error(section, f"expected a table, [{section}]")
                 continue
-            for key, value in (table or {}).items():
+            for key in table or {}:
                 dotted = f"{section}.{key}" if section else key
                 if key in known:
-                    if dotted in _NOTED and value:
-                        self._note(dotted, f"ignored: {_NOTED[dotted]}")
-                elif meant := nearest(key, known):
+                    continue
+                if meant := nearest(key, known):
                     self._error(dotted, f"unknown key; did you mean {meant}?")
                 else:
                     self._note(dotted, "unknown key, ignored")
-        if self._get("steps"):
-            self._error("steps", "tasks of several steps are not supported: make each a scenario")
+
+
+def _during(document: Table, step: Table) -> Table:
+    """Return the document of a task as it is in one step. A step's artifacts come in addition."""
+
+    def laid_over(name: str) -> Any:
+        whole, own = document.get(name), step.get(name)
+        if not isinstance(whole, Mapping) or not isinstance(own, Mapping):
+            return whole if own is None else own
+        env = {"env": {**whole["env"], **own["env"]}} if "env" in whole and "env" in own else {}
+        return {**whole, **own, **env}
+
+    environment, artifacts, own = document.get("environment"), document.get("artifacts"), step.get("artifacts", [])
+    whole = {key: value for key, value in document.items() if key not in {"steps", "scorers"}}
+    whole |= {name: laid_over(name) for name in ("agent", "verifier") if name in document or name in step}
+    if isinstance(environment, Mapping):
+        whole["environment"] = {key: value for key, value in environment.items() if key != "healthcheck"}
+    if "healthcheck" in step:
+        whole["environment"] = {**whole.get("environment", {}), "healthcheck": step["healthcheck"]}
+    if artifacts or own:
+        whole["artifacts"] = [*artifacts, *own] if isinstance(artifacts, list) and isinstance(own, list) else own
+    return whole

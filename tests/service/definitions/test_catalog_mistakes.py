@@ -77,33 +77,33 @@ def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario:
     gpus = 1
     os = "windows"
     """
-    folder = scenario({"task.toml": task, "environment/docker-compose.yaml": "services: {}\n"})
+    folder = scenario({"task.toml": task, "environment/docker-compose.yaml": "services: {main: {}, db: {}}\n"})
     errors = found(folder)
     assert {key: message.split(":")[0] for key, message in errors.items()} == {
         ("task.toml", "environment.gpus"): "devboxes have none",
         ("task.toml", "environment.os"): "devboxes run Linux only",
         ("task.toml", "environment.docker_image"): "'org/Image' names no image",
-        ("environment/docker-compose.yaml", ""): "several containers are not supported",
+        ("environment/docker-compose.yaml", "services.db, line 1"): "is a container beside main",
     }
 
 
 @pytest.mark.parametrize(
     ("task", "where", "why"),
     [
-        (f'{QUIET}mcp_servers = [{{ name = "x", url = "http://x" }}]', "environment.mcp_servers", "lack its tools"),
-        (f'agent.network_mode = "public"\n{QUIET}', "agent.network_mode", "one network setting"),
-        (f'verifier.allowed_hosts = ["a.test"]\n{QUIET}', "verifier.allowed_hosts", "one network setting"),
+        (f"{QUIET}gpus = 1", "environment.gpus", "devboxes have none"),
+        (f'{QUIET}tpu = {{ type = "v4", topology = "2x2" }}', "environment.tpu", "devboxes have none"),
+        (f'{QUIET}os = "Windows"', "environment.os", "run Linux only"),
         (
-            f'{QUIET}[verifier.environment]\nnetwork_mode = "public"',
-            "verifier.environment.network_mode",
-            "one network setting",
+            f'{QUIET}[verifier]\nenvironment_mode = "live"\nnetwork_mode = "public"',
+            "verifier.network_mode",
+            "the agent's network",
         ),
+        (f"{QUIET}[verifier.environment]\nallow_internet = false\ngpus = 1", "verifier.environment.gpus", "have none"),
         (
-            f'{QUIET}[verifier.environment]\ndocker_image = "a"',
+            f'{QUIET}[verifier.environment]\nallow_internet = false\ndocker_image = "a"',
             "verifier.environment.docker_image",
-            "an image of its own",
+            "give that one too",
         ),
-        (f"{QUIET}[verifier.environment.env]\nA = 'b'", "verifier.environment.env", "only sizes are supported"),
         (f'artifacts = [{{ source = "/x", service = "db" }}]\n{QUIET}', "artifacts[0].service", "one container only"),
         (
             f'{QUIET}[verifier]\ncollect = [{{ command = "true" }}, {{ command = "true", service = "db" }}]',
@@ -114,37 +114,20 @@ def test_unsupported_environments_are_refused_by_key_and_stay_readable(scenario:
 )
 def test_unsupported_keys_that_change_the_score_are_refused(scenario: Make, task: str, where: str, why: str) -> None:
     errors = found(scenario({"task.toml": f"{task}\n"}))
-    assert list(errors) == [("task.toml", where)]
-    assert why in errors["task.toml", where]
+    assert [(file.partition(":")[0], key or file.partition(": ")[2]) for file, key in errors] == [("task.toml", where)]
+    assert why in next(iter(errors.values()))
 
 
-def test_a_verifier_with_an_image_of_its_own_is_refused_by_its_file(scenario: Make) -> None:
-    files = {"tests/Dockerfile": "FROM debian:12\n"}
+def test_mistakes_in_the_image_of_a_verifier_are_reported_by_its_file(scenario: Make) -> None:
+    files = {"tests/Dockerfile": "FROM debian:12\nCOPY gone /\n", "environment/Dockerfile": "FROM debian:12\n"}
     folder = scenario({"task.toml": f'{QUIET}[verifier]\nenvironment_mode = "separate"\n', **files})
-    assert "image of its own" in found(folder)["tests/Dockerfile", ""]
+    assert "not in the context" in found(folder)["tests/Dockerfile", "line 2"]
     assert found(scenario({"task.toml": QUIET, **files}, name="shared")) == {}
 
 
-def test_a_trajectory_to_begin_with_is_refused(scenario: Make) -> None:
-    assert list(found(scenario({"trajectory.json": "{}"}))) == [("trajectory.json", "")]
-
-
-def test_phases_and_verifiers_that_repeat_the_environment_are_no_others(scenario: Make) -> None:
-    task = """\
-    [environment]
-    network_mode = "public"
-    workdir = "/app"
-    [agent]
-    network_mode = "public"
-    [verifier]
-    network_mode = "public"
-    [verifier.environment]
-    cpus = 1
-    memory_mb = 512
-    workdir = "/app"
-    network_mode = "public"
-    """
-    assert found(scenario({"task.toml": task})) == {}
+@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff"])
+def test_a_trajectory_to_start_from_is_a_document(scenario: Make, text: bytes) -> None:
+    assert list(found(scenario({"trajectory.json": text}))) == [("trajectory.json", "")]
 
 
 def test_what_no_build_here_has_is_refused_by_line_before_anything_starts(scenario: Make) -> None:
@@ -159,16 +142,15 @@ RUN --mount=type=secret,id=key,required=true true
 
 
 def test_unsupported_keys_that_change_no_score_are_warned_of_and_noted(scenario: Make) -> None:
-    folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}skills_dir = "/skills"\nodd = 1\ncpus = 64\n'})
+    folder = scenario({"task.toml": f'agent.user = "me"\n{QUIET}odd = 1\ncpus = 64\n'})
     around = ScenarioContext(benchmark="b", boundary=folder.parent)
     notes = read_scenario("scn", folder, around).view["metadata"]["notes"]
     assert notes.splitlines() == [
-        "task.toml: environment.skills_dir: ignored: agents are not told of it",
         "task.toml: environment.odd: unknown key, ignored",
         "task.toml: environment.cpus: asks for more than a devbox can have; it gets 16",
         "task.toml: agent.user, verifier.user: ignored: without an image everything runs as one user",
     ]
-    assert len(found(folder, "warning")) == 4
+    assert len(found(folder, "warning")) == 3
 
 
 @pytest.mark.parametrize(
@@ -250,9 +232,71 @@ def test_text_that_is_not_utf_8_is_named(scenario: Make) -> None:
     assert found(folder)["instruction.md", ""].startswith("is not UTF-8 text")
 
 
-def test_steps_are_refused(scenario: Make) -> None:
-    folder = scenario({"task.toml": QUIET + '[[steps]]\nname = "one"\n', "instruction.md": None, "tests/test.sh": None})
-    assert found(folder) == {("task.toml", "steps"): "tasks of several steps are not supported: make each a scenario"}
+STEPS = QUIET + '[[steps]]\nname = "one"\n[[steps]]\nname = "two"\n'
+
+
+@pytest.mark.parametrize(
+    ("task", "mistakes"),
+    [
+        (
+            STEPS.replace('"two"', '"one"'),
+            {("task.toml", "steps[1].name"): "'one' is the name of a step before it, too"},
+        ),
+        (
+            STEPS.replace('"two"', '"../two"'),
+            {
+                (
+                    "task.toml",
+                    "steps[1].name",
+                ): "expected letters, digits, '.', '_' and '-', as its folder in steps/ is named, got '../two'"
+            },
+        ),
+        (
+            f"{STEPS}min_reward = {{ reward = true }}\n[steps.agent]\ntimeout_sec = 0\n",
+            {
+                ("task.toml", "steps[1].min_reward"): "expected a number, or a table of them, got {'reward': True}",
+                ("task.toml", "steps[1].agent.timeout_sec"): "expected a number above 0, got 0",
+            },
+        ),
+        (
+            f'multi_step_reward_strategy = "best"\n{STEPS}',
+            {("task.toml", "multi_step_reward_strategy"): 'expected "mean" or "final", got \'best\''},
+        ),
+        (
+            f'{STEPS}[[scorers]]\nname = "a"\ntype = "command_scorer"\ncommand = "true"\n',
+            {("task.toml", "scorers"): "each of [[steps]] is scored by tests of its own: put them into its tests/"},
+        ),
+    ],
+)
+def test_mistakes_of_steps_are_named_by_the_step(
+    scenario: Make, task: str, mistakes: dict[tuple[str, str], str]
+) -> None:
+    files = {f"steps/{name}/instruction.md": "Mend it.\n" for name in ("one", "two")}
+    assert found(scenario({"task.toml": task, "instruction.md": None, **files})) == mistakes
+
+
+def test_the_last_step_is_judged_where_it_alone_counts(scenario: Make) -> None:
+    task = f'multi_step_reward_strategy = "final"\n{STEPS}min_reward = 1\n'
+    files = {f"steps/{name}/instruction.md": "Mend it.\n" for name in ("one", "two")}
+    files |= {"steps/one/tests/test.sh": "true\n", "task.toml": task}
+    folder = scenario({"instruction.md": None, "tests/test.sh": None, **files})
+    why = "the last step, two, has no tests, so there is no score"
+    assert found(folder) == {("task.toml", "multi_step_reward_strategy"): why}
+    assert found(folder, "warning")["task.toml", "steps[1].min_reward"] == "ends every run: the step has no tests"
+
+
+def test_a_step_needs_a_statement_and_some_step_needs_tests(scenario: Make) -> None:
+    files = {"instruction.md": None, "tests/test.sh": None, "steps/one/instruction.md": "Mend it.\n"}
+    assert found(scenario({"task.toml": STEPS, **files})) == {
+        ("steps/two/instruction.md", ""): "is missing: every scenario needs it",
+        ("tests/", ""): "is missing, in every step: nothing would be judged",
+    }
+
+
+def test_a_folder_beside_the_steps_that_is_none_of_them_is_named(scenario: Make) -> None:
+    files = {f"steps/{name}/instruction.md": "Mend it.\n" for name in ("one", "two", "tow")}
+    folder = scenario({"task.toml": STEPS, "instruction.md": None, **files})
+    assert found(folder, "warning")["steps/tow", ""] == "is no step: no [[steps]] of task.toml has this name"
 
 
 @pytest.mark.parametrize(
@@ -349,6 +393,16 @@ def test_a_problem_reads_as_one_line() -> None:
 def test_the_bundled_benchmarks_have_no_errors() -> None:
     folder = Path(__file__).parents[3] / "orchestrator" / "benchmarks"
     assert [str(each) for each in problems(folder) if each.severity == "error"] == []
+
+
+def test_a_header_with_half_a_variable_is_a_mistake(scenario: Make) -> None:
+    servers = '[{ name = "x", url = "http://x", headers = { A = "Bearer ${KEY" } }]'
+    mistakes = found(scenario({"task.toml": f"[environment]\nmcp_servers = {servers}\n"}))
+    assert mistakes == {
+        ("task.toml", "environment.mcp_servers[0].headers"): (
+            "a variable in a header is written ${NAME}, or ${NAME:-default}"
+        )
+    }
 
 
 @pytest.mark.parametrize(

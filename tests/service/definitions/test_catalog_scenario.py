@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from orchestrator.core.protocol import ScoringMode
+from orchestrator.endpoint import parsing
 from orchestrator.service import records
 from orchestrator.service.content import digest, listing
 from orchestrator.service.definitions.scoring_plan import ScoringPlan
 from orchestrator.service.definitions.task_file import Scenario, ScenarioContext, read_scenario
-from orchestrator.service.definitions.task_toml import Artifact, Collect
+from orchestrator.service.definitions.task_toml import Artifact, Collect, Reach
 from orchestrator.service.devboxes.requests import parse_launch
 from orchestrator.service.sandbox.provider import Resources
 
@@ -107,6 +108,7 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         "tags": "coding,c",
         "agent_timeout_sec": "900",
         "reaches": "internet",
+        "optional_variables": "MODEL",
         "digest": "",
     }
     assert view["scorer_timeout_sec"] == 900
@@ -129,7 +131,8 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
 @pytest.mark.parametrize(
     ("table", "network"),
     [
-        ("", False),
+        ("", True),
+        ("allow_internet = false", False),
         ("allow_internet = true", True),
         ('network_mode = "public"', True),
         ('network_mode = "no-network"', False),
@@ -137,11 +140,21 @@ def test_a_harbor_task_is_read_without_change(scenario: Make) -> None:
         ('allow_internet = true\nnetwork_mode = "allowlist"\nallowed_hosts = ["a.test"]', False),
     ],
 )
-def test_the_network_is_off_unless_the_task_asks_for_it(scenario: Make, table: str, *, network: bool) -> None:
+def test_a_task_has_the_internet_unless_it_says_otherwise(scenario: Make, table: str, *, network: bool) -> None:
     found = read(scenario({"task.toml": f"[environment]\n{table}\n"}))
     assert found.blueprint.network is network
-    warned = [problem.key for problem in found.problems if problem.severity == "warning"]
-    assert warned == ([] if table else ["environment.allow_internet"])
+    assert found.problems == ()
+
+
+@pytest.mark.parametrize("section", ["environment", "agent", "verifier"])
+def test_an_empty_list_of_hosts_alone_closes_nothing_as_in_harbor_and_that_is_noted(
+    scenario: Make, section: str
+) -> None:
+    found = read(scenario({"task.toml": f"[{section}]\nallowed_hosts = []\n"}))
+    assert found.blueprint.network is True
+    assert [(each.severity, each.key) for each in found.problems] == [("warning", f"{section}.allowed_hosts")]
+    closed = f'[{section}]\nnetwork_mode = "allowlist"\nallowed_hosts = []\n'
+    assert read(scenario({"task.toml": closed})).problems == ()
 
 
 def test_hosts_that_a_task_may_reach_are_part_of_its_environment(scenario: Make) -> None:
@@ -392,6 +405,100 @@ def test_scorers_run_where_declared_and_by_default_in_the_agents_devbox(scenario
     assert plan.mode == mode
 
 
+@pytest.mark.parametrize(
+    ("task", "agent", "verifier"),
+    [
+        ('agent.network_mode = "public"\n', Reach(network=True), None),
+        ('agent.network_mode = "no-network"\nenvironment.network_mode = "public"\n', Reach(), Reach(network=True)),
+        ('verifier.network_mode = "public"\n', Reach(), Reach(network=True)),
+        (
+            'verifier.network_mode = "allowlist"\nverifier.allowed_hosts = ["a.test"]\n',
+            Reach(),
+            Reach(hosts=("a.test",)),
+        ),
+        ('verifier.environment.network_mode = "public"\n', Reach(), Reach(network=True)),
+        ("verifier.environment.cpus = 1\n", Reach(), Reach(network=True)),
+        ('verifier.environment_mode = "separate"\n', Reach(), None),
+    ],
+)
+def test_agent_and_scorers_reach_what_their_tables_say(
+    scenario: Make, task: str, agent: Reach, verifier: Reach | None
+) -> None:
+    """Scorers have the network of the agent's environment where they do not say, not that of its own phase."""
+    given = task if "\nenvironment." in task else f"{task}environment.allow_internet = false\n"
+    found = read(scenario({"task.toml": given}))
+    assert Reach(network=found.blueprint.network, hosts=found.blueprint.hosts) == agent
+    assert found.view["_scoring"].reach == verifier or "agent.network_mode" in task
+
+
+IMAGES = {
+    "environment/Dockerfile": "FROM debian:12\n",
+    "tests/Dockerfile": "FROM debian:13\nCOPY . /tests/\n",
+    "task.toml": """\
+[environment]
+allow_internet = false
+workdir = "/srv"
+env = { MODE = "fast" }
+cpus = 2
+[verifier]
+user = "judge"
+environment_mode = "separate"
+""",
+}
+OWN = """
+[verifier.environment]
+allow_internet = true
+docker_image = "org/judge:1"
+workdir = "/judge"
+memory = "512M"
+storage_mb = 1024.0
+cpus = 0.5
+build_timeout_sec = 7
+env = { LEVEL = "3", KEY = "${KEY}" }
+healthcheck = { command = "true" }
+"""
+
+
+def test_a_separate_verifier_has_an_environment_of_its_own_where_it_describes_one(scenario: Make) -> None:
+    """An image that is named wins over tests/Dockerfile; both have the tests. Else it is the scenario's image."""
+    named = read(scenario({**IMAGES, "task.toml": IMAGES["task.toml"] + OWN}, name="named"))
+    assert named.errors == ()
+    (own,) = named.verifiers
+    assert own.image is not None
+    assert own.image.text == "FROM org/judge:1"
+    assert (own.working_directory, own.verifier_user) == ("/judge", "judge")
+    assert (own.environment, own.network) == ({"LEVEL": "3"}, True)
+    assert own.resources == Resources(cpus=0.5, memory=512 << 20, disk=1 << 30)
+    assert own.build_timeout == 7
+    assert own.healthcheck is not None
+    assert (named.view["_scoring"].environment, named.view["_scoring"].tests.archive) == (own.id, None)
+    assert named.view["metadata"]["verifier_blueprint_ids"] == own.id
+    assert named.view["required_environment_variables"] == ["KEY"]
+
+    shown = "services: {main: {volumes: [{type: bind, source: ./judge.py, target: /tests/judge.py}]}}\n"
+    more = {"tests/docker-compose.yaml": shown, "tests/judge.py": "1"}
+    beside = read(scenario({**IMAGES, **more, "task.toml": IMAGES["task.toml"] + OWN}, name="beside"))
+    (composed,) = beside.verifiers
+    assert composed.image is not None
+    assert composed.image.text == 'FROM org/judge:1\nCOPY ["judge.py","/tests/judge.py"]'
+
+    built = read(scenario(IMAGES, name="built"))
+    (made,) = built.verifiers
+    assert made.image is not None
+    assert (made.image.text, made.has_tests) == (IMAGES["tests/Dockerfile"], True)
+    assert [node.path for node in made.files.nodes] == ["Dockerfile", "test.sh"]
+    assert (made.environment, made.working_directory) == ({"MODE": "fast"}, "/srv")
+
+    sized = IMAGES["task.toml"] + "[verifier.environment]\nallow_internet = false\n"
+    scenarios = read(scenario({**IMAGES, "task.toml": sized, "tests/Dockerfile": None}, name="sized"))
+    (anew,) = scenarios.verifiers
+    assert anew.image is not None
+    assert (anew.image.text, anew.has_tests) == ("FROM debian:12\n", False)
+    assert anew.environment == {}
+    same = read(scenario({**IMAGES, "tests/Dockerfile": None}, name="same"))
+    assert (same.verifiers, same.view["_scoring"].environment) == ((), None)
+
+
 def test_the_programs_of_tests_and_solution_are_executable_whatever_their_modes(scenario: Make) -> None:
     folder = scenario()
     (folder / "tests/test.sh").chmod(0o644)
@@ -404,3 +511,28 @@ def test_the_programs_of_tests_and_solution_are_executable_whatever_their_modes(
     archive = read(folder).view["_scoring"].tests.archive
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
         assert packed.getmember("run.sh").mode == 0o755
+
+
+def test_what_a_scenario_gives_beside_its_statement_is_on_the_wire_and_in_its_digest(scenario: Make) -> None:
+    task = """\
+    [environment]
+    skills_dir = "/skills"
+    mcp_servers = [
+        { name = "far", transport = "http", url = "http://x/mcp", headers = { A = "b" } },
+        { name = "near", transport = "stdio", command = "serve", args = ["-x"] },
+        { name = "old", url = "http://x/sse" },
+    ]
+    """
+    folder = scenario({"task.toml": task, "trajectory.json": "{}"})
+    found = read(folder)
+    assert found.errors == ()
+    context = parsing.summary_of(found.view).context
+    assert [(each.name, each.transport, each.url) for each in context.mcp_servers] == [
+        ("far", "streamable-http", "http://x/mcp"),
+        ("near", "stdio", ""),
+        ("old", "sse", "http://x/sse"),
+    ]
+    assert (context.mcp_servers[0].headers, context.mcp_servers[1].args) == ({"A": "b"}, ("-x",))
+    assert (context.skills_dir, context.trajectory) == ("/skills", "{}")
+    (folder / "trajectory.json").write_text('{"steps": []}')
+    assert read(folder).digest != found.digest

@@ -13,17 +13,12 @@ from orchestrator.service.definitions.importers.scenario_folder import REWARD, I
 def read_prompts(file: Path) -> Iterator[ImportedScenario]:
     """Read the rows, which are numbered where they have no names. Raises UsageError."""
     for number, row in enumerate(read_rows(file), 1):
-        seconds = row.text("timeout", otherwise="600")
-        try:
-            timeout = float(seconds)
-        except ValueError:
-            raise row.mistake("timeout", f"{seconds!r}: a number of seconds was expected") from None
-        files = {"tests/test.sh": f"#!/bin/bash\n(\n{row.text('test')}\n)\n{REWARD}"}
+        files: dict[str, str | Path] = {"tests/test.sh": f"#!/bin/bash\n(\n{row.text('test')}\n)\n{REWARD}"}
         if solution := row.text("solution", otherwise=""):
             files["solution/solve.sh"] = f"#!/bin/bash\n{solution}\n"
         yield ImportedScenario(
             name=row.text("name", "id", otherwise=f"{number:04}"),
             statement=f"{row.text('prompt')}\n",
             files=files,
-            agent_timeout=timeout,
+            agent_timeout=row.seconds("timeout", otherwise=600.0),
         )

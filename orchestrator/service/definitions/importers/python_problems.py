@@ -59,7 +59,7 @@ def read_mbpp(file: Path) -> Iterator[ImportedScenario]:
 
 
 def _scenario(name: str, statement: str, *, asserts: str, solution: str, stub: str = "") -> ImportedScenario:
-    files = {
+    files: dict[str, str | Path] = {
         "tests/test.sh": _TEST,
         "tests/run_asserts.py": _RUNNER,
         "tests/asserts.py": asserts,

@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from fcntl import LOCK_EX
 from functools import partial
 from hashlib import file_digest, sha256
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 from anyio.to_thread import run_sync
 
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.core.errors import Unavailable, UsageError
 from orchestrator.core.printable import counted
 from orchestrator.service.definitions.sets import git
@@ -29,7 +31,8 @@ from orchestrator.service.definitions.sets.benchmark_registry import (
 )
 from orchestrator.service.definitions.sets.source import ArchiveFile, GitAddress, RegistryName
 from orchestrator.service.definitions.task_toml import FILE as TASK
-from orchestrator.service.sandbox.build_cache import Built, UserCache, cache_folder, lock_folder
+from orchestrator.service.sandbox.build_cache import Built, UserCache, lock_folder
+from orchestrator.service.sandbox.safe_fs import remove
 
 #: The folder of a repository that is a benchmark, where no other is named.
 _USUAL: Final = "tasks"
@@ -78,6 +81,24 @@ class CopyOrigin(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> str:
         known = msgspec.structs.replace(self, archive="")  # wherever the file lies
         return sha256(msgspec.json.encode(known, order="sorted")).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCopy:
+    """A copy that is here. `size` is in bytes, `fetched_at` in seconds since 1970."""
+
+    key: str
+    origin: CopyOrigin
+    scenarios: int
+    size: int
+    fetched_at: float
+
+
+class _CopyFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The description of an entry: `amount` is the number of files, and their bytes."""
+
+    origin: CopyOrigin
+    amount: tuple[int, int]
 
 
 class Copies:
@@ -212,6 +233,38 @@ class Copies:
             return Built(tree=folder.parent, facts={"origin": msgspec.to_builtins(origin)})
 
         return await self._kept.get(origin.key, build)
+
+    def kept(self) -> list[KeptCopy]:
+        """Return the copies that are here, by name. Blocking. Raises OSError."""
+        found = []
+        for key in self._kept.names():
+            try:
+                facts = msgspec.convert(self._kept.facts(key), _CopyFacts)
+            except msgspec.ValidationError:
+                continue  # is being fetched, or was left by a process that was killed
+            tree = self._kept.tree(key)
+            folder = tree / facts.origin.name
+            tasks = 1 if (folder / TASK).is_file() else sum(1 for _ in folder.glob(f"*/{TASK}"))
+            size, at = facts.amount[1], tree.stat().st_mtime
+            found.append(KeptCopy(key=key, origin=facts.origin, scenarios=tasks, size=size, fetched_at=at))
+        return sorted(found, key=lambda each: (each.origin.name, each.fetched_at))
+
+    def remove(self, copy: KeptCopy) -> bool:
+        """Remove a copy, and what is here of repositories that no other copy is from; False if a process uses it.
+
+        Blocking. Raises OSError.
+        """
+        if not self._kept.discard(copy.key):
+            return False
+        needed = {part.url for each in self.kept() for part in each.origin.parts}
+        for url in {part.url for part in copy.origin.parts} - needed:
+            place = self._place_of(url)
+            if (lock := lock_folder(place, LOCK_EX) if place.is_dir() else None) is not None:
+                try:
+                    remove(place)
+                finally:
+                    os.close(lock)
+        return True
 
     async def _check_out(self, origin: CopyOrigin, making: Path, folder: Path) -> None:
         for number, part in enumerate(origin.parts):
