@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
 from orchestrator.service.definitions.catalog import Catalog
 from orchestrator.service.definitions.definitions import Definitions
@@ -34,7 +35,7 @@ from orchestrator.service.environments.environments import Environments
 from orchestrator.service.environments.installs import Installs
 from orchestrator.service.environments.objects import Objects
 from orchestrator.service.environments.preparations import Preparations
-from orchestrator.service.http import benchmarks, blueprints, devboxes, scenarios, sweep
+from orchestrator.service.http import benchmarks, blueprints, devboxes, front_page, scenarios, sweep
 from orchestrator.service.http.app import Activity, application
 from orchestrator.service.http.gate import BoundedHeads
 from orchestrator.service.runs.benchmark_runs import BenchmarkRuns
@@ -42,7 +43,6 @@ from orchestrator.service.runs.scenario_runs import ScenarioRuns
 from orchestrator.service.runs.scorings import GRACE_S, Scorings
 from orchestrator.service.runs.settlements import Settlements
 from orchestrator.service.runs.states import OURS, Dialect, end_runs_of
-from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.limits import unlimited
 from orchestrator.service.sandbox.own_ids import shortcomings
 from orchestrator.service.sandbox.provider import Capability, Provider
@@ -252,7 +252,8 @@ class Service:
                 early = sweep.PreparationRoutes(
                     Preparations(parts.environments, parts.fleet.start_soon), parts.environments
                 )
-                routes = [*own.routes(), *ends.routes(), *early.routes(), *routes]
+                front = front_page.FrontPage(store, token)
+                routes = [*own.routes(), *ends.routes(), *early.routes(), *front.routes(), *routes]
             opened = Opened(routes=tuple(routes), capabilities=provider.capabilities, stopping=stopping)
             layers = [layer(opened) for layer in seams.layers]
             app = application(routes=routes, token=token, activity=activity, layers=layers)

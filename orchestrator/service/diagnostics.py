@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
@@ -19,16 +20,28 @@ _COMPARED: Final = 1000
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+class Requirement(StrEnum):
+    """What a scenario needs of its machine and does not get here; elsewhere it may run as it is."""
+
+    USERS = "users"
+    """Other users than root, which images have where the machine lends ids."""
+    ENGINE = "engine"
+    """A container engine, for several containers."""
+    GPU = "gpu"
+
+
 class Problem(NamedTuple):
     """One finding: an error makes the scenario unusable, a warning changes what it means, a note only informs.
 
-    `file` is relative to the scenario (or benchmark) folder; `key` is a dotted key, or `line 7`, or empty.
+    `file` is relative to the scenario (or benchmark) folder; `key` is a dotted key, or `line 7`, or empty. `need` is
+    what the machine lacks; None where the scenario itself is at fault, or asks for what no machine has here.
     """
 
     severity: Severity
     file: str
     key: str
     message: str
+    need: Requirement | None = None
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.key, self.message) if part)
@@ -44,8 +57,8 @@ class Report:
     def errors(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.severity == "error"]
 
-    def error(self, file: str, key: str, message: str) -> None:
-        self._add("error", file, key, message)
+    def error(self, file: str, key: str, message: str, need: Requirement | None = None) -> None:
+        self._add("error", file, key, message, need)
 
     def warn(self, file: str, key: str, message: str) -> None:
         self._add("warning", file, key, message)
@@ -53,8 +66,8 @@ class Report:
     def note(self, file: str, key: str, message: str) -> None:
         self._add("note", file, key, message)
 
-    def _add(self, severity: Severity, file: str, key: str, message: str) -> None:
-        self.problems.append(Problem(severity, printable(file), printable(clipped(key)), message))
+    def _add(self, severity: Severity, file: str, key: str, message: str, need: Requirement | None = None) -> None:
+        self.problems.append(Problem(severity, printable(file), printable(clipped(key)), message, need))
 
 
 def text(problems: Iterable[Problem]) -> str:

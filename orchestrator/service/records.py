@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, field, to_builtins
 
-from orchestrator.core.protocol import DEVBOX_DEAD, BenchmarkRunState, DevboxStatus, Isolation, RunState
+from orchestrator.core.protocol import DEVBOX_DEAD, BenchmarkRunState, DevboxStatus, Isolation, RewardStrategy, RunState
 
 
 class ExecutionStatus(StrEnum):
@@ -272,6 +272,35 @@ class ScoringRecord(Record, frozen=True, kw_only=True):
     broken: str | None = None
 
 
+class StepTerms(Record, frozen=True, kw_only=True):
+    """A step of a scenario as a run of it began: no step follows it with a reward below its `min_reward`."""
+
+    name: str
+    min_reward: Mapping[str, float] = {}
+
+
+class StepRecord(Record, frozen=True, kw_only=True):
+    """The end of one step of several; without a result, it had no tests."""
+
+    name: str
+    scoring_contract_result: ContractResult | None = None
+    scoring: ScoringRecord | None = None
+
+    @property
+    def rewards(self) -> Mapping[str, float] | None:
+        """The rewards that its tests wrote, by name; None where it was not judged.
+
+        A scorer in a box without Python may say no more than the score.
+        """
+        result = self.scoring_contract_result
+        if result is None:
+            return None
+        rewards = {
+            name: value for each in result.scoring_function_results for name, value in (each.rewards or {}).items()
+        }
+        return rewards or {"reward": result.score}
+
+
 class RunRecord(Record, frozen=True, kw_only=True):
     """Fields of scenario runs and of benchmark runs."""
 
@@ -290,6 +319,9 @@ class ScenarioRunRecord(RunRecord, frozen=True, kw_only=True):
 
     `digest`, `parts` and `functions` are of its scenario as it was at the start: the digest of all that decides scores,
     those of its parts by name, and the names of its scoring functions. `faults` counts the scorings that failed.
+
+    Of a scenario of several steps, `planned` are all, `steps` those that have ended. An agent may work in the one under
+    way once that `is_step_begun`. Their rewards become the `rewards` of the whole by the `strategy`.
     """
 
     scenario_id: str
@@ -299,6 +331,11 @@ class ScenarioRunRecord(RunRecord, frozen=True, kw_only=True):
     scoring_contract_result: ContractResult | None = None
     failure_reason: str | None = None
     scoring: ScoringRecord | None = None
+    steps: Sequence[StepRecord] | None = None
+    rewards: Mapping[str, float] | None = None
+    planned: Sequence[StepTerms] = field(name="_planned", default=())
+    strategy: RewardStrategy = field(name="_strategy", default=RewardStrategy.MEAN)
+    is_step_begun: bool = field(name="_is_step_begun", default=False)
     digest: str | None = field(name="_digest", default=None)
     parts: Mapping[str, str] = field(name="_parts", default_factory=dict)
     functions: Sequence[str] = field(name="_functions", default=())

@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 import pytest
 
-from tests.e2e.conftest import LAST_RITES, Desk, Ended, new_desk, write_scenario
+from tests.e2e.conftest import CLOSED, LAST_RITES, Desk, Ended, new_desk, write_scenario
 from tests.processes import carrying
 from tests.waiting import wait_until
 
@@ -188,7 +188,7 @@ def test_an_agent_that_breaks_its_devboxes_has_a_zero_for_each(desk: Desk) -> No
     """The mean is over all of them: nobody gets rid of a scenario by breaking what it is scored in."""
     for number in range(10):
         test = "PYTHONPATH=/app python3 -c pass; [ -f /app/done ]; echo $((1 - $?)) >/logs/verifier/reward.txt"
-        task = "[environment]\nmemory_mb = 512\nstorage_mb = 512\n"
+        task = f"{CLOSED}memory_mb = 512\nstorage_mb = 512\n"
         write_scenario(desk.folder / "ten" / f"scenario-{number}", statement=f"{number}\n", test=test, task=task)
     (desk.folder / "three.toml").write_text(f"run = '''\n{SOLVES_THREE}\n'''\n")
     (desk.folder / "sweep.toml").write_text(SETTINGS.replace("attempts = 1", "attempts = 2"))

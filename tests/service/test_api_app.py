@@ -65,6 +65,26 @@ async def test_the_service_proves_that_it_knows_the_token_before_it_is_sent(tmp_
         assert "isolated" not in facts["capabilities"]
 
 
+async def test_a_person_with_a_browser_is_told_what_this_is_and_a_client_sees_no_page(tmp_path: Path) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml"}
+    async with service_client(tmp_path, token=None) as client:
+        page = await client.get("/", headers=browser)
+        assert page.status_code == 200
+        assert "<code>sweep view</code>" in page.text
+        assert "have runs here are listed" in page.text
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert "No sweep has runs here" in (await client.get("/", headers=browser, params={"token": TOKEN})).text
+        error(await client.get("/"), 401)
+        error(await client.post("/", headers=browser), 401)
+    async with service_client(tmp_path) as client:
+        benchmark = (await client.post("/v1/benchmarks", json={"name": "b"})).json()["id"]
+        given = {"benchmark_id": benchmark, "metadata": {"sweep": "<id>", "arm": "a\x1b"}}
+        assert (await client.post("/v1/benchmarks/start_run", json=given)).status_code == 200
+        page = await client.get("/", headers=browser, params={"token": TOKEN})
+        assert "<td>&lt;id&gt;</td><td>a\\x1b</td>" in page.text
+        assert "GET /" in error(await client.get("/"), 404)
+
+
 async def test_an_unknown_route_is_answered_with_what_this_service_is(tmp_path: Path) -> None:
     async with service_client(tmp_path) as client:
         message = error(await client.get("/v1/nothing"), 404)

@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 from msgspec.structs import replace
 
-from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RunState
+from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RewardStrategy, RunState
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import BenchmarkRunRecord, ContractResult, ScenarioRunRecord
+from orchestrator.service.records import BenchmarkRunRecord, ContractResult, ScenarioRunRecord, StepTerms
 from orchestrator.service.runs import states
 from orchestrator.service.runs.states import BENCHMARK_RUN_MOVES, RUN_MOVES, moved_benchmark_run, moved_run
 from orchestrator.service.store import BENCHMARK_RUNS, TABLES
@@ -48,6 +48,45 @@ def db() -> Iterator[sqlite3.Connection]:
         for table in TABLES:
             table.create(connection)
         yield connection
+
+
+def of_steps(
+    *names: str, strategy: RewardStrategy = RewardStrategy.MEAN, least: float | None = None
+) -> ScenarioRunRecord:
+    terms = [StepTerms(name=name, min_reward={} if least is None else {"reward": least}) for name in names]
+    return replace(scenario_run("scoring"), planned=terms, strategy=strategy)
+
+
+def judged(run: ScenarioRunRecord, *scores: float | None) -> ScenarioRunRecord:
+    """Score one step after another: what each scorer says, which gives no rewards by name."""
+    for score in scores:
+        result = None if score is None else ContractResult(score=score, scoring_function_results=[])
+        run = states.judged(replace(run, state=RunState.SCORING), result)
+    return run
+
+
+def test_a_run_of_several_steps_is_scored_when_none_follows() -> None:
+    run = judged(of_steps("one", "two", "three"), 1.0, None)
+    assert (run.state, run.scoring_contract_result) == (RunState.RUNNING, None)
+    run = judged(run, 0.5)
+    assert run.scoring_contract_result is not None
+    assert (run.state, run.scoring_contract_result.score, run.rewards) == (RunState.SCORED, 0.75, {"reward": 0.75})
+    assert [step.name for step in run.steps or ()] == ["one", "two", "three"]
+
+
+def test_a_score_without_named_rewards_is_the_reward_that_lets_the_next_step_begin() -> None:
+    assert judged(of_steps("one", "two", least=0.5), 0.5).state is RunState.RUNNING
+    assert judged(of_steps("one", "two", least=0.5), 0.4).state is RunState.SCORED
+
+
+@pytest.mark.parametrize(("strategy", "score"), [(RewardStrategy.MEAN, 0.25), (RewardStrategy.FINAL, 0.0)])
+def test_who_breaks_the_devbox_has_solved_none_of_the_steps_that_were_left(
+    strategy: RewardStrategy, score: float
+) -> None:
+    run = judged(of_steps("one", "two", "three", "four", strategy=strategy), 1.0)
+    run = judged(states.with_broken(run, ["out of disk"]), 0.0)
+    assert run.scoring_contract_result is not None
+    assert (run.state, run.scoring_contract_result.score) == (RunState.SCORED, score)
 
 
 LEGAL = [(source, target) for source, targets in RUN_MOVES.items() for target in sorted(targets)]

@@ -5,7 +5,9 @@ check that never passes. What they print is part of the devbox's log, and the en
 is all most people ever look at.
 """
 
+import io
 import posixpath
+import tarfile
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ import anyio
 from orchestrator.service.devboxes.output import LogEntry, append_setup
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.sandbox.commands import Finished, run, write_file
-from orchestrator.service.sandbox.prepared import Healthcheck, Prepared
+from orchestrator.service.sandbox.prepared import Healthcheck, Prepared, StepStart
 from orchestrator.service.sandbox.provider import HOME, Box, Command, shell
 from orchestrator.service.store import now_ms
 
@@ -25,6 +27,22 @@ SCRIPT_TIMEOUT_S: Final = 3600.0
 _SHOWN: Final = 2000
 #: Executes the file $0, and leaves nothing of it behind.
 _EXECUTE: Final = '"$0"; status=$?; rm -rf -- "${0%/*}"; exit $status'
+#: Removes folders in the way of files, and files in the way of folders, which end with a slash.
+_CLEAR_WAY: Final = """\
+while IFS= read -r each; do
+    case $each in
+    */) [ -d "$each" ] || rm -f -- "${each%/}" ;;
+    *) [ -L "$each" ] || [ ! -d "$each" ] || rm -rf -- "$each" ;;
+    esac
+done
+"""
+#: Empties folders; a link in the place of one is replaced, and no link is followed.
+_EMPTY: Final = """\
+for each; do
+    [ ! -L "$each" ] || { rm -f -- "$each" && mkdir -m 777 -- "$each"; }
+    [ "$(cd -P -- "$each" 2>/dev/null && pwd)" != "$each" ] || rm -rf -- "$each"/* "$each"/.[!.]* "$each"/..?*
+done
+"""
 
 
 def in_home(path: str) -> str:
@@ -49,6 +67,35 @@ async def settle_in(box: Box, prepared: Prepared, output: Path) -> None:
         await wait_healthy(box, prepared.healthcheck, output)
 
 
+async def begin_step(box: Box, start: StepStart, directory: str, output: Path) -> None:
+    """Make a devbox ready for a step, as `start` says. Raises BadRequest saying what failed, and BoxDied."""
+    if start.workdir:
+        with tarfile.open(fileobj=io.BytesIO(start.workdir), mode="r:gz") as archive:
+            names = "".join(f"./{each.name}{'/' if each.isdir() else ''}\n" for each in archive)
+        clearing = Command(argv=("sh", "-c", _CLEAR_WAY), cwd=directory, stdin=True, is_plain=True)
+        await run(box, clearing, stdin=names.encode(), timeout=SCRIPT_TIMEOUT_S)
+        unpack = Command(
+            argv=("tar", "--no-same-owner", "-xzf", "-", "-C", box.path(directory)), stdin=True, is_plain=True
+        )
+        finished = await run(box, unpack, stdin=start.workdir, timeout=SCRIPT_TIMEOUT_S)
+        if finished.status != 0:
+            raise BadRequest(f"The files of the step cannot be put into {directory}: {finished.output[-_SHOWN:]}")
+    if start.has_setup:
+        bash = box.shell[0] if box.tools is None else f"{box.tools}/bash"  # no agent has changed ours
+        setup = Command(argv=(bash, box.path(posixpath.join(directory, "setup.sh"))))
+        await _run_one(box, "setup.sh", setup, output)
+    if start.healthcheck is not None:
+        await wait_healthy(box, start.healthcheck, output, of="step")
+
+
+async def clear_last_step(box: Box, home: str) -> None:
+    """Empty the folders of the step before: of its tests and their rewards, of logs, and of our own steps."""
+    folders = ("/tests", "/logs/verifier", "/logs/agent", "/logs/artifacts", f"{home}/.sweep")
+    await run(
+        box, Command(argv=("sh", "-c", _EMPTY, "sh", *map(box.path, folders)), is_plain=True), timeout=SCRIPT_TIMEOUT_S
+    )
+
+
 async def run_scripts(box: Box, scripts: Iterable[str], output: Path) -> None:
     """Execute the scripts as files, so that their `#!` lines count; one without is bash's.
 
@@ -67,7 +114,7 @@ async def run_commands(box: Box, commands: Iterable[str], output: Path) -> None:
         await _run_one(box, command, shell(command, words=box.shell), output)
 
 
-async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
+async def wait_healthy(box: Box, check: Healthcheck, output: Path, of: str = "environment") -> None:
     """Run a health check until it passes. Raises BadRequest when it failed too often, and BoxDied."""
     started, failures = anyio.current_time(), 0
     while True:
@@ -78,7 +125,7 @@ async def wait_healthy(box: Box, check: Healthcheck, output: Path) -> None:
             return
         failures += not is_early
         if failures >= check.retries:
-            what = f"The health check of the environment (environment.healthcheck) failed {failures} times in a row:"
+            what = f"The health check of the {of} ({of}.healthcheck) failed {failures} times in a row:"
             raise BadRequest(f"{what} {_problem(check.command, finished, check.timeout)}")
         await anyio.sleep(check.start_interval if is_early else check.interval)
 

@@ -32,7 +32,7 @@ from orchestrator.service.devboxes.network import box_network, described, networ
 from orchestrator.service.devboxes.output import LogEntry, append_setup, prune_hourly
 from orchestrator.service.devboxes.requests import DevboxRequest, Launch, parse_launch
 from orchestrator.service.devboxes.states import End, failure, failure_reason, shutdown
-from orchestrator.service.devboxes.succession import Succession
+from orchestrator.service.devboxes.succession import Bootable, Succession
 from orchestrator.service.environments.image_builds import BuildFailed
 from orchestrator.service.environments.installs import MOUNT, InstallFailed, Installs
 from orchestrator.service.environments.package_managers import Settings, covers
@@ -41,7 +41,7 @@ from orchestrator.service.records import Created, DevboxRecord, SnapshotStatus
 from orchestrator.service.sandbox.egress.addresses import Resolver
 from orchestrator.service.sandbox.egress.proxy import Egress
 from orchestrator.service.sandbox.egress.rules import Network
-from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared
+from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared, StepStart
 from orchestrator.service.sandbox.provider import (
     Bind,
     Box,
@@ -274,36 +274,12 @@ class Fleet:
         live.preparation.doing = str
         if launch.idle is None:  # from now on: what it waits for, such as an image, is not its own life
             live.scope.deadline = anyio.current_time() + launch.keep_alive
-        network = network_of(prepared, *live.order.policies, self._provider.capabilities)
-        given = box_network(network, self._provider.capabilities)
-        covers = self._covers
-        if prepared.image is not None and given is not BoxNetwork.NONE:
-            settings = await self._settings(given)
-            covers = (*covers, *settings.binds)
-            prepared = replace(prepared, environment={**settings.variables, **prepared.environment})
-        live.egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
-        variables = {} if live.egress is None else live.egress.variables
-        spec = BoxSpec(
-            id=live.id,
-            resources=launch.resources or prepared.resources or Resources(),
-            network=given,
-            working_directory=prepared.working_directory,
-            environment={**prepared.environment, **prepared.secrets, **variables, **request.environment_variables},
-            root=prepared.root,
-            image=prepared.image,
-            user=prepared.agent_user,
-            binds=(*prepared.binds, *covers),
-        )
-        box = await self._provider.start(spec)
+        agents = await self._bootable(live, prepared, launch.resources)
+        verifiers = [None if each is None else await self._bootable(live, each, None) for each in prepared.verifiers]
+        live.egress = agents.egress
+        box = await self._provider.start(agents.spec)
         boxes = live.boxes = Succession(
-            provider=self._provider,
-            spec=spec,
-            box=box,
-            prepared=prepared,
-            folder=self._evidence / live.id,
-            egress=live.egress,
-            covers=covers,
-            settle_in=partial(boot.settle_in, prepared=prepared, output=self.output),
+            provider=self._provider, agents=agents, box=box, folder=self._evidence / live.id, verifiers=verifiers
         )
         if live.egress is not None:
             await helpers.start(self._let_out, live, live.egress, box)
@@ -311,7 +287,7 @@ class Fleet:
         shown = {
             "isolation": Isolation(self._provider.name),
             "enforced_limits": sorted(box.enforced),
-            "network": described(network, given),
+            "network": described(self._network(live, prepared), agents.spec.network),
             "has_one_user": True if box.has_one_user else None,
             "home": box.path(await boxes.find_home()),
             "working_directory": box.path(prepared.working_directory),
@@ -328,6 +304,38 @@ class Fleet:
             helpers.start_soon(self._suspend_idle, live)
         live.touch()
         return boxes
+
+    def _network(self, live: _Live, prepared: Prepared) -> Network:
+        return network_of(prepared, *live.order.policies, self._provider.capabilities)
+
+    async def _bootable(self, live: _Live, prepared: Prepared, resources: Resources | None) -> Bootable:
+        """Describe the boxes of one environment of a devbox, with these resources or its own. Raises OSError."""
+        network = self._network(live, prepared)
+        given = box_network(network, self._provider.capabilities)
+        covers = self._covers
+        if prepared.image is not None and given is not BoxNetwork.NONE:
+            settings = await self._settings(given)
+            covers = (*covers, *settings.binds)
+            prepared = replace(prepared, environment={**settings.variables, **prepared.environment})
+        egress = way_out(network, given, devbox_id=live.id, output=self.output, resolve=self._resolve)
+        bootable = Bootable(
+            prepared=prepared,
+            spec=BoxSpec(
+                id=live.id,
+                resources=resources or prepared.resources or Resources(),
+                network=given,
+                working_directory=prepared.working_directory,
+                root=prepared.root,
+                image=prepared.image,
+                user=prepared.agent_user,
+                binds=(*prepared.binds, *covers),
+            ),
+            covers=covers,
+            egress=egress,
+            settle_in=partial(boot.settle_in, prepared=prepared, output=self.output),
+        )
+        variables = {**prepared.secrets, **live.order.request.environment_variables}
+        return replace(bootable, spec=replace(bootable.spec, environment=bootable.environment(variables)))
 
     async def _settings(self, given: BoxNetwork) -> Settings:
         """Read this machine's settings of package managers for boxes with a network, once. Raises OSError."""
@@ -570,6 +578,37 @@ class Fleet:
             await anyio.to_thread.run_sync(remove, files)
         if live.egress is not None and live.helpers is not None:
             await live.helpers.start(self._let_out, live, live.egress, box)
+
+    async def begin_step(self, devbox_id: str, start: StepStart, *, is_first: bool) -> None:
+        """Make a devbox ready for an agent's next step, in a box where nothing of the last one runs or can be read.
+
+        What its agent left listening goes on. Raises as `boxes`, BadRequest saying what failed, BoxStartFailed and
+        BoxDied.
+        """
+        live = self._running(devbox_id)
+        with self.boxes(devbox_id) as boxes:
+            if not is_first:
+                with anyio.CancelScope(shield=True):
+                    last, box = boxes.agents, await boxes.go_on()
+                    if box is not last and live.egress is not None and live.helpers is not None:
+                        live.way_out.cancel()
+                        await live.helpers.start(self._let_out, live, live.egress, box)
+                await boot.clear_last_step(box, boxes.home)
+            await boot.begin_step(boxes.agents, start, boxes.working_directory, self.output)
+
+    async def can_begin(self, devbox_id: str, starts: Sequence[StepStart]) -> bool:
+        """Tell whether steps begin, one after the other, where no agent has worked: in a new box of the environment.
+
+        Raises as `boxes`, BoxStartFailed and BoxDied.
+        """
+        with self.boxes(devbox_id) as boxes:
+            async with boxes.unspoilt() as box:
+                try:
+                    for start in starts:
+                        await boot.begin_step(box, start, boxes.working_directory, self.output)
+                except BadRequest:
+                    return False
+        return True
 
     @staticmethod
     async def _let_out(

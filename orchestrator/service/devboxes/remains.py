@@ -8,7 +8,7 @@ Blocking; call from a worker thread.
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -68,23 +68,41 @@ def empty(root: Path, path: str) -> None:
     _make(parent / pure.name, 0o777)
 
 
-def take(root: Path, path: str, source: Path, *, exclude: Sequence[str] = ()) -> None:
+def take(root: Path, path: str, source: Path, *, exclude: Sequence[str] = (), is_copied: bool = False) -> None:
     """Move a file or folder of another box here, in the place of what is there, but for what a pattern of tar excludes.
 
-    From another file system it is copied, as far as it is not the same already. Raises OSError.
+    From another file system, or if it has to be, it is copied, as far as it is not the same already. Raises OSError.
     """
     pure = PurePosixPath(path)
     parent = _folder(root, str(pure.parent))
     target = parent / pure.name
-    if source.lstat().st_dev == parent.stat().st_dev:
+    if not is_copied and source.lstat().st_dev == parent.stat().st_dev:
         _clear(target)
         source.rename(target)
     else:
         mirror(source, target)
-    found = [each for each, _ in walk(target)] if exclude and target.is_dir() and not target.is_symlink() else []
-    for each in found:
-        if any(fnmatchcase(part, pattern) for pattern in exclude for part in (each, PurePosixPath(each).name)):
-            _clear(target / each)
+    for each in _excluded(target, exclude):
+        _clear(target / each)
+
+
+def entries(place: Path, exclude: Sequence[str]) -> Iterator[str]:
+    """Yield the entries below a file or folder, by their relative paths, but for what a pattern of tar excludes."""
+    gone = set(_excluded(place, exclude))
+    for each in _below(place):
+        if gone.isdisjoint((each, *map(str, PurePosixPath(each).parents))):
+            yield each
+
+
+def _excluded(place: Path, exclude: Sequence[str]) -> Sequence[str]:
+    return [
+        each
+        for each in (_below(place) if exclude else ())
+        if any(fnmatchcase(part, pattern) for pattern in exclude for part in (each, PurePosixPath(each).name))
+    ]
+
+
+def _below(place: Path) -> Iterator[str]:
+    return (each for each, _ in walk(place)) if place.is_dir() and not place.is_symlink() else iter(())
 
 
 def put(root: Path, path: str, data: bytes, mode: int) -> str:
@@ -101,6 +119,13 @@ def put(root: Path, path: str, data: bytes, mode: int) -> str:
     target.chmod(mode)
     _give(target)
     return f"/{target.relative_to(root)}"
+
+
+def make_executable(root: Path, path: str) -> None:
+    """Let everybody execute the file at a path, if there is one. Raises OSError."""
+    place = resolved(root, path)
+    if place is not None and place.is_file():
+        place.chmod(stat.S_IMODE(place.lstat().st_mode) | 0o555)
 
 
 def read(root: Path, path: str, limit: int) -> bytes | None:

@@ -46,7 +46,8 @@ _NAME_CHARS: Final = 100
 class ImageRecipe:
     """How the image of an environment is made: the `text` of a Dockerfile, and of its .dockerignore.
 
-    `file` is the name that messages give it, and `name` a name for people. `arguments` are the values of its ARGs.
+    `file` is the name that messages give it, and `name` a name for people. `arguments` are the values of its ARGs. Its
+    context is a `folder` of the environment's files, or all of them.
     """
 
     text: str
@@ -54,10 +55,11 @@ class ImageRecipe:
     ignore: str = ""
     name: str = "image"
     arguments: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
     def context(self, files: Listing, contents: Contents) -> BuildContext:
         """Return the files that it may copy. Raises ValueError naming a bad pattern of its .dockerignore."""
-        return BuildContext(files, contents, ignore=self.ignore)
+        return BuildContext(files.below(self.folder) if self.folder else files, contents, ignore=self.ignore)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class Blueprint:
     With an `image` the files are for that, and an empty `working_directory` or user is the image's own. Without one
     they are laid into the working directory; `mounts` and `setup` are then as in `Prepared`. `refusals` are the
     reasons, if any, why it cannot be built here; nothing else of it counts then. `build_timeout` is in seconds, for all
-    steps together; `limit` names it in messages. A build says to `tell` how far it is.
+    steps together; `limit` names it in messages. A build says to `tell` how far it is. `has_tests` is as in `Prepared`.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Blueprint:
     build_timeout: float = 600.0
     limit: str = "environment.build_timeout_sec in task.toml"
     tell: Tell = untold
+    has_tests: bool = False
     refusals: tuple[Problem, ...] = ()
 
 
@@ -260,6 +263,7 @@ class Environments:
             hosts=blueprint.hosts,
             healthcheck=blueprint.healthcheck,
             resources=blueprint.resources,
+            has_tests=blueprint.has_tests,
         )
 
 

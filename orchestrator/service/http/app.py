@@ -111,6 +111,12 @@ class Activity:
             left = seconds if self.requests else self._last + seconds - anyio.current_time()
 
 
+def is_person(scope: Scope) -> bool:
+    """Tell if somebody has opened the service's own address in a browser: clients of the protocol ask for no HTML."""
+    is_root = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/"
+    return is_root and "text/html" in Headers(scope=scope).get("accept", "")
+
+
 class ClientGone(Exception):
     """The client closed the connection and will not read the answer."""
 
@@ -233,7 +239,7 @@ class _Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._activity.wait_decided()
         path = scope.get("path", "")
-        if scope["type"] != "http" or path in OPEN_PATHS or _KEYED_PATHS.fullmatch(path):
+        if scope["type"] != "http" or path in OPEN_PATHS or _KEYED_PATHS.fullmatch(path) or is_person(scope):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("authorization", "").encode("latin-1", "replace")

@@ -125,6 +125,8 @@ class _EndBody(wire.Body):
     #: The execution that the agent was; it must have ended.
     execution: str | None = None
     devbox: str | None = None
+    #: A folder of the devbox with what crossed to an earlier scoring.
+    kept: str | None = None
 
 
 class SettlementRoutes:
@@ -139,7 +141,7 @@ class SettlementRoutes:
         ]
 
     async def begin(self, request: Request) -> Response:
-        await self._settlements.mark(wire.path_id(request))
+        await self._settlements.begin(wire.path_id(request))
         return wire.reply({})
 
     async def end(self, request: Request) -> Response:
@@ -150,7 +152,8 @@ class SettlementRoutes:
             if shown.status is not ExecutionStatus.COMPLETED:
                 raise Conflict(f"Execution {body.execution} goes on: the agent has not ended.")
             status = shown.exit_status
-        return wire.reply(await self._settlements.end(wire.path_id(request), body.scoring, exit_status=status))
+        ended = await self._settlements.end(wire.path_id(request), body.scoring, exit_status=status, kept=body.kept)
+        return wire.reply(ended)
 
 
 class _EnvironmentsBody(wire.Body):

@@ -34,7 +34,14 @@ from orchestrator.service.devboxes.output import STREAMS, collect, spool_path
 from orchestrator.service.devboxes.snapshots import Snapshots
 from orchestrator.service.environments.environments import Environments
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import DevboxRecord, ExecutionRecord, RunProfile, ScenarioRunRecord, view
+from orchestrator.service.records import (
+    DevboxRecord,
+    ExecutionRecord,
+    RunProfile,
+    ScenarioRunRecord,
+    StepTerms,
+    view,
+)
 from orchestrator.service.runs import start_request, states
 from orchestrator.service.runs.scorings import Scorings
 from orchestrator.service.sandbox.prepared import Preparation, Prepare, Prepared
@@ -125,6 +132,8 @@ class ScenarioRuns:
                 digest=scenario.digest,
                 parts=scenario.parts,
                 functions=[each["name"] for each in scenario.scoring_contract["scoring_function_parameters"]],
+                planned=[StepTerms(name=each.name, min_reward=each.min_reward) for each in scenario.several.steps],
+                strategy=scenario.several.strategy,
                 benchmark_run_id=request.benchmark_run_id or None,
                 devbox_id=self._fleet.insert(db, devbox).id,
                 state=RunState.RUNNING,
@@ -156,15 +165,16 @@ class ScenarioRuns:
     async def score(self, run_id: str) -> ScenarioRunRecord:
         """Start to score a run, unless it is scoring or scored already.
 
-        Raises NotFound, and BadRequest naming the state if the run is over or its devbox is not running. In a dialect
-        without rescoring, that is every run that is not running.
+        Of several steps it is the one under way; one that no agent has begun is not scored. Raises NotFound, and
+        BadRequest naming the state if the run is over or its devbox is not running. In a dialect without rescoring,
+        that is every run that is not running.
         """
 
         def flip(db: sqlite3.Connection) -> tuple[ScenarioRunRecord, bool]:
             run = SCENARIO_RUNS.get(db, run_id)
             if not self._dialect.is_rescoring and run.state is not RunState.RUNNING:
                 raise BadRequest(f"Scenario run {run_id} is {run.state}: only a running one can be scored.")
-            if run.state in {RunState.SCORING, RunState.SCORED}:
+            if run.state in {RunState.SCORING, RunState.SCORED} or (run.steps and not run.is_step_begun):
                 return run, False
             run = replaced(states.moved_run(run, RunState.SCORING), scoring_contract_result=None, failure_reason=None)
             status = DEVBOXES.get(db, run.devbox_id).status

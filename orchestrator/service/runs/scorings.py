@@ -112,6 +112,8 @@ class Scorings:
     async def _result(self, run: ScenarioRunRecord) -> tuple[ContractResult | None, str | None]:
         """Return the result of the scoring contract, and why the scoring failed if it did. Never raises for a fault.
 
+        A step without tests has neither.
+
         Contract and scripts are of one reading, whose digest is that of the very bytes in them: what changes afterwards
         changes nothing.
         """
@@ -123,6 +125,9 @@ class Scorings:
             scenario = await scenario_as_begun(self._definitions, run)
             contract, timeout = scenario.scoring_contract, scenario.scorer_timeout_sec or DEFAULT_TIMEOUT_S
             with self._fleet.boxes(run.devbox_id) as boxes:
+                if not contract["scoring_function_parameters"]:
+                    await self._settlements.settle(run, scenario, boxes)
+                    return None, None
                 async with self._place(run, scenario, boxes) as (place, tests):
                     score = partial(self._scoring.score, contract, place, custom=custom, tests=tests)
                     result = await score(timeout=timeout)
@@ -167,7 +172,9 @@ class Scorings:
         self, run: ScenarioRunRecord, scenario: ScenarioDefinition, boxes: Succession
     ) -> AsyncIterator[tuple[Place, Program | None]]:
         """Make the place where the run's scorers run; with the program of tests/ where it has a box of its own."""
-        in_place = InPlace(box=boxes.agents, working_directory=IN_PLACE)
+        given = {**boxes.spec.environment, **(run.environment_variables or {})}
+        variables = scenario.scorers_variables(given)
+        in_place = InPlace(box=boxes.agents, working_directory=IN_PLACE, variables=variables)
         if not self._dialect.is_scored_apart:
             yield in_place, None
             return
@@ -178,13 +185,14 @@ class Scorings:
         plan = scenario.plan
         folder = await anyio.to_thread.run_sync(partial(tempfile.mkdtemp, prefix="scoring-", dir=self._folder))
         try:
-            await boxes.lay_out(settled.mode, crossing(plan, boxes.working_directory))
+            crossed, is_copied = crossing(plan, boxes.working_directory), bool(scenario.several.steps)
+            await boxes.lay_out(settled.mode, crossed, is_copied=is_copied, step=len(run.steps or ()))
             place = Apart(
                 boxes=boxes,
                 plan=plan,
                 folder=Path(folder),
                 binds=await self._scoring.binds(scenario.scoring_contract, is_image=boxes.tools is not None),
-                variables=scenario.required_environment_variables or (),
+                variables=variables,
             )
             yield place, None if plan.tests is None else tests_program(plan.tests, boxes.tools)
             await boxes.show()
@@ -199,13 +207,14 @@ class Scorings:
             run = SCENARIO_RUNS.get(db, run_id)
             if run.state is not RunState.SCORING:
                 return
-            if result is not None:
-                broken = [each.broken for each in result.scoring_function_results if each.broken]
-                run = states.with_broken(replace(run, scoring_contract_result=result), broken)
+            results = result.scoring_function_results if result is not None else ()
+            run = states.with_broken(run, [each.broken for each in results if each.broken])
             if reason:  # after a live scoring that came to nothing, the next one is in a box without the agent
                 was_live = run.scoring is not None and run.scoring.mode == ScoringMode.LIVE
                 run = replace(run, faults=run.faults + 1, is_live_over=run.is_live_over or was_live)
-            states.end_run(db, run, RunState.FAILED if reason else RunState.SCORED, reason)
+                states.end_run(db, replace(run, scoring_contract_result=result), RunState.FAILED, reason)
+            else:
+                SCENARIO_RUNS.put(db, states.judged(run, result))
             states.settle_benchmark_run(db, run.benchmark_run_id)
 
         await insist(partial(self._store.write, finish))

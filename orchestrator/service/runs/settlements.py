@@ -5,15 +5,16 @@ run over the agent's files in a new box. A client that never reports the end of 
 score.
 
 Its secret: apart, each scoring function has a new box, so that what one of them started, with the agent's modules in
-it, is gone before the next begins; and what is ours (scripts, tests, test files) is mounted read-only from the host, so
-that no code under test can change it. The score that tests wrote is read from the host when their box has ended.
+it, is gone before the next begins. Its scripts and test files are mounted read-only from the host, so that no code
+under test can change them; /tests is a copy of its own, which tests may change as in Harbor. The score that they wrote
+is read from the host when their box has ended.
 """
 
 import io
 import posixpath
 import sqlite3
 import tarfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -22,18 +23,27 @@ from typing import Final
 
 import anyio
 
-from orchestrator.core.protocol import ScoringMode
+from orchestrator.core.protocol import RUN_RESULT, RunState, ScoringMode
 from orchestrator.service.definitions.definitions import Definitions
 from orchestrator.service.definitions.scoring_plan import ScoringPlan, Tests
 from orchestrator.service.definitions.self_extracting import export
 from orchestrator.service.devboxes.fleet import Fleet
-from orchestrator.service.devboxes.remains import put, read
-from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Settled, Succession
+from orchestrator.service.devboxes.remains import make_executable, put, read
+from orchestrator.service.devboxes.succession import (
+    EVIDENCE,
+    NOTHING,
+    PREPARED,
+    SCRATCH,
+    Collecting,
+    Settled,
+    Succession,
+)
 from orchestrator.service.errors import BadRequest
 from orchestrator.service.records import Record, ScenarioRunRecord, ScoringRecord
+from orchestrator.service.runs import states
 from orchestrator.service.runs.start_request import ScenarioDefinition, scenario_as_begun
-from orchestrator.service.runs.states import RUN_MOVES
-from orchestrator.service.sandbox.folders import VERIFIER
+from orchestrator.service.sandbox.folders import TESTS, VERIFIER
+from orchestrator.service.sandbox.prepared import StepStart
 from orchestrator.service.sandbox.provider import Bind, BoxDied, Command
 from orchestrator.service.scoring.rewards import JSON_FILE, MAX_REWARD_BYTES, TEXT_FILE
 from orchestrator.service.scoring.scoring import EMPTIED, BrokenByTested, Program, bash, mode_of, watch
@@ -43,8 +53,7 @@ from orchestrator.service.store import SCENARIO_RUNS, Store, insist
 DECLARED: Final = "declared"
 #: Changed programs and start-up files that a run's record names; `changes.txt` has more.
 SHOWN: Final = 20
-#: Places in a scoring box: the scenario's tests, what they print, and what a scorer is given.
-TESTS: Final = "/tests"
+#: Places in a scoring box: of what tests print, and of what a scorer is given.
 STDOUT: Final = f"{VERIFIER}/test-stdout.txt"
 _SCRIPTS: Final = "/run/scorer"
 #: Byte code that an agent left beside a module is not run in its place.
@@ -70,25 +79,65 @@ class Settlements:
         self._store = store
         self._definitions = definitions
         self._fleet = fleet
+        self._beginning: dict[str, anyio.Lock] = {}
 
-    async def mark(self, run_id: str) -> None:
-        """Note the state of a run's devbox before its agent begins. Raises NotFound; BadRequest if it does not run."""
-        run = await self._store.read(partial(SCENARIO_RUNS.get, identity=run_id))
-        with self._fleet.boxes(run.devbox_id) as boxes:
-            await boxes.mark()
+    async def begin(self, run_id: str) -> None:
+        """Make a run's devbox ready for the step under way, if it has several, and note its state: an agent begins.
 
-    async def end(self, run_id: str, scoring: str, *, exit_status: int | None) -> SettlementView:
+        A step is begun once. One that cannot begin on what the agent left is scored with 0, if it can without that.
+        Raises NotFound; BadRequest if it does not run, or for what failed.
+        """
+        async with self._beginning.setdefault(run_id, anyio.Lock()):
+            run = await self._store.read(partial(SCENARIO_RUNS.get, identity=run_id))
+            if run.state in RUN_RESULT:
+                raise BadRequest(f"Scenario run {run_id} is {run.state}: no agent begins in it.")
+            is_new = bool(run.planned) and not run.is_step_begun
+            if is_new:
+                scenario, number = await scenario_as_begun(self._definitions, run), len(run.steps or ())
+                starts = [step.start for step in scenario.several.steps[: number + 1]]
+                try:
+                    await self._fleet.begin_step(run.devbox_id, starts[number], is_first=number == 0)
+                except BadRequest as error:
+                    if number == 0 or not await self._fleet.can_begin(run.devbox_id, starts):
+                        raise
+                    await self._begin_again(run, starts[number], error)
+            with self._fleet.boxes(run.devbox_id) as boxes:
+                await boxes.mark()
+            if is_new:
+                change = partial(SCENARIO_RUNS.update, identity=run_id, changes={"is_step_begun": True})
+                await insist(partial(self._store.write, change))
+            self._beginning.pop(run_id, None)
+
+    async def _begin_again(self, run: ScenarioRunRecord, start: StepStart, before: BadRequest) -> None:
+        """Begin a step that failed `before`; if it does again, that is its agent's doing. Raises BadRequest then."""
+
+        def end(db: sqlite3.Connection) -> None:
+            found = SCENARIO_RUNS.get(db, run.id)
+            if found.state is RunState.RUNNING:
+                how = "The step can begin in a new devbox, but not after what was done in this one"
+                states.end_broken(db, found, f"{how}: {before.message}")
+
+        try:
+            await self._fleet.begin_step(run.devbox_id, start, is_first=True)
+        except BadRequest:
+            await insist(partial(self._store.write, end))
+            raise
+
+    async def end(
+        self, run_id: str, scoring: str, *, exit_status: int | None, kept: str | None = None
+    ) -> SettlementView:
         """Settle the devbox of a run whose agent has ended; return what was found. Idempotent.
 
         `scoring` is where its scorers are to run: a mode, or `declared`. `exit_status`, the agent's, is only passed on.
-        Raises NotFound, and BadRequest for another word, and for a run or devbox that is over.
+        `kept` is a folder in the devbox with what crossed to an earlier scoring, as in `Succession.settle`. Raises
+        NotFound, and BadRequest for another word, and for a run or devbox that is over.
         """
         if scoring not in {DECLARED, *ScoringMode}:
             raise BadRequest(f"scoring: expected one of {', '.join([DECLARED, *ScoringMode])}, got {scoring!r}.")
         run = await self._store.write(lambda db: SCENARIO_RUNS.update(db, run_id, {"scoring_mode": scoring}))
         scenario = await scenario_as_begun(self._definitions, run)
         with self._fleet.boxes(run.devbox_id) as boxes:
-            settled = await self.settle(run, scenario, boxes)
+            settled = await self.settle(run, scenario, boxes, kept=kept)
         is_noted = settled.changes is not None
         return SettlementView(
             mode=settled.mode,
@@ -100,18 +149,25 @@ class Settlements:
             prepared=PREPARED if is_noted else None,
         )
 
-    async def settle(self, run: ScenarioRunRecord, scenario: ScenarioDefinition, boxes: Succession) -> Settled:
+    async def settle(
+        self, run: ScenarioRunRecord, scenario: ScenarioDefinition, boxes: Succession, *, kept: str | None = None
+    ) -> Settled:
         """Settle a run's devbox and keep what was found in its record. Raises BoxDied and BoxStartFailed.
 
         A run that was scored live and could not be judged is judged in a new box: nothing of the agent's runs there.
+        Scorers with an environment of their own run nowhere else, whatever a client wants.
         """
         plan, wanted = scenario.plan, run.scoring_mode
-        mode = ScoringMode(plan.mode if wanted in {None, DECLARED} else wanted)
+        mode = plan.mode if wanted is None or wanted == DECLARED or plan.environment else ScoringMode(wanted)
         if mode is ScoringMode.LIVE and run.is_live_over:
             mode = ScoringMode.SHARED
-        collect = [(each.command, each.timeout) for each in (plan.collect if mode is ScoringMode.SEPARATE else ())]
+        collect = [
+            Collecting(script=each.command, timeout=each.timeout, user=each.user or None)
+            for each in (plan.collect if mode is ScoringMode.SEPARATE else ())
+        ]
+        artifacts = crossing(plan, boxes.working_directory) if plan.artifacts else NOTHING
         with anyio.CancelScope(shield=True):
-            settled = await boxes.settle(mode, collect, is_live_over=run.is_live_over)
+            settled = await boxes.settle(mode, collect, artifacts, kept=kept, is_live_over=run.is_live_over)
             scoring = ScoringRecord(
                 mode=settled.mode,
                 processes_left=settled.left.names,
@@ -120,7 +176,8 @@ class Settlements:
             )
 
             def note(db: sqlite3.Connection) -> None:
-                if RUN_MOVES[SCENARIO_RUNS.get(db, run.id).state]:  # what has ended stays as it was answered
+                state = SCENARIO_RUNS.get(db, run.id).state
+                if states.RUN_MOVES[state] and state not in RUN_RESULT:  # what has ended stays as it was answered
                     SCENARIO_RUNS.update(db, run.id, {"scoring": scoring})
 
             await insist(partial(self._store.write, note))
@@ -132,9 +189,12 @@ def _system_changed(settled: Settled) -> Sequence[str] | None:
 
 
 def crossing(plan: ScoringPlan, working_directory: str) -> Mapping[str, Sequence[str]]:
-    """Return what crosses to a separate scoring, artifacts or else the working directory, with what in it does not."""
+    """Return what crosses to a separate scoring, artifacts or else the working directory, with what in it does not.
+
+    To an environment of the verifier's own, nothing crosses but artifacts.
+    """
     if not plan.artifacts:
-        return {working_directory: ()}
+        return {} if plan.environment is not None else {working_directory: ()}
     found: dict[str, Sequence[str]] = {}
     for each in plan.artifacts:
         path = posixpath.normpath(posixpath.join(working_directory, each.source))
@@ -158,14 +218,14 @@ def tests_program(tests: Tests, tools: str | None) -> Program:
 class Apart:
     """A `Place` over what an agent left. `folder` is empty and on the host, for what scorers are given.
 
-    `binds` are what the contract's scorers need, `variables` the names of those that the scenario asks for.
+    `binds` are what the contract's scorers need, `variables` those that the scenario asks whoever runs it for.
     """
 
     boxes: Succession
     plan: ScoringPlan
     folder: Path
     binds: Sequence[Bind]
-    variables: Collection[str]
+    variables: Mapping[str, str]
     _numbers: Iterator[int] = field(default_factory=count)
 
     @property
@@ -185,13 +245,13 @@ class Apart:
     async def run(self, program: Program, *, timeout: float) -> Ended:
         place = self.folder / str(next(self._numbers))
         try:
-            given = await anyio.to_thread.run_sync(self._give, program, place)
+            given, tests = await anyio.to_thread.run_sync(self._give, program, place)
         except OSError as error:
             raise BadRequest(f"its files could not be put in place: {error}") from error
         argv = (*program.argv, f"{_SCRIPTS}/script") if program.script is not None else tuple(program.argv)
         environment = {**EMPTIED, **FRESH, **program.environment}
-        command = Command(argv=argv, cwd=self.boxes.working_directory, environment=environment)
-        async with self.boxes.scoring_box((*self.binds, *given), self.variables) as box:
+        command = Command(argv=argv, cwd=self.boxes.scorers_directory, environment=environment)
+        async with self.boxes.scoring_box((*self.binds, *given), self.variables, tests=tests) as box:
             try:
                 ended = await watch(box, command, timeout=timeout)
             except BoxDied as error:
@@ -201,30 +261,34 @@ class Apart:
                 raise
         return await anyio.to_thread.run_sync(partial(self._read, program, ended))
 
-    def _give(self, program: Program, place: Path) -> Sequence[Bind]:
-        """Lay out what a program is given, and put its test files in their places."""
-        binds = []
+    def _give(self, program: Program, place: Path) -> tuple[Sequence[Bind], Path | None]:
+        """Lay out what a program is given, and the folder of its tests; put its test files in their places."""
+        binds: list[Bind] = []
+        unpacked: Path | None = None
         _folder(place)
         if program.script is not None:
             _folder(place / "scorer")
             _file(place / "scorer/script", program.script.encode(), 0o644)
             binds.append(Bind(source=place / "scorer", target=_SCRIPTS))
-        if self.plan.tests is not None:
-            _folder(place / "tests")
-            with tarfile.open(fileobj=io.BytesIO(self.plan.tests.archive), mode="r:gz") as tar:
+        tests = self.plan.tests
+        if tests is not None and tests.archive is None:
+            make_executable(self.boxes.files, f"{TESTS}/{tests.program}")
+        elif tests is not None and tests.archive is not None:
+            unpacked = place / "tests"
+            _folder(unpacked)
+            with tarfile.open(fileobj=io.BytesIO(tests.archive), mode="r:gz") as tar:
                 tar.extraction_filter = getattr(tarfile, "data_filter", None)
-                tar.extractall(place / "tests")  # noqa: S202 - of our own making, without a path that climbs
-            for each in (place / "tests").rglob("*"):
+                tar.extractall(unpacked)  # noqa: S202 - of our own making, without a path that climbs
+            for each in unpacked.rglob("*"):
                 if each.is_dir() and not each.is_symlink():
                     each.chmod(0o755)  # for everybody to enter, whatever our umask
-            binds.append(Bind(source=place / "tests", target=TESTS))
         for number, file in enumerate(program.files):
             contents = file.file_contents or ""
-            target = posixpath.join(self.boxes.working_directory, file.file_path)
+            target = posixpath.join(self.boxes.scorers_directory, file.file_path)
             target = put(self.boxes.files, target, contents.encode(), mode_of(contents))
             _file(place / f"file-{number}", contents.encode(), mode_of(contents))
             binds.append(Bind(source=place / f"file-{number}", target=target))
-        return binds
+        return binds, unpacked
 
     def _read(self, program: Program, ended: Ended) -> Ended:
         if not program.reads:

@@ -16,7 +16,9 @@ import msgspec
 from msgspec import Struct
 
 from orchestrator.service.definitions.definitions import Definitions
-from orchestrator.service.definitions.scoring_plan import ScoringPlan
+from orchestrator.service.definitions.scoring_plan import ScoringPlan, VariableNames
+from orchestrator.service.definitions.self_extracting import filled
+from orchestrator.service.definitions.steps import Steps
 from orchestrator.service.devboxes import requests
 from orchestrator.service.devboxes.requests import DevboxRequest
 from orchestrator.service.devboxes.snapshots import Snapshots
@@ -70,6 +72,23 @@ class ScenarioDefinition(Definition, frozen=True, kw_only=True):
     parts: Mapping[str, str] = msgspec.field(name="_parts")
     scripts: Mapping[str, str] = msgspec.field(name="_scorers")
     plan: ScoringPlan = msgspec.field(name="_scoring")
+    several: Steps = msgspec.field(name="_steps", default=Steps())
+    variables: VariableNames = msgspec.field(name="_variables", default=VariableNames())
+
+    def in_step(self, number: int) -> "ScenarioDefinition":
+        """Return the scenario as it is judged in one of its steps, or as a whole where it has none."""
+        if not self.several.steps:
+            return self
+        step = self.several.steps[min(number, len(self.several.steps) - 1)]
+        return msgspec.structs.replace(
+            self, scoring_contract=step.contract, plan=step.plan, scorer_timeout_sec=step.scorer_timeout
+        )
+
+    def scorers_variables(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Return those of the `given` variables that scorers have beside their environment's."""
+        names = self.variables
+        asked = {*(self.required_environment_variables or ()), *names.optional, *names.templates}
+        return {name: value for name, value in given.items() if name in asked} | filled(self.plan.templates, given)
 
     @property
     def digest(self) -> str | None:
@@ -156,10 +175,13 @@ def check_unchanged(run: ScenarioRunRecord, scenario: ScenarioDefinition) -> Non
 
 
 async def scenario_as_begun(definitions: Definitions, run: ScenarioRunRecord) -> ScenarioDefinition:
-    """Read a run's scenario, however long the disk refuses. Raises as `scenario_of`, and Conflict if it was changed."""
+    """Read a run's scenario, as it is in the run's step, however long the disk refuses.
+
+    Raises as `scenario_of`, and Conflict if it was changed.
+    """
     scenario = await outwait(partial(insist, partial(scenario_of, definitions, run.scenario_id)))
     check_unchanged(run, scenario)
-    return scenario
+    return scenario.in_step(len(run.steps or ()))
 
 
 async def outwait(attempt: Callable[[], Awaitable[T]]) -> T:
@@ -179,11 +201,12 @@ def devbox_request(
 ) -> DevboxRequest:
     """Make the request for the devbox of a scenario run."""
     environment = scenario.environment or EnvironmentDefinition()
-    launch = environment.launch_parameters or {}
+    launch, names = environment.launch_parameters or {}, scenario.variables
+    variables = {name: value for name, value in profile.environment.items() if name not in names.scorers_only}
     return DevboxRequest(
         name=name or scenario.name,
         metadata=labels,
-        environment_variables=profile.environment,
+        environment_variables={**variables, **filled(names.templates, profile.environment)},
         blueprint_id=environment.blueprint_id,
         snapshot_id=environment.snapshot_id,
         launch_parameters={**launch, **profile.launch_parameters},
@@ -198,10 +221,24 @@ def devbox_request(
 async def environment_of(
     scenario: ScenarioDefinition, environments: Environments, snapshots: Snapshots, preparation: Preparation
 ) -> Prepared:
-    """Prepare a scenario's devbox: blueprint or snapshot, and working directory. Raises NotFound, BoxStartFailed."""
+    """Prepare a scenario's devbox: blueprint or snapshot, working directory, and what its scorers have instead.
+
+    Raises NotFound, BoxStartFailed, and Away.
+    """
     wanted = scenario.environment or EnvironmentDefinition()
     base = await environments.prepare(wanted.blueprint_id, preparation) if wanted.blueprint_id else Prepared()
     if wanted.snapshot_id:
         base = await snapshots.prepare(wanted.snapshot_id, preparation)
-    directory = wanted.working_directory
-    return replace(base, working_directory=posixpath.join(HOME, directory)) if directory else base
+    if directory := wanted.working_directory:
+        base = replace(base, working_directory=posixpath.join(HOME, directory))
+    verifiers: list[Prepared | None] = []
+    for number in range(len(scenario.several.steps) or 1):
+        plan, own = scenario.in_step(number).plan, base
+        if plan.environment is not None:
+            own = await environments.prepare(plan.environment, preparation)
+        elif plan.reach is not None:
+            own = replace(own, network=plan.reach.network, hosts=plan.reach.hosts)
+        if plan.user is not None:
+            own = replace(own, verifier_user=plan.user)
+        verifiers.append(None if own is base else own)
+    return replace(base, verifiers=tuple(verifiers)) if any(verifiers) else base

@@ -3,7 +3,8 @@
 A move that is not in its table raises. `completed`, `canceled` and `timeout` are ends; `failed` is one too unless the
 devbox is still alive, when it may be scored again. A run is `scored` until its owner has taken the result and lets the
 devbox go with `complete`: the published client waits for exactly that state, so nothing here moves on from it by
-itself. A running one is scored without a scorer where its agent broke its own devbox.
+itself. A running one is scored without a scorer where its agent broke its own devbox. One of several steps is
+`running` again when a step was scored, until no step follows.
 
 The sum of a benchmark run is made anew from its scenario runs whenever one of them moved: a counter could be wrong.
 What takes a connection runs inside a transaction of the caller.
@@ -14,14 +15,17 @@ Why `complete` is refused while scoring: it would throw away the result that was
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from typing import Final
 
 from msgspec.structs import replace
 
-from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RunState
+from orchestrator.core.protocol import RUN_RESULT, BenchmarkRunState, RewardStrategy, RunState
 from orchestrator.service import records
+from orchestrator.service.definitions.steps import is_enough, rewards_of_all
 from orchestrator.service.errors import BadRequest
-from orchestrator.service.records import BenchmarkRunRecord, DevboxRecord, ScenarioRunRecord
+from orchestrator.service.records import BenchmarkRunRecord, ContractResult, DevboxRecord, ScenarioRunRecord, StepRecord
+from orchestrator.service.scoring.verdict import DECIMALS
 from orchestrator.service.store import BENCHMARK_RUNS, SCENARIO_RUNS, now_ms
 
 _R = RunState
@@ -29,7 +33,7 @@ _B = BenchmarkRunState
 
 RUN_MOVES: Final[Mapping[RunState, frozenset[RunState]]] = {
     _R.RUNNING: frozenset({_R.SCORING, _R.SCORED, _R.COMPLETED, _R.CANCELED, _R.TIMEOUT, _R.FAILED}),
-    _R.SCORING: frozenset({_R.SCORED, _R.CANCELED, _R.FAILED}),
+    _R.SCORING: frozenset({_R.SCORED, _R.RUNNING, _R.CANCELED, _R.FAILED}),
     _R.SCORED: frozenset({_R.COMPLETED, _R.CANCELED}),
     _R.FAILED: frozenset({_R.SCORING}),
     _R.COMPLETED: frozenset(),
@@ -109,6 +113,40 @@ def end_run(
     return run
 
 
+def judged(run: ScenarioRunRecord, result: ContractResult | None) -> ScenarioRunRecord:
+    """Return a run with the result of its scoring: `scored`, or `running` again where another step follows.
+
+    None is the result of a step without tests. Raises BadRequest as `moved_run`.
+    """
+    if not run.planned:
+        return moved_run(replace(run, scoring_contract_result=result), RunState.SCORED)
+    before = run.steps or ()
+    terms = run.planned[len(before)]
+    step = StepRecord(name=terms.name, scoring_contract_result=result, scoring=run.scoring)
+    steps = (*before, step)
+    run = replace(run, steps=steps, is_step_begun=False, scoring_mode=None, is_live_over=False, faults=0)
+    is_broken = bool(run.scoring and run.scoring.broken)
+    is_last = is_broken or len(steps) == len(run.planned) or not is_enough(step.rewards or {}, terms.min_reward)
+    if not is_last:
+        return moved_run(replace(run, scoring=None), RunState.RUNNING)
+
+    results = [
+        replace(each, scoring_function_name=step.name)
+        for step in steps
+        if step.scoring_contract_result is not None
+        for each in step.scoring_contract_result.scoring_function_results
+    ]
+    #: Who breaks the devbox has solved none of the steps that it ended.
+    left = [0.0] * (len(run.planned) - len(steps)) if is_broken else []
+    scores = [each.scoring_contract_result.score for each in steps if each.scoring_contract_result is not None] + left
+    if run.strategy is RewardStrategy.FINAL:
+        scores = [result.score] if result is not None and not is_broken else []
+    score = round(fsum(scores) / len(scores), DECIMALS) if scores else 0.0
+    total = ContractResult(score=score, scoring_function_results=results)
+    rewards = rewards_of_all(run.strategy, [*(each.rewards for each in steps), *({} for _ in left)])
+    return moved_run(replace(run, scoring_contract_result=total, rewards=rewards or None), RunState.SCORED)
+
+
 def with_broken(run: ScenarioRunRecord, words: Sequence[str]) -> ScenarioRunRecord:
     """Note on a run that what its agent left broke the box it was judged in."""
     if not words:
@@ -168,6 +206,20 @@ def end_benchmark_run(db: sqlite3.Connection, run: BenchmarkRunRecord, state: Be
     BENCHMARK_RUNS.put(db, replace(moved_benchmark_run(run, state), score=score_of(summaries(db, run.id))))
 
 
+def end_broken(db: sqlite3.Connection, run: ScenarioRunRecord, how: str) -> None:
+    """Score a run with 0, for its agent broke its own devbox: that solves nothing, and is no failure of ours."""
+    output = f"The agent broke its own devbox. {how}\n"
+    results = [
+        records.FunctionResult(
+            scoring_function_name=name, score=0.0, output=output, state=records.FunctionState.COMPLETE
+        )
+        for name in run.functions
+    ]
+    result = records.ContractResult(score=0.0, scoring_function_results=results)
+    SCENARIO_RUNS.put(db, judged(with_broken(run, [how]), result))
+    settle_benchmark_run(db, run.benchmark_run_id)
+
+
 def end_runs_of(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
     """End the run of a devbox that ended, if it is at work."""
     for run in SCENARIO_RUNS.select(db, {"devbox_id": devbox.id}):
@@ -176,17 +228,7 @@ def end_runs_of(db: sqlite3.Connection, devbox: DevboxRecord) -> None:
         words = f" ({devbox.end_message})" if devbox.end_message else ""
         how = f"Devbox {devbox.id} ended while the run was {run.state}: {devbox.end_reason or devbox.status}{words}"
         if devbox.broken_by_agent:
-            # An agent that breaks its own devbox has not solved anything: a 0, and no failure of ours.
-            output = f"The agent broke its own devbox. {how}\n"
-            results = [
-                records.FunctionResult(
-                    scoring_function_name=name, score=0.0, output=output, state=records.FunctionState.COMPLETE
-                )
-                for name in run.functions
-            ]
-            result = records.ContractResult(score=0.0, scoring_function_results=results)
-            end_run(db, with_broken(replace(run, scoring_contract_result=result), [how]), RunState.SCORED)
-            settle_benchmark_run(db, run.benchmark_run_id)
+            end_broken(db, run, how)
         else:
             is_timeout = run.state is RunState.RUNNING and devbox.shutdown_reason == "keep_alive_timeout"
             end_run(db, run, RunState.TIMEOUT if is_timeout else RunState.FAILED, how)

@@ -316,11 +316,12 @@ class InPlace:
     """The agent's box as it is. A script comes in a private folder that did not exist before, and is removed after.
 
     What the agent left running is the same user as a scorer: one that means to can change a scorer's files and trace
-    its programs while it runs. Nothing here prevents that, and results say so.
+    its programs while it runs. Nothing here prevents that, and results say so. Scorers have the `variables` too.
     """
 
     box: Box
     working_directory: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -358,7 +359,7 @@ class InPlace:
                 await self._clear([folder], timeout=_TIDY_LIMIT_S)
 
     async def _watch(self, program: Program, argv: Sequence[str], deadline: float) -> verdicts.Ended:
-        environment = {**EMPTIED, **program.environment}
+        environment = {**self.variables, **EMPTIED, **program.environment}
         command = Command(argv=tuple(argv), cwd=self.working_directory, environment=environment)
         return await watch(self.box, command, timeout=max(0.0, deadline - anyio.current_time()))
 

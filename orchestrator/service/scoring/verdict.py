@@ -45,7 +45,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A score from 0 to 1, or why there is none; the named numbers that it is one of, where there are some.
+    """A score from 0 to 1, or why there is none; the named numbers, where there are some, though none be the score.
 
     `broken` says what was done, where what is judged broke the box that judged it: that is no fault of the scorer. An
     error that `is_own` is, surely: it gave numbers, and they are no score.
@@ -65,18 +65,19 @@ def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
     """
     if broken := _broken(ended):
         return Verdict(error=broken)
+    rewards: Mapping[str, float] = {}
+    with suppress(BadReward):  # the named numbers that the script around tests/ printed
+        if named := _REWARDS_LINE.findall(ended.stdout):
+            rewards = read_rewards(named[-1].encode(), None)
     if ended.status:
-        return Verdict(error=f"it ended with exit status {ended.status}; a score counts only with exit status 0")
+        words = f"it ended with exit status {ended.status}; a score counts only with exit status 0"
+        return Verdict(error=words, rewards=rewards)
     lines = [line.strip() for line in ended.stdout.splitlines() if line.strip()]
     if not lines:
         return Verdict(error="it printed no score: its standard output is empty")
     said = _SCORE_LINE.findall(ended.stdout)
     if last_line_only or not said:
         return _number(lines[-1].removeprefix("score=").strip(), f"the last line, {_short(lines[-1])}, is no score")
-    rewards: Mapping[str, float] = {}
-    with suppress(BadReward):  # the named numbers that the script around tests/ printed
-        if named := _REWARDS_LINE.findall(ended.stdout):
-            rewards = read_rewards(named[-1].encode(), None)
     return replace(_number(said[-1], f"score={_short(said[-1])} is no score"), rewards=rewards)
 
 
@@ -84,12 +85,13 @@ def judge_rewards(ended: Ended) -> Verdict:
     """Judge by the score that tests wrote into /logs/verifier; their status means nothing, but a signal's does."""
     if ended.status is None or 128 < ended.status < 128 + signal.NSIG:
         return Verdict(error=_broken(ended))
+    rewards: Mapping[str, float] = {}
     try:
         rewards = read_rewards(*(ended.files.get(f"{VERIFIER}/{name}") for name in (JSON_FILE, TEXT_FILE)))
         return Verdict(score=score_of(rewards), rewards=rewards)
     except BadReward as error:
         words = f"{error} (it ended with exit status {ended.status})"
-        return Verdict(error=words, is_own=isinstance(error, WrongReward))
+        return Verdict(error=words, rewards=rewards, is_own=isinstance(error, WrongReward))
 
 
 def judge_status(ended: Ended) -> Verdict:

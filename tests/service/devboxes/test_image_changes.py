@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.protocol import ScoringMode
-from orchestrator.service.devboxes.succession import EVIDENCE
+from orchestrator.service.devboxes.succession import EVIDENCE, Collecting
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.closure import PROGRAM
 from orchestrator.service.sandbox.commands import run
@@ -78,11 +78,11 @@ async def test_what_was_compared_once_is_compared_again_with_the_same_result(sta
     await stage.begin()
     await stage.work("echo two >code.py; rm gone.py; mkdir new; echo x >new/x")
     first = await stage.boxes.settle(ScoringMode.LIVE)
-    lists = {path.name: path.read_bytes() for path in stage.boxes._folder.glob("*.list")}
+    lists = {path.name: path.read_bytes() for path in stage.boxes._notes.glob("*.list")}
     second = await stage.boxes.settle(ScoringMode.SHARED, is_live_over=True)
     assert (second.mode, second.changes) == (ScoringMode.SHARED, first.changes)
-    assert {path.name: path.read_bytes() for path in stage.boxes._folder.glob("*.list")} == lists
-    assert (stage.boxes._folder / "kept/code.py").read_text() == "one\n"
+    assert {path.name: path.read_bytes() for path in stage.boxes._notes.glob("*.list")} == lists
+    assert (stage.boxes._notes / "kept/code.py").read_text() == "one\n"
 
 
 async def test_files_that_were_copied_up_and_are_what_they_were_did_not_change(stage: Stage) -> None:
@@ -208,8 +208,8 @@ async def test_a_shared_scoring_is_over_all_that_was_left(stage: Stage) -> None:
     )
     await stage.boxes.settle(ScoringMode.SHARED)
     await stage.boxes.lay_out(ScoringMode.SHARED)
-    targets = ("/tests", "/run/scorer", "/opt/sweep/python/x")
-    async with stage.boxes.scoring_box([Bind(source=given, target=target) for target in targets]) as box:
+    binds = [Bind(source=given, target=target) for target in ("/run/scorer", "/opt/sweep/python/x")]
+    async with stage.boxes.scoring_box(binds, tests=given) as box:
         show = (
             "cat /app/code.py /usr/bin/made /tests/* /run/scorer/* /opt/sweep/python/x/*; ls /tmp /logs/verifier /tests"
         )
@@ -217,6 +217,23 @@ async def test_a_shared_scoring_is_over_all_that_was_left(stage: Stage) -> None:
         assert said.stdout == b"two\nmade\n" + b"ours\n" * 3 + b"/logs/verifier:\n\n/tests:\ntest.sh\n\n/tmp:\n"
     async with stage.boxes.scoring_box() as box:
         assert (await run(box, Command(argv=("ls", "/tests", "/tmp")), timeout=20)).output == "/tests:\n\n/tmp:\n"
+
+
+async def test_what_tests_change_in_their_folder_is_gone_with_their_box(stage: Stage) -> None:
+    given = stage.place / "given"
+    (given / "deep").mkdir(mode=0o755, parents=True)
+    (given / "deep/data").write_text("ours\n")
+    await stage.begin()
+    await stage.boxes.settle(ScoringMode.SHARED)
+    await stage.boxes.lay_out(ScoringMode.SHARED)
+    change = "cd /tests; cat deep/data; ls; sed -i s/ours/theirs/ deep/data; touch new; cat deep/data; chown 7 deep"
+    for _ in range(2):
+        async with stage.boxes.scoring_box(tests=given) as box:
+            said = await run(box, Command(argv=("bash", "-c", change)), timeout=20)
+            assert said.stdout == b"ours\ndeep\ntheirs\n"
+    assert sorted(place.name for place in given.rglob("*")) == ["data", "deep"]
+    assert (given / "deep/data").read_text() == "ours\n"
+    assert not list(stage.boxes.files.joinpath("tests").iterdir())
 
 
 async def test_a_separate_scoring_is_over_a_new_layer_with_what_crosses(stage: Stage) -> None:
@@ -299,8 +316,8 @@ async def test_files_that_did_not_change_are_not_copied_when_they_cross(stage: S
 async def test_commands_that_collect_run_where_nothing_of_the_agent_runs(stage: Stage) -> None:
     await stage.begin()
     await stage.work("(setsid sleep 1000 >/dev/null 2>&1 </dev/null &); echo t >/tmp/t")
-    collect = [("cat /tmp/t >/logs/artifacts/t; grep -lx sleep /proc/[0-9]*/comm >/logs/artifacts/running", 20.0)]
-    await stage.boxes.settle(ScoringMode.SEPARATE, collect)
+    script = "cat /tmp/t >/logs/artifacts/t; grep -lx sleep /proc/[0-9]*/comm >/logs/artifacts/running"
+    await stage.boxes.settle(ScoringMode.SEPARATE, [Collecting(script=script, timeout=20)])
     await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
     assert (stage.boxes.files / "logs/artifacts/t").read_text() == "t\n"
     assert (stage.boxes.files / "logs/artifacts/running").read_text() == ""

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.core.protocol import ScoringMode
 from orchestrator.engine.artifacts.scripts import settled_patching
 from orchestrator.service.devboxes.remains import put, read, resolved
-from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Succession
+from orchestrator.service.devboxes.succession import EVIDENCE, PREPARED, SCRATCH, Bootable, Succession
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.bwrap.image_box import PATH
 from orchestrator.service.sandbox.closure import TOOLS
@@ -20,7 +20,6 @@ from orchestrator.service.sandbox.folders import VERIFIER
 from orchestrator.service.sandbox.prepared import Prepared
 from orchestrator.service.sandbox.provider import (
     HOME,
-    Bind,
     Box,
     BoxSpec,
     Command,
@@ -73,13 +72,9 @@ class Stage:
 
         self.boxes = Succession(
             provider=self.provider,
-            spec=spec,
+            agents=Bootable(prepared=prepared, spec=spec, covers=(), egress=None, settle_in=settle_in),
             box=box,
-            prepared=prepared,
             folder=self.place / "evidence",
-            egress=None,
-            covers=(),
-            settle_in=settle_in,
         )
         await settle_in(box)
         await self.boxes.mark()
@@ -268,7 +263,7 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
     )
     await stage.boxes.settle(ScoringMode.SEPARATE)
     await stage.boxes.lay_out(ScoringMode.SEPARATE, {APP: ()})
-    async with stage.boxes.scoring_box(variables=("KEY",)) as box:
+    async with stage.boxes.scoring_box(variables={"KEY": "k"}) as box:
         found = await run(
             box,
             Command(argv=("bash", "-c", "find ~ /app /logs /tmp -type f ! -name '.[bp]*'; echo $WORD $KEY")),
@@ -284,15 +279,17 @@ async def test_a_separate_scoring_sees_what_crosses_and_nothing_else(stage: Stag
 async def test_declared_artifacts_cross_by_their_paths_links_and_all(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
-        "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /proc/version outside; echo no >src/old.py"
+        "mkdir deep; echo 42 >deep/answer; ln -s deep/answer result; ln -s /proc/version outside; echo no >src/old.py;"
+        "mkdir aside; echo 7 >aside/it; ln -s aside a; ln -s aside b"
     )
     await stage.boxes.settle(ScoringMode.SEPARATE)
     await stage.boxes.lay_out(
-        ScoringMode.SEPARATE, dict.fromkeys(("/app/result", "/app/outside", "/app/missing", "/app/deep"), ())
+        ScoringMode.SEPARATE,
+        dict.fromkeys([f"/app/{name}" for name in ("result", "outside", "missing", "deep", "a", "b")], ()),
     )
     async with stage.boxes.scoring_box() as box:
-        found = await run(box, shell("cd /app; cat deep/answer src/old.py; ls"), timeout=20)
-    assert found.output == "42\none\ntwo\ndeep\ngone.txt\nsrc\n"
+        found = await run(box, shell("cd /app; cat deep/answer src/old.py [ab]/it; ls"), timeout=20)
+    assert found.output == "42\none\ntwo\n7\n7\na\nb\ndeep\ngone.txt\nsrc\n"
 
 
 async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_be_tried(stage: Stage) -> None:
@@ -310,7 +307,7 @@ async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_
     assert read(stage.boxes.files, f"{VERIFIER}/reward.txt", 10) == b"1\n"
 
 
-async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage: Stage) -> None:
+async def test_shared_scorings_have_the_agents_files_nothing_that_runs_and_tests_of_their_own(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
         "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app /tmp"
@@ -320,14 +317,12 @@ async def test_a_shared_scoring_has_the_agents_files_and_nothing_that_runs(stage
     given = stage.place / "given"
     given.mkdir(mode=0o755)
     (given / "test.sh").write_text("hidden")
-    async with stage.boxes.scoring_box([Bind(source=given, target="/tests")]) as box:
-        found = await run(
-            box,
-            shell("cat ~/mine; ls /logs/verifier /tmp; cat /tests/*; touch /tests/y; echo w >/app/w; echo $KEY"),
-            timeout=20,
-        )
-    assert found.stdout == b"mine\n/logs/verifier:\n\n/tmp:\nhidden\n"
-    assert b"/tests/y" in found.stderr
+    for _ in range(2):
+        async with stage.boxes.scoring_box(tests=given) as box:
+            look = "cat ~/mine; ls /logs/verifier /tmp; cat /tests/*; echo $KEY; echo n | tee /tests/n /tests/test.sh"
+            found = await run(box, shell(look), timeout=20)
+        assert found.output == "mine\n/logs/verifier:\n\n/tmp:\nhidden\nn\n"
+    assert (given / "test.sh").read_text() == "hidden"
 
 
 async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.agentkit.file.definition import read_definition
 from orchestrator.agentkit.loader import builtin_folder
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.service.environments import installs
 from orchestrator.service.environments.installs import InstallFailed, InstallRequest
-from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.closure import IN_BOX, TOOLCHAIN
 from orchestrator.service.sandbox.commands import run

@@ -8,8 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.service.environments.installs import InstallFailed
-from orchestrator.service.sandbox.build_cache import KEPT_DAYS, UserCache, cache_folder
+from orchestrator.service.sandbox.build_cache import KEPT_DAYS, UserCache
 from orchestrator.service.sandbox.bwrap.bwrap_provider import BwrapProvider
 from orchestrator.service.sandbox.prepared import Prepared
 from tests.waiting import until
