@@ -5,12 +5,13 @@ one `Workspace.run`, which survives us and can be waited for again; an agent on 
 with us.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeGuard
 
+from orchestrator.core.protocol import AdditionalContext
 from orchestrator.core.records import Install
 
 #: The numbers that an agent may report; one as large as the limit, infinite or NaN is ignored.
@@ -28,11 +29,12 @@ OnOutput = Callable[[str], Awaitable[None]]
 class Task:
     """One attempt's work for an agent.
 
-    `reference_output` is the solution, for agents that may see it (only `oracle` may). `time_limit` is in seconds.
-    `folder` is this attempt's own folder on this host; `devbox_id` and `endpoint` let a host agent use a client of its
-    own; `upstream` returns the endpoint's present address and our key to it. `log` is the attempt's agent.log, which is
-    complete once the agent has ended. `settings` come from the arm. A host agent calls `started` with the id of its
-    process.
+    `step` names the one under way of a scenario with several. `reference_output` is the solution, for agents that may
+    see it (only `oracle` may). `context` is what the scenario gives beside the problem statement. `time_limit` is in
+    seconds. `folder` is this attempt's own folder on this host; `devbox_id` and `endpoint` let a host agent use a
+    client of its own; `upstream` returns the endpoint's present address and our key to it. `log` is the attempt's
+    agent.log, which is complete once the agent has ended. `settings` come from the arm. A host agent calls `started`
+    with the id of its process.
     """
 
     scenario_id: str
@@ -48,6 +50,8 @@ class Task:
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     reference_output: str | None = None
+    context: AdditionalContext = field(default_factory=AdditionalContext)
+    step: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +83,15 @@ class ExecResult:
 class Result:
     """The end of an agent: exit status (None: its time was over) and its report.
 
-    `usage` may have the keys in `NUMBERS`. `exit_reason` is the agent's own word for why it ended, or empty.
+    `usage` may have the keys in `NUMBERS`. `exit_reason` is the agent's own word for why it ended, or empty. `version`
+    is that of the agent that worked, where only it knows.
     """
 
     exit_status: int | None
     usage: Mapping[str, float] = field(default_factory=dict)
     exit_reason: str = ""
     message: str = ""
+    version: str = ""
 
     @property
     def is_timed_out(self) -> bool:
@@ -228,7 +234,10 @@ class Agent(Protocol):
     def endpoint_secrets(self) -> Mapping[str, str]:
         """Variables with a value that is not here: each with the name of the endpoint's secret that has it."""
 
-    async def prepare(self, workspace: Workspace) -> None:
+    def unmet(self, context: AdditionalContext) -> Sequence[str]:
+        """Name what of a scenario's additional context the agent cannot take, each in a few words."""
+
+    async def prepare(self, task: Task, workspace: Workspace) -> None:
         """Install the agent's software in the devbox. Raises AgentSetupFailed."""
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:

@@ -7,6 +7,9 @@
     predictions:FILE          the patches of a file
     ./file.py:MyAgent         a class or function of a Python file
     package.module:MyAgent    … of a module that the user's interpreter can import
+    harbor:terminus-2         an agent that Harbor has
+    harbor:module:MyAgent     … one that was written for Harbor
+    night-owl                 an agent that an installed package brings: a plug-in
 
 Folders of definitions are read as data and never imported: `agents` is also the import name of a package that our
 users have installed. Mistakes that the user can fix are a UsageError here, before anything was spent.
@@ -14,7 +17,8 @@ users have installed. Mistakes that the user can fix are a UsageError here, befo
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,23 +32,29 @@ from orchestrator.agentkit.file.definition import VERSION, Definition, read_defi
 from orchestrator.agentkit.host.host_agent import HostCommandAgent
 from orchestrator.agentkit.predictions import NAME as PREDICTIONS
 from orchestrator.agentkit.predictions import read_predictions
+from orchestrator.agentkit.python.harbor_agent import NAME as HARBOR
+from orchestrator.agentkit.python.harbor_agent import HarborAgent
 from orchestrator.agentkit.python.python_agent import PythonAgent, Target, digest_of, find_interpreter
+from orchestrator.common.plugins import PlugIn, PlugInGroup, plug_ins
 from orchestrator.core.errors import UsageError
 
 _FORMS: Final = (
-    "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', predictions:FILE, ./file.py:CLASS or "
-    "package.module:CLASS"
+    "a name, NAME@VERSION, ./file.toml, 'command:SHELL COMMAND', predictions:FILE, ./file.py:CLASS, "
+    "package.module:CLASS or harbor:NAME"
 )
 _VERSIONED: Final = re.compile(rf"(?P<head>.+)@(?P<version>{VERSION})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedAgent:
-    """An agent that has a name: a definition, or bundled Python; None, with the `problem`, if its file is broken."""
+    """An agent that has a name: a definition, or Python that is bundled or plugged in.
+
+    None, with the `problem`, if its file is broken. A plug-in has no file: it is not looked for before it is used.
+    """
 
     name: str
-    file: Path
-    agent: Definition | Builtin | None = None
+    file: Path | None
+    agent: Definition | Builtin | PlugIn | None = None
     problem: str = ""
 
 
@@ -78,8 +88,16 @@ def load(
         if settings or model:
             raise UsageError(f"--agent {reference} takes no settings and no model: its patches are there already.")
         return read_predictions(reference, Path(argument).expanduser())
-    target = _target(reference, search)
-    interpreter = find_interpreter(python, environ)
+    if head == HARBOR and colon:
+        return HarborAgent.load(
+            reference, python=python, settings=settings, environ=environ, model=model, secret=secret
+        )
+    plug_in = None if reference in BUILTIN or colon else plug_ins(PlugInGroup.AGENTS).get(reference)
+    target = (
+        Target(module=plug_in.module, entry=plug_in.attribute) if plug_in is not None else _target(reference, search)
+    )
+    # A plug-in was found beside us; the active environment may not have it.
+    interpreter = Path(sys.executable) if plug_in is not None and python is None else find_interpreter(python, environ)
     return PythonAgent(
         name=reference,
         target=target,
@@ -89,7 +107,7 @@ def load(
         model=model,
         settings=settings,
         confidential=frozenset(secret),
-        outputs=BUILTIN[reference].outputs if reference in BUILTIN else Outputs(),
+        leaves=BUILTIN[reference].outputs if reference in BUILTIN else Outputs(),
     )
 
 
@@ -130,18 +148,22 @@ def tells_cost(agent: Agent) -> bool:
     return usage is not None and usage.cost_usd is not None
 
 
-async def check(agent: Agent) -> None:
+async def check(agent: Agent, tell: Callable[[str], None] = lambda _: None) -> None:
     """Try once, before anything is spent, to load a Python agent; others need no check.
+
+    `tell` is called with what takes long.
 
     Raises UsageError with close names. An agent that was not checked checks itself in its `prepare`.
     """
     if isinstance(agent, PythonAgent):
-        await agent.check()
+        await agent.check(tell)
 
 
 def available(search: Sequence[Path]) -> list[NamedAgent]:
     """List the agents that have a name, those with a broken file too."""
-    named = {name: NamedAgent(name=name, file=builtin.file, agent=builtin) for name, builtin in BUILTIN.items()}
+    plugged = plug_ins(PlugInGroup.AGENTS).items()
+    named = {name: NamedAgent(name=name, file=None, agent=plug_in) for name, plug_in in plugged}
+    named |= {name: NamedAgent(name=name, file=builtin.file, agent=builtin) for name, builtin in BUILTIN.items()}
     for name, file in _files(search).items():
         try:
             named[name] = NamedAgent(name=name, file=file, agent=read_definition(file))
@@ -150,9 +172,13 @@ def available(search: Sequence[Path]) -> list[NamedAgent]:
     return [agent for _, agent in sorted(named.items())]
 
 
-def find(reference: str, search: Sequence[Path]) -> Definition | Builtin:
+def find(reference: str, search: Sequence[Path]) -> Definition | Builtin | PlugIn:
     """Find the agent with a name or a file that `reference` means. Raises UsageError for an unknown one."""
-    agent = _definition(reference.partition(":")[0], search) or BUILTIN.get(reference)
+    agent = (
+        _definition(reference.partition(":")[0], search)
+        or BUILTIN.get(reference)
+        or plug_ins(PlugInGroup.AGENTS).get(reference)
+    )
     if agent is None:
         raise UsageError(_unknown(reference, search))
     return agent
@@ -270,7 +296,7 @@ def _is_dotted(name: str) -> bool:
 
 
 def _unknown(reference: str, search: Sequence[Path]) -> str:
-    names = sorted({*_files(search), *BUILTIN})
+    names = sorted({*_files(search), *BUILTIN, *plug_ins(PlugInGroup.AGENTS)})
     near = difflib.get_close_matches(reference.partition(":")[0], names, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"By name there are {', '.join(names)}."
     return f"--agent {reference}: there is no such agent. {hint} An agent is {_FORMS}."

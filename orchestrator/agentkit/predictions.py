@@ -12,44 +12,35 @@ from typing import ClassVar, Final
 
 import orjson
 
-from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace
+from orchestrator.agentkit.agent import Result, Task, Workspace
 from orchestrator.agentkit.file.command import tail
+from orchestrator.agentkit.finished_work import FinishedWork
 from orchestrator.common.json_lines import objects
 from orchestrator.core.errors import UsageError
-from orchestrator.core.records import Install
 
 NAME: Final = "predictions"
 _SCENARIO, _PATCH = "instance_id", "model_patch"
-#: First as git applies it, then as loosely as SWE-bench's own evaluation does; an image may have only one of the two.
+#: Once in all steps of a scenario. First as git applies it, then as loosely as SWE-bench's own evaluation does; an
+#: image may have only one of the two.
 _APPLY: Final = """\
 patch=$SWEEP_PATCH_FILE
-git apply --verbose --whitespace=nowarn "$patch" || patch --batch --fuzz=5 -p1 -i "$patch"
+if git apply --check --reverse "$patch" 2>/dev/null; then echo 'it is applied already'; exit; fi
+git apply --verbose --whitespace=nowarn "$patch" || patch --batch --forward --fuzz=5 -p1 -i "$patch"
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictionsAgent:
+class PredictionsAgent(FinishedWork):
     """Applies the patch that a file has for the scenario, in its working directory."""
 
     name: str
     patches: Mapping[str, str] = field(repr=False)
-    where: ClassVar[Where] = "devbox"
-    needs_reference: ClassVar[bool] = False
     version: ClassVar[str | None] = None
     model: ClassVar[str | None] = None
-    time_limit: ClassVar[float | None] = None
-    hosts: ClassVar[tuple[str, ...]] = ()
-    install: ClassVar[Install | None] = None
-    outputs: ClassVar[Outputs] = Outputs()
-    secrets: ClassVar[Mapping[str, str]] = {}
-    endpoint_secrets: ClassVar[Mapping[str, str]] = {}
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(orjson.dumps(self.patches, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-    async def prepare(self, workspace: Workspace) -> None:
-        """Do nothing: it has no software."""
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
         """Apply the patch; a patch that does not apply is an agent that crashed."""
@@ -63,9 +54,6 @@ class PredictionsAgent:
         result = await workspace.run(script, time_limit=task.time_limit, environment=environment)
         message = "" if result.exit_status == 0 else tail(f"{result.stdout}\n{result.stderr}")
         return Result(exit_status=result.exit_status, message=message)
-
-    async def aclose(self) -> None:
-        """Do nothing: it holds nothing on this host."""
 
 
 def read_predictions(name: str, file: Path) -> PredictionsAgent:

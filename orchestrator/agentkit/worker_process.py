@@ -43,13 +43,15 @@ _USERS_MISTAKES: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, e
 class Ended:
     """The end of a worker: its exit status (None: out of time), its report if it made one, the end of its output.
 
-    `is_loaded` is true if it had loaded its agent.
+    `is_loaded` is true if it had loaded its agent. `facts` are what that agent says of itself: `takes`, the names of
+    its parameters, `prepares`, whether it prepares its devbox, and more if it has FACTS.
     """
 
     exit_status: int | None
     report: Header | None
     output: str
     is_loaded: bool
+    facts: Header = field(default_factory=dict)
 
 
 async def unanswered(_header: Header, _body: bytes, _send: Send) -> Frame:
@@ -67,6 +69,8 @@ class Worker:
         self._process = process
         self._reader = reader
         self._writer = writer
+        #: The frame that lets an agent begin that has prepared its devbox.
+        self.turn: Frame | None = None
 
     @classmethod
     async def start(cls, python: Path, job: Header, *, environment: Mapping[str, str]) -> Self:
@@ -123,6 +127,36 @@ class Worker:
             finally:
                 await conversation.end()
         return conversation.ended()
+
+    async def prepare(self, frame: Frame, *, answer: Answer, time_limit: float) -> Ended | None:
+        """Let the agent prepare its devbox, and pause; `run` with the worker's `turn` lets it begin.
+
+        Returns None, or the end of a worker that ended instead, or whose time was over.
+        """
+        conversation = _Conversation(
+            process=self._process,
+            reader=self._reader,
+            writer=self._writer,
+            answer=answer,
+            note=lambda _: None,
+            loaded=lambda: None,
+            log=lambda _: None,
+            linger=LINGER_S,
+            pauses=True,
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(conversation.collect)
+            try:
+                with anyio.move_on_after(time_limit) as conversation.scope:
+                    await conversation.hold((frame,))
+            finally:
+                if conversation.waiting is None:
+                    await conversation.end()
+                conversation.collecting.cancel()
+        if conversation.waiting is None:
+            return conversation.ended()
+        self.turn = ({"id": conversation.waiting}, b"")
+        return None
 
     async def end(self) -> None:
         """End a worker that is not needed. Bounded."""
@@ -184,6 +218,10 @@ class _Conversation:
     asked: dict[str, anyio.CancelScope] = field(default_factory=dict)
     report: Header | None = None
     is_loaded: bool = False
+    facts: Header = field(default_factory=dict)
+    #: Hold ends when the agent has prepared its devbox; its request for a turn, by then.
+    pauses: bool = False
+    waiting: Any = None
     owes_report: bool = False
     failure: Exception | None = None
     is_broken: bool = False
@@ -227,7 +265,12 @@ class _Conversation:
                         break
                     case "loaded":
                         self.is_loaded = True
+                        self.facts = header
                         self.loaded()
+                    case "ready" if self.pauses:
+                        self.waiting = header["id"]
+                        tasks.cancel_scope.cancel()
+                        break
                     case "note":
                         self.note(header)
                     case "cancel":
@@ -318,4 +361,4 @@ class _Conversation:
         elif status < 0:
             status = 128 - status
         output = self.output.decode(errors="replace")
-        return Ended(exit_status=status, report=self.report, output=output, is_loaded=self.is_loaded)
+        return Ended(exit_status=status, report=self.report, output=output, is_loaded=self.is_loaded, facts=self.facts)

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from orchestrator.agentkit.agent import ExecResult, OnOutput, Task, Workspace, whole
+from orchestrator.core.protocol import AdditionalContext
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,6 +159,7 @@ class MakeTask(Protocol):
         model: str | None = None,
         reference_output: str | None = None,
         settings: Mapping[str, object] | None = None,
+        context: AdditionalContext | None = None,
     ) -> Task: ...
 
 
@@ -172,6 +174,7 @@ def make_task(tmp_path: Path) -> MakeTask:
         model: str | None = None,
         reference_output: str | None = None,
         settings: Mapping[str, object] | None = None,
+        context: AdditionalContext | None = None,
     ) -> Task:
         folder = tmp_path / f"attempt-{next(numbers)}"
         folder.mkdir()
@@ -187,6 +190,7 @@ def make_task(tmp_path: Path) -> MakeTask:
             model=model,
             settings=settings or {},
             reference_output=reference_output,
+            context=context or AdditionalContext(),
         )
 
     return make

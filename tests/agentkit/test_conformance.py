@@ -166,7 +166,7 @@ async def test_an_agent_that_has_done_its_work_ends_with_0_and_no_message(
 ) -> None:
     agent = make_agent("solves")
     await check(agent)
-    await agent.prepare(workspace)
+    await agent.prepare(make_task(), workspace)
     result = await agent.solve(make_task(model="gpt-x"), workspace, ignore)
     await agent.aclose()
     assert (result.exit_status, result.is_timed_out, result.message) == (0, False, "")
@@ -240,11 +240,11 @@ async def test_one_agent_serves_many_attempts_at_once(
 
 
 async def test_preparing_twice_is_as_good_as_once(
-    make_agent: Callable[[str], Agent], workspace: LocalWorkspace
+    make_agent: Callable[[str], Agent], workspace: LocalWorkspace, make_task: MakeTask
 ) -> None:
     agent = make_agent("solves")
-    await agent.prepare(workspace)
-    await agent.prepare(workspace)
+    await agent.prepare(make_task(), workspace)
+    await agent.prepare(make_task(), workspace)
 
 
 async def test_the_digest_is_the_definitions(make_agent: Callable[[str], Agent]) -> None:

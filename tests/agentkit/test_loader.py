@@ -59,6 +59,7 @@ def test_every_built_in_agent_can_be_read() -> None:
     listed = available(())
     assert {"oracle", "nop", "command", "mini"} <= {each.name for each in listed}
     for each in listed:
+        assert each.file is not None
         assert each.file.is_file()
         assert not each.problem
         assert each.agent is not None

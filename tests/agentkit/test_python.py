@@ -372,14 +372,16 @@ async def test_a_class_that_is_gone_by_the_time_it_is_run_is_a_result(bench: Ben
 
 async def test_an_agent_that_nobody_checked_fails_in_prepare(bench: Bench) -> None:
     with pytest.raises(AgentSetupFailed, match="did you mean MyAgent"):
-        await bench.load("class MyAgent:\n    def run(self): pass", "MyAgnet").prepare(bench.workspace)
+        await bench.load("class MyAgent:\n    def run(self): pass", "MyAgnet").prepare(
+            bench.make_task(), bench.workspace
+        )
 
 
 async def test_an_agent_is_loaded_for_checking_once(bench: Bench) -> None:
     agent = bench.load("open(__file__ + '.loads', 'a').write('x')\ndef MyAgent(prompt): pass")
     async with anyio.create_task_group() as tasks:
         for _ in range(4):
-            tasks.start_soon(agent.prepare, bench.workspace)
+            tasks.start_soon(agent.prepare, bench.make_task(), bench.workspace)
     assert (bench.folder / "my_agent.py.loads").read_text() == "x"
 
 
@@ -431,7 +433,7 @@ async def test_threads_left_running_do_not_hold_up_the_attempt(bench: Bench) -> 
     )
     with anyio.fail_after(20):
         worker = await agent._start()
-        task = (agent._job(bench.make_task(), bench.workspace), b"")
+        task = agent._frame(bench.make_task(), bench.workspace)
         ended = await worker.run(task, log=bench.log.extend, time_limit=600, linger=0.2)
     assert ended.exit_status == 0
     assert "had not ended 0.2 seconds after the agent" in bench.printed
@@ -845,3 +847,44 @@ async def test_a_package_called_agents_and_a_folder_of_agent_files_do_not_meet(
     assert bench.printed == "theirs 1.0\n"
     other = load("other", python=None, search=search, settings={}, environ=environ)
     assert other.name == "other"
+
+
+PREPARING = """
+import os
+class MyAgent:
+    def __init__(self, workspace, log, time_limit):
+        self.workspace, self.log, self.time_limit = workspace, log, time_limit
+    async def prepare_devbox(self):
+        done = await self.workspace.aexec("echo prepared >>steps")
+        if done.exit_status != 0 or os.path.exists(os.path.join(self.workspace.working_directory, "broken")):
+            raise RuntimeError("no such package")
+        self.process = os.getpid()
+    async def run(self):
+        assert self.process == os.getpid()
+        await self.workspace.aexec("echo ran >>steps")
+        return {"version": "7", "is_timed_out": self.time_limit == 5}
+"""
+
+
+async def test_a_class_prepares_its_devbox_before_its_time_begins_and_runs_as_the_same_instance(bench: Bench) -> None:
+    agent, task = bench.load(PREPARING), bench.make_task(time_limit=5)
+    await agent.prepare(task, bench.workspace)
+    steps = bench.workspace.root / "steps"
+    assert steps.read_text() == "prepared\n"
+    result = await agent.solve(task, bench.workspace, bench.log.extend)
+    assert steps.read_text() == "prepared\nran\n"
+    assert (result.exit_status, result.version, result.message) == (None, "7", "")
+
+    again = await agent.solve(bench.make_task(), bench.workspace, bench.log.extend)
+    assert steps.read_text() == "prepared\nran\n" * 2, "what nobody prepared is prepared first"
+    assert again.exit_status == 0
+    await agent.prepare(bench.make_task(), bench.workspace)
+    [waiting] = agent._ready.prepared.values()
+    await agent.aclose()
+    assert not waiting.is_alive
+
+
+async def test_a_devbox_that_cannot_be_prepared_is_the_set_ups_failure(bench: Bench) -> None:
+    (bench.workspace.root / "broken").touch()
+    with pytest.raises(AgentSetupFailed, match="RuntimeError: no such package"):
+        await bench.load(PREPARING).prepare(bench.make_task(), bench.workspace)

@@ -32,7 +32,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .wire.exchange import Ask, Reply, Usage
-from .wire.paths import aside, protocol_of
+from .wire.paths import aside, protocol_of, spoken_to
 
 BUGFIX_MINI: Final = Path(__file__).parents[2] / "orchestrator" / "benchmarks" / "bugfix-mini"
 #: Two scripted replies to an agent: different numbers, so that a sum is told from the last and from a double count.
@@ -158,6 +158,8 @@ def _app(server: Server) -> Starlette:
             reply = server.script.reply(ask)
             server.conversation.append((ask, reply))
             return protocol.answer(ask, reply)
+        if asked.path == "/mcp" and asked.body is not None:
+            return spoken_to(asked.body, "far_tool")
         return aside(asked.path) or Response(b'{"error":{"message":"there is no such path"}}', status_code=404)
 
     methods = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"]

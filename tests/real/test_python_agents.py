@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.service.sandbox.build_cache import cache_folder
+from orchestrator.common.cache_folder import cache_folder
 
 from .conftest import KEY, is_answered, run_real, written_with
 from .models import BUGFIX_MINI, DONE, Server, Submitting, serving, solutions

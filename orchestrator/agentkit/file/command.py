@@ -7,15 +7,17 @@ before the agent runs, and its answer afterwards.
 
 import hashlib
 import json
+import posixpath
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from orchestrator.agentkit.agent import ExecResult, Outputs, Result, Task, Where, Workspace
 from orchestrator.agentkit.file.definition import OUTPUT, Definition
+from orchestrator.agentkit.file.mcp_servers import file_of
 from orchestrator.core.errors import AgentSetupFailed
-from orchestrator.core.protocol import HOME
+from orchestrator.core.protocol import HOME, AdditionalContext
 from orchestrator.core.records import Install
 
 #: A backstop: the stage that waits for an install ends it sooner, with a message of its own.
@@ -82,8 +84,12 @@ class CommandAgent:
     def time_limit(self) -> float | None:
         return self.definition.time_limit
 
-    async def prepare(self, workspace: Workspace) -> None:
+    def unmet(self, context: AdditionalContext) -> Sequence[str]:
+        return list(self.definition.unmet(context))
+
+    async def prepare(self, task: Task, workspace: Workspace) -> None:
         """Run the install script unless the endpoint did. Raises AgentSetupFailed with the end of its output."""
+        del task
         install = self.install
         if install is None or install.key in workspace.installed:
             return
@@ -95,29 +101,41 @@ class CommandAgent:
             raise AgentSetupFailed(f"{self.name}: the install step {how}\n{tail(_output(result))}".rstrip())
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
-        """Write the problem statement to the devbox and run the command on it.
+        """Write the problem statement to the devbox, and what the scenario gives beside it, and run the command on it.
 
         Raises AgentSetupFailed when the agent needs a reference output and the scenario has none.
         """
         del log  # the workspace collects the output of a program in the devbox
         assert self.definition.run is not None, f"{self.name}: its argument was not filled in"
-        script = self.definition.run
+        steps = []
         if self.install is not None:  # a login shell sets a PATH of its own
             prefix = shlex.quote(_prefix(self.install, workspace))
-            script = f'export SWEEP_AGENT_PREFIX={prefix} PATH={prefix}/bin:"$PATH"\n{script}'
+            steps.append(f'export SWEEP_AGENT_PREFIX={prefix} PATH={prefix}/bin:"$PATH"')
 
         environment = {**self.environment, **self.secrets, **self.facts(task)}
         if self.needs_reference:
             if not task.reference_output:
+                solution = f"{f'steps/{task.step}/' if task.step else ''}solution/solve.sh"
                 raise AgentSetupFailed(
-                    f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no solution/solve.sh; "
+                    f"{self.name}: scenario {task.scenario_name} ({task.scenario_id}) has no {solution}; "
                     "add one to the scenario, or leave the scenario out"
                 )
             environment["SWEEP_REFERENCE_FILE"] = reference = f"{workspace.scratch}/reference.sh"
             await workspace.write(reference, as_bytes(task.reference_output))
+        mcp, skills, context = self.definition.mcp, self.definition.skills, task.context
+        if mcp is not None and context.mcp_servers:
+            environment["SWEEP_MCP_FILE"] = file = f"{workspace.scratch}/mcp.{mcp.format}"
+            await workspace.write(file, as_bytes(file_of(mcp, context.mcp_servers)))
+            if mcp.file is not None:
+                folder, place = in_shell(posixpath.dirname(mcp.file)), in_shell(mcp.file)
+                steps.append(f"mkdir -p {folder} && cp {shlex.quote(file)} {place}")
+        if skills is not None and context.skills_dir:
+            source, folder = shlex.quote(context.skills_dir), in_shell(skills.folder)
+            steps.append(f"mkdir -p {folder} && cp -R -- {source}/. {folder}")
         environment["SWEEP_PROBLEM_FILE"] = problem = f"{workspace.scratch}/problem.md"
         await workspace.write(problem, as_bytes(task.prompt))
 
+        script = "\n".join((*steps, self.definition.run))
         result = await workspace.run(script, time_limit=task.time_limit, environment=environment, stdin_file=problem)
         usage, reason = await self.report(task, workspace)
         message = "" if result.exit_status == 0 else tail(_output(result))
@@ -144,6 +162,11 @@ class CommandAgent:
         from orchestrator.agentkit.file.usage import read_usage  # its JSONPath takes longest to import
 
         return await read_usage(self.definition.usage, task.log, workspace)
+
+
+def in_shell(path: str) -> str:
+    """A path for the shell; one that begins with `~/` is in the home of the devbox's user."""
+    return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
 
 
 def tail(output: str, *, lines: int = 20, characters: int = 2000) -> str:

@@ -7,6 +7,7 @@ with a typing error would otherwise become an agent that quietly runs without it
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from orchestrator.agentkit.agent import NUMBERS
 from orchestrator.agentkit.trajectory import FORMATS
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import AdditionalContext, McpTransport
 from orchestrator.core.toml_lines import line_of
 
 #: The `from` that means the agent's printed output, not a file.
@@ -25,6 +27,8 @@ OUTPUT: Final = "output"
 VERSION: Final = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 _HOST: Final = r"(\$[A-Za-z_][A-Za-z0-9_]*|(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)"
+#: A value of a form that stands for another.
+_PLACE: Final = re.compile(r'"(\{\w*\})"')
 #: Our words for pydantic's types of error.
 _MESSAGES: Final = {
     "tuple_type": "must be a list",
@@ -49,11 +53,20 @@ def _compiles(path: str) -> str:
     return path
 
 
+def _has_known_places(form: dict[str, Any]) -> dict[str, Any]:
+    places = {"{name}", "{command}", "{args}", "{url}", "{headers}"}
+    if unknown := set(_PLACE.findall(json.dumps(form))) - places:
+        raise _refusal("", f"{min(unknown)} stands for nothing: there are {', '.join(sorted(places))}")
+    return form
+
+
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 VariableNames = Annotated[tuple[VariableName, ...], Field(strict=False)]
 Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 JsonPath = Annotated[Text, AfterValidator(_compiles)]
+HomePath = Annotated[str, Field(pattern=r"^(~/|/).")]
+McpForm = Annotated[dict[str, Any], AfterValidator(_has_known_places)]
 
 
 class _Strict(BaseModel):
@@ -158,12 +171,38 @@ class Gather(_Strict):
     files: Texts = ()
 
 
+class Mcp(_Strict):
+    """The file in which the agent's program reads the MCP servers of a scenario.
+
+    The table of servers is the whole file, or below the dotted key `servers` of it. Each transport has a form of one
+    server, in which `{name}`, `{command}`, `{args}`, `{url}` and `{headers}` stand for its values; one without a form
+    cannot be taken. The file is put where the program looks for it, `file`, or where $SWEEP_MCP_FILE says.
+    """
+
+    file: HomePath | None = None
+    format: Literal["json", "toml"] = "json"
+    servers: str = ""
+    stdio: McpForm | None = None
+    sse: McpForm | None = None
+    streamable_http: McpForm | None = Field(default=None, alias="streamable-http")
+
+    def form(self, transport: McpTransport) -> dict[str, Any] | None:
+        forms = {McpTransport.STDIO: self.stdio, McpTransport.SSE: self.sse}
+        return forms.get(transport, self.streamable_http)
+
+
+class Skills(_Strict):
+    """The folder in the devbox from which the agent's program reads skills; those of a scenario are copied there."""
+
+    folder: HomePath
+
+
 class Definition(_Strict):
     """One agent file.
 
     `install` and `run` are shell scripts; `install` writes below $SWEEP_AGENT_PREFIX. An agent with `argument` takes
     its `run` from the command line instead, `--agent NAME:ARGUMENT`, and `argument` is the word for it in messages.
-    `time_limit` is in seconds.
+    `time_limit` is in seconds. `ignores` names what the agent does without where a scenario gives it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
@@ -179,6 +218,9 @@ class Definition(_Strict):
     usage: Usage | None = None
     trajectory: Trajectory | None = None
     gather: Gather = Gather()
+    mcp: Mcp | None = None
+    skills: Skills | None = None
+    ignores: Annotated[tuple[Literal["mcp_servers", "skills", "trajectory"], ...], Field(strict=False)] = ()
     time_limit: float | None = Field(default=None, gt=0)
     reference_output: bool = False
 
@@ -190,6 +232,9 @@ class Definition(_Strict):
             raise _refusal("argument", "an agent has either run or argument, not both")
         if self.where == "host" and self.install is not None:
             raise _refusal("install", "a program on this machine is installed by you: only a devbox is installed into")
+        for key in ("mcp", "skills") if self.where == "host" else ():
+            if getattr(self, key) is not None:
+                raise _refusal(key, "is for an agent in the devbox, where MCP servers are started and skills are")
         if self.reference_output and self.name != "oracle":
             raise _refusal("reference_output", "only the agent named oracle may see the reference output")
         for host in self.network.hosts:
@@ -199,9 +244,22 @@ class Definition(_Strict):
 
     @property
     def digest(self) -> str:
-        """A digest of every key that can change a result: neither the layout nor the description."""
-        meaning = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+        """A digest of every key that can change how it works: neither the layout nor the description."""
+        meaning = self.model_dump(mode="json", exclude={"description", "ignores"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+    def unmet(self, context: AdditionalContext) -> Iterator[str]:
+        """Name what of a scenario's additional context the agent cannot take, each in a few words."""
+        for server in context.mcp_servers if "mcp_servers" not in self.ignores else ():
+            form = self.mcp.form(server.transport) if self.mcp else None
+            if form is None:
+                yield f"the MCP server {server.name} ({server.transport})"
+            elif server.headers and '"{headers}"' not in json.dumps(form):
+                yield f"the headers of the MCP server {server.name}"
+        if context.skills_dir and self.skills is None and "skills" not in self.ignores:
+            yield "skills"
+        if context.trajectory and "trajectory" not in self.ignores:
+            yield "a trajectory to start from"
 
     def with_argument(self, argument: str) -> "Definition":
         """Fill in the argument of `NAME:ARGUMENT`."""

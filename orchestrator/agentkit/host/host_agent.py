@@ -71,7 +71,7 @@ class HostCommandAgent(CommandAgent):
             trajectory_format=None if trajectory is None else trajectory.format,
         )
 
-    async def prepare(self, workspace: Workspace) -> None:
+    async def prepare(self, task: Task, workspace: Workspace) -> None:
         """Install nothing: a program of this machine was installed by its owner."""
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:

@@ -12,21 +12,24 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
 import anyio
+from msgspec import to_builtins
 
 from orchestrator.agentkit.agent import Outputs, Result, Task, Where, Workspace, known_reason, known_usage
 from orchestrator.agentkit.file.command import as_bytes, tail
 from orchestrator.agentkit.python.worker import check_sizes
 from orchestrator.agentkit.worker_process import Frame, Header, Send, Worker
 from orchestrator.core.errors import AgentSetupFailed, Refused, Unauthorized, UsageError, WorldError, leaf
+from orchestrator.core.protocol import AdditionalContext
 
 #: The longest life of a devbox.
 MAX_TIMEOUT_S: Final = 48 * 3600.0
@@ -36,6 +39,8 @@ SPARES: Final = 2
 CHECK_TIMEOUT_S: Final = 120.0
 #: For an interpreter to start and to look for a module.
 LOOKUP_TIMEOUT_S: Final = 30.0
+#: What a scenario may give, by the name of an agent's parameter for it.
+UNMET: Final = {"mcp_servers": "MCP servers", "skills_dir": "skills", "trajectory": "a trajectory to start from"}
 #: Looks where an agent's imports are found: not in the current folder.
 _HAS_MODULE: Final = """
 import sys
@@ -116,6 +121,10 @@ class _ReadyWorkers:
 
     lock: anyio.Lock = field(default_factory=anyio.Lock)
     is_checked: bool = False
+    #: What the agent says of itself; see `worker_process.Ended`.
+    facts: Header = field(default_factory=dict)
+    #: The workers that have prepared a devbox and wait for their turn, by the devbox.
+    prepared: dict[str, Worker] = field(default_factory=dict)
     spares: deque[Worker] = field(default_factory=deque)
     attempts: int = 0
     is_closed: bool = False
@@ -146,6 +155,8 @@ class _ReadyWorkers:
         self.is_closed = True
         while self.spares:
             await self.spares.popleft().end()
+        while self.prepared:
+            await self.prepared.popitem()[1].end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,29 +170,56 @@ class PythonAgent:
     environ: Mapping[str, str] = field(repr=False)
     model: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Outputs = field(default_factory=Outputs)
+    leaves: Outputs = field(default_factory=Outputs)
     confidential: frozenset[str] = frozenset()
     _ready: _ReadyWorkers = field(default_factory=_ReadyWorkers, repr=False, compare=False)
 
+    #: Seconds beyond its time limit in which an agent that keeps to it by itself tells what it used.
+    grace: ClassVar[float] = 0.0
     where: ClassVar[Where] = "host"
     needs_reference: ClassVar[bool] = False
-    version: ClassVar[None] = None
     time_limit: ClassVar[None] = None
-    hosts: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[None] = None
     endpoint_secrets: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @property
+    def outputs(self) -> Outputs:
+        """The files that it leaves; none if it says that it keeps no trajectory."""
+        return self.leaves if self._ready.facts.get("has_trajectory", True) else Outputs()
+
+    @property
+    def version(self) -> str | None:
+        return self._ready.facts.get("version") or None
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts of the URLs that the agent says its programs in the devbox reach."""
+        parts = [urlsplit(url) for url in self._ready.facts.get("reaches", ())]
+        return tuple(each.netloc.rpartition("@")[2] for each in parts if each.netloc)
+
+    @property
     def secrets(self) -> Mapping[str, str]:
-        """The endpoint's key and the `confidential` variables; which others are secret is not known."""
-        names = sorted({"RUNLOOP_API_KEY", *self.confidential})
+        """The endpoint's key, the `confidential` variables and those that the agent names; others are not known."""
+        names = sorted({"RUNLOOP_API_KEY", *self.confidential, *self._ready.facts.get("secrets", ())})
         return {name: self.environ[name] for name in names if self.environ.get(name)}
 
-    async def check(self) -> None:
+    def unmet(self, context: AdditionalContext) -> Sequence[str]:
+        """Name what the agent has no parameter for; known once it is checked."""
+        given = {"mcp_servers": context.mcp_servers, "skills_dir": context.skills_dir, "trajectory": context.trajectory}
+        facts = self._ready.facts
+        unmet = [UNMET[name] for name, value in given.items() if value and name not in facts.get("takes", ())]
+        if not unmet and facts.get("headers") is False and any(each.headers for each in context.mcp_servers):
+            unmet.append("headers of MCP servers")
+        return unmet
+
+    async def check(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Load the agent once, in a worker, to see that it is there and can be called. The result is kept.
+
+        `tell` is called with what takes long.
 
         Raises UsageError with close names, or with the end of the output of its import.
         """
+        del tell
         async with self._ready.lock:
             if self._ready.is_checked:
                 return
@@ -194,14 +232,26 @@ class PythonAgent:
                 words = tail(ended.output) or "it ended before it was loaded"
                 raise UsageError(f"agent {self.name} {how} with {self.python} (Python 3.8 or newer):\n{words}")
             self._ready.is_checked = True
+            self._ready.facts = ended.facts
 
-    async def prepare(self, workspace: Workspace) -> None:
-        """Check the agent if that was not done yet; there is nothing to install. Raises AgentSetupFailed."""
-        del workspace
+    async def prepare(self, task: Task, workspace: Workspace) -> None:
+        """Check the agent if that was not done yet, and let it prepare the devbox if it does so.
+
+        Raises AgentSetupFailed.
+        """
         try:
             await self.check()
         except UsageError as error:
             raise AgentSetupFailed(error.message) from error
+        if not self._ready.facts.get("prepares"):
+            return
+        worker = await self._ready.take() or await self._start()
+        ended = await worker.prepare(
+            self._frame(task, workspace), answer=partial(_answer, workspace), time_limit=MAX_TIMEOUT_S
+        )
+        if ended is not None:
+            raise AgentSetupFailed(f"{self.name}: it could not prepare the devbox\n{tail(ended.output)}".rstrip())
+        self._ready.prepared[task.devbox_id] = worker
 
     async def solve(self, task: Task, workspace: Workspace, log: Callable[[bytes], None]) -> Result:
         """Run the agent in a worker. Errors of the world in its workspace are raised here, not counted as the agent's.
@@ -209,35 +259,37 @@ class PythonAgent:
         Usage that the agent returns replaces the sum of its notes.
         """
         noted = _Notes()
-        worker = await self._ready.take() or await self._start()
+        worker = self._ready.prepared.pop(task.devbox_id, None) or await self._ready.take() or await self._start()
         loaded = anyio.Event()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._ready.fill, loaded, self._start)
                 ended = await worker.run(
-                    (self._job(task, workspace), as_bytes(task.prompt)),
+                    worker.turn or self._frame(task, workspace),
                     answer=partial(_answer, workspace),
                     note=noted.take,
                     log=log,
                     started=task.started,
                     loaded=loaded.set,
-                    time_limit=task.time_limit,
+                    time_limit=task.time_limit + self.grace,
                 )
                 loaded.set()
         except BaseExceptionGroup as group:
             raise leaf(group) from None
         report = ended.report or {}
         return Result(
-            exit_status=ended.exit_status,
+            exit_status=None if report.get("is_timed_out") else ended.exit_status,
             usage=known_usage({**noted.usage, **known_usage(report.get("usage"))}),
             exit_reason=known_reason(report.get("exit_reason")) or noted.exit_reason,
             message="" if ended.exit_status == 0 else tail(ended.output),
+            version=str(report.get("version") or ""),
         )
 
     async def _start(self) -> Worker:
         return await Worker.start(self.python, self.target.as_header(), environment=self.environ)
 
-    def _job(self, task: Task, workspace: Workspace) -> Header:
+    def _frame(self, task: Task, workspace: Workspace) -> Frame:
+        """The frame that a worker runs its agent with."""
         environment = {
             "RUNLOOP_BASE_URL": task.endpoint,
             "SWEEP_DEVBOX_ID": task.devbox_id,
@@ -245,16 +297,19 @@ class PythonAgent:
         }
         if task.model is not None:
             environment["SWEEP_MODEL"] = task.model
-        return {
+        header = {
             "environment": environment,
             "scenario_id": task.scenario_id,
             "scenario_name": task.scenario_name,
             "model": task.model,
             "settings": {**self.settings, **task.settings},
+            **to_builtins(task.context),
             "devbox_id": task.devbox_id,
             "working_directory": workspace.working_directory,
             "scratch": workspace.scratch,
+            "time_limit": task.time_limit,
         }
+        return header, as_bytes(task.prompt)
 
     async def aclose(self) -> None:
         """End the workers that no attempt needed."""
@@ -305,6 +360,8 @@ async def _answer(workspace: Workspace, request: Header, body: bytes, send: Send
                         await send({"piece": True}, piece)
             case {"op": "write", "path": str(path)}:
                 await workspace.write(path, body)
+            case {"op": "ready"}:
+                pass  # it prepared its devbox when its turn had come already
             case _:
                 raise ValueError(f"not a request to a workspace: {str(request)[:200]}")  # noqa: TRY301
     except Unauthorized:

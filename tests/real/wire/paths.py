@@ -6,8 +6,9 @@ from typing import Final
 from starlette.responses import Response
 
 from .chat import Chat
-from .exchange import CREATED, Wire, as_document
+from .exchange import CREATED, Json, Wire, as_document
 from .gemini import Gemini
+from .mcp import answer
 from .messages import Messages
 from .responses import Responses
 
@@ -32,6 +33,12 @@ _ASIDES: Final[Mapping[str, Callable[[], Response]]] = {
 def protocol_of(path: str) -> Wire | None:
     """The protocol of a path, with or without the version in front."""
     return next((wire for ending, wire in _ENDINGS.items() if path.endswith(ending)), None)
+
+
+def spoken_to(message: Json, tool: str) -> Response:
+    """The answer of a server of the Model Context Protocol that has this tool."""
+    answered = answer(message, tool)
+    return Response(status_code=202) if answered is None else as_document(answered)
 
 
 def aside(path: str) -> Response | None:

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 #: The method that runs an agent: the first of these that it has.
 ENTRY_POINTS = ("run", "__call__", "solve")
+#: The method of an asynchronous agent that gets the devbox ready, before its time begins.
+PREPARATION = "prepare_devbox"
 #: The names of parameters that an agent may have.
-OFFERED = ("prompt", "workspace", "scenario", "model", "settings", "log", "devbox_id")
+OFFERED = (
+    *("prompt", "workspace", "scenario", "model", "settings", "log", "devbox_id"),
+    *("time_limit", "mcp_servers", "skills_dir", "trajectory"),
+)
 
 
 class ScenarioName:
@@ -118,7 +123,8 @@ def run_agent(channel: Channel, *, file: str | None, module: str | None, entry: 
     try:
         agent = _load(file, module, entry)
         _check(agent, entry)
-        channel.send({"op": "loaded"})
+        prepares = inspect.isclass(agent) and hasattr(agent, PREPARATION)
+        channel.send({"op": "loaded", "takes": _takes(agent), "prepares": prepares, **getattr(agent, "FACTS", {})})
         is_loaded = True
         try:
             task, prompt = channel.receive()
@@ -222,6 +228,16 @@ def _check(entry: Any, name: str) -> None:
         raise UnusableAgent(f"{name} is neither a class nor a function, and has none of {', '.join(ENTRY_POINTS)}")
 
 
+def _takes(entry: Any) -> list[str]:
+    """The names of the parameters of a function, or of a class and its method."""
+    callables = [entry, _method_of_class(entry)] if inspect.isclass(entry) else [entry]
+    names = set()
+    for each in callables:
+        with contextlib.suppress(TypeError, ValueError):  # written in C, or only there once it is an instance
+            names |= set(inspect.signature(each).parameters)
+    return sorted(names.intersection(OFFERED))
+
+
 def _method_of_class(entry: type) -> Any:
     return next((found for found in (_find(entry, method) for method in ENTRY_POINTS) if callable(found)), None)
 
@@ -243,10 +259,15 @@ def _run(
     devbox_id: str,
     working_directory: str,
     scratch: str,
+    time_limit: float,
+    mcp_servers: list[dict[str, Any]],
+    skills_dir: str,
+    trajectory: str,
 ) -> Header:
     """Call the agent; an asynchronous one is built and run inside one event loop.
 
-    Returns the `usage` and `exit_reason` that it returned; anything else that it returned is ignored.
+    Returns the `usage` and `exit_reason` that it returned, its `version`, and whether it `is_timed_out`; anything else
+    that it returned is ignored.
     """
     offers = {
         "prompt": prompt,
@@ -256,6 +277,10 @@ def _run(
         "settings": settings,
         "log": Log(channel),
         "devbox_id": devbox_id,
+        "time_limit": time_limit,
+        "mcp_servers": mcp_servers,
+        "skills_dir": skills_dir,
+        "trajectory": trajectory,
     }
     method = _method_of_class(agent) if inspect.isclass(agent) else agent
     if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(getattr(method, "__call__", None)):  # noqa: B004
@@ -273,7 +298,8 @@ def _run(
         for key, number in (usage.items() if isinstance(usage, dict) else ())
         if isinstance(number, (int, float)) and not isinstance(number, bool)
     }
-    return {"usage": numbers, "exit_reason": reason if isinstance(reason, str) else ""}
+    facts = {"version": str(value.get("version") or ""), "is_timed_out": value.get("is_timed_out") is True}
+    return {"usage": numbers, "exit_reason": reason if isinstance(reason, str) else "", **facts}
 
 
 def _in_loop(make: Callable[[], Any]) -> Any:
@@ -298,8 +324,18 @@ def _call(entry: Any, offers: Header) -> Any:
     for method in ENTRY_POINTS:
         if callable(getattr(agent, method, None)):
             function = getattr(agent, method)
+            if inspect.isclass(entry) and hasattr(agent, PREPARATION):
+                return _prepared(agent, function, offers, name)
             return function(**_choose(function, offers, f"{name}.{method}", is_method=inspect.isclass(entry)))
     raise UnusableAgent(f"{name} has no method to run: none of {', '.join(ENTRY_POINTS)}")
+
+
+async def _prepared(agent: Any, function: Any, offers: Header, name: str) -> Any:
+    """Let the agent prepare its devbox, wait for its turn, and run it."""
+    prepare = getattr(agent, PREPARATION)
+    await prepare(**_choose(prepare, offers, f"{name}.{PREPARATION}", is_method=True))
+    await offers["workspace"].wait_turn()
+    return await function(**_choose(function, offers, f"{name}.{function.__name__}", is_method=True))
 
 
 def _choose(function: Any, offers: Header, name: str, *, is_method: bool = False) -> Header:
@@ -312,7 +348,7 @@ def _choose(function: Any, offers: Header, name: str, *, is_method: bool = False
     chosen = {
         p.name: offers[p.name]
         for p in named
-        if p.name in offers and (p.default is p.empty or offers[p.name] not in (None, {}))
+        if p.name in offers and (p.default is p.empty or offers[p.name] not in (None, {}, [], ""))
     }
     lacking = [
         p.name

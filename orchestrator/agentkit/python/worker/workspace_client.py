@@ -99,6 +99,10 @@ class WorkspaceClient(Transfers):
     async def adownload(self, path: str, local: Local) -> None:
         await _in_thread(self.download, path, local)
 
+    async def wait_turn(self) -> None:
+        """Say that the devbox is prepared, and wait until the agent may begin."""
+        await self._ask_async({"op": "ready"})
+
     def _exec_request(
         self, command: str, timeout: float, environment: Mapping[str, str] | None, cwd: str | None
     ) -> Header:
