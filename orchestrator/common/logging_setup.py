@@ -8,8 +8,8 @@ would leave callers waiting for ever.
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO, TextIOBase
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -36,6 +36,21 @@ def to_file(path: Path, *, level: int = logging.INFO, mask: Callable[[Any], Any]
     _configure(_LogFile(path), level, mask)
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """Log as before again afterwards: a program that a sweep runs in may have set up its own logging."""
+    before, was_configured = structlog.get_config(), structlog.is_configured()
+    settings = logging.raiseExceptions, logging.lastResort
+    try:
+        yield
+    finally:
+        logging.raiseExceptions, logging.lastResort = settings
+        if was_configured:
+            structlog.configure(**before)
+        else:
+            structlog.reset_defaults()
+
+
 class _LogFile(TextIOBase):
     """The end of a file. Each line is written whole or not at all."""
 
@@ -52,6 +67,10 @@ class _LogFile(TextIOBase):
             if written < len(data):
                 file.truncate(os.fstat(file.fileno()).st_size - written)
         return len(text)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class _Stream(TextIOBase):

@@ -28,6 +28,7 @@ from pydantic import (
 
 from orchestrator.core.errors import UsageError
 from orchestrator.core.protocol import DiskLimit, Isolation, LockKind, Mirror
+from orchestrator.core.records import ScenarioSummary
 from orchestrator.core.toml_lines import line_of
 
 MAX_KEEP_ALIVE_S: Final = 48 * 3600
@@ -58,6 +59,9 @@ def seconds(value: Any) -> Any:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
+_LONGEST_WAIT_S: Final = 10 * 366 * 86400.0
+
+
 def moment(text: str, now: datetime) -> float:
     """Read a deadline, as seconds since 1970: `07:00` is the next such time, `8h` is from now, a date is itself.
 
@@ -68,7 +72,9 @@ def moment(text: str, now: datetime) -> float:
     if span and not span[2]:
         raise ValueError(f"{span[1]} has no unit. Write {span[1]}h, {span[1]}m, {span[1]}s, or a time such as 07:00")
     if span and float(span[1]):
-        return now.timestamp() + float(seconds(text))
+        if (wait := float(seconds(text))) > _LONGEST_WAIT_S:
+            raise ValueError(f"{text} is too far away. Give at most 10 years")
+        return now.timestamp() + wait
     of_day = _TIME_OF_DAY.fullmatch(text)
     try:
         at = (
@@ -109,6 +115,18 @@ def _bytes(value: Any) -> Any:
     return int(float(match[1]) * _SIZES[match[2]])
 
 
+def _share(value: Any) -> Any:
+    """Read a share: `0.9` or `90%`. Raises ValueError."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{value!r} is not a share. Write for example 0.9 or 90%")
+    return share
+
+
 def _deadline(value: Any) -> Any:
     """Read a deadline as text; TOML has types for dates, times and numbers. Raises ValueError."""
     text = (
@@ -131,6 +149,7 @@ Duration = Annotated[PositiveFloat, BeforeValidator(seconds)]
 Patience = Annotated[NonNegativeFloat, BeforeValidator(seconds)]
 Rate = Annotated[PositiveFloat, BeforeValidator(_per_second)]
 Bytes = Annotated[PositiveInt, BeforeValidator(_bytes)]
+Share = Annotated[float, BeforeValidator(_share)]
 Deadline = Annotated[str, BeforeValidator(_deadline)]
 
 
@@ -186,13 +205,15 @@ class Timeouts(Settings):
         """The scorers' time: what the user says, else what the scenario says, else half an hour."""
         return self.score or scenario or 1800.0
 
-    def keep_alive(self, *, agent: float | None, scorer: float | None) -> int:
+    def keep_alive(self, scenario: ScenarioSummary) -> int:
         """The seconds that a devbox must live: its stages, one agent's time of waiting for a turn, and a margin.
 
         Raises UsageError above the 48 hours that an endpoint grants.
         """
-        solve, score = self.solve_for(agent), self.score_for(scorer)
-        needed = self.boot + self.prepare + 2 * solve + self.gather + score + MARGIN_S
+        needed = self.boot + MARGIN_S
+        for step in scenario.steps or (scenario,):
+            solve, score = self.solve_for(step.agent_timeout), self.score_for(step.scorer_timeout)
+            needed += self.prepare + 2 * solve + self.gather + score
         if needed > MAX_KEEP_ALIVE_S:
             raise UsageError(
                 f"The timeouts add up to {needed / 3600:.1f} h for one devbox; an endpoint grants 48 h. "
@@ -320,7 +341,25 @@ class DevboxConfig(Settings):
     ] = DiskLimit.WATCHED
 
 
-class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig, DevboxConfig):
+class BarsConfig(Settings):
+    """The settings that say when a sweep is good enough for the exit code 0."""
+
+    #: Whoever looks at the exit code alone would not see that a trial is missing.
+    accept: Annotated[
+        Share, Option("Output", "The share of the trials that must have a score for the exit code 0.", "0.9|90%")
+    ] = 1.0
+    fail_under: Annotated[
+        float | None,
+        Option(
+            "Output",
+            "The exit code is 1 if the mean score of an arm is less than this.",
+            "SCORE",
+            otherwise="any mean will do",
+        ),
+    ] = None
+
+
+class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig, DevboxConfig, BarsConfig):
     """The settings of one sweep."""
 
     benchmark: str
@@ -451,6 +490,19 @@ class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig, DevboxConfig):
     unreachable: Annotated[
         Duration, Option("Budgets", "Stop if the endpoint has granted no run for this long.", DURATION)
     ] = 1800
+    #: Whom to tell is no part of what a sweep is, and an address is a secret: it is in no file of the sweep's.
+    notify: Annotated[
+        tuple[str, ...],
+        Field(exclude=True),
+        Option(
+            "Output",
+            "Tell of the end, a stop, and a night that goes badly: a shell command, which gets JSON on standard input, "
+            "a plug-in's NAME:TEXT, or '$NAME', a variable with one of these or with an address of Apprise's. Repeat "
+            "it for more. The variable SWEEP_NOTIFY adds to it.",
+            "COMMAND|'$NAME'",
+            otherwise="nobody",
+        ),
+    ] = ()
     name: Annotated[
         str | None,
         Option(
@@ -461,6 +513,26 @@ class SweepConfig(EndpointConfig, NamesConfig, RegistryConfig, DevboxConfig):
             is_fixed=True,
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_have_names(cls, settings: Any) -> Any:
+        """Give each arm without a name one; different arms that would have the same are numbered."""
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("arms", ()), list | tuple):
+            return settings
+        arms = [each.model_dump() if isinstance(each, ArmConfig) else each for each in settings.get("arms", ())]
+        taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
+        named = arms.copy()
+        for position, arm in enumerate(arms):
+            if not isinstance(arm, Mapping) or arm.get("name"):
+                continue
+            name = arm_name(str(arm.get("agent", "")), arm.get("model"))
+            if arm not in arms[:position]:
+                numbered = (f"{name}-{number}" for number in count(2))
+                name = next(each for each in chain([name], numbered) if each not in taken)
+            taken.add(name)
+            named[position] = dict(arm) | {"name": name}
+        return dict(settings) | {"arms": named}
 
     @model_validator(mode="after")
     def _arms_are_there_and_differ(self) -> Self:
@@ -515,6 +587,9 @@ _EXPECTED: Final = {
     "dict": "must be a table",
     "missing": "is required",
 }
+#: The settings that `sweep set` changes while a sweep runs; some of them may be none.
+LIVE: Final = ("devboxes", "agents", "rate", "deadline", "max_cost", "max_devbox_hours", "max_failures")
+_UNLIMITED: Final = frozenset(LIVE) - {"devboxes", "rate"}
 _M = TypeVar("_M", bound=Settings)
 
 
@@ -533,20 +608,25 @@ def resolve(
         if isinstance(inside, Mapping):  # other values are refused below, by their key
             merged |= {table: {**inside, name: each.value}} if table else {name: each.value}
 
-    # each arm without a name gets one; different arms that would have the same are numbered
-    if isinstance(arms := merged.get("arms", ()), list | tuple):
-        taken = {str(arm["name"]) for arm in arms if isinstance(arm, Mapping) and arm.get("name")}
-        named = merged["arms"] = list(arms)
-        for position, arm in enumerate(arms):
-            if not isinstance(arm, Mapping) or arm.get("name"):
-                continue
-            name = arm_name(str(arm.get("agent", "")), arm.get("model"))
-            if arm not in arms[:position]:
-                numbered = (f"{name}-{number}" for number in count(2))
-                name = next(each for each in chain([name], numbered) if each not in taken)
-            taken.add(name)
-            named[position] = dict(arm) | {"name": name}
     return validated(SweepConfig, merged, source=source, typed=typed)
+
+
+def changed(config: SweepConfig, settings: Mapping[str, str]) -> SweepConfig:
+    """Change settings of a sweep that runs: each value as typed, or `none` for no limit.
+
+    Raises UsageError for a setting that cannot change, or a value that is none.
+    """
+    given: dict[str, Typed] = {}
+    for name, text in settings.items():
+        key = name.replace("-", "_")
+        if key not in LIVE:
+            near = get_close_matches(key, LIVE, 1)
+            known = [each.replace("_", "-") for each in LIVE]
+            hint = f"Did you mean {near[0].replace('_', '-')}?" if near else f"These can: {', '.join(known)}."
+            raise UsageError(f"{name} cannot be set while a sweep runs. {hint}")
+        given[key] = Typed(name=name, value=None if text == "none" and key in _UNLIMITED else text)
+    values = {key: each.value for key, each in given.items()}
+    return validated(SweepConfig, config.model_dump() | values, source="sweep set", typed=given)
 
 
 def validated(model: type[_M], settings: Mapping[str, Any], *, source: Path | str, typed: Mapping[str, Typed]) -> _M:

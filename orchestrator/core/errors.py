@@ -20,6 +20,9 @@
     │   ├── AgentSetupFailed    its install step failed
     │   ├── AgentCrashed        it ended with a status other than 0
     │   └── AgentTimedOut       it used up its time
+    ├── ByHand                  a person ended the trial or the attempt: not tried again unless asked
+    │   ├── Canceled            by `sweep cancel`
+    │   └── Requeued            by `sweep requeue`: another attempt follows; not counted
     ├── Unsupported             the scenario cannot run there: it was not tried
     ├── EnvironmentFailed       the scenario's image cannot be built, or does not exist
     ├── ScoringFault            a scorer's: scored again, the agent is not run again
@@ -134,6 +137,18 @@ class AgentCrashed(AgentError):
 
 class AgentTimedOut(AgentError):
     """The agent used up its time."""
+
+
+class ByHand(SweepError):
+    """A person's order ended it; the message says whose, and why."""
+
+
+class Canceled(ByHand):
+    """The trial was given up."""
+
+
+class Requeued(ByHand):
+    """The attempt was ended, and another follows."""
 
 
 class Unsupported(SweepError):

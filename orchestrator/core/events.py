@@ -13,9 +13,11 @@ Intents are written before the call they announce, facts after it. A kind this v
 | agent.started | fact | the agent's process runs on this host |
 | output.kept | fact | every few seconds: the length of the agent's log, and the next byte of its output to read |
 | stage.finished | fact | with seconds at work and seconds waiting for a turn |
+| step.ended | fact | with its result; another step of the scenario follows |
 | attempt.ended | fact | without a score; counted against the trial's attempts or not |
 | trial.finished | fact | the whole result line; durable before the devbox is released |
-| trial.reopened | intent | a finished trial will run again |
+| trial.reopened | intent | a finished trial will run again, or will be scored again |
+| order.given | intent | a person changes a setting, pauses the sweep, or cancels or requeues trials |
 | stray.found | intent | a run or devbox of this sweep on the endpoint that no attempt needs is ended |
 | sweep.ended | fact | and why |
 """
@@ -110,6 +112,11 @@ class StageFinished(AttemptEvent, frozen=True, kw_only=True, tag="stage.finished
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+class StepEnded(AttemptEvent, frozen=True, kw_only=True, tag="step.ended"):
+    #: An entry of `steps` in the line of results.jsonl. That of the last step is only there.
+    result: Mapping[str, Any]
+
+
 class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag="attempt.ended"):
     #: `{class, message, stage}`, see `records.Failure`.
     failure: Mapping[str, Any]
@@ -124,6 +131,20 @@ class TrialFinished(AttemptEvent, frozen=True, kw_only=True, tag="trial.finished
 
 class TrialReopened(Event, frozen=True, kw_only=True, tag="trial.reopened"):
     trial: str
+    #: The line of results.jsonl whose work is scored again; None where the agent runs again.
+    kept: Mapping[str, Any] | None = None
+
+
+class OrderGiven(Event, frozen=True, kw_only=True, tag="order.given"):
+    #: `set`, `pause`, `unpause`, `cancel` or `requeue`, and what was done, for people.
+    order: str
+    words: str
+    #: The user who gave it, and the reason, which may be empty.
+    by: str
+    reason: str = ""
+    #: The settings that changed, with their new values, and the trials that it is about.
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trials: tuple[str, ...] = ()
 
 
 class StrayFound(Event, frozen=True, kw_only=True, tag="stray.found"):
@@ -153,9 +174,11 @@ Known = (
     | AgentStarted
     | OutputKept
     | StageFinished
+    | StepEnded
     | AttemptEnded
     | TrialFinished
     | TrialReopened
+    | OrderGiven
     | StrayFound
     | SweepEnded
 )

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any, ClassVar, Final, Self
 
 from orchestrator.core import events
-from orchestrator.core.errors import InternalError, Interrupted, Unsupported
+from orchestrator.core.errors import Canceled, InternalError, Interrupted, Unsupported
 from orchestrator.core.records import Outcome, TrialKey
 from orchestrator.core.stages import Stage, move
 
@@ -18,6 +18,7 @@ from orchestrator.core.stages import Stage, move
 INTERRUPTED: Final = Interrupted.__name__
 #: The class of a failure that is known before anything is tried.
 UNSUPPORTED: Final = Unsupported.__name__
+EXCUSED: Final = frozenset({UNSUPPORTED, Canceled.__name__})
 #: The part that is counted, at most, of a time in which no process watched the devboxes that were up.
 MAX_UNWATCHED_S: Final = 3600.0
 #: Characters of a failure's message that are kept.
@@ -29,6 +30,8 @@ class Attempt:
     """The newest attempt of a trial, while it is not released."""
 
     number: int
+    #: Wall-clock seconds since 1970 at which it began.
+    began: float = 0.0
     stage: Stage | None = None
     #: Wall-clock seconds since 1970 at which its stage began.
     since: float = 0.0
@@ -41,12 +44,16 @@ class Attempt:
     #: The next byte of the execution's output to read, and the length of the log that has all before it.
     offset: int = 0
     length: int = 0
+    #: The time at which that log was last known to grow, by the journal's clock; 0 before.
+    grew: float = 0.0
     #: The number of times in a row that its stage was entered.
     entries: int = 0
     #: The last stage that was finished; the facts of all stages, and the times of each.
     finished: Stage | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: The results of the steps that have ended, of a scenario of several; all above is of the next one then.
+    steps: list[dict[str, Any]] = field(default_factory=list)
     #: The time at which its devbox was up, by the journal's clock; None before, and after its release.
     up_since: float | None = None
 
@@ -54,8 +61,13 @@ class Attempt:
     def is_scored(self) -> bool:
         return self.finished is Stage.SCORE
 
+    @property
+    def is_between_steps(self) -> bool:
+        """True if a step has ended, and no stage of the next one was entered."""
+        return bool(self.steps) and self.entries == 0
+
     def copy(self) -> "Attempt":
-        return replace(self, facts=self.facts.copy(), stages=self.stages.copy())
+        return replace(self, facts=self.facts.copy(), stages=self.stages.copy(), steps=self.steps.copy())
 
 
 @dataclass(slots=True)
@@ -79,12 +91,18 @@ class Trial:
     attempt: Attempt | None = None
     #: `{attempt, failure}` of each attempt that ended without a score; dropped when the trial is finished.
     failures: list[dict[str, Any]] = field(default_factory=list)
+    #: The result whose work is scored again; None where an agent works.
+    kept: dict[str, Any] | None = None
     #: The class of the failure that the trial ended with, and the beginning of its message.
     failure: str | None = None
     message: str = ""
     #: Seconds at work in all stages of its last attempt, and its agent's share of them.
     seconds: float = 0.0
     agent_seconds: float = 0.0
+    #: US dollars, and input and output tokens, that its agent reports to have spent, in every attempt. A cost of None
+    #: is one that it never reported.
+    cost: float | None = None
+    tokens: int = 0
 
     def copy(self) -> "Trial":
         return replace(self, attempt=self.attempt and self.attempt.copy(), failures=self.failures.copy())
@@ -109,6 +127,23 @@ class Notice:
     is_final: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenOrder:
+    """An order that a person gave: at which time by the journal's clock, what was done, by whom, and why."""
+
+    at: float
+    order: str
+    words: str
+    by: str
+    reason: str
+
+    @property
+    def giver(self) -> str:
+        """Who gave it, and why, for people: without the process, which is gone when they read it."""
+        who = self.by.partition(" (process ")[0]
+        return f"{who}: {self.reason}" if self.reason else who
+
+
 @dataclass
 class Ledger:
     """The state of a sweep after the events applied so far."""
@@ -119,16 +154,21 @@ class Ledger:
     benchmark_runs: dict[tuple[str, int], JournaledBenchmarkRun] = field(default_factory=dict)
     #: The finished trials, in the order they finished.
     finished: list[TrialKey] = field(default_factory=list)
+    #: The trials with an attempt that is not released, in the order in which those began: the keys.
+    held: dict[TrialKey, None] = field(default_factory=dict)
+    #: The time of the first event; the number of processes so far, and the seconds between them.
+    began: float = 0.0
     opened: int = 0
+    unattended_seconds: float = 0.0
     ended: str | None = None
     stages: Counter[Stage] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    #: The number of the failed trials that could not be tried at all.
-    unsupported: int = 0
+    #: The number of the failed trials that say nothing of the night: they could not be tried at all, or were canceled.
+    excused: int = 0
     latest_failures: list[Notice] = field(default_factory=list)
     #: Attempts that were followed by another before their release was journaled.
     leftovers: dict[tuple[TrialKey, int], Attempt] = field(default_factory=dict)
-    #: US dollars that the agents of each arm report to have spent, in every attempt.
+    #: US dollars that the agents of each arm report to have spent, in every attempt; no arm whose agents report none.
     costs: dict[str, float] = field(default_factory=dict)
     #: Input and output tokens that they report to have used, in every attempt too.
     tokens: dict[str, int] = field(default_factory=dict)
@@ -136,6 +176,12 @@ class Ledger:
     released_seconds: float = 0.0
     up: int = 0
     up_since: float = 0.0
+    #: The orders that were given, the one that pauses the sweep, and those that cancel trials without a result yet.
+    orders: list[GivenOrder] = field(default_factory=list)
+    paused: GivenOrder | None = None
+    canceled: dict[TrialKey, GivenOrder] = field(default_factory=dict)
+    #: The orders that end attempts under way so that others follow.
+    requeued: dict[TrialKey, GivenOrder] = field(default_factory=dict)
     #: The time of the latest event.
     at: float = 0.0
 
@@ -165,6 +211,10 @@ class Ledger:
         """US dollars that agents report to have spent, in all arms."""
         return sum(self.costs.values())
 
+    def worked_seconds(self, now: float) -> float:
+        """Seconds in which a process worked on the sweep; `now` is by the journal's clock."""
+        return max(0.0, now - self.began - self.unattended_seconds) if self.opened else 0.0
+
     def devbox_seconds(self, now: float) -> float:
         """Seconds between boot and release, of all devboxes so far; `now` is by the journal's clock."""
         return self.released_seconds + max(0.0, self.up * now - self.up_since)
@@ -187,7 +237,7 @@ class Ledger:
 
     def unreleased(self) -> list[tuple[TrialKey, Attempt]]:
         """The attempts whose release is not journaled."""
-        newest = [(key, trial.attempt) for key, trial in self.trials.items() if trial.attempt is not None]
+        newest = [(key, attempt) for key in self.held if (attempt := self.trials[key].attempt) is not None]
         return newest + [(key, attempt) for (key, _), attempt in self.leftovers.items()]
 
     def _attempt(self, event: events.AttemptEvent) -> Attempt:
@@ -204,6 +254,8 @@ class Ledger:
         attempt = trial.attempt
         if attempt is not None and attempt.number == event.attempt:
             move(attempt.stage, stage)
+            if stage is Stage.PREPARE and attempt.stage is not Stage.BOOT and not attempt.steps:
+                raise InternalError(f"The journal begins a step of {key}, and none has ended.")
             self._leave_stage(attempt)
         elif self.leftovers and (key, event.attempt) in self.leftovers:
             move(self.leftovers[key, event.attempt].stage, stage)
@@ -216,7 +268,8 @@ class Ledger:
             self._set_aside(key, trial)
             trial.attempts = event.attempt
             trial.began = event.at if trial.began is None else trial.began
-            trial.attempt = attempt = Attempt(number=event.attempt)
+            trial.attempt = attempt = Attempt(number=event.attempt, began=event.at)
+            self.held[key] = None
         attempt.entries = attempt.entries + 1 if attempt.stage is stage else 1
         attempt.stage, attempt.since = stage, event.at
         self.stages[stage] += 1
@@ -226,11 +279,14 @@ class Ledger:
         if trial.attempt is not None:
             self._leave_stage(trial.attempt)
             self.leftovers[key, trial.attempt.number] = trial.attempt
+            del self.held[key]
 
     def _note(
         self, event: events.RunStarted | events.ExecutionStarted | events.AgentStarted | events.OutputKept
     ) -> None:
         attempt = self._attempt(event)
+        if type(event) is events.OutputKept and event.length != attempt.length:
+            attempt.grew = event.at
         for name in _NOTED[type(event)]:
             setattr(attempt, name, getattr(event, name))
 
@@ -249,7 +305,7 @@ class Ledger:
         attempt.finished = stage
         attempt.facts |= event.facts
         attempt.stages[str(stage)] = {"seconds": event.seconds, "waited": event.waited}
-        self._spend(key.arm, event.facts)
+        self._spend(key, event.facts)
         if stage is Stage.BOOT and attempt.up_since is None:
             attempt.up_since = event.at
             self.up += 1
@@ -258,15 +314,26 @@ class Ledger:
             self._leave_stage(attempt)
             self._put_down(attempt, event.at)
             self.trials[key].attempt = None
+            del self.held[key]
 
-    def _spend(self, arm: str, facts: Mapping[str, Any]) -> None:
+    def _end_step(self, event: events.StepEnded) -> None:
+        attempt = self._attempt(event)
+        if attempt.finished is not Stage.SCORE:
+            raise InternalError(f"The journal ends a step of {event.trial} that was not scored.")
+        attempt.steps.append(dict(event.result))
+        attempt.execution, attempt.pid, attempt.birth, attempt.offset, attempt.length = None, None, "", 0, 0
+        attempt.entries, attempt.finished, attempt.facts, attempt.stages = 0, None, {}, {}
+
+    def _spend(self, key: TrialKey, facts: Mapping[str, Any]) -> None:
         usage = facts.get("usage")
         if not isinstance(usage, dict):  # an agent may report anything
             return
-        if cost := _amount(usage.get("cost_usd")):
-            self.costs[arm] = self.costs.get(arm, 0.0) + cost
-        if tokens := int(_amount(usage.get("input_tokens")) + _amount(usage.get("output_tokens"))):
-            self.tokens[arm] = self.tokens.get(arm, 0) + tokens
+        if (cost := _amount(usage.get("cost_usd"))) is not None:
+            self.costs[key.arm] = self.costs.get(key.arm, 0.0) + cost
+            self.trials[key].cost = (self.trials[key].cost or 0.0) + cost
+        if tokens := int(sum(_amount(usage.get(name)) or 0.0 for name in ("input_tokens", "output_tokens"))):
+            self.tokens[key.arm] = self.tokens.get(key.arm, 0) + tokens
+            self.trials[key].tokens += tokens
 
     def _put_down(self, attempt: Attempt, at: float) -> None:
         """Count the time of an attempt's devbox, which is gone; does nothing if it had none."""
@@ -283,6 +350,7 @@ class Ledger:
         if trial.outcome is not None or event.attempt <= trial.last_ended:
             return  # a process that was stopped while it wrote an end, or a result, ends the attempt once more
         failure = {"attempt": event.attempt, "failure": dict(event.failure)}
+        self.requeued.pop(key, None)
         if event.counted:
             self._notice(key, event.failure, is_final=False)
         trial.counted += event.counted
@@ -303,8 +371,9 @@ class Ledger:
         if failure:
             self._notice(key, failure, is_final=True)
         trial = self.trials.setdefault(key, Trial())
-        if trial.attempt is None or "usage" not in trial.attempt.facts:
-            self._spend(key.arm, result)
+        is_spent = trial.kept or (trial.attempt and ("usage" in trial.attempt.facts or trial.attempt.steps))
+        if not is_spent:
+            self._spend(key, result)
         trial.attempts = max(trial.attempts, event.attempt)
         trial.outcome, trial.score, trial.flags = outcome, result.get("score"), flags
         trial.exit_status = result.get("exit_status")
@@ -312,7 +381,9 @@ class Ledger:
         trial.failure, trial.message = (failure["class"], failure["message"][:MAX_MESSAGE]) if failure else (None, "")
         trial.failures = []
         self.outcomes[outcome] += 1
-        self.unsupported += trial.failure == UNSUPPORTED
+        self.excused += trial.failure in EXCUSED
+        self.canceled.pop(key, None)
+        self.requeued.pop(key, None)
         self.finished.append(key)
 
     def _begin_benchmark_run(self, event: events.BenchmarkRunIntended | events.BenchmarkRunStarted) -> None:
@@ -331,10 +402,28 @@ class Ledger:
         if trial.outcome is None:
             raise InternalError(f"The journal reopens trial {key}, which is not finished.")
         self.outcomes[trial.outcome] -= 1
-        self.unsupported -= trial.failure == UNSUPPORTED
+        self.excused -= trial.failure in EXCUSED
         self.finished.remove(key)
         self._set_aside(key, trial)
-        self.trials[key] = Trial(attempts=trial.attempts)
+        self.trials[key] = Trial(
+            attempts=trial.attempts,
+            kept=None if event.kept is None else dict(event.kept),
+            cost=trial.cost,
+            tokens=trial.tokens,
+        )
+
+    def _obey(self, event: events.OrderGiven) -> None:
+        given = GivenOrder(at=event.at, order=event.order, words=event.words, by=event.by, reason=event.reason)
+        self.orders.append(given)
+        if event.order in {"pause", "unpause"}:
+            self.paused = given if event.order == "pause" else None
+        elif event.order == "cancel":
+            self.canceled |= {key: given for key in map(TrialKey.parse, event.trials) if not self.is_finished(key)}
+        elif event.order == "requeue":
+            for key in map(TrialKey.parse, event.trials):
+                self.canceled.pop(key, None)
+                if self.under_way(key) is not None:
+                    self.requeued[key] = given
 
     def _notice(self, key: TrialKey, failure: Mapping[str, Any], *, is_final: bool) -> None:
         notice = Notice(trial=key, error=failure["class"], message=failure["message"], is_final=is_final)
@@ -342,7 +431,11 @@ class Ledger:
 
     def _open(self, event: events.SweepOpened) -> None:
         self.opened += 1
-        self.ended = None
+        self.ended = self.paused = None
+        if self.opened == 1:
+            self.began = event.at
+        else:
+            self.unattended_seconds += max(0.0, event.at - self.at)
         seconds = event.at - self.at  # since the last process, by a clock that may be set otherwise than its
         uncounted = seconds - min(max(0.0, seconds), MAX_UNWATCHED_S)
         if uncounted and self.up:
@@ -366,16 +459,18 @@ class Ledger:
         events.AgentStarted: _note,
         events.OutputKept: _note,
         events.StageFinished: _finish_stage,
+        events.StepEnded: _end_step,
         events.AttemptEnded: _end_attempt,
         events.TrialFinished: _finish,
         events.TrialReopened: _reopen,
+        events.OrderGiven: _obey,
         events.SweepEnded: _end,
     }
 
 
-def _amount(reported: object) -> float:
-    """The number that an agent reported; 0 for anything that is no positive number."""
-    return float(reported) if isinstance(reported, int | float) and 0 < reported < inf else 0.0
+def _amount(reported: object) -> float | None:
+    """The number that an agent reported; None for anything that is no amount."""
+    return float(reported) if isinstance(reported, int | float) and 0 <= reported < inf else None
 
 
 _NO_TRIAL: Final = Trial()

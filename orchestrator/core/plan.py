@@ -1,5 +1,6 @@
 """The trials of a sweep, and their order. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from typing import Any
 
 from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger
+from orchestrator.core.printable import printable
 from orchestrator.core.records import ScenarioSummary, TrialKey
 
 
@@ -54,6 +56,16 @@ class Plan:
     def scenario_ids(self) -> frozenset[str]:
         return frozenset(scenario.id for scenario in self.scenarios)
 
+    @cached_property
+    def by_id(self) -> Mapping[str, ScenarioSummary]:
+        return {scenario.id: scenario for scenario in self.scenarios}
+
+    @cached_property
+    def shared_names(self) -> frozenset[str]:
+        """Names that several scenarios have."""
+        counts = Counter(scenario.name for scenario in self.scenarios)
+        return frozenset(name for name, count in counts.items() if count > 1)
+
     def pending(self, ledger: Ledger) -> Iterator[TrialKey]:
         """Yield the trials without an outcome, first those with an attempt under way."""
         begun = {key: None for key, attempt in ledger.unreleased() if key in self and ledger.under_way(key) is attempt}
@@ -89,12 +101,38 @@ def select(
     return chosen[:limit]
 
 
+def find_scenario(plan: Plan, name: str) -> ScenarioSummary:
+    """The scenario of a plan with this name or id. Raises UsageError with close names."""
+    found = next((each for each in plan.scenarios if name in {each.id, each.name}), None)
+    if found is None:
+        names = [printable(each.name) for each in plan.scenarios]
+        near = get_close_matches(name, names, 3)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:10])}."
+        raise UsageError(f"There is no scenario {name!r} in it. {hint}")
+    return found
+
+
+def trials_of(plan: Plan, scenario: str, *, arm: str | None = None, number: int | None = None) -> list[TrialKey]:
+    """The trials of a scenario, by its name or id; those of one arm or number, if given. Raises UsageError."""
+    summary = find_scenario(plan, scenario)
+    if arm is not None and arm not in plan.arms:
+        raise UsageError(f"There is no arm {arm!r}: --arm {' or '.join(map(printable, plan.arms))}.")
+    if number is not None and not 1 <= number <= plan.trials:
+        raise UsageError(f"There is no trial {number} of {summary.name}: there are {plan.trials}.")
+    return [
+        TrialKey(summary.id, each, trial)
+        for each in plan.arms
+        for trial in range(1, plan.trials + 1)
+        if arm in {None, each} and number in {None, trial}
+    ]
+
+
 def unmatched(scenarios: Sequence[ScenarioSummary], globs: Sequence[str], option: str) -> list[str]:
     """A sentence for each of the option's globs that matches no scenario, with close names."""
     found = []
     for glob in globs:
         if not any(_matches(scenario, glob) for scenario in scenarios):
-            near = get_close_matches(glob, [scenario.name for scenario in scenarios], 3)
+            near = get_close_matches(glob, [printable(scenario.name) for scenario in scenarios], 3)
             hint = f"Did you mean {', '.join(near)}?" if near else "`sweep benchmarks show` lists them."
             found.append(f"{option} {glob!r} matches no scenario. {hint}")
     return found

@@ -23,8 +23,8 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: 1 trial, 2 trials."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """A count with its noun: 1 trial, 2 trials, 3 devboxes."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('x') else 's'}"
 
 
 def byte_size(size: float) -> str:
@@ -63,7 +63,7 @@ def _laid_out(text: str) -> str:
 def json_line(document: Any, default: Callable[[Any], Any] | None = None) -> str:
     """A document as one line of JSON, its newline included, that is safe to print and means the same."""
     try:
-        line = orjson.dumps(document, default=default).decode()
+        line = orjson.dumps(document, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # a name that is not UTF-8, which orjson refuses
         line = json.dumps(document, ensure_ascii=False, default=default, separators=(",", ":"))
     if not line.isprintable():

@@ -1,14 +1,14 @@
 """The records that all floors share. Frozen: a change is a new value. Durations are seconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from re import sub
 from typing import Any, Self
 
-from orchestrator.core.protocol import HOME, RUN_RESULT
+from orchestrator.core.protocol import HOME, RUN_RESULT, AdditionalContext, Described, RunState
 
 
 class Outcome(StrEnum):
@@ -20,15 +20,8 @@ class Outcome(StrEnum):
     """It was given up; the failure says whose fault it was. Not a score of 0."""
 
 
-class Flag(StrEnum):
-    """A remark beside a score or a failure; `meaning` is for people."""
-
-    meaning: str
-
-    def __new__(cls, name: str, meaning: str = "") -> Self:
-        flag = str.__new__(cls, name)
-        flag._value_, flag.meaning = name, meaning
-        return flag
+class Flag(Described):
+    """A remark beside a score or a failure."""
 
     AGENT_CRASHED = "agent_crashed", "the agent ended with an exit status other than 0"
     AGENT_TIMED_OUT = "agent_timed_out", "the agent used up its time"
@@ -44,6 +37,11 @@ class Flag(StrEnum):
     GATHER_INCOMPLETE = "gather_incomplete", "a part of the agent's files could not be collected: `sweep.log` says why"
     GATHER_TRUNCATED = "gather_truncated", "something is left out: `LEFT-OUT.txt` says what and why"
     SECRETS_MASKED = "secrets_masked", "a secret is masked in the patch or in an artifact, which is not as it was"
+    RESCORED_IN_PART = (
+        "rescored_in_part",
+        "scored again without what the agent left running, or changed outside the working directory: see `changes.txt`",
+    )
+    RESCORE_FAILED = "rescore_failed", "could not be scored again: the result is the one before"
     TRAJECTORY_UNREAD = "trajectory_unread", "the trajectory could not be converted"
 
 
@@ -73,12 +71,24 @@ class TrialKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """The name of a step of a scenario, and its time limits; None where it says none."""
+
+    name: str
+    agent_timeout: float | None = None
+    scorer_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioSummary:
     """A scenario as the plan needs it. `digest` changes when its content does; empty where unknown.
 
     `network` is what the scenario lets its devbox reach, `internet` meaning every public host. `unsupported` is the
     reason why the endpoint cannot run it, empty if it can; `notes` are wishes that are not met, and runs without. Two
-    with one `environment` start from the same; it is empty where that is not known.
+    with one `environment` start from the same; it is empty where that is not known. `verifier_environments` are those
+    of its scorers where they have some of their own. `context` is what its agent gets beside the problem statement.
+    `steps` has the limits of each step, of a scenario of several; the timeouts are those of the first step then.
+    `variables` are the names of those it takes from whoever runs it, of which it cannot do without the `required`.
     """
 
     id: str
@@ -90,6 +100,23 @@ class ScenarioSummary:
     unsupported: str = ""
     notes: tuple[str, ...] = ()
     environment: str = ""
+    verifier_environments: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    context: AdditionalContext = field(default_factory=AdditionalContext)
+    steps: tuple[StepLimits, ...] = ()
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """All that have to be there before it can run."""
+        return tuple(filter(None, (self.environment, *self.verifier_environments)))
+
+    def in_step(self, number: int) -> "ScenarioSummary":
+        """Return the scenario with the limits of one of its steps, or as it is where it has none."""
+        if not self.steps:
+            return self
+        limits = self.steps[number]
+        return replace(self, agent_timeout=limits.agent_timeout, scorer_timeout=limits.scorer_timeout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +150,32 @@ class RoomEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file or folder that a scenario wants kept: its path in the devbox, and patterns of what in it is not.
+
+    A relative path starts at the working directory.
+    """
+
+    source: str
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioStep:
+    """A step of a scenario of several, with the texts that its agent gets, and the artifacts that it is to leave."""
+
+    name: str
+    prompt: str
+    reference_output: str | None = None
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A scenario with the texts that its agent gets. `digest` is as in the summary."""
+    """A scenario with the texts that its agent gets: of the first of its `steps`, if it has several.
+
+    `digest` and `context` are as in the summary.
+    """
 
     id: str
     name: str
@@ -132,6 +183,16 @@ class Scenario:
     digest: str = ""
     reference_output: str | None = None
     working_directory: str | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    context: AdditionalContext = field(default_factory=AdditionalContext)
+    steps: tuple[ScenarioStep, ...] = ()
+
+    def in_step(self, number: int) -> "Scenario":
+        """Return the scenario with the texts and artifacts of one of its steps, or as it is where it has none."""
+        if not self.steps:
+            return self
+        step = self.steps[number]
+        return replace(self, prompt=step.prompt, reference_output=step.reference_output, artifacts=step.artifacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,10 +250,22 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The result of one step of a scenario run; `score` is None for a step without tests."""
+
+    name: str
+    score: float | None = None
+    scorers: tuple[ScorerResult, ...] = ()
+    judgement: Judgement | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioRun:
     """One run of a scenario on the endpoint. `score` and `scorers` are None and empty until it is scored.
 
-    `judgement` is None where the endpoint does not say.
+    `judgement` is None where the endpoint does not say. `rewards` are the named numbers that tests wrote, whichever is
+    the score. `steps` are those that were scored, of a scenario of several.
     """
 
     id: str
@@ -202,8 +275,24 @@ class ScenarioRun:
     score: float | None = None
     scorers: tuple[ScorerResult, ...] = ()
     judgement: Judgement | None = None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[StepResult, ...] = ()
     benchmark_run_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def in_step(self, number: int) -> "ScenarioRun":
+        """Return the run as one of its steps was scored; as it is, where it was not, or where it has none."""
+        if number >= len(self.steps):
+            return self
+        step = self.steps[number]
+        return replace(
+            self,
+            state=RunState.SCORED,
+            score=step.score,
+            scorers=step.scorers,
+            judgement=step.judgement,
+            rewards=step.rewards,
+        )
 
     @property
     def has_result(self) -> bool:

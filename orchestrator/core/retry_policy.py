@@ -73,6 +73,8 @@ RULES: Final[Mapping[type[SweepError], RetryRule]] = {
     errors.AllowanceUsedUp: RetryRule(action=Action.NEW_ATTEMPT, bound=None),
     errors.AgentError: RetryRule(action=Action.GIVE_UP),
     errors.AgentSetupFailed: RetryRule(action=Action.NEW_ATTEMPT),
+    errors.ByHand: RetryRule(action=Action.GIVE_UP),
+    errors.Requeued: RetryRule(action=Action.NEW_ATTEMPT, bound=None, base=0.0),
     errors.Unsupported: RetryRule(action=Action.GIVE_UP),
     errors.EnvironmentFailed: RetryRule(action=Action.GIVE_UP),
     errors.ScoringFault: RetryRule(action=Action.SCORE_AGAIN, bound="scorings", base=0.0),

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.core.errors import AgentError, ScoringFault, SweepError, Unsupported, UsageError, WorldError
+from orchestrator.core.errors import AgentError, ByHand, ScoringFault, SweepError, Unsupported, UsageError, WorldError
 from orchestrator.core.ledger import Ledger, Trial
 from orchestrator.core.plan import Plan, select
 from orchestrator.core.records import Flag, Outcome, TrialKey
@@ -18,7 +18,7 @@ from orchestrator.core.records import Flag, Outcome, TrialKey
 #: Words that select trials by how they ended.
 KINDS: Final = frozenset({"failed", "unscored"})
 #: The trees of failures that a trial can end with.
-_ROOTS: Final = (WorldError, AgentError, Unsupported, ScoringFault)
+_ROOTS: Final = (WorldError, AgentError, ByHand, Unsupported, ScoringFault)
 
 
 class TrialAction(StrEnum):

@@ -8,6 +8,8 @@
                                                  solve → solve       agent is waited for, never run twice
                                                 gather → gather
                                                  score → score       a scorer's fault is scored again, too
+                                                 score → prepare     another step of the scenario follows
+                                               prepare → prepare     which is made ready again, as no install is
                                                release → release     what did not go back is given back again
 
 The stage of an attempt and the end of its trial are different things: for the latter see `records.Outcome`.
@@ -49,10 +51,10 @@ MOVES: Final[dict[Stage | None, frozenset[Stage]]] = {
     None: frozenset({Stage.START}),
     Stage.START: frozenset({Stage.START, Stage.BOOT, Stage.SCORE, Stage.RELEASE}),
     Stage.BOOT: frozenset({Stage.BOOT, Stage.PREPARE, Stage.SCORE, Stage.RELEASE}),
-    Stage.PREPARE: frozenset({Stage.SOLVE, Stage.SCORE, Stage.RELEASE}),
+    Stage.PREPARE: frozenset({Stage.PREPARE, Stage.SOLVE, Stage.SCORE, Stage.RELEASE}),
     Stage.SOLVE: frozenset({Stage.SOLVE, Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
     Stage.GATHER: frozenset({Stage.GATHER, Stage.SCORE, Stage.RELEASE}),
-    Stage.SCORE: frozenset({Stage.SCORE, Stage.RELEASE}),
+    Stage.SCORE: frozenset({Stage.SCORE, Stage.PREPARE, Stage.RELEASE}),
     Stage.RELEASE: frozenset({Stage.RELEASE}),
 }
 

@@ -29,6 +29,8 @@ MAX_GLOB_CHARACTERS: Final = 8192
 class Gateway(RunsApi, DevboxesApi):
     """Implements `protocols.Endpoint`. Use `async with Gateway.open(url, token, rate=…) as endpoint`."""
 
+    _throttle: Throttle
+
     @classmethod
     @asynccontextmanager
     async def open(
@@ -42,7 +44,9 @@ class Gateway(RunsApi, DevboxesApi):
         transport = Throttle(Doubt(Bounded(inner)), rate, on_push_back)
         http = DefaultAioHttpClient(transport=transport, trust_env=False)
         async with AsyncRunloop(bearer_token=token, base_url=url, max_retries=0, http_client=http) as client:
-            yield cls(client, url)
+            gateway = cls(client, url)
+            gateway._throttle = transport
+            yield gateway
 
     @property
     def url(self) -> str:
@@ -64,6 +68,9 @@ class Gateway(RunsApi, DevboxesApi):
         """Ask there from now on; calls that are repeated are repeated there."""
         self._url = self._client.base_url = url
         self._client.bearer_token = token
+
+    def limit_rate(self, rate: float) -> None:
+        self._throttle.limit(rate)
 
     async def notices(self, *, is_online: bool) -> Sequence[str]:
         return parsing.notices(await self._own_facts(), is_online=is_online)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Self, cast
 
+import anyio
 import httpx
 from aiolimiter import AsyncLimiter
 
@@ -52,17 +53,33 @@ class Throttle(_Around):
     ) -> None:
         super().__init__(inner)
         self._on_push_back = on_push_back
+        #: Requests that wait for their turn.
+        self._waiting: set[anyio.CancelScope] = set()
+        self.limit(rate)
+
+    def limit(self, rate: float | None) -> None:
+        """Pass at most so many requests a second from now on; those that wait already line up anew."""
         self._calls = _limiter(rate)
         self._waits = _limiter(rate)
+        for waiting in self._waiting:
+            waiting.cancel()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        limiter = self._waits if request.url.path.endswith(_WAITS) else self._calls
-        if limiter is not None:
-            await limiter.acquire()
+        await self._turn(is_wait=request.url.path.endswith(_WAITS))
         response = await self._inner.handle_async_request(request)
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             self._on_push_back()
         return response
+
+    async def _turn(self, *, is_wait: bool) -> None:
+        while (limiter := self._waits if is_wait else self._calls) is not None:
+            with anyio.CancelScope() as waiting:
+                self._waiting.add(waiting)
+                try:
+                    await limiter.acquire()
+                    return
+                finally:
+                    self._waiting.discard(waiting)
 
 
 def _limiter(rate: float | None) -> AsyncLimiter | None:

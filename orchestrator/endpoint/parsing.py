@@ -4,11 +4,12 @@ The client does not validate: missing fields are None, wrong values pass through
 call's answer is not the endpoint's: a proxy, a portal or a balancer gave it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any, TypeVar
 
+import msgspec
 import orjson
 from httpx import codes
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from runloop_api_client.types.devboxes.execution_update_chunk import ExecutionUp
 
 from orchestrator.core import records
 from orchestrator.core.errors import Unavailable
-from orchestrator.core.protocol import HOME
+from orchestrator.core.protocol import HOME, AdditionalContext
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -130,14 +131,33 @@ def scenario(view: types.ScenarioView) -> records.Scenario:
         digest=(view.metadata or {}).get("digest", ""),
         reference_output=view.reference_output,
         working_directory=view.environment.working_directory if view.environment else None,
+        artifacts=_artifacts(view.model_extra or {}),
+        context=_context(view.input_context),
+        steps=tuple(
+            records.ScenarioStep(
+                name=_required(each["name"], "a step's name"),
+                prompt=_required(each["problem_statement"], f"the problem statement of {view.id}, {each['name']}"),
+                reference_output=each["reference_output"],
+                artifacts=_artifacts(each),
+            )
+            for each in _steps(view)
+        ),
     )
+
+
+def _artifacts(view: Mapping[str, Any]) -> tuple[records.Artifact, ...]:
+    return tuple(
+        records.Artifact(source=each["source"], exclude=tuple(each["exclude"])) for each in view.get("artifacts") or ()
+    )
+
+
+def _steps(view: types.ScenarioView) -> list[Mapping[str, Any]]:
+    return (view.model_extra or {}).get("steps") or []
 
 
 def summary(view: types.ScenarioView) -> records.ScenarioSummary:
     metadata = view.metadata or {}
-    wanted = ", ".join(view.required_environment_variables or ())
-    if wanted:
-        wanted = f"task.toml: wants {wanted} from whoever runs it, which a sweep cannot give it yet"
+    required = tuple(view.required_environment_variables or ())
     return records.ScenarioSummary(
         id=_required(view.id, "a scenario's id"),
         name=view.name or view.id,
@@ -145,10 +165,31 @@ def summary(view: types.ScenarioView) -> records.ScenarioSummary:
         agent_timeout=_seconds(metadata.get("agent_timeout_sec")),
         scorer_timeout=_seconds(view.scorer_timeout_sec),
         network=tuple(filter(None, metadata.get("reaches", "").split(","))),
-        unsupported=metadata.get("unsupported") or wanted,
+        unsupported=metadata.get("unsupported", ""),
         notes=tuple(filter(None, metadata.get("notes", "").split("\n"))),
         environment=_blueprint_of(view),
+        context=_context(view.input_context),
+        steps=tuple(
+            records.StepLimits(
+                name=each["name"],
+                agent_timeout=_seconds(each["agent_timeout_sec"]),
+                scorer_timeout=_seconds(each["scorer_timeout_sec"]),
+            )
+            for each in _steps(view)
+        ),
+        verifier_environments=tuple(filter(None, metadata.get("verifier_blueprint_ids", "").split(","))),
+        variables=(*required, *filter(None, metadata.get("optional_variables", "").split(","))),
+        required=required,
     )
+
+
+def _context(given: Any) -> AdditionalContext:
+    """Read the additional context of a view, or of our own document; what is not in our form is not for us."""
+    found = given.get("additional_context") if isinstance(given, Mapping) else given.additional_context
+    try:
+        return msgspec.convert(found or {}, AdditionalContext)
+    except msgspec.ValidationError:
+        return AdditionalContext()
 
 
 def _blueprint_of(view: types.ScenarioView) -> str:
@@ -201,8 +242,39 @@ def benchmark_run(view: types.BenchmarkRunView) -> records.BenchmarkRun:
 
 
 def run(view: types.ScenarioRunView) -> records.ScenarioRun:
+    extra = view.model_extra or {}
     result = view.scoring_contract_result
-    scorers = [
+    scorers = _scorers(result)
+    return records.ScenarioRun(
+        id=_required(view.id, "a run's id"),
+        scenario_id=view.scenario_id,
+        devbox_id=_required(view.devbox_id, "a run's devbox"),
+        state=_required(view.state, "a run's state"),
+        score=result.score if result else None,
+        scorers=scorers,
+        judgement=_judgement(extra.get("scoring")),
+        rewards=extra.get("rewards") or _rewards(scorers),
+        steps=tuple(map(_step_result, extra.get("steps") or ())),
+        benchmark_run_id=view.benchmark_run_id,
+        metadata=view.metadata or {},
+    )
+
+
+def _step_result(view: Mapping[str, Any]) -> records.StepResult:
+    said = view.get("scoring_contract_result")
+    result = types.ScoringContractResultView.model_construct(**said) if said else None
+    scorers = _scorers(result)
+    return records.StepResult(
+        name=view["name"],
+        score=result.score if result else None,
+        scorers=scorers,
+        judgement=_judgement(view.get("scoring")),
+        rewards=_rewards(scorers),
+    )
+
+
+def _scorers(result: types.ScoringContractResultView | None) -> tuple[records.ScorerResult, ...]:
+    return tuple(
         records.ScorerResult(
             name=each.scoring_function_name,
             score=each.score,
@@ -211,26 +283,22 @@ def run(view: types.ScenarioRunView) -> records.ScenarioRun:
             rewards=(each.model_extra or {}).get("rewards") or {},
         )
         for each in (result.scoring_function_results or [] if result else [])
-    ]
-    judgement = None
-    if said := (view.model_extra or {}).get("scoring"):
-        judgement = records.Judgement(
-            mode=str(said.get("mode") or ""),
-            was_live=bool(said.get("was_live")),
-            processes_left=said.get("processes_left") or {},
-            system_changed=tuple(said.get("system_changed") or ()),
-            broken=str(said.get("broken") or ""),
-        )
-    return records.ScenarioRun(
-        id=_required(view.id, "a run's id"),
-        scenario_id=view.scenario_id,
-        devbox_id=_required(view.devbox_id, "a run's devbox"),
-        state=_required(view.state, "a run's state"),
-        score=result.score if result else None,
-        scorers=tuple(scorers),
-        judgement=judgement,
-        benchmark_run_id=view.benchmark_run_id,
-        metadata=view.metadata or {},
+    )
+
+
+def _rewards(scorers: Iterable[records.ScorerResult]) -> Mapping[str, float]:
+    return {name: value for scorer in scorers for name, value in scorer.rewards.items()}
+
+
+def _judgement(said: Mapping[str, Any] | None) -> records.Judgement | None:
+    if not said:
+        return None
+    return records.Judgement(
+        mode=str(said.get("mode") or ""),
+        was_live=bool(said.get("was_live")),
+        processes_left=said.get("processes_left") or {},
+        system_changed=tuple(said.get("system_changed") or ()),
+        broken=str(said.get("broken") or ""),
     )
 
 

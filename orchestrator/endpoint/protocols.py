@@ -17,6 +17,7 @@ SETTLEMENTS: Final = "settlements"
 PREPARATIONS: Final = "preparations"
 #: The same, of one whose devboxes may have its machine's own network.
 HOST_NETWORK: Final = "host_network"
+NO_VARIABLES: Final[Mapping[str, str]] = {}
 
 
 class Definitions(Protocol):
@@ -84,8 +85,9 @@ class Runs(Protocol):
         keep_alive: int,
         needs: records.Needs,
         key: str,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> records.ScenarioRun:
-        """Start a run and boot its devbox, which ends by itself after `keep_alive` seconds.
+        """Start a run and boot its devbox, which has `variables` and ends by itself after `keep_alive` seconds.
 
         One attempt: it is not repeated here, because a caller that waits for another try should hold nothing.
         """
@@ -98,14 +100,24 @@ class Runs(Protocol):
         """Every scenario run, or those of one benchmark run, of one scenario, or in one state."""
 
     async def agent_begins(self, run_id: str) -> bool:
-        """Note the state of a run's devbox before its agent starts. False if the endpoint cannot."""
+        """Make a run's devbox ready for its step, if it has several, and note its state: an agent begins.
+
+        False if the endpoint cannot. Raises Conflicted if the step cannot begin.
+        """
 
     async def agent_ended(
-        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+        self,
+        run_id: str,
+        *,
+        scoring: str,
+        devbox: str | None = None,
+        execution: str | None = None,
+        kept: str | None = None,
     ) -> records.Settlement | None:
         """Settle the devbox after its agent ended, for a `scoring` that is declared, separate, shared or live.
 
-        None if the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
+        `kept` is a folder in it with the pieces of what crossed to an earlier scoring, which is to cross again. None if
+        the endpoint cannot. Raises Conflicted while `execution`, the agent's own, still runs.
         """
 
     async def score(self, run_id: str, *, key: str) -> records.ScenarioRun:
@@ -195,6 +207,9 @@ class Endpoint(Definitions, Resources, Executions, Protocol):
 
     async def ping(self) -> None:
         """Make a cheap call; returns when the endpoint answers."""
+
+    def limit_rate(self, rate: float) -> None:
+        """Send at most so many requests a second from now on."""
 
     async def features(self) -> frozenset[str]:
         """Its abilities beyond the published protocol, such as `installs`; none, for a foreign endpoint."""

@@ -17,7 +17,7 @@ from orchestrator.core.protocol import RUN_ALIVE
 from orchestrator.core.records import BenchmarkRun, Needs, ScenarioRun, Settlement
 from orchestrator.endpoint import parsing
 from orchestrator.endpoint.calls import Ask, Calls, poll
-from orchestrator.endpoint.protocols import HOST_NETWORK, SETTLEMENTS
+from orchestrator.endpoint.protocols import HOST_NETWORK, NO_VARIABLES, SETTLEMENTS
 
 if TYPE_CHECKING:
     from runloop_api_client.types.shared_params.run_profile import RunProfile
@@ -93,6 +93,7 @@ class RunsApi(Calls):
         keep_alive: int,
         needs: Needs,
         key: str,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> ScenarioRun:
         profile: RunProfile = {"launch_parameters": {"keep_alive_time_seconds": keep_alive}}
         policy = await self._policies.identity(needs)
@@ -100,6 +101,8 @@ class RunsApi(Calls):
             profile["launch_parameters"] = {"keep_alive_time_seconds": keep_alive, "network_policy_id": policy}
         if needs.secrets:
             profile["secrets"] = dict(needs.secrets)
+        if variables:
+            profile["env_vars"] = dict(variables)
         if needs.install is not None and "installs" in await self.features():
             asked = {name: value for name, value in asdict(needs.install).items() if value}
             mount: Any = {"type": "install_mount", **asked}  # the client's types know none of ours
@@ -138,18 +141,25 @@ class RunsApi(Calls):
         if SETTLEMENTS not in await self.features():
             return False
         await self._ask(
-            f"noting how the devbox of run {run_id} is",
+            f"making the devbox of run {run_id} ready for its agent",
             partial(self._tell, run_id, "agent_begins", {}),
             parsing.receipt,
         )
         return True
 
     async def agent_ended(
-        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+        self,
+        run_id: str,
+        *,
+        scoring: str,
+        devbox: str | None = None,
+        execution: str | None = None,
+        kept: str | None = None,
     ) -> Settlement | None:
         if SETTLEMENTS not in await self.features():
             return None
         body = {"scoring": scoring, "devbox": devbox, "execution": execution}
+        body |= {} if kept is None else {"kept": kept}
         return await self._ask(
             f"settling what the agent of run {run_id} left",
             partial(self._tell, run_id, "agent_ended", body),

@@ -6,11 +6,13 @@ A deadline is decided by the wall clock: it passes also while the machine sleeps
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import anyio
 
-from orchestrator.core.config import ArmConfig, SweepConfig
+from orchestrator.core.config import ArmConfig, SweepConfig, moment
+from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import Outcome
 from orchestrator.engine.shutdown import Stopping
@@ -21,9 +23,12 @@ LOOK_EVERY_S: Final = 2.0
 HOUR_S: Final = 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Budgets:
-    """The budgets of a sweep. `deadline`, `wall` (the wall clock) and `now` (the journal's) are seconds since 1970."""
+    """The budgets of a sweep. `deadline`, `wall` (the wall clock) and `now` (the journal's) are seconds since 1970.
+
+    `config` and `deadline` may change while it runs.
+    """
 
     config: SweepConfig
     ledger: Ledger
@@ -42,10 +47,20 @@ class Budgets:
             hours = ledger.devbox_seconds(self.now()) / HOUR_S
             if hours >= config.max_devbox_hours:
                 return f"--max-devbox-hours {config.max_devbox_hours:g} is used up ({hours:.2f}); raise it to continue"
-        failures = ledger.outcomes[Outcome.FAILED] - ledger.unsupported
+        failures = ledger.outcomes[Outcome.FAILED] - ledger.excused
         if config.max_failures is not None and failures >= config.max_failures:
             return f"--max-failures {config.max_failures} is reached; raise it to continue"
         return None
+
+
+def deadline_of(config: SweepConfig) -> float | None:
+    """Read the deadline, in seconds since 1970; None if there is none. Raises UsageError for one in the past."""
+    if config.deadline is None:
+        return None
+    try:
+        return moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
+    except ValueError as error:
+        raise UsageError(f"--deadline: {error}.") from None
 
 
 def arm_used_up(arm: ArmConfig, ledger: Ledger) -> str | None:

@@ -1,7 +1,7 @@
 """Limits of concurrency. The devbox limit is halved when the endpoint pushes back, and then grows again, one by one."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import anyio
@@ -18,6 +18,31 @@ class Limits:
         self._devboxes = anyio.CapacityLimiter(devboxes)
         self._agents = anyio.CapacityLimiter(agents or devboxes)
         self._changed_at = float("-inf")
+        self._on_growth: Callable[[int], None] = lambda _: None
+        #: The number of times that the endpoint asked for less.
+        self.push_backs = 0
+
+    @contextmanager
+    def growing(self, grow: Callable[[int], None]) -> Iterator[None]:
+        """Inside, call `grow` with the number of devboxes that may be in flight at most, when that is set higher."""
+        before, self._on_growth = self._on_growth, grow
+        try:
+            yield
+        finally:
+            self._on_growth = before
+
+    def change(self, *, devboxes: int, agents: int | None) -> None:
+        """Set both anew; what is in flight above them goes on."""
+        grows, self._most = devboxes > self._most, devboxes
+        self._devboxes.total_tokens = devboxes
+        self._agents.total_tokens = agents or devboxes
+        if grows:
+            self._on_growth(devboxes)
+
+    @property
+    def agents(self) -> int:
+        """Number of agents that may work now."""
+        return int(self._agents.total_tokens)
 
     @property
     def devboxes(self) -> int:
@@ -47,6 +72,7 @@ class Limits:
 
     def push_back(self) -> None:
         """Halve the devboxes because the endpoint asks for less, at most once in `CALM_S`."""
+        self.push_backs += 1
         now = anyio.current_time()
         if now - self._changed_at >= CALM_S or not self.is_reduced:
             self._devboxes.total_tokens = max(1, self.devboxes // 2)

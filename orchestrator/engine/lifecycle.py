@@ -4,22 +4,25 @@ Order of durability: an intent is on disk before the call it announces, and the 
 release destroys the only other copy. A devbox whose score is not durable is left to its keep-alive.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import anyio
 import structlog
 
 from orchestrator.core import errors, events, retry_policy
-from orchestrator.core.ledger import INTERRUPTED, Attempt, Trial
+from orchestrator.core.ledger import Attempt, Trial
 from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
-from orchestrator.engine.context import LOG, AttemptState, Context, attempt_folder, compose_result
+from orchestrator.engine.context import AttemptState, Context, compose_result, given
+from orchestrator.engine.rescoring import need_same_work, rescored, work_of
 from orchestrator.engine.resume import take_up
-from orchestrator.engine.stage_table import STAGES, decision_on, flag_incomplete, note_finished
-from orchestrator.rundir.files import PATIENCE_S, persist
+from orchestrator.engine.stage_table import STAGES, decision_on, flag_incomplete, note_finished, open_workspace
+from orchestrator.rundir.files import AGENT_LOG, attempt_folder, persist
 
 #: Seconds that an attempt being canceled may take to release what it holds.
 CANCEL_GRACE_S: Final = 8.0
@@ -34,23 +37,19 @@ async def attempt(ctx: Context, key: TrialKey) -> retry_policy.Decision | None:
     left = ctx.ledger.under_way(key)
     trial = ctx.ledger.trials.get(key)
     number = left.number if left else trial.attempts + 1 if trial else 1
-    summary = ctx.summary(key)
-    folder = attempt_folder(ctx.folder, key, summary.name, number)
-
-    def lay_out() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOG).touch()
-
-    await persist(lay_out, patience=PATIENCE_S)
+    summary, arm, kept = ctx.summary(key), ctx.arms[key.arm], trial.kept if trial else None
     state = AttemptState(
         key=key,
         number=number,
         sweep=ctx.sweep,
-        arm=ctx.arms[key.arm],
-        summary=summary,
-        folder=folder,
+        arm=arm if kept is None else replace(arm, agent=work_of(kept, arm.agent, ctx.folder)),
+        kept=kept,
+        whole=summary,
+        base=attempt_folder(ctx.folder, key, summary.name, number),
+        steps=left.steps.copy() if left else [],
         redactor=ctx.redactor,
     )
+    await state.lay_out()
     try:
         return await _try_once(ctx, state, left)
     except anyio.get_cancelled_exc_class():
@@ -76,13 +75,27 @@ async def _try_once(ctx: Context, state: AttemptState, left: Attempt | None) -> 
         while stage is not None:
             if stage is Stage.SCORE and Stage.GATHER not in state.stages:
                 flag_incomplete(state, SCORED_BEFORE)
+            elif stage is Stage.SCORE and state.kept is not None:
+                await persist(partial(need_same_work, state, ctx.folder))
             await _walk(ctx, state, stage)
             has_result = state.run is not None and state.run.has_result
-            stage = Stage.SCORE if has_result and stage is not Stage.SCORE else STAGES[stage].next
+            if stage is Stage.SCORE and not has_result:
+                stage = await _begin_next_step(ctx, state)
+            else:
+                stage = Stage.SCORE if has_result and stage is not Stage.SCORE else STAGES[stage].next
     except errors.SweepError as error:
         return await _end_without_score(ctx, state, error, retry_policy.rule(error, state.stage))
     await _finish(ctx, state, Outcome.SCORED)
     return None
+
+
+async def _begin_next_step(ctx: Context, state: AttemptState) -> Stage:
+    """Journal the result of a step, and turn to the one that follows; return its first stage."""
+    devbox = given(state.workspace, "the workspace").devbox
+    await ctx.sink.append(events.StepEnded(trial=str(state.key), attempt=state.number, result=state.next_step()))
+    await state.lay_out()
+    open_workspace(ctx, state, devbox)
+    return Stage.PREPARE
 
 
 def _take_up_later(
@@ -172,7 +185,10 @@ def longest_left(ctx: Context, now: float) -> float:
         left = sum(STAGES[stage].limit(ctx.config.timeouts, summary) for stage in ahead)
         if attempt.finished is not at:
             left += max(0.0, STAGES[at].limit(ctx.config.timeouts, summary) - (now - attempt.since))
-        if Stage.SOLVE in ahead and ctx.config.agents is not None:
+        for step in range(len(attempt.steps) + 1, len(summary.steps)):
+            whole = list(Stage)[list(Stage).index(Stage.PREPARE) : list(Stage).index(Stage.RELEASE)]
+            left += sum(STAGES[stage].limit(ctx.config.timeouts, summary.in_step(step)) for stage in whole)
+        if Stage.SOLVE in ahead and ctx.limits.agents < ctx.limits.devboxes:
             left += ctx.config.timeouts.solve_for(summary.agent_timeout)  # it waits for its turn
         longest = max(longest, left)
     return longest
@@ -216,6 +232,8 @@ async def _end_without_score(
 async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: Failure | None = None) -> None:
     """Make the result durable, then release the devbox. Raises SweepHalted where every agent of the arm crashed."""
     result = compose_result(ctx, state, outcome, failure)
+    if state.kept is not None:
+        result = rescored(state.kept, result)
     state.has_score = outcome is Outcome.SCORED
     await ctx.sink.append(events.TrialFinished(trial=str(state.key), attempt=state.number, result=result))
     await _walk(ctx, state, Stage.RELEASE)
@@ -224,7 +242,7 @@ async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: 
     trials = (ctx.ledger.trials[key] for key in ctx.ledger.finished if key.arm == state.key.arm)
     verdict = ctx.breaker.crashed(state.key.arm, trials)
     if verdict is not None:
-        said = telling_line(state.folder / LOG) or "it printed nothing"
+        said = telling_line(state.folder / AGENT_LOG) or "it printed nothing"
         raise errors.SweepHalted(
             f"{verdict}: {said}. Fix it, and start a new sweep, or run these again with --retry {Flag.AGENT_CRASHED}; "
             "raise --same-failures if that is normal for your agent"
@@ -232,21 +250,43 @@ async def _finish(ctx: Context, state: AttemptState, outcome: Outcome, failure: 
 
 
 async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
-    """Finish the owed trials whose scenarios cannot run, without an attempt; attempts in flight are left alone.
+    """Finish the owed trials whose scenarios cannot run, without an attempt; attempts in flight are left alone."""
+    reasons = {key: ctx.summary(key).unsupported for key in owed if ctx.ledger.under_way(key) is None}
+    await give_up(ctx, {key: errors.Unsupported(reason) for key, reason in reasons.items() if reason})
+
+
+async def finish_canceled(ctx: Context) -> None:
+    """Finish the trials that were canceled before this process began, without another attempt."""
+    owed = {key: order for key, order in ctx.ledger.canceled.items() if ctx.has(key)}
+    await give_up(ctx, {key: errors.Canceled(f"canceled by {order.giver}") for key, order in owed.items()})
+
+
+async def end_requeued(ctx: Context) -> None:
+    """End the attempts that were to end before this process began, so that others follow: uncounted."""
+    ended = []
+    for key, order in ctx.ledger.requeued.items():
+        if ctx.has(key) and (attempt := ctx.ledger.under_way(key)) is not None:
+            why = errors.Requeued(f"requeued by {order.giver}")
+            failure = Failure(error=type(why).__name__, message=why.message, stage=str(attempt.stage))
+            ended.append(
+                events.AttemptEnded(trial=str(key), attempt=attempt.number, failure=failure.as_dict(), counted=False)
+            )
+    if ended:
+        await ctx.sink.append(*ended)
+
+
+async def give_up(ctx: Context, failures: Mapping[TrialKey, errors.SweepError]) -> None:
+    """Finish trials that no worker tries, each for its reason, without another attempt.
 
     No worker does it: there is no devbox to wait for, and a row of such failures says nothing about other trials.
     """
     ended: list[events.TrialFinished] = []
-    for key in owed:
+    for key, error in failures.items():
         summary = ctx.summary(key)
-        if not summary.unsupported or ctx.ledger.under_way(key) is not None:
-            continue
         last = ctx.ledger.trials.get(key, Trial()).attempts
         folder = attempt_folder(ctx.folder, key, summary.name, last)
-        state = AttemptState(
-            key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], summary=summary, folder=folder
-        )
-        failure = Failure(error=errors.Unsupported.__name__, message=summary.unsupported, stage=Stage.START.value)
+        state = AttemptState(key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], whole=summary, base=folder)
+        failure = Failure(error=type(error).__name__, message=error.message, stage=Stage.START.value)
         result = compose_result(ctx, state, Outcome.FAILED, failure)
         ended.append(events.TrialFinished(trial=str(key), attempt=last, result=result))
     if ended:
@@ -254,7 +294,7 @@ async def finish_unsupported(ctx: Context, owed: Iterable[TrialKey]) -> None:
 
 
 async def _abandon(ctx: Context, state: AttemptState) -> None:
-    """End an attempt because the sweep stops: it is not counted, and its devbox is released.
+    """End an attempt because the sweep stops, or a person says so: it is not counted, and its devbox is released.
 
     One that an endpoint fell silent under stays as it is: its agent may still work, and a resume takes it up.
     """
@@ -263,9 +303,11 @@ async def _abandon(ctx: Context, state: AttemptState) -> None:
     if state.has_score:
         await ctx.sink.append()  # its score is on its way to the disk: if that takes too long, the devbox keeps it
     elif state.stage is not Stage.RELEASE and not ctx.ledger.is_finished(state.key):
+        flight = ctx.in_flight.get(state.key)
+        why = (flight and flight.ended_by) or errors.Interrupted("the sweep was stopped")
         if ctx.silence.has_given_up:
             return
-        failure = Failure(error=INTERRUPTED, message="the sweep was stopped", stage=str(state.stage))
+        failure = Failure(error=type(why).__name__, message=why.message, stage=str(state.stage))
         ctx.sink.append_nowait(
             events.AttemptEnded(trial=str(state.key), attempt=state.number, failure=failure.as_dict(), counted=False)
         )

@@ -34,7 +34,7 @@ def _next(ctx: Context, pending: Iterable[TrialKey]) -> list[str]:
     """The environments of the next trials that no trial in flight has."""
 
     def environments(keys: Iterable[TrialKey]) -> Iterator[str]:
-        return filter(None, (ctx.scenarios[key.scenario].environment for key in keys))
+        return (each for key in keys for each in ctx.scenarios[key.scenario].environments)
 
     wanted, here = dict[str, None](), set(environments(ctx.in_flight))
     for environment in environments(pending):

@@ -31,12 +31,14 @@ def next_stage(attempt: Attempt, run: ScenarioRun, devbox: Devbox, *, where: Whe
     at = attempt.stage
     if at is Stage.RELEASE:
         return None
-    if run.has_result:
+    if run.has_result or run.in_step(len(attempt.steps)) is not run:
         return Stage.SCORE
     if at is None or devbox.status in DEVBOX_DEAD or run.state not in RUN_ALIVE | {RunState.FAILED}:
         return None
     if devbox.status in DEVBOX_BOOTING and at not in {Stage.START, Stage.BOOT}:
         return None
+    if attempt.steps and (at is Stage.PREPARE or attempt.is_between_steps):
+        return Stage.SOLVE if attempt.finished is at else Stage.PREPARE
     entry = STAGES[at]
     return (entry.next or at) if attempt.finished is at else entry.on_resume(where)
 

@@ -8,7 +8,7 @@ arms took turns, the trials of a slow arm would come to hold every devbox.
 import heapq
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import filterfalse
+from itertools import chain, filterfalse
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
@@ -52,6 +52,15 @@ class ArmQueue:
         is_open = self.retries and self.in_flight < self.max_in_flight and self.used_up() is None
         return self.retries[0][0] if is_open else float("inf")
 
+    def is_empty(self) -> bool:
+        """Tell if no trial is left to hand out."""
+        if self.retries:
+            return False
+        following = next(self.pending, None)
+        if following is not None:
+            self.pending = chain([following], self.pending)
+        return following is None
+
     def owed(self) -> str | None:
         """The reason why trials remain that will not start; None if none remain."""
         reason = self.used_up()
@@ -87,8 +96,9 @@ class Scheduler:
         self._stopping = stopping
         #: Nothing is handed out before.
         self._throttled_until = float("-inf")
-        #: True while trials are handed out.
+        #: True while trials are handed out, and while nothing is because a person says so.
         self.is_feeding = False
+        self._is_paused = False
         self._changed = anyio.Event()
 
     async def feed(self, workers: MemoryObjectSendStream[TrialKey]) -> None:
@@ -103,7 +113,7 @@ class Scheduler:
                     await workers.send(following)
                 for reason in filter(None, [queue.owed() for queue in self._queues.values()]):
                     self._stopping.drain(reason)
-        self.is_feeding = False
+            self.is_feeding = False
 
     def retry(self, key: TrialKey, delay: float) -> None:
         """Try this trial again, in `delay` seconds."""
@@ -115,6 +125,27 @@ class Scheduler:
         self._throttled_until = max(self._throttled_until, anyio.current_time() + delay)
         self.retry(key, delay)
 
+    def pause(self, *, is_paused: bool) -> None:
+        """Hand out nothing, until this is called again; what was handed out goes on."""
+        self._is_paused = is_paused
+        self._changed.set()
+
+    def wake(self) -> None:
+        """Look again if a trial may begin: limits or budgets were changed."""
+        self._changed.set()
+
+    def add(self, key: TrialKey) -> None:
+        """Hand out a trial once more that is nobody's, before those that were not handed out yet."""
+        heapq.heappush(self._queues[key.arm].retries, (anyio.current_time(), key))
+        self._changed.set()
+
+    def forget(self, keys: Collection[TrialKey]) -> None:
+        """Do not retry these trials."""
+        for queue in self._queues.values():
+            queue.retries = [each for each in queue.retries if each[1] not in keys]
+            heapq.heapify(queue.retries)
+        self._changed.set()
+
     @property
     def is_throttled(self) -> bool:
         """True while every start waits because one was refused."""
@@ -122,7 +153,7 @@ class Scheduler:
 
     def may_begin(self, key: TrialKey) -> bool:
         """Tell if a trial that was handed out may still begin: starts may have been refused, or a budget spent."""
-        return not self.is_throttled and self._queues[key.arm].used_up() is None
+        return not self.is_throttled and not self._is_paused and self._queues[key.arm].used_up() is None
 
     def finished(self, key: TrialKey) -> None:
         """Take back a trial that was handed out: it is over, for now at least."""
@@ -133,6 +164,10 @@ class Scheduler:
         """Wait for the next trial to try; None when there will be none."""
         while True:
             queues = self._queues.values()
+            if self._is_paused and (any(queue.in_flight for queue in queues) or not all(q.is_empty() for q in queues)):
+                await self._changed.wait()
+                self._changed = anyio.Event()
+                continue
             if not self.is_throttled:
                 for queue in sorted(queues, key=lambda queue: (queue.in_flight, queue.begun)):
                     if (key := queue.take()) is not None:

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, NoReturn
@@ -57,6 +57,8 @@ class Stopping:
         self.fault: SweepError | None = None
         #: True if a signal asked for it, rather than a budget or a fault.
         self.is_by_signal = False
+        #: True if trials failed in a way that others would, too.
+        self.is_halted = False
 
     @property
     def is_canceled(self) -> bool:
@@ -108,6 +110,11 @@ class Stopping:
             if self._is_opening:
                 self._scope.cancel()
 
+    def halt(self, reason: str) -> None:
+        """Drain because trials failed in a way that others would, too."""
+        self.is_halted = True
+        self.drain(reason)
+
     def cancel(self, reason: str = "stopped") -> None:
         """End what is in flight; each attempt releases what it holds, within bounds."""
         self.drain(reason, within=float("-inf"))
@@ -119,14 +126,24 @@ class Stopping:
 
 
 @contextmanager
-def obeying_signals(stopping: Stopping, *, drain: float | None, leave: Callable[[], None]) -> Iterator[None]:
+def obeying_signals(
+    stopping: Stopping,
+    *,
+    drain: float | None,
+    leave: Callable[[], None],
+    signals: Collection[signal.Signals] = SIGNALS,
+) -> Iterator[None]:
     """Inside, the first signal drains, the second cancels, the third exits at once, after a last call of `leave`.
 
     `drain` bounds draining, in seconds; None: no bound after a Ctrl-C at a terminal, 5 minutes otherwise. A signal that
-    was ignored when we started, as under nohup(1), stays ignored.
+    was ignored when we started, as under nohup(1), stays ignored. Without `signals` nothing is taken over, as in a
+    program that has handlers of its own, or in a thread, which may have none.
     """
+    if not signals:
+        yield
+        return
     obeying = _Obeying(stopping, drain, leave)
-    ours = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    ours = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, obeying.on_signal) for each in ours}
     try:
         with _waking(asyncio.get_running_loop()):

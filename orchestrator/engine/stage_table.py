@@ -14,6 +14,7 @@ import anyio
 import structlog
 
 from orchestrator.agentkit.agent import Agent, Result, Task, Where
+from orchestrator.agentkit.kept_work import KEPT
 from orchestrator.common.locks import birth
 from orchestrator.core import errors, events, records
 from orchestrator.core.config import SweepConfig, Timeouts
@@ -23,8 +24,10 @@ from orchestrator.core.retry_policy import MAX_DELAYS, MAX_INTERRUPTIONS, Action
 from orchestrator.core.stages import Stage
 from orchestrator.engine.agent_log import AgentLog
 from orchestrator.engine.artifacts.collect import collect, collect_verifier_files, take_snapshot
-from orchestrator.engine.context import LOG, AttemptState, Context, given
+from orchestrator.engine.context import AttemptState, Context, given
+from orchestrator.engine.rescoring import crossed, kept_part
 from orchestrator.engine.workspace import DevboxWorkspace
+from orchestrator.rundir.files import AGENT_LOG
 
 #: Seconds to collect what the tests wrote beside their score.
 VERIFIER_FILES_S: Final = 60.0
@@ -88,7 +91,6 @@ async def _find_run(ctx: Context, state: AttemptState) -> records.ScenarioRun | 
 
 async def _start_run(ctx: Context, state: AttemptState) -> records.ScenarioRun:
     """Start the run; in the benchmark run that follows, if somebody has ended ours. Raises SweepCanceled."""
-    timeouts, summary = ctx.config.timeouts, state.summary
     while True:
         try:
             return await ctx.endpoint.start_run(
@@ -96,9 +98,10 @@ async def _start_run(ctx: Context, state: AttemptState) -> records.ScenarioRun:
                 benchmark_run_id=state.benchmark_run,
                 name=f"{state.arm.name}/{state.key.number}/{state.number}",
                 metadata=state.metadata,
-                keep_alive=timeouts.keep_alive(agent=summary.agent_timeout, scorer=summary.scorer_timeout),
+                keep_alive=ctx.config.timeouts.keep_alive(state.whole),
                 needs=needs_of(ctx.config, state.arm.agent),
                 key=state.idempotency_key("start"),
+                variables={name: ctx.variables[name] for name in state.whole.variables if name in ctx.variables},
             )
         except (errors.Conflicted, errors.Missing):
             if ctx.benchmark_runs is None or state.benchmark_run is None:
@@ -151,7 +154,7 @@ def open_workspace(ctx: Context, state: AttemptState, devbox: records.Devbox, le
         settlement = await settle(ctx, state, execution)
         return settlement.exit_status if settlement else None
 
-    log = state.folder / LOG
+    log = state.folder / AGENT_LOG
     state.list_file("agent_log", log)
     state.workspace = DevboxWorkspace(
         ctx.endpoint,
@@ -170,8 +173,14 @@ def open_workspace(ctx: Context, state: AttemptState, devbox: records.Devbox, le
 
 async def settle(ctx: Context, state: AttemptState, execution: str | None = None) -> records.Settlement | None:
     """End what the agent left running. Raises WorldError; Conflicted while `execution` still runs."""
-    run = given(state.run, "the run")
-    return await ctx.endpoint.agent_ended(run.id, scoring=ctx.config.scoring, devbox=run.devbox_id, execution=execution)
+    run, workspace = given(state.run, "the run"), given(state.workspace, "the workspace")
+    return await ctx.endpoint.agent_ended(
+        run.id,
+        scoring=ctx.config.scoring,
+        devbox=run.devbox_id,
+        execution=execution,
+        kept=f"{workspace.scratch}/{KEPT}" if state.kept and crossed(kept_part(state)) else None,
+    )
 
 
 async def take_result(ctx: Context, state: AttemptState, error: errors.SweepError) -> bool:
@@ -188,9 +197,16 @@ async def take_result(ctx: Context, state: AttemptState, error: errors.SweepErro
 
 
 async def prepare(ctx: Context, state: AttemptState) -> Facts:
-    """Install the agent, then take a snapshot of the devbox's files."""
-    await state.arm.agent.prepare(given(state.workspace, "the workspace"))
-    if not await ctx.endpoint.agent_begins(given(state.run, "the run").id):
+    """Install the agent, but for a later step; then have the devbox ready for it, and a snapshot of its files."""
+    if not state.steps:
+        await state.arm.agent.prepare(_task(ctx, state), given(state.workspace, "the workspace"))
+    try:
+        is_noted = await ctx.endpoint.agent_begins(given(state.run, "the run").id)
+    except errors.Conflicted as error:
+        if not state.whole.steps:
+            raise
+        raise errors.DevboxFailed(f"step {state.step_name} could not begin: {error.message}") from None
+    if not is_noted:
         await take_snapshot(state)
     return {}
 
@@ -201,7 +217,7 @@ async def solve(ctx: Context, state: AttemptState) -> Facts:
     Raises AgentTimedOut and AgentCrashed where it is.
     """
     workspace = given(state.workspace, "the workspace")
-    log = AgentLog(state.folder / LOG, ctx.redactor)
+    log = AgentLog(state.folder / AGENT_LOG, ctx.redactor)
     with _logging(state, log) as write:
         try:
             state.result = await state.arm.agent.solve(_task(ctx, state), workspace, write)
@@ -231,7 +247,8 @@ async def solve(ctx: Context, state: AttemptState) -> Facts:
 
 
 def _task(ctx: Context, state: AttemptState) -> Task:
-    scenario, run, agent = given(state.scenario, "the scenario"), given(state.run, "the run"), state.arm.agent
+    scenario = given(state.scenario, "the scenario").in_step(len(state.steps))
+    run, agent = given(state.run, "the run"), state.arm.agent
 
     def note_process(pid: int) -> None:
         ctx.sink.append_nowait(
@@ -245,13 +262,15 @@ def _task(ctx: Context, state: AttemptState) -> Task:
         time_limit=ctx.config.timeouts.solve_for(state.summary.agent_timeout),
         started=note_process,
         folder=state.folder,
-        log=state.folder / LOG,
+        log=state.folder / AGENT_LOG,
         devbox_id=run.devbox_id,
         endpoint=ctx.endpoint.url,
         upstream=lambda: (ctx.endpoint.url, ctx.endpoint.token),
         model=state.arm.config.model,
         settings=state.arm.config.settings,
         reference_output=scenario.reference_output if agent.needs_reference else None,
+        context=scenario.context.filled(ctx.variables),
+        step=state.step_name if state.whole.steps else "",
     )
 
 
@@ -301,7 +320,7 @@ def flag_incomplete(state: AttemptState, reason: str) -> None:
 
 async def score(ctx: Context, state: AttemptState) -> Facts:
     """Have the run scored and take the result. Raises ScoringFault when any scoring function is in error."""
-    run = given(state.run, "the run")
+    run = state.judged
     state.scorings += 1
     if run.state != RunState.SCORING and (run.state not in RUN_RESULT or _faults(run)):
         try:
@@ -311,8 +330,9 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
                 raise
     if run.state not in RUN_RESULT or _faults(run):
         state.run = await ctx.endpoint.wait_scored(run.id)
+        await _ask_again_unscored(ctx, state)
 
-    scored = await _ask_again_unscored(ctx, state)
+    scored = state.judged
     for scorer in scored.scorers:
         log = f"scorers/{records.path_part(scorer.name)}.log"
         await state.keep(f"scorer_{scorer.name}", log, scorer.output.encode(errors="replace"))
@@ -321,7 +341,7 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
     if words := _faults(scored):
         await _collect_verifier_files(ctx, state)
         raise errors.ScoringFault(f"scoring failed: {words}")
-    if scored.state not in RUN_RESULT or scored.score is None:
+    if scored.state not in RUN_RESULT or (scored.score is None and not scored.steps):
         await _explain_lost(ctx, scored)
 
     judgement = scored.judgement or records.Judgement(
@@ -337,10 +357,10 @@ async def score(ctx: Context, state: AttemptState) -> Facts:
     return {"score": scored.score}
 
 
-async def _ask_again_unscored(ctx: Context, state: AttemptState) -> records.ScenarioRun:
+async def _ask_again_unscored(ctx: Context, state: AttemptState) -> None:
     """Ask for the score again while no scorer could be started; the run then says so, and asks to be tried later.
 
-    Returns the run as it is when its devbox is gone, or after a minute.
+    Gives up when its devbox is gone, or after a minute.
     """
     run = given(state.run, "the run")
     for number, pause in enumerate((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), 1):
@@ -353,7 +373,6 @@ async def _ask_again_unscored(ctx: Context, state: AttemptState) -> records.Scen
         await anyio.sleep(pause)
         await ctx.endpoint.score(run.id, key=state.idempotency_key(f"score-{state.scorings}-{number}"))
         state.run = run = await ctx.endpoint.wait_scored(run.id)
-    return run
 
 
 def _faults(run: records.ScenarioRun) -> str:
@@ -459,6 +478,8 @@ STAGES: Final[Mapping[Stage, StageEntry]] = {
         limit=lambda timeouts, _scenario: timeouts.prepare,
         next=Stage.SOLVE,
         on_resume=lambda _where: None,  # half an install is no install
+        catches=(errors.DevboxFailed,),
+        on_error=take_result,
     ),
     Stage.SOLVE: StageEntry(
         run=solve,

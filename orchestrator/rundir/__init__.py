@@ -10,7 +10,7 @@ Reads after an append see a fold that includes it: an event is in the ledger bef
 the ledger refuses is never written. So the ledger may be ahead of the disk; a caller that needs the disk waits.
 
     journal     the journal: read, recovered, and written by a thread
-    results     results.jsonl, derived from the journal
+    results_file results.jsonl, derived from the journal
     checkpoint  a saved fold, so that a long journal need not be read again
     append_file a file that only grows, recovery from a failed write, and the ballast for a full disk
     files       names, the lock, writes that survive a crash or a full disk

@@ -32,7 +32,7 @@ from orchestrator.rundir import checkpoint
 from orchestrator.rundir.append_file import FULL, AppendFile, Ballast
 from orchestrator.rundir.checkpoint import Folded
 from orchestrator.rundir.files import JOURNAL, RESULTS, locked, sync_folder
-from orchestrator.rundir.results import Results, unknown_results
+from orchestrator.rundir.results_file import Results, unknown_results
 
 #: Patience with a disk that neither writes nor refuses, when the journal closes; a slow one gets more.
 _CLOSE_TIMEOUT_S: Final = 5.0

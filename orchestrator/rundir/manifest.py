@@ -4,7 +4,7 @@ Two results compare only if benchmark, scenario contents, agents, models and sco
 differs in one of them is refused, naming it. How fast and how much is run may differ from day to day.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -29,6 +29,7 @@ _REQUIRED: Final = frozenset({"sweep", "identity", "config", "scenarios"})
 _FIX: Final = "Put it back from a copy, or start anew with another --name."
 #: Characters of a value that is shown beside the name of what changed; digests are longer.
 _MAX_SHOWN: Final = 50
+_MOST_TRIALS: Final = 10_000_000
 
 
 class AgentDigest(Protocol):
@@ -88,14 +89,20 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     @property
     def plan(self) -> Plan:
-        """The trials that the sweep was last asked for."""
+        """The trials that the sweep was last asked for. Raises JournalError for values that no plan has."""
         selected = self.scenarios if self.selected is None else self.selected
-        return Plan(
-            benchmark=self.identity["benchmark"],
-            scenarios=tuple(self.scenarios[each] for each in selected),
-            arms=tuple(arm["name"] for arm in self.config["arms"]),
-            trials=self.config["trials"],
-        )
+        try:
+            plan = Plan(
+                benchmark=str(self.identity["benchmark"]),
+                scenarios=tuple(self.scenarios[each] for each in selected),
+                arms=tuple(str(arm["name"]) for arm in self.config["arms"]),
+                trials=int(self.config["trials"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise JournalError(f"{MANIFEST} of {self.name} is damaged: {error!r}. {_FIX}") from None
+        if not 0 <= len(plan) <= _MOST_TRIALS:
+            raise JournalError(f"{MANIFEST} of {self.name} is damaged: it has {len(plan):,} trials. {_FIX}")
+        return plan
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise JournalError(f"{path} is damaged: a JSON object with {keys} was expected. {_FIX}")
         scenarios = {id_: {**entry, "id": id_} for id_, entry in written["scenarios"].items()}
         return msgspec.convert({**written, "scenarios": scenarios}, Manifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a sweep: it has no {MANIFEST}.") from None
     except (orjson.JSONDecodeError, msgspec.ValidationError, TypeError, AttributeError) as error:
         raise JournalError(f"{path} is damaged: {error}. {_FIX}") from None
@@ -124,6 +131,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for entry in written["scenarios"].values():
         del entry["id"]
     write_atomically(path, orjson.dumps(kept | written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def keep_config(folder: Path, config: SweepConfig) -> None:
+    """Make settings that changed while the sweep ran those that a resume takes up. Raises OSError."""
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), config=config.model_dump(mode="json")))
 
 
 def lock_of(folder: Path) -> LockKind:
@@ -159,14 +171,28 @@ def place_of(endpoint: str | None, isolation: str) -> str:
     return endpoint.rstrip("/") if endpoint else f"the embedded service (--isolation {isolation})"
 
 
-def check_same(path: Path, manifest: Manifest, identity: Mapping[str, Any], place: str, plan: Plan) -> None:
-    """Raise UsageError naming every way in which the sweep in the folder is of another kind."""
+def check_same(
+    path: Path,
+    manifest: Manifest,
+    identity: Mapping[str, Any],
+    place: str,
+    plan: Plan,
+    may_change: Collection[str] = (),
+) -> None:
+    """Raise UsageError naming every way in which the sweep in the folder is of another kind.
+
+    The content of the scenarios `may_change`, by id, may be another than it was.
+    """
     if manifest.schema > SCHEMA:
         raise UsageError(f"{path} was written by sweep {manifest.version}; this is {__version__}. Upgrade it.")
     differing = list(_differences(manifest.kind, identity))
     differing += _differences(manifest.place, place, "endpoint")
     tried = {id_: summary.digest for id_, summary in manifest.scenarios.items() if not summary.unsupported}
-    changed = [each.name for each in plan.scenarios if each.digest != tried.get(each.id, each.digest)]
+    changed = [
+        each.name
+        for each in plan.scenarios
+        if each.id not in may_change and each.digest != tried.get(each.id, each.digest)
+    ]
     if changed:
         names = ", ".join(changed[:5]) + (" and others" if len(changed) > 5 else "")
         differing.append(f"the content of {names} has changed")

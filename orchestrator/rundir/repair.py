@@ -14,7 +14,7 @@ from msgspec import structs
 
 from orchestrator.core import errors, events
 from orchestrator.core.ledger import Ledger
-from orchestrator.rundir import checkpoint, files, journal, manifest, results
+from orchestrator.rundir import checkpoint, files, journal, manifest, results_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ def repair(folder: Path) -> Repaired | None:
             path.touch()
             ledger = Ledger()
             damaged = dict(_damaged(path, ledger))
-            unknown = results.unknown_results(folder, ledger)
+            unknown = results_file.unknown_results(folder, ledger)
             restored = [events.to_line(structs.replace(event, at=round(journal.now(), 3))) for event in unknown]
             (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
             if not damaged and not restored:
@@ -82,7 +82,7 @@ def _damaged(path: Path, ledger: Ledger) -> Iterator[tuple[int, bytes]]:
                     event = events.from_line(line)
                     journal.check_version(event, path)
                     if isinstance(event, events.TrialFinished):
-                        results.result_line(event)
+                        results_file.result_line(event)
                     ledger.apply(event)
                     continue
             except (errors.JournalError, errors.InternalError):

@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,8 +27,9 @@ from orchestrator.core.config import RUNS, SweepConfig
 from orchestrator.core.errors import JournalError, SweepError, UsageError
 from orchestrator.core.events import SweepEnded, TrialFinished, TrialReopened
 from orchestrator.core.plan import Plan
-from orchestrator.core.printable import counted
+from orchestrator.core.printable import counted, printable
 from orchestrator.core.protocol import Isolation
+from orchestrator.core.records import TrialKey
 from orchestrator.rundir import manifest as manifests
 from orchestrator.rundir.files import JOURNAL, MANIFEST, locked, write_atomically
 from orchestrator.rundir.manifest import IdentifiedArm, Manifest, check_same, identity_of, place_of, read_manifest
@@ -83,10 +84,18 @@ def _has_open(pid: str, file: Path) -> bool:
     return False
 
 
+def run_folders(runs: Path) -> Sequence[Path]:
+    """The run folders, newest first: a sweep that is resumed is new."""
+    changed = {}
+    for path in runs.glob(f"*/{MANIFEST}"):
+        with suppress(OSError):
+            changed[path.parent] = path.stat().st_mtime_ns
+    return sorted(changed, key=changed.__getitem__, reverse=True)
+
+
 def sweeps(runs: Path) -> Iterator[tuple[Path, Manifest]]:
     """The run folders with their manifests, newest first; those that cannot be read are left out."""
-    folders = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
-    for folder in sorted(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True):
+    for folder in run_folders(runs):
         with suppress(SweepError, OSError):
             yield folder, read_manifest(folder)
 
@@ -104,19 +113,42 @@ def is_finished(folder: Path, manifest: Manifest) -> bool:
 
 def find(runs: Path, name: str) -> Path:
     """Find the run folder with this name below `runs`, or at this path. Raises UsageError with close names."""
-    for folder in (runs / name, Path(name).expanduser()):
-        if (folder / MANIFEST).is_file():
-            return folder if folder.name not in {"", ".."} else folder.resolve()
-    known = [folder.name for folder, _ in sweeps(runs)]
+    folder = _found(runs, name)
+    if folder is not None:
+        return folder if folder.name not in {"", ".."} else folder.resolve()
+    known = [printable(folder.name) for folder, _ in sweeps(runs)]
     near = get_close_matches(name, known, 3)
     hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(known[:10]) or 'none'}."
     raise UsageError(f"There is no sweep {name!r} in {runs}. {hint}")
 
 
+def is_sweep(runs: Path, name: str) -> bool:
+    """True if `find` finds a run folder of that name."""
+    return _found(runs, name) is not None
+
+
+def _found(runs: Path, name: str) -> Path | None:
+    places = (runs / name, Path(name).expanduser())
+    return next((folder for folder in places if (folder / MANIFEST).is_file()), None)
+
+
 def as_typed(folder: Path) -> str:
     """The argument for a command that finds this folder: its name if that is enough, else its path."""
     runs = Path(os.environ.get("SWEEP_RUNS") or RUNS)
-    return shlex.quote(folder.name if folder.resolve().parent == runs.resolve() else str(folder))
+    is_there = folder.parent == runs or folder.resolve().parent == runs.resolve()
+    return shlex.quote(folder.name if is_there else str(folder))
+
+
+def trial_as_typed(folder: Path, key: TrialKey, plan: Plan) -> str:
+    """The arguments for a command that finds a trial: its sweep and scenario, and what tells it from others of it."""
+    name = plan.by_id[key.scenario].name
+    is_enough = name.isprintable() and not name.startswith("-") and name not in plan.shared_names
+    words = [as_typed(folder), shlex.quote(name if is_enough else key.scenario)]
+    if len(plan.arms) > 1:
+        words += ["--arm", shlex.quote(key.arm)]
+    if plan.trials > 1:
+        words += ["--trial", str(key.number)]
+    return " ".join(words)
 
 
 def find_unfinished(runs: Path) -> Path:
@@ -125,6 +157,13 @@ def find_unfinished(runs: Path) -> Path:
     if found is None:
         raise UsageError(f"There is no unfinished sweep in {runs}: name one, or say with --runs where it is.")
     return found
+
+
+def find_newest(runs: Path) -> Path:
+    """Find the sweep that was started or resumed last. Raises UsageError if there is none."""
+    for folder in run_folders(runs):
+        return folder
+    raise UsageError(f"There is no sweep in {runs}: say with --runs where it is.")
 
 
 def find_running(runs: Path) -> Path:
@@ -146,9 +185,9 @@ class RunFolder:
     is_resumed: bool
     why: str = ""
 
-    def keep_settings(self, file: Path) -> None:
-        """Keep a copy of the settings file, as given."""
-        write_atomically(self.path / SETTINGS, file.read_bytes())
+    def keep_settings(self, file: Path, mask: Callable[[bytes], bytes]) -> None:
+        """Keep a copy of the settings file, as given but for what `mask` masks."""
+        write_atomically(self.path / SETTINGS, mask(file.read_bytes()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +209,15 @@ def choose_folder(
     *,
     endpoint: str | None,
     is_again: bool = False,
+    may_change: Collection[str] = (),
 ) -> RunFolder:
     """Choose the folder that `find_folder` finds, else make a new one, and write its manifest.
 
-    Raises UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use;
-    JournalError when the disk refuses.
+    The content of the scenarios `may_change`, by id, may be another than it was: they are scored again. Raises
+    UsageError for a bad name, for a folder whose sweep is of another kind, and for one that is in use; JournalError
+    when the disk refuses.
     """
-    found = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again)
+    found = find_folder(runs, config, plan, arms, endpoint=endpoint, is_again=is_again, may_change=may_change)
     path = found.path or (runs / config.name if config.name else None)
     if path is None:  # `<benchmark>-<arm>-<date>-<time>`, with a number after it if that is taken
         arm = plan.arms[0] if len(plan.arms) == 1 else f"{len(plan.arms)}-arms"
@@ -187,7 +228,7 @@ def choose_folder(
     make_folder(path)
     try:
         with locked(path, config.lock):  # two processes must not both write a manifest
-            folder = _write(path, config, plan, identity_of(config, plan, arms), endpoint)
+            folder = _write(path, config, plan, identity_of(config, plan, arms), endpoint, may_change)
             return replace(folder, why=found.why)
     except OSError as error:
         raise JournalError(f"{path} cannot be written: {error}") from error
@@ -215,6 +256,7 @@ def find_folder(
     *,
     endpoint: str | None,
     is_again: bool = False,
+    may_change: Collection[str] = (),
 ) -> FoundFolder:
     """Find the named folder, else an unfinished sweep of the same kind in the same place. Changes nothing.
 
@@ -229,7 +271,7 @@ def find_folder(
         path = runs / config.name
         if not (path / MANIFEST).exists():
             return FoundFolder(path=None)
-        check_same(path, read_manifest(path), identity, place, plan)
+        check_same(path, read_manifest(path), identity, place, plan, may_change)
         return FoundFolder(path=path)
 
     same = [
@@ -279,11 +321,18 @@ def refuse_elsewhere(path: Path, endpoint: str | None, isolation: Isolation) -> 
         )
 
 
-def _write(path: Path, config: SweepConfig, plan: Plan, identity: dict[str, Any], endpoint: str | None) -> RunFolder:
+def _write(
+    path: Path,
+    config: SweepConfig,
+    plan: Plan,
+    identity: dict[str, Any],
+    endpoint: str | None,
+    may_change: Collection[str],
+) -> RunFolder:
     is_resumed = (path / MANIFEST).exists()
     if is_resumed:
         manifest = read_manifest(path)
-        check_same(path, manifest, identity, place_of(endpoint, config.isolation), plan)
+        check_same(path, manifest, identity, place_of(endpoint, config.isolation), plan, may_change)
     else:
         git_commit = None
         with suppress(OSError, SubprocessError):

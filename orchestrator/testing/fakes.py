@@ -17,6 +17,7 @@ from msgspec import structs
 from orchestrator.core import errors, events, records
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.protocol import DEVBOX_ALIVE, DEVBOX_DEAD, RUN_ALIVE, RUN_RESULT
+from orchestrator.endpoint.protocols import NO_VARIABLES
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class MemoryEndpoint:
 
     def __init__(self, scenarios: Sequence[records.ScenarioSummary], script: Script | None = None) -> None:
         self.script = script or Script()
+        self.rate: float | None = None
         self.summaries_ = list(scenarios)
         self.runs: dict[str, records.ScenarioRun] = {}
         self.benchmark_runs: dict[str, records.BenchmarkRun] = {}
@@ -96,6 +98,9 @@ class MemoryEndpoint:
     def answered_at(self) -> float:
         self._answered_at = self._answered_at if self.is_gone else anyio.current_time()
         return self._answered_at
+
+    def limit_rate(self, rate: float) -> None:
+        self.rate = rate
 
     async def ping(self) -> None:
         await self._call("ping")
@@ -210,8 +215,9 @@ class MemoryEndpoint:
         keep_alive: int,
         needs: records.Needs,
         key: str,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> records.ScenarioRun:
-        del name, keep_alive, needs
+        del name, keep_alive, needs, variables
         await self._call("start_run")
         if self._known(key) in self._answers:
             return self.runs[self._answers[key]]
@@ -255,9 +261,15 @@ class MemoryEndpoint:
         return False
 
     async def agent_ended(
-        self, run_id: str, *, scoring: str, devbox: str | None = None, execution: str | None = None
+        self,
+        run_id: str,
+        *,
+        scoring: str,
+        devbox: str | None = None,
+        execution: str | None = None,
+        kept: str | None = None,
     ) -> records.Settlement | None:
-        del run_id, scoring, devbox, execution
+        del run_id, scoring, devbox, execution, kept
         await self._call("agent_ended")
         return None
 

@@ -58,6 +58,8 @@ async def test_the_start_says_that_chaos_is_on_and_the_end_holds_nobody_up(tmp_p
                 tasks.start_soon(ask, "/v1/benchmarks", "late=60")
                 said = tmp_path / "said"
                 await until(lambda: said.read_text().count("chaos.injected") == 2, "no faults")
+                # What is late is told before it is read, and reading takes turns: this one comes after it.
+                assert (await client.get("/v1/benchmarks")).status_code == 200
                 process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
     assert sorted(map(str, ends)) == ["200", str(httpx.RemoteProtocolError)]

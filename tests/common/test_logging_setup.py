@@ -1,11 +1,9 @@
 """Nothing fails because of what it logs, wherever that goes, and a line that is written is whole."""
 
 import io
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -28,14 +26,6 @@ logging_setup.to_stream()
 structlog.get_logger().warning("after")
 print("alive", flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    before, raises = structlog.get_config(), logging.raiseExceptions
-    yield
-    structlog.configure(**before)
-    logging.raiseExceptions = raises
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every setting of a sweep, and what is said of a wrong one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from orchestrator.core.config import SweepConfig, Timeouts, Typed, arm_name, load_file, resolve, seconds
 from orchestrator.core.errors import UsageError
+from orchestrator.core.records import ScenarioSummary, StepLimits
 
 
 def config(**settings: Any) -> SweepConfig:
@@ -40,6 +42,8 @@ def test_a_benchmark_and_an_agent_are_enough() -> None:
         ({"arms": "oracle"}, ["arms: ", "must be a list"]),
         ({"timeouts": 3}, ["timeouts: ", "must be a table"]),
         ({"skip_unsupported": "often"}, ["skip_unsupported: ", "must be true or false"]),
+        ({"accept": "110%"}, ["accept: '110%' is not a share. Write for example 0.9 or 90%"]),
+        ({"accept": 0}, ["accept: 0 is not a share. Write for example 0.9 or 90%"]),
         ({"rate": "20/h"}, ["rate: '20/h' is not a rate. Write for example 20/s or 300/min"]),
         ({"benchmark": None}, ["benchmark: ", "must be text"]),
         ({"timeouts": {"boot": "10 minutes"}}, ["timeouts.boot: '10 minutes' is not a duration", "10m or 8h"]),
@@ -148,9 +152,13 @@ def test_the_same_arm_twice_is_a_mistake(double: dict[str, Any]) -> None:
 
 
 def test_a_devbox_lives_through_every_stage_that_needs_it_and_a_wait_as_long_as_the_agent() -> None:
-    timeouts = Timeouts()
-    assert timeouts.keep_alive(agent=None, scorer=None) == 900 + 900 + 2 * 3600 + 300 + 1800 + 300
-    assert timeouts.keep_alive(agent=100, scorer=50) == 900 + 900 + 200 + 300 + 50 + 300
+    timeouts, scenario = Timeouts(), ScenarioSummary(id="scn_1", name="a")
+    assert timeouts.keep_alive(scenario) == 900 + 900 + 2 * 3600 + 300 + 1800 + 300
+    quick = replace(scenario, agent_timeout=100, scorer_timeout=50)
+    assert timeouts.keep_alive(quick) == 900 + 900 + 200 + 300 + 50 + 300
+    steps = (StepLimits(name="one", agent_timeout=100, scorer_timeout=50), StepLimits(name="two"))
+    both = replace(quick, steps=steps)
+    assert timeouts.keep_alive(both) == timeouts.keep_alive(quick) + timeouts.keep_alive(scenario) - 900 - 300
 
 
 def test_the_users_time_limits_win_over_the_scenarios() -> None:
@@ -160,9 +168,10 @@ def test_the_users_time_limits_win_over_the_scenarios() -> None:
 
 
 def test_a_plan_that_needs_a_devbox_for_more_than_two_days_is_refused_with_the_fix() -> None:
-    assert Timeouts(solve=80_000).keep_alive(agent=None, scorer=None) < 48 * 3600
+    scenario = ScenarioSummary(id="scn_1", name="a")
+    assert Timeouts(solve=80_000).keep_alive(scenario) < 48 * 3600
     with pytest.raises(UsageError, match=r"add up to 51\.2 h .* 48 h\. Lower --timeout-solve"):
-        Timeouts(solve=90_000).keep_alive(agent=None, scorer=None)
+        Timeouts(solve=90_000).keep_alive(scenario)
 
 
 def test_a_settings_file_is_read_as_it_stands(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
 def _values(hint: Any) -> st.SearchStrategy[Any]:
     if hint in BY_TYPE:
         return BY_TYPE[hint]
+    if get_origin(hint) is tuple:
+        return st.lists(_values(get_args(hint)[0]), max_size=3).map(tuple)
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
         return st.dictionaries(TEXT, JSON, max_size=3)
     return st.one_of(*(_values(each) for each in get_args(hint)))

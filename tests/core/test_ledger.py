@@ -21,6 +21,7 @@ from orchestrator.core.events import (
     RunStarted,
     StageEntered,
     StageFinished,
+    StepEnded,
     SweepEnded,
     SweepOpened,
     TrialFinished,
@@ -106,6 +107,7 @@ def test_counts_agree_with_the_trials_after_every_event(events: list[Event]) -> 
         trials = ledger.trials.values()
         under_way = [trial.attempt for trial in trials if trial.attempt is not None]
         assert ledger.stages.total() == len(under_way) == len(ledger.unreleased())
+        assert set(ledger.held) == {key for key, trial in ledger.trials.items() if trial.attempt is not None}
         assert all(ledger.stages[stage] == sum(each.stage == stage for each in under_way) for stage in Stage)
         assert ledger.outcomes.total() == len(ledger.finished) == sum(trial.outcome is not None for trial in trials)
         assert all(trial.counted <= trial.attempts for trial in trials)
@@ -152,6 +154,8 @@ SCORED = [entered("start"), *(entered(stage) for stage in ROAD[1:]), finished()]
         ([entered("start")], ExecutionStarted(trial="s/a/1", attempt=2, execution="e")),
         (SCORED, finished()),
         (SCORED, entered("start", attempt=2)),
+        ([entered(stage) for stage in ROAD], entered("prepare")),
+        ([entered(stage) for stage in ROAD], StepEnded(trial="s/a/1", attempt=1, result={})),
     ],
 )
 def test_an_event_that_cannot_follow_is_refused_and_changes_nothing(before: list[Event], event: Event) -> None:
@@ -160,6 +164,23 @@ def test_an_event_that_cannot_follow_is_refused_and_changes_nothing(before: list
     with pytest.raises(InternalError, match=r"The journal|cannot go from"):
         ledger.apply(event)
     assert vars(ledger) == state
+
+
+def test_a_step_that_ended_leaves_its_result_and_the_attempt_as_if_it_had_just_booted() -> None:
+    """What is journaled of the next step is of that alone; what the first one's agent spent is counted once."""
+    spent = {"usage": {"cost_usd": 1.5}}
+    first = [*map(entered, ROAD), structs.replace(left("score"), facts=spent)]
+    ended = StepEnded(trial="s/a/1", attempt=1, result={"name": "one"})
+    ledger = fold([*first, ended])
+    attempt = ledger.trials[TrialKey.parse("s/a/1")].attempt
+    assert attempt is not None
+    assert (attempt.steps, attempt.facts, attempt.stages, attempt.finished) == ([{"name": "one"}], {}, {}, None)
+    assert attempt.entries == 0
+    for event in (entered("prepare"), entered("prepare"), entered("solve")):
+        ledger.apply(event)
+    assert (attempt.stage, attempt.entries) == (Stage.SOLVE, 1)
+    ledger.apply(finished())
+    assert ledger.cost == 1.5
 
 
 def test_an_attempt_is_known_by_what_it_holds_on_the_endpoint() -> None:
@@ -244,10 +265,11 @@ def test_events_of_a_later_version_are_skipped() -> None:
 
 def test_a_sweep_that_is_opened_again_has_not_ended() -> None:
     opened = SweepOpened(sweep="x", schema=1, version="0", pid=1)
-    ledger = fold([opened, SweepEnded(reason="stopped")])
+    ledger = fold([structs.replace(opened, at=100.0), SweepEnded(reason="stopped", at=130.0)])
     assert (ledger.opened, ledger.ended) == (1, "stopped")
-    ledger.apply(opened)
+    ledger.apply(structs.replace(opened, at=1000.0))
     assert (ledger.opened, ledger.ended) == (2, None)
+    assert ledger.worked_seconds(1007.0) == 37.0, "the time between two processes counts for nothing"
 
 
 def test_a_result_began_with_the_first_attempt_that_led_to_it() -> None:
@@ -287,4 +309,18 @@ def test_tokens_of_every_attempt_are_counted_once_and_what_is_no_number_is_none(
     events = [*solved(reported, "s/a/1"), scored(reported, "s/a/1"), *solved({"output_tokens": 7}, "s/b/1")]
     unusual: list[Any] = [None, [], {"input_tokens": "9"}, reported]
     odd = [scored(usage, f"s/c/{number}") for number, usage in enumerate(unusual)]
-    assert fold([*events, *odd]).tokens == {"a": 12, "b": 7, "c": 12}
+    ledger = fold([*events, *odd])
+    assert ledger.tokens == {"a": 12, "b": 7, "c": 12}
+    assert {str(key): trial.tokens for key, trial in ledger.trials.items() if trial.tokens} == {
+        "s/a/1": 12,
+        "s/b/1": 7,
+        "s/c/3": 12,
+    }
+
+
+def test_an_attempt_tells_when_it_began_and_when_its_output_last_grew() -> None:
+    kept = OutputKept(trial="s/a/1", attempt=1, offset=9, length=8, at=60.0)
+    ledger = fold([*(entered(stage) for stage in ROAD[:4]), kept, structs.replace(kept, offset=11, at=90.0)])
+    attempt = ledger.trials[TrialKey("s", "a", 1)].attempt
+    assert attempt is not None
+    assert (attempt.began, attempt.grew) == (5.0, 60.0)

@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 from .judge import Judge
 from .weather import World
-from .witness import WORK, Result, lasting, read_results, remains, sweep_id, trial_of, write_benchmark
+from .witness import WORK, Result, lasting, read_results, remains, sweep_id, trial_of, write_benchmark, write_stepped
 
 DYING: Final = Path(__file__).with_name("dying.py")
 #: Seconds for one run of a sweep that takes one.
@@ -32,6 +32,7 @@ PATIENCE: Final = 120.0
 LAST_RITES: Final = 15.0
 TOKEN: Final = "a-key-for-our-tests"
 BENCHMARK: Final = "tiny"
+STEPPED: Final = "stepped"
 #: A variable that the agent needs and has of the service, or of the sweep that starts one for itself.
 KEY: Final = {"MODEL_KEY": "a-key-for-a-model"}
 #: Installs something, then says one word, does its work with its key, and a moment later says another.
@@ -119,6 +120,7 @@ class Service:
 
     def start(self) -> None:
         words = ["serve", "--state", str(self.state), "--benchmarks", str(self.benchmark), "--token", TOKEN]
+        words += ["--benchmarks", str(self.benchmark.with_name(STEPPED))]
         words += ["--port", str(self.port), "--isolation", self.isolation, "--quiet", *["--foreign"] * self.is_foreign]
         words += ["--secret", *KEY]
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.state.parent), "LANG": "C.UTF-8", **KEY}
@@ -160,6 +162,9 @@ class Story:
     is_embedded: bool = False
     #: Whether the endpoint has no memory for keys: a command may be started twice, an agent by it only once.
     is_foreign: bool = False
+    benchmark: str = BENCHMARK
+    #: The times that an agent is run in the devbox of a trial: one for each step.
+    steps: int = 1
     #: The stages in which a death costs the attempt.
     costly: tuple[str, ...] = ("prepare",)
 
@@ -218,7 +223,7 @@ class Sweep:
         }
         if self.service is not None:
             environment |= {"RUNLOOP_BASE_URL": self.service.url, "RUNLOOP_API_KEY": TOKEN}
-            where = [BENCHMARK]
+            where = [self.story.benchmark]
         else:
             environment |= KEY
             where = [str(self.benchmark), "--isolation", self.isolation]
@@ -274,7 +279,7 @@ class Sweep:
         left = remains(self.state, sweep_id(self.run_folder), self.story.words_of_agents)
         if left.alive:
             yield f"left on the service: {left.alive}"
-        if any(times > 1 for times in left.agents.values()) and not self.story.is_foreign:
+        if any(times > self.story.steps for times in left.agents.values()) and not self.story.is_foreign:
             yield f"agents run twice in one devbox: {left.agents}"
         worked = sum(result["outcome"] == "scored" for result in results)
         if not worked <= len(left.agents) <= worked + spoilt:
@@ -332,7 +337,7 @@ class Ground:
             story=story,
             folder=folder,
             cwd=self.folder / "cwd",
-            benchmark=self.folder / BENCHMARK,
+            benchmark=self.folder / story.benchmark,
             forks=self.forks,
             service=None if story.is_embedded else self.foreign if story.is_foreign else self.service,
             isolation=self.isolation,
@@ -376,6 +381,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, isolation: str, sandboxes: 
     (folder / "broken.toml").write_text(BROKEN_AGENT)
     (folder / "host.py").write_text(HOST_AGENT)
     write_benchmark(folder / BENCHMARK, ("ant", "bee"))
+    write_stepped(folder / STEPPED)
     ground = Ground(
         folder, isolation, Forks(), Service(state=folder / "state", benchmark=folder / BENCHMARK, isolation=isolation)
     )

@@ -8,9 +8,9 @@ journal (whatever lines it makes durable) and the methods of the gateway. They a
     execute(run)@solve:before    the call is not made                 (:after  it has had its effect, unheard of)
     sync:manifest.json:before    another file, in the same way
 
-and each may name a trial: `score@score scn_1/oracle/1:after`. The first one that is reached kills: the sweep itself,
-or with DYING_VICTIM=service|both the service whose lock file matches the pattern DYING_SERVICE. Every point passed is
-noted in the file DYING_NOTES.
+(in a second step `stage.entered/solve.2`), and each may name a trial: `score@score scn_1/oracle/1:after`. The first one
+that is reached kills: the sweep itself, or with DYING_VICTIM=service|both the service whose lock file matches the
+pattern DYING_SERVICE. Every point passed is noted in the file DYING_NOTES.
 
 `dying.py --fork` imports the product once and then runs a command for each line of JSON on its standard input, in a
 process forked for it: a command then costs what it does, and not its imports.
@@ -81,6 +81,7 @@ class Syncs:
         self._fate = fate
         self._real = real
         self._synced: dict[Path, int] = {}
+        self._steps: dict[str, int] = {}
 
     def __call__(self, file: Any) -> None:
         path = Path(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}").readlink()
@@ -108,6 +109,10 @@ class Syncs:
         for line in data[begin:].splitlines(keepends=True):
             event = json.loads(line)
             trial, stage = event.get("trial", ""), event.get("stage")
+            if event["event"] == "step.ended":
+                self._steps[trial] = self._steps.get(trial, 1) + 1
+            if stage and trial in self._steps:
+                stage = f"{stage}.{self._steps[trial]}"
             if event["event"] == "stage.entered":
                 self._fate.stages[trial] = stage
             yield f"{event['event']}/{stage}" if stage else event["event"], trial, begin, begin + len(line)

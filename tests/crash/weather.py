@@ -327,7 +327,7 @@ class World:
 
 def _write_scenario(folder: Path, number: int) -> None:
     files = {
-        "task.toml": 'version = "1.0"\n\n[agent]\ntimeout_sec = 60.0\n',
+        "task.toml": 'version = "1.0"\n\n[agent]\ntimeout_sec = 60.0\n[environment]\nallow_internet = false\n',
         "instruction.md": "Work.\n",
         "environment/number": f"{number}\n",
         "solution/solve.sh": "echo worker >>worked; echo whole >>steps\n",

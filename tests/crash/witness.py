@@ -16,9 +16,11 @@ WORK: Final = "echo worked >>/app/worked"
 _TEST: Final = (
     'cat /app/worked\nif [ "$(cat /app/worked)" = worked ]; then echo 1; else echo 0; fi >/logs/verifier/reward.txt\n'
 )
+_SETTINGS: Final = "[agent]\ntimeout_sec = 60.0\n[environment]\nallow_internet = false\n"
 _OVER: Final = {"shutdown", "failure", "completed", "canceled", "failed", "timeout"}
 #: Of a result, what no death may change; the rest says how it came about.
 _LASTING: Final = ("scenario_name", "arm", "trial", "outcome", "score", "scorers", "flags", "failure", "usage")
+_LASTING_OF_STEPS: Final = ("name", "score", "scorers", "rewards", "flags", "exit_status", "usage")
 #: What of a result's files is the same, whoever brings it home and however often.
 _BROUGHT: Final = ("patch", "artifacts", "traces", "trajectory", "trajectory_atif", "left_out")
 
@@ -29,7 +31,7 @@ def write_benchmark(folder: Path, names: Iterator[str] | tuple[str, ...]) -> Non
     """Scenarios that are solved by WORK, done exactly once in the devbox."""
     for name in names:
         files = {
-            "task.toml": 'version = "1.0"\n\n[agent]\ntimeout_sec = 60.0\n',
+            "task.toml": f'version = "1.0"\n\n{_SETTINGS}',
             "instruction.md": "Work.\n",
             "environment/README": "Nothing has been done here.\n",
             "solution/solve.sh": f"{WORK}\n",
@@ -39,6 +41,31 @@ def write_benchmark(folder: Path, names: Iterator[str] | tuple[str, ...]) -> Non
             file = folder / name / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
+
+
+def write_stepped(folder: Path) -> None:
+    """A scenario of two steps, each of which is solved by WORK, done exactly once in it."""
+    files = {
+        "task.toml": (
+            f'version = "1.4"\n\n{_SETTINGS}\n'
+            '[[steps]]\nname = "first"\nmin_reward = 1.0\n\n[[steps]]\nname = "second"\n'
+        ),
+        "environment/README": "Nothing has been done here.\n",
+    }
+    for number, step in enumerate(("first", "second"), 1):
+        files |= {
+            f"steps/{step}/instruction.md": f"Work on the {step}.\n",
+            f"steps/{step}/workdir/setup.sh": f"echo {step} >>begun\n",
+            f"steps/{step}/tests/test.sh": (
+                "cat worked begun; "
+                f'[ "$(grep -c worked worked) $(grep -c . begun)" = "{number} {number}" ]\n'
+                "echo $((! $?)) >/logs/verifier/reward.txt\n"
+            ),
+        }
+    for path, text in files.items():
+        file = folder / "two" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -51,7 +78,14 @@ def read_results(folder: Path) -> list[Result]:
 def lasting(folder: Path) -> list[Result]:
     """Of the results of a sweep what two runs of it must have in common, in one order."""
     kept = [
-        {**{key: result[key] for key in _LASTING}, "brought": brought(folder, result)}
+        {
+            **{key: result[key] for key in _LASTING},
+            "brought": brought(folder, result),
+            "steps": [
+                {**{key: step[key] for key in _LASTING_OF_STEPS}, "brought": brought(folder, step)}
+                for step in result["steps"]
+            ],
+        }
         for result in read_results(folder)
     ]
     return sorted(kept, key=lambda each: (each["scenario_name"], each["arm"], each["trial"]))

@@ -190,6 +190,23 @@ def test_requests_leave_no_faster_than_the_rate_after_a_small_burst(rate: float,
     assert max(sum(start <= time < start + 1 for time in left) for start in left) <= rate + burst + 1
 
 
+def test_a_rate_that_is_set_holds_at_once_also_for_what_waits() -> None:
+    inner = Inner()
+
+    async def main() -> None:
+        throttle = http.Throttle(inner, 0.01)
+        async with httpx.AsyncClient(transport=throttle) as asker, anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(asker.get, "http://x/v1/x")
+            await anyio.sleep(1)
+            throttle.limit(10)
+
+    run_virtually(main)
+    left = inner.left["/v1/x"]
+    assert len(left) == 10
+    assert left[-1] - left[0] == pytest.approx(1 + 8 / 10, abs=0.2)
+
+
 def test_without_a_rate_nothing_waits() -> None:
     left = leave(None, *["/v1/x"] * 100)["/v1/x"]
     assert left[-1] - left[0] < 0.1

@@ -54,7 +54,7 @@ class Box:
         self.sh(self._here(snapshot(**self._places)))
 
     def pack(self, outputs: Outputs, limits: ArchiveLimits | None = None) -> list[str]:
-        return self.sh(self._here(packing(outputs, limits or ArchiveLimits(), **self._places))).splitlines()
+        return self.sh(self._here(packing(outputs, (), limits or ArchiveLimits(), **self._places))).splitlines()
 
     def diff(self) -> list[str]:
         return self.sh(self._here(patching(1 << 20, **self._places))).splitlines()

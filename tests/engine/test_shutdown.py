@@ -253,8 +253,7 @@ def test_an_agent_that_cannot_be_installed_stops_the_sweep_with_one_message(make
         hosts, install, time_limit = (), None, None
         endpoint_secrets: Mapping[str, str] = {}
 
-        async def prepare(self, workspace: object) -> None:
-            del workspace
+        async def prepare(self, task: object, workspace: object) -> None:
             raise AgentSetupFailed("no such package")
 
         async def aclose(self) -> None:

@@ -98,6 +98,9 @@ def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:
         find(tmp_path, "nigtly-1")
     with pytest.raises(UsageError, match=r"There are: (other, nightly-1|nightly-1, other)\."):
         find(tmp_path, "zzz")
+    make(tmp_path / "odd", "two\nlines")
+    with pytest.raises(UsageError, match=r"There are: two\\nlines\."):
+        find(tmp_path / "odd", "zzz")
 
 
 def test_the_newest_unfinished_sweep_is_found(tmp_path: Path) -> None:

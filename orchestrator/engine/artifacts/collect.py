@@ -9,8 +9,10 @@ a piece, whatever the agent left. Files that are too large, torn or strange are 
 nothing here fails a trial that can be scored.
 """
 
+import gzip
 import re
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -28,10 +30,10 @@ from orchestrator.core.printable import printable
 from orchestrator.core.records import Flag, Settlement
 from orchestrator.engine.artifacts import scripts
 from orchestrator.engine.artifacts.unpack import Account, ArchiveLimits, Lines, clear, join, shown_before, unpack
-from orchestrator.engine.context import LOG, AttemptState, Context, given
+from orchestrator.engine.context import AttemptState, Context, given
 from orchestrator.engine.redact import Redactor
 from orchestrator.engine.workspace import DevboxWorkspace
-from orchestrator.rundir.files import persist
+from orchestrator.rundir.files import AGENT_LOG, persist
 
 #: The share of the stage's time for packing in the devbox; the rest is for reading the pieces.
 PACKING_SHARE: Final = 0.5
@@ -40,12 +42,18 @@ CHANGES: Final = "changes.txt"
 #: The size of that list; the service has a bound of its own.
 MAX_CHANGES_BYTES: Final = 8 << 20
 CONVERTED: Final = "trajectory.json"
+#: What crossed to a separate scoring, for `sweep rescore`. Its label in the result tells if that was all.
+CROSSED: Final = "crossed.tar.gz"
+ALL_CROSSED: Final = "crossed"
+CROSSED_BESIDE_PATCH: Final = "crossed_beside_patch"
 #: Files with notes on the collected files, by their label in the result.
 NOTES: Final = {"left_out": "LEFT-OUT.txt", "renamed": "RENAMED.txt", "masked": "MASKED.txt"}
-_PIECE_NAME: Final = re.compile(rf"({'|'.join([*scripts.GROUPS, scripts.VERIFIER])})\.(near|far|cut)\.[a-z]{{3}}")
+_PIECE_NAME: Final = re.compile(
+    rf"(({'|'.join([*scripts.GROUPS, scripts.VERIFIER])})\.(near|far|cut)|{scripts.CROSSED})\.[a-z]{{3}}"
+)
 _PATCH_NAME: Final = re.compile(r"patch\.[a-z]{3}")
 #: Files that should be unchanged: a masked byte in them is worth a flag.
-_EXACT: Final = frozenset({PATCH_FILE, "artifacts"})
+_EXACT: Final = frozenset({PATCH_FILE, CROSSED, "artifacts"})
 #: Seconds for packing where no deadline says less.
 _LONGEST_S: Final = 3600.0
 
@@ -112,7 +120,7 @@ class _Collection:
 
     async def clear(self) -> None:
         """Remove what an earlier process collected: all of it is collected again."""
-        for name in (PATCH_FILE, CHANGES, CONVERTED, *NOTES.values(), *scripts.GROUPS, scripts.VERIFIER):
+        for name in (PATCH_FILE, CHANGES, CONVERTED, CROSSED, *NOTES.values(), *scripts.GROUPS, scripts.VERIFIER):
             await persist(partial(clear, self._state.folder / name))
 
     async def patch(self) -> None:
@@ -158,7 +166,12 @@ class _Collection:
 
     async def files(self) -> None:
         """The folders, packed together."""
-        script = scripts.packing(self._state.arm.agent.outputs, self._limits, **_places(self._workspace))
+        scenario = given(self._state.scenario, "the scenario").in_step(len(self._state.steps))
+        outputs = self._state.arm.agent.outputs
+        evidence = self._settlement.evidence if self._settlement else ""
+        script = scripts.packing(
+            outputs, scenario.artifacts, self._limits, **_places(self._workspace), evidence=evidence
+        )
         await self._folders(scripts.GATHER, script, scripts.GROUPS)
 
     async def verifier(self) -> None:
@@ -172,17 +185,28 @@ class _Collection:
         printed = await self._tend(f"{step}{again}", script, _LONGEST_S)
         self._cut(printed.get("note", []))
         pieces = sorted(set(filter(_PIECE_NAME.fullmatch, printed["piece"])))
+        for reason in printed.get("uncrossed", ()):
+            self._said["left_out"].add(f"{CROSSED}: {reason}")
+        if names := [name for name in pieces if name.startswith(f"{scripts.CROSSED}.")]:
+            async with self._archive(step, names, scripts.MAX_CROSSED_BYTES) as archive:
+                await self._unpack(self._crossed_label(), CROSSED, partial(_compress, archive))
         for group, kind in product(groups, ("near", "far", "cut")):
             if names := [name for name in pieces if name.startswith(f"{group}.{kind}.")]:
                 async with self._archive(step, names) as archive:
                     await self._unpack(group, group, partial(unpack, archive))
+
+    def _crossed_label(self) -> str:
+        """Tell if what crossed is all that its scorers were given; a step that follows begins on the patch, too."""
+        summary, scenario = self._state.whole, given(self._state.scenario, "the scenario")
+        is_all = not summary.steps and (scenario.artifacts or summary.verifier_environments)
+        return ALL_CROSSED if is_all else CROSSED_BESIDE_PATCH
 
     async def trajectory(self) -> None:
         """Convert the trajectory; one that cannot be read is flagged."""
         state, agent = self._state, self._state.arm.agent
         if agent.outputs.trajectory_format is None:
             return
-        parts = [state.folder / LOG]
+        parts = [state.folder / AGENT_LOG]
         if agent.outputs.trajectory:
             found = filter(Path.is_file, (state.folder / "trajectory").rglob("*"))
             parts = sorted(found, key=lambda path: (path.stat().st_mtime_ns, path))
@@ -235,10 +259,11 @@ class _Collection:
         return printed
 
     @asynccontextmanager
-    async def _archive(self, step: str, names: Iterable[str]) -> AsyncIterator[IO[bytes]]:
+    async def _archive(self, step: str, names: Iterable[str], room: int | None = None) -> AsyncIterator[IO[bytes]]:
         """Join the pieces of an archive. It still has secrets, so the file has no name."""
         with await persist(lambda: tempfile.TemporaryFile(dir=self._state.folder)) as file:
-            size, most = 0, self._limits.room + scripts.PIECE_BYTES  # the script should not pack more, but it may
+            # The script should not pack more, but it may.
+            size, most = 0, (room or self._limits.room) + scripts.PIECE_BYTES
             for name in names:
                 async with aclosing(self._workspace.pieces(f"{self._workspace.scratch}/{step}/{name}")) as pieces:
                     async for piece in pieces:
@@ -280,6 +305,20 @@ class _Collection:
         for line in lines:
             self._state.flag(Flag.GATHER_TRUNCATED)
             self._said["left_out"].add(line)
+
+
+def _compress(archive: IO[bytes], target: Path, _limits: ArchiveLimits, redactor: Redactor) -> Account:
+    """Write what crossed; with a masked secret it would be something else, and is not kept. Raises OSError."""
+    account, masked = Account(), Counter[str]()
+    stream = redactor.stream(masked)
+    with gzip.open(target, "wb", compresslevel=1) as file:
+        while piece := archive.read(1 << 20):
+            file.write(stream.feed(piece))
+        file.write(stream.finish())
+    if masked:
+        target.unlink()
+        account.left_out.add("a secret is in it")
+    return account
 
 
 def _write_at(file: IO[bytes], position: int, data: bytes) -> None:

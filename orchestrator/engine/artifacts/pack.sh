@@ -1,6 +1,6 @@
 #!/bin/bash
-# Packs files into archives in pieces. Prints `piece NAME` and `note WORDS`. Calls of `pack` follow it.
-# Given: what common.sh is given, step file room files piece most_large patience
+# Packs files into archives in pieces. Prints `piece NAME`, `note WORDS` and `uncrossed WORDS`. Calls of its functions follow.
+# Given: what common.sh is given, step file room files piece most_large patience leave
 # shellcheck disable=SC2154
 out=$scratch/$step
 rm -rf "$out"
@@ -13,7 +13,7 @@ found() { # the files of size $1 that the patterns behind it name
     for pattern in "${@:2}"; do
         for path in $pattern; do
             "${limited[@]}" find -H "$path" \
-                \( -path "$scratch" -o -path "$scratch/*" \) -prune -o -type f -size "$1" -print0
+                \( -path "$scratch" -o -path "$scratch/*" "${leave[@]}" \) -prune -o -type f -size "$1" -print0
         done
     done | sort -zu
 }
@@ -26,6 +26,22 @@ archive() { # the files of list $2 of group $1, as they are called from $3, in p
         echo "piece ${each##*/}"
         room=$((room - $(wc -c <"$each")))
     done
+}
+crossed() { # what crosses to a separate scoring, as it is, if $1 lists it and it has no more than $2 bytes
+    [ -e "$1/crossing.json" ] || return
+    cd / && {
+        tar -cf - --mtime=@0 --owner=0 --group=0 -C "$1" crossing.json && # the paths that cross may be links, and what they lead to crosses
+            "${limited[@]}" tar -chf - --numeric-owner --no-recursion --null -T "$1/crossing.tops" &&
+            "${limited[@]}" tar -cf - --numeric-owner --no-recursion --null -T "$1/crossing.list"
+    } | head -c $(($2 + 1)) | split -b "$piece" -a 3 - "$out/crossed."
+    status=${PIPESTATUS[0]}
+    if [ "$(cat "$out"/crossed.* | wc -c)" -gt "$2" ]; then
+        echo "uncrossed it has more than $(($2 >> 20)) MiB"
+    elif [ "$status" != 0 ]; then
+        echo "uncrossed not all of it can be read"
+    else
+        for each in "$out"/crossed.*; do echo "piece ${each##*/}"; done
+    fi
 }
 pack() { # as group $1 the files that the patterns behind $2 name: as they are called from folder $2, or from the root
     group=$1 base=$2 count=0

@@ -14,6 +14,8 @@ they are unpacked. A group has up to three: files below its own folder, files el
 beginnings of those that are too large.
 """
 
+import posixpath
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.agentkit.agent import Outputs
+from orchestrator.core.records import Artifact
 from orchestrator.engine.artifacts.unpack import ArchiveLimits
 
 #: Seconds that taking the snapshot, and making the patch, may take.
@@ -29,14 +32,20 @@ PATCH_S: Final = 60.0
 MAX_FILES: Final = 100_000
 MAX_TREE_BYTES: Final = 1 << 30
 MAX_PATCHED_BYTES: Final = 32 << 20
+#: What crosses to a separate scoring is kept if it is no larger.
+MAX_CROSSED_BYTES: Final = 256 << 20
 #: The part of an archive that one call reads.
 PIECE_BYTES: Final = 8 << 20
 #: The folder for files of the agent that belong to the run, as in Harbor.
 TRACES: Final = "/logs/agent"
+#: The folder whose files are artifacts without being named.
+PUBLISHED: Final = "/logs/artifacts"
 #: The groups of files in the order in which they get room.
 GROUPS: Final = ("trajectory", "traces", "artifacts")
 #: The group of the scorers' files in `/logs/verifier`.
 VERIFIER: Final = "verifier"
+#: The pieces of what crosses to a separate scoring.
+CROSSED: Final = "crossed"
 #: The scratch folder's folder of pieces.
 GATHER: Final = "gather"
 #: Seconds that a program may take in a devbox that has `timeout`: a file may have become a pipe meanwhile.
@@ -72,44 +81,80 @@ def settled_patching(limit: int, *, evidence: str, prepared: str, scratch: str, 
     return _assigned(places | {"file": limit, "piece": PIECE_BYTES}) + _program("settled_patch.sh")
 
 
-def packing(outputs: Outputs, limits: ArchiveLimits, *, scratch: str, directory: str, home: str) -> str:
-    """Script that packs the agent's files.
+def packing(
+    outputs: Outputs,
+    artifacts: Sequence[Artifact],
+    limits: ArchiveLimits,
+    *,
+    scratch: str,
+    directory: str,
+    home: str,
+    evidence: str = "",
+) -> str:
+    """Script that packs the agent's files, and the scenario's artifacts; from `evidence`, what crosses to its scorers.
 
-    It prints `piece NAME`, in the scratch folder's `gather`, and `note WORDS`.
+    It prints `piece NAME`, in the scratch folder's `gather`, and `note WORDS`; `uncrossed WORDS` if what crosses is not
+    packed.
     """
-    traces = _traces_folder(home)
+    traces = _rooted(home, TRACES)
+    sources = {each: _rooted(home, posixpath.normpath(each.source)) for each in artifacts if each.source[0] == "/"}
+    sources |= {
+        each: posixpath.join(directory, posixpath.normpath(each.source)) for each in artifacts if each not in sources
+    }
+    published = _rooted(home, PUBLISHED)
+    kept = [*outputs.artifacts, *map(_literal, sources.values()), f"{published}/*", f"{published}/.[!.]*"]
     wanted = {
         "trajectory": (home, outputs.trajectory),
         "traces": (traces, [traces]),
-        "artifacts": (home, outputs.artifacts),
+        "artifacts": (home, kept),
     }
+    leave = [
+        f"{_literal(source)}/{middle}{pattern}"
+        for each, source in sources.items()
+        for pattern in each.exclude
+        for middle in ("", "*/")
+    ]
     packs = [
         (group, base, *(each if each.startswith("/") else f"{home}/{each.removeprefix('~/')}" for each in patterns))
         for group, (base, patterns) in wanted.items()
         if patterns
     ]
-    return _packing(packs, GATHER, limits, scratch=scratch, directory=directory, home=home)
+    first = f"crossed {shlex.quote(evidence)} {MAX_CROSSED_BYTES}\n" if evidence else ""
+    return _packing(packs, GATHER, limits, leave, first, scratch=scratch, directory=directory, home=home)
+
+
+def _literal(path: str) -> str:
+    """A path as a pattern that matches nothing else."""
+    return re.sub(r"[*?\[\\]", lambda found: "[\\\\]" if found[0] == "\\" else f"[{found[0]}]", path)
 
 
 def packing_verifier(limits: ArchiveLimits, *, scratch: str, directory: str, home: str) -> str:
     """Script that packs the scorers' files in `/logs/verifier`; as `packing`, in the scratch folder's `verifier`."""
-    folder = f"{_traces_folder(home).removesuffix('agent')}{VERIFIER}"
+    folder = _rooted(home, f"/logs/{VERIFIER}")
     packs = [(VERIFIER, folder, folder)]
-    return _packing(packs, VERIFIER, limits, scratch=scratch, directory=directory, home=home)
+    return _packing(packs, VERIFIER, limits, (), scratch=scratch, directory=directory, home=home)
 
 
-def _packing(packs: Sequence[Sequence[str]], step: str, limits: ArchiveLimits, **places: str) -> str:
+def _packing(
+    packs: Sequence[Sequence[str]],
+    step: str,
+    limits: ArchiveLimits,
+    leave: Sequence[str],
+    first: str = "",
+    **places: str,
+) -> str:
     numbers = {"file": limits.file, "room": limits.room, "files": limits.files, "piece": PIECE_BYTES}
     numbers |= {"most_large": _MAX_BEGINNINGS, "patience": _PROGRAM_S}
-    calls = "".join(f"pack {shlex.join(pack)}\n" for pack in packs)
-    return _common(**places) + _assigned({"step": step, **numbers}) + _program("pack.sh") + calls + "exit 0\n"
+    calls = first + "".join(f"pack {shlex.join(pack)}\n" for pack in packs)
+    left = f"leave=({' '.join(f'-o -path {shlex.quote(pattern)}' for pattern in leave)})\n"
+    return f"{_common(**places)}{_assigned({'step': step, **numbers})}{left}{_program('pack.sh')}{calls}exit 0\n"
 
 
 def _common(*, scratch: str, directory: str, home: str) -> str:
     """The beginning of each script; `directory` is the working directory, `scratch` ours."""
     places: dict[str, str | int] = {"scratch": scratch, "directory": directory.rstrip("/") or "/", "home": home}
     numbers = {"most_files": MAX_FILES, "most_bytes": MAX_TREE_BYTES, "largest": MAX_PATCHED_BYTES}
-    return _assigned(places | {"traces": _traces_folder(home)} | numbers) + _program("common.sh")
+    return _assigned(places | {"traces": _rooted(home, TRACES)} | numbers) + _program("common.sh")
 
 
 def _assigned(values: Mapping[str, str | int]) -> str:
@@ -121,7 +166,7 @@ def _program(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _traces_folder(home: str) -> str:
-    """The folder for traces as commands see it: without isolation a devbox's folders are not where they seem."""
+def _rooted(home: str, path: str) -> str:
+    """A path as commands see it: without isolation a devbox's folders are not where they seem."""
     root, _, _ = home.rpartition("/home/user")
-    return f"{root}{TRACES}"
+    return f"{root}{path}"

@@ -1,13 +1,16 @@
 """results.jsonl: the latest result of each finished trial, in the order they finished, derived from the journal.
 
+A result whose work is scored again stays until the new one is there.
+
 Of each result only the offset of its line in the journal is kept in memory, so that a file of any size can be compared
 with the journal, and rewritten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -18,6 +21,15 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.records import TrialKey
 from orchestrator.rundir.append_file import AppendFile, Checksum, Digest, FileChanged
 from orchestrator.rundir.files import JOURNAL, RESULTS, write_atomically
+
+#: A line of the file.
+Row = Mapping[str, Any]
+#: The keys without which a line is no result.
+_REQUIRED: Final = (
+    *("benchmark", "scenario", "scenario_name", "arm", "agent", "version", "model", "trial", "started", "finished"),
+    *("outcome", "score", "scoring", "exit_status", "exit_reason", "flags", "failure", "attempts", "stages", "usage"),
+    *("rewards", "files"),
+)
 
 
 class Results:
@@ -39,10 +51,12 @@ class Results:
     def note(self, event: Event, offset: int) -> None:
         """Take an event whose line begins at `offset` of the journal. `flush` writes it to the file."""
         if type(event) is TrialFinished:  # isinstance takes three times as long to say no, which it does nearly always
+            if self.offsets.pop(event.trial, None) is not None:
+                self._forget()
             self.offsets[event.trial] = offset
             if self._file is not None:
                 self._pending += result_line(event)
-        elif type(event) is TrialReopened:
+        elif type(event) is TrialReopened and event.kept is None:
             self.offsets.pop(event.trial, None)
             self._forget()
 
@@ -123,6 +137,33 @@ def result_line(event: TrialFinished) -> bytes:
         return orjson.dumps(event.result, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError as error:
         raise JournalError(f"this result is damaged ({error})") from None
+
+
+def read_results(folder: Path) -> list[Row]:
+    """Read the results of a run folder that are there by now; none before the first.
+
+    A last line without its newline is not written to its end yet, and left out. Raises JournalError naming the line
+    that is damaged, or if the file cannot be read.
+    """
+    path = folder / RESULTS
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}.") from None
+    return [_row(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row: Any = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise JournalError(f"{where}: {error}: `sweep repair` makes it anew.") from None
+    if not isinstance(row, dict) or (missing := [key for key in _REQUIRED if key not in row]):
+        what = ", ".join(missing) if isinstance(row, dict) else "an object"
+        raise JournalError(f"{where}: {what} is missing: `sweep repair` makes it anew.")
+    return row
 
 
 def unknown_results(folder: Path, ledger: Ledger) -> Iterator[TrialFinished]:
