@@ -5,10 +5,14 @@ be full, a shell may stop a process that writes from the background. That may de
 
 Of output that is not taken, the newest is kept: the latest picture, and as many lines as there is room for. The number
 of lines left out is printed in their place. A descriptor whose reader is gone is not written to again.
+
+A picture is erased line by line. When a terminal changes its size, it may lay out again what is on it, or may not, so
+that nobody knows how many lines the picture has there: then the whole screen is made anew.
 """
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -16,11 +20,14 @@ import termios
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from io import TextIOBase
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -47,7 +54,13 @@ _WHOLE_NAMES: Final = 1000
 _HIDE_CURSOR: Final = b"\x1b[?25l"
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 _ERASE_LINE: Final = b"\x1b[2K"
+_ERASE_SCREEN: Final = b"\x1b[H\x1b[J"
 _UP: Final = b"\x1b[1A"
+#: The newest lines above the picture, which are printed again when the screen is made anew.
+_KEPT_LINES: Final = 200
+#: The codes of a line that take no place.
+_CODES: Final = re.compile(r"\x1b\[[0-9;:]*m")
+_NO_SIZE: Final = os.terminal_size((0, 0))
 
 
 class Output:
@@ -60,6 +73,7 @@ class Output:
         self.fd = fd
         #: Nothing reads it any more.
         self.is_gone = False
+        self._is_terminal = os.isatty(fd)
         self._left_out_line = left_out
         self._room = room
         #: Reentrant: a finalizer may print while this thread holds it.
@@ -71,6 +85,9 @@ class Output:
         #: The picture to show, and the picture on the screen.
         self._wanted: tuple[bytes, ...] = ()
         self._drawn: tuple[bytes, ...] = ()
+        #: The size of the terminal for which each of them was made.
+        self._wanted_size = self._drawn_size = self._size()
+        self._above: deque[bytes] = deque(maxlen=_KEPT_LINES)
         self._is_torn = self._is_leaving = False
         self._moved_at = time.monotonic()
         self._idle = Event()
@@ -78,7 +95,6 @@ class Output:
         #: Its `put` may be called from a signal handler.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._is_rung = False
-        self._is_terminal = os.isatty(fd)
         Thread(target=self._run, name=f"output {fd}", daemon=True).start()
 
     def write(self, line: bytes) -> None:
@@ -98,6 +114,7 @@ class Output:
         """Replace the picture at the end of the screen. Its lines must not be wider than the screen."""
         with self._lock:
             self._wanted = tuple(line.encode(errors="backslashreplace") for line in picture)
+            self._wanted_size = self._size()
             self._ring()
 
     def settle(self, stall: float = STALL_S) -> bool:
@@ -153,16 +170,41 @@ class Output:
                 lines.append(self._lines.popleft())
                 size += len(lines[-1])
             self._waiting -= size
-            redraw = bool(lines) or self._wanted != self._drawn
+            window = self._size()
+            # A picture that was made for another size does not fit; the next one comes soon.
+            wanted = self._wanted if window == self._wanted_size else ()
+            redraw = bool(lines) or wanted != self._drawn
             if not redraw or self._is_leaving:
                 self._is_rung = False
                 if not redraw:
                     self._idle.set()
                 return b""
-            before, self._drawn = self._drawn, self._wanted
+            before, self._drawn = self._drawn, wanted
+            is_resized, self._drawn_size = bool(before) and window != self._drawn_size, window
         erased = (b"\r" + _ERASE_LINE + (_UP + _ERASE_LINE) * (len(before) - 1)) if before else b""
+        if is_resized:
+            erased = _ERASE_SCREEN + b"".join(self._newest(window))
+        self._above.extend(b"".join(lines).splitlines(keepends=True))
         cursor = _HIDE_CURSOR if self._drawn and not before else _SHOW_CURSOR if before and not self._drawn else b""
         return b"".join([erased, *lines, cursor, b"\n".join(self._drawn)])
+
+    def _newest(self, window: os.terminal_size) -> Sequence[bytes]:
+        """The newest lines that a screen of this size has room for, above the picture."""
+        room, found = window.lines - len(self._wanted), list[bytes]()
+        for line in reversed(self._above):
+            cells = cell_len(_CODES.sub("", line.decode(errors="replace")).rstrip("\n"))
+            room -= max(1, -(-cells // max(1, window.columns)))
+            if room < 0:
+                break
+            found.append(line)
+        return found[::-1]
+
+    def _size(self) -> os.terminal_size:
+        """The size of the terminal, in columns and lines; nothing elsewhere."""
+        try:
+            return os.get_terminal_size(self.fd) if self._is_terminal else _NO_SIZE
+        except OSError:  # it is gone
+            return _NO_SIZE
 
     def _deliver(self, data: bytes) -> None:
         """Write the data. What a full disk does not take is left out; without a reader nothing is written any more."""
@@ -341,11 +383,25 @@ def print_log(text: str) -> None:
             is_waited_for = sys.stdout.output.settle()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The size of a terminal in cells and lines, and whether it has colours that the environment does not forbid."""
+
+    width: int
+    height: int
+    is_coloured: bool
+
+
 class Page:
     """Lays out tables in the width of the terminal, or in `width` columns without one."""
 
     def __init__(self, width: int) -> None:
         self._width = width
+
+    @cached_property
+    def _measuring(self) -> Console:
+        """Measures the window anew each time that it is asked."""
+        return self._console()
 
     def lay_out(self, drawing: RenderableType, *, max_lines: int | None = None) -> list[str]:
         """Return the lines of a drawing, coloured on a terminal; at most `max_lines`."""
@@ -363,8 +419,15 @@ class Page:
         return self._console().width
 
     @property
-    def height(self) -> int:
-        return self._console().height
+    def window(self) -> "Window":
+        """What there is to draw on."""
+        console = self._measuring
+        has_colours = console.color_system is not None and not console.no_color
+        return Window(width=console.width, height=console.height, is_coloured=has_colours)
+
+    @property
+    def is_terminal(self) -> bool:
+        return sys.stdout.isatty()
 
     def _console(self) -> Console:
         """Create a console; each time, because a terminal may be resized."""

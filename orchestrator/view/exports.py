@@ -1,50 +1,54 @@
-"""The results of a sweep in the forms that other tools read. Each form is one entry of `EXPORTS`."""
+"""The results of a sweep as one file that other tools read. Each form is one entry of `EXPORTS`."""
 
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from xml.etree import ElementTree as ET
 
 import orjson
 
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import JournalError, UsageError
 from orchestrator.core.printable import printable
-
-#: A line of results.jsonl.
-Row = Mapping[str, Any]
-_COLUMNS: Final = (
-    *("benchmark", "scenario", "scenario_name", "arm", "agent", "version", "model", "trial", "started", "finished"),
-    *("outcome", "score", "scoring", "exit_status", "exit_reason"),
-)
+from orchestrator.rundir.results_file import Row
+from orchestrator.view.columns import Column, ColumnType, columns, flat
 
 
 def _csv(rows: Sequence[Row], _: Path) -> Iterator[bytes]:
-    """Yield a table, a line a trial. What has several values by name has a column for each."""
-    flat = [_flat(row) for row in rows]
-    columns = list(dict.fromkeys(column for row in flat for column in row))
+    """Yield a table, a line a trial."""
     text = io.StringIO()
-    table = csv.DictWriter(text, columns or _COLUMNS, restval="", lineterminator="\n")
+    table = csv.DictWriter(text, list(columns(rows)), restval="", lineterminator="\n")
     table.writeheader()
-    table.writerows(flat)
+    table.writerows({**values, "flags": " ".join(values["flags"])} for values in map(flat, rows))
     yield text.getvalue().encode()
 
 
-def _flat(row: Row) -> dict[str, object]:
-    failure = row["failure"] or {}
-    return {
-        **{column: row[column] for column in _COLUMNS},
-        "flags": " ".join(row["flags"]),
-        "failure_class": failure.get("class"),
-        "failure_stage": failure.get("stage"),
-        "failure_message": failure.get("message"),
-        "attempts": len(row["attempts"]),
-        **{f"{stage}_seconds": spent["seconds"] for stage, spent in row["stages"].items()},
-        **row["usage"],
-        **{f"reward_{name}": value for name, value in row["rewards"].items()},
-        **{f"{name}_file": path for name, path in row["files"].items()},
+def _parquet(rows: Sequence[Row], _: Path) -> Iterator[bytes]:
+    """Yield a Parquet file with the columns of the CSV, and their types."""
+    yield parquet(columns(rows))
+
+
+def parquet(table: Mapping[str, Column]) -> bytes:
+    """Make a Parquet file of columns. Raises UsageError if pyarrow is not installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise UsageError(
+            "Parquet needs pyarrow, which is not installed: pip install 'sweep-orchestrator[parquet]'"
+        ) from None
+    types = {
+        ColumnType.TEXT: pa.string(),
+        ColumnType.TEXTS: pa.list_(pa.string()),
+        ColumnType.INTEGER: pa.int64(),
+        ColumnType.NUMBER: pa.float64(),
+        ColumnType.MOMENT: pa.timestamp("ms", tz="UTC"),
     }
+    arrays = {name: pa.array(each.cells, type=types[each.type]) for name, each in table.items()}
+    written = io.BytesIO()
+    pq.write_table(pa.table(arrays), written)
+    return written.getvalue()
 
 
 def _jsonl(rows: Sequence[Row], _: Path) -> Iterator[bytes]:
@@ -84,14 +88,23 @@ def _swebench(rows: Sequence[Row], folder: Path) -> Iterator[bytes]:
         if key in seen:
             raise UsageError(f"{row['scenario_name']} has several trials, and predictions have one: give --trial N.")
         seen.add(key)
-        patch = row["files"].get("patch")
-        text = (folder / patch).read_text("utf-8", "replace") if patch else ""
         prediction = {
             "instance_id": row["scenario_name"],
             "model_name_or_path": row["arm"],
-            "model_patch": text,
+            "model_patch": text_of(row, "patch", folder) or "",
         }
         yield orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def text_of(row: Row, label: str, folder: Path) -> str | None:
+    """Read a file that a result names; None if it names none. Raises JournalError if it is gone."""
+    if label not in row["files"]:
+        return None
+    path = folder / str(row["files"][label])
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 #: What yields the bytes of a form, given the rows and the run folder. It raises UsageError and OSError.
@@ -99,5 +112,6 @@ EXPORTS: Final[Mapping[str, Callable[[Sequence[Row], Path], Iterator[bytes]]]] =
     "csv": _csv,
     "jsonl": _jsonl,
     "junit": _junit,
+    "parquet": _parquet,
     "swebench": _swebench,
 }

@@ -18,10 +18,11 @@ from rich.text import Text
 from orchestrator.core.ledger import UNSUPPORTED, Ledger, Trial
 from orchestrator.core.plan import Plan
 from orchestrator.core.printable import printable, shortened
-from orchestrator.core.records import Flag, Outcome, TrialKey, path_part
-from orchestrator.rundir.files import RESULTS
-from orchestrator.rundir.sweep_index import as_typed
+from orchestrator.core.records import Flag, Outcome, TrialKey
+from orchestrator.rundir.files import RESULTS, attempt_folder
+from orchestrator.rundir.sweep_index import trial_as_typed
 from orchestrator.view.interval import interval
+from orchestrator.view.statistics import pass_at, pass_hat, passes, quantile
 
 #: Failures, and flags, that are listed under the table.
 LISTED: Final = 5
@@ -42,6 +43,8 @@ SHOWN_BY: Final = {
 SHOWN_BY_SCORERS: Final = frozenset({"ScoringFault", Flag.DEVBOX_BROKEN_BY_AGENT})
 #: Explained by the sweep's own log.
 SHOWN_BY_US: Final = frozenset({Flag.GATHER_INCOMPLETE, Flag.TRAJECTORY_UNREAD})
+#: The score from which on a trial has solved its scenario: 1, but for rounding.
+SOLVED: Final = 1 - 1e-9
 CHECK: Final = "sweep check PATH --static"
 #: Parts of a message that differ between trials with one cause: ids, digests, paths of devboxes, large numbers, times.
 _VARYING: Final = re.compile(
@@ -53,9 +56,15 @@ _VARYING: Final = re.compile(
 class ArmSummary:
     """The results of an arm: `mean` over scored trials, with its 95 % interval `low` to `high`.
 
-    `floor` is the mean if every failed trial counted 0; the true mean lies between the two. `cost` (US dollars) and
-    `tokens` (input and output) are what agents report, over all attempts; None if they report nothing. `agent_seconds`
-    is the agents' working time in the last attempts of the trials.
+    `floor` is the mean if every failed trial counted 0; the true mean lies between the two. `solved` are the trials
+    with a score of 1 or more, `solved_rate` their share of the scored ones, `solved_floor` of all that have ended.
+    `pass_at` and `pass_hat` are the chances that one, or each, of so many trials solves a scenario, as the functions of
+    these names have them; `pass_at_floor` and `pass_hat_floor` are the same if no failed trial solved anything. All
+    four are empty where scenarios have one trial. `failures` are the failed trials by the class of their failure.
+
+    `cost` (US dollars) and `tokens` (input and output) are what agents report, over all attempts; None if they report
+    nothing. Times are seconds at work in the last attempts of the trials that have ended: `agent_seconds` is the sum of
+    the agents' part, the others are of whole trials, None without any.
     """
 
     arm: str
@@ -67,9 +76,20 @@ class ArmSummary:
     low: float | None
     high: float | None
     floor: float | None
+    solved: int
+    solved_rate: float | None
+    solved_floor: float | None
+    pass_at: Mapping[int, float]
+    pass_hat: Mapping[int, float]
+    pass_at_floor: Mapping[int, float]
+    pass_hat_floor: Mapping[int, float]
+    failures: Mapping[str, int]
     cost: float | None
     tokens: int | None
     agent_seconds: float
+    median_seconds: float | None
+    p90_seconds: float | None
+    longest_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +120,21 @@ class Report:
 
 def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
     """Summarise the trials of a plan; `folder` is the run folder."""
-    trials: dict[str, dict[TrialKey, Trial]] = {arm: {} for arm in plan.arms}
     failures: dict[tuple[str, str], list[TrialKey]] = {}
     flags: dict[tuple[str, str], list[TrialKey]] = {}
-    names = {scenario.id: scenario.name for scenario in plan.scenarios}
     meanings = {flag.value: flag.meaning for flag in Flag}
     for key in plan:
         trial = ledger.trials.get(key)
         if trial is None or trial.outcome is None:
             continue
-        trials[key.arm][key] = trial
         if trial.failure is not None:
-            gist = _VARYING.sub("…", re.sub(rf"(?<!\w){re.escape(names[key.scenario])}(?!\w)", "…", trial.message))
+            gist = gist_of(trial.message, plan.by_id[key.scenario].name)
             failures.setdefault((trial.failure, gist), []).append(key)
         for flag in trial.flags:
             flags.setdefault((flag, meanings.get(flag, "of another version")), []).append(key)
     return Report(
         folder=folder,
-        arms=[_summarise(arm, ledger, plan, finished) for arm, finished in trials.items()],
+        arms=[summarise(arm, ledger, plan) for arm in plan.arms],
         failures=[
             _finding(kind, ledger.trials[keys[0]].message, keys, ledger, plan, folder)
             for (kind, _), keys in sorted(failures.items(), key=lambda group: -len(group[1]))
@@ -129,27 +146,54 @@ def report(ledger: Ledger, plan: Plan, folder: Path) -> Report:
     )
 
 
-def _summarise(arm: str, ledger: Ledger, plan: Plan, finished: Mapping[TrialKey, Trial]) -> ArmSummary:
+def gist_of(message: str, name: str) -> str:
+    """Return the part of a failure's message that trials with one cause share; `name` is their scenario's."""
+    unnamed = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", message) if name in message else message
+    return _VARYING.sub("…", unnamed)
+
+
+def summarise(arm: str, ledger: Ledger, plan: Plan) -> ArmSummary:
+    """Summarise the trials of a plan's arm."""
+    keys = (TrialKey(each.id, arm, at) for each in plan.scenarios for at in range(1, plan.trials + 1))
+    finished = {key: ledger.trials[key] for key in keys if ledger.is_finished(key)}
     scores: dict[object, list[float]] = {}
+    ended: Counter[str] = Counter()
+    solved: Counter[str] = Counter()
     for key, trial in finished.items():
+        ended[key.scenario] += 1
         if trial.score is not None:  # with one scenario alone, its trials are counted
             scores.setdefault(key.scenario if len(plan.scenarios) > 1 else key, []).append(trial.score)
+            solved[key.scenario] += trial.score >= SOLVED
+    scored = Counter(key.scenario for key, trial in finished.items() if trial.score is not None)
     flat = [score for values in scores.values() for score in values]
-    failed = sum(trial.outcome is Outcome.FAILED for trial in finished.values())
     low, high = interval([*scores.values()])
+    of_scored, of_ended = ([(solved[each], count) for each, count in counts.items()] for counts in (scored, ended))
+    sizes = passes(plan.trials)
+    seconds = sorted(trial.seconds for trial in finished.values() if trial.attempts)
     return ArmSummary(
         arm=arm,
         planned=len(plan) // max(1, len(plan.arms)),
         scored=len(flat),
-        failed=failed,
+        failed=sum(trial.outcome is Outcome.FAILED for trial in finished.values()),
         flagged=sum(bool(trial.flags) for trial in finished.values()),
         mean=fmean(flat) if flat else None,
         low=low,
         high=high,
-        floor=sum(flat) / (len(flat) + failed) if flat or failed else None,
+        floor=sum(flat) / len(finished) if finished else None,
+        solved=solved.total(),
+        solved_rate=solved.total() / len(flat) if flat else None,
+        solved_floor=solved.total() / len(finished) if finished else None,
+        pass_at=pass_at(of_scored, sizes),
+        pass_hat=pass_hat(of_scored, sizes),
+        pass_at_floor=pass_at(of_ended, sizes),
+        pass_hat_floor=pass_hat(of_ended, sizes),
+        failures=dict(Counter(trial.failure for trial in finished.values() if trial.failure is not None).most_common()),
         cost=ledger.costs.get(arm),
         tokens=ledger.tokens.get(arm),
         agent_seconds=round(sum(trial.agent_seconds for trial in finished.values()), 1),
+        median_seconds=quantile(seconds, 0.5) if seconds else None,
+        p90_seconds=quantile(seconds, 0.9) if seconds else None,
+        longest_seconds=seconds[-1] if seconds else None,
     )
 
 
@@ -171,17 +215,10 @@ def _command(kind: str, key: TrialKey, trial: Trial, plan: Plan, folder: Path) -
         return None
     if kind in SHOWN_BY_US:
         return shlex.quote(str(folder / "sweep.log"))
-    names = {scenario.id: scenario.name for scenario in plan.scenarios}
-    name = names[key.scenario]
-    is_typed = name.isprintable() and not name.startswith("-") and [*names.values()].count(name) == 1
-    words = ["sweep logs", as_typed(folder), shlex.quote(name if is_typed else key.scenario)]
-    if len(plan.arms) > 1:
-        words += ["--arm", shlex.quote(key.arm)]
-    if key.number > 1:
-        words += ["--trial", str(key.number)]
+    words = [f"sweep logs {trial_as_typed(folder, key, plan)}"]
     file = SHOWN_BY.get(Flag(kind)) if kind in {*Flag} else None
     if kind in SHOWN_BY_SCORERS:
-        place = folder / "trials" / path_part(name) / path_part(key.arm) / str(key.number) / f"attempt-{trial.attempts}"
+        place = attempt_folder(folder, key, plan.by_id[key.scenario].name, trial.attempts)
         file = next((f"scorers/{log.name}" for log in sorted(place.glob("scorers/*.log")) if log.stat().st_size), None)
     if file is not None:
         words += ["--file", shlex.quote(file)]
@@ -241,38 +278,63 @@ class _Line:
             yield Text(" " * len(self.lead)) + each
 
 
+def arm_columns(summaries: Sequence[ArmSummary]) -> Sequence[dict[str, list[str]]]:
+    """What people see of arms, by heading: what they reached, what they used, and how often they solved scenarios.
+
+    Parts of a heading are separated by `|`.
+    """
+    reached = {
+        "scored": [f"{each.scored}/{each.planned}" for each in summaries],
+        "failed": [str(each.failed) for each in summaries],
+        "flagged": [str(each.flagged) for each in summaries],
+        "mean": [number(each.mean) for each in summaries],
+        "95 % interval": [span(each.low, each.high) for each in summaries],
+        "if failed|were 0": [number(each.floor) for each in summaries],
+    }
+    used = {}
+    costs, tokens = [each.cost for each in summaries], [each.tokens for each in summaries]
+    if any(cost is not None for cost in costs):  # an agent may report neither
+        used["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
+    if any(tokens):
+        used["tokens"] = ["-" if count is None else amount(count) for count in tokens]
+    used["agent|time"] = [duration(each.agent_seconds) for each in summaries]
+    used["median|trial"] = [_duration(each.median_seconds) for each in summaries]
+    used["p90"] = [_duration(each.p90_seconds) for each in summaries]
+    used["longest"] = [_duration(each.longest_seconds) for each in summaries]
+    solved = {}
+    if any(each.solved_rate != each.mean for each in summaries):
+        solved["solved"] = [number(each.solved_rate) for each in summaries]
+    several = sorted({k for each in summaries for k in each.pass_at if k > 1})
+    solved |= {f"pass@{k}": [number(each.pass_at.get(k)) for each in summaries] for k in several}
+    solved |= {f"pass^{k}": [number(each.pass_hat.get(k)) for each in summaries] for k in several}
+    return reached, used, solved
+
+
 @dataclass(frozen=True, slots=True)
 class _Arms:
-    """A line for each arm, in one table, or in two on a narrow terminal. No number is ever cut."""
+    """A line for each arm, in one table, or in several on a narrow terminal. No number is ever cut."""
 
     summaries: Sequence[ArmSummary]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reached = {
-            "scored": [f"{each.scored}/{each.planned}" for each in self.summaries],
-            "failed": [str(each.failed) for each in self.summaries],
-            "flagged": [str(each.flagged) for each in self.summaries],
-            "mean": [number(each.mean) for each in self.summaries],
-            "95 % interval": [span(each.low, each.high) for each in self.summaries],
-            "if failed|were 0": [number(each.floor) for each in self.summaries],
-        }
-        used = {}
-        costs, tokens = [each.cost for each in self.summaries], [each.tokens for each in self.summaries]
-        if any(costs):  # an agent may report neither
-            used["cost"] = ["-" if cost is None else f"${cost:,.2f}" for cost in costs]
-        if any(tokens):
-            used["tokens"] = ["-" if count is None else amount(count) for count in tokens]
-        used["agent|time"] = [duration(each.agent_seconds) for each in self.summaries]
-
+        reached, used, solved = arm_columns(self.summaries)
         wide = options.update(max_width=10_000)
         longest = max((len(printable(each.arm)) for each in self.summaries), default=0)
-        for gap, folded in ((" ", 0), ("\n", 0), ("\n", max(0, longest - ARM_WIDTH))):
-            whole = self._table(reached | used, gap)
-            if Measurement.get(console, wide, whole).maximum - folded <= options.max_width:
-                yield whole
-                return
-        yield self._table(reached, "\n")
-        yield self._table(used, "\n")
+
+        def fits(columns: Mapping[str, Sequence[str]], gap: str, folded: int = 0) -> bool:
+            width = Measurement.get(console, wide, self._table(columns, gap)).maximum
+            return width - folded <= options.max_width
+
+        if fits(reached | used | solved, " "):
+            yield self._table(reached | used | solved, " ")
+            return
+        shown: dict[str, list[str]] = {}
+        for group in (reached, used, solved):
+            if shown and not fits(shown | group, "\n", max(0, longest - ARM_WIDTH)):
+                yield self._table(shown, "\n")
+                shown = {}
+            shown |= group
+        yield self._table(shown, "\n")
 
     def _table(self, columns: Mapping[str, Sequence[str]], gap: str) -> Table:
         """Build a table; `gap` separates the two parts of a heading."""
@@ -308,9 +370,15 @@ def amount(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: 42 s, 7:05, 3:20:11."""
+    """Format seconds for people: 0.4 s, 42 s, 7:05, 3:20:11."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)

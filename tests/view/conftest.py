@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.events import AttemptEnded, Event, StageEntered, TrialFinished
 from orchestrator.core.plan import Plan
-from orchestrator.core.records import ScenarioSummary
+from orchestrator.core.records import ScenarioSummary, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.view.console import ThreadedStream, write_by_threads
 
@@ -42,6 +42,8 @@ class State:
     longest_left: float = 0.0
     devboxes: int = 8
     is_reduced: bool = False
+    trials: Sequence[TrialKey] = ()
+    spent: Sequence[str] = ()
 
 
 def make_plan(*names: str, arms: tuple[str, ...] = ("a",), trials: int = 1) -> Plan:

@@ -17,7 +17,7 @@ from orchestrator.view.progress import Progress
 
 from .conftest import State, make_plan, scored
 
-ADD_CSV: Final = """
+ADD_ROWS: Final = """
 import csv, io
 from orchestrator.view.formats import FORMATS, Format
 
@@ -26,17 +26,17 @@ def encode(record):
     csv.writer(text).writerow(record.values())
     return text.getvalue()
 
-FORMATS["csv"] = Format(name="csv", help="Comma-separated values.", encode=encode)
+FORMATS["rows"] = Format(name="rows", help="A row for each record.", encode=encode)
 """
-RUN: Final = ADD_CSV + "from orchestrator.cli import main; main()"
+RUN: Final = ADD_ROWS + "from orchestrator.cli import main; main()"
 OFFERS: Final = """
 import typer
 from orchestrator.cli import app
 
 def show(name, command):
     options = {option for each in command.params for option in each.opts}
-    assert ("--csv" in options) == ("--json" in options)
-    if "--csv" in options:
+    assert ("--rows" in options) == ("--json" in options)
+    if "--rows" in options:
         print(name)
     for word, below in getattr(command, "commands", {}).items():
         show(f"{name} {word}", below)
@@ -54,7 +54,7 @@ def python(code: str, folder: Path, *words: str, status: int = 0) -> tuple[str, 
 
 
 def test_a_format_in_the_table_is_offered_by_every_command_that_offers_json(tmp_path: Path) -> None:
-    offering, _ = python(ADD_CSV + OFFERS, tmp_path)
+    offering, _ = python(ADD_ROWS + OFFERS, tmp_path)
     assert {"sweep run", "sweep resume", "sweep attach", "sweep reap", "sweep agents list"} <= {*offering.splitlines()}
 
 
@@ -67,7 +67,7 @@ def test_a_format_in_the_table_is_offered_by_every_command_that_offers_json(tmp_
     ],
 )
 def test_a_format_in_the_table_is_written(tmp_path: Path, words: tuple[str, ...], first: str) -> None:
-    out, _ = python(RUN, tmp_path, *words, "--csv")
+    out, _ = python(RUN, tmp_path, *words, "--rows")
     rows = list(csv.reader(StringIO(out)))
     assert rows[0][0] == first
     assert min(map(len, rows)) > 4
@@ -83,15 +83,18 @@ def test_a_sweep_is_told_in_a_format_in_the_table(capsys: pytest.CaptureFixture[
 
 
 def test_two_formats_at_once_are_refused(tmp_path: Path) -> None:
-    _, err = python(RUN, tmp_path, "agents", "list", "--csv", "--json", status=2)
+    _, err = python(RUN, tmp_path, "agents", "list", "--rows", "--json", status=2)
     assert "--json" in err
-    assert "--csv" in err
+    assert "--rows" in err
 
 
 def test_only_formats_for_programs_have_a_flag_and_each_describes_it() -> None:
     command: Any = typer.main.get_command(app)
     run = {option: each.help for each in command.commands["run"].params for option in each.opts}
-    assert {name: run.get(f"--{name}", "") for name in FORMATS} == {name: each.help for name, each in FORMATS.items()}
+    show: Any = {option: each.help for each in command.commands["show"].params for option in each.opts}
+    for name, each in FORMATS.items():
+        assert run.get(f"--{name}", "") == (each.help if each.encode else "")
+        assert show.get(f"--{name}", "") == each.help, "a command that prints a table offers the formats of tables too"
 
 
 @pytest.mark.parametrize(

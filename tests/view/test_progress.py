@@ -1,20 +1,21 @@
 """The live picture, pulled from a ledger, in its three formats."""
 
 from collections.abc import Iterator
-from io import StringIO
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import orjson
 import pytest
-from rich.console import Console
 
-from orchestrator.core.events import Event, StageEntered, StageFinished, TrialReopened
+from orchestrator.core.events import Event, StageEntered, StageFinished, StepEnded, TrialReopened
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan
+from orchestrator.core.records import StepLimits, TrialKey
 from orchestrator.core.stages import Stage
 from orchestrator.testing.clock import run_virtually
+from orchestrator.view.console import Window
 from orchestrator.view.formats import JSON, LINES, SCREEN, Format
 from orchestrator.view.progress import SUMMARY_S, Progress, tell_slow_phases
 
@@ -56,11 +57,9 @@ def watch(progress: Progress, ledger: Ledger, events: Iterator[Event], *, every:
     run_virtually(main)
 
 
-def screen(progress: Progress, width: int) -> str:
-    out = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
-    out.print(progress._screen())
-    assert isinstance(out.file, StringIO)
-    return out.file.getvalue()
+def screen(progress: Progress, width: int, height: int = 60) -> str:
+    window = Window(width=width, height=height, is_coloured=False)
+    return "\n".join(progress._picture.lines(window, [*progress._remarks().values()]))
 
 
 def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,10 +70,24 @@ def test_plain_lines_tell_each_finished_trial_once(capsys: pytest.CaptureFixture
     assert lines[0] == "Starting night: 6 trials, 6 to do."
     assert [line for line in lines if line.startswith("[")] == [
         "[1/6] x #1  1.000 (agent_timed_out)  1:00",
-        "[2/6] z #1  failed: DevboxLost  0 s",
+        "[2/6] z #1  failed: DevboxLost: three attempts, three dead devboxes  0 s",
         "[3/6] x #2  0.500  1:00",
     ]
     assert "Results: runs/night/results.jsonl" in lines
+    assert lines[-1] == "Next: sweep resume night, sweep failures night"
+
+
+def test_a_trial_of_several_steps_tells_which_of_them_it_does() -> None:
+    plan = make_plan("x", "y")
+    steps = tuple(StepLimits(name=name) for name in ("one", "two", "three"))
+    plan = replace(plan, scenarios=tuple(replace(each, steps=steps) for each in plan.scenarios))
+    trial, stages = "s0/a/1", [stage for stage in Stage if stage is not Stage.RELEASE]
+    ledger = fold(StageEntered(trial=trial, attempt=1, stage=stage) for stage in stages)
+    ledger.apply(StageFinished(trial=trial, attempt=1, stage=Stage.SCORE, seconds=1.0))
+    ledger.apply(StepEnded(trial=trial, attempt=1, result={"name": "one"}))
+    ledger.apply(StageEntered(trial=trial, attempt=1, stage=Stage.PREPARE))
+    state = State(trials=[TrialKey.parse(trial)])
+    assert "two 2/3 installing" in screen(make(ledger, plan, SCREEN, state), 120)
 
 
 def test_a_resumed_sweep_tells_only_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +105,7 @@ def test_a_trial_that_is_run_again_is_reported_again_to_a_follower(capsys: pytes
     watch(progress, ledger, iter([TrialReopened(trial="s1/a/1"), scored("s1/a/1", 1.0)]))
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("[")] == ["[3/3] y  1.000  1:00"]
-    assert progress._headline() == "3/3 done · 0 running · 0 queued · mean 1.000"
+    assert progress._counts.headline == "3/3 done · 0 running · 0 queued · mean 1.000"
 
 
 def test_a_trial_finished_after_the_last_look_is_reported_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +152,7 @@ def test_the_screen_says_how_far_it_is_and_what_holds_it_up() -> None:
     drawn = screen(make(fold(NIGHT), make_plan("x", "y", "z", "w"), SCREEN, state), 200)
     assert "2/4 done · 1 running · 1 queued · mean 1.000 · 1 failed" in drawn
     assert "start 1" in drawn
-    assert "the endpoint pushes back: 3 devboxes" in drawn
+    assert "devboxes 0/3, the endpoint pushes back" in drawn
     assert "draining · start 1" in drawn
     assert "New work waits: the disk is full." in drawn
     assert "again  y  DevboxLost: devbox dbx_7 died" in drawn
@@ -195,7 +208,7 @@ def test_names_are_shown_as_they_are(
     drawn = screen(progress, 200) if output is SCREEN else ""
     watch(progress, ledger, iter([scored(f"s1/{name}/1", 0.5)]))
     out = capsys.readouterr().out
-    assert name in out.splitlines()[-4]
+    assert name in out.splitlines()[-5]
     if output is LINES:
         assert f"[2/4] {name} {name}  0.500" in out
     else:

@@ -10,6 +10,7 @@ from rich.console import Console
 from orchestrator.core.events import Event, TrialReopened
 from orchestrator.core.ledger import fold
 from orchestrator.core.plan import Plan
+from orchestrator.core.printable import json_line
 from orchestrator.core.records import Flag, path_part
 from orchestrator.view.interval import interval
 from orchestrator.view.report import ArmSummary, Report, amount, as_record, as_table, duration, number, report, span
@@ -69,9 +70,41 @@ def test_cost_and_tokens_are_those_that_agents_report() -> None:
     whole = told(plan, scored("s0/a/1", 1.0, usage=usage), scored("s1/a/1", 1.0, usage=usage), scored("s0/b/1", 0.0))
     assert [(arm.cost, arm.tokens) for arm in whole.arms] == [(1.0, 2468), (None, None)]
     head, one, other, *_ = drawn(whole)
-    assert head.endswith("  cost  tokens  agent time")
-    assert one.split()[-3:] == ["$1.00", "2.5k", "2:00"]
-    assert other.split()[-3:] == ["-", "-", "1:00"]
+    assert head.endswith("  cost  tokens  agent time  median trial   p90  longest")
+    assert one.split()[-6:] == ["$1.00", "2.5k", "2:00", "1:00", "1:00", "1:00"]
+    assert other.split()[-6:] == ["-", "-", *["1:00"] * 4]
+
+
+def test_a_cost_of_nothing_is_told_from_one_that_is_not_reported() -> None:
+    free, silent = scored("s0/a/1", 1.0, usage={"cost_usd": 0}), scored("s0/b/1", 0.0)
+    whole = told(make_plan("x", arms=("a", "b")), free, silent)
+    assert [arm.cost for arm in whole.arms] == [0.0, None]
+    assert [line.split()[-5] for line in drawn(whole)[1:3]] == ["$0.00", "-"]
+
+
+def test_solved_trials_and_times_are_told_both_ways_and_chances_of_several_trials_where_there_are_some() -> None:
+    scores = {"s0": (1.0, 1.0, 0.5), "s1": (0.0, 1.0, 0.0)}
+    events = [
+        scored(f"{scenario}/a/{n}", score, seconds=100 * n)
+        for scenario, found in scores.items()
+        for n, score in enumerate(found, 1)
+    ]
+    plan = make_plan("x", "y", "z", arms=("a",), trials=3)
+    whole = told(plan, *events, failed("s2/a/1"), failed("s2/a/2", kind="StageTimeout"), failed("s2/a/3"))
+    [only] = whole.arms
+    assert (only.solved, only.solved_rate, only.solved_floor) == (3, 0.5, 3 / 9)
+    assert only.pass_at == pytest.approx({1: 0.5, 2: (1 + 2 / 3) / 2, 3: 1.0})
+    assert only.pass_hat == pytest.approx({1: 0.5, 2: (1 / 3 + 0) / 2, 3: 0.0})
+    assert only.pass_at_floor == pytest.approx({1: 1 / 3, 2: (1 + 2 / 3) / 3, 3: 2 / 3})
+    assert only.pass_hat_floor == pytest.approx({1: 1 / 3, 2: 1 / 9, 3: 0.0})
+    assert only.failures == {"DevboxLost": 2, "StageTimeout": 1}
+    assert only.longest_seconds == 300
+    assert drawn(whole)[0].endswith("longest  solved  pass@2  pass@3  pass^2  pass^3")
+    assert drawn(whole)[1].endswith("0.500   0.833   1.000   0.167   0.000")
+    lines = drawn(whole, 80, is_terminal=True)
+    assert [line.split()[0] for line in lines[1:7]] == ["arm", "a", "agent", "arm", "a", "Failed:"]
+    assert max(map(len, lines)) <= 80
+    assert told(make_plan("x"), scored("s0/a/1", 1.0)).arms[0].pass_at == {}
 
 
 def test_trials_outside_the_plan_do_not_count() -> None:
@@ -82,11 +115,15 @@ def test_json_has_the_same_numbers() -> None:
     usage = {"cost_usd": 0.5, "input_tokens": 7}
     whole = told(make_plan("x", "y"), scored("s0/a/1", 0.5, flags=["no_patch"], usage=usage), failed("s1/a/1"))
     low, high = interval([[0.5]])
-    assert orjson.loads(orjson.dumps(as_record(whole))) == {
+    assert orjson.loads(json_line(as_record(whole))) == {
         "folder": "runs/night",
         "arms": [{
             "arm": "a", "planned": 2, "scored": 1, "failed": 1, "flagged": 1,
-            "mean": 0.5, "low": low, "high": high, "floor": 0.25, "cost": 0.5, "tokens": 7, "agent_seconds": 60.0,
+            "mean": 0.5, "low": low, "high": high, "floor": 0.25,
+            "solved": 0, "solved_rate": 0.0, "solved_floor": 0.0,
+            "pass_at": {}, "pass_hat": {}, "pass_at_floor": {}, "pass_hat_floor": {},
+            "failures": {"DevboxLost": 1}, "cost": 0.5, "tokens": 7,
+            "agent_seconds": 60.0, "median_seconds": 30.0, "p90_seconds": 54.0, "longest_seconds": 60.0,
         }],
         "failures": [{
             "kind": "DevboxLost", "count": 1, "arms": {"a": 1}, "words": "it is gone", "command": "sweep logs night y",
@@ -110,7 +147,7 @@ def test_the_table_says_arms_by_their_names_and_where_the_files_are(width: int) 
 def test_there_are_no_findings_when_nothing_went_wrong() -> None:
     lines = drawn(told(make_plan("x"), scored("s0/a/1", 1.0)))
     assert [line.split()[0] for line in lines] == ["arm", "a", "Results:", "Logs:"]
-    assert lines[0].endswith("if failed were 0  agent time")
+    assert lines[0].endswith("if failed were 0  agent time  median trial   p90  longest")
 
 
 def test_the_most_frequent_failures_and_flags_are_shown_with_the_command_for_more() -> None:
@@ -129,17 +166,17 @@ def test_the_most_frequent_failures_and_flags_are_shown_with_the_command_for_mor
     assert [line for number, line in enumerate(lines) if number != 5] == [
         "Failed:",
         "  1  StageTimeout: boot took longer than 900 s",
-        "     sweep logs night x --arm mine",
+        "     sweep logs night x --arm mine --trial 1",
         "  1  DevboxLost: gone too",
-        "     sweep logs night z --arm 'other one'",
+        "     sweep logs night z --arm 'other one' --trial 1",
         """     sweep logs night 'it'"'"'s' --arm 'other one' --trial 2""",
         "Flagged:",
         f"  3  agent_crashed (mine 2, other one 1): {Flag.AGENT_CRASHED.meaning}",
-        "     sweep logs night x --arm 'other one'",
+        "     sweep logs night x --arm 'other one' --trial 1",
         f"  1  no_patch: {Flag.NO_PATCH.meaning}",
-        "     sweep logs night x --arm 'other one' --file LEFT-OUT.txt",
+        "     sweep logs night x --arm 'other one' --trial 1 --file LEFT-OUT.txt",
         "  1  of_tomorrow: of another version",
-        "     sweep logs night z --arm mine",
+        "     sweep logs night z --arm mine --trial 1",
         "Results: runs/night/results.jsonl",
         "Logs:    runs/night/trials",
     ]
@@ -244,7 +281,19 @@ def test_no_number_is_cut_however_narrow_the_terminal_and_however_long_the_names
     usage = {"cost_usd": 1234.5, "input_tokens": 123_400_000}
     events = [scored("s0/b/1", 0.5, usage=usage, seconds=36_000), failed("s1/b/1")]
     text = "\n".join(drawn(told(make_plan("x", "y", arms=arms), *events), width, is_terminal=True))
-    for cell in ("1/2", "0.500", "0.055 - 0.945", "0.250", "$1,234.50", "123.4M", "10:00:00", "flagged", "tokens"):
+    cells = (
+        "1/2",
+        "0.500",
+        "0.055 - 0.945",
+        "0.250",
+        "$1,234.50",
+        "123.4M",
+        "10:00:00",
+        "9:00:00",
+        "flagged",
+        "tokens",
+    )
+    for cell in (*cells, "9:00:00", "solved", "0.000"):
         assert cell in text, text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -252,8 +301,9 @@ def test_no_number_is_cut_however_narrow_the_terminal_and_however_long_the_names
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (0.4, "0 s"), (42, "42 s"), (59.4, "59 s"), (59.6, "1:00"), (60, "1:00"), (425, "7:05"),
-     (3599.7, "1:00:00"), (12011, "3:20:11"), (100 * 3600, "100:00:00")],
+    [(0, "0 s"), (0.04, "0 s"), (0.05, "0.1 s"), (0.5, "0.5 s"), (0.94, "0.9 s"), (0.96, "1 s"), (42, "42 s"),
+     (59.4, "59 s"), (59.6, "1:00"), (60, "1:00"), (425, "7:05"), (3599.7, "1:00:00"), (12011, "3:20:11"),
+     (100 * 3600, "100:00:00")],
 )  # fmt: skip
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
