@@ -30,11 +30,21 @@ def main() -> None:
         from orchestrator.agentkit.host import workspace_cli
 
         workspace_cli.main(sys.argv[2:])
+    if os.environ.get("_SWEEP_COMPLETE", "").startswith("complete_"):  # called by a shell, which waits
+        from orchestrator.commands import completion
+
+        completion.complete(_complete_the_rest)
     from orchestrator.cli import main as command
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which event loops make a cancellation
     command()
+
+
+def _complete_the_rest() -> None:
+    from orchestrator.cli import app
+
+    app()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import catalog, images, run, serve, sweeps
+from orchestrator.cli import catalog, images, notify, orders, pages, run, serve, sweeps
 from orchestrator.cli.options import Group, add
 
 if TYPE_CHECKING:
@@ -20,15 +20,35 @@ app = typer.Typer(
     name="sweep",
     cls=Group,
     help="Run coding agents over whole benchmarks, overnight: every scenario scored, once, by morning.",
-    epilog="Exit codes: 0 every trial has a score, 1 some failed or the sweep stopped, 2 misuse, 130 interrupted.",
+    epilog="Exit codes: 0 every trial has a score, or as many as --accept asks for; 1 some failed, or the sweep "
+    "stopped; 2 misuse; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
 )
-of_runs = (sweeps.attach, sweeps.logs, sweeps.export, sweeps.stop, sweeps.reap, sweeps.repair)
-for each in (run.run, run.resume, images.prepare, *of_runs, catalog.check, catalog.doctor, serve.serve, catalog.docs):
+of_runs = (
+    *(sweeps.show, sweeps.failures, sweeps.status, sweeps.compare, sweeps.attach),
+    *(sweeps.logs, sweeps.export, sweeps.stop, sweeps.reap, sweeps.repair),
+)
+for each in (
+    run.run,
+    run.resume,
+    run.rescore,
+    images.prepare,
+    *of_runs,
+    pages.view,
+    pages.report,
+    notify.notify,
+    catalog.check,
+    catalog.doctor,
+    serve.serve,
+    catalog.docs,
+):
     add(app, each)
+add(app, sweeps.list_sweeps, "list")
+add(app, orders.set_, "set")
+for order in (orders.pause, orders.unpause, orders.cancel, orders.requeue):
+    add(app, order)
 #: Its words are its own affair.
 EVERYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 add(app, serve.workspace, add_help_option=False, context_settings=EVERYTHING)
@@ -44,6 +64,7 @@ add(benchmarks, catalog.import_benchmark, "import")
 add(benchmarks, catalog.search_benchmarks, "search")
 add(benchmarks, catalog.get_benchmarks, "get")
 add(benchmarks, catalog.update_registries, "update")
+add(benchmarks, catalog.remove_benchmarks, "rm")
 scenario = typer.Typer(cls=Group, help="Run one scenario at a time.", no_args_is_help=True)
 add(scenario, run.run_scenario, "run")
 of_images = typer.Typer(cls=Group, help="Get, list and remove container images.", no_args_is_help=True)

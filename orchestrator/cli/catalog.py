@@ -15,11 +15,21 @@ from orchestrator.view.formats import Format
 @options.takes_format
 @options.takes_settings("endpoint", "isolation", "lock")
 def list_benchmarks(
-    context: typer.Context, *, runs: options.Runs = options.RUNS, output: Format, **settings: Any
+    context: typer.Context,
+    *,
+    public: Annotated[
+        bool, typer.Option("--public", help="List public sets instead, with what is known of them. Nothing is fetched.")
+    ] = False,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
 ) -> None:
-    """List the benchmarks: the bundled ones, or an endpoint's."""
-    from orchestrator.commands import benchmarks
+    """List the benchmarks: the bundled ones and those that were fetched, or an endpoint's."""
+    from orchestrator.commands import benchmarks, fetched
 
+    if public:
+        fetched.list_public(output)
+        return
     place = dict(options.settings_of(context, settings, EndpointConfig))
     anyio.run(lambda: benchmarks.list_benchmarks(**place, runs=runs, output=output))
 
@@ -55,28 +65,44 @@ def new_benchmark(
 
 def import_benchmark(
     form: Annotated[
-        Literal["humaneval", "mbpp", "prompts"],
-        typer.Argument(
-            metavar="FORM",
-            help="humaneval, mbpp: the published JSON lines; prompts: a table with prompt and test, and if wanted "
-            "name, solution, timeout.",
-        ),
+        Literal["humaneval", "mbpp", "polyglot", "prompts", "swebench", "terminal-bench"],
+        typer.Argument(metavar="FORM", help="One of the forms above."),
     ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help=".jsonl, .json or .csv, also with .gz.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH…", help="A folder, or a file: .jsonl, .json or .csv, also with .gz, or .parquet."),
+    ],
     *,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The benchmark's folder, which is made.")],
+    skip_unsupported: Annotated[
+        bool, typer.Option("--skip-unsupported", help="Leave out scenarios that cannot be had, by name.")
+    ] = False,
 ) -> None:
     """Write a benchmark's folder from another form. A mistake is named by file, line and key, and nothing is written.
+
+    humaneval, mbpp: rows with the published columns.
+
+    swebench: rows with the published columns of SWE-bench and sets like it; needs the package swebench.
+
+    prompts: rows with prompt and test, and if wanted name, solution, timeout.
+
+    terminal-bench: a task's folder of Terminal-Bench 1, with task.yaml, or a folder of them.
+
+    polyglot: an exercise in Exercism's layout, a language's folder of them, or a folder of languages.
 
     Examples:
       sweep benchmarks import humaneval HumanEval.jsonl.gz --to ./humaneval
 
       sweep benchmarks import prompts mine.csv --to ./mine
 
+      sweep benchmarks import swebench verified.parquet --to ./verified
+
+      sweep benchmarks import polyglot ./polyglot-benchmark --to ./polyglot
+
     """
     from orchestrator.commands import import_benchmark
 
-    import_benchmark.run(form, files, to)
+    import_benchmark.run(form, files, to, skip_unsupported=skip_unsupported)
 
 
 @options.takes_format
@@ -124,6 +150,20 @@ def get_benchmarks(
 
     registries = options.settings_of(context, settings, NamesConfig).registry
     options.end_with(lambda: fetched.get(benchmark, registries, output), output)
+
+
+def remove_benchmarks(
+    benchmark: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help="A name or an id of `sweep benchmarks list`.")
+    ],
+) -> None:
+    """Remove fetched benchmarks from this machine. One that a running process uses stays.
+
+    A name removes every copy of that name; an id only one. A sweep that is resumed later fetches its own again.
+    """
+    from orchestrator.commands import fetched
+
+    options.end_with(lambda: fetched.remove(benchmark))
 
 
 @options.takes_format

@@ -146,20 +146,26 @@ def settings_of(context: typer.Context, settings: Mapping[str, Any], kind: type[
     return config.validated(kind, values, source=context.command_path, typed=given)
 
 
-def takes_format(command: Callable[..., _T]) -> Callable[..., _T]:
-    """Give a command that takes `output` a flag for each output format for programs, such as `--json`."""
+def takes_format(command: Callable[..., _T], *, has_table: bool = False) -> Callable[..., _T]:
+    """Give a command that takes `output` a flag for each output format for programs, such as `--json`.
+
+    One that prints a table also takes the formats of tables.
+    """
     own = signature(command)
     flags = {
         name: typer.Option(f"--{name}", help=each.help, rich_help_panel="Output")
         for name, each in formats.FORMATS.items()
-        if each.is_for_programs
+        if each.encode is not None or (has_table and each.tabulate is not None)
     }
 
     @wraps(command)
     def run(*arguments: Any, **given: Any) -> _T:
+        from orchestrator.common import logging_setup
+
         chosen = [name for name in flags if given.pop(name)]
         if len(chosen) > 1:
             raise UsageError(f"--{chosen[0]} is not possible with --{chosen[1]}: choose one format.")
+        logging_setup.warn_only()
         return command(*arguments, **given, output=formats.find(chosen[0] if chosen else None))
 
     kept = [each for name, each in own.parameters.items() if name != "output"]
@@ -169,6 +175,11 @@ def takes_format(command: Callable[..., _T]) -> Callable[..., _T]:
     ]
     vars(run)["__signature__"] = own.replace(parameters=[*kept, *added])
     return run
+
+
+def takes_table_format(command: Callable[..., _T]) -> Callable[..., _T]:
+    """Give a command that prints a table a flag for each output format for programs and of tables."""
+    return takes_format(command, has_table=True)
 
 
 def end_with(run: Callable[[], Awaitable[int | None]], output: formats.Format = formats.LINES) -> NoReturn:

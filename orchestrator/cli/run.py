@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -10,7 +10,7 @@ import anyio
 import typer
 
 from orchestrator.cli import options
-from orchestrator.core.config import SweepConfig, Typed, load_file, resolve
+from orchestrator.core.config import BarsConfig, SweepConfig, Typed, load_file, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.view.formats import LINES, Format
 
@@ -60,8 +60,8 @@ DetachOption = Annotated[
         "--detach", help="Return once it runs, and leave it running. `sweep attach` follows it, `sweep stop` ends it."
     ),
 ]
-#: Options that change nothing about a finished sweep; a variable may give them.
-IDLE: Final = {"endpoint", "lock", "registry", "registry_mirror", "image_cache"}
+#: Options that change nothing about a finished sweep: a variable may give them, or they change its exit code only.
+IDLE: Final = {"notify", "endpoint", "lock", "registry", "registry_mirror", "image_cache", *BarsConfig.model_fields}
 
 
 @options.takes_format
@@ -112,7 +112,7 @@ def run(
       sweep run ./my-benchmark --agent ./my_agent.py:MyAgent --devboxes 20
 
     """
-    given = options.typed(context, settings)
+    given = _typed(context, settings)
     if benchmark is not None:
         given["benchmark"] = Typed(name="BENCHMARK", value=benchmark)
     if agent:
@@ -170,11 +170,11 @@ def resume(
       sweep resume my-sweep --only failed
 
     """
-    from orchestrator.commands import attach
+    from orchestrator.commands import attach, rescore
     from orchestrator.rundir.manifest import read_manifest
     from orchestrator.rundir.sweep_index import find, find_unfinished, is_finished
 
-    given = options.typed(context, settings)
+    given = _typed(context, settings)
     refused = [flag for flag, value in {"--agent": agent, "--model": model, "--set": setting}.items() if value]
     refused += [each.flag for each in options.SETTINGS.values() if each.option.is_fixed and each.key in given]
     for flag in refused:
@@ -184,8 +184,15 @@ def resume(
         )
     folder = find(runs, sweep) if sweep else find_unfinished(runs)
     manifest = read_manifest(folder)
+    is_plain = not (given.keys() - IDLE or retry or only or dry_run or detach)
+    if is_plain and rescore.is_all_that_is_owed(folder, manifest):
+        config = resolve(manifest.config | {"name": folder.name}, source=f"sweep resume {folder.name}")
+        folder = folder.resolve()
+        if Path(manifest.started_in).is_dir():
+            os.chdir(manifest.started_in)
+        options.end_with(lambda: rescore.finish(folder, config, output), output)
     if is_finished(folder, manifest) and not (given.keys() - IDLE or retry or only or dry_run):
-        options.end_with(lambda: attach.run(folder, output=output), output)
+        options.end_with(lambda: attach.run(folder, given=given, output=output), output)
     _start(
         resolve(manifest.config | {"name": folder.name}, source=f"sweep resume {folder.name}", typed=given),
         runs=folder.parent,
@@ -197,6 +204,76 @@ def resume(
         is_detached=detach,
         output=output,
     )
+
+
+@options.takes_format
+@options.takes_settings("devboxes", "rate")
+def rescore(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The sweep's name, or its folder.")],
+    *,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="SCENARIOS", help="Only these: ids, names or globs, separated by commas. \\[default: all]"
+        ),
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option("--benchmark", metavar="BENCHMARK", help="A newer version. \\[default: that of the sweep]"),
+    ] = None,
+    without_processes: Annotated[
+        bool,
+        typer.Option(
+            "--without-processes", help="Also trials that were scored live: without what their agents left running."
+        ),
+    ] = False,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
+) -> None:
+    """Score finished trials of a sweep again, without their agents: nothing is paid for.
+
+    The patch that each trial left, or the artifacts that its scorers were given, are put into a fresh devbox and judged
+    by the scorers as they are now. The new scores take the place of the old ones, which stay in the journal; what
+    changed is listed. What else an agent changed, and what it left running, was not kept, and the list says of how many
+    that is so. A trial that cannot be scored again keeps its result.
+
+    With --benchmark, scenarios may be other than they were when the sweep began, such as with mended tests.
+
+    Examples:
+      sweep rescore my-sweep
+
+      sweep rescore my-sweep --only 'billing-*' --benchmark ./my-benchmark
+
+    """
+    from orchestrator.commands import rescore as scoring_again
+    from orchestrator.core.selection import parse
+    from orchestrator.rundir.manifest import read_manifest
+    from orchestrator.rundir.sweep_index import find
+
+    given = options.typed(context, settings)
+    folder = find(runs, name)
+    manifest = read_manifest(folder)
+    if benchmark is not None:
+        place = Path(benchmark).expanduser()
+        given["benchmark"] = Typed(name="--benchmark", value=str(place.resolve()) if place.exists() else benchmark)
+    config = resolve(manifest.config | {"name": folder.name}, source=f"sweep rescore {folder.name}", typed=given)
+    chosen = parse((), only or ()).only
+    if Path(manifest.started_in).is_dir():
+        folder = folder.resolve()
+        os.chdir(manifest.started_in)
+    options.end_with(lambda: scoring_again.run(folder, config, chosen, output, is_live_taken=without_processes), output)
+
+
+def _typed(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Typed]:
+    """Return the settings that were typed or exported. Raises UsageError for an address: it is a secret."""
+    from orchestrator.view.notify import refuse_typed
+
+    given = options.typed(context, settings)
+    if "notify" in given:
+        refuse_typed(given["notify"].value, given["notify"].name)
+    return given
 
 
 def _start(

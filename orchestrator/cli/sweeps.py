@@ -1,18 +1,124 @@
-"""`sweep attach`, `stop`, `logs`, `reap` and `repair`: the commands for sweeps that are there."""
+"""`sweep list`, `show`, `status`, `attach`, `stop`, `logs` and others: the commands for sweeps that are there."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import typer
 
 from orchestrator.cli import options
-from orchestrator.core.config import EndpointConfig
+from orchestrator.core.config import BarsConfig, EndpointConfig
 from orchestrator.view.formats import Format
 
 
+@options.takes_table_format
+def list_sweeps(*, runs: options.Runs = options.RUNS, output: Format) -> None:
+    """List the sweeps, newest first: how far each arm is, its mean with the 95 % interval, its cost."""
+    from orchestrator.commands import list_sweeps
+
+    list_sweeps.run(runs, output=output)
+
+
+@options.takes_table_format
+def show(
+    name: options.SweepName = None,
+    scenario: Annotated[
+        str | None, typer.Argument(metavar="SCENARIO", help="A scenario's name or id, to see its trials.")
+    ] = None,
+    *,
+    arm: Annotated[str | None, typer.Option("--arm", metavar="ARM", help="Only this arm. \\[default: all]")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", min=1, help="Only this trial. \\[default: all]")
+    ] = None,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+) -> None:
+    """Show what a sweep came to, by default the newest: scenarios by arm, failures, what was slow, costly or flaky.
+
+    With SCENARIO show its trials. Of a single one show all: stages, steps, scorers, patch, network, files, last words.
+
+    Examples:
+      sweep show my-sweep
+
+      sweep show my-sweep billing-month-end --arm oracle --trial 2
+
+      sweep show my-sweep --csv
+
+    """
+    from orchestrator.commands import show
+    from orchestrator.rundir.sweep_index import find, find_newest
+
+    folder = find(runs, name) if name else find_newest(runs)
+    show.run(folder, scenario, arm=arm, trial=trial, output=output)
+
+
+@options.takes_table_format
+def failures(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, output: Format) -> None:
+    """List the trials of a sweep that failed, by default of the newest, with reasons and the command that shows each.
+
+    Trials whose last attempt failed and that are tried again are listed too.
+    """
+    from orchestrator.commands import failures
+    from orchestrator.rundir.sweep_index import find, find_newest
+
+    failures.run(find(runs, name) if name else find_newest(runs), output=output)
+
+
+@options.takes_table_format
+def status(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, output: Format) -> None:
+    """Show how far a sweep is, by default the newest, and each trial in flight: stage, age, silence, last line.
+
+    Only the folder is read, so this works on another machine, and beside the process at work. A trial that has been
+    silent for long may be stuck.
+    """
+    from orchestrator.commands import status
+    from orchestrator.rundir.sweep_index import find, find_newest
+
+    status.run(find(runs, name) if name else find_newest(runs), output=output)
+
+
+@options.takes_table_format
+def compare(
+    sweeps: Annotated[
+        list[str],
+        typer.Argument(metavar="SWEEP[:ARM]…", help="Sweeps with all their arms, or one arm of a sweep each."),
+    ],
+    *,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare also what was scored otherwise, or scenarios that have changed.")
+    ] = False,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+) -> None:
+    """Compare arms with each other, of one sweep or of several, paired by scenario.
+
+    Each later arm is compared with each earlier one: the difference with its 95 % interval, tests of whether it is
+    chance, the scenarios that were gained and lost, cost, time, and how many scenarios and trials it takes to see such
+    a difference. `sweep docs comparison` explains the numbers.
+
+    Examples:
+      sweep compare yesterday tonight
+
+      sweep compare my-sweep
+
+      sweep compare yesterday:mini tonight:mini tonight:oracle --md
+
+    """
+    from orchestrator.commands import compare
+
+    compare.run(runs, sweeps, anyway=anyway, output=output)
+
+
 @options.takes_format
-def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS, output: Format) -> None:
+@options.takes_settings(*BarsConfig.model_fields, is_resume=True)
+def attach(
+    context: typer.Context,
+    name: options.SweepName = None,
+    *,
+    runs: options.Runs = options.RUNS,
+    output: Format,
+    **settings: Any,
+) -> None:
     """Follow a running sweep of this machine: by default the only one.
 
     Ctrl-C leaves the sweep running. When it ends, its summary is printed and its exit code is this command's. The
@@ -22,7 +128,8 @@ def attach(name: options.SweepName = None, *, runs: options.Runs = options.RUNS,
     from orchestrator.rundir.sweep_index import find, find_running
 
     folder = find(runs, name) if name else find_running(runs)
-    options.end_with(lambda: attach.run(folder, output=output), output)
+    given = options.typed(context, settings)
+    options.end_with(lambda: attach.run(folder, given=given, output=output), output)
 
 
 def stop(
@@ -49,16 +156,18 @@ def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The sweep's name, or its folder.")],
     *,
     to: Annotated[
-        Literal["csv", "jsonl", "junit", "swebench"],
+        str,
         typer.Option(
             "--to",
-            help="csv: a table; jsonl: the lines of results.jsonl; junit: XML for CI; swebench: predictions for "
-            "SWE-bench's own evaluation.",
+            metavar="FORM",
+            help="csv, parquet: a table; jsonl: the lines of results.jsonl; junit: XML for CI; swebench: predictions "
+            "for SWE-bench's own evaluation. Folders: harbor: a job for Harbor's viewer; atif: trajectories; "
+            "huggingface-folder: a data set. Plug-ins add more.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to write. \\[default: standard output]"),
+        typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to write. \\[default: standard output]"),
     ] = None,
     arm: Annotated[str | None, typer.Option("--arm", metavar="ARM", help="Only this arm. \\[default: all]")] = None,
     trial: Annotated[
@@ -74,6 +183,8 @@ def export(
       sweep export my-sweep --to junit -o junit.xml
 
       sweep export my-sweep --to swebench --trial 1 -o predictions.jsonl
+
+      sweep export my-sweep --to harbor -o jobs/my-sweep
 
     """
     from orchestrator.commands import export
@@ -93,6 +204,10 @@ def logs(
     trial: Annotated[int, typer.Option("--trial", metavar="N", min=1, help="The trial.")] = 1,
     attempt: Annotated[
         int | None, typer.Option("--attempt", metavar="K", min=1, help="The attempt. \\[default: the newest]")
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option("--step", metavar="NAME", help="The step, of a scenario of several. \\[default: the newest]"),
     ] = None,
     file: Annotated[
         str, typer.Option("--file", metavar="FILE", help="Another file: patch.diff, devbox.log, trajectory.json …")
@@ -118,7 +233,7 @@ def logs(
     from orchestrator.commands import logs
     from orchestrator.rundir.sweep_index import find
 
-    query = logs.LogQuery(arm=arm, trial=trial, attempt=attempt, file=file)
+    query = logs.LogQuery(arm=arm, trial=trial, attempt=attempt, step=step, file=file)
     anyio.run(lambda: logs.run(find(runs, name), scenario, query, is_followed=follow, is_raw=raw))
 
 
@@ -160,6 +275,7 @@ def repair(
     Results that the journal has lost are taken from results.jsonl, if they are there. `sweep resume` then runs the
     trials again whose results are lost.
     """
+    from orchestrator.core.printable import counted
     from orchestrator.rundir import repair
     from orchestrator.view.console import say
 
@@ -168,8 +284,8 @@ def repair(
         say(f"{folder}: nothing is damaged.")
         return
     if lost.file is not None:
-        say(f"{folder}: {lost.lines} damaged lines ({lost.bytes} bytes) were set aside in {lost.file}.")
+        say(f"{folder}: set {counted(lost.lines, 'damaged line')} ({lost.bytes:,} bytes) aside in {lost.file}.")
     if lost.restored:
-        say(f"{folder}: {lost.restored} results that the journal had lost were taken from results.jsonl.")
+        say(f"{folder}: took {counted(lost.restored, 'result')} that the journal had lost from results.jsonl.")
     if lost.trials:
         say(f"They spoke of {', '.join(lost.trials)}.")

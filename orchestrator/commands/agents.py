@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import indent
@@ -12,7 +13,9 @@ from orchestrator.agentkit.builtin import Builtin
 from orchestrator.agentkit.file.definition import OUTPUT, Definition, parse_definition
 from orchestrator.agentkit.python.python_agent import find_interpreter, has_module
 from orchestrator.commands import AGENTS
+from orchestrator.common.plugins import PlugIn
 from orchestrator.core.errors import UsageError
+from orchestrator.core.protocol import McpTransport
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
 
@@ -42,6 +45,10 @@ echo "I have $(wc -c <"$SWEEP_PROBLEM_FILE") bytes to read and do nothing yet."
 # the hosts of [network], and must be safe to run twice. Of [env] it gets `set` only, because many devboxes may share
 # the result.
 # install = \'\'\'mkdir -p "$SWEEP_AGENT_PREFIX/bin"\'\'\'
+
+# What it does without where a scenario gives it: "mcp_servers", "skills", "trajectory". It is refused otherwise, before
+# the start, for its score would not compare.
+# ignores = ["trajectory"]
 
 # Seconds for the agent, used if neither the command line nor the scenario sets a limit.
 # time_limit = 3600
@@ -84,6 +91,20 @@ echo "I have $(wc -c <"$SWEEP_PROBLEM_FILE") bytes to read and do nothing yet."
 # Files to collect from the devbox.
 # [gather]
 # files = ["~/report.md"]
+
+# How it reads the MCP servers of a scenario, in JSON (which is YAML too) or "toml": a table at the key `servers`, and
+# in it a form for each transport that it knows. `file` is where it looks; `run` finds a copy in $SWEEP_MCP_FILE.
+# [mcp]
+# file = "~/.my-agent/mcp.json"
+# format = "json"
+# servers = "mcpServers"
+# stdio = {{ command = "{{command}}", args = "{{args}}" }}
+# sse = {{ type = "sse", url = "{{url}}", headers = "{{headers}}" }}
+# streamable-http = {{ type = "http", url = "{{url}}", headers = "{{headers}}" }}
+
+# Where it looks for skills: those of a scenario are copied there.
+# [skills]
+# folder = "~/.my-agent/skills"
 """
 
 
@@ -96,13 +117,15 @@ def list_agents(output: Format) -> None:
             description = f"CANNOT BE USED: {named.problem}"
         elif isinstance(agent, Builtin):
             where, description, needs = "host", agent.description, f"--model, the package {agent.package}"
+        elif isinstance(agent, PlugIn):
+            where, description = "host", agent.description
         else:
             argument = [] if agent.argument is None else [f":{agent.argument}"]
             model = ["--model"] if agent.model.required and not agent.model.default else []
             where, description, version = agent.where, agent.description, agent.version
             needs = ", ".join([*argument, *model, *map(" or ".join, agent.env.required)]) or None
         row = {"name": named.name, "version": version, "where": where, "description": description, "needs": needs}
-        rows.append(row | ({"file": str(named.file)} if output.is_for_programs else {}))
+        rows.append(row | ({"file": str(named.file) if named.file else None} if output.is_for_programs else {}))
     print_rows(rows, output)
 
 
@@ -126,6 +149,15 @@ def show(reference: str, *, python: Path | None, given: Mapping[str, str], outpu
             "missing": [] if has_module(program, agent.module, environ) else [[agent.package]],
         }
         lines = _explain_python(record)
+    elif isinstance(agent, PlugIn):
+        record = {
+            "name": reference,
+            "where": "host",
+            "entry": f"{agent.module}:{agent.attribute}",
+            "package": agent.package,
+            "python": str(python or sys.executable),
+        }
+        lines = iter([f"{reference}: {agent.description} It runs on this machine, with {record['python']}."])
     else:
         record = {
             **agent.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -188,6 +220,8 @@ def _explain(definition: Definition, environ: Mapping[str, str]) -> Iterator[str
         "Usage": _usage(definition),
         "Trajectory": f"from {_source(steps.source)} in the format of {steps.format}" if steps else "",
         "Collects": ", ".join(definition.gather.files),
+        "Takes": ", ".join(_taken(definition)),
+        "Ignores": ", ".join(definition.ignores),
     }
     yield from _table(facts)
     for title, script in {"Install": definition.install, "Run": definition.run}.items():
@@ -198,6 +232,14 @@ def _explain(definition: Definition, environ: Mapping[str, str]) -> Iterator[str
         yield f"Run:         the words after the colon: --agent '{definition.name}:{definition.argument}'"
     missing = _missing(definition, environ)
     yield f"Missing:     {', and '.join(map(' or '.join, missing))}" if missing else "Missing:     nothing"
+
+
+def _taken(definition: Definition) -> Iterator[str]:
+    """What it takes of a scenario beside the problem statement."""
+    if mcp := definition.mcp:
+        yield f"MCP servers ({', '.join(kind for kind in McpTransport if mcp.form(kind) is not None)})"
+    if definition.skills:
+        yield "skills"
 
 
 def _usage(definition: Definition) -> str:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.commands import BUNDLED, endpoints
-from orchestrator.commands.fetched import fetch_shown
+from orchestrator.commands import BUNDLED, endpoints, fetched
 from orchestrator.core.protocol import Isolation, LockKind
 from orchestrator.view.console import print_rows
 from orchestrator.view.formats import Format
@@ -13,11 +12,14 @@ from orchestrator.view.formats import Format
 async def list_benchmarks(
     *, endpoint: str | None, isolation: Isolation, runs: Path, lock: LockKind, output: Format
 ) -> None:
-    """List every benchmark of the endpoint, or of the embedded service."""
+    """List every benchmark of the endpoint, or of the embedded service and those that were fetched for it."""
     place = endpoints.Where(endpoint=endpoint, folders=(BUNDLED,), isolation=isolation, runs=runs, lock=lock)
     async with endpoints.open_endpoint(place) as opened:
         known = await endpoints.list_benchmarks(opened)
-    print_rows([{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known], output)
+    rows = [{"id": each.id, "name": each.name, "scenarios": len(each.scenario_ids)} for each in known]
+    copies = [] if endpoint else await fetched.list_copies(output)
+    nothing = dict.fromkeys(copies[0] if copies else ())
+    print_rows([*({**nothing, **row} for row in rows), *copies], output)
 
 
 async def show(
@@ -31,7 +33,7 @@ async def show(
     output: Format,
 ) -> None:
     """List the scenarios of one benchmark, which is fetched if it is not here."""
-    folder = await fetch_shown(benchmark, registries, output, endpoint=endpoint)
+    folder = await fetched.fetch_shown(benchmark, registries, output, endpoint=endpoint)
     place, name = endpoints.where(folder, endpoint=endpoint, isolation=isolation, runs=runs, lock=lock)
     async with endpoints.open_endpoint(place) as opened:
         summaries = await opened.summaries(await endpoints.find_benchmark(opened, name))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import orjson
 
 from orchestrator.commands import BUNDLED, run_sweep
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
@@ -22,11 +21,11 @@ from orchestrator.commands.fetched import fetch_shown
 from orchestrator.core.config import EndpointConfig, resolve
 from orchestrator.core.errors import UsageError
 from orchestrator.core.printable import printable, printable_lines, shortened
-from orchestrator.core.protocol import Isolation
-from orchestrator.rundir.files import RESULTS
+from orchestrator.core.protocol import Described, Isolation
 from orchestrator.rundir.manifest import read_manifest
-from orchestrator.service.definitions.catalog import Checked, checked
-from orchestrator.service.diagnostics import Problem
+from orchestrator.rundir.results_file import read_results
+from orchestrator.service.definitions.catalog import Checked, CheckedScenario, checked
+from orchestrator.service.diagnostics import Problem, Requirement
 from orchestrator.service.sandbox.own_ids import Lent
 from orchestrator.service.sandbox.user_namespace import IdMap
 from orchestrator.view.console import print_record, say
@@ -47,6 +46,24 @@ _USERS: Final = re.compile(
 )
 
 
+class Fitness(Described):
+    """Whether a scenario runs on this machine, and what it wants otherwise."""
+
+    HERE = "here", "runs here"
+    SUBUIDS = "subuids", "runs here as it should only with lent user ids"
+    ENGINE = "engine", "needs a container engine"
+    GPU = "gpu", "needs a GPU"
+    CANNOT = "cannot", "cannot run"
+
+
+_FITNESS: Final = {
+    Requirement.USERS: Fitness.SUBUIDS,
+    Requirement.ENGINE: Fitness.ENGINE,
+    Requirement.GPU: Fitness.GPU,
+}
+_RUNNING: Final = frozenset({Fitness.HERE, Fitness.SUBUIDS})
+
+
 async def check(
     benchmark: str, registries: Sequence[str], place: EndpointConfig, *, is_static: bool, runs: Path, output: Format
 ) -> int:
@@ -54,9 +71,15 @@ async def check(
     folder = _folder(await fetch_shown(benchmark, registries, output))
     found = await anyio.to_thread.run_sync(checked, folder)
     found = _with_needs(found, place.isolation)
-    reasons = _reasons(found)
-    has_errors = bool(reasons) or any(each.severity == "error" for each in found.problems)
-    _tell(found, reasons, output)
+    reasons = Counter(map(_fitness, found.scenarios))
+    can_run = sum(number for (fitness, _), number in reasons.items() if fitness in _RUNNING)
+    has_errors = can_run < len(found.scenarios) or any(each.severity == "error" for each in found.problems)
+    _tell(found, output)
+    if len(found.scenarios) > 1 and not output.is_for_programs:
+        say(f"{can_run:,} of {len(found.scenarios):,} can run here")
+        for (fitness, reason), number in reasons.most_common():
+            if reason:
+                say(f"{number:,}: {fitness.meaning}: {reason}")
     if not is_static and not has_errors:
         complaints = await _prove(folder, place, runs, output)
         for complaint in complaints:
@@ -67,8 +90,9 @@ async def check(
                 say(line)
         has_errors = bool(complaints)
     if output.is_for_programs:
-        count = len(found.scenarios)
-        facts = {"scenarios": count, "can_run": count - reasons.total(), "reasons": dict(reasons.most_common())}
+        of_class = {each: sum(n for (fitness, _), n in reasons.items() if fitness is each) for each in Fitness}
+        why = [{"class": each, "reason": why, "scenarios": n} for (each, why), n in reasons.most_common() if why]
+        facts = {"scenarios": len(found.scenarios), "can_run": can_run, "classes": of_class, "reasons": why}
         print_record({"benchmark": folder.name, "sound": not has_errors, **facts}, output)
     else:
         say(f"{folder.name}: {'not sound' if has_errors else 'sound'}")
@@ -81,11 +105,12 @@ def _with_needs(found: Checked, isolation: Isolation) -> Checked:
     scenarios = []
     for each in found.scenarios:
         needs: tuple[Problem, ...] = ()
-        if each.image is not None and isolation is Isolation.NONE:
-            needs = (Problem("error", each.image.file, "", "asks for an image: leave out --isolation none"),)
-        elif each.image is not None and lack and (each.users or _USERS.search(each.image.text)):
+        if each.images and isolation is Isolation.NONE:
+            needs = (Problem("error", each.images[0].file, "", "asks for an image: leave out --isolation none"),)
+        elif lack:
             why = f"{_NEEDS_USERS}, and images have none here: {lack}"
-            needs = (Problem("warning", each.image.file, "", why),)
+            demanding = (image for image in each.images if each.users or _USERS.search(image.text))
+            needs = tuple(Problem("warning", image.file, "", why, Requirement.USERS) for image in demanding)
         scenarios.append(replace(each, problems=(*each.problems, *needs)))
     return replace(found, scenarios=tuple(scenarios))
 
@@ -98,14 +123,22 @@ def _lack_of_users() -> str:
     return lent if isinstance(lent, str) else ""
 
 
-def _reasons(found: Checked) -> "Counter[str]":
-    """Count the scenarios that cannot run here, each by its first error without names and numbers."""
-    first = (next((each for each in one.problems if each.severity == "error"), None) for one in found.scenarios)
-    return Counter(re.sub(r"\S*[\d/.]\S*\b", "…", each.message.partition(";")[0]) for each in first if each)
+def _fitness(scenario: CheckedScenario) -> tuple[Fitness, str]:
+    """The class of a scenario, and the finding that puts it there without names and numbers; "" where it runs.
+
+    Of several findings one that no other machine would be spared decides.
+    """
+    errors = [each for each in scenario.problems if each.severity == "error"]
+    needs = [each for each in scenario.problems if each.need is not None]
+    decisive = next((each for each in errors if each.need is None), None) or next(iter(errors or needs), None)
+    if decisive is None:
+        return Fitness.HERE, ""
+    reason = re.sub(r"\S*[\d/.]\S*\b", "…", decisive.message.partition(";")[0])
+    return (Fitness.CANNOT if decisive.need is None else _FITNESS[decisive.need]), reason
 
 
-def _tell(found: Checked, reasons: "Counter[str]", output: Format) -> None:
-    """Print the findings, those that many scenarios have together, and how many scenarios can run."""
+def _tell(found: Checked, output: Format) -> None:
+    """Print the findings, those that many scenarios have together."""
     alike: dict[Problem, list[str]] = {}
     for scenario in found.scenarios:
         for problem in scenario.problems:
@@ -129,10 +162,6 @@ def _tell(found: Checked, reasons: "Counter[str]", output: Format) -> None:
                 shown = names if problem.message.startswith(_NEEDS_USERS) else names[:_NAMED]
                 more = f" and {len(names) - len(shown):,} more" if len(shown) < len(names) else ""
                 say(f"{problem.severity}: {', '.join(shown)}{more}: {problem}")
-    count = len(found.scenarios)
-    if count > 1:
-        why = "".join(f"; {number:,}: {reason}" for reason, number in reasons.most_common())
-        say(f"{count - reasons.total():,} of {count:,} can run here{why}")
 
 
 def _folder(benchmark: str) -> Path:
@@ -164,7 +193,7 @@ async def _prove(folder: Path, place: EndpointConfig, runs: Path, output: Format
     if ended == EXIT_INTERRUPTED:
         return ["the check was interrupted before it proved anything"]
     ran = runs / str(config.name)
-    results = [orjson.loads(line) for line in (await anyio.Path(ran / RESULTS).read_bytes()).splitlines()]
+    results = await anyio.to_thread.run_sync(read_results, ran)
     planned = len((await anyio.to_thread.run_sync(read_manifest, ran)).plan)
     missing = [] if len(results) == planned else [f"{planned - len(results)} of {planned} trials have no result"]
     return [*missing, *(complaint for result in results for complaint in _judge(result, ran))]

@@ -27,6 +27,7 @@ from anyio.to_thread import run_sync
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.commands.run_sweep import FILES_OF_OURS, FILES_PER_DEVBOX
 from orchestrator.common import logging_setup
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import DiskLimit, Isolation, Mirror
 from orchestrator.service.devboxes.network import PROXIED
@@ -34,7 +35,6 @@ from orchestrator.service.environments.images import engine
 from orchestrator.service.environments.images.reference import DOCKER_HUB, base_url
 from orchestrator.service.environments.images.registry import Registries
 from orchestrator.service.sandbox import elf
-from orchestrator.service.sandbox.build_cache import cache_folder
 from orchestrator.service.sandbox.bwrap.disks import Disks, what_mends
 from orchestrator.service.sandbox.bwrap.host import UID_MAP, fixes, id_starts
 from orchestrator.service.sandbox.bwrap.overlay import NESTED, file_system, nested, open_overlay

@@ -1,5 +1,6 @@
 """The dry run: what a sweep would do now, and why. No service is started, no file changed, no lock taken."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -20,6 +21,7 @@ from orchestrator.core.printable import counted
 from orchestrator.core.records import Benchmark, Scenario, ScenarioSummary
 from orchestrator.core.selection import Selection, TrialAction, TrialDecision, decisions
 from orchestrator.endpoint.parsing import summary_of
+from orchestrator.engine import budgets
 from orchestrator.engine.context import Arm
 from orchestrator.rundir.journal import Reader
 from orchestrator.rundir.sweep_index import Holder, as_typed, find_folder, holder, refuse_elsewhere
@@ -27,6 +29,7 @@ from orchestrator.service.definitions.catalog import Catalog, Choice
 from orchestrator.service.errors import BadRequest
 from orchestrator.view.console import print_record, say
 from orchestrator.view.formats import Format, Record
+from orchestrator.view.notify import notifiers_of
 
 if TYPE_CHECKING:
     from orchestrator.endpoint.protocols import Endpoint
@@ -124,8 +127,9 @@ class DryRun:
         """Seconds for each stage, from the least to the most where scenarios and agents differ."""
         timeouts = self.config.timeouts
         asked = [arm.summary_of(scenario) for scenario in self.plan.scenarios for arm in self.arms.values()]
-        solve = [timeouts.solve_for(summary.agent_timeout) for summary in asked]
-        score = [timeouts.score_for(summary.scorer_timeout) for summary in asked]
+        parts = [part for summary in asked for part in summary.steps or (summary,)]
+        solve = [timeouts.solve_for(part.agent_timeout) for part in parts]
+        score = [timeouts.score_for(part.scorer_timeout) for part in parts]
         spans = {"solve": (min(solve), max(solve)), "score": (min(score), max(score))}
         fixed = {name: (seconds, seconds) for name, seconds in timeouts.model_dump().items() if name not in spans}
         ordered = {name: (fixed | spans)[name] for name in Timeouts.model_fields}
@@ -153,7 +157,8 @@ class DryRun:
 async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Format, given: Mapping[str, str]) -> int:
     """Print what would run; returns the exit code. Raises UsageError for what the sweep would refuse."""
     run_sweep.fit_open_files(config)
-    run_sweep.deadline_of(config)
+    budgets.deadline_of(config)
+    notifiers_of(config.notify, {**os.environ, **given})
     place, name = await where_of(config, runs)
     arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
     if config.name is not None:
@@ -166,6 +171,7 @@ async def run(config: SweepConfig, *, runs: Path, again: Selection, output: Form
         benchmark = await find_benchmark(source, name)
         arms = await run_sweep.supply_arms(arms, source)
         plan = await run_sweep.make_plan(config, benchmark, arms, source)
+        run_sweep.variables_of(plan.scenarios, given)
         if not isinstance(source, OfflineCatalog):
             await run_sweep.check_needs(config, arms, source)
     found = find_folder(runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))

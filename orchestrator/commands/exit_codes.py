@@ -3,10 +3,13 @@
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from orchestrator.core.config import BarsConfig
 from orchestrator.core.errors import SweepError, Unauthorized, UsageError, leaf
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan
+from orchestrator.core.printable import counted
 from orchestrator.core.records import Flag, Outcome, TrialKey
+from orchestrator.view.report import summarise
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -16,9 +19,14 @@ EXIT_INTERRUPTED: Final = 130
 INTERRUPTED: Final = "interrupted"
 #: The end of that reason, if all selected trials were done.
 NOT_SELECTED: Final = "the others were not selected"
+#: The end of that reason, if the program that the sweep ran in canceled it.
+CANCELED: Final = "canceled by its program"
 ALL_FLAGGED: Final = "Every result of {} is flagged: look at them before you trust the mean. The exit code is 1."
-#: A flag that casts no doubt if it stands alone: on an endpoint of others every result has it.
-_USUAL: Final = frozenset({Flag.SCORED_LIVE})
+NOT_ACCEPTED: Final = "--accept {:g}% is missed: {} of {} have a score. The exit code is 1."
+UNDER: Final = "--fail-under {:g} is missed: the mean of {} is {}. The exit code is 1."
+_ROUNDING: Final = 1e-9
+#: Flags that cast no doubt if they stand alone: every result may have them, on an endpoint of others or scored again.
+_USUAL: Final = frozenset({Flag.SCORED_LIVE, Flag.RESCORED_IN_PART})
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
@@ -41,10 +49,24 @@ def all_flagged(plan: Plan, ledger: Ledger) -> Sequence[str]:
     return [arm for arm, doubted in doubts.items() if all(doubted)]
 
 
-def exit_code(trials: Collection[TrialKey], ledger: Ledger, *, doubtful: Collection[str] = (), is_stopped: bool) -> int:
-    """The exit code of a sweep that ran these trials; `doubtful` are arms whose results are all flagged."""
-    outcomes = [ledger.trials[key].outcome for key in trials if ledger.is_finished(key)]
-    if len(outcomes) < len(trials):
-        return EXIT_INTERRUPTED if is_stopped else EXIT_FAILED
-    is_sound = all(outcome is Outcome.SCORED for outcome in outcomes) and not doubtful
-    return EXIT_OK if is_sound else EXIT_FAILED
+def verdict(
+    trials: Collection[TrialKey], plan: Plan, ledger: Ledger, bars: BarsConfig, *, is_stopped: bool
+) -> tuple[int, Sequence[str]]:
+    """The exit code of a sweep that ran these trials of its plan, and sentences for reasons that its table leaves out.
+
+    With `is_stopped`, a signal has stopped it.
+    """
+    doubts = [ALL_FLAGGED.format(arm) for arm in all_flagged(plan, ledger)]
+    if is_stopped and not all(map(ledger.is_finished, trials)):
+        return EXIT_INTERRUPTED, doubts
+    scored = sum(ledger.is_finished(key) and ledger.trials[key].outcome is Outcome.SCORED for key in trials)
+    is_accepted = scored >= bars.accept * len(trials) - _ROUNDING
+    missed = []
+    if not is_accepted and bars.accept < 1:
+        missed.append(NOT_ACCEPTED.format(100 * bars.accept, scored, counted(len(trials), "trial")))
+    if bars.fail_under is not None:
+        for arm in plan.arms:
+            mean = summarise(arm, ledger, plan).mean
+            if mean is None or mean < bars.fail_under - _ROUNDING:
+                missed.append(UNDER.format(bars.fail_under, arm, "unknown" if mean is None else f"{mean:.4g}"))
+    return EXIT_OK if is_accepted and not doubts and not missed else EXIT_FAILED, [*doubts, *missed]

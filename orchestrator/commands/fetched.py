@@ -1,17 +1,22 @@
 """Benchmarks from elsewhere: found by their words, fetched for a command, searched and updated."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from anyio.to_thread import run_sync
 
 from orchestrator.commands import BUNDLED
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.common import logging_setup
 from orchestrator.core.errors import SweepError, Unavailable, UsageError, WorldError
-from orchestrator.core.printable import counted
+from orchestrator.core.printable import byte_size, counted
 from orchestrator.service.definitions.sets.source import RegistryName, parse_source
 from orchestrator.view.console import print_record, print_rows, say
 from orchestrator.view.formats import Format
@@ -19,10 +24,13 @@ from orchestrator.view.progress import shown
 
 if TYPE_CHECKING:
     from orchestrator.service.definitions.sets.benchmark_registry import Registry
+    from orchestrator.service.definitions.sets.copies import Copies
 
 _ID: Final = re.compile(r"bmd_[0-9a-f]+")
 #: Characters of a description.
 _LONGEST: Final = 60
+#: Characters of a copy's id, and of a commit.
+_SHOWN_KEY: Final = 12
 
 
 @dataclass(slots=True)
@@ -56,7 +64,6 @@ async def fetch(
             f"{benchmark} is fetched to this machine, which {endpoint} cannot see: leave out --endpoint and "
             "RUNLOOP_BASE_URL to serve it here."
         )
-    import msgspec
 
     from orchestrator.service.definitions.sets.copies import Copies, CopyOrigin
 
@@ -108,6 +115,84 @@ async def get(benchmarks: Sequence[str], registries: Sequence[str], output: Form
         else:
             say(f"{each}: {folder}")
     return code
+
+
+async def list_copies(output: Format) -> list[dict[str, object]]:
+    """Return a row for each benchmark that was fetched: what it is, and where it is from. Raises WorldError."""
+    rows = list[dict[str, object]]()
+    with _kept_copies() as copies:
+        kept = await run_sync(copies.kept)
+    for each in kept:
+        fetched_at = datetime.fromtimestamp(each.fetched_at, UTC)
+        commits = {part.commit for part in each.origin.parts}
+        places = sorted({part.url for part in each.origin.parts}) or [each.origin.archive]
+        row = {"id": each.key[:_SHOWN_KEY], "name": each.origin.name, "scenarios": each.scenarios}
+        if output.is_for_programs:
+            when = fetched_at.isoformat(timespec="seconds")
+            rows.append({**row, "commits": sorted(commits), "size_bytes": each.size, "fetched": when, "from": places})
+            continue
+        commit = f"{len(commits)} commits" if len(commits) > 1 else next(iter(commits), "")[:_SHOWN_KEY] or None
+        when = fetched_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        rows.append({**row, "commit": commit, "size": byte_size(each.size), "fetched": when, "from": " ".join(places)})
+    return rows
+
+
+def list_public(output: Format) -> None:
+    """List the public sets that we know how to get; nothing is asked of a network."""
+    from orchestrator.service.definitions.sets.public_sets import public_sets
+
+    if output.is_for_programs:
+        for each in public_sets():
+            print_record(msgspec.to_builtins(each), output)
+        return
+    for each in public_sets():
+        facts = [
+            f"{each.tasks:,} tasks" if each.tasks else "",
+            each.licence or "",
+            byte_size(each.size) if each.size else "",
+            f"needs {each.needs}" if each.needs else "",
+        ]
+        say(f"{each.name}: {each.description}")
+        say(f"  {'; '.join(filter(None, facts))}")
+        if found := each.checked:
+            proved = f", {found.proved:,} proved by their solutions" if found.proved is not None else ""
+            why = f"; {found.why}" if found.why else ""
+            say(f"  sweep check, {found.on}: {found.can_run:,} of {found.of:,} can run{proved}{why}")
+        say(f"  sweep run '{each.get}'" if each.get else f"  sweep benchmarks import {each.form} FILE, of {each.file}")
+
+
+async def remove(names: Sequence[str]) -> int:
+    """Remove fetched benchmarks by name or id; one that a process uses stays. Returns the exit code.
+
+    Raises UsageError for a name that none has, before anything is removed, and WorldError.
+    """
+    code = EXIT_OK
+    with _kept_copies() as copies:
+        kept = await run_sync(copies.kept)
+        words = {each.key: {each.origin.name, each.key[:_SHOWN_KEY]} for each in kept}
+        if strange := [name for name in names if not any(name in known for known in words.values())]:
+            fetched = ", ".join(dict.fromkeys(each.origin.name for each in kept)) or "none"
+            raise UsageError(f"There is no fetched benchmark {strange[0]!r} here. Fetched: {fetched}.")
+        for each in kept:
+            if words[each.key].isdisjoint(names):
+                continue
+            is_gone = await run_sync(copies.remove, each)
+            what = "removed" if is_gone else "in use by a running process; it stays"
+            say(f"{each.origin.name} ({each.key[:_SHOWN_KEY]}): {what}.")
+            code = code if is_gone else EXIT_FAILED
+    return code
+
+
+@contextmanager
+def _kept_copies() -> "Iterator[Copies]":
+    """Open the copies that are here; what the disk refuses is a WorldError."""
+    from orchestrator.service.definitions.sets.copies import Copies
+
+    logging_setup.warn_only()
+    try:
+        yield Copies((), lambda _: None)
+    except OSError as error:
+        raise WorldError(f"The fetched benchmarks cannot be read or removed: {error}.") from error
 
 
 async def search(word: str, registries: Sequence[str], output: Format) -> int:

@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 from orchestrator.commands.endpoints import NO_IMAGES
 from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_OK
 from orchestrator.common import logging_setup
+from orchestrator.common.cache_folder import cache_folder
 from orchestrator.core.config import RegistryConfig
 from orchestrator.core.errors import SweepError, UsageError, WorldError
 from orchestrator.core.printable import byte_size, counted, printable_lines
@@ -30,7 +31,7 @@ from orchestrator.service.environments.images.image_store import ImageStore, Pro
 from orchestrator.service.environments.images.manifest import ours
 from orchestrator.service.environments.images.reference import BadReference, Reference
 from orchestrator.service.errors import SandboxError
-from orchestrator.service.sandbox.build_cache import cache_folder, lock_folder
+from orchestrator.service.sandbox.build_cache import lock_folder
 from orchestrator.service.sandbox.closure import Closures
 from orchestrator.service.sandbox.own_ids import become_root
 from orchestrator.service.sandbox.prepared import Preparation

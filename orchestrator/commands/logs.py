@@ -6,23 +6,21 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import anyio
 
-from orchestrator.commands.attach import LOOK_S, catch_up
+from orchestrator.commands.attach import LOOK_S
 from orchestrator.core.errors import UsageError
 from orchestrator.core.ledger import Ledger, Trial
-from orchestrator.core.plan import Plan
-from orchestrator.core.printable import coloured, shortened
+from orchestrator.core.plan import Plan, trials_of
+from orchestrator.core.printable import coloured, printable, shortened
 from orchestrator.core.records import Outcome, ScenarioSummary, TrialKey
 from orchestrator.engine.agent_log import is_cut
-from orchestrator.engine.context import LOG, attempt_folder
-from orchestrator.rundir.journal import Reader
-from orchestrator.rundir.manifest import read_manifest
+from orchestrator.rundir.files import AGENT_LOG, attempt_folder
+from orchestrator.rundir.recorded import RecordedSweep
 from orchestrator.rundir.sweep_index import holder
 from orchestrator.view.console import say, wait_writable
 from orchestrator.view.report import MESSAGE_WIDTH, number
@@ -34,12 +32,13 @@ _UNFINISHED: Final = re.compile(r"(\r|\x1b(\[[0-9;:]{0,60})?)\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogQuery:
-    """The file to print. `arm` is None for the only arm, `attempt` for the newest."""
+    """The file to print. `arm` is None for the only arm, `attempt` and `step` for the newest."""
 
     arm: str | None = None
     trial: int = 1
     attempt: int | None = None
-    file: str = LOG
+    step: str | None = None
+    file: str = AGENT_LOG
 
 
 class Printer:
@@ -71,59 +70,56 @@ async def run(folder: Path, scenario: str | None, query: LogQuery, *, is_followe
     `is_followed` prints the file while it grows; `is_raw` passes control characters to a terminal. Raises UsageError if
     there is no such file, BrokenPipeError without a reader.
     """
-    plan, reader = read_manifest(folder).plan, await anyio.to_thread.run_sync(Reader, folder)
-    await catch_up(reader)
+    sweep = await anyio.to_thread.run_sync(RecordedSweep, folder)
+    plan = sweep.plan
     if scenario is None:
-        for line in _list(folder, plan, reader.ledger):
+        for line in _list(folder, plan, sweep.ledger):
             say(line)
         return
-    summary = next((each for each in plan.scenarios if scenario in {each.id, each.name}), None)
-    if summary is None:
-        names = [each.name for each in plan.scenarios]
-        near = get_close_matches(scenario, names, 3)
-        hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:10])}."
-        raise UsageError(f"There is no scenario {scenario!r} in it. {hint}")
-    arm = plan.arms[0] if query.arm is None and len(plan.arms) == 1 else query.arm
-    if arm is None or arm not in plan.arms:
-        problem = "Say which arm" if arm is None else f"There is no arm {arm!r}"
-        raise UsageError(f"{problem}: --arm {' or '.join(plan.arms)}.")
-    key = TrialKey(summary.id, arm, query.trial)
-    if key not in plan:
-        raise UsageError(f"{folder.name} has no trial {key.number} of {summary.name}: there are {plan.trials}.")
+    keys = trials_of(plan, scenario, arm=query.arm, number=query.trial)
+    if len(keys) > 1:
+        raise UsageError(f"Say which arm: --arm {' or '.join(plan.arms)}.")
+    (key,) = keys
+    summary = plan.by_id[key.scenario]
+    steps = [step.name for step in summary.steps]
+    if query.step is not None and query.step not in steps:
+        raise UsageError(f"{summary.name} has no step {query.step!r}: there are {', '.join(steps) or 'none'}.")
     printer = Printer(is_raw=is_raw or not sys.stdout.isatty())
     if is_followed:
-        await _follow(folder, key, summary, query, reader, printer)
+        await _follow(sweep, key, summary, query, printer)
         return
-    trial = reader.ledger.trials.get(key)
+    trial = sweep.ledger.trials.get(key)
     path = _find_file(folder, key, summary, query, trial)
     if path.is_dir():
         for each in _files(path):
             say(str(each.relative_to(path)))
-    elif not await _copy(path, 0, printer) and path.name == LOG:
+    elif not await _copy(path, 0, printer) and path.name == AGENT_LOG:
         say(f"The agent printed nothing.{_failure(trial)}", to_stderr=True)
     printer.write(b"", is_last=True)
 
 
 async def _follow(
-    folder: Path, key: TrialKey, summary: ScenarioSummary, query: LogQuery, reader: Reader, printer: Printer
+    sweep: RecordedSweep, key: TrialKey, summary: ScenarioSummary, query: LogQuery, printer: Printer
 ) -> None:
-    """Print a file as it grows, attempt after attempt, until the trial has ended."""
-    attempt, at = query.attempt or 1, 0
+    """Print a file as it grows, attempt after attempt and step after step, until the trial has ended."""
+    folder, index, at = sweep.folder, 0, 0
     while True:
         is_at_work = await anyio.to_thread.run_sync(holder, folder) is not None
-        await catch_up(reader)
-        trial = reader.ledger.trials.get(key)
-        newest = trial.attempts if trial else 0
-        place = attempt_folder(folder, key, summary.name, attempt)
+        await anyio.to_thread.run_sync(sweep.catch_up)
+        trial = sweep.ledger.trials.get(key)
+        places = _places(folder, key, summary, query, max(1, trial.attempts if trial else 0))
+        place = places[index] if places else folder / "nothing"
         path = place / query.file
         if path.is_dir() or not path.resolve().is_relative_to(place.resolve()):
             raise UsageError(f"--file {query.file} is no file that can be followed: leave out -f, or name another.")
         at = await _copy(path, at, printer)
-        is_over = not is_at_work or reader.ledger.is_finished(key)
-        if attempt < newest and query.attempt is None:
-            attempt, at = attempt + 1, 0
-            say(f"--- attempt {attempt}", to_stderr=True)
-        elif is_over or attempt < newest:
+        is_over = not is_at_work or sweep.ledger.is_finished(key)
+        if index + 1 < len(places):
+            index, at = index + 1, 0
+            place = places[index]
+            attempt, step = (place.parents[1], f", step {place.name}") if summary.steps else (place, "")
+            say(f"--- {attempt.name.replace('-', ' ')}{step}", to_stderr=True)
+        elif is_over or (query.attempt is not None and trial is not None and query.attempt < trial.attempts):
             if at == 0:  # say what is wrong, if something is
                 _find_file(folder, key, summary, query, trial)
             printer.write(b"", is_last=True)
@@ -151,14 +147,26 @@ def _find_file(folder: Path, key: TrialKey, summary: ScenarioSummary, query: Log
     if trial is None or trial.attempts == 0:
         problem = f"cannot run here: {summary.unsupported}" if summary.unsupported else "has not begun"
         raise UsageError(f"{summary.name} {problem}.")
-    place = attempt_folder(folder, key, summary.name, query.attempt or trial.attempts)
+    number = query.attempt or trial.attempts
+    places = _places(folder, key, summary, replace(query, attempt=number), trial.attempts)
+    place = places[-1] if places else attempt_folder(folder, key, summary.name, number)
     if not place.is_dir():
         raise UsageError(f"{summary.name} has no attempt {query.attempt}: there are {trial.attempts}.")
     path = place / query.file
     if not path.exists() or not path.resolve().is_relative_to(place.resolve()):
-        known = ", ".join(sorted(each.name for each in place.iterdir())) or "none"
+        known = ", ".join(sorted(printable(each.name) for each in place.iterdir())) or "none"
         raise UsageError(f"{summary.name} has no file {query.file}. There are: {known}.{_failure(trial)}")
     return path
+
+
+def _places(folder: Path, key: TrialKey, summary: ScenarioSummary, query: LogQuery, newest: int) -> list[Path]:
+    """Return the folders of the attempts that a query is about, or those of their steps that there are, in order."""
+    numbers = range(1, newest + 1) if query.attempt is None else [query.attempt]
+    attempts = [attempt_folder(folder, key, summary.name, number) for number in numbers]
+    if not summary.steps:
+        return attempts
+    steps = [attempt / "steps" / step.name for attempt in attempts for step in summary.steps]
+    return [step for step in steps if step.is_dir() and query.step in {None, step.name}]
 
 
 def _failure(trial: Trial | None) -> str:
@@ -170,19 +178,23 @@ def _failure(trial: Trial | None) -> str:
 
 def _list(folder: Path, plan: Plan, ledger: Ledger) -> Iterator[str]:
     """Yield a line for each attempt that has begun: its trial, its state, and the files in its folder."""
-    names = {each.id: each.name for each in plan.scenarios}
+    scenarios = {each.id: each for each in plan.scenarios}
     for key in plan:
         if (trial := ledger.trials.get(key)) is None:
             continue
+        scenario = scenarios[key.scenario]
         for attempt in range(1, trial.attempts + 1):
             state = str((trial.attempt and trial.attempt.stage) or "waiting")
+            if trial.attempt and scenario.steps:
+                state = f"{scenario.steps[len(trial.attempt.steps)].name}: {state}"
             if attempt < trial.attempts:
                 state = "given up"
             elif trial.outcome is not None:
                 state = number(trial.score) if trial.outcome is Outcome.SCORED else str(trial.outcome)
-            place = attempt_folder(folder, key, names[key.scenario], attempt)
-            files = ", ".join(sorted({each.relative_to(place).parts[0] for each in _files(place)}))
-            yield f"{names[key.scenario]} {key.arm} {key.number} attempt {attempt} {state}: {files}"
+            place = attempt_folder(folder, key, scenario.name, attempt)
+            depth = 3 if (place / "steps").is_dir() else 1
+            files = ", ".join(sorted({"/".join(each.relative_to(place).parts[:depth]) for each in _files(place)}))
+            yield f"{scenario.name} {key.arm} {key.number} attempt {attempt} {state}: {files}"
 
 
 def _files(folder: Path) -> Iterator[Path]:

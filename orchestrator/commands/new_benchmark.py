@@ -16,7 +16,7 @@ difficulty = "easy"
 tags = ["example"]
 
 [environment]
-allow_internet = false      # true: the agent has the internet
+allow_internet = false      # else the agent has the internet
 cpus = 1
 memory_mb = 2048
 storage_mb = 10240

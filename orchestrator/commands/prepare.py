@@ -45,8 +45,8 @@ async def run(
         summaries = await endpoint.summaries(found, include=include, exclude=exclude)
         names: dict[str, list[str]] = {}
         for each in select(summaries, include=include, exclude=exclude, limit=None):
-            if each.environment and not each.unsupported:
-                names.setdefault(each.environment, []).append(each.name)
+            for environment in each.environments if not each.unsupported else ():
+                names.setdefault(environment, []).append(each.name)
         if not names:
             raise UsageError(f"{benchmark} has no environment that can be prepared here: `sweep check` says why.")
         room = await endpoint.room_for(list(names))

@@ -20,7 +20,8 @@ from orchestrator.core.ledger import Ledger
 from orchestrator.core.printable import printable_lines
 from orchestrator.core.records import Outcome, TrialKey, path_part
 from orchestrator.core.retry_policy import Action
-from orchestrator.engine import concurrency, context, lifecycle, redact
+from orchestrator.engine import concurrency, lifecycle, redact
+from orchestrator.rundir.files import AGENT_LOG, attempt_folder
 from orchestrator.rundir.journal import now
 from orchestrator.rundir.sweep_index import make_folder
 from orchestrator.view.console import print_log, say
@@ -70,8 +71,8 @@ class Teller:
 async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[str, str]) -> int:
     """Run a scenario once; returns the exit code. Raises UsageError for an unknown one."""
     place, name = await where_of(config, runs)
-    arms = await run_sweep.load_arms(config.arms, config.python, given, place=place)
-    ledger, redactor, hidden = Ledger(), run_sweep.redactor_of(arms), run_sweep.secrets_of(arms)
+    arms = await run_sweep.load_arms(config.arms, config.python, given, place=place, tell=say)
+    ledger, hidden = Ledger(), run_sweep.secrets_of(arms)
     async with open_endpoint(place, rate=config.rate, hidden=hidden) as endpoint:
         benchmark = await find_benchmark(endpoint, name)
         arms = await run_sweep.supply_arms(arms, endpoint)
@@ -83,6 +84,10 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             raise UsageError(f"There is no scenario {scenario!r}. {hint}")
         if summary.unsupported:
             raise UsageError(f"{summary.name} cannot run here: {summary.unsupported}")
+        if why := run_sweep.unmet(arms, summary):
+            raise UsageError(f"{summary.name}: {why}. Use one that does.")
+        variables = run_sweep.variables_of([summary], given)
+        redactor = run_sweep.redactor_of(arms, variables)
         await run_sweep.check_needs(config, arms, endpoint)
         for notice in run_sweep.network_notices(config, [summary]):
             say(notice)
@@ -106,11 +111,12 @@ async def run(scenario: str, config: SweepConfig, *, runs: Path, given: Mapping[
             ledger=ledger,
             limits=concurrency.Limits(devboxes=1, agents=1),
             redactor=redactor,
+            variables=variables,
         )
         while (decision := await lifecycle.attempt(ctx, key)) is not None and decision.action is Action.LATER:
             say(f"  It is tried again in {duration(decision.delay)}.")
             await anyio.sleep(decision.delay)
-    log = context.attempt_folder(folder, key, summary.name, 1) / context.LOG
+    log = attempt_folder(folder, key, summary.name, 1) / AGENT_LOG
     if log.exists():
         print_log(log.read_text(errors="replace").rstrip())
     say(f"Files: {log.parent}")

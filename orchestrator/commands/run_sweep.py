@@ -4,15 +4,15 @@ import os
 import random
 import re
 import resource
+import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import structlog
@@ -22,28 +22,44 @@ from orchestrator.agentkit import loader
 from orchestrator.commands import AGENTS, exit_codes
 from orchestrator.commands.endpoints import GREETING_S, Where, find_benchmark, open_endpoint, where_of
 from orchestrator.commands.live_status import LiveStatus
+from orchestrator.commands.observers import observing
+from orchestrator.commands.write_report import write_at_end
 from orchestrator.common import logging_setup
 from orchestrator.common.locks import RISK
 from orchestrator.core import errors, events, records
-from orchestrator.core.config import ArmConfig, SweepConfig, moment
+from orchestrator.core.config import ArmConfig, SweepConfig
 from orchestrator.core.ledger import Ledger
 from orchestrator.core.plan import Plan, select, unmatched
 from orchestrator.core.printable import byte_size, counted, printable
 from orchestrator.core.selection import Selection, TrialAction, decisions, named
 from orchestrator.endpoint.protocols import SETTLEMENTS, Definitions, Endpoint
-from orchestrator.engine import budgets, lifecycle, prefetch, scheduler, shutdown, stage_table, watchdog, worker
+from orchestrator.engine import (
+    budgets,
+    control,
+    lifecycle,
+    prefetch,
+    scheduler,
+    shutdown,
+    stage_table,
+    watchdog,
+    worker,
+)
 from orchestrator.engine.benchmark_runs import BenchmarkRuns
 from orchestrator.engine.circuit_breaker import Breaker
 from orchestrator.engine.concurrency import Limits
 from orchestrator.engine.context import Arm, Context
 from orchestrator.engine.redact import NO_SECRETS, MaskingSink, Redactor
 from orchestrator.engine.remote_state import Presence, Remote
+from orchestrator.engine.rescoring import unscored
+from orchestrator.rundir.control_socket import take_orders
 from orchestrator.rundir.files import MANIFEST
 from orchestrator.rundir.journal import Journal
+from orchestrator.rundir.manifest import keep_config
 from orchestrator.rundir.sweep_index import choose_folder, refuse_elsewhere
+from orchestrator.view import notify
 from orchestrator.view.console import leave_screen
-from orchestrator.view.formats import Format
-from orchestrator.view.progress import Progress, tell_slow_phases
+from orchestrator.view.formats import LINES, Format
+from orchestrator.view.progress import HiddenProgress, Progress, tell_slow_phases
 from orchestrator.view.report import CHECK
 
 #: Open files of a devbox: a wait, a stream, a call and a log; and those that are open anyway.
@@ -58,7 +74,7 @@ ROOM: Final = "These scenarios start from {} ({} here{}), which take about {}; t
 SHORT: Final = "So trials of one image run one after the other, and what is not needed any more makes room."
 #: The word in a scenario's network for every public host.
 INTERNET: Final = "internet"
-PUBLIC_NETWORK: Final = "These scenarios ask for internet access: {}. `--network none` closes it."
+PUBLIC_NETWORK: Final = "These scenarios have internet access: {}. `--network none` closes it."
 NAMED_HOSTS: Final = "These scenarios ask for access to hosts: {}. `--network none` closes it."
 #: Scenarios that a notice names.
 SHOWN: Final = 12
@@ -71,6 +87,7 @@ _LINE: Final = re.compile(r": line \d+(?=: )")
 UNSUPPORTED: Final = (
     "{} of {} scenarios cannot run here, and each of their trials fails; --skip-unsupported leaves them out:"
 )
+UNMET: Final = "{} of {} scenarios give something that an agent does not take; --skip-unsupported leaves them out:"
 LEFT_OUT: Final = "--skip-unsupported leaves out {}:"
 UNASKED: Final = "{} of this folder {} not asked for now."
 UNCOUNTED: Final = "What {} spends is not counted: its agent file does not say where its cost_usd is ([usage])."
@@ -83,15 +100,42 @@ COMPLETING_S: Final = 60.0
 LAST_EVENT_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescoring:
+    """Results whose work is scored again, by trial, and trials that are to be already, `left` by an earlier process.
+
+    Those of `spoilt` cannot be: they are flagged where their scenario is another than by `digests`, which are the
+    sweep's. The `arms` stand for those of the sweep, and run no agent.
+    """
+
+    arms: Mapping[str, Arm]
+    kept: Mapping[records.TrialKey, Mapping[str, Any]]
+    left: frozenset[records.TrialKey]
+    spoilt: Mapping[records.TrialKey, Mapping[str, Any]]
+    digests: Mapping[str, str]
+
+    def outdated(self, scenarios: Iterable[records.ScenarioSummary]) -> Mapping[records.TrialKey, Mapping[str, Any]]:
+        """Return the results that cannot be scored again, of scenarios that are others now."""
+        changed = {each.id for each in scenarios if each.digest != self.digests.get(each.id, each.digest)}
+        return {key: result for key, result in self.spoilt.items() if key.scenario in changed}
+
+
 async def load_arms(
-    configs: Sequence[ArmConfig], python: Path | None, given: Mapping[str, str], *, place: Where
+    configs: Sequence[ArmConfig],
+    python: Path | None,
+    given: Mapping[str, str],
+    *,
+    place: Where,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, Arm]:
     """Find and check the agents of all arms, before anything is spent. Raises UsageError.
 
     `given` are variables of the user's beside the environment. A variable that an agent lacks may be a secret of an
-    endpoint elsewhere: `supply_arms` decides. An arm without a model has its agent's own.
+    endpoint elsewhere: `supply_arms` decides. An arm without a model has its agent's own. `tell` is called with what
+    takes long. Agents on this machine do not get the addresses of people.
     """
     arms, environ = {}, {**os.environ, **given}
+    environ.pop(notify.VARIABLE, None)
     for config in configs:
         agent = loader.load(
             config.agent,
@@ -104,7 +148,7 @@ async def load_arms(
         )
         if place.endpoint is None:
             agent = loader.supply(agent)
-        await loader.check(agent)
+        await loader.check(agent, tell)
         arms[config.name] = Arm(config=config.model_copy(update={"model": agent.model}), agent=agent)
     return arms
 
@@ -114,10 +158,36 @@ def secrets_of(arms: Mapping[str, Arm]) -> Collection[str]:
     return {name for arm in arms.values() for name in arm.agent.secrets}
 
 
-def redactor_of(arms: Mapping[str, Arm]) -> Redactor:
-    """Make the redactor that keeps the secrets of all arms, and our own key, out of everything that is written."""
-    ours = [("RUNLOOP_API_KEY", os.environ.get("RUNLOOP_API_KEY", ""))]
+def redactor_of(arms: Mapping[str, Arm], variables: Mapping[str, str], addresses: Iterable[str] = ()) -> Redactor:
+    """Make the redactor that keeps the secrets of all arms and scenarios, and our own, out of what is written.
+
+    Ours are the endpoint's key, and the addresses to which notifications go.
+    """
+    ours = [("RUNLOOP_API_KEY", os.environ.get("RUNLOOP_API_KEY", "")), *variables.items()]
+    ours += [(notify.VARIABLE, each) for each in addresses]
     return Redactor([*ours, *(pair for arm in arms.values() for pair in arm.agent.secrets.items())])
+
+
+def variables_of(scenarios: Sequence[records.ScenarioSummary], given: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the variables that scenarios take from whoever runs them: those `given`, else our environment's.
+
+    Raises UsageError naming scenarios and variables where one that is required is missing.
+    """
+    environ = {**os.environ, **given}
+    lacking: dict[str, list[str]] = {}
+    for each in scenarios:
+        required = {*each.required, *(name for name, is_required in each.context.variables.items() if is_required)}
+        for name in sorted(required) if not each.unsupported else ():
+            if name not in environ:
+                lacking.setdefault(name, []).append(each.name)
+    if lacking:
+        told = "; ".join(f"{name}, which {_named(names)} cannot do without" for name, names in lacking.items())
+        raise errors.UsageError(
+            f"There is no variable {told}. Set it, or name a file that has it by --env-file; --exclude leaves a "
+            "scenario out."
+        )
+    names = (name for each in scenarios for name in (*each.variables, *each.context.variables))
+    return {name: environ[name] for name in names if name in environ}
 
 
 async def supply_arms(arms: Mapping[str, Arm], endpoint: Definitions) -> Mapping[str, Arm]:
@@ -136,35 +206,50 @@ async def run(
     config: SweepConfig,
     *,
     runs: Path,
-    output: Format,
+    output: Format | None,
     file: Path | None = None,
     again: Selection = NOTHING_AGAIN,
     given: Mapping[str, str] = NOTHING_GIVEN,
     begun: Callable[[Path], None] = lambda _: None,
+    rescoring: Rescoring | None = None,
+    signals: Collection[signal.Signals] = shutdown.SIGNALS,
 ) -> int:
     """Run a sweep to its end, or to a stop; returns the exit code. Raises UsageError before anything is spent.
 
     `file` is the sweep.toml that the config is from; the run folder keeps a copy. `again` selects trials to run again.
     `given` are variables for the agents beside the environment. `begun` is called with the run folder once it is ours.
+    With `rescoring` nothing runs but that. Without `output` nothing is printed. `signals` are those that stop it.
     """
     fit_open_files(config)
     ledger = Ledger()
-    stopping = shutdown.Stopping(budgets.Budgets(config=config, ledger=ledger, deadline=deadline_of(config)).used_up)
+    spending = budgets.Budgets(config=config, ledger=ledger, deadline=budgets.deadline_of(config))
+    stopping = shutdown.Stopping(spending.used_up)
     state = LiveStatus(
         stopping=stopping,
+        budgets=spending,
         limits=Limits(devboxes=config.devboxes, agents=config.agents),
         watchdog=watchdog.Watchdog(lambda _: stopping.check()),
     )
     with (
         anyio.CancelScope() as opening,
-        shutdown.obeying_signals(stopping, drain=config.drain, leave=leave_screen),
+        shutdown.obeying_signals(stopping, drain=config.drain, leave=leave_screen, signals=signals),
         state.watchdog.watching(),
     ):
         stopping.open(opening)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tell_slow_phases, state, output, state.opened)
+            if output is not None:
+                tasks.start_soon(tell_slow_phases, state, output, state.opened)
             return await _run(
-                config, state, ledger, runs=runs, output=output, file=file, again=again, given=given, begun=begun
+                config,
+                state,
+                ledger,
+                runs=runs,
+                output=output,
+                file=file,
+                again=again,
+                given=given,
+                begun=begun,
+                rescoring=rescoring,
             )
     return exit_codes.EXIT_INTERRUPTED
 
@@ -175,36 +260,53 @@ async def _run(
     ledger: Ledger,
     *,
     runs: Path,
-    output: Format,
+    output: Format | None,
     file: Path | None,
     again: Selection,
     given: Mapping[str, str],
     begun: Callable[[Path], None],
+    rescoring: Rescoring | None,
 ) -> int:
-    place, name = await where_of(config, runs, tell=partial(setattr, state, "step"))
-    arms = await load_arms(config.arms, config.python, given, place=place)
+    tell = partial(setattr, state, "step")
+    place, name = await where_of(config, runs, tell=tell)
+    arms = rescoring.arms if rescoring else await load_arms(config.arms, config.python, given, place=place, tell=tell)
     is_known = config.name is not None and (runs / config.name / MANIFEST).exists()
     if config.name is not None:  # before a key goes to another endpoint than the sweep's
         refuse_elsewhere(runs / config.name, place.endpoint, config.isolation)
     stopping, limits = state.stopping, state.limits
     state.step = f"connecting to {place.endpoint}" if place.endpoint else "starting the service"
-    redactor, hidden = redactor_of(arms), secrets_of(arms)
+    hidden = secrets_of(arms)
+    notifiers = notify.notifiers_of(config.notify, {**os.environ, **given}, {"RUNLOOP_API_KEY", *hidden, *given})
     async with open_endpoint(place, rate=config.rate, on_push_back=limits.push_back, hidden=hidden) as endpoint:
         benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING_S)
         arms = await supply_arms(arms, endpoint)
         plan = await make_plan(config, benchmark, arms, endpoint)
+        variables = variables_of(plan.scenarios, given)
+        redactor = redactor_of(arms, variables, (secret for each in notifiers for secret in each.secrets))
         named(plan, again)  # a mistake in it costs nothing yet
         await check_needs(config, arms, endpoint)
         told = await notices_of(endpoint, config, plan.scenarios)
         room = await room_for(endpoint, plan)
         plan = replace(plan, is_by_environment=room.is_short, origin=place.origin)
-        choose = partial(choose_folder, runs, config, plan, arms, endpoint=place.endpoint, is_again=bool(again))
+        kept = rescoring.kept if rescoring else {}
+        outdated = rescoring.outdated(plan.scenarios) if rescoring else {}
+        to_rescore = frozenset(kept) | rescoring.left if rescoring else frozenset()
+        choose = partial(
+            choose_folder,
+            runs,
+            config,
+            plan,
+            arms,
+            endpoint=place.endpoint,
+            is_again=bool(again),
+            may_change=frozenset(key.scenario for key in (*to_rescore, *outdated)),
+        )
         state.step = "opening the journal"
         folder = await anyio.to_thread.run_sync(choose)
         async with Journal.open(folder.path, ledger, lock=config.lock) as journal:
             logging_setup.to_file(folder.path / "sweep.log", mask=redactor.value)
             if file is not None:
-                folder.keep_settings(file)
+                folder.keep_settings(file, Redactor((notify.VARIABLE, each) for each in config.notify).mask)
             presence = Presence(endpoint, folder.sweep)
             await presence.claim()
             ctx = make_context(
@@ -219,6 +321,7 @@ async def _run(
                 ledger=ledger,
                 limits=limits,
                 redactor=redactor,
+                variables=variables,
             )
             state.ctx, state.journal = ctx, journal
             found = list(decisions(plan, ledger, again)) if again else []
@@ -228,39 +331,52 @@ async def _run(
             await ctx.sink.append(
                 events.SweepOpened(sweep=ctx.sweep, schema=events.SCHEMA, version=__version__, pid=os.getpid()),
                 *(events.TrialReopened(trial=str(each.trial)) for each in found if each.action is TrialAction.AGAIN),
+                *(
+                    events.TrialReopened(trial=str(key), kept=result)
+                    for key, result in (*kept.items(), *outdated.items())
+                ),
+                *(
+                    events.TrialFinished(trial=str(key), attempt=ledger.trials[key].attempts, result=unscored(result))
+                    for key, result in outdated.items()
+                ),
             )
             begun(folder.path)
-            progress = Progress(
+            doing = "Rescoring" if rescoring else "Resuming" if folder.is_resumed else "Starting"
+            progress = (Progress if output else HiddenProgress)(
                 ledger=ledger,
                 plan=plan,
                 state=state,
                 folder=folder.path,
-                output=output,
-                opening=f"{'Resuming' if folder.is_resumed else 'Starting'} {folder.path.name}",
+                output=output or LINES,
+                opening=f"{doing} {folder.path.name}",
             )
             state.opened.set()
             progress.say(*filter(None, [folder.why]), *_notices(ctx, plan), *room_notices(room), *told)
+            if rescoring:
+                chosen = to_rescore
             if again.only:
                 now = sum(key in chosen for key in plan.pending(ledger))
                 progress.say(f"Of these {now} run now, as --only says; the others stay pending.")
-            try:
-                await _conduct(ctx, plan, chosen, state, progress, presence, has_images=room.images > 0)
-            finally:
-                await presence.leave()
-                for arm in arms.values():
-                    with anyio.move_on_after(5, shield=True):
-                        await arm.agent.aclose()
+            async with observing(state, ctx, plan, chosen, notifiers=notifiers, say=progress.say):
+                try:
+                    await _conduct(ctx, plan, chosen, state, progress, presence, has_images=room.images > 0)
+                finally:
+                    await presence.leave()
+                    for arm in arms.values():
+                        with anyio.move_on_after(5, shield=True):
+                            await arm.agent.aclose()
+    await write_at_end(folder.path)
     if stopping.fault is not None:
         raise stopping.fault
-    doubtful = exit_codes.all_flagged(plan, ledger)
-    progress.say(*map(exit_codes.ALL_FLAGGED.format, doubtful))
-    return exit_codes.exit_code(chosen, ledger, doubtful=doubtful, is_stopped=stopping.is_by_signal)
+    code, reasons = exit_codes.verdict(chosen, plan, ledger, config, is_stopped=stopping.is_by_signal)
+    progress.say(*reasons)
+    return code
 
 
 async def room_for(endpoint: Endpoint, plan: Plan) -> records.RoomEstimate:
     """The room for the images of a plan; of none, where the endpoint does not say soon."""
     environments = dict.fromkeys(
-        each.environment for each in plan.scenarios if each.environment and not each.unsupported
+        environment for each in plan.scenarios if not each.unsupported for environment in each.environments
     )
     with suppress(errors.WorldError), anyio.move_on_after(GREETING_S):
         return await endpoint.room_for(list(environments))
@@ -375,7 +491,11 @@ async def check_needs(config: SweepConfig, arms: Mapping[str, Arm], endpoint: En
 async def make_plan(
     config: SweepConfig, benchmark: records.Benchmark, arms: Mapping[str, Arm], endpoint: Definitions
 ) -> Plan:
-    """Make the plan of trials. Raises UsageError for an empty selection, and for time limits no devbox lives for."""
+    """Make the plan of trials.
+
+    Raises UsageError for an empty selection, for a scenario that gives what an agent does not take, and for time limits
+    that no devbox lives for.
+    """
     is_filtered = bool(config.include or config.exclude or config.skip_unsupported)
     try:
         with anyio.fail_after(LISTING_S):
@@ -388,6 +508,8 @@ async def make_plan(
             f"{endpoint.url} did not list the scenarios of {benchmark.name} in {LISTING_S:g} s."
         ) from None
     chosen = select(summaries, include=config.include, exclude=config.exclude, limit=None)
+    if config.skip_unsupported:
+        chosen = tuple(replace(each, unsupported=each.unsupported or unmet(arms, each)) for each in chosen)
     left_out = tuple(each for each in chosen if each.unsupported) if config.skip_unsupported else ()
     scenarios = tuple(each for each in chosen if not (left_out and each.unsupported))[: config.limit]
     if not scenarios:
@@ -395,8 +517,11 @@ async def make_plan(
         raise errors.UsageError(
             f"No scenario is left to run. {LEFT_OUT.format(counted(len(left_out), 'scenario'))} {reasons}"
         )
+    lacking = [replace(each, unsupported=why) for each in scenarios if (why := unmet(arms, each))]
+    if lacking:
+        raise errors.UsageError("\n".join((UNMET.format(len(lacking), len(scenarios)), *_reasons(lacking))))
     for scenario in (arm.summary_of(each) for each in scenarios if not each.unsupported for arm in arms.values()):
-        config.timeouts.keep_alive(agent=scenario.agent_timeout, scorer=scenario.scorer_timeout)
+        config.timeouts.keep_alive(scenario)
     return Plan(
         benchmark=benchmark.name,
         scenarios=scenarios,
@@ -405,6 +530,14 @@ async def make_plan(
         left_out=left_out,
         notes=tuple(unmatched(summaries, config.exclude, "--exclude")),
     )
+
+
+def unmet(arms: Mapping[str, Arm], scenario: records.ScenarioSummary) -> str:
+    """Say what the scenario gives beside its problem statement that an agent does not take; empty if all take all."""
+    if scenario.unsupported:
+        return ""
+    found = {arm.agent.name: ", ".join(arm.agent.unmet(scenario.context)) for arm in arms.values()}
+    return " and ".join(f"agent {name} does not take {what}" for name, what in found.items() if what)
 
 
 async def _refuse_unusable(benchmark: records.Benchmark, usable: AbstractSet[str], endpoint: Definitions) -> None:
@@ -421,16 +554,6 @@ async def _refuse_unusable(benchmark: records.Benchmark, usable: AbstractSet[str
                 f"{benchmark.name} has scenarios that cannot be run ({len(unusable)}): {error}. "
                 "Fix them, or run the others: --include '*'."
             ) from None
-
-
-def deadline_of(config: SweepConfig) -> float | None:
-    """Read the deadline, in seconds since 1970; None if there is none. Raises UsageError for one in the past."""
-    if config.deadline is None:
-        return None
-    try:
-        return moment(config.deadline, datetime.now())  # noqa: DTZ005 - people mean this machine's time
-    except ValueError as error:
-        raise errors.UsageError(f"--deadline: {error}.") from None
 
 
 def fit_open_files(config: SweepConfig) -> None:
@@ -460,6 +583,7 @@ def make_context(
     ledger: Ledger,
     limits: Limits,
     redactor: Redactor = NO_SECRETS,
+    variables: Mapping[str, str] = NOTHING_GIVEN,
 ) -> Context:
     """Wire the parts of the engine; `sweep` is the sweep's id, and `folder` its run folder."""
     runs = BenchmarkRuns(sweep=sweep, benchmark_id=benchmark.id, endpoint=endpoint, sink=sink, ledger=ledger)
@@ -480,6 +604,7 @@ def make_context(
         breaker=Breaker(same_failures=config.same_failures, unreachable=config.unreachable),
         silence=watchdog.Silence(endpoint, unreachable=config.unreachable),
         redactor=redactor,
+        variables=variables,
     )
 
 
@@ -501,16 +626,34 @@ async def _conduct(
         if has_images:
             tasks.start_soon(prefetch.prepare_ahead, ctx, lambda: filter(chosen.__contains__, plan.pending(ctx.ledger)))
         try:
+            await lifecycle.finish_canceled(ctx)
+            await lifecycle.end_requeued(ctx)
             await lifecycle.finish_unsupported(ctx, filter(chosen.__contains__, plan.pending(ctx.ledger)))
             pending = plan.pending_by_arm(ctx.ledger)
             queues = scheduler.queues_of(ctx, {arm: filter(chosen.__contains__, keys) for arm, keys in pending.items()})
             left = [key for key in chosen if ctx.ledger.has_run(key)]
             state.scheduler, state.step = scheduler.Scheduler(queues, state.stopping, left), ""
+            orders = control.Control(
+                ctx=ctx,
+                plan=plan,
+                chosen=chosen,
+                scheduler=state.scheduler,
+                stopping=state.stopping,
+                budgets=state.budgets,
+                keep=lambda config: anyio.to_thread.run_sync(keep_config, ctx.folder, config),
+                tell=progress.say,
+                fit=fit_open_files,
+            )
+            tasks.start_soon(take_orders, ctx.folder, orders.obey)
             await worker.run_all(ctx, state.scheduler, state.stopping)
             if ctx.remote.refusing:
                 progress.say(NOT_ENDED.format(len(ctx.remote.refusing)))
             state.step = "completing"
             await complete(ctx, plan, state.stopping)
+        except anyio.get_cancelled_exc_class():  # by the program that we run in
+            with anyio.move_on_after(LAST_EVENT_S, shield=True), suppress(errors.JournalError):
+                await ctx.sink.append(events.SweepEnded(reason=f"stopped: {exit_codes.CANCELED}"))
+            raise
         finally:
             tasks.cancel_scope.cancel()
     progress.finish()
