@@ -7,6 +7,7 @@ import anyio
 import pytest
 from hypothesis import settings
 
+from orchestrator.common import logging_setup
 from orchestrator.core.errors import SandboxUnavailable
 from orchestrator.core.protocol import Isolation
 from orchestrator.service.sandbox.providers import check
@@ -28,6 +29,13 @@ def user_cache() -> Iterator[None]:
     """What services keep for their user is not kept among the tester's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEP_CACHE", os.environ.get("SWEEP_CACHE") or str(shared_cache()))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs within a test sets up logging for that test alone."""
+    with logging_setup.kept():
         yield
 
 

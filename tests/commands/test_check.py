@@ -23,6 +23,10 @@ def write_set(place: Path, dockerfiles: dict[str, str]) -> Path:
     return place
 
 
+#: Two containers.
+SERVICES = "services:\n  main:\n    image: debian\n  db:\n    image: postgres\n"
+
+
 def checked(folder: Path, *words: str, status: int = 0) -> str:
     command = [*sweep_command(), "check", str(folder), "--static", *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -47,26 +51,34 @@ def test_equal_findings_of_many_scenarios_are_one_line_and_of_few_their_own(tmp_
     assert few.splitlines()[:3] == [f"warning: {name}/{missing}" for name in names[:3]]
 
 
-def test_the_summary_counts_what_cannot_run_by_reason(tmp_path: Path) -> None:
+def test_the_summary_counts_what_cannot_run_by_class_and_reason(tmp_path: Path) -> None:
     copies = {name: f"FROM debian\nCOPY models/{name}.bin /srv\n" for name in ("a", "b")}
-    place = write_set(tmp_path / "set", copies | dict.fromkeys(("c", "d", "e"), "FROM debian\n"))
-    (place / "c/environment/docker-compose.yaml").write_text("services: {}\n")
+    place = write_set(tmp_path / "set", copies | dict.fromkeys(("c", "d", "e", "f"), "FROM debian\n"))
+    (place / "c/environment/docker-compose.yaml").write_text(SERVICES)
+    (place / "d/task.toml").write_text("[environment]\nallow_internet = false\ngpus = 1\n")
+    (place / "e/task.toml").write_text("[environment]\nallow_internet = false\ngpus = 1\ntpu = 1\n")
     said = checked(place, status=1).splitlines()
-    assert said[-2] == (
-        "2 of 5 can run here; 2: COPY: … is not in the context; "
-        "1: several containers are not supported: describe one in a Dockerfile"
-    )
+    assert said[-6] == "1 of 6 can run here"
+    lines = [line.partition(": ")[2] for line in said[-5:-1]]
+    assert said[-5].startswith("2: cannot run: COPY: … is not in the context")
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        *("cannot run", "cannot run", "needs a GPU", "needs a container engine")
+    ]
     assert said[-1] == "set: not sound"
     *found, end = records(checked(place, "--json", status=1))
-    assert [each["scenario"] for each in found if each["severity"] == "error"] == ["a", "b", "c"]
-    assert (end["benchmark"], end["sound"], end["scenarios"], end["can_run"]) == ("set", False, 5, 2)
-    assert list(end["reasons"].values()) == [2, 1]
+    errors = [(each["scenario"], each["need"]) for each in found if each["severity"] == "error"]
+    assert errors == [("a", None), ("b", None), ("c", "engine"), ("d", "gpu"), ("e", "gpu"), ("e", None)]
+    assert (end["benchmark"], end["sound"], end["scenarios"], end["can_run"]) == ("set", False, 6, 1)
+    assert end["classes"] == {"here": 1, "subuids": 0, "engine": 1, "gpu": 1, "cannot": 3}
+    assert sorted((each["class"], each["scenarios"]) for each in end["reasons"]) == [
+        *(("cannot", 1), ("cannot", 2), ("engine", 1), ("gpu", 1))
+    ]
 
 
 def test_without_walls_no_scenario_with_an_image_can_run(tmp_path: Path) -> None:
     place = write_set(tmp_path / "set", dict.fromkeys(("a", "b"), "FROM debian\n"))
     said = checked(place, "--isolation", "none", status=1)
-    assert "0 of 2 can run here; 2: asks for an image: leave out --isolation none" in said
+    assert "0 of 2 can run here\n2: cannot run: asks for an image: leave out --isolation none\n" in said
 
 
 NEEDING = {
@@ -96,6 +108,8 @@ def test_a_user_who_is_lent_no_ids_sees_all_scenarios_that_need_users(*, is_lent
     if is_lent_ids:
         assert told == []
     else:
-        (line,) = told
+        line, of_class = told
         assert line.startswith(f"warning: {', '.join(sorted(NEEDING))}: environment/Dockerfile: ")
         assert "/etc/subuid has no line that lends ordinary 65,536 ids" in line
+        assert of_class.startswith("7: runs here as it should only with lent user ids: needs other users than root")
+        assert "10 of 10 can run here" in ended.stdout

@@ -2,7 +2,16 @@
 
 import pytest
 
-from orchestrator.commands.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, all_flagged, exit_code
+from orchestrator.commands.exit_codes import (
+    ALL_FLAGGED,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    UNDER,
+    all_flagged,
+    verdict,
+)
+from orchestrator.core.config import BarsConfig
 from orchestrator.core.events import TrialFinished
 from orchestrator.core.ledger import Ledger, fold
 from orchestrator.core.plan import Plan
@@ -30,7 +39,7 @@ def ended(**flags: list[Flag]) -> Ledger:
 
 
 def code(ledger: Ledger, *, is_stopped: bool = False) -> int:
-    return exit_code(list(PLAN), ledger, doubtful=all_flagged(PLAN, ledger), is_stopped=is_stopped)
+    return verdict(list(PLAN), PLAN, ledger, BarsConfig(), is_stopped=is_stopped)[0]
 
 
 @pytest.mark.parametrize(
@@ -63,3 +72,45 @@ def test_a_failed_trial_makes_it_1() -> None:
     ledger = ended(x=[])
     ledger.apply(lost)
     assert code(ledger) == EXIT_FAILED
+    assert code(ledger, is_stopped=True) == EXIT_FAILED
+
+
+@pytest.mark.parametrize(
+    ("bars", "told"),
+    [
+        (BarsConfig(), []),
+        (BarsConfig(accept=0.75), None),
+        (BarsConfig(accept=0.767), ["--accept 76.7% is missed: 3 of 4 trials have a score. The exit code is 1."]),
+        (
+            BarsConfig(accept=0.5, fail_under=0.5),
+            [UNDER.format(0.5, "one", "0")],
+        ),
+        (BarsConfig(accept=0.5, fail_under=0.0), None),
+        (BarsConfig(fail_under=0.0), []),
+    ],
+)
+def test_bars_decide_if_failed_trials_and_low_means_make_it_1(bars: BarsConfig, told: list[str] | None) -> None:
+    """Three of four trials have a score, the mean of one arm is 0, of the other 1. A bar that is missed is named."""
+    failure = {"class": "DevboxLost", "message": "", "stage": "boot"}
+    ledger = ended(x=[])
+    ledger.apply(TrialFinished(trial="y/one/1", attempt=1, result={"outcome": "failed", "failure": failure}))
+    assert verdict(list(PLAN), PLAN, ledger, bars, is_stopped=False) == (
+        (EXIT_OK, []) if told is None else (EXIT_FAILED, told)
+    )
+
+
+def test_trials_that_never_ran_have_no_score_and_a_signal_is_told_whatever_the_bars() -> None:
+    half = ended(x=[])
+    keys = list(PLAN)
+    assert verdict(keys, PLAN, half, BarsConfig(accept=0.75), is_stopped=False) == (EXIT_OK, [])
+    assert verdict(keys, PLAN, half, BarsConfig(accept=0.75, fail_under=0.9), is_stopped=True) == (EXIT_INTERRUPTED, [])
+    unscored = fold([])
+    assert verdict(keys, PLAN, unscored, BarsConfig(fail_under=0.1), is_stopped=False)[1] == [
+        f"--fail-under 0.1 is missed: the mean of {arm} is unknown. The exit code is 1." for arm in PLAN.arms
+    ]
+
+
+def test_bars_do_not_excuse_an_arm_whose_every_result_is_flagged() -> None:
+    ledger = ended(x=[Flag.AGENT_CRASHED], y=[Flag.AGENT_CRASHED])
+    told = verdict(list(PLAN), PLAN, ledger, BarsConfig(accept=0.5, fail_under=0.0), is_stopped=False)
+    assert told == (EXIT_FAILED, [ALL_FLAGGED.format("one")])

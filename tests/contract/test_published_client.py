@@ -29,7 +29,12 @@ CLIENT: Final = "runloop-api-client"
 DOWNLOADING: Final = 60
 TESTING: Final = 240
 #: Two of them sleep for 70 seconds each, so these have processes of their own; the others build on those before them.
-SHARDS: Final = (("long_set_up", "--dist=load"), ("not long_set_up", "--dist=loadfile"))
+#: Those of benchmarks find or make one of the same name, asynchronous or not, and so run one after another.
+SHARDS: Final = (
+    ("long_set_up", "--dist=load"),
+    ("not long_set_up and not benchmark", "--dist=loadfile"),
+    ("not long_set_up and benchmark", "--numprocesses=0"),
+)
 #: What fails, by why it is not served: whole files of tests, or single ones. The asynchronous twin goes without saying.
 UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
     "builds have no secrets": ("test_blueprints::test_create_blueprint_with_secret_and_await_build",),

@@ -162,7 +162,7 @@ def write_benchmark(folder: Path) -> None:
     """A benchmark of one scenario, in the layout that the service reads."""
     files = {
         "benchmark.toml": 'name = "tiny"\ndescription = "One file to make."\n',
-        "make-done/task.toml": 'version = "1.0"\n[[scorers]]\nname = "it"\ntype = "command_scorer"\n'
+        "make-done/task.toml": 'environment.allow_internet = false\n[[scorers]]\nname = "it"\ntype = "command_scorer"\n'
         'command = "test -f done"\n',
         "make-done/instruction.md": "Make a file named done.\n",
         "make-done/environment/README": "Nothing is here yet.\n",

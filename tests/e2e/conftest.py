@@ -28,6 +28,8 @@ LAST_RITES: Final = 15.0
 MARK: Final = "E2E_DESK"
 KEY: Final = "a-key-for-our-tests"
 STATEMENT: Final = "Make a file called done.\n"
+#: A task that does not say has the internet, as Harbor has it.
+CLOSED: Final = "[environment]\nallow_internet = false\n"
 #: Quotes of all kinds, variables, substitutions, blanks, what ends a here-document, and no newline at the end.
 NASTY: Final = """It's "quoted" and 'quoted', costs $HOME, ${x:-1} and $(id) `id`;
 100 %s \\n\\ ~ * ? [a] {b,c} !! # & | < >
@@ -303,7 +305,7 @@ def write_scenario(
     statement: str = STATEMENT,
     solution: str = "touch /app/done\n",
     test: str = "",
-    task: str = "",
+    task: str = CLOSED,
 ) -> Path:
     """A task as Harbor has them, with nothing of ours in it: solved by making a file called done."""
     for name in ("environment", "solution", "tests"):

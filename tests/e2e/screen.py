@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
 
 from .conftest import PATIENCE
 
@@ -80,3 +83,61 @@ def at_a_terminal(desk: "Desk", *words: str, term: str = "xterm") -> Iterator[Sc
             process.kill()
             with suppress(OSError):  # it hung up
                 os.close(ours)
+
+
+class Glass:
+    """What a person sees on a terminal that lays out again what is on it when its width changes, as most do."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.rows, self.columns = rows, columns
+        #: The number of times that all of it was drawn anew.
+        self.made_anew = 0
+        self._lines = [""]
+        self._at = 0
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self._lines]
+
+    def resize(self, rows: int, columns: int) -> None:
+        pieces = [
+            line[at : at + columns] for line in self._lines for at in range(0, max(1, len(line.rstrip())), columns)
+        ]
+        self.rows, self.columns = rows, columns
+        self._lines = pieces[-rows:]
+        self._at = len(self._lines) - 1
+
+    def feed(self, data: bytes) -> None:
+        """Obey what our output has: line ends, a cursor that goes up and home, lines and screens that are erased."""
+        for text, code in _PIECE.findall(data.decode(errors="replace")):
+            if text in {"\n", "\r\n"}:
+                self._go_down()
+            elif text and text != "\r":
+                self._write(text)
+            elif code == "[1A":
+                self._at = max(0, self._at - 1)
+            elif code == "[2K":
+                self._lines[self._at] = ""
+            elif code == "[H":
+                self._at = 0
+                self.made_anew += 1
+            elif code == "[J":
+                self._lines = [*self._lines[: self._at], ""]
+
+    def _write(self, text: str) -> None:
+        for each in text:
+            if cell_len(self._lines[self._at]) + cell_len(each) > self.columns:
+                self._go_down()
+            self._lines[self._at] += each
+
+    def _go_down(self) -> None:
+        self._at += 1
+        if self._at == len(self._lines):
+            self._lines.append("")
+        if len(self._lines) > self.rows:
+            del self._lines[0]
+            self._at -= 1
+
+
+#: Text, a line's end, or a sequence that a terminal obeys.
+_PIECE = re.compile(r"(\r?\n|\r|[^\x1b\r\n]+)|\x1b(\[\??[0-9;]*[A-Za-z])")

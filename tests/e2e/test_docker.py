@@ -27,7 +27,7 @@ from tests.images.packing import PackedImage
 from tests.real.conftest import is_answered
 from tests.waiting import wait_until
 
-from .conftest import ROOT, reward, write_scenario
+from .conftest import CLOSED, ROOT, reward, write_scenario
 from .test_scripts import compose_services, instructions, words_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
@@ -152,7 +152,7 @@ def test_what_docker_has_is_built_and_runs_as_compose_says(engine: Engine) -> No
         engine("stop", name)
 
     given = engine.place / "given"
-    task = '[environment]\ndocker_image = "busybox:1"\nworkdir = "/app"\n'
+    task = f'{CLOSED}docker_image = "busybox:1"\nworkdir = "/app"\n'
     is_solved = reward('[ "$(stat -c %U /app/done)" = www-data ]')
     write_scenario(given / "mine/task", task=task, solution="touch done && chown www-data done\n", test=is_solved)
     PackedImage.of(base_image("busybox")).save(given / "busybox.tar", "busybox:1")

@@ -1,5 +1,6 @@
 """Benchmarks from elsewhere, at the command line: a git server on loopback, a registry file, an archive."""
 
+import fcntl
 import json
 import socket
 import subprocess
@@ -80,6 +81,34 @@ def test_names_of_a_registry_are_searched_and_run(desk: "Desk", tmp_path: Path) 
     (result,) = desk.results("runs/it")
     assert (result["benchmark"], result["scenario_name"], result["score"]) == ("night@2.0", "first", 1)
     assert "did you mean night" in desk.refused("run", "nigth", "--agent", "nop", *given)
+
+
+def test_fetched_benchmarks_are_listed_and_removed(desk: "Desk", tmp_path: Path) -> None:
+    """With what they were made from; one that a process uses stays, and a repository that nothing is from goes too."""
+    for name in ("mine", "yours"):
+        origin = repository(tmp_path / name)
+        origin.add_tasks(3)
+        origin.commit()
+    commit = origin.git("rev-parse", "HEAD")
+    desk.sweep("benchmarks", "get", f"git+file://{tmp_path}/mine", f"git+file://{tmp_path}/yours")
+    listed = {each["name"]: each for each in desk.sweep("benchmarks", "list", "--json").json}
+    assert listed["bugfix-mini"].keys() == listed["yours"].keys()
+    yours = listed["yours"]
+    assert (yours["scenarios"], yours["commits"], yours["from"]) == (3, [commit], [f"file://{tmp_path}/yours"])
+    assert yours["size_bytes"] > 3 * len("Make done number 1.\n")
+    (line,) = (each for each in desk.sweep("benchmarks", "list").out.splitlines() if "yours" in each)
+    assert line.split()[:4] == [yours["id"], "yours", "3", commit[:12]]
+
+    assert "no fetched benchmark 'ours' here. Fetched: mine, yours" in desk.refused("benchmarks", "rm", "mine", "ours")
+    (entry,) = desk.home.glob(f".cache/sweep/benchmarks/{yours['id']}*")
+    with (entry / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as each process does that has fetched it
+        said = desk.sweep("benchmarks", "rm", "mine", yours["id"], status=1).out
+    assert "in use by a running process; it stays" in said.splitlines()[1]
+    assert [each["name"] for each in desk.sweep("benchmarks", "list", "--json").json] == ["bugfix-mini", "yours"]
+    assert len([*desk.home.glob(".cache/sweep/repositories/*")]) == 1
+    desk.sweep("benchmarks", "rm", "yours")
+    assert not [*desk.home.glob(".cache/sweep/benchmarks/*"), *desk.home.glob(".cache/sweep/repositories/*")]
 
 
 def test_a_fetch_that_is_killed_again_and_again_ends_whole(desk: "Desk", tmp_path: Path) -> None:

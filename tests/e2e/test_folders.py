@@ -8,7 +8,7 @@ import pytest
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 
-from .conftest import reward, write_scenario
+from .conftest import CLOSED, reward, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -40,11 +40,69 @@ def test_without_isolation_tasks_run_as_well(desk: "Desk") -> None:
     assert [(result["score"], result["flags"]) for result in desk.results(ended.folder)] == [(1.0, ["scored_live"])] * 2
 
 
-def test_partial_credit_is_kept_as_it_is(desk: "Desk") -> None:
+def test_partial_credit_and_named_rewards_are_kept_as_they_are(desk: "Desk") -> None:
+    """Of several names none of which is `reward`, none is the score, and all are in the result."""
+    named = "echo '{}' >/logs/verifier/reward.json\n"
     write_scenario(desk.folder / "mine" / "half", test="echo 0.25 >/logs/verifier/reward.txt\n")
-    ended = desk.sweep("run", "./mine", "--agent", "nop")
-    assert [result["score"] for result in desk.results(ended.folder)] == [0.25]
+    write_scenario(desk.folder / "mine" / "named", test=named.format('{"reward": 0.5, "seconds": 12}'))
+    write_scenario(desk.folder / "mine" / "none", test=named.format('{"accuracy": 0.5, "speed": 1}'))
+    ended = desk.sweep("run", "./mine", "--agent", "nop", "--attempts", "1", "--scorings", "1", status=1)
+    results = {result["scenario_name"]: result for result in desk.results(ended.folder)}
+    assert {name: (result["score"], result["rewards"]) for name, result in results.items()} == {
+        "half": (0.25, {"reward": 0.25}),
+        "named": (0.5, {"reward": 0.5, "seconds": 12}),
+        "none": (None, {"accuracy": 0.5, "speed": 1}),
+    }
+    assert 'none of 2 rewards is named "reward"' in results["none"]["failure"]["message"]
     assert "0.250" in ended.out
+
+
+def test_variables_of_whoever_runs_it_reach_what_asks_for_them_and_are_missed_before_the_start(desk: "Desk") -> None:
+    """What only the verifier asks for does not reach the agent, and nothing that is kept of the sweep has it."""
+    task = (
+        '[environment]\nallow_internet = false\nenv = { MINE = "${GIVEN_HERE}", SPEED = "${SPEED_HERE:-slow}" }\n'
+        '[verifier.env]\nKEY = "${JUDGE_KEY}"\nLEVEL = "${LEVEL_HERE:-3}"\n[solution.env]\nHELP = "${GIVEN_HERE}"\n'
+    )
+    write_scenario(
+        desk.folder / "mine" / "asking",
+        task=task,
+        solution='test "$MINE$SPEED$HELP" = onefastone && test -z "$JUDGE_KEY" && touch done\n',
+        test=reward('test -e done && test "$KEY$LEVEL$MINE" = the-key-of-a-judge3one'),
+    )
+    write_scenario(desk.folder / "mine" / "other")
+    given = {"GIVEN_HERE": "one", "SPEED_HERE": "fast"}
+    words = ("run", "./mine", "--agent", "oracle", "--name", "it")
+    for more in ((), ("--dry-run",)):
+        refusal = desk.refused(*words, *more, environment=given)
+        assert "There is no variable JUDGE_KEY, which asking cannot do without" in refusal
+    (desk.folder / "keys").write_text("JUDGE_KEY=the-key-of-a-judge\n")
+    desk.sweep(*words, "--env-file", "keys", environment=given)
+    assert [result["score"] for result in desk.results("runs/it")] == [1.0, 1.0]
+    kept = [path for path in (desk.folder / "runs/it").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"the-key-of-a-judge" in path.read_bytes()]
+    assert "must come from whoever runs it" in desk.sweep("check", "./mine", "--static").out
+
+
+def test_headers_of_mcp_servers_take_variables_of_whoever_runs_it_and_nothing_that_is_kept_has_their_values(
+    desk: "Desk",
+) -> None:
+    server = '{ name = "far", url = "http://x", headers = { A = "Bearer ${FAR_TOKEN}", B = "${B_HERE:-b}" } }'
+    task = f"[environment]\nallow_internet = false\nmcp_servers = [{server}]\n"
+    write_scenario(desk.folder / "mine/asking", task=task)
+    (desk.folder / "agents").mkdir()
+    (desk.folder / "agents/taking.toml").write_text(
+        "run = 'grep ^ $SWEEP_MCP_FILE && test -z $FAR_TOKEN && grep -q Bearer.the-token $SWEEP_MCP_FILE && touch done'"
+        '\n[mcp]\nsse = { with = "{headers}" }\n'
+    )
+    words = ("run", "./mine", "--agent", "taking", "--name", "it")
+    assert "There is no variable FAR_TOKEN, which asking cannot do without" in desk.sweep(*words, status=2).err
+    desk.sweep(*words, environment={"FAR_TOKEN": "the-token-of-the-server"})
+    [result] = desk.results("runs/it")
+    assert (result["score"], result["flags"]) == (1.0, [])
+    assert '"B": "b"' in desk.log("runs/it", result)
+    kept = [path for path in (desk.folder / "runs/it").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"the-token-of-the-server" in path.read_bytes()]
+    assert "FAR_TOKEN must come from whoever runs it" in desk.sweep("check", "./mine", "--static").out
 
 
 def test_a_changed_scenario_does_not_continue_a_sweep(desk: "Desk") -> None:
@@ -56,7 +114,7 @@ def test_a_changed_scenario_does_not_continue_a_sweep(desk: "Desk") -> None:
 
 def test_a_sound_benchmark_is_reported_as_sound(desk: "Desk") -> None:
     for name in ("one", "two"):
-        write_scenario(desk.folder / "mine" / name, task="[environment]\nallow_internet = false\n")
+        write_scenario(desk.folder / "mine" / name)
     ended = desk.sweep("check", "./mine")
     assert ended.out.splitlines()[-1] == "mine: sound"
     assert "error" not in ended.out
@@ -66,7 +124,7 @@ def test_a_sound_benchmark_is_reported_as_sound(desk: "Desk") -> None:
 
 
 def test_a_static_check_runs_nothing(desk: "Desk") -> None:
-    write_scenario(desk.folder / "mine" / "one", task="[environment]\nallow_internet = false\n")
+    write_scenario(desk.folder / "mine" / "one")
     assert desk.sweep("check", "./mine/one", "--static").out == "one: sound\n"
     assert not (desk.folder / "runs").exists()
 
@@ -149,7 +207,7 @@ def test_every_mistake_in_a_definition_is_named_with_its_file_and_key(desk: "Des
     """All of them at once; nothing is run."""
     expected = {}
     for spoil in BREAKAGES:
-        scenario = write_scenario(desk.folder / "mine" / spoil.__name__, task="[environment]\nallow_internet = false\n")
+        scenario = write_scenario(desk.folder / "mine" / spoil.__name__)
         expected[spoil.__name__] = spoil(scenario)
     ended = desk.sweep("check", "./mine", status=1)
     told = [line for line in ended.out.splitlines() if line.startswith(("error: ", "warning: "))]
@@ -199,24 +257,59 @@ def test_a_benchmark_that_is_written_to_begin_with_is_sound(desk: "Desk") -> Non
 
 @pytest.mark.root
 def test_a_benchmark_on_images_is_proved_as_any_other(desk: "Desk") -> None:
-    """The image comes from an archive; one environment is the image, the other is built on it."""
+    """The image comes from an archive; one environment is the image, one is built on it, one is a compose file's."""
     if desk.isolation == "none":
         pytest.skip("images need devboxes with walls")
     PackedImage.of(base_image("busybox")).save(desk.folder / "busybox.tar", "busybox:latest")
     cache = {"SWEEP_CACHE": str(desk.folder / "cache")}
     desk.sweep("images", "load", "busybox.tar", environment=cache)
-    named = '[environment]\ndocker_image = "busybox"\nworkdir = "/app"\n'
+    named = f'{CLOSED}docker_image = "busybox"\nworkdir = "/app"\n'
     write_scenario(desk.folder / "mine" / "named", task=named)
     built = write_scenario(
         desk.folder / "mine" / "built", solution="id -u >/srv/done\n", test=reward("test -e /srv/done")
     )
     (built / "environment/Dockerfile").write_text("FROM busybox\nRUN mkdir -p /srv\nWORKDIR /srv\n")
+    composed = write_scenario(
+        desk.folder / "mine" / "composed",
+        solution='test "$MODE$(id -u)" = fast33 && touch done\n',
+        test=reward('test -e /work/done && test "$PWD" = /work'),
+    )
+    (composed / "environment/docker-compose.yaml").write_text(
+        "services:\n  main:\n    build: {dockerfile_inline: 'FROM busybox\n\n      RUN mkdir -m 777 /work'}\n"
+        "    working_dir: /work\n    user: www-data\n    environment: [MODE=fast]\n    command: sleep infinity\n"
+    )
     ended = desk.sweep("check", "./mine", environment=cache)
     assert ended.out.splitlines()[-1] == "mine: sound"
     (built / "tests/test.sh").write_text(reward("true"))
     again = desk.sweep("check", "./mine", status=1, environment=cache)
     assert "built: doing nothing scores 1" in again.out
-    (built / "task.toml").write_text('[environment]\ndocker_image = "127.0.0.1:1/gone"\n')
+    (built / "task.toml").write_text(f'{CLOSED}docker_image = "127.0.0.1:1/gone"\n')
     words = ("run", "./mine", "--include", "built", "--agent", "nop")
     desk.sweep(*words, "--name", "rebuilt", "--rebuild", environment=cache)
     assert desk.results("runs/rebuilt")[0]["score"] == 1
+
+
+def test_the_artifacts_that_a_scenario_names_come_home_without_what_it_excludes(desk: "Desk") -> None:
+    """Wherever they are in the devbox; what is in /logs/artifacts is one without a name."""
+    task = (
+        'artifacts = ["out.txt", { source = "/app/a [1]", exclude = ["*.tmp", "deep/cache"] }]\n'
+        "[environment]\nallow_internet = false\n"
+    )
+    folder = write_scenario(desk.folder / "bench/task")
+    (folder / "task.toml").write_text(f'version = "1.0"\n{task}')
+    (folder / "environment/setup.sh").write_text("mkdir -p '/app/a [1]/deep/cache' /app/a1\n")
+    work = (
+        "echo 1 >out.txt; cd *1]; echo 2 >x; echo 3 >x.tmp; echo 4 >deep/y; echo 5 >deep/cache/z; echo 6 >deep/w.tmp"
+        "; echo 7 >/app/a1/other; cd /logs/artifacts; echo 8 >.hidden; mkdir more; echo 9 >more/n"
+    )
+    desk.sweep("run", "bench", "--agent", f"command:{work}", "--name", "mine")
+    (result,) = desk.results("runs/mine")
+    home = desk.folder / "runs/mine" / result["files"]["artifacts"]
+    assert sorted(str(each.relative_to(home)) for each in home.rglob("*") if each.is_file()) == [
+        "app/a [1]/deep/y",
+        "app/a [1]/x",
+        "app/out.txt",
+        "logs/artifacts/.hidden",
+        "logs/artifacts/more/n",
+    ]
+    assert result["flags"] == []

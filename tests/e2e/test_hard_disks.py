@@ -7,7 +7,7 @@ import pytest
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 
-from .conftest import reward, write_scenario
+from .conftest import CLOSED, reward, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -22,9 +22,8 @@ FILLS = (
 @pytest.mark.parametrize("is_image", [False, True], ids=["host", "image"])
 @pytest.mark.parametrize("scoring", ["shared", "separate"])
 def test_an_agent_that_has_filled_its_disk_is_judged_by_its_work(desk: "Desk", scoring: str, *, is_image: bool) -> None:
-    task = write_scenario(desk.folder / "mine/full", test="#!/bin/sh\n" + reward("test -e /app/done"))
-    with (task / "task.toml").open("a") as file:
-        file.write('[environment]\nstorage = "2G"\n')
+    test = "#!/bin/sh\n" + reward("test -e /app/done")
+    task = write_scenario(desk.folder / "mine/full", test=test, task=f'{CLOSED}storage = "2G"\n')
     if is_image:
         PackedImage.of(base_image("busybox")).save(desk.folder / "busybox.tar", "busybox:latest")
         desk.sweep("images", "load", "busybox.tar")

@@ -138,7 +138,8 @@ def test_a_python_agent_streams_uploads_and_downloads_in_a_real_devbox(served: "
                     self.log.info(line, n=1)
                 for line in self.workspace.stream("echo first; sleep 600"):
                     break
-                self.log(line, self.workspace.exec("sleep 0.3; pgrep -c sleep").stdout.strip())
+                gone = self.workspace.exec("timeout 20 sh -c 'while pgrep -x sleep; do :; done' >/dev/null")
+                self.log(line, gone.exit_status)
                 self.workspace.download("kit", "back")
                 self.log.usage(input_tokens=5)
                 return {"exit_reason": "done"}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ def write(file: Path, *rows: Any) -> Path:
     return file
 
 
-def scores(desk: "Desk", benchmark: str, *agents: str) -> dict[tuple[str, str], float]:
-    words = [word for each in agents for word in ("--agent", each)]
-    desk.sweep("run", f"./{benchmark}", *words, "--name", benchmark)
+def scores(desk: "Desk", benchmark: str, *agents: str, words: Sequence[str] = ()) -> dict[tuple[str, str], float]:
+    named = [word for each in agents for word in ("--agent", each)]
+    desk.sweep("run", f"./{benchmark}", *named, *words, "--name", benchmark)
     return {(each["scenario_name"], each["agent"]): each["score"] for each in desk.results(f"runs/{benchmark}")}
 
 
@@ -90,8 +91,8 @@ def test_a_table_of_prompts_is_a_benchmark(desk: "Desk") -> None:
         ),
         ("prompts", "x.jsonl", "[1]", "x.jsonl: line 1: a JSON object was expected"),
         ("prompts", "x.jsonl", "{", "x.jsonl: line 1: "),
-        ("prompts", "x.parquet", "", ".jsonl, .json or .csv was expected"),
-        ("prompts", "x.csv", "prompt,test", "no row is in it"),
+        ("prompts", "x.txt", "", ".jsonl, .json or .csv was expected"),
+        ("prompts", "x.csv", "prompt,test", "no scenario is in it"),
         (
             "prompts",
             "x.json",

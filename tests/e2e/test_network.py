@@ -95,26 +95,27 @@ def test_without_walls_hosts_are_left_as_they_are_and_none_is_refused(curious: "
 def test_hosts_of_a_scenario_are_added_to_the_agents(curious: "Desk", ports: list[int], isolation: str) -> None:
     if isolation != "local":
         pytest.skip("no sandboxes here")
-    with (curious.folder / "mine/one/task.toml").open("a") as task:
-        task.write(f'[environment]\nnetwork_mode = "allowlist"\nallowed_hosts = ["localhost:{ports[1]}"]\n')
+    task = curious.folder / "mine/one/task.toml"
+    named = f'network_mode = "allowlist"\nallowed_hosts = ["localhost:{ports[1]}"]\n'
+    task.write_text(task.read_text().replace("allow_internet = false\n", named))
     seen, _ = greeted(curious)
     assert all(f"greeted by {port}" in seen for port in ports)
     said = curious.sweep("run", "mine", "--agent", "nop", "--name", "told").out
     assert f"These scenarios ask for access to hosts: one (localhost:{ports[1]})." in said
 
 
-def test_a_scenarios_internet_is_reported_and_ends_at_this_machine(
+def test_a_scenario_that_names_no_network_has_the_internet_which_ends_at_this_machine(
     curious: "Desk", ports: list[int], isolation: str
 ) -> None:
     if isolation != "local":
         pytest.skip("no sandboxes here")
-    with (curious.folder / "mine/one/task.toml").open("a") as task:
-        task.write("[environment]\nallow_internet = true\n")
+    task = curious.folder / "mine/one/task.toml"
+    task.write_text(task.read_text().replace("allow_internet = false\n", ""))
     everywhere = " ".join(
         f"http://{host}:{ports[0]}/" for host in ("127.0.0.1", "localhost", "127.1", "[::1]", "0x7f.1")
     )
     agent = f"command:curl -sS -m 9 --noproxy '*' {everywhere}; curl -sS -m 9 --noproxy '' -p {everywhere}; touch done"
-    told = "These scenarios ask for internet access: one. `--network none` closes it."
+    told = "These scenarios have internet access: one. `--network none` closes it."
     assert told in curious.sweep("run", "mine", "--agent", agent, "--dry-run").out
     ended = curious.sweep("run", "mine", "--agent", agent, "--name", "public")
     (result,) = curious.results(ended.folder)

@@ -13,7 +13,7 @@ from tests.images.packing import PackedImage
 from tests.ordinary_user import USER, OrdinaryUser
 from tests.service.images.layers import entry, layer
 
-from .conftest import write_scenario
+from .conftest import CLOSED, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -29,7 +29,7 @@ def lay_out(folder: Path, *names: str) -> str:
 
     The layer on busybox removes a file.
     """
-    write_scenario(folder / "mine/task", task='[environment]\ndocker_image = "busybox:1"\nworkdir = "/app"\n')
+    write_scenario(folder / "mine/task", task=f'{CLOSED}docker_image = "busybox:1"\nworkdir = "/app"\n')
     gone = layer(entry("etc/.wh.group"))
     PackedImage.of(base_image("busybox"), gone).save(folder / "busybox.tar", "busybox:1")
     commands = ["set -e"]

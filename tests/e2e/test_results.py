@@ -48,6 +48,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "network": dict,
     "ids": dict,
     "files": dict,
+    "steps": list,
+    "rescored": (dict, type(None)),
 }
 ARMS = ("--agent", "oracle", "--agent", "nop")
 

@@ -139,7 +139,9 @@ def test_a_mistyped_command_stops_the_sweep_with_what_it_printed(served: "Desk")
     assert "claude-cod: command not found. Fix it, and start a new sweep, or run these again with" in stopped
     run = Path(ended.folder).name
     count = len(served.results(ended.folder))
-    assert ended.out.index(f"Flagged:\n  {count}  agent_crashed: ") < ended.out.index(f"     sweep logs {run} ant\n")
+    assert ended.out.index(f"Flagged:\n  {count}  agent_crashed: ") < ended.out.index(
+        f"     sweep logs {run} ant --trial 1\n"
+    )
     assert "Every result of command is flagged" in ended.out.splitlines()[-1]
     again = served.sweep("resume", status=1)
     assert "Stopped: the agent of command crashed in each of its " in again.out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import write_scenario
+from .conftest import CLOSED, write_scenario
 
 if TYPE_CHECKING:
     from .conftest import Desk
@@ -21,7 +21,7 @@ def write_bench(folder: Path) -> Path:
     """Two scenarios that run, one that asks for too much, one that cannot be built and one that cannot be read."""
     for name in ("ant", "fox"):
         write_scenario(folder / name)
-    write_scenario(folder / "bee", task="[environment]\ngpus = 1\n")
+    write_scenario(folder / "bee", task=f"{CLOSED}gpus = 1\n")
     (write_scenario(folder / "cat") / "environment/Dockerfile").write_text("FROM debian:12\nCOPY none /x\n")
     (write_scenario(folder / "dog") / "task.toml").write_text("[agent\n")
     return folder
@@ -88,12 +88,39 @@ def test_an_excluded_scenario_is_not_read_and_no_mistake(desk: "Desk") -> None:
 
 def test_ignored_keys_are_reported_once_for_all_scenarios_and_kept(desk: "Desk") -> None:
     for name in ("ant", "bee"):
-        write_scenario(desk.folder / "mine" / name, task='[environment]\nskills_dir = "/skills"\n')
+        write_scenario(desk.folder / "mine" / name, task=f'{CLOSED}odd = "/skills"\n')
     ended = desk.sweep("run", "./mine", *ORACLE)
-    note = "task.toml: environment.skills_dir: ignored: agents are not told of it"
+    note = "task.toml: environment.odd: unknown key, ignored"
     assert ended.out.count(note) == 1
     assert f"2 of 2 scenarios, {note}: ant, bee" in ended.out
     assert [each["notes"] for each in desk.manifest("runs/mine")["scenarios"].values()] == [[note]] * 2
+
+
+def test_what_an_agent_cannot_take_is_refused_before_the_start_by_scenario_and_agent(desk: "Desk") -> None:
+    server = '[[environment.mcp_servers]]\nname = "far"\nurl = "http://x/sse"\n'
+    write_scenario(desk.folder / "mine/ant", task=server)
+    write_scenario(desk.folder / "mine/bee", task='[environment]\nskills_dir = "/s"\n')
+    (write_scenario(desk.folder / "mine/cat") / "trajectory.json").write_text("{}")
+    write_scenario(desk.folder / "mine/dog")
+    (desk.folder / "plain.toml").write_text("run = 'touch /app/done'\n")
+    (desk.folder / "plain.py").write_text(
+        "def takes(workspace, skills_dir=''):\n    assert skills_dir in ('', '/s')\n    workspace.write('done', 'x')\n"
+    )
+    for words in (("run", "./mine", "--dry-run"), ("run", "./mine")):
+        ended = desk.sweep(*words, "--agent", "./plain.toml", status=2)
+        assert "3 of 4 scenarios give something that an agent does not take" in ended.err
+        assert "  ant: agent plain does not take the MCP server far (sse)" in ended.err
+        assert "  bee: agent plain does not take skills" in ended.err
+        assert "  cat: agent plain does not take a trajectory to start from" in ended.err
+    assert list((desk.folder / "runs").glob("*/manifest.json")) == []
+
+    agents = ("--agent", "./plain.toml", "--agent", "./plain.py:takes", "--agent", "oracle")
+    desk.sweep("run", "./mine", *agents, "--name", "some", "--skip-unsupported")
+    assert [result["score"] for result in desk.results("runs/some")] == [1.0, 1.0, 1.0]
+    desk.sweep("run", "./mine", "--include", "bee", "--agent", "./plain.py:takes", "--name", "bees")
+    assert [result["score"] for result in desk.results("runs/bees")] == [1.0]
+    desk.sweep("run", "./mine", "--agent", "oracle", "--agent", "nop", "--name", "all")
+    assert sum(result["score"] for result in desk.results("runs/all")) == 4.0
 
 
 def test_a_folder_that_is_not_as_it_should_be_costs_itself_alone_and_little_time(desk: "Desk") -> None:
