@@ -35,7 +35,7 @@ def timed(name: str, runs: int, action: Callable[[Path], None]) -> None:
 def many_scenarios(folder: Path) -> Path:
     """Ten thousand copies of the smallest scenario there can be."""
     files = {
-        "task.toml": 'version = "1.0"\n',
+        "task.toml": "environment.allow_internet = false\n",
         "instruction.md": "Do it.\n",
         "tests/test.sh": "mkdir -p /logs/verifier && echo 0 >/logs/verifier/reward.txt\n",
     }
