@@ -9,12 +9,10 @@ shopt -s globstar nullglob
 IFS=
 limited=()
 command -v timeout >/dev/null && limited=(timeout -k 1 "$patience")
-found() { # the files of size $1 that the patterns behind it name
-    for pattern in "${@:2}"; do
-        for path in $pattern; do
-            "${limited[@]}" find -H "$path" \
-                \( -path "$scratch" -o -path "$scratch/*" "${leave[@]}" \) -prune -o -type f -size "$1" -print0
-        done
+found() { # those of the paths that have the size $1
+    for ((at = 0; at < ${#paths[@]}; at += 500)); do
+        "${limited[@]}" find -H "${paths[@]:at:500}" \
+            \( -path "$scratch" -o -path "$scratch/*" "${leave[@]}" \) -prune -o -type f -size "$1" -print0
     done | sort -zu
 }
 archive() { # the files of list $2 of group $1, as they are called from $3, in pieces; says which, and shrinks the room
@@ -44,7 +42,12 @@ crossed() { # what crosses to a separate scoring, as it is, if $1 lists it and i
     fi
 }
 pack() { # as group $1 the files that the patterns behind $2 name: as they are called from folder $2, or from the root
-    group=$1 base=$2 count=0
+    group=$1 base=$2 count=0 paths=()
+    for pattern in "${@:3}"; do
+        # shellcheck disable=SC2206 # IFS is empty, and patterns are to become paths
+        paths+=($pattern)
+    done
+    [ ${#paths[@]} -gt 0 ] || return
     while IFS= read -r -d '' path; do
         if [ $((count += 1)) -gt "$files" ]; then
             echo "note $group: there are more than $files files"
@@ -54,7 +57,7 @@ pack() { # as group $1 the files that the patterns behind $2 name: as they are c
         "$base"/*) printf './%s\0' "${path#"$base"/}" >>"$out/near" ;;
         *) printf './%s\0' "${path#/}" >>"$out/far" ;;
         esac
-    done < <(found -$((file / 512 + 1)) "${@:3}")
+    done < <(found -$((file / 512 + 1)))
     archive "$group" near "$base"
     archive "$group" far /
     count=0
@@ -64,7 +67,7 @@ pack() { # as group $1 the files that the patterns behind $2 name: as they are c
         mkdir -p "${copy%/*}" && "${limited[@]}" head -c "$file" "$path" >"$copy"
         printf './%s\0' "${copy#"$out"/large/}" >>"$out/cut"
         [ $((count += 1)) -lt "$most_large" ] || break
-    done < <(found +$((file / 512)) "${@:3}")
+    done < <(found +$((file / 512)))
     archive "$group" cut "$out/large"
     rm -rf "$out/large"
 }

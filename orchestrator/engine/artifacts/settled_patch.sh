@@ -38,23 +38,24 @@ difference() { # to standard output, or why there is none to $1
     [ -e "$evidence/after.list" ] || { echo "nobody noted how the devbox was before the agent began" >"$1"; return; }
     is_git=$(command -v git)
     if [ "$is_git" ]; then
-        git_ / init -q --template= || { echo "git made no folder of its own" >"$1"; return; }
-        mkdir -p "$made/git/info"
+        mkdir -p "$made/git/objects" "$made/git/refs" "$made/git/info" # all that `git init` makes and git needs
+        echo "ref: refs/heads/none" >"$made/git/HEAD"
         printf '* -text -ident -filter -working-tree-encoding !diff\n' >"$made/git/info/attributes"
         (ignored) >"$made/ignored"
     fi
     sort -z "$evidence/after.list" | comm -z -23 - "$made/ignored" >"$made/wanted"
     (cd "$directory" && readable <"$made/wanted") | sort -z >"$made/after"
+    comm -z -23 "$made/wanted" "$made/after" >"$made/unreadable"
     {
-        comm -z -23 "$made/wanted" "$made/after" | lines | sed 's/^/cut /; s/$/: cannot be read/'
-        lines <"$made/ignored" | while IFS= read -r name; do
+        [ ! -s "$made/unreadable" ] || lines <"$made/unreadable" | sed 's/^/cut /; s/$/: cannot be read/'
+        [ ! -s "$made/ignored" ] || lines <"$made/ignored" | while IFS= read -r name; do
             case /$name in # what tools drop by themselves is no reason to look
             */__pycache__/* | *.pyc | */node_modules/* | */.*_cache/* | */.tox/* | */.venv/* | */.cache/*) word="left" ;;
             *) word="cut" ;;
             esac
             echo "$word $name: .gitignore names it, and the agent did not stage it"
         done
-        sed 's/^/cut /' "$evidence/left-out"
+        [ ! -s "$evidence/left-out" ] || sed 's/^/cut /' "$evidence/left-out"
     } >"$made/told"
     if [ "$is_git" ]; then
         export GIT_INDEX_FILE=$made/index.before
@@ -62,13 +63,12 @@ difference() { # to standard output, or why there is none to $1
             (indexed "$evidence/kept" "$evidence/kept.list") && git_ / write-tree >"$made/tree.before" ||
             { echo "git could not read how the working directory was" >"$1"; return; }
         export GIT_INDEX_FILE=$made/index.after
-        (indexed "$directory" "$made/after") && git_ / write-tree >"$made/tree.after" ||
-            { echo "git could not read the working directory" >"$1"; return; }
-        (cd / && git_ / ls-files -z) | sort -z | comm -z -23 "$made/after" - | lines |
+        (indexed "$directory" "$made/after") || { echo "git could not read the working directory" >"$1"; return; }
+        (cd / && git_ / ls-files -z) | sort -z | comm -z -23 "$made/after" - >"$made/refused"
+        [ ! -s "$made/refused" ] || lines <"$made/refused" |
             sed 's/^/cut /; s/$/: git keeps no file of that name/' >>"$made/told"
-        unset GIT_INDEX_FILE
-        git_ / diff --binary --no-color --no-ext-diff --no-textconv --no-renames \
-            "$(cat "$made/tree.before")" "$(cat "$made/tree.after")"
+        read -r before <"$made/tree.before"
+        git_ / diff --cached --binary --no-color --no-ext-diff --no-textconv --no-renames "$before"
     elif command -v diff >/dev/null; then
         mkdir "$made/a" "$made/b"
         (copied "$prepared$directory" "$made/a" <"$evidence/prepared.list")
