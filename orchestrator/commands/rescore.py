@@ -9,6 +9,7 @@ import anyio
 
 from orchestrator.agentkit.kept_work import KeptWork
 from orchestrator.commands import run_sweep
+from orchestrator.core import events
 from orchestrator.core.config import SweepConfig
 from orchestrator.core.errors import UsageError
 from orchestrator.core.plan import select
@@ -16,7 +17,8 @@ from orchestrator.core.printable import counted, printable
 from orchestrator.core.records import Flag, TrialKey
 from orchestrator.engine.context import Arm
 from orchestrator.engine.rescoring import why_not
-from orchestrator.rundir.journal import Reader
+from orchestrator.rundir.files import JOURNAL
+from orchestrator.rundir.journal import Reader, read_events
 from orchestrator.rundir.manifest import Manifest, read_manifest
 from orchestrator.rundir.results_file import Row, read_results
 from orchestrator.view.console import print_record, say
@@ -91,7 +93,8 @@ async def _score(
     now = {_key(row): row for row in await anyio.to_thread.run_sync(read_results, folder)}
     before = {**left, **kept}
     pairs = [(row, now[key]) for key, row in before.items() if key in now and key not in open_]
-    _tell(pairs, len(before), manifest, output)
+    whys = await anyio.to_thread.run_sync(_whys, folder)
+    _tell(pairs, len(before), whys, manifest, output)
     return status
 
 
@@ -117,7 +120,20 @@ def _name(row: Row, manifest: Manifest) -> str:
     return printable(f"{row['scenario_name']}{arm}{number}")
 
 
-def _tell(pairs: Sequence[tuple[Row, Row]], asked: int, manifest: Manifest, output: Format) -> None:
+def _whys(folder: Path) -> Mapping[TrialKey, str]:
+    """Say why the last attempt of each trial that was opened again ended without a score, if it did. Blocking."""
+    whys: dict[TrialKey, str] = {}
+    for event, _ in read_events(folder / JOURNAL):
+        if isinstance(event, events.TrialReopened):
+            whys.pop(TrialKey.parse(event.trial), None)
+        elif isinstance(event, events.AttemptEnded):
+            whys[TrialKey.parse(event.trial)] = event.failure["message"]
+    return whys
+
+
+def _tell(
+    pairs: Sequence[tuple[Row, Row]], asked: int, whys: Mapping[TrialKey, str], manifest: Manifest, output: Format
+) -> None:
     """List the trials whose score is another now, and those that could not be scored again."""
     failed = [new for _, new in pairs if Flag.RESCORE_FAILED in new["flags"]]
     again = [(old, new) for old, new in pairs if new not in failed]
@@ -131,7 +147,8 @@ def _tell(pairs: Sequence[tuple[Row, Row]], asked: int, manifest: Manifest, outp
     for old, new in changed:
         say(f"  {_name(new, manifest)}: {_shown(old['score'])} -> {_shown(new['score'])}")
     for new in failed:
-        say(f"  {_name(new, manifest)}: could not be scored again, and keeps {_shown(new['score'])}")
+        why = f": {printable(whys[_key(new)])}" if _key(new) in whys else ""
+        say(f"  {_name(new, manifest)}: could not be scored again, and keeps {_shown(new['score'])}{why}")
     say(f"{len(again)} of {counted(asked, 'trial')} scored again: {counted(len(changed), 'score')} changed.")
     if partly:
         say(f"Without what agents left running, or changed where nothing was kept: {partly}.")

@@ -1,7 +1,7 @@
 #!/bin/bash
 # shellcheck disable=SC1091,SC2094
 # Runs ./command once: its standard input is the file $2, its time limit is $1 seconds. Records the end in ./status.
-cd "$(dirname "$0")" || exit 125
+cd "${0%/*}" || exit 125
 here=$PWD path=$PATH
 login=(-l)
 if [ -d /.sweep/tools/bin ]; then # of an image: its programs may be others, and its start-up files undo its variables

@@ -240,6 +240,14 @@ def test_files_are_named_by_globs_from_home_or_the_root(box: Box, tmp_path: Path
     assert tree(tmp_path / "traces") == {"sub/t.log": b"trace\n"}
 
 
+def test_all_files_of_a_pattern_are_packed_however_many(box: Box, tmp_path: Path) -> None:
+    box.sh("mkdir ~/many; cd ~/many; for n in {1001..2200}; do echo >$n; done")
+    box.snapshot()
+    box.pack(Outputs(artifacts=("many/*", "many/1??1")))
+    assert unpack(box.archive("artifacts.near"), tmp_path / "artifacts", ArchiveLimits(), NO_SECRETS) == Account()
+    assert set(tree(tmp_path / "artifacts")) == {f"many/{number}" for number in range(1001, 2201)}
+
+
 def test_a_file_that_is_too_large_is_collected_in_part_and_says_so(box: Box, tmp_path: Path) -> None:
     box.snapshot()
     box.sh("head -c 5000 /dev/zero >~/large; echo small >~/small")
