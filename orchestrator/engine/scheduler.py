@@ -27,11 +27,17 @@ class ArmQueue:
     pending: Iterator[TrialKey]
     max_in_flight: float = float("inf")
     used_up: Callable[[], str | None] = lambda: None
-    in_flight: int = 0
+    #: The trials that workers have, and those of them that are to be handed out once more when they give them back.
+    out: set[TrialKey] = field(default_factory=set)
+    wanted_again: set[TrialKey] = field(default_factory=set)
     #: The number of trials that were handed out so far.
     begun: int = 0
     #: A heap of the trials to be tried again, by the loop's time.
     retries: list[tuple[float, TrialKey]] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.out)
 
     def take(self) -> TrialKey | None:
         """Hand out the next trial that may begin now; None if there is none."""
@@ -42,7 +48,7 @@ class ArmQueue:
         else:
             key = next(self.pending, None)
         if key is not None:
-            self.in_flight += 1
+            self.out.add(key)
             self.begun += 1
         return key
 
@@ -106,7 +112,7 @@ class Scheduler:
         self.is_feeding = True
         async with workers:
             for key in self._in_flight_before:
-                self._queues[key.arm].in_flight += 1
+                self._queues[key.arm].out.add(key)
                 await workers.send(key)
             with self._stopping.until_draining():
                 while (following := await self._next()) is not None:
@@ -117,7 +123,9 @@ class Scheduler:
 
     def retry(self, key: TrialKey, delay: float) -> None:
         """Try this trial again, in `delay` seconds."""
-        heapq.heappush(self._queues[key.arm].retries, (anyio.current_time() + delay, key))
+        queue = self._queues[key.arm]
+        queue.wanted_again.discard(key)
+        heapq.heappush(queue.retries, (anyio.current_time() + delay, key))
         self.finished(key)
 
     def defer(self, key: TrialKey, delay: float) -> None:
@@ -135,8 +143,16 @@ class Scheduler:
         self._changed.set()
 
     def add(self, key: TrialKey) -> None:
-        """Hand out a trial once more that is nobody's, before those that were not handed out yet."""
-        heapq.heappush(self._queues[key.arm].retries, (anyio.current_time(), key))
+        """Hand out a finished trial once more, before those that were not handed out yet.
+
+        It may have got its result before a worker had it, or while one waits with it for a devbox.
+        """
+        queue = self._queues[key.arm]
+        queue.pending = filterfalse({key}.__contains__, queue.pending)
+        if key in queue.out:
+            queue.wanted_again.add(key)
+        else:
+            heapq.heappush(queue.retries, (anyio.current_time(), key))
         self._changed.set()
 
     def forget(self, keys: Collection[TrialKey]) -> None:
@@ -157,7 +173,10 @@ class Scheduler:
 
     def finished(self, key: TrialKey) -> None:
         """Take back a trial that was handed out: it is over, for now at least."""
-        self._queues[key.arm].in_flight -= 1
+        queue = self._queues[key.arm]
+        queue.out.discard(key)
+        if key in queue.wanted_again:
+            self.retry(key, 0)
         self._changed.set()
 
     async def _next(self) -> TrialKey | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -277,6 +278,43 @@ def test_requeued_trials_run_again_and_their_old_results_count_no_more(make_swee
     assert (ended.trial, ended.failure["class"], ended.counted) == ("scn_0/command/1", "Requeued", False)
     assert ordered.sweep.endpoint.alive == 0
     assert fold(ordered.sweep.sink.events) == ledger
+
+
+@pytest.mark.parametrize("scenario", ["scenario-1", "scenario-2"], ids=["at a worker", "not handed out"])
+def test_a_trial_that_was_canceled_before_it_began_runs_once_when_it_is_requeued(
+    make_sweep: MakeSweep, scenario: str
+) -> None:
+    """One waits with its worker for a devbox, the other is nobody's yet."""
+
+    async def disturb(ordered: Ordered) -> None:
+        await ordered.obey(Cancel(scenario=scenario))
+        await ordered.obey(Requeue(scenario=scenario))
+        await ordered.obey(Set(settings={"devboxes": "4"}))
+
+    ordered = Ordered(make_sweep(scenarios=4, devboxes=1, script=Script(solve=40))).run(disturb)
+    assert {each["scenario"]: each["score"] for each in ordered.sweep.results} == {f"scn_{n}": 1.0 for n in range(4)}
+    assert sorted(each.trial for each in ordered.sweep.events("run.started")) == [
+        f"scn_{n}/command/1" for n in range(4)
+    ]
+    assert ordered.sweep.stopping.fault is None
+
+
+def test_a_trial_that_is_canceled_and_requeued_at_once_in_flight_runs_again(make_sweep: MakeSweep) -> None:
+    """Its worker has it still, and gives it back, when its order to run again comes."""
+
+    async def disturb(ordered: Ordered) -> None:
+        await ordered.obey(Cancel(scenario="scenario-0"))
+        while not ordered.sweep.ledger.is_finished(TrialKey("scn_0", "command", 1)):
+            await anyio.sleep(0)
+        while True:
+            with suppress(UsageError):  # its devbox is released
+                await ordered.obey(Requeue(scenario="scenario-0"))
+                return
+            await anyio.sleep(0)
+
+    ordered = Ordered(make_sweep(scenarios=2, devboxes=1, script=Script(solve=40))).run(disturb)
+    ledger = ordered.sweep.ledger
+    assert [ledger.trials[key].score for key in ordered.sweep.plan] == [1.0, 1.0]
 
 
 def test_what_this_process_was_not_asked_for_is_not_requeued(make_sweep: MakeSweep) -> None:
