@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from orchestrator.core.config import SweepConfig
@@ -305,12 +306,12 @@ def test_a_trial_that_is_canceled_and_requeued_at_once_in_flight_runs_again(make
     async def disturb(ordered: Ordered) -> None:
         await ordered.obey(Cancel(scenario="scenario-0"))
         while not ordered.sweep.ledger.is_finished(TrialKey("scn_0", "command", 1)):
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         while True:
             with suppress(UsageError):  # its devbox is released
                 await ordered.obey(Requeue(scenario="scenario-0"))
                 return
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
     ordered = Ordered(make_sweep(scenarios=2, devboxes=1, script=Script(solve=40))).run(disturb)
     ledger = ordered.sweep.ledger
