@@ -55,7 +55,8 @@ class KeptWork(FinishedWork):
         """Put back the work of the step under way. Raises AgentCrashed if that cannot be, or there is none."""
         del log  # the workspace collects the output of a program in the devbox
         if task.step not in self.patches:
-            raise AgentCrashed(f"no work was kept of the step {task.step}: it was not begun then")
+            which = f"the step {task.step}" if task.step else "a scenario without steps"
+            raise AgentCrashed(f"no work was kept of {which}: it was not begun then")
         place, file = self.patches[task.step], f"{workspace.scratch}/kept.patch"
         try:
             patch = b"" if place is None else await anyio.Path(place).read_bytes()

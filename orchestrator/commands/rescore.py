@@ -84,9 +84,8 @@ async def _score(
     output: Format,
     spoilt: Mapping[TrialKey, Row] = NOTHING,
 ) -> int:
-    digests = {id_: summary.digest for id_, summary in manifest.scenarios.items()}
     rescoring = run_sweep.Rescoring(
-        arms=_arms(manifest, config), kept=kept, left=frozenset(left), spoilt=spoilt, digests=digests
+        arms=_arms(manifest, config), kept=kept, left=frozenset(left), spoilt=spoilt, plan=manifest.plan
     )
     status = await run_sweep.run(config, runs=folder.parent, output=output, rescoring=rescoring)
     open_ = await anyio.to_thread.run_sync(left_over, folder)

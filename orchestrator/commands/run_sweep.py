@@ -104,19 +104,31 @@ LAST_EVENT_S: Final = 2.0
 class Rescoring:
     """Results whose work is scored again, by trial, and trials that are to be already, `left` by an earlier process.
 
-    Those of `spoilt` cannot be: they are flagged where their scenario is another than by `digests`, which are the
-    sweep's. The `arms` stand for those of the sweep, and run no agent.
+    Those of `spoilt` cannot be: they are flagged where their scenario is another now than it was in the sweep's `plan`.
+    The `arms` stand for those of the sweep, and run no agent.
     """
 
     arms: Mapping[str, Arm]
     kept: Mapping[records.TrialKey, Mapping[str, Any]]
     left: frozenset[records.TrialKey]
     spoilt: Mapping[records.TrialKey, Mapping[str, Any]]
-    digests: Mapping[str, str]
+    plan: Plan
+
+    def need_same(self, plan: Plan) -> None:
+        """Raise UsageError for a newer benchmark with other scenarios; what is in them may be another."""
+        now, then = ({each.id: each.name for each in each_plan.scenarios} for each_plan in (plan, self.plan))
+        gone, new = ([name for id_, name in a.items() if id_ not in b] for a, b in ((then, now), (now, then)))
+        if plan.benchmark == self.plan.benchmark and (gone or new):
+            words = [f"it lacks {', '.join(gone[:5])}"] * bool(gone) + [f"{', '.join(new[:5])} is new"] * bool(new)
+            raise errors.UsageError(
+                f"The benchmark has other scenarios than the sweep: {'; '.join(words)}. Give one that has the same, by "
+                "name; their tests may be others."
+            )
 
     def outdated(self, scenarios: Iterable[records.ScenarioSummary]) -> Mapping[records.TrialKey, Mapping[str, Any]]:
         """Return the results that cannot be scored again, of scenarios that are others now."""
-        changed = {each.id for each in scenarios if each.digest != self.digests.get(each.id, each.digest)}
+        digests = {each.id: each.digest for each in self.plan.scenarios}
+        changed = {each.id for each in scenarios if each.digest != digests.get(each.id, each.digest)}
         return {key: result for key, result in self.spoilt.items() if key.scenario in changed}
 
 
@@ -281,6 +293,8 @@ async def _run(
         benchmark = await find_benchmark(endpoint, name, config.unreachable if is_known else GREETING_S)
         arms = await supply_arms(arms, endpoint)
         plan = await make_plan(config, benchmark, arms, endpoint)
+        if rescoring:
+            rescoring.need_same(plan)
         variables = variables_of(plan.scenarios, given)
         redactor = redactor_of(arms, variables, (secret for each in notifiers for secret in each.secrets))
         named(plan, again)  # a mistake in it costs nothing yet

@@ -19,7 +19,7 @@ from orchestrator.core.records import Failure, Flag, Outcome, TrialKey
 from orchestrator.core.stages import ANNOUNCED, Stage, move
 from orchestrator.engine.agent_log import telling_line
 from orchestrator.engine.context import AttemptState, Context, compose_result, given
-from orchestrator.engine.rescoring import need_same_work, rescored, work_of
+from orchestrator.engine.rescoring import need_same_work, rescored, unscored, work_of
 from orchestrator.engine.resume import take_up
 from orchestrator.engine.stage_table import STAGES, decision_on, flag_incomplete, note_finished, open_workspace
 from orchestrator.rundir.files import AGENT_LOG, attempt_folder, persist
@@ -287,7 +287,8 @@ async def give_up(ctx: Context, failures: Mapping[TrialKey, errors.SweepError]) 
         folder = attempt_folder(ctx.folder, key, summary.name, last)
         state = AttemptState(key=key, number=last, sweep=ctx.sweep, arm=ctx.arms[key.arm], whole=summary, base=folder)
         failure = Failure(error=type(error).__name__, message=error.message, stage=Stage.START.value)
-        result = compose_result(ctx, state, Outcome.FAILED, failure)
+        kept = ctx.ledger.trials[key].kept if key in ctx.ledger.trials else None
+        result = compose_result(ctx, state, Outcome.FAILED, failure) if kept is None else unscored(kept)
         ended.append(events.TrialFinished(trial=str(key), attempt=last, result=result))
     if ended:
         await ctx.sink.append(*ended)

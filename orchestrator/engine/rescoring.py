@@ -166,6 +166,8 @@ def unscored(kept: Mapping[str, Any]) -> Mapping[str, Any]:
 def _rescored(kept: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
     """Compose a part: what is the agent's of the one before, and the rest of the new one."""
     flags = [flag for flag in kept["flags"] if flag not in _OF_SCORINGS]
+    if Flag.SYSTEM_CHANGED in kept["flags"] and ALL_CROSSED in kept["files"]:  # what crossed may be the change's work
+        flags.append(Flag.SYSTEM_CHANGED)
     is_partly = kept["scoring"] == "live" or Flag.RESCORED_IN_PART in kept["flags"]
     is_partly |= "changes" in kept["files"] and ALL_CROSSED not in kept["files"]
     partly = [Flag.RESCORED_IN_PART] if is_partly else []
@@ -173,7 +175,7 @@ def _rescored(kept: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, A
     return {
         **new,
         **{key: kept[key] for key in _OF_AGENTS if key in kept},
-        "flags": [*flags, *(flag for flag in new["flags"] if flag in _OF_SCORINGS), *partly],
+        "flags": list(dict.fromkeys([*flags, *(flag for flag in new["flags"] if flag in _OF_SCORINGS), *partly])),
         "stages": {**kept["stages"], "score": new["stages"]["score"]},
         "files": {**kept["files"], **scorers},
     }

@@ -272,7 +272,9 @@ class DevboxWorkspace:
             self._laid_out[path] = data
 
     def _absolute(self, path: str) -> str:
-        return path if path.startswith("/") else f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.")
+        if path.startswith("/"):
+            return path
+        return f"{self._working_directory.rstrip('/')}/{path}".removesuffix("/.") or "/"
 
     async def _begin(self, files: Mapping[str, bytes], line: str, number: int) -> None:
         """Write the files of the agent's command, and start the wrapper."""

@@ -289,6 +289,31 @@ def test_a_benchmark_on_images_is_proved_as_any_other(desk: "Desk") -> None:
     assert desk.results("runs/rebuilt")[0]["score"] == 1
 
 
+@pytest.mark.root
+def test_tests_find_all_that_the_agent_left_where_it_left_it(desk: "Desk") -> None:
+    """In /tmp too, whether or not there is an image, and in the root folder, where an image names no other."""
+    if desk.isolation == "none":
+        pytest.skip("images need devboxes with walls")
+    PackedImage.of(base_image("busybox")).save(desk.folder / "busybox.tar", "busybox:latest")
+    cache = {"SWEEP_CACHE": str(desk.folder / "cache")}
+    desk.sweep("images", "load", "busybox.tar", environment=cache)
+    work, seen = "echo 42 >/tmp/answer; echo 1 >here", reward("grep -q 42 /tmp/answer && test -e here")
+    write_scenario(desk.folder / "mine" / "plain", solution=work, test=seen)
+    on_image = write_scenario(desk.folder / "mine" / "on-image", solution=work, test=f"test -e /here && {seen}")
+    (on_image / "environment/Dockerfile").write_text("FROM busybox\n")
+    desk.sweep("run", "./mine", "--agent", "oracle", "--name", "mine", environment=cache)
+    assert {each["scenario_name"]: each["score"] for each in desk.results("runs/mine")} == {"plain": 1, "on-image": 1}
+
+
+def test_lines_by_which_authors_find_a_statement_again_are_not_the_agents(desk: "Desk") -> None:
+    statement = "<!-- bench canary GUID 1 -->\n# BENCH Canary 2\n\n  Say it.\n# no canary\n"
+    folder = write_scenario(desk.folder / "bench/task", test=reward("test -e said"))
+    (folder / "instruction.md").write_text(statement)
+    desk.sweep("run", "bench", "--agent", 'command:cat "$SWEEP_PROBLEM_FILE"; touch said', "--name", "mine")
+    (result,) = desk.results("runs/mine")
+    assert desk.log("runs/mine", result) == "  Say it.\n# no canary\n"
+
+
 def test_the_artifacts_that_a_scenario_names_come_home_without_what_it_excludes(desk: "Desk") -> None:
     """Wherever they are in the devbox; what is in /logs/artifacts is one without a name."""
     task = (

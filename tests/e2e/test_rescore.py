@@ -97,6 +97,30 @@ def test_what_there_is_not_to_score_is_said(desk: "Desk") -> None:
     assert "benchmark was" in desk.refused("rescore", "mine", "--benchmark", "other")
 
 
+def test_a_newer_benchmark_has_the_same_scenarios_or_is_refused(desk: "Desk") -> None:
+    """No result leaves the sweep's plan by it, and no scenario comes in, for an agent to be paid on later."""
+    for name in ("task", "other"):
+        write_scenario(desk.folder / "bench" / name, test=reward("false"))
+    for name in ("task", "another"):
+        write_scenario(desk.folder / "newer/bench" / name, test=reward("true"))
+    desk.sweep("run", "bench", "--agent", "nop", "--name", "mine")
+    before = desk.results("runs/mine")
+    said = desk.refused("rescore", "mine", "--only", "task", "--benchmark", "newer/bench")
+    assert "it lacks other; another is new. Give one that has the same, by name" in said
+    assert desk.results("runs/mine") == before
+
+
+def test_a_score_stays_when_its_rescoring_is_canceled(desk: "Desk") -> None:
+    begin(desk, reward("true"))
+    write_scenario(desk.folder / "slow/bench/task", test=f"sleep 60\n{reward('false')}")
+    running = desk.start("rescore", "mine", "--benchmark", "slow/bench")
+    wait_until(lambda: desk.journal("runs/mine", "trial.reopened"), running, seconds=PATIENCE)
+    desk.sweep("cancel", "mine", "task")
+    ended = running.end()
+    assert "task: could not be scored again, and keeps 1.000: canceled by" in ended.out
+    assert (only(desk)["score"], only(desk)["flags"]) == (1.0, ["rescore_failed"])
+
+
 def test_the_environments_own_git_changes_nothing_of_the_work(desk: "Desk") -> None:
     """Not where it is a repository with settings and attributes, nor above the working directory."""
     folder = write_scenario(

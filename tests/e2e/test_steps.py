@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from starlette.testclient import TestClient
 
+from orchestrator.view.web.site import application
 from tests.images.base_images import base_image
 from tests.images.packing import PackedImage
 
@@ -74,6 +76,12 @@ def test_steps_are_done_in_one_devbox_and_each_begins_without_what_judged_the_la
     assert desk.sweep("logs", "mine", "two", "--step", "one").out == said[0]
     assert desk.sweep("logs", "mine", "two", "-f").out == "".join(said)
     assert "no step 'ten': there are one, two" in desk.refused("logs", "mine", "two", "--step", "ten")
+    with TestClient(application(desk.folder / "runs", "token", 1), "http://127.0.0.1:1") as browser:
+        browser.cookies.set("sweep_view_1", "token")
+        place = f"/sweep/mine/trial?scenario={result['scenario']}&arm=command"
+        for query in ("", "&step=one", "&step=two"):
+            page = browser.get(f"{place}{query}")
+            assert (page.status_code, "<h2>Result</h2>" in page.text) == (200, True), query
 
 
 @pytest.mark.parametrize(("strategy", "score"), [("mean", 0.25), ("final", 0.25)])

@@ -7,6 +7,7 @@ its environment here does not forbid reading it: the definition is right, and an
 import hashlib
 import math
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,8 @@ DOCKERFILE: Final = "Dockerfile"
 IGNORE: Final = ".dockerignore"
 #: Where the files of an environment without an image go.
 WORKING_DIRECTORY: Final = "/app"
+#: Lines before a statement by which its authors find it in training data; as in Harbor, agents do not get them.
+_CANARY: Final = re.compile(r"\A([^\S\n]*(<!--.*canary.*-->|#.*canary.*)[^\S\n]*(\n|\Z))+([^\S\n]*\n)*", re.IGNORECASE)
 #: Changes when the same environment would be built in another way.
 _BLUEPRINT_VERSION: Final = 2
 _MIB: Final = 1 << 20
@@ -205,7 +208,7 @@ class _Reading:
             return ""
         if data is not None and not statement.strip():
             self._report.error(name, "", "is empty: agents would be told nothing")
-        return statement
+        return _CANARY.sub("", statement)
 
     def _trajectory(self) -> str:
         """Read the trajectory that the agent starts with; empty if there is none, or it is no document."""
@@ -400,11 +403,15 @@ class _Reading:
         return shown_first, {"steps": shown, "_steps": Steps(steps=tuple(steps), strategy=task.reward_strategy)}
 
     def _part(self, base: str, task: Task, blueprint: Blueprint, verifier: Blueprint | None) -> _Part:
-        """Read what an agent is told and judged by, in the folder `base` of the scenario: "" or that of a step."""
+        """Read what an agent is told and judged by, in the folder `base` of the scenario: "" or that of a step.
+
+        A step without a solution of its own has the one of the scenario.
+        """
+        solution = f"{base}solution" if self._files.below(f"{base}solution").nodes else "solution"
         plan, contract = self._scoring(base, task, blueprint, verifier)
         return _Part(
             statement=self._statement(f"{base}{STATEMENT}"),
-            solution=self._solution(f"{base}solution", task, blueprint.working_directory),
+            solution=self._solution(solution, task, blueprint.working_directory),
             plan=plan,
             contract=contract,
         )

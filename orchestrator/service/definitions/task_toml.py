@@ -608,10 +608,8 @@ class _TaskReader:
                 dotted = f"{section}.{key}" if section else key
                 if key in known:
                     continue
-                if meant := nearest(key, known):
-                    self._error(dotted, f"unknown key; did you mean {meant}?")
-                else:
-                    self._note(dotted, "unknown key, ignored")
+                meant = nearest(key, known)
+                self._note(dotted, f"unknown key, ignored{f'; did you mean {meant}?' if meant else ''}")
 
 
 def _during(document: Table, step: Table) -> Table:

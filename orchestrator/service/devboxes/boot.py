@@ -24,6 +24,8 @@ from orchestrator.service.sandbox.provider import HOME, Box, Command, shell
 from orchestrator.service.store import now_ms
 
 SCRIPT_TIMEOUT_S: Final = 3600.0
+#: Less than clients wait for a step: its setup may run files of the agent, and then a hang is that agent's failure.
+STEP_SETUP_TIMEOUT_S: Final = 600.0
 _SHOWN: Final = 2000
 #: Executes the file $0, and leaves nothing of it behind.
 _EXECUTE: Final = '"$0"; status=$?; rm -rf -- "${0%/*}"; exit $status'
@@ -83,7 +85,7 @@ async def begin_step(box: Box, start: StepStart, directory: str, output: Path) -
     if start.has_setup:
         bash = box.shell[0] if box.tools is None else f"{box.tools}/bash"  # no agent has changed ours
         setup = Command(argv=(bash, box.path(posixpath.join(directory, "setup.sh"))))
-        await _run_one(box, "setup.sh", setup, output)
+        await _run_one(box, "setup.sh", setup, output, timeout=STEP_SETUP_TIMEOUT_S)
     if start.healthcheck is not None:
         await wait_healthy(box, start.healthcheck, output, of="step")
 
@@ -130,10 +132,10 @@ async def wait_healthy(box: Box, check: Healthcheck, output: Path, of: str = "en
         await anyio.sleep(check.start_interval if is_early else check.interval)
 
 
-async def _run_one(box: Box, script: str, command: Command, output: Path) -> None:
-    finished = await _run(box, script, command, output, timeout=SCRIPT_TIMEOUT_S)
+async def _run_one(box: Box, script: str, command: Command, output: Path, *, timeout: float = SCRIPT_TIMEOUT_S) -> None:
+    finished = await _run(box, script, command, output, timeout=timeout)
     if finished.status != 0:
-        raise BadRequest(f"The setup command {_problem(script, finished, SCRIPT_TIMEOUT_S)}")
+        raise BadRequest(f"The setup command {_problem(script, finished, timeout)}")
 
 
 async def _run(box: Box, script: str, command: Command, output: Path, *, timeout: float) -> Finished:

@@ -8,7 +8,7 @@ files where these are `shared`, over a fresh copy of the environment with what m
 box.
 
 A box of the machine's own system gets the folders with those files one by one. One of an image has the whole file
-system of the box whose files it is over, with an empty /tmp and /tests; where it shows evidence, nothing of it can be
+system of the box whose files it is over, with another /tests; where it shows evidence, nothing of it can be
 written, and the programs are ours.
 """
 
@@ -564,20 +564,11 @@ class Succession:
             raise BoxDied(f"devbox {self.agents.id}: its files were removed from the host")
 
     def _over(self, *, is_whole: bool, tests: Path | None) -> BoxSpec:
-        """Describe a box over the files that are judged: all of them, or all but /tests and the agent's /tmp.
-
-        A working directory in /tmp comes along all the same, and so do tests that are the environment's own.
-        """
-        binds: list[Bind] = []
+        """Describe a box over the files that are judged: all of them, or all but /tests, if that is not its own."""
         judged = self._judged
-        is_hidden = not is_whole and self._holder is self._keeper
-        if is_hidden and PurePosixPath(self.working_directory).is_relative_to("/tmp"):  # noqa: S108
-            place = self.files / self.working_directory.strip("/")
-            binds.append(Bind(source=place, target=self.working_directory, is_writable=True))
-        has_tests = is_whole or judged.prepared.has_tests
-        scratch = {**({} if has_tests else {TESTS: tests}), **({"/tmp": None} if is_hidden else {})}  # noqa: S108
+        scratch = {} if is_whole or judged.prepared.has_tests else {TESTS: tests}
         tops = self._tops(is_writable=True, but=scratch) if judged.spec.image is None else ()
-        return replace(judged.spec, root=None, binds=(*judged.covers, *tops, *binds), scratch=scratch)
+        return replace(judged.spec, root=None, binds=(*judged.covers, *tops), scratch=scratch)
 
     @asynccontextmanager
     async def scoring_box(
@@ -588,11 +579,10 @@ class Succession:
         tests: Path | None = None,
         is_whole: bool = False,
     ) -> AsyncIterator[Box]:
-        """Start a box over the files as they are, with `given` files and the way out; /tmp has nothing of the agent's.
+        """Start a box over the files as they are, with `given` files and the way out.
 
-        Its /tests is a copy of the folder `tests`, unless the environment has its own. If it `is_whole`, both are the
-        agent's. It has the variables of its environment, and these. Everything in it ends with the context. Raises
-        BoxStartFailed.
+        Its /tests is a copy of the folder `tests`, unless the environment has its own, or it `is_whole`. It has the
+        variables of its environment, and these. Everything in it ends with the context. Raises BoxStartFailed.
         """
         judged, over = self._judged, self._over(is_whole=is_whole, tests=tests)
         box = await self._provider.start(

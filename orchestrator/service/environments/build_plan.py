@@ -97,8 +97,8 @@ SCRIPTS: Final = "/run/scripts"
 
 _OCTAL_MODE: Final = re.compile(r"[0-7]{1,4}|0[0-7]{4}")
 _SYMBOLIC_MODE: Final = re.compile(r"[ugoa]*[-+=][rwxXstugo]*(?:,[ugoa]*[-+=][rwxXstugo]*)*")
-_PORT: Final = re.compile(r"\d{1,5}(-\d{1,5})?(/(tcp|udp|sctp))?")
-_SIGNAL: Final = re.compile(r"\d+|(SIG)?[A-Z][A-Z0-9]*([+-]\d+)?")
+_PORT: Final = re.compile(r"([\d.-]*:)*\d{1,5}(-\d{1,5})?(/(tcp|udp|sctp))?", re.IGNORECASE)
+_SIGNAL: Final = re.compile(r"\d+|(SIG)?[A-Z][A-Z0-9]*([+-]\d+)?", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(ns|us|µs|ms|s|m|h)")
 _UNITS_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -264,7 +264,7 @@ class _StageReader:
                 signal = self._fill(instruction.args[0])
                 if not _SIGNAL.fullmatch(signal):
                     raise ValueError(f"{signal} is no signal: expected one such as SIGTERM or 15")
-                self._config = replace(config, stop_signal=signal)
+                self._config = replace(config, stop_signal=signal.upper())
             case "HEALTHCHECK":
                 self._config = replace(config, healthcheck=self._healthcheck(instruction, flags))
             case "ONBUILD":
@@ -313,7 +313,8 @@ class _StageReader:
         for port in ports:
             if not _PORT.fullmatch(port):
                 raise ValueError(f"{port} is no port: expected one such as 80, 53/udp or 8000-8010")
-        return [port if "/" in port else f"{port}/tcp" for port in ports]
+        inside = [port.lower().rpartition(":")[2] for port in ports]
+        return [port if "/" in port else f"{port}/tcp" for port in inside]
 
     def _healthcheck(self, instruction: DockerfileInstruction, flags: Mapping[str, list[str]]) -> Healthcheck | None:
         """Return what a HEALTHCHECK asks for, None for NONE. Raises ValueError."""

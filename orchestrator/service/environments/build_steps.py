@@ -19,7 +19,7 @@ from orchestrator.service.content import Contents, Node
 from orchestrator.service.sandbox.prepared import Healthcheck
 
 #: Changes when the same step would leave something else.
-_BUILDER_VERSION: Final = 1
+_BUILDER_VERSION: Final = 2
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
 

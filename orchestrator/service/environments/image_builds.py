@@ -411,7 +411,9 @@ class _Build:
             disk=max(asked.disk, least.disk),
             processes=max(asked.processes, least.processes),
         )
-        given = BoxSpec(id=f"build-{token_hex(6)}", resources=resources, image=ImageRoot(layers=layers), **spec)
+        given = BoxSpec(
+            id=f"build-{token_hex(6)}", resources=resources, image=ImageRoot(layers=layers, is_bare=True), **spec
+        )
         box = await self.provider.start(given)
         try:
             yield box

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
 
 import anyio
@@ -56,8 +57,13 @@ SHOWN: Final = 20
 #: Places in a scoring box: of what tests print, and of what a scorer is given.
 STDOUT: Final = f"{VERIFIER}/test-stdout.txt"
 _SCRIPTS: Final = "/run/scorer"
-#: Byte code that an agent left beside a module is not run in its place.
-FRESH: Final = {"PYTHONPYCACHEPREFIX": "/tmp/.pycache"}  # noqa: S108 - the box's
+#: Below a folder of the box that no agent can foresee: byte code and packages that it left are not taken for others.
+_CACHES: Final = {
+    "PYTHONPYCACHEPREFIX": "python",
+    "PIP_CACHE_DIR": "pip",
+    "UV_CACHE_DIR": "uv",
+    "npm_config_cache": "npm",
+}
 
 
 class SettlementView(Record, frozen=True, kw_only=True):
@@ -249,7 +255,9 @@ class Apart:
         except OSError as error:
             raise BadRequest(f"its files could not be put in place: {error}") from error
         argv = (*program.argv, f"{_SCRIPTS}/script") if program.script is not None else tuple(program.argv)
-        environment = {**EMPTIED, **FRESH, **program.environment}
+        caches = f"/tmp/.cache-{token_hex(8)}"  # noqa: S108 - of the box
+        fresh = {name: f"{caches}/{folder}" for name, folder in _CACHES.items()}
+        environment = {**EMPTIED, **fresh, **program.environment}
         command = Command(argv=argv, cwd=self.boxes.scorers_directory, environment=environment)
         async with self.boxes.scoring_box((*self.binds, *given), self.variables, tests=tests) as box:
             try:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -34,6 +35,8 @@ TICK_S = 1.0
 MAX_PAUSE_S = 60.0
 #: Length of the pause after a look, in lengths of the look.
 PAUSE_RATIO = 20.0
+#: The part of the headroom that, when it may be written, asks for a look: deletions of others hide the rest.
+NEAR: Final = 0.9
 #: Bytes by which a box may exceed its limit because a pause is not over.
 MAX_OVERRUN_BYTES = 1 << 30
 #: Descriptors and mappings of one box that are looked at, some 3 us each. A box that holds more is not measured.
@@ -101,7 +104,7 @@ class DiskWatch:
             written = [sum_ + max(0, a - b) for sum_, a, b in zip(written, before, last, strict=True)]
             lost = max(a - b for a, b in zip(free, last, strict=True))
             headroom = min((box.limit - box.used for box in self._boxes.values()), default=0)
-            is_due = max(written) > headroom or now - looked > MAX_PAUSE_S
+            is_due = max(written) > headroom * NEAR or now - looked > MAX_PAUSE_S
             if (is_due and now > rested) or lost > headroom + MAX_OVERRUN_BYTES:
                 free, written = last, [0, 0]
                 for box in list(self._boxes.values()):

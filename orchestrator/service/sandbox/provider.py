@@ -99,10 +99,12 @@ class ImageRoot:
     """An unpacked image to boot a box from: the folders of its layers, from the lowest up.
 
     Their files belong to users and groups 0 to 65,535, which are the box's own. They follow the rules of overlayfs with
-    the option `userxattr`, and no program changes them while a box runs.
+    the option `userxattr`, and no program changes them while a box runs. A box of one that `is_bare` lacks the folders
+    of scenarios, such as /app: an image is built in it.
     """
 
     layers: tuple[Path, ...]
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,10 @@ def judge_printed(ended: Ended, *, last_line_only: bool = False) -> Verdict:
 
 
 def judge_rewards(ended: Ended) -> Verdict:
-    """Judge by the score that tests wrote into /logs/verifier; their status means nothing, but a signal's does."""
+    """Judge by the score that tests wrote into /logs/verifier; their status means nothing, but a signal's does.
+
+    Code under test may have written that score, and ended the tests before they write another.
+    """
     if ended.status is None or 128 < ended.status < 128 + signal.NSIG:
         return Verdict(error=_broken(ended))
     rewards: Mapping[str, float] = {}

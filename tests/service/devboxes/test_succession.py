@@ -310,7 +310,7 @@ async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_
 async def test_shared_scorings_have_the_agents_files_nothing_that_runs_and_tests_of_their_own(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
-        "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app /tmp"
+        "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app"
     )
     await stage.boxes.settle(ScoringMode.SHARED)
     await stage.boxes.lay_out(ScoringMode.SHARED)
@@ -319,9 +319,9 @@ async def test_shared_scorings_have_the_agents_files_nothing_that_runs_and_tests
     (given / "test.sh").write_text("hidden")
     for _ in range(2):
         async with stage.boxes.scoring_box(tests=given) as box:
-            look = "cat ~/mine; ls /logs/verifier /tmp; cat /tests/*; echo $KEY; echo n | tee /tests/n /tests/test.sh"
+            look = "cat ~/mine /tmp/t; ls /logs/verifier; cat /tests/*; echo $KEY; echo n | tee /tests/n /tests/test.sh"
             found = await run(box, shell(look), timeout=20)
-        assert found.output == "mine\n/logs/verifier:\n\n/tmp:\nhidden\nn\n"
+        assert found.output == "mine\nt\nhidden\nn\n"
     assert (given / "test.sh").read_text() == "hidden"
 
 

@@ -337,8 +337,9 @@ def test_a_link_is_followed_when_a_source_names_it_and_copied_as_it_is_when_not(
 
 def test_the_last_word_of_each_instruction_is_the_configuration(read: Read) -> None:
     planned = read(
-        'FROM a\nARG PORT=80\nMAINTAINER me\nLABEL a=1 b="x y"\nEXPOSE $PORT 53/udp 8000-8010\nVOLUME /data /more\n'
-        'VOLUME ["/with space"]\nSTOPSIGNAL SIGINT\nUSER app:app\nENTRYPOINT ["/e"]\nCMD serve $X\n'
+        'FROM a\nARG PORT=80\nMAINTAINER me\nLABEL a=1 b="x y"\nVOLUME /data /more\n'
+        "EXPOSE $PORT 53/UDP 127.0.0.1:80:8000-8010\n"
+        'VOLUME ["/with space"]\nSTOPSIGNAL sigint\nUSER app:app\nENTRYPOINT ["/e"]\nCMD serve $X\n'
         "HEALTHCHECK --interval=1m30s --timeout=5s --retries=2 CMD curl localhost\nWORKDIR /w\nWORKDIR rel/../x\n"
     )
     config = planned.target.config

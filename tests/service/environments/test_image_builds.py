@@ -149,6 +149,18 @@ CMD ["sleep", "1"]
     assert said == "33\n/srv/app\n33:33 4711\n33:33 640\n0:0 755\nhello world\nin /srv/app\ntwo\nb"
 
 
+async def test_folders_of_scenarios_are_not_there_before_an_image_makes_them(shop: Workshop) -> None:
+    """Devboxes have them whatever their image has; and a working directory is its user's, who may write there."""
+    image = await shop.build(
+        "FROM busybox\nRUN mkdir /app /tests /solution /logs && mkdir -m 700 -p /home/user\nRUN rmdir /app\n"
+        "RUN mkdir /src && touch /src/a && mv /src /app && ls /app >/seen\nRUN rm -r /app\n"
+        "USER www-data\nWORKDIR /app\nRUN id -un >mine\n"
+    )
+    assert await shop.say(image, "cat /seen mine; stat -c %U:%a . /home/user") == (
+        "a\nwww-data\nwww-data:755\nroot:700\n"
+    )
+
+
 async def test_stages_are_built_apart_and_copied_from(shop: Workshop) -> None:
     dockerfile = """\
 FROM busybox AS maker

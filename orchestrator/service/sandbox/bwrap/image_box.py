@@ -154,7 +154,7 @@ class ImageBox(BwrapBox):
     def written(self) -> Written:
         if self._shared_with is not None:
             return self._shared_with.written
-        lowers = self._host.images.layers(self._image.layers)
+        lowers = self._host.images.layers(self._image)
         return Written(own=self.folder.files, lowers=lowers[::-1])
 
     @property
@@ -181,7 +181,7 @@ class ImageBox(BwrapBox):
 
     def _mount(self, namespace: int | None) -> None:
         """In the spawner's thread. Raises OSError."""
-        mount = open_overlay(self._host.images.layers(self._image.layers), self.folder.base, namespace)
+        mount = open_overlay(self._host.images.layers(self._image), self.folder.base, namespace)
         roots = self._host.roots
         try:
             kept = roots.run_blocking(partial(roots.attach, mount))

@@ -25,14 +25,16 @@ from orchestrator.service.sandbox.bwrap.shared_files import WRITTEN
 from orchestrator.service.sandbox.bwrap.spawner import Spawner
 from orchestrator.service.sandbox.closure import IN_BOX, Closures
 from orchestrator.service.sandbox.folders import LOGS
-from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed
+from orchestrator.service.sandbox.provider import HOME, Bind, BoxStartFailed, ImageRoot
 from orchestrator.service.sandbox.safe_fs import FOLDER, MAX_DEPTH, TooDeep, remove
 from orchestrator.service.sandbox.user_namespace import ID_COUNT, IdMap, UserNamespace
 
 #: Folders of the box that are not the image's: mounts of ours cover them.
 OURS: Final = (IN_BOX, "/dev", "/proc", "/sys")
-_COVERING: Final = (*OURS, "/tests", "/solution", *LOGS, "/tmp")  # noqa: S108
-_LACKING: Final = ("/app", HOME, "/etc/ssl", "/etc/ssl/certs")
+_NEEDED: Final = (*OURS, "/tmp")  # noqa: S108
+_COVERING: Final = (*_NEEDED, "/tests", "/solution", *LOGS)
+_TRUST: Final = ("/etc/ssl", "/etc/ssl/certs")
+_LACKING: Final = ("/app", HOME, *_TRUST)
 _MODES: Final = {**dict.fromkeys((*LOGS, "/tests", "/solution"), 0o777), "/tmp": 0o1777, HOME: 0o1777}  # noqa: S108
 #: Where an image without trusted certificates has this machine's, for agents that speak to their hosts by TLS.
 _CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
@@ -124,40 +126,49 @@ class Images:
         self.ranges.close()
         self._closures.close()
 
-    def layers(self, image: Iterable[Path]) -> tuple[Path, ...]:
+    def layers(self, image: ImageRoot) -> tuple[Path, ...]:
         """Return all layers of a box of an image but its own, from the lowest up."""
-        return (self._shared / "lacking", *image, self._shared / "covering")
+        ours = self._shared / ("bare" if image.is_bare else "furnished")
+        return (ours / "lacking", *image.layers, ours / "covering")
 
     def _make_layers(self) -> None:
         """Raises BoxStartFailed."""
         try:
-            for name, folders in (("covering", _COVERING), ("lacking", _LACKING)):
-                remove(self._shared / name)
-                for folder in folders:
-                    place = self._shared / name / folder[1:]
-                    place.mkdir(parents=True)
-                    place.chmod(_MODES.get(folder, 0o755))
-                for above in (self._shared / name, *(self._shared / name).glob("*")):
-                    above.chmod(_MODES.get(f"/{above.name}", 0o755))
-            etc = self._shared / "covering/etc"
-            etc.mkdir()
-            etc.chmod(0o755)
-            for name in ("hosts", "hostname", "resolv.conf"):
-                (etc / name).write_text(WRITTEN[name])
-                (etc / name).chmod(0o644)
-            certificates = next((place for place in _certificates() if place.is_file()), None)
-            if certificates is not None:
-                place = self._shared / f"lacking{_CERTIFICATES}"
-                shutil.copyfile(certificates, place)
-                place.chmod(0o644)
-            own = self.ranges.own
-            if not own.is_whole:
-                (etc / "apt/apt.conf.d").mkdir(parents=True)
-                (etc / "apt/apt.conf.d/99one-user").write_text('APT::Sandbox::User "root";\n')
-            for place in self._shared.glob("[cl]*ing/**/*"):
-                os.chown(place, own.user, own.group)
+            for kind, lacking, covering in (("furnished", _LACKING, _COVERING), ("bare", _TRUST, _NEEDED)):
+                remove(self._shared / kind)
+                self._make_folders(self._shared / kind / "lacking", lacking)
+                self._make_folders(self._shared / kind / "covering", covering)
+                self._make_files(self._shared / kind)
+                for place in (self._shared / kind).glob("*/**/*"):
+                    os.chown(place, self.ranges.own.user, self.ranges.own.group)
         except OSError as error:
             raise BoxStartFailed(f"the layers below images cannot be made: {error}") from error
+
+    def _make_folders(self, layer: Path, folders: Iterable[str]) -> None:
+        """Raises OSError."""
+        for folder in folders:
+            place = layer / folder[1:]
+            place.mkdir(parents=True)
+            place.chmod(_MODES.get(folder, 0o755))
+        for above in (layer, *layer.glob("*")):
+            above.chmod(_MODES.get(f"/{above.name}", 0o755))
+
+    def _make_files(self, layers: Path) -> None:
+        """Raises OSError."""
+        etc = layers / "covering/etc"
+        etc.mkdir()
+        etc.chmod(0o755)
+        for name in ("hosts", "hostname", "resolv.conf"):
+            (etc / name).write_text(WRITTEN[name])
+            (etc / name).chmod(0o644)
+        certificates = next((place for place in _certificates() if place.is_file()), None)
+        if certificates is not None:
+            place = layers / f"lacking{_CERTIFICATES}"
+            shutil.copyfile(certificates, place)
+            place.chmod(0o644)
+        if not self.ranges.own.is_whole:
+            (etc / "apt/apt.conf.d").mkdir(parents=True)
+            (etc / "apt/apt.conf.d/99one-user").write_text('APT::Sandbox::User "root";\n')
 
 
 def _certificates() -> Iterable[Path]:
