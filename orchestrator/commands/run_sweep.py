@@ -127,9 +127,20 @@ class Rescoring:
 
     def outdated(self, scenarios: Iterable[records.ScenarioSummary]) -> Mapping[records.TrialKey, Mapping[str, Any]]:
         """Return the results that cannot be scored again, of scenarios that are others now."""
-        digests = {each.id: each.digest for each in self.plan.scenarios}
-        changed = {each.id for each in scenarios if each.digest != digests.get(each.id, each.digest)}
+        changed = self._changed(scenarios)
         return {key: result for key, result in self.spoilt.items() if key.scenario in changed}
+
+    def restarts(self, scenarios: Iterable[records.ScenarioSummary]) -> Iterator[events.OrderGiven]:
+        """Order that what an earlier process began to score by scenarios that are others now is begun again."""
+        changed = self._changed(scenarios)
+        if keys := sorted(key for key in self.left if key.scenario in changed):
+            words = f"requeued {counted(len(keys), 'trial')}, whose scenarios were changed since their rescoring began"
+            yield events.OrderGiven(order="requeue", words=words, by="sweep rescore", trials=tuple(map(str, keys)))
+
+    def _changed(self, scenarios: Iterable[records.ScenarioSummary]) -> Collection[str]:
+        """Return the ids of those that are others now than in the plan."""
+        digests = {each.id: each.digest for each in self.plan.scenarios}
+        return {each.id for each in scenarios if each.digest != digests.get(each.id, each.digest)}
 
 
 async def load_arms(
@@ -349,6 +360,7 @@ async def _run(
                     events.TrialReopened(trial=str(key), kept=result)
                     for key, result in (*kept.items(), *outdated.items())
                 ),
+                *(rescoring.restarts(plan.scenarios) if rescoring else ()),
                 *(
                     events.TrialFinished(trial=str(key), attempt=ledger.trials[key].attempts, result=unscored(result))
                     for key, result in outdated.items()

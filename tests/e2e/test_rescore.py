@@ -156,6 +156,18 @@ def test_steps_are_scored_again_with_the_work_of_each(desk: "Desk") -> None:
 
 
 @pytest.mark.slow
+def test_tests_that_are_mended_after_a_rescoring_was_killed_judge_and_not_those_before(desk: "Desk") -> None:
+    begin(desk, reward("false"))
+    mend(desk, "sleep 3; echo 0.75 >/logs/verifier/reward.txt\n")
+    running = desk.start("rescore", "mine")
+    wait_until(lambda: desk.journal("runs/mine", "stage.entered")[-1]["stage"] == "score", running, seconds=PATIENCE)
+    running.kill()
+    mend(desk, "echo 0.25 >/logs/verifier/reward.txt\n")
+    assert "task: 0.000 -> 0.250" in desk.sweep("rescore", "mine").out
+    assert (only(desk)["score"], only(desk)["rescored"]["score"]) == (0.25, 0.0)
+
+
+@pytest.mark.slow
 def test_a_rescoring_that_was_killed_goes_on_and_runs_no_agent(desk: "Desk") -> None:
     """All results are there meanwhile, and no key of the agent's is needed."""
     (desk.folder / "worker.toml").write_text(f'{AGENT}\n[env]\nrequired = ["MY_KEY"]\n')
