@@ -176,6 +176,8 @@ class Succession:
         #: Whether an agent may have begun: what becomes of its box from then on is its own doing.
         self.is_marked = False
         self.settled: Settled | None = None
+        #: What scorers may load, and code under test has changed while an earlier step was judged.
+        self._changed_while_judged: frozenset[str] = frozenset()
 
     @property
     def working_directory(self) -> str:
@@ -277,10 +279,15 @@ class Succession:
     async def go_on(self) -> Box:
         """Let an agent begin again on what was left; return its box: a new one, unless its last one was not retired.
 
-        Raises BoxStartFailed and BoxDied.
+        What code under test has changed meanwhile belongs to the changes of the next agent. Raises BoxStartFailed and
+        BoxDied.
         """
         async with self._lock:
             box, before = self.agents, {self.agents, self._holder, self.front}
+            if self.settled is not None and self.settled.changes is not None:
+                with _whole(self._keeper):
+                    found = await anyio.to_thread.run_sync(self._compare)
+                self._changed_while_judged |= {*found.system} - {*self.settled.changes.system}
             if self._crossed is not None:
                 before.add(self._crossed[0])
             if self._is_retired:
@@ -364,6 +371,8 @@ class Succession:
                         async with self.scoring_box(is_whole=True) as box:
                             await _collect(box, collect)
                 changes = await anyio.to_thread.run_sync(self._compare) if self.is_marked else None
+                if changes is not None and self._changed_while_judged:
+                    changes = replace(changes, system=tuple(sorted({*changes.system, *self._changed_while_judged})))
                 if self.is_marked and mode is ScoringMode.SEPARATE:
                     await anyio.to_thread.run_sync(self._list_crossing, crossing)
                 await self.show()

@@ -335,6 +335,25 @@ async def test_a_live_one_meets_what_was_left_and_another_does_not(stage: Stage)
     assert await stage.boxes.agents.wait_dead() == "retired"
 
 
+async def test_what_code_under_test_changes_while_it_is_judged_is_named_with_the_next_step(stage: Stage) -> None:
+    """And not what the step before was told of already."""
+    await stage.begin()
+    place = f"{stage.home}/.local/lib/python3.11/site-packages"
+    await stage.work(f"mkdir -p {place}; echo >{place}/sitecustomize.py; echo x >work")
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
+    assert settled.changes is not None
+    assert settled.changes.system == (f"{place}/sitecustomize.py",)
+    await stage.boxes.lay_out(ScoringMode.SHARED)
+    async with stage.boxes.scoring_box() as box:
+        assert (await run(box, shell(f"echo >{place}/usercustomize.py"), timeout=20)).status == 0
+    await stage.boxes.go_on()
+    await stage.boxes.mark()
+    await stage.work("echo y >work")
+    settled = await stage.boxes.settle(ScoringMode.SHARED)
+    assert settled.changes is not None
+    assert settled.changes.system == (f"{place}/usercustomize.py",)
+
+
 async def test_files_hidden_from_the_lists_are_named(stage: Stage) -> None:
     """Beside our own files, in git's folder, behind links to where scorers have theirs, in names that git refuses."""
     await stage.begin(setup="git init -q .")
