@@ -46,6 +46,12 @@ _REFUSED: Final = frozenset(
     }
 )
 _BUILD: Final = frozenset({"context", "dockerfile", "dockerfile_inline", "args"})
+#: Keys of a build that change nothing of what is built.
+_HARMLESS_TO_BUILDS: Final = frozenset(
+    {"cache_from", "cache_to", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "tags"}
+)
+#: Variables that Harbor sets, by the rest of the task: where one stands, this file says nothing of its own.
+_HARBORS: Final = re.compile(r"\$\{(CONTEXT_DIR|MAIN_IMAGE_NAME|PREBUILT_IMAGE_NAME|CPUS|MEMORY)(:?[-?][^}]*)?\}")
 #: Folders of the host that Harbor and its forerunner bind for their logs.
 _LOGS: Final = re.compile(r"\$\{[A-Z_]*(LOGS|ARTIFACTS)_PATH\}")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", re.IGNORECASE)
@@ -169,7 +175,7 @@ class _Reader:
             return "", "", "", {}
         table = {"context": node} if isinstance(node, yaml.ScalarNode) else self._table(node, key)
         for name, each in table.items():
-            if name not in _BUILD:
+            if name not in _BUILD | _HARMLESS_TO_BUILDS:
                 self._refuse(each, f"{key}.{name}", "is not known to builds here")
         context = posixpath.normpath(self._text(table, "context") or ".")
         dockerfile = posixpath.normpath(posixpath.join(context, self._text(table, "dockerfile") or "Dockerfile"))
@@ -211,6 +217,8 @@ class _Reader:
     def _text(self, table: Mapping[str, yaml.Node], key: str) -> str | None:
         node = table.get(key)
         value = self._value(node)
+        if _HARBORS.fullmatch(str(value)):
+            return None
         if value is None or (isinstance(value, str | int) and "${" not in str(value)):
             return None if value is None else str(value)
         self._report.error(self._file, f"{key}, {_line(node)}", f"expected plain text, got {shown(value)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Final
 
 import pytest
@@ -63,6 +64,25 @@ def test_what_one_container_asks_for_is_met_and_the_rest_is_noted(scenario: Make
     built = read(scenario({"task.toml": QUIET, **beside}, name="beside"))
     assert built.blueprint.image is not None
     assert (built.blueprint.image.text, built.blueprint.environment) == ("FROM debian:12\n", {"A": "1", "B": ""})
+
+
+def test_variables_that_harbor_sets_and_keys_that_change_no_build_say_nothing(scenario: Make) -> None:
+    text = """\
+    services:
+      main:
+        build: {context: "${CONTEXT_DIR}", labels: {a: b}, pull: true, tags: ["x:y"], cache_from: ["x:y"]}
+        image: ${MAIN_IMAGE_NAME}
+        cpus: ${CPUS}
+        mem_limit: ${MEMORY:-2G}
+        deploy: {resources: {limits: {cpus: "${CPUS}", memory: "${MEMORY}"}}}
+    """
+    folder = scenario(
+        {"task.toml": f"{QUIET}memory_mb = 256\n", FILE: dedent(text), "environment/Dockerfile": "FROM a\n"}
+    )
+    found = read(folder)
+    assert (found.errors, found.blueprint.refusals) == ((), ())
+    assert found.blueprint.image is not None
+    assert (found.blueprint.image.file, found.blueprint.resources.memory) == ("environment/Dockerfile", 256 << 20)
 
 
 @pytest.mark.parametrize(
