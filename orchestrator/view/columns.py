@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from orchestrator.agentkit.agent import NUMBERS
+from orchestrator.core.printable import printable
 from orchestrator.core.stages import Stage
 
 
@@ -64,7 +65,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
         "attempts": len(row["attempts"]),
         **{f"{stage}_seconds": row["stages"].get(stage, {}).get("seconds") for stage in _STAGES},
         **{name: row["usage"].get(name) for name in NUMBERS},
-        **{f"reward_{name}": value for name, value in row["rewards"].items()},
+        **{f"reward_{printable(name)}": value for name, value in row["rewards"].items()},
         **{f"{name}_file": path for name, path in row["files"].items()},
     }
 
