@@ -1,11 +1,13 @@
 """The columns of exports."""
 
+from typing import Any
+
 from orchestrator.view.columns import columns
 
 
 def test_names_that_tests_give_their_rewards_cannot_hide_in_a_table() -> None:
     """Neither control characters nor marks that turn the direction of text: a terminal would obey them."""
-    row = {
+    row: dict[str, Any] = {
         "failure": None,
         "attempts": [],
         "stages": {},
