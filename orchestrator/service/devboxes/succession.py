@@ -413,7 +413,7 @@ class Succession:
         """Open the folders that an agent may have closed; what our own steps kept in its home goes."""
         root = self._keeper.place("/")
         clear(root, f"{self.home}/.sweep")
-        for path in (self.home, "/logs", "/logs/agent", ARTIFACTS, self.working_directory):
+        for path in (self.home, "/tmp", "/logs", "/logs/agent", ARTIFACTS, self.working_directory):  # noqa: S108
             open_up(root, path)
 
     async def show(self) -> None:

@@ -310,7 +310,7 @@ async def test_a_separate_scoring_can_be_repeated_and_the_untouched_environment_
 async def test_shared_scorings_have_the_agents_files_nothing_that_runs_and_tests_of_their_own(stage: Stage) -> None:
     await stage.begin()
     await stage.work(
-        "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app"
+        "echo mine >~/mine; echo 1 >/logs/verifier/reward.txt; mkdir /tests/x; echo t >/tmp/t; chmod 000 /app /tmp"
     )
     await stage.boxes.settle(ScoringMode.SHARED)
     await stage.boxes.lay_out(ScoringMode.SHARED)
