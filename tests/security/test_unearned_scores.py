@@ -297,6 +297,21 @@ async def test_a_devbox_whose_disk_is_full_is_the_agents_zero(desk: Desk) -> Non
     assert "out of disk" in view["scoring"]["broken"]
 
 
+async def test_what_the_agents_code_changes_for_the_next_scorer_while_one_runs_it_is_told(desk: Desk) -> None:
+    module = """
+import os, site
+folder = site.getusersitepackages()
+os.makedirs(folder, exist_ok=True)
+open(f"{folder}/usercustomize.py", "w").close()
+def answer():
+    return 0
+"""
+    agent = f"cat >/app/calc.py <<'END'{module}END"
+    changed = (await desk.judged("four", agent, "shared"))["scoring"]["system_changed"]
+    assert [place.rpartition("/")[2] for place in changed] == ["usercustomize.py"]
+    assert (await desk.judged("folder", agent, "shared"))["scoring"]["system_changed"] == []
+
+
 async def test_an_agent_that_leaves_a_server_is_scored_beside_it_and_that_is_said(desk: Desk) -> None:
     server = daemon("""
         import socket, time

@@ -284,10 +284,7 @@ class Succession:
         """
         async with self._lock:
             box, before = self.agents, {self.agents, self._holder, self.front}
-            if self.settled is not None and self.settled.changes is not None:
-                with _whole(self._keeper):
-                    found = await anyio.to_thread.run_sync(self._compare)
-                self._changed_while_judged |= {*found.system} - {*self.settled.changes.system}
+            await self._note_judged()
             if self._crossed is not None:
                 before.add(self._crossed[0])
             if self._is_retired:
@@ -301,6 +298,27 @@ class Succession:
             for each in before - {self._keeper, box}:
                 await each.stop()
             return box
+
+    async def note_judged(self) -> None:
+        """Add to the agent's changes what code under test has changed since: a further scorer may have loaded it.
+
+        Raises BoxDied.
+        """
+        async with self._lock:
+            if await self._note_judged() and self.settled is not None and self.settled.changes is not None:
+                changes = self.settled.changes
+                system = tuple(sorted({*changes.system, *self._changed_while_judged}))
+                self.settled = replace(self.settled, changes=replace(changes, system=system))
+
+    async def _note_judged(self) -> bool:
+        """Note what scorers may load, and was changed after the agent had ended; tell if there is anything."""
+        if self.settled is None or self.settled.changes is None:
+            return False
+        with _whole(self._keeper):
+            found = await anyio.to_thread.run_sync(self._compare)
+        changed = {*found.system} - {*self.settled.changes.system}
+        self._changed_while_judged |= changed
+        return bool(changed)
 
     def _rise(self) -> None:
         if self._awake is not None:

@@ -195,6 +195,9 @@ class Scorings:
                 variables=variables,
             )
             yield place, None if plan.tests is None else tests_program(plan.tests, boxes.tools)
+            if len(scenario.scoring_contract["scoring_function_parameters"]) > 1:
+                await boxes.note_judged()
+                await self._settlements.settle(run, scenario, boxes)
             await boxes.show()
         finally:
             with anyio.CancelScope(shield=True):
