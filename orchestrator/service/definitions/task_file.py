@@ -407,11 +407,12 @@ class _Reading:
 
         A step without a solution of its own has the one of the scenario.
         """
-        solution = f"{base}solution" if self._files.below(f"{base}solution").nodes else "solution"
+        own, shared = f"{base}solution", "solution"
+        is_shared = self._files.below(shared).nodes and not self._files.below(own).nodes
         plan, contract = self._scoring(base, task, blueprint, verifier)
         return _Part(
             statement=self._statement(f"{base}{STATEMENT}"),
-            solution=self._solution(solution, task, blueprint.working_directory),
+            solution=self._solution(shared if is_shared else own, task, blueprint.working_directory),
             plan=plan,
             contract=contract,
         )

@@ -87,6 +87,13 @@ def test_a_client_that_knows_of_no_steps_sees_the_first_and_ours_sees_all(scenar
     }
 
 
+def test_a_step_without_a_solution_has_the_one_of_the_task(scenario: Make) -> None:
+    alone = read(scenario(FILES))["steps"]
+    first, second = read(scenario({**FILES, "solution/solve.sh": "echo shared\n"}, name="shared"))["steps"]
+    assert (first["reference_output"], alone[1]["reference_output"]) == (alone[0]["reference_output"], None)
+    assert second["reference_output"] not in {None, first["reference_output"]}
+
+
 def test_a_step_has_the_settings_of_the_task_with_its_own_laid_over_them(scenario: Make) -> None:
     steps: Steps = read(scenario(FILES))["_steps"]
     first, second = steps.steps
