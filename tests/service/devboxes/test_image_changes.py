@@ -214,9 +214,9 @@ async def test_a_shared_scoring_is_over_all_that_was_left(stage: Stage) -> None:
             "cat /app/code.py /usr/bin/made /tests/* /run/scorer/* /opt/sweep/python/x/*; ls /tmp /logs/verifier /tests"
         )
         said = await run(box, Command(argv=("bash", "-c", show)), timeout=20)
-        assert said.stdout == b"two\nmade\n" + b"ours\n" * 3 + b"/logs/verifier:\n\n/tests:\ntest.sh\n\n/tmp:\n"
+        assert said.stdout == b"two\nmade\n" + b"ours\n" * 3 + b"/logs/verifier:\n\n/tests:\ntest.sh\n\n/tmp:\nt\n"
     async with stage.boxes.scoring_box() as box:
-        assert (await run(box, Command(argv=("ls", "/tests", "/tmp")), timeout=20)).output == "/tests:\n\n/tmp:\n"
+        assert (await run(box, Command(argv=("ls", "/tests", "/tmp")), timeout=20)).output == "/tests:\n\n/tmp:\nt\n"
 
 
 async def test_what_tests_change_in_their_folder_is_gone_with_their_box(stage: Stage) -> None:
